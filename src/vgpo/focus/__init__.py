@@ -1,0 +1,16 @@
+"""Reading a model: which prompt tokens are visual, and how much each response token looks at them."""
+
+from vgpo.focus.recorder import SimilarityRecorder, decoder_of, record_similarity
+from vgpo.focus.statistics import Ratio, focus_statistics
+from vgpo.focus.visual_tokens import banned_token_ids, visual_token_ids, visual_token_mask
+
+__all__ = [
+    "Ratio",
+    "SimilarityRecorder",
+    "banned_token_ids",
+    "decoder_of",
+    "focus_statistics",
+    "record_similarity",
+    "visual_token_ids",
+    "visual_token_mask",
+]

@@ -1,0 +1,118 @@
+"""Visual similarity out of a forward pass that is run anyway.
+
+A forward hook on the text decoder sees the hidden states after its final norm, reduces them to one cosine per
+response token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from vgpo.equations import visual_prototype, visual_similarity
+
+
+class SimilarityRecorder:
+    """Collects the cosines of the rows that pass through the decoder, in order.
+
+    The rows of `visual_mask` may come in several forward passes, one chunk after the other.
+
+    Args:
+        visual_mask: bool (B, P), the visual tokens of each prompt. The first P positions of every row are its
+            prompt (padding included), all later ones its response.
+    """
+
+    def __init__(self, visual_mask: Tensor) -> None:
+        self.visual_mask = visual_mask
+        self._chunks: list[Tensor] = []
+        self._num_rows = 0
+
+    @property
+    def similarity(self) -> Tensor:
+        """Cosine of each response token with its prompt's visual prototype, in [-1, 1]; (B, T)."""
+        if self._num_rows != len(self.visual_mask):
+            raise RuntimeError(
+                f"The decoder saw {self._num_rows} of {len(self.visual_mask)} rows while their focus was recorded. "
+                "Run the forward pass of every row inside record_similarity()."
+            )
+        return torch.cat(self._chunks)
+
+    # Compiled decoders must not trace a Python list that grows.
+    @torch.compiler.disable
+    @torch.no_grad()
+    def observe(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of the decoder."""
+        del decoder, args
+        hidden = last_hidden_state(output)  # (b, P + T, D), b rows of this chunk
+        rows = slice(self._num_rows, self._num_rows + len(hidden))
+        visual_mask = self.visual_mask[rows]
+        if len(visual_mask) != len(hidden):
+            raise RuntimeError(
+                f"The decoder ran on more rows than the {len(self.visual_mask)} whose visual tokens are known. "
+                "Use one record_similarity() for each batch."
+            )
+        prompt_length = visual_mask.shape[1]
+        # Autocast would round the dot products to its own precision.
+        with torch.autocast(hidden.device.type, enabled=False):
+            prototype = visual_prototype(hidden[:, :prompt_length], visual_mask)
+            self._chunks.append(visual_similarity(hidden[:, prompt_length:], prototype))
+        self._num_rows += len(hidden)
+
+
+@contextmanager
+def record_similarity(model: nn.Module, visual_mask: Tensor) -> Iterator[SimilarityRecorder]:
+    """Record the visual similarity of every response token that `model` reads inside the block (Eq. 3).
+
+    Works around any forward of any transformers VLM: wrapped by PEFT, DDP, FSDP or torch.compile, under autocast
+    and gradient checkpointing, with or without gradients.
+
+    Args:
+        model: the VLM, wrapped or not.
+        visual_mask: bool (B, P), see `SimilarityRecorder`.
+
+    Raises:
+        ValueError: if the model has no text decoder that returns hidden states.
+    """
+    recorder = SimilarityRecorder(visual_mask)
+    handle = decoder_of(model).register_forward_hook(recorder.observe)
+    try:
+        yield recorder
+    finally:
+        handle.remove()
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The text decoder inside a VLM, whatever wraps it.
+
+    Raises:
+        ValueError: if the model does not say which of its modules that is.
+    """
+    unwrapped = extract_model_from_parallel(model)
+    try:
+        decoder = unwrapped.get_decoder()
+    except AttributeError as error:
+        raise ValueError(
+            f"{type(unwrapped).__name__} has no get_decoder(), so there are no hidden states to read visual focus "
+            "from. Use a vision-language model of transformers, or give the class a get_decoder() that returns "
+            "its text decoder."
+        ) from error
+    if decoder is None or decoder is unwrapped:
+        raise ValueError(
+            f"get_decoder() of {type(unwrapped).__name__} names no module below the model: there is no text decoder "
+            "to read visual focus from. Use a vision-language model, or override get_decoder()."
+        )
+    return decoder
+
+
+def last_hidden_state(output: Any) -> Tensor:
+    """Hidden states after the final norm (B, L, D) out of a decoder's output."""
+    hidden = output[0] if isinstance(output, tuple) else output.get("last_hidden_state")
+    if hidden is None:
+        raise ValueError(
+            f"The decoder returned {type(output).__name__} without last_hidden_state. get_decoder() must return the "
+            "bare text decoder, not a model with a language-modelling head."
+        )
+    return hidden

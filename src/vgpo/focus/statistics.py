@@ -1,0 +1,41 @@
+"""Numbers that tell, over a batch, how a policy looks at its pictures."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Ratio(NamedTuple):
+    """A mean that adds up over micro-batches and processes: the sums first, the division last."""
+
+    total: Tensor
+    number: Tensor
+
+
+def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:
+    """Focus, its decay and the share of rows without a picture.
+
+    Args:
+        focus: visual focus score rho (Eq. 4) in [0, 1]; (B, T).
+        response_mask: bool (B, T), the policy's own tokens.
+        visual_rows: bool (B,), rows with a visual token in their prompt.
+
+    Returns:
+        `focus/mean`: mean rho over tokens. `focus/late_early_ratio`: mean rho of a rollout's last half over that of
+        its first half, averaged over rollouts of two tokens or more. `focus/rows_without_image`: share of rows.
+        Rows without a picture count in the last one only.
+    """
+    mask = response_mask & visual_rows[:, None]
+    focus = focus.masked_fill(~mask, 0.0)
+    length = mask.sum(1, keepdim=True)
+    late = mask & (2 * mask.cumsum(1) > length)
+    early = mask & ~late
+    late_mean = focus.mul(late).sum(1) / late.sum(1).clamp(min=1)
+    early_mean = focus.mul(early).sum(1) / early.sum(1).clamp(min=1)
+    has_halves = early.any(1)
+    decay = late_mean / early_mean.clamp(min=1e-8)
+    return {
+        "focus/mean": Ratio(focus.sum(), mask.sum()),
+        "focus/late_early_ratio": Ratio(decay.masked_fill(~has_halves, 0.0).sum(), has_halves.sum()),
+        "focus/rows_without_image": Ratio((~visual_rows).sum(), visual_rows.new_ones(len(visual_rows)).sum()),
+    }

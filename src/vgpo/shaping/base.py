@@ -1,0 +1,89 @@
+"""The interface of an advantage shaping."""
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vgpo.focus import Ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """What a shaping may look at. Optional signals are there when the shaping declares them."""
+
+    response_mask: Tensor
+    """The policy's own tokens: no padding, no tool output; bool (B, T)."""
+    group_ids: Tensor
+    """Rollouts of one draw of one prompt share a number; int64 (B,)."""
+    visual_rows: Tensor
+    """Rows with a visual token in their prompt; bool (B,)."""
+    similarity: Tensor | None = None
+    """Cosine with the prompt's visual prototype (Eq. 3); (B, T)."""
+    entropy: Tensor | None = None
+    """Entropy of the policy's full softmax at each token, detached, in nats; (B, T)."""
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """What a shaping returns."""
+
+    advantages: Tensor
+    """(B, T)"""
+    trace: dict[str, Tensor] = field(default_factory=dict)
+    """Per-token (B, T) or per-rollout (B,) tensors, stored with the rollouts."""
+    statistics: dict[str, Ratio] = field(default_factory=dict)
+    """Metrics of this batch by their full name."""
+
+
+class Shaping(ABC):
+    """Turns (B,) advantages into (B, T). A final class; its settings are a dataclass."""
+
+    Settings: ClassVar[type]
+
+    @abstractmethod
+    def __init__(self, settings: Any) -> None: ...
+
+    @property
+    @abstractmethod
+    def signals(self) -> frozenset[str]:
+        """Names of the optional `Signals` fields that `shape` reads; the host computes only those."""
+
+    @property
+    @abstractmethod
+    def needs_groups(self) -> bool:
+        """Whether a rollout's result depends on the other rollouts of its prompt."""
+
+    @abstractmethod
+    def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
+        """Shape the group-relative advantages (B,). No gradient may flow through the result."""
+
+
+def build_shaping(name: str, options: Mapping[str, Any]) -> Shaping:
+    """The registered shaping `name` with its settings taken from `options`.
+
+    Raises:
+        ValueError: for an unknown name or option, with the nearest known one.
+    """
+    from vgpo.shaping import SHAPINGS  # the table imports this module
+
+    if name not in SHAPINGS:
+        raise ValueError(f"shaping={name!r} is not known{_nearest(name, SHAPINGS)}. Known: {', '.join(SHAPINGS)}.")
+    shaping = SHAPINGS[name]
+    known = [f.name for f in dataclasses.fields(shaping.Settings)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"shaping {name!r} has no option {option!r}{_nearest(option, known)}. "
+                f"Its options: {', '.join(known) or 'none'}."
+            )
+    return shaping(shaping.Settings(**options))
+
+
+def _nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -1,0 +1,32 @@
+"""No shaping: every token of a rollout has its rollout's advantage, as in GRPO and DAPO."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vgpo.shaping.base import Shaped, Shaping, Signals
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSettings:
+    """No shaping has nothing to set."""
+
+
+class NoShaping(Shaping):
+    """The base algorithm."""
+
+    Settings = NoSettings
+
+    def __init__(self, settings: NoSettings) -> None:
+        del settings
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def needs_groups(self) -> bool:
+        return False
+
+    def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
+        return Shaped(advantages[:, None].expand(signals.response_mask.shape))

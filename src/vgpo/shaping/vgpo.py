@@ -1,0 +1,57 @@
+"""Visually-Guided Policy Optimization (arXiv 2604.09349): more credit where the model looks at the picture."""
+
+from torch import Tensor
+
+from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
+from vgpo.focus import Ratio
+from vgpo.shaping.base import Shaped, Shaping, Signals
+
+
+class VGPOShaping(Shaping):
+    """Re-weights tokens within a rollout and rollouts within their group (Eq. 5-12)."""
+
+    Settings = VGPOSettings
+
+    def __init__(self, settings: VGPOSettings) -> None:
+        self.settings = settings
+
+    @property
+    def signals(self) -> frozenset[str]:
+        # With both grains off every factor is 1: nothing to look at.
+        return frozenset({"similarity"} if self.settings.intra or self.settings.inter else ())
+
+    @property
+    def needs_groups(self) -> bool:
+        return self.settings.inter
+
+    def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
+        if not self.signals:
+            return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+        assert signals.similarity is not None
+        reweighted = reweight_advantages(
+            advantages,
+            signals.similarity,
+            signals.response_mask,
+            signals.group_ids,
+            self.settings,
+            visual_rows=signals.visual_rows,
+        )
+        trace = {
+            "gate": reweighted.gate,
+            "token_factor": reweighted.token_factor,
+            "rollout_factor": reweighted.rollout_factor,
+        }
+        return Shaped(reweighted.advantages, trace, _statistics(reweighted, signals))
+
+
+def _statistics(reweighted: ReweightedAdvantages, signals: Signals) -> dict[str, Ratio]:
+    """Gate rate, and the mean distance of both factors from 1, over rows with a picture."""
+    mask = signals.response_mask & signals.visual_rows[:, None]
+    num_tokens = mask.sum()
+    token_spread = (reweighted.token_factor - 1).abs().mul(mask).sum()
+    rollout_spread = (reweighted.rollout_factor - 1).abs().mul(signals.visual_rows).sum()
+    return {
+        "focus/gate_rate": Ratio(reweighted.gate.sum(), num_tokens),
+        "focus/token_factor_spread": Ratio(token_spread, num_tokens),
+        "focus/rollout_factor_spread": Ratio(rollout_spread, signals.visual_rows.sum()),
+    }

@@ -1,0 +1,8 @@
+"""The TRL host: GRPO with shaped advantages, whole groups, dynamic sampling and guards."""
+
+from vgpo.trl.config import VGPOConfig
+from vgpo.trl.dynamic_sampling import DynamicSamplingError
+from vgpo.trl.guard import NonFiniteError
+from vgpo.trl.trainer import VGPOTrainer
+
+__all__ = ["DynamicSamplingError", "NonFiniteError", "VGPOConfig", "VGPOTrainer"]

@@ -1,0 +1,173 @@
+"""Configuration of the TRL host."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trl import GRPOConfig
+
+from vgpo.equations import VGPOSettings
+from vgpo.shaping import SHAPINGS, Shaping, build_shaping
+
+# Rewards normalised over the batch would be normalised over groups that dynamic sampling then drops.
+BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
+
+
+@dataclass
+class VGPOConfig(GRPOConfig):
+    """GRPO's configuration plus the method's settings, dynamic sampling and guards.
+
+    Fields `strength` to `preset` are those of `VGPOSettings`; their defaults and ranges stand there.
+    """
+
+    # Lists and dicts that the command line may give as JSON.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "shaping_options"]
+
+    shaping: str = field(
+        default="vgpo",
+        metadata={"help": "How advantages are shaped: 'vgpo', 'none', or another registered way."},
+    )
+    strength: float = field(
+        default=VGPOSettings.strength,
+        metadata={"help": "VGPO's beta: strength of the compensation late in a chain."},
+    )
+    tail_ratio: float = field(
+        default=VGPOSettings.tail_ratio,
+        metadata={"help": "VGPO's gamma: share of a response that is its tail."},
+    )
+    gate_ratio: float = field(
+        default=VGPOSettings.gate_ratio,
+        metadata={"help": "VGPO's kappa: share of the tail that is compensated."},
+    )
+    schedule: str = field(
+        default=VGPOSettings.schedule,
+        metadata={"help": "Growth over the response: linear, exponential or step."},
+    )
+    exponent: float = field(default=VGPOSettings.exponent, metadata={"help": "Exponent of the exponential schedule."})
+    step: float = field(
+        default=VGPOSettings.step,
+        metadata={"help": "Where the step schedule rises, as a share of the response."},
+    )
+    intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Re-weight the tokens within a rollout."})
+    inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Re-weight the rollouts within their group."})
+    preset: str = field(
+        default=VGPOSettings.preset,
+        metadata={"help": "'paper', or 'released' for the variants of the authors' code."},
+    )
+    shaping_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Options of a shaping that are no fields of this configuration, as a mapping."},
+    )
+    measure_focus: bool = field(
+        default=True,
+        metadata={"help": "Log visual focus also where the shaping does not use it, as in a baseline."},
+    )
+    shuffle_groups: bool = field(
+        default=True,
+        metadata={"help": "Shuffle the groups of a generation batch before it is cut into micro-batches."},
+    )
+    dynamic_sampling: bool = field(
+        default=False,
+        metadata={"help": "Draw prompts until the batch holds its number of groups of mixed accuracy (DAPO)."},
+    )
+    accuracy_low: float = field(
+        default=0.01, metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is above this."}
+    )
+    accuracy_high: float = field(
+        default=0.99, metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is below this."}
+    )
+    max_sampling_rounds: int = field(
+        default=10,
+        metadata={"help": "Rounds of dynamic sampling after which a batch that is not full is an error."},
+    )
+    filter_reward: str | None = field(
+        default=None,
+        metadata={"help": "Reward function whose mean is the accuracy of dynamic sampling. Default: the first."},
+    )
+    max_skipped_steps: int = field(
+        default=5,
+        metadata={"help": "Steps in a row that may be skipped for a non-finite loss or gradient before a run stops."},
+    )
+    log_rollouts_steps: int = field(
+        default=10, metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."}
+    )
+    log_rollouts_groups: int = field(default=1, metadata={"help": "Groups that are written each time."})
+
+    def __post_init__(self) -> None:
+        self._check_batch_sizes()
+        super().__post_init__()
+        self.build_shaping()  # a wrong setting must not wait until a model is loaded
+        self._check_ranges()
+        if self.dynamic_sampling:
+            self._check_dynamic_sampling()
+
+    def build_shaping(self) -> Shaping:
+        """The shaping with its settings: fields of this configuration, and `shaping_options` for all others."""
+        options = dict(self.shaping_options or {})  # type: ignore[arg-type]  # a string was parsed by the parent
+        own = {f.name for f in dataclasses.fields(self)}
+        for name in options.keys() & own:
+            raise ValueError(f"shaping_options: {name!r} is a field of VGPOConfig; set it there.")
+        if self.shaping in SHAPINGS:
+            shared = own & {f.name for f in dataclasses.fields(SHAPINGS[self.shaping].Settings)}
+            self._refuse_idle_settings(shared)
+            options |= {name: self.__dict__[name] for name in shared}
+        return build_shaping(self.shaping, options)
+
+    @property
+    def rollouts_per_process(self) -> int:
+        """Rollouts that one process generates at a time."""
+        return self.per_device_train_batch_size * self.steps_per_generation
+
+    @property
+    def groups_fit_micro_batch(self) -> bool:
+        """Whether every micro-batch is a set of whole groups."""
+        return self.per_device_train_batch_size % self.num_generations == 0
+
+    def _refuse_idle_settings(self, used: set[str]) -> None:
+        """Method settings that were changed although the shaping has no such setting."""
+        for setting in dataclasses.fields(VGPOSettings):
+            if setting.name not in used and self.__dict__[setting.name] != setting.default:
+                raise ValueError(
+                    f"{setting.name}={self.__dict__[setting.name]!r} has no effect with shaping={self.shaping!r}. "
+                    "Remove it, or set shaping='vgpo'."
+                )
+
+    def _check_batch_sizes(self) -> None:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations={self.num_generations}: a group needs at least 2 rollouts of a prompt, or no "
+                "rollout has an advantage. Set num_generations to 2 or more; 8 is usual."
+            )
+
+    def _check_ranges(self) -> None:
+        least = {
+            "max_sampling_rounds": 1,
+            "max_skipped_steps": 1,
+            "log_rollouts_steps": 0,
+            "log_rollouts_groups": 1,
+        }
+        for name, minimum in least.items():
+            if self.__dict__[name] < minimum:
+                raise ValueError(f"{name}={self.__dict__[name]}, expected {minimum} or more.")
+
+    def _check_dynamic_sampling(self) -> None:
+        if not 0 <= self.accuracy_low < self.accuracy_high <= 1:
+            raise ValueError(
+                f"accuracy_low={self.accuracy_low} and accuracy_high={self.accuracy_high}: expected "
+                "0 <= accuracy_low < accuracy_high <= 1."
+            )
+        if self.rollouts_per_process % self.num_generations:
+            raise ValueError(
+                f"dynamic_sampling fills each process with whole groups, but a process generates "
+                f"{self.rollouts_per_process} rollouts (per_device_train_batch_size="
+                f"{self.per_device_train_batch_size} x steps_per_generation={self.steps_per_generation}), which is no "
+                f"multiple of num_generations={self.num_generations}. Make per_device_train_batch_size a multiple of "
+                f"{self.num_generations}."
+            )
+        if self.scale_rewards == "batch":
+            raise ValueError(f"{BATCH_WIDE}: set scale_rewards to 'group' or 'none', not 'batch'.")
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                f"{BATCH_WIDE}: set multi_objective_aggregation to 'sum_then_normalize', "
+                f"not {self.multi_objective_aggregation!r}."
+            )

@@ -1,0 +1,42 @@
+"""Steps whose numbers went bad are skipped, and a run of them ends the training."""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a non-finite loss or gradient norm."""
+
+
+class FiniteGuard:
+    """Watches the losses of an accumulation window and the gradient norm that ends it.
+
+    Losses are summed on their device; the host looks once a step, where the gradient norm is at hand.
+    """
+
+    def __init__(self, accelerator: Accelerator, max_skipped_steps: int) -> None:
+        self.accelerator = accelerator
+        self.max_skipped_steps = max_skipped_steps
+        self.num_skipped = 0
+        self.num_skipped_in_a_row = 0
+        self._window_loss: Tensor | None = None
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Note the loss of one micro-batch."""
+        self._window_loss = loss.detach() if self._window_loss is None else self._window_loss + loss.detach()
+
+    def step_is_finite(self, grad_norm: Tensor | float | None) -> bool:
+        """Whether the window's losses and its gradient norm are finite on every process."""
+        numbers = [n for n in (self._window_loss, grad_norm) if n is not None]
+        self._window_loss = None
+        device = self.accelerator.device
+        bad = torch.stack([~torch.isfinite(torch.as_tensor(n, device=device)) for n in numbers]).any()
+        finite = not bool(self.accelerator.reduce(bad.float(), reduction="sum"))
+        self.num_skipped += not finite
+        self.num_skipped_in_a_row = 0 if finite else self.num_skipped_in_a_row + 1
+        return finite
+
+    @property
+    def exhausted(self) -> bool:
+        return self.num_skipped_in_a_row >= self.max_skipped_steps

@@ -1,0 +1,60 @@
+"""Numbers gathered between two log lines."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vgpo.focus import Ratio
+
+
+class RunningRatios:
+    """Means over all micro-batches and processes since the last log line.
+
+    Sums stay on their device until `flush`, which is the only place that waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, ratios: Mapping[str, Ratio]) -> None:
+        for name, ratio in ratios.items():
+            pair = torch.stack([ratio.total.float(), ratio.number.float()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def flush(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means by name; a name that never had anything to count is left out. All processes call it together."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        sums = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
+        self._sums.clear()
+        return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
+
+
+class PhaseTimer:
+    """Seconds by phase since the last log line, on this process. A phase inside another counts for itself only."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._inner = 0.0  # seconds of finished phases inside the open one
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start, outer, self._inner = time.perf_counter(), self._inner, 0.0
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self._seconds[name] += elapsed - self._inner
+            self._inner = outer + elapsed
+
+    def flush(self, num_steps: int) -> dict[str, float]:
+        """Seconds per step by phase."""
+        seconds = {f"time/{name}": total / num_steps for name, total in self._seconds.items()}
+        self._seconds.clear()
+        return seconds

@@ -1,0 +1,64 @@
+"""Rollouts as records for people: text, rewards, and what the shaping made of each token."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+RolloutWriter = Callable[[list[dict[str, Any]]], None]
+
+
+def rollout_records(
+    *,
+    step: int,
+    batch: Mapping[str, Any],
+    dataset_rows: Sequence[Mapping[str, Any]],
+    reward_names: Sequence[str],
+    focus: Tensor | None,
+    trace: Mapping[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, Any]]:
+    """One record for each row of `dataset_rows`, the first rows of `batch`.
+
+    Args:
+        step: optimiser steps done when the rollouts were trained on.
+        batch: a micro-batch with its `completion_ids`, `completion_mask`, `scalar_advantages`, `rewards`,
+            `group_ids` and `row_index`.
+        dataset_rows: the data-set row of each rollout.
+        reward_names: names of the columns of `batch["rewards"]`.
+        focus: rho (B, T), or None where it was not measured.
+        trace: what the shaping left, (B, T) or (B,).
+        tokenizer: decodes token by token.
+    """
+    records = []
+    for i, row in enumerate(dataset_rows):
+        tokens = batch["completion_mask"][i].bool()
+        ids = batch["completion_ids"][i][tokens].tolist()
+        has_focus = focus is not None and bool(batch["visual_rows"][i])
+        record = {
+            "step": step,
+            "group": int(batch["group_ids"][i]),
+            "row": int(batch["row_index"][i]),
+            "problem": row["problem"] if "problem" in row else _prompt_text(row["prompt"]),
+            "answer": row.get("answer"),
+            "images": list(row.get("images") or []),
+            "completion": tokenizer.decode(ids, skip_special_tokens=True),
+            "tokens": [tokenizer.decode([token]) for token in ids],
+            "focus": focus[i][tokens].tolist() if focus is not None and has_focus else None,
+            "advantage": float(batch["scalar_advantages"][i]),
+            "rewards": dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True)),
+        }
+        for name, values in trace.items():
+            record[name] = values[i][tokens].tolist() if values.ndim == 2 else float(values[i])
+        records.append(record)
+    return records
+
+
+def _prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    content = prompt[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in content)

@@ -1,0 +1,557 @@
+"""GRPO on TRL with shaped advantages.
+
+The trainer gathers signals and groups, calls the shaping, and hands (B, T) advantages to its parent. It differs from
+the parent in these points, and in no other:
+
+1. Data-set rows travel through the data loader as numbers; a row is read once per prompt, when it is rolled out.
+2. Groups stay whole when a generation batch is shuffled and cut, wherever the batch sizes allow it.
+3. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
+   where there is one, else of the update's own. Only where a micro-batch cannot hold whole groups and there is no
+   old pass, one scoring pass is added.
+4. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from accelerate import Accelerator
+from datasets import IterableDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoConfig, PretrainedConfig
+from trl import GRPOTrainer
+
+from vgpo.equations import focus_score
+from vgpo.focus import (
+    banned_token_ids,
+    focus_statistics,
+    record_similarity,
+    visual_token_ids,
+    visual_token_mask,
+)
+from vgpo.shaping import Shaped, Signals
+from vgpo.trl.batches import Batch, align_rows, group_order, join_rows, micro_batches, select_rows
+from vgpo.trl.config import VGPOConfig
+from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
+from vgpo.trl.guard import FiniteGuard, NonFiniteError
+from vgpo.trl.metrics import PhaseTimer, RunningRatios
+from vgpo.trl.rollouts import RolloutWriter, rollout_records
+
+logger = logging.getLogger(__name__)
+
+NEVER = -100.0  # a logit bias with which vLLM never samples a token
+# The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
+TRACE = "trace/"
+
+
+class RowNumbers(Dataset):
+    """Stands for a data set in the data loader: row i is the number i, and nothing is decoded."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"row_index": index}
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Hears the signals of each log-probability pass: `hear(similarity, entropy)`, each (B, T) or None."""
+
+    hear: Callable[[Tensor | None, Tensor | None], None]
+    wants_similarity: bool
+
+
+class VGPOTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` with Visually-Guided Policy Optimization (arXiv 2604.09349).
+
+    Takes the parent's arguments, and
+
+    Args:
+        rollout_writer: called on the main process every `log_rollouts_steps` steps with a list of rollout records
+            (see `vgpo.trl.rollouts`).
+
+    Raises:
+        ValueError: if the model names no image token or has no text decoder although focus is wanted, if the data
+            set has no pictures, or if `args` is not a `VGPOConfig`.
+    """
+
+    _tag_names = ("trl", "vgpo")
+    _name = "VGPO"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: VGPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        rollout_writer: RolloutWriter | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, VGPOConfig):
+            raise ValueError(f"args is {type(args).__name__}, expected VGPOConfig: VGPOTrainer(args=VGPOConfig(...)).")
+        self.shaping = args.build_shaping()
+        self._wants_similarity = args.measure_focus or "similarity" in self.shaping.signals
+        config = model_config(model, args)
+        self._visual_token_ids = visual_token_ids(config) if self._wants_similarity else []
+        self._banned_token_ids = banned_token_ids(config)
+        if isinstance(train_dataset, IterableDataset):
+            train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
+        self.rollout_writer = rollout_writer
+        self._rollouts_step = -1
+        self._listener: Listener | None = None
+        self._announced_scoring_pass = False
+        self._rewards: Tensor | None = None
+        self._num_groups = 0
+        self._ratios = RunningRatios()
+        self._timer = PhaseTimer()
+        self._logged_step = 0
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
+        self._ban_picture_tokens()
+        self._stream = self._prompt_stream() if args.dynamic_sampling else None
+        self._shapes_in_update = args.groups_fit_micro_batch or not self.shaping.needs_groups
+
+    # --- start ---
+
+    def _prompt_stream(self) -> PromptStream:
+        if isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "dynamic_sampling draws rows by number, which an IterableDataset does not have. "
+                "Use a map-style data set, or set dynamic_sampling=False."
+            )
+        return PromptStream(len(self.train_dataset), self.args.seed, shuffle=self.shuffle_dataset)
+
+    def _ban_picture_tokens(self) -> None:
+        """No backend may sample a token that stands for a picture."""
+        banned = self._banned_token_ids
+        if self.use_vllm:
+            kwargs = self.vllm_generation.generation_kwargs
+            kwargs["logit_bias"] = {**kwargs.get("logit_bias", {}), **dict.fromkeys(banned, NEVER)}
+            return
+        suppressed = sorted({*(self.generation_config.suppress_tokens or []), *banned}) or None
+        self.generation_config.suppress_tokens = suppressed
+        self.generation_kwargs["suppress_tokens"] = suppressed
+
+    # --- data ---
+
+    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        if is_training and not isinstance(dataset, IterableDataset):
+            dataset = RowNumbers(len(dataset))
+        return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "row_index" not in self._signature_columns:
+            self._signature_columns.append("row_index")
+
+    def _fetch(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Data-set rows by number, each one read once however often it is asked for."""
+        rows = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
+        return [{**rows[index], "row_index": index} for index in indices]
+
+    _buffered_inputs: list[Batch] | None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        window = self.args.steps_per_generation * self.num_iterations
+        if self._step % window == 0 or self._buffered_inputs is None:
+            with self._timer.phase("preparation"):
+                batch = self._generation_batch(generation_batch)
+            self._buffered_inputs = micro_batches(self._shuffled(batch), self.args.steps_per_generation)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _generation_batch(self, loaded: list[dict[str, Any]]) -> Batch:
+        """Scored rollouts for the next updates, aligned by row."""
+        if self._stream is not None:
+            batch = self._sample_dynamically(self._stream)
+        elif isinstance(self.train_dataset, IterableDataset):
+            batch = self._roll_out(loaded)
+        else:
+            batch = self._roll_out(self._fetch([row["row_index"] for row in loaded]))
+        return batch if self._shapes_in_update else self._shape_across_processes(batch)
+
+    def _shuffled(self, batch: Batch) -> Batch:
+        if not self.args.shuffle_groups:
+            return batch
+        num_rows = len(batch["prompt_ids"])
+        block = self.num_generations if self.args.groups_fit_micro_batch else 1
+        return select_rows(batch, group_order(num_rows, block))
+
+    # --- rollouts ---
+
+    def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
+        """Generate and score one rollout for each row, and note what the parent forgets: rows, groups, rewards."""
+        row_index = torch.tensor([row["row_index"] for row in rows], device=self.accelerator.device)
+        heard: list[Tensor | None] = []
+        with self._listening(lambda similarity, _: heard.append(similarity), similarity=self._wants_similarity):
+            batch = self._generate_and_score_completions(rows)
+        assert self._rewards is not None
+        own = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
+        batch["row_index"] = row_index
+        batch["group_ids"] = self._group_ids(row_index)[own]
+        batch["rewards"] = self._rewards[own]
+        batch["scalar_advantages"] = batch["advantages"]
+        self._refuse_picture_tokens(batch)
+        # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
+        if "old_per_token_logps" in batch and self._wants_similarity:
+            batch["similarity"] = heard[0]
+        batch["visual_rows"] = visual_token_mask(batch["prompt_ids"], self._visual_token_ids).any(1)
+        if self._wants_similarity:
+            self._refuse_blind_prompts(batch)
+        return align_rows(batch)
+
+    def _group_ids(self, row_index: Tensor) -> Tensor:
+        """Numbers of the groups of all processes' rollouts (N,), new ones in every round."""
+        gathered = self.accelerator.gather(row_index)
+        groups = gathered.view(-1, self.num_generations)
+        mixed = (groups != groups[:, :1]).any(1).nonzero()
+        if len(mixed):
+            raise RuntimeError(
+                f"Rollouts {int(mixed[0]) * self.num_generations} and following belong to the prompts of rows "
+                f"{groups[mixed[0, 0]].tolist()}, expected {self.num_generations} rollouts of one prompt beside each "
+                "other. The training sampler must repeat each row num_generations times."
+            )
+        unique, group_ids = gathered.unique(return_inverse=True)
+        first = self._num_groups
+        self._num_groups += len(unique)
+        return group_ids + first
+
+    def _refuse_blind_prompts(self, batch: Batch) -> None:
+        """A row with a picture but no visual token in its prompt is an error, and so is a run without pictures."""
+        if "num_images" not in batch:
+            if not has_picture_column(self.train_dataset):
+                raise ValueError(
+                    f"The data set has no pictures: its rows have {sorted(self.train_dataset.column_names or [])}, "
+                    "expected a column 'images' or 'image'. For a text-only run set shaping='none' and "
+                    "measure_focus=False."
+                )
+            return
+        has_image = torch.tensor(batch["num_images"], device=batch["visual_rows"].device) > 0
+        blind = (has_image & ~batch["visual_rows"]).nonzero()
+        if len(blind):
+            rollout = int(blind[0, 0])
+            raise ValueError(
+                f"Row {int(batch['row_index'][rollout])} has {batch['num_images'][rollout]} image(s), but its prompt "
+                f"holds none of the model's visual tokens {self._visual_token_ids}. Check that the chat template of "
+                "the processor writes the image token, and that model and processor belong together."
+            )
+
+    def _refuse_picture_tokens(self, batch: Batch) -> None:
+        """Last line of defence behind the ban, for backends that are not ours."""
+        sampled = visual_token_mask(batch["completion_ids"], self._banned_token_ids) & batch["completion_mask"].bool()
+        if "tool_mask" in batch:
+            sampled &= batch["tool_mask"].bool()
+        found = sampled.nonzero()
+        if len(found):
+            rollout, place = found[0].tolist()
+            raise RuntimeError(
+                f"A rollout of row {int(batch['row_index'][rollout])} holds the picture token "
+                f"{int(batch['completion_ids'][rollout, place])} at position {place}: the generation backend ignored "
+                f"the ban on {self._banned_token_ids}. Make it suppress these tokens."
+            )
+
+    def _sample_dynamically(self, stream: PromptStream) -> Batch:
+        """Roll out prompts, round after round, until every process has its groups of mixed accuracy."""
+        low, high = self.args.accuracy_low, self.args.accuracy_high
+        wanted = self.args.rollouts_per_process // self.num_generations
+        tally = SamplingTally(wanted=wanted * self.accelerator.num_processes)
+        kept: list[Batch] = []
+        missing = wanted
+        while missing > 0:
+            if tally.rounds == self.args.max_sampling_rounds:
+                raise tally.error(low, high)
+            num_prompts = tally.next_draw(missing, most=wanted)
+            drawn = stream.draw(num_prompts, self.accelerator.process_index, self.accelerator.num_processes)
+            batch = self._roll_out(self._fetch([row for row in drawn for _ in range(self.num_generations)]))
+            accuracy = self._group_accuracy(batch)
+            groups = keep_mask(accuracy, low, high).nonzero().squeeze(1)
+            tally.count(self.accelerator.gather(accuracy), low, high)
+            kept.append(select_rows(batch, list(group_rows(groups, self.num_generations))))
+            num_kept = sum(len(batch["group_ids"]) for batch in kept) // self.num_generations
+            fewest = self.accelerator.gather(torch.tensor([num_kept], device=self.accelerator.device)).min()
+            missing = wanted - int(fewest)
+        for name, value in tally.metrics().items():
+            self._metrics["train"][name].append(value)
+        return self._filled(kept, wanted * self.num_generations)
+
+    def _group_accuracy(self, batch: Batch) -> Tensor:
+        """Mean of the filtering reward by group (groups,)."""
+        name = self.args.filter_reward or self.reward_func_names[0]
+        if name not in self.reward_func_names:
+            raise ValueError(f"filter_reward={name!r} is none of the reward functions {self.reward_func_names}.")
+        rewards = batch["rewards"][:, self.reward_func_names.index(name)]
+        return rewards.view(-1, self.num_generations).nanmean(1)
+
+    def _filled(self, kept: Sequence[Batch], num_rows: int) -> Batch:
+        """The first `num_rows` rows; surplus groups are cut, as the next update would find them off-policy."""
+        batch = select_rows(join_rows(kept, self._tokenizer.pad_token_id), range(num_rows))
+        batch["num_items_in_batch"] = self.accelerator.gather(self._response_mask(batch).sum()).sum()
+        return batch
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._timer.phase("reward"):
+            self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        *outputs, images, tool_images = super()._generate(prompts)
+        # A prompt without pictures has None there, which the processors take in no batch with others.
+        images = images and [pictures or [] for pictures in images]
+        return *outputs, images, tool_images
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self._timer.phase("generation"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    # --- signals ---
+
+    @contextmanager
+    def _listening(self, hear: Callable[[Tensor | None, Tensor | None], None], *, similarity: bool) -> Iterator[None]:
+        """Pass the signals of every log-probability pass inside the block to `hear`."""
+        self._listener = Listener(hear, similarity)
+        try:
+            yield
+        finally:
+            self._listener = None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        run = partial(
+            super()._get_per_token_logps_and_entropies,
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            *args,
+            **kwargs,
+        )
+        with self._timer.phase("update" if torch.is_grad_enabled() else "scoring"):
+            if self._listener is None:
+                return run()
+            if not self._listener.wants_similarity:
+                outputs, similarity = run(), None
+            else:
+                prompt = slice(0, input_ids.shape[1] - logits_to_keep)
+                visual_mask = visual_token_mask(input_ids[:, prompt], self._visual_token_ids)
+                with record_similarity(model, visual_mask & attention_mask[:, prompt].bool()) as recorder:
+                    outputs = run()
+                similarity = recorder.similarity
+        _, entropy, _ = outputs
+        self._listener.hear(similarity, None if entropy is None else entropy.detach())
+        return outputs
+
+    def _response_mask(self, batch: Batch) -> Tensor:
+        """The policy's own tokens; bool (B, T)."""
+        mask = batch["completion_mask"].bool()
+        return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+
+    def _signals(self, batch: Batch, similarity: Tensor | None, entropy: Tensor | None) -> Signals:
+        return Signals(
+            response_mask=self._response_mask(batch),
+            group_ids=batch["group_ids"],
+            visual_rows=batch["visual_rows"],
+            similarity=similarity,
+            entropy=entropy,
+        )
+
+    # --- shaping ---
+
+    def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        if not self._shapes_in_update:
+            self._write_rollouts(inputs, inputs.get("similarity"), split_trace(inputs))
+            return super()._compute_loss(model, inputs)
+        # The buffered micro-batch is used again when num_iterations > 1. The parent reads the advantages after the
+        # log-probability pass, in time for what that pass tells.
+        inputs = {**inputs}
+        similarity = self._wants_similarity and "similarity" not in inputs
+        with self._listening(partial(self._shape_micro_batch, inputs), similarity=similarity):
+            return super()._compute_loss(model, inputs)
+
+    def _shape_micro_batch(self, inputs: Batch, similarity: Tensor | None, entropy: Tensor | None) -> None:
+        signals = self._signals(inputs, inputs.get("similarity", similarity), entropy)
+        shaped = self.shaping.shape(inputs["scalar_advantages"], signals)
+        inputs["advantages"] = shaped.advantages
+        self._measure(signals, shaped)
+        self._write_rollouts(inputs, signals.similarity, shaped.trace)
+
+    def _shape_across_processes(self, batch: Batch) -> Batch:
+        """Shape rollouts whose groups lie across micro-batches or processes, before they are cut apart."""
+        entropy = None
+        if ("similarity" not in batch and self._wants_similarity) or "entropy" in self.shaping.signals:
+            similarity, entropy = self._score(batch)
+            batch = {**batch, "similarity": similarity}
+        gather = partial(gather_rows, self.accelerator)
+        local = self._signals(batch, batch.get("similarity"), entropy)
+        everywhere = Signals(**{name: None if value is None else gather(value) for name, value in vars(local).items()})
+        shaped = self.shaping.shape(gather(batch["scalar_advantages"]), everywhere)
+        self._measure(everywhere, shaped)
+        num_rows, width = local.response_mask.shape
+        first = self.accelerator.process_index * num_rows
+
+        def own(value: Tensor) -> Tensor:
+            rows = value[first : first + num_rows]
+            return rows[:, :width] if rows.ndim == 2 else rows
+
+        trace = {TRACE + name: own(value) for name, value in shaped.trace.items()}
+        return {**batch, "advantages": own(shaped.advantages), **trace}
+
+    def _score(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Similarity and entropy out of a pass of their own, where the parent runs none that could tell them."""
+        if not self._announced_scoring_pass:
+            self._announced_scoring_pass = True
+            group = self.num_generations
+            logger.warning(
+                "per_device_train_batch_size=%d cannot hold whole groups of num_generations=%d, so one scoring pass "
+                "is added to each generation. Sizes without it: per_device_train_batch_size=%d, %d or another "
+                "multiple of %d, with gradient_accumulation_steps to match.",
+                self.args.per_device_train_batch_size, group, group, 2 * group, group,
+            )  # fmt: skip
+        flat = micro_batches(batch, 1)[0]
+        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+        heard: list[tuple[Tensor | None, Tensor | None]] = []
+        with (
+            torch.no_grad(),
+            self._listening(lambda *signals: heard.append(signals), similarity=self._wants_similarity),
+        ):
+            self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([flat["prompt_ids"], flat["completion_ids"]], dim=1),
+                torch.cat([flat["prompt_mask"], flat["completion_mask"]], dim=1),
+                flat["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy="entropy" in self.shaping.signals,
+                **{name: flat[name] for name in accepted if name in flat},
+            )
+        return heard[0]
+
+    # --- metrics and rollouts ---
+
+    def _measure(self, signals: Signals, shaped: Shaped) -> None:
+        self._ratios.add(shaped.statistics)
+        if signals.similarity is not None:
+            focus = focus_score(signals.similarity, signals.response_mask, "paper")
+            self._ratios.add(focus_statistics(focus, signals.response_mask, signals.visual_rows))
+
+    def _write_rollouts(self, inputs: Batch, similarity: Tensor | None, trace: dict[str, Tensor]) -> None:
+        """Hand the first groups of a step's first micro-batch to the writer, when rollouts are due."""
+        step, every = self.state.global_step, self.args.log_rollouts_steps
+        due = every and step % every == 0 and step != self._rollouts_step
+        if self.rollout_writer is None or not due or not self.accelerator.is_main_process:
+            return
+        self._rollouts_step = step
+        num_rows = min(self.args.log_rollouts_groups * self.num_generations, len(inputs["row_index"]))
+        rows = inputs["row_index"][:num_rows].tolist()
+        records = rollout_records(
+            step=step,
+            batch=inputs,
+            dataset_rows=[{}] * num_rows if isinstance(self.train_dataset, IterableDataset) else self._fetch(rows),
+            reward_names=self.reward_func_names,
+            focus=None if similarity is None else focus_score(similarity, self._response_mask(inputs), "paper"),
+            trace=trace,
+            tokenizer=self._tokenizer,
+        )
+        self.rollout_writer(records)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        num_steps = self.state.global_step - self._logged_step
+        if self.model.training and num_steps:
+            self._logged_step = self.state.global_step
+            numbers = {
+                **self._ratios.flush(self.accelerator),
+                **self._timer.flush(num_steps),
+                "guard/skipped_steps": float(self._guard.num_skipped),
+            }
+            for name, value in numbers.items():
+                self._metrics["train"][name] = [value]
+        super().log(logs, start_time)
+
+    # --- guard ---
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self._timer.phase("update"):
+            loss = super().training_step(*args, **kwargs)
+        self._guard.add_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self._guard.step_is_finite(grad_norm):
+            # An optimiser leaves parameters without a gradient alone: weights, moments and decay.
+            model.zero_grad(set_to_none=True)
+            logger.warning(
+                "Step %d skipped: its loss or gradient norm is not finite (%d in a row).",
+                self.state.global_step + 1, self._guard.num_skipped_in_a_row,
+            )  # fmt: skip
+            if self._guard.exhausted:
+                self._stop_with_last_good_weights()
+        return grad_norm
+
+    def _stop_with_last_good_weights(self) -> None:
+        folder = Path(self.args.output_dir) / "last_good"
+        self.save_model(str(folder))
+        raise NonFiniteError(
+            f"{self._guard.num_skipped_in_a_row} steps in a row had a non-finite loss or gradient norm (the last one: "
+            f"step {self.state.global_step + 1}). The weights from before the first of them are in {folder}. Lower "
+            "learning_rate or max_grad_norm, look at the rewards of the last rollouts, or raise max_skipped_steps."
+        )
+
+
+def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:
+    """The config of a model, or of a checkpoint that is not loaded yet."""
+    if not isinstance(model, str):
+        return model.config
+    kwargs = {name: value for name, value in (args.model_init_kwargs or {}).items() if name == "revision"}
+    return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **kwargs)
+
+
+def has_picture_column(dataset: Any) -> bool:
+    """Whether a data set holds any picture: a column of that name with a value in it.
+
+    A column that is made on access (by a transform), or streamed, is believed to hold one.
+    """
+    names = [name for name in ("images", "image") if name in (dataset.column_names or ("images",))]
+    if isinstance(dataset, IterableDataset):
+        return bool(names)
+    return any(_has_value(dataset.data.column(name)) for name in names)
+
+
+def _has_value(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return (pc.max(pc.list_value_length(column)).as_py() or 0) > 0
+    return column.null_count < len(column)
+
+
+def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """The rows of all processes, padded to the widest of them."""
+    return accelerator.gather(accelerator.pad_across_processes(rows, dim=1) if rows.ndim > 1 else rows)
+
+
+def split_trace(batch: Batch) -> dict[str, Tensor]:
+    """What the shaping left in a batch that was shaped before it was cut."""
+    return {name.removeprefix(TRACE): value for name, value in batch.items() if name.startswith(TRACE)}

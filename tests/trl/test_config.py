@@ -1,0 +1,53 @@
+"""Wrong settings are refused before a model is loaded, with the sizes or the option that would work."""
+
+import pytest
+
+from vgpo import VGPOSettings
+from vgpo.trl import VGPOConfig
+
+
+def config(tmp_path, **settings):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "num_generations": 8,
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": [],
+    }
+    return VGPOConfig(output_dir=str(tmp_path), **(defaults | settings))
+
+
+def test_method_fields_reach_the_shaping(tmp_path):
+    shaping = config(tmp_path, strength=0.7, tail_ratio=0.4, schedule="exponential", exponent=3.0).build_shaping()
+    assert shaping.settings == VGPOSettings(strength=0.7, tail_ratio=0.4, schedule="exponential", exponent=3.0)
+
+
+def test_defaults_are_those_of_the_settings(tmp_path):
+    assert config(tmp_path).build_shaping().settings == VGPOSettings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_generations": 1}, r"num_generations=1: a group needs at least 2 rollouts.*8 is usual"),
+        ({"strength": -1.0}, "strength"),
+        ({"exponent": 3.0}, "exponent"),
+        ({"shaping": "none", "strength": 0.5}, r"strength=0.5 has no effect with shaping='none'"),
+        ({"shaping": "vpgo"}, "did you mean 'vgpo'"),
+        ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of VGPOConfig"),
+        ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps=0, expected 1 or more"),
+        ({"max_sampling_rounds": 0}, "max_sampling_rounds=0, expected 1 or more"),
+        ({"dynamic_sampling": True, "accuracy_low": 0.9, "accuracy_high": 0.1}, "accuracy_low=0.9"),
+        ({"dynamic_sampling": True, "scale_rewards": "batch"}, "normalised within a group.*'group' or 'none'"),
+        (
+            {"dynamic_sampling": True, "multi_objective_aggregation": "normalize_then_sum"},
+            "multi_objective_aggregation",
+        ),
+        ({"per_device_train_batch_size": 6}, r"6.*num_generations.*8"),
+    ],
+    ids=str,
+)
+def test_wrong_settings(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        config(tmp_path, **settings)

@@ -1,0 +1,214 @@
+"""What a run refuses, bans, logs and writes."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from tests.trl.tiny import GROUP, coin, rows_with_pictures
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from vgpo.focus import banned_token_ids
+from vgpo.trl import VGPOTrainer
+
+
+def test_picture_tokens_are_never_sampled(make_trainer, model):
+    with torch.no_grad():  # a model that wants nothing else
+        embedding = model.get_output_embeddings().weight
+        embedding.zero_()
+    trainer = make_trainer(policy=model)
+    banned = banned_token_ids(model.config)
+    assert set(banned) <= set(trainer.generation_config.suppress_tokens)
+    trainer.train()
+    completions = torch.cat([batch["completion_ids"].flatten() for batch in trainer._buffered_inputs])
+    assert not torch.isin(completions, torch.tensor(banned)).any()
+
+
+def test_the_ban_keeps_the_users_own(make_trainer, model):
+    trainer = make_trainer(generation_kwargs={"suppress_tokens": [100]})
+    assert set(trainer.generation_config.suppress_tokens) == {100, *banned_token_ids(model.config)}
+    assert trainer.generation_kwargs["suppress_tokens"] == trainer.generation_config.suppress_tokens
+
+
+def test_the_ban_reaches_vllm_as_a_logit_bias(model):
+    trainer = SimpleNamespace(
+        use_vllm=True,
+        _banned_token_ids=banned_token_ids(model.config),
+        vllm_generation=SimpleNamespace(generation_kwargs={"logit_bias": {7: 2.0}, "seed": 1}),
+    )
+    VGPOTrainer._ban_picture_tokens(trainer)
+    bias = trainer.vllm_generation.generation_kwargs["logit_bias"]
+    assert bias == {7: 2.0, **dict.fromkeys(banned_token_ids(model.config), -100.0)}
+    assert trainer.vllm_generation.generation_kwargs["seed"] == 1
+
+
+def test_a_backend_that_ignores_the_ban_is_caught(make_trainer, model):
+    trainer = make_trainer()
+    image = model.config.image_token_id
+    trainer._generate_single_turn = lambda prompts, *args, **kwargs: ([[50, image, 51] for _ in prompts], None)
+    with pytest.raises(RuntimeError, match=rf"row \d+ holds the picture token {image} at position 1.*ignored the ban"):
+        trainer.train()
+
+
+def test_a_data_set_without_pictures_is_refused(make_trainer):
+    prompt = [{"role": "user", "content": "What is the sum"}]
+    trainer = make_trainer(dataset=Dataset.from_list([{"prompt": prompt, "answer": "1"}] * 8))
+    with pytest.raises(
+        ValueError, match=r"no pictures: its rows have \['answer', 'prompt'\], expected a column 'images'"
+    ):
+        trainer.train()
+
+
+def test_a_data_set_whose_picture_column_is_empty_is_refused(make_trainer):
+    rows = rows_with_pictures().remove_columns("images")
+    prompts = [[{"role": "user", "content": "What"}]] * len(rows)
+    rows = Dataset.from_dict({"prompt": prompts, "images": [[]] * len(rows)})
+    with pytest.raises(ValueError, match="no pictures"):
+        make_trainer(dataset=rows).train()
+
+
+def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer):
+    rows = rows_with_pictures(4).to_list()
+    text = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}], "images": [], "answer": "1"}
+    seen = []
+
+    class Watched(VGPOTrainer):
+        def _shape_micro_batch(self, inputs, similarity, entropy):
+            super()._shape_micro_batch(inputs, similarity, entropy)
+            seen.append(inputs)
+
+    dataset = Dataset.from_list([rows[0], text, rows[2], text], features=rows_with_pictures(1).features)
+    make_trainer(Watched, dataset=dataset).train()
+    text_rows = torch.cat([batch["row_index"] % 2 == 1 for batch in seen])
+    assert text_rows.any()
+    for batch in seen:
+        mine = batch["row_index"] % 2 == 1
+        base = batch["scalar_advantages"][mine][:, None].expand(-1, batch["advantages"].shape[1])
+        assert torch.equal(batch["advantages"][mine], base)
+
+
+def test_a_prompt_that_lost_its_image_token_is_named(make_trainer, processor):
+    trainer = make_trainer()
+    trainer._visual_token_ids = [9999]
+    with pytest.raises(ValueError, match=r"Row \d+ has 1 image\(s\), but its prompt holds none.*\[9999\]"):
+        trainer.train()
+
+
+def test_a_text_only_model_is_refused_before_anything_else(make_trainer):
+    config = Qwen2Config(
+        vocab_size=400, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"model_type 'qwen2'\) names no image token"):
+        make_trainer(policy=Qwen2ForCausalLM(config))
+
+
+def test_a_plain_grpo_config_is_refused(make_trainer, model, processor):
+    with pytest.raises(ValueError, match=r"args is NoneType, expected VGPOConfig"):
+        VGPOTrainer(model=model, reward_funcs=coin, args=None, train_dataset=rows_with_pictures())
+
+
+def test_a_sampler_that_mixes_prompts_is_caught(make_trainer):
+    trainer = make_trainer()
+    with pytest.raises(RuntimeError, match=r"rows \[0, 0, 0, 1\], expected 4 rollouts of one prompt"):
+        trainer._group_ids(torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]))
+
+
+OURS = {
+    "focus/mean", "focus/late_early_ratio", "focus/gate_rate", "focus/token_factor_spread",
+    "focus/rollout_factor_spread", "focus/rows_without_image", "guard/skipped_steps", "time/generation",
+    "time/preparation", "time/reward", "time/update",
+}  # fmt: skip
+
+
+def test_metrics_of_every_step(make_trainer):
+    trainer = make_trainer(max_steps=3)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.keys() >= OURS
+        assert 0 < line["focus/mean"] < 1
+        assert line["focus/late_early_ratio"] > 0
+        assert line["focus/rows_without_image"] == 0
+        assert all(math.isfinite(line[name]) for name in OURS)
+
+
+def test_the_baseline_is_measured_too_unless_told_not_to(make_trainer):
+    for measured in (True, False):
+        trainer = make_trainer(shaping="none", measure_focus=measured, max_steps=1)
+        trainer.train()
+        assert ("focus/mean" in trainer.state.log_history[0]) == measured
+        assert "focus/gate_rate" not in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("size", [2 * GROUP, 2], ids=["whole", "split"])
+def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, processor, size):
+    written = []
+    trainer = make_trainer(
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=2 * GROUP // size,
+        max_steps=4,
+        log_rollouts_steps=2,
+        trainer_kwargs={"rollout_writer": written.append},
+    )
+    trainer.train()
+    assert [records[0]["step"] for records in written] == [0, 2]
+    for record in [record for records in written for record in records]:
+        assert record.keys() == {
+            "step", "group", "row", "problem", "answer", "images", "completion", "tokens", "focus", "gate",
+            "token_factor", "rollout_factor", "advantage", "rewards",
+        }  # fmt: skip
+        length = len(record["tokens"])
+        assert length == len(record["focus"]) == len(record["gate"]) == len(record["token_factor"])
+        assert record["answer"] == str(record["row"])
+        assert record["rewards"].keys() == {"coin"}
+        assert record["images"][0].size[0] == 56
+        assert 0 < record["rollout_factor"] < 2
+        assert record["problem"].startswith("<image>What is the largest digit")
+        assert any(record["gate"])
+    assert len(written[0]) == min(size, GROUP)
+
+
+def test_rows_are_read_once_a_prompt(make_trainer):
+    reads = []
+    dataset = rows_with_pictures()
+
+    class Counted(Dataset):
+        def __getitem__(self, key):
+            if isinstance(key, int):
+                reads.append(key)
+            return super().__getitem__(key)
+
+    dataset.__class__ = Counted
+    trainer = make_trainer(dataset=dataset, max_steps=2)
+    reads.clear()
+    trainer.train()
+    assert len(reads) == 4  # two prompts in each of two generations
+
+
+def test_a_model_without_a_decoder_is_refused(make_trainer, model, monkeypatch):
+    monkeypatch.setattr(type(model), "get_decoder", lambda self: None)
+    with pytest.raises(ValueError, match="names no module below the model"):
+        make_trainer().train()
+
+
+def test_streams_are_rolled_out_in_order(make_trainer):
+    dataset = rows_with_pictures().to_iterable_dataset()
+    trainer = make_trainer(dataset=dataset, shuffle_dataset=False, max_steps=2)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    with pytest.raises(ValueError, match="dynamic_sampling draws rows by number"):
+        make_trainer(dataset=dataset, dynamic_sampling=True)
+
+
+def test_lora(make_trainer):
+    from peft import LoraConfig
+
+    trainer = make_trainer(trainer_kwargs={"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"], r=4)})
+    trainer.train()
+    line = trainer.state.log_history[0]
+    assert 0 < line["focus/mean"] < 1
+    assert isinstance(trainer.model, nn.Module)

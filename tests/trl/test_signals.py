@@ -1,0 +1,133 @@
+"""Where the signals come from, and that no forward pass is run for them that the parent would not run."""
+
+import pytest
+import torch
+from tests.trl.tiny import GROUP, rows_with_pictures
+
+from vgpo import VGPOSettings, reweight_advantages
+from vgpo.toy.model import build_model
+from vgpo.trl import VGPOTrainer
+
+
+class Watched(VGPOTrainer):
+    """Keeps what was shaped: micro-batches, or the whole batch where groups are split."""
+
+    seen: list
+
+    def _shape_micro_batch(self, inputs, similarity, entropy):
+        super()._shape_micro_batch(inputs, similarity, entropy)
+        self.seen.append({"similarity": similarity, **inputs})
+
+    def _shape_across_processes(self, batch):
+        self.seen.append(super()._shape_across_processes(batch))
+        return self.seen[-1]
+
+
+def watched(make_trainer, **settings):
+    trainer = make_trainer(Watched, **settings)
+    trainer.seen = []
+    return trainer
+
+
+def passes(trainer):
+    """Decoder passes outside of generation, as (without gradient, with gradient)."""
+    counts = {False: 0, True: 0}
+    original = trainer._get_per_token_logps_and_entropies
+
+    def counted(*args, **kwargs):
+        counts[torch.is_grad_enabled()] += 1
+        return original(*args, **kwargs)
+
+    trainer._get_per_token_logps_and_entropies = counted
+    trainer.train()
+    return counts[False], counts[True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gradient_accumulation_steps": 2}, (0, 4)),  # own forward
+        ({"steps_per_generation": 2}, (1, 2)),  # old-log-probability pass, which GRPO runs as well
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, (2, 8)),  # one scoring pass each
+        (
+            {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
+            (1, 4),  # split groups, but the old pass tells
+        ),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "inter": False}, (0, 8)),
+    ],
+    ids=["own", "old", "split", "split-old", "split-but-tokens-only"],
+)
+def test_number_of_forward_passes(make_trainer, settings, expected):
+    assert passes(make_trainer(**settings)) == expected
+
+
+def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, caplog):
+    make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4).train()
+    messages = [record.message for record in caplog.records if "scoring pass" in record.message]
+    assert len(messages) == 1
+    assert "per_device_train_batch_size=2 cannot hold whole groups of num_generations=4" in messages[0]
+    assert "per_device_train_batch_size=4, 8" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gradient_accumulation_steps": 2}, {"steps_per_generation": 2}], ids=["own", "old"]
+)
+def test_advantages_are_the_equations_applied_to_each_micro_batch(make_trainer, settings):
+    trainer = watched(make_trainer, **settings)
+    trainer.train()
+    assert len(trainer.seen) >= 2
+    for batch in trainer.seen:
+        expected = reweight_advantages(
+            batch["scalar_advantages"],
+            batch["similarity"],
+            batch["completion_mask"].bool(),
+            batch["group_ids"],
+            VGPOSettings(),
+        )
+        assert torch.equal(batch["advantages"], expected.advantages)
+        assert batch["advantages"].shape == batch["completion_ids"].shape
+
+
+def test_every_micro_batch_is_a_set_of_whole_groups(make_trainer):
+    trainer = watched(make_trainer, gradient_accumulation_steps=3, max_steps=2)
+    trainer.train()
+    for batch in trainer.seen:
+        groups = batch["group_ids"].view(-1, GROUP)
+        assert (groups == groups[:, :1]).all()
+        assert len(groups.unique()) == 2
+        rows = batch["row_index"].view(-1, GROUP)
+        assert (rows == rows[:, :1]).all()
+
+
+def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor):
+    """The scoring pass and the update's own forward see the same model, so they must tell the same factors."""
+    seen = []
+    for size in (2 * GROUP, 2):
+        trainer = watched(
+            make_trainer,
+            policy=build_model(processor.tokenizer, seed=1),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=2 * GROUP // size,
+            shuffle_groups=False,
+            max_steps=1,
+        )
+        torch.manual_seed(7)
+        trainer.train()
+        seen.append(trainer.seen[0]["advantages"])
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=0)
+    assert seen[0].std() > 0
+
+
+def test_the_buffered_batch_is_not_written_into(make_trainer):
+    trainer = make_trainer(steps_per_generation=1, num_iterations=2, max_steps=1)
+    trainer.train()
+    assert trainer._buffered_inputs[0]["advantages"].ndim == 1
+
+
+def test_evaluation_is_the_parents(make_trainer):
+    trainer = make_trainer(
+        trainer_kwargs={"eval_dataset": rows_with_pictures(2)}, per_device_eval_batch_size=GROUP, max_steps=1
+    )
+    metrics = trainer.evaluate()
+    assert "eval_loss" in metrics
+    assert trainer._listener is None

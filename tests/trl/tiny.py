@@ -1,0 +1,24 @@
+"""Small things to train on."""
+
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image
+
+GROUP = 4  # rollouts of a prompt
+
+
+def rows_with_pictures(num_rows: int = 8, cells: int = 2) -> Dataset:
+    """Prompts of different lengths, each with a picture of its own size and colour."""
+    rows = []
+    for i in range(num_rows):
+        picture = Image.new("RGB", (28 * cells, 28 * (1 + i % cells)), (30 * i % 256, 90, 200))
+        text = "What is the largest digit" + " in the picture" * (i % 3)
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        rows.append({"prompt": [{"role": "user", "content": content}], "images": [picture], "answer": str(i)})
+    return Dataset.from_list(rows)
+
+
+def coin(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A reward that differs between rollouts and between nothing else: 1 if their tokens add up to an even number."""
+    return [float(sum(ids) % 2 == 0) for ids in completion_ids]
