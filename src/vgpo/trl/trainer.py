@@ -549,7 +549,11 @@ def _has_value(column: pa.ChunkedArray) -> bool:
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     """The rows of all processes, padded to the widest of them."""
-    return accelerator.gather(accelerator.pad_across_processes(rows, dim=1) if rows.ndim > 1 else rows)
+    if rows.ndim == 1:
+        return accelerator.gather(rows)
+    # Padding would make integers of booleans, on those processes only that have to pad.
+    values = rows.byte() if rows.dtype == torch.bool else rows
+    return accelerator.gather(accelerator.pad_across_processes(values, dim=1)).to(rows.dtype)
 
 
 def split_trace(batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,112 @@
+"""Prompts from rows: a jinja template around the problem, pictures at their `<image>` marks."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+import PIL.Image
+
+from vgpo.data.errors import DataError
+from vgpo.data.images import decode_image
+from vgpo.data.schema import ANSWER, IMAGE_MARK, IMAGES, PROBLEM, as_list, check_columns
+
+_FOLDER = Path(__file__).parent / "templates"
+
+
+def to_prompts(dataset: datasets.Dataset, template: str = "plain") -> datasets.Dataset:
+    """`dataset` with rows as TRL takes them, made when a row is read.
+
+    A row is {"prompt": [{"role": "user", "content": [parts]}], "images": [RGB pictures], "problem": str,
+    "answer": str}; parts are {"type": "image"} and {"type": "text", "text": str} in the order of the problem's
+    `<image>` marks, or pictures first where it has none. `problem` stays as it is in the data set.
+    template: "plain", "think_boxed", or the path of a jinja file with the variable `problem`.
+    DataError for a bad template at once, for a bad row when it is read (run `check_dataset` first).
+    """
+    check_columns(dataset)
+    columns = [name for name in (IMAGES, PROBLEM, ANSWER) if name in dataset.column_names]
+    text = template_text(template)
+    _compile(text)
+    return dataset.select_columns(columns).with_transform(_PromptTransform(text))
+
+
+def template_text(name_or_path: str) -> str:
+    """The source of a template: "plain", "think_boxed" or the path of a jinja file. DataError if unknown."""
+    packaged = {path.stem: path for path in sorted(_FOLDER.glob("*.jinja"))}
+    path = packaged.get(name_or_path, Path(name_or_path).expanduser())
+    if not path.is_file():
+        raise DataError(
+            f"there is no prompt template {name_or_path!r}; use one of {list(packaged)} or the path of a jinja file"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _PromptTransform:
+    """Turns a batch of columns into a batch of prompts; holds text only, so that it pickles."""
+
+    template: str
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        problems = batch[PROBLEM]
+        images = batch[IMAGES] if IMAGES in batch else [[]] * len(problems)
+        rows = [self._row(problem, as_list(cell)) for problem, cell in zip(problems, images, strict=True)]
+        return {
+            "prompt": [[{"role": "user", "content": content}] for content, _ in rows],
+            IMAGES: [pictures for _, pictures in rows],
+            PROBLEM: problems,
+            ANSWER: [str(answer) for answer in batch[ANSWER]],
+        }
+
+    def _row(self, problem: str, images: list[Any]) -> tuple[list[dict[str, str]], list[PIL.Image.Image]]:
+        text = _compile(self.template).render(problem=problem)
+        marks = list(IMAGE_MARK.finditer(text))
+        if marks and len(marks) != len(images):
+            raise DataError(
+                f"{len(marks)} <image> marks but {len(images)} pictures in the row with the problem {problem[:80]!r}; "
+                "run vgpo.data.check_dataset to find all such rows"
+            )
+        try:
+            pictures = [decode_image(images[index]) for index in _picture_order(marks, len(images))]
+        except DataError as error:
+            raise DataError(f"{error} (row with the problem {problem[:80]!r})") from error
+        if not marks:
+            return [*[{"type": "image"}] * len(images), {"type": "text", "text": text}], pictures
+        return _parts(text, marks), pictures
+
+
+def _parts(text: str, marks: list[Any]) -> list[dict[str, str]]:
+    """The text cut at its marks; empty stretches are left out."""
+    parts: list[dict[str, str]] = []
+    position = 0
+    for mark in marks:
+        parts += [{"type": "text", "text": text[position : mark.start()]}, {"type": "image"}]
+        position = mark.end()
+    parts.append({"type": "text", "text": text[position:]})
+    return [part for part in parts if part.get("text") != ""]
+
+
+def _picture_order(marks: list[Any], num_images: int) -> list[int]:
+    """Pictures in the order of their marks: by number if the marks are numbered 1 to N, else as stored."""
+    numbers = [int(mark.group(1)) - 1 for mark in marks if mark.group(1)]
+    return numbers if sorted(numbers) == list(range(num_images)) else list(range(num_images))
+
+
+@functools.cache
+def _compile(text: str) -> jinja2.Template:
+    # Not HTML, hence no escaping; the sandbox keeps a downloaded template from reaching Python.
+    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(text))
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the prompt template has an error in line {error.lineno}: {error.message}") from error
+    if variables != {PROBLEM}:
+        raise DataError(
+            f"the prompt template uses the variables {sorted(variables)}; expected exactly ['problem'], as in "
+            "{{ problem }}"
+        )
+    return environment.from_string(text)

@@ -1,0 +1,60 @@
+"""Reward functions with TRL's signature: one list per column, keyword arguments, one float per completion."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vgpo.rewards.answers import extract_boxed
+from vgpo.rewards.grader import default_grader
+
+Completion = str | list[dict[str, Any]]
+
+
+def accuracy_reward(
+    completions: Sequence[Completion],
+    answer: Sequence[str | int],
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    r"""1.0 where the last `\boxed{}` of the completion is right (`Grader.grade`), else 0.0.
+
+    completions: texts, or conversations whose last message is the response. answer: the golds.
+    log_metric receives "grader/timeouts", the number of symbolic checks of this call that were killed.
+    """
+    grader = default_grader()
+    timeouts_before = grader.statistics.timeouts
+    verdicts = grader.grade([_response(row, completion) for row, completion in enumerate(completions)], answer)
+    if log_metric is not None:
+        log_metric("grader/timeouts", float(grader.statistics.timeouts - timeouts_before))
+    return [float(verdict) for verdict in verdicts]
+
+
+def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
+    r"""1.0 where the completion is `<think>...</think>` and then an answer with one `\boxed{}`, else 0.0.
+
+    The whole completion counts: blanks may surround it, text before `<think>` may not. The answer's box must
+    be the only one after `</think>`, closed and not empty.
+    """
+    return [float(_has_format(_response(row, completion).strip())) for row, completion in enumerate(completions)]
+
+
+def _has_format(response: str) -> bool:
+    thought, closing, answer = response.partition("</think>")
+    return (
+        thought.startswith("<think>")
+        and thought.count("<think>") == 1
+        and bool(closing)
+        and "<think>" not in answer
+        and "</think>" not in answer
+        and answer.count("\\boxed{") == 1
+        and bool(extract_boxed(answer))
+    )
+
+
+def _response(row: int, completion: Completion) -> str:
+    response = completion[-1]["content"] if isinstance(completion, list) and completion else completion
+    if not isinstance(response, str):
+        raise TypeError(
+            f"row {row}: the completion is {type(response).__name__}, expected str or a list of messages "
+            "whose last has text as its content"
+        )
+    return response

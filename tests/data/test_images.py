@@ -1,0 +1,75 @@
+import base64
+import io
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from vgpo.data import DataError, decode_image
+from vgpo.data.images import verify_image
+
+
+def encoded(mode: str = "RGB", kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new(mode, (3, 2), 200).save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_every_form_gives_the_same_rgb_picture(tmp_path: Path) -> None:
+    data = encoded("L")
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    forms = [
+        PIL.Image.open(io.BytesIO(data)),
+        data,
+        {"bytes": data, "path": None},
+        {"bytes": data, "path": "not/there.png"},
+        {"bytes": None, "path": str(path)},
+        {"path": str(path)},
+        str(path),
+        path,
+        "data:image/png;base64," + base64.b64encode(data).decode(),
+    ]
+    for form in forms:
+        verify_image(form)
+        image = decode_image(form)
+        assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (200, 200, 200))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("P", "GIF"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("1", "PNG")]
+)
+def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
+    assert decode_image(encoded(mode, kind)).mode == "RGB"
+
+
+def test_orientation_is_applied() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    assert decode_image(encoded(kind="JPEG", exif=exif)).size == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (b"no picture", "of 10 bytes cannot be opened"),
+        (encoded()[:50], "damaged|cannot be opened"),
+        ({"bytes": b"no picture", "path": "a.png"}, "with path 'a.png' and 10 bytes cannot be opened"),
+        ({"bytes": None, "path": None}, "has no known form; give a PIL image, bytes"),
+        ("missing.png", "there is no picture file missing.png; correct the path"),
+        ("https://example.org/a.png", "is a web address; store its bytes or a local path"),
+        ("data:image/png,plain", "is not of the form data:image"),
+        ("data:image/png;base64,???", "is not valid base64"),
+        (5, "of type int has no known form"),
+    ],
+)
+def test_bad_picture_says_why(value: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        verify_image(value)
+
+
+def test_picture_cut_short_fails_when_decoded() -> None:
+    file = io.BytesIO()
+    PIL.Image.effect_noise((64, 64), 50).save(file, "JPEG")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode_image(file.getvalue()[:-400])

@@ -1,0 +1,103 @@
+import datasets
+import pytest
+
+from vgpo.data import DataError, check_dataset
+
+
+def row(png, problem="<image>How many?", answer="7", images=None) -> dict:
+    return {"images": [png()] if images is None else images, "problem": problem, "answer": answer}
+
+
+def test_a_sound_set_passes(png, make_dataset, capfd) -> None:
+    rows = [
+        row(png),
+        row(png, problem="no mark at all", images=[png(), png()]),
+        row(png, problem="<image 1> or <image_2>?", images=[png(), png()]),
+        row(png, problem="text only", images=[]),
+    ]
+    check_dataset(make_dataset(rows))
+    assert capfd.readouterr().err == ""
+
+
+def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
+    rows = [{"images": {"bytes": png(), "path": None}, "problem": "<image>How many?", "answer": 7}]
+    check_dataset(datasets.Dataset.from_list(rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem": ""}, "row 1, field 'problem': empty; expected the question. Fill it or drop the row"),
+        ({"problem": " \n"}, "row 1, field 'problem': empty"),
+        ({"problem": None}, "row 1, field 'problem': empty"),
+        ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
+        ({"answer": None}, "row 1, field 'answer': empty"),
+        ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
+        ({"images": []}, "row 1, field 'problem': 1 <image> marks but 0 in field 'images'; expected equal counts"),
+        ({"images": None}, "row 1, field 'problem': 1 <image> marks but 0 in field 'images'"),
+        ({"images": [b"junk"]}, "row 1, field 'images', picture 0: the picture with path None and 4 bytes cannot be"),
+        ({"images": ["gone.png"]}, "row 1, field 'images', picture 0: there is no picture file gone.png; correct"),
+        ({"images": [None]}, "row 1, field 'images', picture 0: the picture of type NoneType has no known form"),
+    ],
+)
+def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, message: str) -> None:
+    bad = row(png)
+    bad.update(changes)
+    with pytest.raises(DataError) as caught:
+        check_dataset(make_dataset([row(png), bad, row(png)]))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"question": ["a"], "answer": ["b"]}, "no column 'problem'; its columns are ['question', 'answer']. Rename"),
+        ({"problem": ["a"]}, "no column 'answer'; its columns are ['problem']. Rename"),
+        ({"problem": [5], "answer": ["b"]}, "column 'problem' is int64; expected string"),
+        ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
+        ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
+        ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
+        ({"problem": ["a"], "answer": ["b"], "image": ["c"]}, "the columns found are ['problem', 'answer', 'image']"),
+        ({"problem": ["a"], "answer": ["b"]}, "field 'images': no row of the whole set has a picture"),
+        ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has a picture"),
+        ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has a picture"),
+    ],
+)
+def test_bad_columns_are_named(columns: dict, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_dataset(datasets.Dataset.from_dict(columns))
+    assert message in str(caught.value)
+
+
+def test_empty_set(png, make_dataset) -> None:
+    with pytest.raises(DataError, match="has no row; expected at least one"):
+        check_dataset(make_dataset([row(png)]).select([]))
+
+
+def test_faults_are_listed_together_up_to_ten(png, make_dataset) -> None:
+    rows = [row(png), row(png, answer="", problem="")] * 4
+    with pytest.raises(DataError) as caught:
+        check_dataset(make_dataset(rows))
+    assert str(caught.value).count("\n") == 8
+    with pytest.raises(DataError, match="and more; these are the first 10") as caught:
+        check_dataset(make_dataset(rows * 3))
+    assert str(caught.value).count("row ") == 10
+
+
+def test_only_the_first_pictures_are_opened_on_request(png, make_dataset) -> None:
+    dataset = make_dataset([row(png), row(png, images=[b"junk"])])
+    check_dataset(dataset, max_pictures=1)
+    with pytest.raises(DataError, match="picture 0"):
+        check_dataset(dataset, max_pictures=2)
+
+
+def test_rows_are_counted_after_selection_and_a_long_set_has_a_bar(png, make_dataset, capfd, monkeypatch) -> None:
+    dataset = make_dataset([row(png, answer=""), *[row(png) for _ in range(600)]])
+    check_dataset(dataset.select(range(600, 0, -1)))
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
+    check_dataset(dataset.select(range(600, 0, -1)))
+    assert "Checking the data set" in capfd.readouterr().err
+    with pytest.raises(DataError, match="row 600, field 'answer'"):
+        check_dataset(dataset.select(range(600, -1, -1)), progress=False)
+    assert capfd.readouterr().err == ""

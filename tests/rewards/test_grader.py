@@ -1,0 +1,243 @@
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vgpo.rewards import Grader, grade, process
+
+SLOW = "9**(9*9*9*9*9*9*9*9*9)"  # passes the refusal, then computes a power of 387 million digits
+SYMBOLIC = (r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader() as grader:
+        yield grader
+
+
+def boxed(answer: str) -> str:
+    return rf"So the answer is \boxed{{{answer}}}."
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("A", r"\textbf{A}", True),
+        ("A", "A. 12", True),  # mathruler alone says no: our letter path
+        ("A", "A.", True),  # the same
+        ("A", "Option A", False),
+        ("12", "12 cm", True),
+        ("12", r"12\text{ cm}", True),
+        ("30", r"30^\circ", True),
+        ("30", "30°", False),
+        ("50", "50%", True),
+        ("0.5", r"50\%", False),
+        (r"\frac12", r"\frac{2}{4}", False),
+        ("2/4", "1/2", False),
+        ("0.5", r"\frac{1}{2}", True),
+        ("1000", "1,000", True),
+        (r"2\sqrt{3}", r"\sqrt{12}", True),
+        (r"2 \sqrt { 221 }", r"2\sqrt{221}", True),
+        (r"4\pi", "12.57", False),
+        ("(1,2)", "[1,2]", False),
+        ("(1,2)", "1,2", False),
+        ("1,2", "2,1", False),
+        ("x>3", r"(3,\infty)", False),
+        (r"(-\infty,3)", "x<3", False),
+        ("0.33", r"\frac13", False),
+        ("3", "3 or 4", False),
+        ("2 m/s", "2", False),
+        ("1.2e3", "1200", True),
+        ("A, C", "A,C", True),
+        ("A, C", "A and C", True),
+        ("A, C", "C, A", False),
+        ("2191.7 metres", "2191.7", False),
+        ("left", "felt", False),
+        ("cat", "act", False),
+        ("ABD", "DAB", False),
+        ("AC", "CA", True),
+    ],
+)
+def test_agrees_with_mathruler_plus_the_letter_path(grader: Grader, gold: str, answer: str, right: bool) -> None:
+    assert grader.grade([boxed(answer)], [gold]) == [right]
+
+
+def test_results_keep_their_order_and_equal_pairs_are_checked_once(grader: Grader) -> None:
+    symbolic_before = grader.statistics.symbolic
+    predictions = [boxed("8"), boxed(r"\sqrt{12}"), boxed("7"), boxed(r"\sqrt{13}"), boxed(r"\sqrt{12}"), "none"]
+    golds = [7, r"2\sqrt{3}", 7, r"2\sqrt{3}", r"\boxed{2\sqrt{3}}", "7"]
+    assert grader.grade(predictions, golds) == [False, True, True, False, True, False]
+    assert grader.statistics.symbolic - symbolic_before == 2
+
+
+@pytest.mark.parametrize("response", ["The answer is None.", r"\boxed{None", r"\boxed{}", ""])
+def test_no_answer_is_never_right(grader: Grader, response: str) -> None:
+    assert grader.grade([response], ["None"]) == [False]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "golds", "error", "message"),
+    [
+        ([boxed("1"), boxed("2")], ["1", 2.5], TypeError, "row 1: the answer is float, expected str or int"),
+        ([boxed("1")], [True], TypeError, "row 0: the answer is bool, expected str or int"),
+        ([boxed("1")], [None], TypeError, "row 0: the answer is NoneType, expected str or int"),
+        ([5], ["1"], TypeError, "row 0: the prediction is int, expected str"),
+        ([boxed("1")], [" "], ValueError, "row 0: the answer is empty"),
+        ([boxed("1")], [], ValueError, "1 predictions but 0 golds"),
+    ],
+)
+def test_bad_input(predictions: list, golds: list, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        grade(predictions, golds)
+
+
+def test_text_alone_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
+    with Grader() as grader:
+        assert grader.grade([boxed("7"), boxed("b"), boxed("8")], ["7", "B", "7"]) == [True, True, False]
+
+
+def test_worker_that_cannot_start_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
+    with Grader() as grader, pytest.raises(RuntimeError, match=r"No module named vgpo[.]does_not_exist"):
+        grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]])
+
+
+def test_hanging_check_is_killed_and_the_next_one_works() -> None:
+    with Grader(timeout=1.0) as grader:
+        start = time.perf_counter()
+        assert grader.grade([boxed(SLOW)] * 4, ["1.5"] * 4) == [False] * 4
+        assert 1.0 < time.perf_counter() - start < 30.0  # with the start of the worker; unbounded it takes hours
+        assert grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]]) == [True]
+        assert grader.statistics.timeouts == 1
+
+
+def test_timeouts_are_counted_each_and_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    with Grader(timeout=0.1) as grader:
+        assert grader.grade([boxed("hang")] * 2, ["a", "b"]) == [False, False]
+        assert grader.statistics.timeouts == 2
+    assert caplog.text.count("took over 0.1 s") == 1
+
+
+@pytest.mark.parametrize("answer", ["9**9**9**9", "999999999!", "9^{9^{9^{9}}}", "7" * 1_000_000 + "+x"])
+def test_towers_factorials_and_megabytes_cost_nothing(grader: Grader, answer: str) -> None:
+    symbolic_before, start = grader.statistics.symbolic, time.process_time()
+    assert grader.grade([boxed(answer)], ["1.5"]) == [False]
+    assert time.process_time() - start < 1.0
+    assert grader.statistics.symbolic == symbolic_before
+
+
+def test_crash_is_counted_and_grading_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    with Grader() as grader:
+        assert grader.grade([boxed("right"), boxed("crash")], ["a", "a"]) == [True, False]
+        assert grader.grade([boxed("right"), boxed("wrong")], ["a", "a"]) == [True, False]
+        assert grader.statistics.crashes == 1
+    assert "ended the grader's worker" in caplog.text
+
+
+def test_worker_killed_while_idle_is_replaced_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    with Grader() as grader:
+        grader.grade([boxed("right")], ["a"])
+        os.kill(grader._worker._process.pid, signal.SIGKILL)
+        grader._worker._process.wait()
+        assert grader.grade([boxed("right")], ["a"]) == [True]
+        assert grader.statistics.crashes == 0
+
+
+def test_interrupted_check_does_not_answer_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+
+    def interrupt(connection: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with Grader() as grader:
+        grader.grade([boxed("right")], ["a"])
+        with monkeypatch.context() as patch:
+            patch.setattr("multiprocessing.connection.Connection.recv_bytes", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                grader.grade([boxed("right")], ["a"])
+        assert grader.grade([boxed("wrong")], ["a"]) == [False]
+
+
+def test_threads_share_a_grader(grader: Grader) -> None:
+    results: dict[int, list[bool]] = {}
+
+    def work(number: int) -> None:
+        results[number] = grader.grade([boxed(rf"\sqrt{{{4 * number}}}")], [rf"2\sqrt{{{number}}}"])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (2, 3, 5, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert results == {number: [True] for number in (2, 3, 5, 7)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is set on Linux only")
+def test_worker_has_a_memory_limit_and_writes_no_file(grader: Grader) -> None:
+    grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]])
+    limits = Path(f"/proc/{grader._worker._process.pid}/limits").read_text()
+    assert re.search(rf"Max address space +{grader.memory_bytes} ", limits)
+    assert re.search(r"Max file size +0 ", limits)
+
+
+def _exit_zero_if_right(grader: Grader) -> None:
+    sys.exit(0 if grader.grade([boxed("right")], ["a"]) == [True] else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # it is what is tested
+def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    with Grader() as grader:
+        assert grader.grade([boxed("right")], ["a"]) == [True]
+        pid = grader._worker._process.pid
+        child = multiprocessing.get_context("fork").Process(target=_exit_zero_if_right, args=(grader,), daemon=True)
+        with grader._lock:  # as if another thread were grading at that moment
+            child.start()
+            child.join(timeout=30)
+        assert child.exitcode == 0
+        assert grader.grade([boxed("wrong"), boxed("right")], ["a", "a"]) == [False, True]
+        assert grader._worker._process.pid == pid
+
+
+def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_sympy(tmp_path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        textwrap.dedent(
+            r"""
+            import sys
+            from vgpo.rewards import default_grader, grade
+            print(grade([r"\boxed{\sqrt{12}}"], [r"2\sqrt{3}"]), default_grader()._worker._process.pid, end=" ")
+            print("sympy" in sys.modules)
+            """
+        )
+    )
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    verdict, pid, has_sympy = run.stdout.split()
+    assert (verdict, has_sympy, run.stderr) == ("[True]", "False", "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_easy_gradings_are_quick() -> None:
+    predictions = [boxed(str(number % 10)) + "x" * 2000 for number in range(5000)]
+    start = time.process_time()
+    verdicts = grade(predictions, [3] * 5000)
+    assert time.process_time() - start < 3.0
+    assert sum(verdicts) == 500

@@ -1,0 +1,75 @@
+"""Runs with fixed rollouts: what the shaping makes of them, and the weights that come out.
+
+As a script, one process of several:
+python -m torch.distributed.run --nproc-per-node 2 tests/trl/rollout_worker.py OUT JSON_OF_SETTINGS_BY_NAME
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.trl.tiny import GROUP, coin, rows_with_pictures
+
+from vgpo.toy.model import build_model, build_processor
+from vgpo.trl import VGPOConfig, VGPOTrainer
+
+PADDING = 0
+
+
+class FixedRollouts(VGPOTrainer):
+    """Rollout n of the global batch has the same tokens in any split over processes."""
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        first = self.accelerator.process_index * len(prompt_ids)
+        return [tokens_of(1000 * self.state.global_step + first + i) for i in range(len(prompt_ids))], None
+
+    def _compute_loss(self, model, inputs):
+        self.saved = getattr(self, "saved", [])
+        loss = super()._compute_loss(model, inputs)
+        if not self._shapes_in_update:
+            self.saved.append((inputs["completion_ids"], inputs["advantages"]))
+        return loss
+
+    def _shape_micro_batch(self, inputs, similarity, entropy):
+        super()._shape_micro_batch(inputs, similarity, entropy)
+        self.saved.append((inputs["completion_ids"], inputs["advantages"]))
+
+
+def tokens_of(number: int) -> list[int]:
+    generator = torch.Generator().manual_seed(number)
+    length = 3 + number % 4
+    return torch.randint(20, 60, (length,), generator=generator).tolist()
+
+
+def train(folder: Path, settings: dict) -> dict:
+    """Two steps with fixed rollouts: shaped advantages by the tokens of the rollout, and the weights."""
+    processor = build_processor()
+    trainer = FixedRollouts(
+        model=build_model(processor.tokenizer, seed=1),
+        reward_funcs=coin,
+        args=VGPOConfig(
+            output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, max_steps=2,
+            logging_steps=1, learning_rate=1e-3, num_generations=GROUP, max_completion_length=8, bf16=False,
+            gradient_checkpointing=False, shuffle_groups=False, dataloader_pin_memory=False, **settings,
+        ),
+        train_dataset=rows_with_pictures(16),
+        processing_class=processor,
+    )  # fmt: skip
+    trainer.train()
+    rollouts = {
+        tuple(tokens[tokens != PADDING].tolist()): advantages[tokens != PADDING]
+        for batch_tokens, batch_advantages in trainer.saved
+        for tokens, advantages in zip(batch_tokens, batch_advantages, strict=True)
+    }
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return {"rollouts": rollouts, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+
+
+if __name__ == "__main__":
+    out, named_settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    for name, settings in named_settings.items():
+        torch.save(train(out / name, settings), out / f"{name}-{os.environ['RANK']}.pt")

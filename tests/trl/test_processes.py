@@ -1,0 +1,55 @@
+"""Two processes make of the same rollouts what one process makes of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.trl import rollout_worker
+from tests.trl.tiny import GROUP
+
+NUM_PROCESSES = 2
+SETTINGS = {
+    "whole": {"per_device_train_batch_size": 2 * GROUP},
+    "accumulated": {"per_device_train_batch_size": GROUP, "gradient_accumulation_steps": 2},
+    "split": {"per_device_train_batch_size": GROUP // 2, "gradient_accumulation_steps": 4},
+    "across": {"per_device_train_batch_size": GROUP // 2},
+}
+"""Settings of each of two processes: groups whole, one to a slice, cut into slices, and cut between the processes."""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    worker = str(Path(rollout_worker.__file__))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES)]
+    finished = subprocess.run(
+        [*launch, worker, str(folder), json.dumps(SETTINGS)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_equal_one(tmp_path, two_processes, name):
+    settings = SETTINGS[name]
+    size = NUM_PROCESSES * settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
+    expected = rollout_worker.train(tmp_path, {"per_device_train_batch_size": size})
+    first, second = (torch.load(two_processes / f"{name}-{rank}.pt") for rank in range(NUM_PROCESSES))
+    rollouts = first["rollouts"] | second["rollouts"]
+    assert rollouts.keys() == expected["rollouts"].keys()
+    assert len(rollouts) == 2 * size
+    for tokens, advantages in expected["rollouts"].items():
+        torch.testing.assert_close(rollouts[tokens], advantages, atol=2e-4, rtol=1e-3)
+    for parameter, weight in expected["weights"].items():
+        torch.testing.assert_close(first["weights"][parameter], weight, atol=2e-4, rtol=0)
+        assert torch.equal(first["weights"][parameter], second["weights"][parameter])
