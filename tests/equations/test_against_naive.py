@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.equations import naive
 
 import vgpo.equations
+from tests.equations import naive
 from vgpo import (
     ReweightedAdvantages,
     VGPOSettings,

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig, VGPOTrainer
 

@@ -13,7 +13,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trl.tiny import GROUP, coin, rows_with_pictures
-
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
@@ -46,15 +45,16 @@ def tokens_of(number: int) -> list[int]:
 
 
 def train(folder: Path, settings: dict) -> dict:
-    """Two steps with fixed rollouts: shaped advantages by the tokens of the rollout, and the weights."""
+    """Steps with fixed rollouts: shaped advantages by the tokens of the rollout, the weights, and the log."""
     processor = build_processor()
     trainer = FixedRollouts(
         model=build_model(processor.tokenizer, seed=1),
         reward_funcs=coin,
         args=VGPOConfig(
-            output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, max_steps=2,
+            output_dir=str(folder), use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, 
             logging_steps=1, learning_rate=1e-3, num_generations=GROUP, max_completion_length=8, bf16=False,
-            gradient_checkpointing=False, shuffle_groups=False, dataloader_pin_memory=False, **settings,
+            gradient_checkpointing=False, shuffle_groups=False, dataloader_pin_memory=False,
+            **{"max_steps": 2, **settings},
         ),
         train_dataset=rows_with_pictures(16),
         processing_class=processor,
@@ -66,7 +66,8 @@ def train(folder: Path, settings: dict) -> dict:
         for tokens, advantages in zip(batch_tokens, batch_advantages, strict=True)
     }
     model = trainer.accelerator.unwrap_model(trainer.model)
-    return {"rollouts": rollouts, "weights": {name: p.detach() for name, p in model.named_parameters()}}
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    return {"rollouts": rollouts, "weights": weights, "log": trainer.state.log_history}
 
 
 if __name__ == "__main__":

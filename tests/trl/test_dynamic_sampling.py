@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.trl.tiny import GROUP, rows_with_pictures
 
+from tests.trl.tiny import GROUP, rows_with_pictures
 from vgpo.trl import DynamicSamplingError, VGPOTrainer
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, keep_mask
 

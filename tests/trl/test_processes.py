@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.trl import rollout_worker
 from tests.trl.tiny import GROUP
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.trl.tiny import GROUP, rows_with_pictures
 
+from tests.trl.tiny import GROUP, rows_with_pictures
 from vgpo import VGPOSettings, reweight_advantages
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOTrainer

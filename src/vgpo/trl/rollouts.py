@@ -23,9 +23,9 @@ def rollout_records(
 
     Args:
         step: optimiser steps done when the rollouts were trained on.
-        batch: a micro-batch with its `completion_ids`, `completion_mask`, `scalar_advantages`, `rewards`,
-            `group_ids` and `row_index`.
-        dataset_rows: the data-set row of each rollout.
+        batch: a micro-batch with ids and masks of prompts and completions, `visual_rows`, `scalar_advantages`,
+            `rewards`, `group_ids` and `row_index`.
+        dataset_rows: the data-set row of each rollout; what it lacks is read off the batch, or left out.
         reward_names: names of the columns of `batch["rewards"]`.
         focus: rho (B, T), or None where it was not measured.
         trace: what the shaping left, (B, T) or (B,).
@@ -33,19 +33,19 @@ def rollout_records(
     """
     records = []
     for i, row in enumerate(dataset_rows):
+        prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()]
         tokens = batch["completion_mask"][i].bool()
         ids = batch["completion_ids"][i][tokens].tolist()
-        has_focus = focus is not None and bool(batch["visual_rows"][i])
         record = {
             "step": step,
             "group": int(batch["group_ids"][i]),
             "row": int(batch["row_index"][i]),
-            "problem": row["problem"] if "problem" in row else _prompt_text(row["prompt"]),
+            "problem": row["problem"] if "problem" in row else tokenizer.decode(prompt, skip_special_tokens=True),
             "answer": row.get("answer"),
             "images": list(row.get("images") or []),
             "completion": tokenizer.decode(ids, skip_special_tokens=True),
             "tokens": [tokenizer.decode([token]) for token in ids],
-            "focus": focus[i][tokens].tolist() if focus is not None and has_focus else None,
+            "focus": None if focus is None or not batch["visual_rows"][i] else focus[i][tokens].tolist(),
             "advantage": float(batch["scalar_advantages"][i]),
             "rewards": dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True)),
         }
@@ -53,12 +53,3 @@ def rollout_records(
             record[name] = values[i][tokens].tolist() if values.ndim == 2 else float(values[i])
         records.append(record)
     return records
-
-
-def _prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    content = prompt[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in content)

@@ -1,0 +1,165 @@
+"""The command `vgpo`. Light on purpose: a command imports what it needs when it runs."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from vgpo import __version__
+
+app = typer.Typer(
+    help="Train vision-language models that keep looking at the picture while they reason.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+toy = typer.Typer(help="The embedded model and its task.", no_args_is_help=True)
+app.add_typer(toy, name="toy")
+
+PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="vgpo")
+
+
+@contextmanager
+def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """What a user can mend ends in its message, without a traceback."""
+    try:
+        yield
+    except errors as error:
+        Console(stderr=True).print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        Console().print(f"vgpo {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for data, both runs and the report. Default: under runs/.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
+    max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after so many steps.")] = None,
+    num_questions: Annotated[int | None, typer.Option(hidden=True, help="Evaluate on so many questions.")] = None,
+) -> None:
+    """Train the embedded model twice, with DAPO and with VGPO, and compare them in a report.
+
+    No GPU, no download: minutes on two cores.
+    """
+    from vgpo.commands import quickstart as command
+
+    with readable(command.ERRORS):
+        command.run(out, seed=seed, max_steps=max_steps, num_questions=num_questions)
+
+
+@app.command(context_settings=PASS_FIELDS_ON)
+def train(
+    context: typer.Context,
+    config: Annotated[str, typer.Option(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+) -> None:
+    """Train a model as a recipe says: [bold]vgpo train --config recipe.yaml --learning_rate 1e-6[/bold].
+
+    Every field of a recipe can be overridden as [bold]--field value[/bold]: those of vgpo, of TRL's GRPOConfig and
+    of its ModelConfig. A field that nobody knows is an error.
+    """
+    from vgpo.commands import train as command
+
+    with readable(command.ERRORS):
+        command.run(config, context.args, command=sys.argv)
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
+    ],
+    data: Annotated[
+        str, typer.Option(help="A data set as in a recipe: file, folder or hub name, with @split; 'toy:test'.")
+    ],
+    template: Annotated[str, typer.Option(help="Prompt template, the one of training.")] = "plain",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 2048,
+    min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the figures and every answer to this JSON file.")] = None,
+) -> None:
+    """Measure a checkpoint's greedy accuracy, with its 95 % interval."""
+    from vgpo.commands import evaluate as command
+
+    with readable(command.ERRORS):
+        command.run(
+            checkpoint,
+            data=data,
+            template=template,
+            limit=limit,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            dtype=dtype,
+            out=out,
+        )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; their curves are drawn over each other.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Draw one self-contained page from run folders."""
+    from vgpo.commands import report as command
+
+    with readable(command.ERRORS):
+        command.run(runs, out)
+
+
+@toy.command()
+def warmstart(
+    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint and the log of its accuracy.")],
+    seed: Annotated[int, typer.Option(help="Draws weights, pictures and questions.")] = 0,
+) -> None:
+    """Make the embedded model's weights anew, on the CPU."""
+    from vgpo.commands.toy import warmstart as command
+
+    command(out, seed)
+
+
+@toy.command()
+def data(
+    out: Annotated[Path, typer.Argument(help="Folder for train.parquet and test.parquet.")],
+    num_train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 4096,
+    num_test: Annotated[int, typer.Option(min=1, help="Held-out questions, on scans of their own.")] = 500,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+) -> None:
+    """Write the embedded task as parquet files with images, problem and answer."""
+    from vgpo.commands.toy import data as command
+
+    command(out, num_train, num_test, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from trl import ModelConfig, get_quantization_config
+
+from vgpo.commands.recipe import RecipeError
+from vgpo.data import check_dataset, load_dataset, to_prompts
+from vgpo.toy import checkpoint_path, write_datasets
+
+TOY_MODEL = "toy"
+
+
+def load_prompts(source: str, template: str, *, toy_folder: Path, limit: int | None = None) -> Dataset:
+    """A checked data set as prompts, one image-bearing question a row.
+
+    Args:
+        source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`.
+        template: What `vgpo.data.to_prompts` takes.
+        toy_folder: Where the embedded task's sets are written when `source` asks for them.
+        limit: Keep the first so many rows.
+
+    Raises:
+        DataError: A row or column that cannot be trained on; names it.
+    """
+    # The same pictures whatever the seed of a run, so that accuracies of runs can be compared.
+    if source == "toy:train":
+        source = str(write_datasets(toy_folder / "train", num_test=1)[0])
+    elif source == "toy:test":
+        source = str(write_datasets(toy_folder / "test", num_train=1)[1])
+    dataset = load_dataset(source)
+    if limit is not None:
+        dataset = dataset.select(range(min(limit, len(dataset))))
+    check_dataset(dataset)
+    return to_prompts(dataset, template)
+
+
+def load_processor(
+    model: ModelConfig, *, trust_remote_code: bool, min_pixels: int | None, max_pixels: int | None
+) -> ProcessorMixin:
+    """The checkpoint's processor, padding on the left, within pixel limits (in pixels of the whole image).
+
+    Raises:
+        RecipeError: No such checkpoint, a checkpoint without images, or a processor without pixel limits.
+    """
+    processor = load(AutoProcessor, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    if not isinstance(processor, ProcessorMixin):
+        raise RecipeError(f"{model.model_name_or_path} has no image processor; name a vision-language model")
+    processor.tokenizer.padding_side = "left"
+    set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
+    return processor
+
+
+def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
+    """Resize every image to between so many pixels; None keeps the limit that is there.
+
+    Raises:
+        RecipeError: This kind of processor resizes in another way.
+    """
+    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    limits = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
+    if limits and "max_pixels" not in image_processor.valid_kwargs.__annotations__:
+        name = type(image_processor).__name__
+        raise RecipeError(f"{name} has no pixel limits; remove min_pixels and max_pixels from the recipe")
+    for edge, pixels in limits.items():
+        image_processor.size[edge] = pixels  # numbers of pixels, under the names of edges
+
+
+def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The checkpoint's vision-language model, in the dtype and with the attention that `model` names.
+
+    Raises:
+        RecipeError: The checkpoint cannot be loaded.
+    """
+    options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+    return load(
+        AutoModelForImageTextToText,
+        model,
+        revision=model.model_revision,
+        trust_remote_code=trust_remote_code,
+        **options,
+    )
+
+
+def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
+    """`from_pretrained`, with a checkpoint that is not there as an error of the recipe."""
+    name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else model.model_name_or_path
+    try:
+        return auto_class.from_pretrained(name, **options)
+    except OSError as error:
+        raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {error}") from error

@@ -1,0 +1,59 @@
+"""`vgpo quickstart`: the embedded model trained twice from the same start, and a page that compares the two."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from vgpo.commands.recipe import load_recipe
+from vgpo.commands.train import ERRORS, TrainedRun, quiet_libraries, train
+from vgpo.report import write_report
+from vgpo.toy import write_datasets
+
+__all__ = ["ERRORS", "run"]
+
+RECIPES = {"DAPO": "quickstart_dapo", "VGPO": "quickstart_vgpo"}
+
+
+def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: int | None) -> None:
+    """Train, evaluate on held-out pictures before and after, draw the report, print the figures."""
+    quiet_libraries()
+    out = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
+    train_file, test_file = write_datasets(out / "data")
+    words = ["--train_data", str(train_file), "--eval_data", str(test_file), "--seed", str(seed)]
+    if max_steps is not None:
+        words += ["--max_steps", str(max_steps)]
+    if num_questions is not None:
+        words += ["--eval_limit", str(num_questions)]
+
+    console = Console()
+    trained = {}
+    for name, recipe in RECIPES.items():
+        console.rule(name)
+        run_dir = ["--run_dir", str(out / name.lower())]
+        trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv)
+    report = out / "report.html"
+    write_report([run.folder.path for run in trained.values()], report)
+    console.print(comparison(trained))
+    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+
+
+def comparison(trained: dict[str, TrainedRun]) -> Table:
+    """Held-out accuracy of each run before and after, in per cent, with the interval of the latter."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run")
+    for column in ("before", "after", "gain", "95 % interval", "minutes"):
+        table.add_column(column, justify="right")
+    for name, run in trained.items():
+        before, after = run.evaluations["before"], run.evaluations["after"]
+        table.add_row(
+            name,
+            f"{before.accuracy:.1%}",
+            f"{after.accuracy:.1%}",
+            f"{100 * (after.accuracy - before.accuracy):+.1f} points",
+            f"{after.low:.1%} to {after.high:.1%}",
+            f"{run.training_seconds / 60:.1f}",
+        )
+    return table

@@ -1,0 +1,201 @@
+"""Recipes: YAML files that only pick values, checked key by key before anything heavy is loaded."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from vgpo.rewards import accuracy_reward, format_reward
+from vgpo.trl import VGPOConfig
+
+REWARDS = {"accuracy": accuracy_reward, "format": format_reward}
+
+# Known to the libraries below, but without effect or without safety here: refused with the way out.
+REFUSED_KEYS = {
+    "output_dir": "checkpoints go into the run folder; set run_dir instead",
+    "model_init_kwargs": "set dtype, attn_implementation, model_revision or trust_remote_code instead",
+    "resume_from_checkpoint": (
+        "a resumed vision-language model may silently restart from other weights; "
+        "start a new run with model_name_or_path set to the checkpoint instead"
+    ),
+    "eval_strategy": "evaluation is greedy and runs before and after the training; set eval_data instead",
+}
+
+
+class RecipeError(ValueError):
+    """A recipe or a command line that cannot be run; the message names file, key and fix."""
+
+
+@dataclass
+class RunArguments:
+    """What a run reads and writes; the method and the optimiser are `VGPOConfig`, the model is `ModelConfig`.
+
+    Raises:
+        ValueError: An unknown reward, or pixel limits that leave no image size.
+    """
+
+    train_data: str = field(
+        metadata={
+            "help": "Training set: a parquet or JSONL file, a folder, a hub name, each with an optional @split; "
+            "'toy:train' writes the embedded task's set into the run folder and reads it from there."
+        }
+    )
+    run_dir: str = field(
+        default="",
+        metadata={
+            "help": "Folder of the run: its settings, metrics, rollouts, checkpoints and report. "
+            "Default: runs/ and the name of the recipe."
+        },
+    )
+    eval_data: str | None = field(
+        default=None,
+        metadata={"help": "Held-out set, written as train_data; evaluated greedily before and after the training."},
+    )
+    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
+    evaluate_before: bool = field(
+        default=True, metadata={"help": "Evaluate the start model too, so that the report can state a gain."}
+    )
+    template: str = field(
+        default="plain",
+        metadata={"help": "Prompt template: 'plain', 'think_boxed', or a Jinja file with the variable 'problem'."},
+    )
+    rewards: list[str] = field(
+        default_factory=lambda: ["accuracy"],
+        metadata={"help": f"Rewards to add up, of {sorted(REWARDS)}; reward_weights weighs them in this order."},
+    )
+    min_pixels: int | None = field(
+        default=None, metadata={"help": "Smaller images are enlarged to this many pixels. Default: the processor's."}
+    )
+    max_pixels: int | None = field(
+        default=None, metadata={"help": "Larger images are reduced to this many pixels. Default: the processor's."}
+    )
+    num_processes: int | None = field(
+        default=None,
+        metadata={"help": "Processes that the batch sizes are written for; another number at start is an error."},
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.rewards:
+            if name not in REWARDS:
+                raise ValueError(f"rewards: unknown reward {name!r}{suggestion(name, REWARDS)}")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})")
+        if self.eval_limit is not None and self.eval_limit < 1:
+            raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: everything `vgpo.commands.train.train` needs."""
+
+    run: RunArguments
+    config: VGPOConfig
+    model: ModelConfig
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and the command line that overrides it.
+
+    Args:
+        source: Path of a YAML file, or the name of a recipe that comes with the package.
+        overrides: Command-line words such as `["--learning_rate", "1e-6"]`.
+
+    Raises:
+        RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
+    """
+    path = find_recipe(source)
+    values = read_mapping(path)
+    parser = RecipeParser((RunArguments, VGPOConfig, ModelConfig), allow_abbrev=False, prog="vgpo train")
+    known = field_names()
+    check_keys(values, known, where=str(path))
+    check_keys(option_names(overrides, known), known, where="command line")
+    parser.set_values(values)
+    try:
+        run, config, model, rest = parser.parse_args_into_dataclasses(
+            args=list(overrides), return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if rest:
+        raise RecipeError(f"command line: unexpected {rest[0]!r}; a value follows its --field")
+    if model.model_name_or_path is None:
+        raise RecipeError(f"{path}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+    run.run_dir = run.run_dir or str(Path("runs") / path.stem)
+    config.output_dir = str(Path(run.run_dir) / "checkpoints")
+    return Recipe(run, config, model)
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser, with a value that does not fit as an exception in place of an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def set_values(self, values: dict[str, Any]) -> None:
+        """Recipe values as defaults; scalars as words, for argparse checks the type of words only."""
+        lists = {action.dest for action in self._actions if action.nargs == "+"}
+        scalars = (bool, int, float, str)
+        words = {key: str(value) if isinstance(value, scalars) else value for key, value in values.items()}
+        listed = {key: [value] for key, value in words.items() if key in lists and isinstance(value, str)}
+        self.set_defaults_with_config(**words | listed)
+
+
+def field_names() -> list[str]:
+    """All fields that a recipe may set."""
+    return [f.name for kind in (RunArguments, VGPOConfig, ModelConfig) for f in dataclasses.fields(kind) if f.init]
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The path of a recipe: an existing file, or the name of one that comes with the package."""
+    if Path(source).is_file():
+        return Path(source)
+    shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
+    name = Path(source).stem
+    if name in shipped and Path(source).parent in (Path(), Path("recipes")):
+        return shipped[name]
+    hint = suggestion(name, shipped) or f"; the package has {', '.join(sorted(shipped))}"
+    raise RecipeError(f"{source}: no such recipe file{hint}")
+
+
+def recipe_folder() -> Path:
+    """Inside an installed package; in a checkout, beside `src`."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected a mapping of 'field: value' lines, found {type(values).__name__}")
+    return values
+
+
+def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None:
+    """Refuse keys that nobody reads, and keys that would not do what they say."""
+    for key in keys:
+        if key in REFUSED_KEYS:
+            raise RecipeError(f"{where}: {key} cannot be set: {REFUSED_KEYS[key]}")
+        if key not in known:
+            raise RecipeError(f"{where}: unknown field {key!r}{suggestion(str(key), known)}")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' with the nearest known name, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Field names in a command line: `--field`, `--field=value`, and `--no_field` for a switch."""
+    names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return [name[3:] if name.startswith("no_") and name[3:] in known else name for name in names]

@@ -1,0 +1,38 @@
+"""The callback that keeps the run folder up to date while a trainer runs."""
+
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vgpo.report.page import write_report
+from vgpo.report.run_folder import RunFolder
+
+
+class RunCallback(TrainerCallback):
+    """Log to metrics.jsonl, and draw report.html when training ends.
+
+    Every process may hold one; only the world's main process writes. A line is
+    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC).
+    """
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.run_folder = run_folder
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            place = {"step": state.global_step, "epoch": state.epoch, "time": time.time()}
+            self.run_folder.log_metrics({**place, **logs})
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write_report([self.run_folder.path], self.run_folder.report_path)

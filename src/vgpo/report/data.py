@@ -1,0 +1,250 @@
+"""The data of a report: everything the page shows, as one JSON-able dict, and nothing else."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vgpo.report.rollouts import fit_rollouts, summarise_rollouts
+from vgpo.report.run_folder import RunFolder
+from vgpo.report.storage import RunFolderError
+
+VERSION = 1
+MAX_RUNS = 8  # more lines than that cannot be told apart
+MAX_POINTS = 400  # per line; longer ones are averaged
+ROLLOUT_BYTES = 3_500_000  # of all runs together
+# Settings that differ between any two runs and explain nothing.
+SETTINGS_OF_PLACE = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page. `read` takes a metrics line and gives the value at that step, None if absent."""
+
+    id: str
+    title: str
+    caption: str
+    unit: str
+    digits: int
+    from_zero: bool
+    read: Callable[[Mapping[str, Any]], float | None]
+
+
+def metric(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
+    """Read the first of `keys` that a metrics line holds."""
+    return lambda line: next((line[key] for key in keys if line.get(key) is not None), None)
+
+
+def accuracy_reward(line: Mapping[str, Any]) -> float | None:
+    keys = [key for key in line if key.startswith("rewards/") and key.endswith("/mean") and "accuracy" in key]
+    return line[keys[0]] if keys else None
+
+
+def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
+    kept, drawn = line.get("sampling/groups_kept"), line.get("sampling/groups_drawn")
+    return kept / drawn if kept is not None and drawn else None
+
+
+HELD_OUT_KEYS = ("eval_accuracy", "eval/accuracy", "eval_rewards/accuracy_reward/mean")
+CHARTS = (
+    Chart("held_out", "Held-out accuracy", "Questions never trained on.", "", 3, True, metric(*HELD_OUT_KEYS)),
+    Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, accuracy_reward),
+    Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "", 3, True, metric("reward")),
+    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric("focus/mean")),
+    Chart(
+        "late_early",
+        "Late / early focus",
+        "Visual accumulation, second half over first; 1 is even.",
+        "",
+        3,
+        False,
+        metric("focus/late_early_ratio"),
+    ),
+    Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric("focus/gate_rate")),
+    Chart(
+        "length",
+        "Response length",
+        "Mean over a step's rollouts.",
+        "tokens",
+        1,
+        False,
+        metric("completions/mean_length"),
+    ),
+    Chart("entropy", "Entropy", "Of the policy, mean per token.", "nats", 3, False, metric("entropy")),
+    Chart(
+        "groups",
+        "Groups kept",
+        "Share of drawn groups neither too easy nor too hard.",
+        "",
+        2,
+        True,
+        share_of_groups_kept,
+    ),
+    Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
+)
+
+
+def report_data(runs: Sequence[Path]) -> dict[str, Any]:
+    """Collect what a report of these run folders shows.
+
+    Returns:
+        dict, JSON-able:
+        `version`: 1, the version of this layout.
+        `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601), `machine`,
+            `last_step`, `num_rollouts`,
+            `evaluation` (None, or `before` and `after`, each None or `accuracy`, `low`, `high` in [0, 1] with
+            `num_questions` and `num_correct`; and `change`, None or `points`, `low`, `high` in [-1, 1]),
+            `focus_curve` (None, or `first_step`, `last_step` and, for `correct` and `wrong`, `values`: mean rho
+            in each tenth of the response, and `num_rollouts`),
+            `rollouts` (the shown ones: see `vgpo.report.rollouts.rollout_entry`).
+        `settings`: the settings in which the runs differ: `name` and `values`, one text per run.
+        `charts`: `id`, `title`, `caption`, `unit`, `digits`, `from_zero` and `series`, each `run` (index),
+            `steps`, `values` and `averaged` (logged steps per point). Only charts that have a value.
+        `images`: name -> None (no longer stored) or `uri` (data URI), `width`, `height` in pixels.
+
+    Raises:
+        RunFolderError: no run, a run given twice, more than 8; a folder without a run or with a broken file.
+    """
+    check_runs(runs)
+    folders = [RunFolder.open(path) for path in runs]
+    metrics = [drop_abandoned_steps(folder.read_metrics()) for folder in folders]
+    images: dict[str, Any] = {}
+    budget = ROLLOUT_BYTES // len(folders)
+    names = distinct_names([folder.path for folder in folders])
+    return {
+        "version": VERSION,
+        "runs": [
+            describe_run(folder, name, lines, images, budget)
+            for folder, name, lines in zip(folders, names, metrics, strict=True)
+        ],
+        "settings": differing_settings([folder.read_config() for folder in folders]),
+        "charts": draw_charts(metrics),
+        "images": images,
+    }
+
+
+def check_runs(runs: Sequence[Path]) -> None:
+    if not runs:
+        raise RunFolderError("found no run to report on, expected at least one run folder")
+    if len(runs) > MAX_RUNS:
+        raise RunFolderError(f"found {len(runs)} runs, expected at most {MAX_RUNS}; write several reports")
+    resolved = [Path(run).resolve() for run in runs]
+    twice = [str(path) for path in resolved if resolved.count(path) > 1]
+    if twice:
+        raise RunFolderError(f"{twice[0]} was given twice; name each run folder once")
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the folder names, with the parent's name before them where two are the same."""
+    resolved = [path.resolve() for path in paths]
+    if len({path.name for path in resolved}) == len(resolved):
+        return [path.name for path in resolved]
+    return [f"{path.parent.name}/{path.name}" for path in resolved]
+
+
+def describe_run(
+    folder: RunFolder, name: str, lines: list[dict[str, Any]], images: dict[str, Any], budget: int
+) -> dict[str, Any]:
+    environment = folder.read_environment()
+    summary = summarise_rollouts(folder.read_rollouts())
+    config = flatten(folder.read_config())
+    model_keys = [key for key in config if key.split(".")[-1] in ("model_name_or_path", "model")]
+    devices = environment["devices"]
+    machine = f"{len(devices)} × {devices[0]}" if devices else f"{environment['cpu_count']} CPU cores"
+    return {
+        "name": name,
+        "model": config[model_keys[0]] if model_keys else None,
+        "seed": environment["seed"],
+        "commit": environment["commit"],
+        "dirty": environment["dirty"],
+        "started": environment["started"],
+        "machine": machine,
+        "last_step": max((line["step"] for line in lines), default=0),
+        "num_rollouts": summary.num_rollouts,
+        "evaluation": describe_evaluation(folder),
+        "focus_curve": summary.focus_curves(),
+        "rollouts": fit_rollouts(folder.path, summary, images, budget),
+    }
+
+
+def describe_evaluation(folder: RunFolder) -> dict[str, Any] | None:
+    evaluation = folder.read_evaluation()
+    if evaluation is None:
+        return None
+    fields = ("accuracy", "low", "high", "num_questions", "num_correct")
+    before, after = (
+        {name: part[name] for name in fields} if (part := evaluation.get(moment)) else None
+        for moment in ("before", "after")
+    )
+    return {"before": before, "after": after, "change": change(before, after)}
+
+
+def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, float] | None:
+    """Return the difference of two proportions with Newcombe's 95 % interval from their Wilson intervals.
+
+    It takes the two as independent; on the same questions it errs on the wide side.
+    """
+    if before is None or after is None:
+        return None
+    points = after["accuracy"] - before["accuracy"]
+    below = math.hypot(after["accuracy"] - after["low"], before["high"] - before["accuracy"])
+    above = math.hypot(after["high"] - after["accuracy"], before["accuracy"] - before["low"])
+    return {"points": points, "low": points - below, "high": points + above}
+
+
+def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    flat = [flatten(config) for config in configs]
+    names = dict.fromkeys(name for config in flat for name in config)
+    explaining = [name for name in names if name.split(".")[-1] not in SETTINGS_OF_PLACE]
+    rows = [(name, [config.get(name, "—") for config in flat]) for name in explaining]
+    return [{"name": name, "values": values} for name, values in rows if len(set(values)) > 1]
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return `{"a.b": "text"}` for nested settings."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines without those that a run, resumed from an earlier step, left behind."""
+    kept: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if "step" not in line:
+            raise RunFolderError(f"metrics.jsonl, line {number}: found no step; restore or delete the line.")
+        while kept and kept[-1]["step"] > line["step"]:
+            kept.pop()
+        kept.append(line)
+    return kept
+
+
+def draw_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    charts: list[dict[str, Any]] = []
+    for chart in CHARTS:
+        series = [draw_line(chart, run, lines) for run, lines in enumerate(metrics)]
+        series = [line for line in series if line["steps"]]
+        # With accuracy as the only reward the two are one chart.
+        repeated = chart.id == "reward" and any(drawn["series"] == series for drawn in charts)
+        if series and not repeated:
+            shown = {name: getattr(chart, name) for name in ("id", "title", "caption", "unit", "digits")}
+            charts.append({**shown, "from_zero": chart.from_zero, "series": series})
+    return charts
+
+
+def draw_line(chart: Chart, run: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the points of one run; more than 400 of them are averaged in stretches of equal length."""
+    points = [(line["step"], value) for line in lines if (value := chart.read(line)) is not None]
+    stretch = math.ceil(len(points) / MAX_POINTS) or 1
+    stretches = [points[start : start + stretch] for start in range(0, len(points), stretch)]
+    return {
+        "run": run,
+        "steps": [part[-1][0] for part in stretches],
+        "values": [float(f"{sum(value for _, value in part) / len(part):.5g}") for part in stretches],
+        "averaged": stretch,
+    }

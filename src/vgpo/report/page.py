@@ -1,0 +1,97 @@
+"""The report page: one HTML file that needs no network, drawn from `report_data` and from nothing else."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vgpo.report.data import report_data
+from vgpo.report.storage import write_file
+
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("elements.js", "charts.js", "rollouts.js", "main.js")
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained page about these run folders, drawn over each other.
+
+    Args:
+        runs: 1 to 8 run folders.
+        out: the HTML file to write; an older one is replaced.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        RunFolderError: no run, a run given twice, more than 8; a folder without a run or with a broken file;
+            or the disk refused.
+    """
+    page = render(report_data(runs))
+    out = Path(out)
+    write_file(out, page.encode("utf-8", errors="replace"))
+    return out
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """Draw the page of `report_data`'s dict. Text in it is escaped, and no script but the page's own can run."""
+    environment = Environment(
+        loader=PackageLoader("vgpo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, points=points, date=date, header_facts=header_facts)
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        embedded=embed_json(data),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+    )
+
+
+def embed_json(data: Mapping[str, Any]) -> Markup:
+    """Encode as JSON that no text inside can end: ASCII only, and without `<`, `>` and `&`."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def content_hash(text: str) -> str:
+    """Return the source expression by which a content security policy allows exactly this text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def points(difference: float) -> str:
+    """Percentage points with their sign (a true minus)."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def date(moment: str) -> str:
+    return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M} UTC"
+
+
+def header_facts(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return model, seed, commit and day, each once with the values that occur."""
+    facts = {
+        "": [run["model"] for run in runs if run["model"]],
+        "seed ": [str(run["seed"]) for run in runs],
+        "commit ": [run["commit"][:10] for run in runs if run["commit"]],
+        "started ": [run["started"][:10] for run in runs],
+    }
+    return [label + ", ".join(dict.fromkeys(values)) for label, values in facts.items() if values]

@@ -1,0 +1,146 @@
+"""Files that survive a full disk: whole files appear complete or not at all, line files end in a whole line."""
+
+import json
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+
+class RunFolderError(RuntimeError):
+    """Run folders that cannot be written, read or compared; the message names the file and what to do."""
+
+
+def not_plain(value: object) -> Any:
+    raise TypeError(
+        f"found a {type(value).__name__}, expected None, bool, str, a number, or a list or dict of these; "
+        "convert it first (a tensor with .tolist())"
+    )
+
+
+def plain(value: object, other: Callable[[Any], Any] = not_plain) -> Any:
+    """Return `value` in JSON's own types; a float that is not finite becomes None.
+
+    Args:
+        value: numbers (NumPy scalars too), strings, enums, mappings and sequences of them.
+        other: what to do with anything else; by default a `TypeError` that names the type.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return plain(value.value, other)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, other) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, other) for item in value]
+    return other(value)
+
+
+def to_json(value: object, indent: int | None = None) -> bytes:
+    """Encode as ASCII JSON, so that any text (lone surrogates too) comes back as it was."""
+    return json.dumps(plain(value), allow_nan=False, indent=indent).encode("ascii")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file beside its place and rename it there: a reader sees the old file or the new one.
+
+    Raises:
+        RunFolderError: the disk refused; an older file at `path` is left as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_all(partial, data)
+        partial.replace(path)
+    except OSError as error:
+        if partial.exists():
+            partial.unlink()
+        raise RunFolderError(
+            f"{path} could not be written: {error.strerror}. Nothing of it was left behind. "
+            "Free space on this disk, or choose a folder on another one, and run again."
+        ) from error
+
+
+def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append one JSON line per record: all of them or, if the disk refuses, none.
+
+    Raises:
+        RunFolderError: the disk refused; the file ends at the last complete line it had before.
+    """
+    data = b"".join(to_json(record) + b"\n" for record in records)
+    end, last_line = last_complete_line(path)
+    try:
+        if path.exists():
+            os.truncate(path, end)  # drops a line that a killed process left unfinished
+        write_all(path, data, append=True)
+    except OSError as error:
+        if path.exists():
+            os.truncate(path, end)
+        raise RunFolderError(
+            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} "
+            "Free space on this disk, then resume from the newest checkpoint."
+        ) from error
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSON-lines file; a last line that was never finished is left out.
+
+    Raises:
+        RunFolderError: a complete line is not a JSON object; names file and line.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            yield parse_object(line, f"{path}, line {number}")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object."""
+    return parse_object(path.read_bytes(), str(path))
+
+
+def parse_object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RunFolderError(f"{where}: not valid JSON ({error}); restore or delete it.") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{where}: found {type(value).__name__}, expected a JSON object; restore or delete it.")
+    return value
+
+
+def write_all(path: Path, data: bytes, append: bool = False) -> None:
+    # Unbuffered: a failed write must not be tried again by a later flush or close.
+    with path.open("ab" if append else "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def last_complete_line(path: Path) -> tuple[int, bytes]:
+    """Return where the last complete line ends, in bytes, and that line (empty if there is none)."""
+    if not path.exists() or path.stat().st_size == 0:
+        return 0, b""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.rfind(b"\n") + 1
+        start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
+        return end, content[start:end]
+
+
+def intact_until(last_line: bytes) -> str:
+    if not last_line:
+        return "It held no line before, and holds none now."
+    return f"Everything up to step {parse_object(last_line, 'last line')['step']} is intact."

@@ -1,0 +1,198 @@
+const PLOT = { width: 340, height: 190, left: 42, right: 8, top: 8, bottom: 22 };
+
+// The widest round steps (1, 2 or 5 times a power of ten) that give at least `count` ticks.
+function niceTicks(low, high, count) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / count));
+  const multiples = (step) => {
+    const ticks = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
+    return ticks;
+  };
+  const step = [10, 5, 2, 1, 0.5].map((m) => m * power).find((s) => multiples(s).length >= count);
+  return { ticks: multiples(step), digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
+}
+
+function valueRange(values, fromZero) {
+  const low = fromZero ? Math.min(0, ...values) : Math.min(...values);
+  const high = Math.max(...values);
+  const room = (high - low || Math.abs(high) || 1) * 0.06;
+  return [fromZero && low === 0 ? 0 : low - room, high + room];
+}
+
+function scales(xRange, yRange) {
+  const across = PLOT.width - PLOT.left - PLOT.right;
+  const down = PLOT.height - PLOT.top - PLOT.bottom;
+  return {
+    x: (value) => PLOT.left + across * (value - xRange[0]) / (xRange[1] - xRange[0] || 1),
+    y: (value) => PLOT.top + down * (1 - (value - yRange[0]) / (yRange[1] - yRange[0])),
+  };
+}
+
+function axes(scale, xTicks, yRange) {
+  const group = shape("g");
+  const { ticks, digits } = niceTicks(...yRange, 3);
+  for (const tick of ticks) {
+    const y = scale.y(tick);
+    group.append(shape("line", { class: "grid", x1: PLOT.left, x2: PLOT.width - PLOT.right, y1: y, y2: y }));
+    const label = number(tick, digits);
+    group.append(shape("text", { x: PLOT.left - 6, y: y + 4, "text-anchor": "end" }, label));
+  }
+  for (const [value, label] of xTicks) {
+    group.append(shape("text", { x: scale.x(value), y: PLOT.height - 5, "text-anchor": "middle" }, label));
+  }
+  return group;
+}
+
+function path(scale, xs, ys) {
+  let pen = "M";
+  let text = "";
+  xs.forEach((x, i) => {
+    if (ys[i] === null) {
+      pen = "M";
+      return;
+    }
+    text += `${pen}${scale.x(x).toFixed(1)} ${scale.y(ys[i]).toFixed(1)}`;
+    pen = "L";
+  });
+  return text;
+}
+
+// Centred mean over a tenth of the points, over what there is of it at the ends.
+function runningMean(values) {
+  const reach = Math.floor(values.length / 20);
+  return values.map((_, i) => {
+    const part = values.slice(Math.max(0, i - reach), i + reach + 1);
+    return part.reduce((sum, value) => sum + value, 0) / part.length;
+  });
+}
+
+function drawMetric(chart, smooth) {
+  const steps = chart.series.flatMap((line) => line.steps);
+  const xRange = [Math.min(0, ...steps), Math.max(...steps)];
+  const yRange = valueRange(chart.series.flatMap((line) => line.values), chart.from_zero);
+  const scale = scales(xRange, yRange);
+  const { ticks } = niceTicks(...xRange, 3);
+  const svg = shape("svg", { class: "chart", viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
+  svg.setAttribute("aria-label", `${chart.title} against steps`);
+  svg.append(axes(scale, ticks.filter(Number.isInteger).map((tick) => [tick, String(tick)]), yRange));
+  for (const line of chart.series) {
+    const group = shape("g", { class: `run-${line.run}` });
+    const smoothed = smooth && line.values.length >= 20;
+    if (smoothed) group.append(shape("path", { class: "run-line raw", d: path(scale, line.steps, line.values) }));
+    const values = smoothed ? runningMean(line.values) : line.values;
+    group.append(shape("path", { class: "run-line", d: path(scale, line.steps, values) }));
+    if (line.steps.length === 1) {
+      group.append(shape("circle", { class: "dot", r: 3.5, cx: scale.x(line.steps[0]), cy: scale.y(values[0]) }));
+    }
+    svg.append(group);
+  }
+  return { svg, scale };
+}
+
+function nearest(steps, step) {
+  let best = 0;
+  steps.forEach((other, i) => {
+    if (Math.abs(other - step) < Math.abs(steps[best] - step)) best = i;
+  });
+  return best;
+}
+
+// Shows the values as logged at the step nearest to the cursor.
+function readOut(chart, scale, svg, readout, step) {
+  svg.querySelector(".marks")?.remove();
+  if (step === null) {
+    readout.replaceChildren(latest(chart));
+    return;
+  }
+  const marks = shape("g", { class: "marks" });
+  const x = scale.x(step);
+  marks.append(shape("line", { class: "cursor", x1: x, x2: x, y1: PLOT.top, y2: PLOT.height - PLOT.bottom }));
+  const parts = [`step ${step}`];
+  for (const line of chart.series) {
+    const at = nearest(line.steps, step);
+    const value = line.values[at];
+    const where = { class: `dot run-${line.run}`, r: 3.5, cx: scale.x(line.steps[at]), cy: scale.y(value) };
+    marks.append(shape("circle", where));
+    parts.push(element("span", { class: "mark" }, swatch(line.run), number(value, chart.digits)));
+  }
+  svg.append(marks);
+  readout.replaceChildren(...parts);
+}
+
+function latest(chart) {
+  const row = element("span", {}, "last");
+  for (const line of chart.series) {
+    row.append(element("span", { class: "mark" }, swatch(line.run), number(line.values.at(-1), chart.digits)));
+  }
+  return row;
+}
+
+function chartFigure(chart, smooth) {
+  const { svg, scale } = drawMetric(chart, smooth);
+  const steps = [...new Set(chart.series.flatMap((line) => line.steps))].sort((a, b) => a - b);
+  const readout = element("p", { class: "readout", "aria-live": "polite" });
+  const show = (step) => readOut(chart, scale, svg, readout, step);
+  let at = steps.length - 1;
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const x = (event.clientX - box.left) * PLOT.width / box.width;
+    at = nearest(steps.map(scale.x), x);
+    show(steps[at]);
+  });
+  svg.addEventListener("pointerleave", () => show(null));
+  svg.addEventListener("blur", () => show(null));
+  svg.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1 };
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    at = Math.max(0, Math.min(steps.length - 1, moves[event.key]));
+    show(steps[at]);
+  });
+  show(null);
+  const title = chart.unit ? `${chart.title}, ${chart.unit}` : chart.title;
+  const averaged = Math.max(...chart.series.map((line) => line.averaged));
+  const note = averaged > 1 ? ` Each point is the mean of ${averaged} logged steps.` : "";
+  const caption = element("figcaption", {}, title);
+  return element("figure", {}, caption, element("p", {}, chart.caption + note), svg, readout);
+}
+
+function drawCharts() {
+  const container = document.getElementById("charts");
+  if (container === null) return;
+  const smooth = document.getElementById("smooth");
+  const draw = () => container.replaceChildren(...DATA.charts.map((chart) => chartFigure(chart, smooth.checked)));
+  smooth.addEventListener("change", draw);
+  draw();
+}
+
+// Mean focus in each tenth of the response, one small chart per run on a common scale.
+function drawFocusCurves() {
+  const container = document.getElementById("focus-curves");
+  if (container === null) return;
+  const runs = DATA.runs.map((run, index) => ({ ...run, index })).filter((run) => run.focus_curve !== null);
+  const outcomes = runs.flatMap((run) => [run.focus_curve.correct, run.focus_curve.wrong]);
+  const yRange = valueRange(outcomes.flatMap((one) => one.values).filter((value) => value !== null), false);
+  const scale = scales([0, 100], yRange);
+  container.replaceChildren(...runs.map((run) => focusFigure(run, scale, yRange)));
+}
+
+function focusFigure(run, scale, yRange) {
+  const centres = run.focus_curve.correct.values.map((_, i) => 10 * i + 5);
+  const svg = shape("svg", { class: `chart run-${run.index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
+  svg.setAttribute("aria-label", `Focus along the response, ${run.name}`);
+  svg.append(axes(scale, [0, 25, 50, 75, 100].map((tick) => [tick, `${tick} %`]), yRange));
+  for (const outcome of ["correct", "wrong"]) {
+    const values = run.focus_curve[outcome].values;
+    const group = shape("g", { class: outcome }, shape("path", { class: "curve", d: path(scale, centres, values) }));
+    values.forEach((value, i) => {
+      if (value === null) return;
+      group.append(shape("circle", { class: "point", r: 3, cx: scale.x(centres[i]), cy: scale.y(value) }));
+    });
+    svg.append(group);
+  }
+  const { correct, wrong, first_step: first, last_step: last } = run.focus_curve;
+  const counts = `${correct.num_rollouts} correct, ${wrong.num_rollouts} wrong rollouts of steps ${first} to ${last}.`;
+  const caption = element("figcaption", {}, swatch(run.index), visible(run.name));
+  return element("figure", {}, caption, element("p", {}, counts), svg);
+}

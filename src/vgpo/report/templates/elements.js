@@ -1,0 +1,54 @@
+"use strict";
+
+// The data of the page; every text in it is untrusted and only ever set as textContent.
+const DATA = JSON.parse(document.getElementById("report-data").textContent);
+const SVG = document.querySelector("svg").namespaceURI;
+
+function element(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+function shape(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function fill(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+// Control characters and marks that reorder text are shown, not obeyed.
+function visible(text) {
+  return text
+    .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
+    .replace(/\u007f/g, "\u2421")
+    .replace(/[\u0080-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (c) =>
+      `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+}
+
+function number(value, digits) {
+  if (value === null || value === undefined) return "–";
+  return value.toFixed(digits).replace("-", "\u2212");
+}
+
+function signed(value, digits) {
+  return (value > 0 ? "+" : "") + number(value, digits);
+}
+
+function swatch(run) {
+  const line = shape("line", { class: "run-line", x1: 1, y1: 4, x2: 33, y2: 4 });
+  return shape("svg", { class: `swatch run-${run}`, viewBox: "0 0 34 8", "aria-hidden": "true" }, line);
+}
+
+// A row of buttons of which one is pressed; `choose` is called with its value.
+function choices(container, options, chosen, choose) {
+  container.replaceChildren(...options.map(([value, ...label]) => {
+    const button = element("button", { type: "button", "aria-pressed": String(value === chosen) }, ...label);
+    button.addEventListener("click", () => {
+      for (const other of container.children) other.setAttribute("aria-pressed", String(other === button));
+      choose(value);
+    });
+    return button;
+  }));
+}

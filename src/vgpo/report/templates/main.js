@@ -1,0 +1,4 @@
+drawCharts();
+drawFocusCurves();
+drawRolloutBrowser();
+document.documentElement.dataset.drawn = "yes";

@@ -1,0 +1,201 @@
+"""Greedy accuracy of a policy on held-out questions."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl import prepare_multimodal_messages
+
+from vgpo.focus import banned_token_ids
+from vgpo.rewards import extract_boxed, grade
+
+Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Greedy accuracy over all questions asked; none is ever left out of the denominator.
+
+    Attributes:
+        accuracy: Share of right answers, in [0, 1].
+        low: Lower end of the Wilson 95 % interval of the accuracy.
+        high: Upper end.
+        num_questions: Questions asked.
+        num_correct: Answers graded right.
+        num_unanswered: Completions without a boxed answer; they count as wrong.
+        num_truncated: Completions cut at the token limit; graded as they stand.
+        answers: A dict per question: problem, answer (gold), completion, predicted (boxed, or None), correct,
+            truncated.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    num_questions: int
+    num_correct: int
+    num_unanswered: int
+    num_truncated: int
+    answers: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.accuracy:.1%} right ({self.num_correct} of {self.num_questions}, 95 % interval "
+            f"{self.low:.1%} to {self.high:.1%}), {self.num_unanswered} without an answer, "
+            f"{self.num_truncated} cut off"
+        )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts_dataset: Dataset,
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 2048,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Answer every question greedily and grade the answers.
+
+    Prompts, pixel limits and banned tokens are those of training: `prompts_dataset` comes from
+    `vgpo.data.to_prompts`, `processor` carries the limits. The model's mode is left as it was found.
+
+    Args:
+        model: A vision-language model on its device; a PEFT model is fine, a sharded one is not.
+        processor: Its processor.
+        prompts_dataset: Rows with `prompt`, `images`, `problem` and `answer`.
+        batch_size: Questions answered at once; changes speed and memory only.
+        max_new_tokens: Longest response, in tokens.
+        chat_template_kwargs: As in training, for chat templates with switches.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: An empty data set.
+    """
+    num_questions = len(prompts_dataset)
+    if num_questions == 0:
+        raise ValueError("the evaluation set is empty; give at least one question")
+    decoding = greedy_decoding(model, processor, max_new_tokens)
+    answers: list[dict[str, Any]] = []
+    with evaluation_mode(model), progress_bar(disable=not progress) as bar:
+        task = bar.add_task("evaluating", total=num_questions)
+        for start in range(0, num_questions, batch_size):
+            rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
+            answers += answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
+            bar.update(task, completed=len(answers))
+    return summarize(answers)
+
+
+def summarize(answers: list[dict[str, Any]]) -> Evaluation:
+    """Grade the answers (dicts with `answer` and `completion`) and count."""
+    verdicts = grade([row["completion"] for row in answers], [row["answer"] for row in answers])
+    graded = [{**row, "correct": verdict} for row, verdict in zip(answers, verdicts, strict=True)]
+    num_correct = sum(verdicts)
+    low, high = wilson_interval(num_correct, len(graded))
+    return Evaluation(
+        accuracy=num_correct / len(graded),
+        low=low,
+        high=high,
+        num_questions=len(graded),
+        num_correct=num_correct,
+        num_unanswered=sum(row["predicted"] is None for row in graded),
+        num_truncated=sum(row["truncated"] for row in graded),
+        answers=graded,
+    )
+
+
+def wilson_interval(num_correct: int, num_questions: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a share: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n.
+
+    Unlike p +- z sqrt(p(1-p)/n) it stays in [0, 1] and keeps its width at p = 0 and 1.
+    """
+    share, weight = num_correct / num_questions, z * z / num_questions
+    centre = (share + weight / 2) / (1 + weight)
+    margin = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
+    return max(0.0, centre - margin), min(1.0, centre + margin)
+
+
+def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
+    """The most likely token each time, whatever sampling the checkpoint's own generation config asks for."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    tokenizer = processor.tokenizer
+    ends = {token for token in (*declared, tokenizer.eos_token_id) if token is not None}
+    return GenerationConfig(
+        do_sample=False,
+        # Neutral values, lest the checkpoint's own be filled in.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        # A generated image token would ask for an image that is not there.
+        suppress_tokens=banned_token_ids(model.config),
+        use_cache=True,
+        disable_compile=True,
+    )
+
+
+def answer_rows(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: list[dict[str, Any]],
+    decoding: GenerationConfig,
+    chat_template_kwargs: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """One batch of greedy answers, as dicts of problem, answer, completion, predicted and truncated."""
+    inputs = processor.apply_chat_template(
+        [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        **chat_template_kwargs,
+    ).to(model.device)
+    sequences = model.generate(**inputs, generation_config=decoding)
+    responses = sequences[:, inputs["input_ids"].shape[1] :]  # (rows, tokens)
+    ended = torch.isin(responses, torch.tensor(decoding.eos_token_id, device=responses.device)).any(dim=1)
+    completions = processor.batch_decode(responses, skip_special_tokens=True)
+    return [
+        {
+            "problem": row["problem"],
+            "answer": row["answer"],
+            "completion": completion,
+            "predicted": extract_boxed(completion),
+            "truncated": not end,
+        }
+        for row, completion, end in zip(rows, completions, ended.tolist(), strict=True)
+    ]
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout and no gradients inside; the mode of every module as before outside."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def progress_bar(*, disable: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        disable=disable,
+        transient=True,
+    )

@@ -1,0 +1,28 @@
+"""The embedded model and task: a tiny Qwen2.5-VL that reads grids of handwritten digits."""
+
+from pathlib import Path
+
+from vgpo.toy.datasets import write_datasets
+from vgpo.toy.scans import Scans, load_scans
+from vgpo.toy.task import QUESTION_KINDS, Question, TaskSettings, draw_question, render
+from vgpo.toy.warmstart import WarmstartLog, WarmstartSettings, warmstart
+
+__all__ = [
+    "QUESTION_KINDS",
+    "Question",
+    "Scans",
+    "TaskSettings",
+    "WarmstartLog",
+    "WarmstartSettings",
+    "checkpoint_path",
+    "draw_question",
+    "load_scans",
+    "render",
+    "warmstart",
+    "write_datasets",
+]
+
+
+def checkpoint_path() -> Path:
+    """The embedded checkpoint's folder, for ``AutoModelForImageTextToText`` and ``AutoProcessor``."""
+    return Path(__file__).parent / "checkpoint"

@@ -1,0 +1,83 @@
+"""Questions about digit pictures as parquet files of the schema ``images``, ``problem``, ``answer``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.progress import track
+
+from vgpo.toy.scans import Split, load_scans
+from vgpo.toy.task import TaskSettings, draw_question, render
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), ("problem", pa.string()), ("answer", pa.string())])
+
+
+def write_datasets(
+    folder: Path,
+    *,
+    num_train: int = 4096,
+    num_test: int = 500,
+    seed: int = 0,
+    settings: TaskSettings | None = None,
+    progress: bool = True,
+) -> tuple[Path, Path]:
+    """Write ``train.parquet`` and ``test.parquet``; the same arguments write the same bytes.
+
+    Each row holds ``images`` (a list of one {bytes: PNG, path}), ``problem`` (with an ``<image>`` mark) and
+    ``answer``, the schema of ViRL39K. Test pictures are made of scans that no training picture uses.
+
+    Args:
+        folder: where to write; made if absent, its files of these two names replaced.
+        num_train: rows of the training file, at least 1.
+        num_test: rows of the test file, at least 1.
+        seed: draws the questions; train and test never share a stream.
+        settings: the difficulty dial, the embedded model's own by default.
+        progress: show a progress bar.
+
+    Returns:
+        The paths of the two files.
+
+    Raises:
+        ValueError: a number of rows is below 1.
+        ImportError: scikit-learn is absent.
+    """
+    for name, rows in (("num_train", num_train), ("num_test", num_test)):
+        if rows < 1:
+            raise ValueError(f"{name} is {rows}; expected at least 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings or TaskSettings()
+    train = _write(folder, "train", num_train, seed, settings, progress)
+    test = _write(folder, "test", num_test, seed, settings, progress)
+    return train, test
+
+
+def _write(folder: Path, split: Split, num_rows: int, seed: int, settings: TaskSettings, progress: bool) -> Path:
+    rows: Iterable[dict[str, Any]] = _rows(split, num_rows, seed, settings)
+    if progress:
+        rows = track(rows, total=num_rows, description=f"Drawing {split} pictures")
+    path = folder / f"{split}.parquet"
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), path)
+    return path
+
+
+def _rows(split: Split, num_rows: int, seed: int, settings: TaskSettings) -> Iterator[dict[str, Any]]:
+    scans = load_scans(split)
+    rng = np.random.default_rng([seed, int(split == "test")])
+    for index in range(num_rows):
+        question = draw_question(rng, scans, settings)
+        image = {"bytes": _png(render(question, scans)), "path": f"{split}-{index:05d}.png"}
+        yield {"images": [image], "problem": question.problem, "answer": question.answer}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

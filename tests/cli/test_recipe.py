@@ -1,0 +1,127 @@
+"""Recipes: every shipped one loads, and a mistake is named with its cure."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vgpo.cli import app
+from vgpo.commands.arithmetic import BatchArithmetic
+from vgpo.commands.recipe import RecipeError, load_recipe, recipe_folder
+
+SHIPPED = sorted(recipe_folder().glob("*.yaml"))
+ON_A_LAPTOP = ["--use_cpu", "true"]
+PAPER_SIZED = [path for path in SHIPPED if "virl39k" in path.stem]
+
+
+def test_the_package_has_its_recipes() -> None:
+    assert {path.stem for path in SHIPPED} == {
+        "quickstart_dapo",
+        "quickstart_vgpo",
+        "qwen2_5_vl_3b_virl39k",
+        "qwen2_5_vl_7b_virl39k",
+        "qwen2_5_vl_32b_virl39k",
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_keeps_groups_whole(path: Path) -> None:
+    recipe = load_recipe(path, ON_A_LAPTOP)
+    arithmetic = BatchArithmetic.of(recipe.config, 40_000, recipe.run.num_processes or 1)
+    assert arithmetic.groups_stay_whole
+    assert recipe.config.dynamic_sampling
+    assert recipe.run.run_dir == f"runs/{path.stem}"
+    assert recipe.config.output_dir == f"runs/{path.stem}/checkpoints"
+    assert "# Hardware:" in path.read_text()
+
+
+@pytest.mark.parametrize("path", PAPER_SIZED, ids=lambda path: path.stem)
+def test_large_recipes_have_the_papers_settings(path: Path) -> None:
+    recipe = load_recipe(path, ON_A_LAPTOP)
+    arithmetic = BatchArithmetic.of(recipe.config, 38_870, recipe.run.num_processes or 1)
+    assert (arithmetic.prompts, arithmetic.group_size, arithmetic.updates) == (512, 8, 4)
+    assert arithmetic.rollouts_per_update == 128 * 8
+    # 38,870 prompts make 75 generations an epoch; two epochs are the paper's "about 150".
+    assert arithmetic.generations == 150
+    config = recipe.config
+    assert (config.learning_rate, config.weight_decay, config.lr_scheduler_type) == (1e-6, 1e-2, "constant")
+    assert (config.epsilon, config.epsilon_high, config.beta, config.loss_type) == (0.2, 0.28, 0.0, "dapo")
+    assert (config.temperature, config.top_p, config.max_completion_length) == (1.0, 0.99, 2048)
+    assert (recipe.run.min_pixels, recipe.run.max_pixels) == (262_144, 4_194_304)
+    assert (config.strength, config.tail_ratio, config.gate_ratio, config.schedule) == (0.3, 0.5, 0.2, "linear")
+    assert "not measured here" in path.read_text()
+
+
+def test_the_two_quickstart_recipes_differ_in_the_shaping_alone() -> None:
+    dapo, vgpo = (load_recipe(f"quickstart_{name}").config.to_dict() for name in ("dapo", "vgpo"))
+    assert {key for key in dapo if dapo[key] != vgpo[key]} == {"shaping", "output_dir"}
+
+
+def test_the_command_line_overrides_the_recipe(write_recipe: Callable[[str], Path]) -> None:
+    path = write_recipe("learning_rate: 1e-4\nrewards: accuracy\nnum_train_epochs: 2\n")
+    recipe = load_recipe(path, ["--learning-rate=3e-5", "--no-shuffle-groups", "--rewards", "format", "accuracy"])
+    assert recipe.config.learning_rate == 3e-5
+    assert not recipe.config.shuffle_groups
+    assert recipe.run.rewards == ["format", "accuracy"]
+    recipe = load_recipe(path)
+    assert recipe.config.learning_rate == 1e-4
+    assert recipe.config.shuffle_groups
+    assert recipe.run.rewards == ["accuracy"]
+    assert recipe.config.num_train_epochs == 2
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("quickstart_vgpo").config.shaping == "vgpo"
+    assert load_recipe("recipes/quickstart_dapo.yaml").config.shaping == "none"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "expected"),
+    [
+        ("learning_rte: 1", [], ["recipe.yaml", "'learning_rte'", "did you mean 'learning_rate'"]),
+        ("", ["--strenght", "1"], ["command line", "'strenght'", "did you mean 'strength'"]),
+        ("zzzzqqq: 1", [], ["recipe.yaml", "unknown field 'zzzzqqq'"]),
+        ("output_dir: x", [], ["recipe.yaml", "output_dir", "set run_dir instead"]),
+        ("", ["--resume_from_checkpoint", "x"], ["command line", "start a new run"]),
+        ("", ["7"], ["command line", "unexpected '7'"]),
+        ("num_generations: 8.5", [], ["recipe.yaml", "num_generations", "invalid int value: '8.5'"]),
+        ("", ["--num_generations", "many"], ["num_generations", "invalid int value: 'many'"]),
+        ("num_generations: 1", [], ["num_generations", "2"]),
+        ("strength: -1", [], ["recipe.yaml", "strength", "-1"]),
+        ("rewards: [accurcy]", [], ["'accurcy'", "did you mean 'accuracy'"]),
+        ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
+        ("min_pixels: 9\nmax_pixels: 5", [], ["min_pixels (9) is above max_pixels (5)"]),
+        ("eval_limit: 0", [], ["eval_limit", "at least 1"]),
+        ("model_name_or_path: null", [], ["model_name_or_path is missing", "'toy'"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_cure(
+    write_recipe: Callable[[str], Path], lines: str, words: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(write_recipe(lines), words)
+    for part in expected:
+        assert part in str(raised.value)
+
+
+def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match=r"list\.yaml: expected a mapping.*found list"):
+        load_recipe(path)
+
+
+def test_a_missing_file_names_the_nearest_recipe() -> None:
+    with pytest.raises(RecipeError, match="quickstart_vgqo: no such recipe file; did you mean 'quickstart_vgpo'"):
+        load_recipe("quickstart_vgqo")
+    with pytest.raises(RecipeError, match=r"nowhere/x\.yaml: no such recipe file; the package has"):
+        load_recipe("nowhere/x.yaml")
+
+
+def test_the_command_ends_with_the_message_and_no_traceback() -> None:
+    done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", "--learning_rte", "1"])
+    assert done.exit_code == 2
+    assert "error: command line: unknown field 'learning_rte'; did you mean 'learning_rate'?" in done.stderr
+    assert "Traceback" not in done.output

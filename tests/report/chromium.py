@@ -1,0 +1,108 @@
+"""A headless Chromium, spoken to over its debugging pipe: enough to open a page, press keys and look."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-pipe",
+)
+
+
+class Chromium:
+    """One page of a browser; `complaints` collects console errors, exceptions and network requests."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        to_browser, self.requests = os.pipe()
+        self.replies, from_browser = os.pipe()
+        # Chromium reads commands from descriptor 3 and answers on 4.
+        shell = f"exec {program} {' '.join(FLAGS)} --user-data-dir={profile} 3<&{to_browser} 4>&{from_browser}"
+        self.process = subprocess.Popen(
+            ["bash", "-c", shell], pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self.buffer = b""
+        self.last_id = 0
+        self.session: str | None = None
+        self.complaints: list[str] = []
+        self.loaded = False
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self.last_id += 1
+        message = {"id": self.last_id, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.requests, json.dumps(message).encode() + b"\0")
+        while True:
+            reply = self.receive()
+            if reply.get("id") == self.last_id:
+                assert "error" not in reply, reply
+                return reply["result"]
+            self.note(reply)
+
+    def receive(self) -> dict[str, Any]:
+        while b"\0" not in self.buffer:
+            part = os.read(self.replies, 1 << 20)
+            assert part, "the browser has gone"
+            self.buffer += part
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
+
+    def note(self, event: dict[str, Any]) -> None:
+        method, parameters = event["method"], event["params"]
+        self.loaded |= method == "Page.loadEventFired"
+        if method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"):
+            self.complaints.append(json.dumps(parameters)[:600])
+        if method == "Network.requestWillBeSent":
+            url = parameters["request"]["url"]
+            if not url.startswith(("data:", "file:", "about:")):
+                self.complaints.append(f"request: {url}")
+
+    def show(self, page: Path, width: int = 1280, height: int = 900, theme: str = "light") -> None:
+        """Load a file and wait until it has loaded."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1 if width > 600 else 2,
+            mobile=width <= 600,
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+        self.loaded = False
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        while not self.loaded:
+            self.note(self.receive())
+
+    def evaluate(self, script: str) -> Any:
+        reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
+
+    def press(self, key: str) -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def point_at(self, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.requests)
+        os.close(self.replies)

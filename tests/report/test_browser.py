@@ -1,0 +1,121 @@
+"""The page in a real browser."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.report.chromium import Chromium
+from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
+from vgpo.report import write_report
+
+PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(make_run, tmp_path: Path) -> Path:
+    runs = [fill(make_run(name), 30, **{"focus/mean": 0.6}) for name in ("dapo", "vgpo")]
+    runs[0].write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
+    return write_report([folder.path for folder in runs], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, width: int, theme: str):
+    browser.show(page, width, theme=theme)
+    assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
+    assert browser.evaluate("document.querySelectorAll('#charts svg.chart').length") == 3
+    assert browser.evaluate("document.querySelectorAll('#focus-curves svg.chart').length") == 2
+    assert browser.evaluate("document.querySelectorAll('#rollout-list button').length") == 12
+    assert browser.evaluate("document.querySelector('#rollout img').naturalWidth") == 20
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.complaints == []
+
+
+def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
+    browser.show(page)
+    readout = "document.querySelector('.token-readout').textContent"
+    assert browser.evaluate("document.querySelectorAll('.token[tabindex=\"0\"]').length") == 1
+    browser.evaluate("document.querySelector('.token').focus()")
+    browser.press("ArrowRight")
+    browser.press("ArrowRight")
+    # advantage 0.7 * 1.5 * 1.1
+    expected = "token 3 of 4  2 · focus 0.750 · token factor 1.500 · advantage +1.155 · gate passed"
+    assert browser.evaluate(readout) == expected
+    browser.press("Home")
+    assert browser.evaluate(readout).startswith("token 1 of 4 two")
+    place = "(() => { const box = document.querySelectorAll('.token')[3].getBoundingClientRect();"
+    x, y = browser.evaluate(f"{place} return [box.x + box.width / 2, box.y + box.height / 2]; }})()")
+    browser.point_at(x, y)
+    assert browser.evaluate(readout).startswith("token 4 of 4 .")
+    assert browser.evaluate("document.querySelectorAll('.token.gated').length") == 1
+
+
+def test_shades_follow_the_switch(browser: Chromium, page: Path):
+    browser.show(page)
+    values = "[...document.querySelectorAll('.token')].map((t) => Number(t.style.getPropertyValue('--value')))"
+    assert browser.evaluate(values) == [0.5, 0, 1, 0.5]
+    browser.evaluate("document.querySelectorAll('#shade-choice button')[1].click()")
+    assert browser.evaluate(values) == [0, 1, 1, 0]
+    assert browser.evaluate("document.querySelectorAll('.token.below').length") == 1
+
+
+def test_rollouts_are_filtered(browser: Chromium, page: Path):
+    browser.show(page)
+    browser.evaluate("document.querySelectorAll('#outcome-choice button')[2].click()")
+    assert browser.evaluate("document.querySelectorAll('#rollout-list .right').length") == 0
+    assert browser.evaluate("document.querySelectorAll('#rollout-list .wrong-answer').length") == 6
+    assert "accuracy_reward0.00" in browser.evaluate("document.querySelector('.numbers').textContent")
+
+
+def test_charts_read_out_a_step(browser: Chromium, page: Path):
+    browser.show(page)
+    browser.evaluate("document.querySelector('#charts svg').focus()")
+    browser.press("ArrowLeft")
+    assert browser.evaluate("document.querySelector('#charts .readout').textContent") == "step 292.9002.900"
+
+
+def test_hostile_text_is_shown_as_text(browser: Chromium, make_run, tmp_path: Path):
+    browser.show(write_report([hostile_run(make_run).path], tmp_path / "hostile.html"))
+    assert "broken" not in browser.evaluate("document.title")
+    assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
+    shown = browser.evaluate("[...document.querySelectorAll('.token')].map((token) => token.textContent)")
+    assert shown[1:4] == ATTACKS[:3]
+    assert shown[4] == "[U+2028][U+2029] & &lt; ]]> {{ 7 * 7 }}"
+    assert shown[5] == "␀␇␛[2J␡[U+0085][U+202E]right to left"
+    assert browser.complaints == []
+
+
+def test_odd_rollouts_are_drawn(browser: Chromium, make_run, tmp_path: Path):
+    folder = make_run()
+    nothing = {"tokens": [], "focus": [], "gate": [], "token_factor": [], "completion": ""}
+    single = {"tokens": ["\n"], "focus": [0.5], "gate": [True], "token_factor": [1.0]}
+    unshaped = rollout(1, 4, focus=None)
+    for name in ("gate", "token_factor", "rollout_factor"):
+        del unshaped[name]
+    folder.write_rollouts(
+        [rollout(1, 0, **nothing), rollout(1, 1, **single), rollout(1, 2, focus=None, images=[]), unshaped]
+    )
+    folder.write_rollouts([rollout(1, 3, focus=[None, 0.5, None, 0.6], advantage=None, rewards={})])
+    browser.show(write_report([folder.path], tmp_path / "odd.html"))
+    keys = []
+    for shade in (0, 1):
+        browser.evaluate(f"document.querySelectorAll('#shade-choice button')[{shade}].click()")
+        for entry in range(5):
+            browser.evaluate(f"document.querySelectorAll('#rollout-list button')[{entry}].click()")
+            browser.evaluate("document.querySelector('.token')?.focus()")
+            keys.append(browser.evaluate("document.querySelector('.key').textContent"))
+    assert keys[2:4] == ["No focus: the question has no picture.", "focus 0.5000.600underlined passed the gate"]
+    assert keys[4] == "Focus was not measured in this run."
+    assert keys[9] == "No token factors: this run does not shape advantages."
+    assert browser.complaints == []
