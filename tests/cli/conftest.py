@@ -14,7 +14,7 @@ model_name_or_path: toy
 train_data: data.parquet
 use_cpu: true
 bf16: false
-activation_checkpointing: false
+gradient_checkpointing: false
 """
 
 

@@ -87,7 +87,7 @@ def processor_row(inputs, i):
 def test_under_gradient_checkpointing_and_backward(model, inputs):
     plain = recorded(model, inputs)
     model.train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     with record_similarity(model, visual_mask_of(model, inputs)) as recorder:
         loss = model(**inputs, use_cache=False).logits.float().square().mean()
     loss.backward()

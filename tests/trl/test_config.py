@@ -44,7 +44,7 @@ def test_defaults_are_those_of_the_settings(tmp_path):
             {"dynamic_sampling": True, "multi_objective_aggregation": "normalize_then_sum"},
             "multi_objective_aggregation",
         ),
-        ({"per_device_train_batch_size": 6}, r"6.*num_generations.*8"),
+        ({"per_device_train_batch_size": 6}, r"6 rollouts.*num_generations=8.*to a multiple of 8 \(8, 16"),
     ],
     ids=str,
 )

@@ -94,8 +94,12 @@ class VGPOConfig(GRPOConfig):
     log_rollouts_groups: int = field(default=1, metadata={"help": "Groups that are written each time."})
 
     def __post_init__(self) -> None:
-        self._check_batch_sizes()
-        super().__post_init__()
+        self._check_group_size()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            self._explain_batch_sizes(error)
+            raise
         self.build_shaping()  # a wrong setting must not wait until a model is loaded
         self._check_ranges()
         if self.dynamic_sampling:
@@ -132,12 +136,23 @@ class VGPOConfig(GRPOConfig):
                     "Remove it, or set shaping='vgpo'."
                 )
 
-    def _check_batch_sizes(self) -> None:
+    def _check_group_size(self) -> None:
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations={self.num_generations}: a group needs at least 2 rollouts of a prompt, or no "
                 "rollout has an advantage. Set num_generations to 2 or more; 8 is usual."
             )
+
+    def _explain_batch_sizes(self, error: ValueError) -> None:
+        """Say which sizes would fit, where the parent only says that these do not."""
+        size, group = self.generation_batch_size, self.num_generations
+        if size is not None and size % group:
+            raise ValueError(
+                f"A generation batch of {size} rollouts (per_device_train_batch_size="
+                f"{self.per_device_train_batch_size} x processes x steps per generation) cannot hold whole groups of "
+                f"num_generations={group}. Set per_device_train_batch_size to a multiple of {group} ({group}, "
+                f"{2 * group}, ...), which also spares a scoring pass, or make the product a multiple of {group}."
+            ) from error
 
     def _check_ranges(self) -> None:
         least = {

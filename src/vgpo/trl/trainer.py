@@ -408,7 +408,7 @@ class VGPOTrainer(GRPOTrainer):
             batch = {**batch, "similarity": similarity}
         gather = partial(gather_rows, self.accelerator)
         local = self._signals(batch, batch.get("similarity"), entropy)
-        everywhere = Signals(**{name: None if value is None else gather(value) for name, value in vars(local).items()})
+        everywhere = Signals(**{name: gather(value) for name, value in vars(local).items() if value is not None})
         shaped = self.shaping.shape(gather(batch["scalar_advantages"]), everywhere)
         self._measure(everywhere, shaped)
         num_rows, width = local.response_mask.shape
