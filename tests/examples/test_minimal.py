@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from examples import minimal_vgpo
-from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from examples import minimal_vgpo
+from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from vgpo import VGPOSettings
 from vgpo.focus import banned_token_ids
 from vgpo.toy import checkpoint_path
@@ -126,8 +126,12 @@ def test_responses_end_at_their_end_token_and_hold_no_picture_token():
         assert length == len(ids) or ids[length - 1] == end
 
 
-def test_loop_trains_and_prints_a_line_for_each_step(capsys):
-    accuracies = minimal_vgpo.train(steps=2, prompts=2, generations=4, learning_rate=1e-4, seed=0)
+def test_loop_trains_and_prints_a_line_for_each_step(monkeypatch, capsys):
+    model, before = load_model(), load_model()
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *args, **kwargs: model)
+    accuracies = minimal_vgpo.train(steps=2, prompts=4, generations=4, learning_rate=1e-4, seed=0)
+    moved = (model.get_parameter(WATCHED) - before.get_parameter(WATCHED)).abs().max().item()
+    assert 0.5e-4 < moved < 2.5e-4  # Adam moves a weight by about the learning rate
     lines = capsys.readouterr().out.splitlines()
     assert len(accuracies) == len(lines) == 2
     assert all(0 <= accuracy <= 1 for accuracy in accuracies)

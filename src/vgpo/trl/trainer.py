@@ -125,9 +125,8 @@ class VGPOTrainer(GRPOTrainer):
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
+        self._filter_column = self._find_filter_column()
         self._shapes_in_update = args.groups_fit_micro_batch or not self.shaping.needs_groups
-
-    # --- start ---
 
     def _prompt_stream(self) -> PromptStream:
         if isinstance(self.train_dataset, IterableDataset):
@@ -136,6 +135,13 @@ class VGPOTrainer(GRPOTrainer):
                 "Use a map-style data set, or set dynamic_sampling=False."
             )
         return PromptStream(len(self.train_dataset), self.args.seed, shuffle=self.shuffle_dataset)
+
+    def _find_filter_column(self) -> int:
+        """Which reward dynamic sampling takes for the accuracy of a rollout."""
+        name = self.args.filter_reward or self.reward_func_names[0]
+        if name not in self.reward_func_names:
+            raise ValueError(f"filter_reward={name!r} is none of the reward functions {self.reward_func_names}.")
+        return self.reward_func_names.index(name)
 
     def _ban_picture_tokens(self) -> None:
         """No backend may sample a token that stands for a picture."""
@@ -147,8 +153,6 @@ class VGPOTrainer(GRPOTrainer):
         suppressed = sorted({*(self.generation_config.suppress_tokens or []), *banned}) or None
         self.generation_config.suppress_tokens = suppressed
         self.generation_kwargs["suppress_tokens"] = suppressed
-
-    # --- data ---
 
     def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
         if is_training and not isinstance(dataset, IterableDataset):
@@ -194,8 +198,6 @@ class VGPOTrainer(GRPOTrainer):
         block = self.num_generations if self.args.groups_fit_micro_batch else 1
         return select_rows(batch, group_order(num_rows, block))
 
-    # --- rollouts ---
-
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
         """Generate and score one rollout for each row, and note what the parent forgets: rows, groups, rewards."""
         row_index = torch.tensor([row["row_index"] for row in rows], device=self.accelerator.device)
@@ -218,7 +220,7 @@ class VGPOTrainer(GRPOTrainer):
         return align_rows(batch)
 
     def _group_ids(self, row_index: Tensor) -> Tensor:
-        """Numbers of the groups of all processes' rollouts (N,), new ones in every round."""
+        """Numbers of the groups of all processes' rollouts (N,): a new one for each draw of a prompt."""
         gathered = self.accelerator.gather(row_index)
         groups = gathered.view(-1, self.num_generations)
         mixed = (groups != groups[:, :1]).any(1).nonzero()
@@ -228,10 +230,9 @@ class VGPOTrainer(GRPOTrainer):
                 f"{groups[mixed[0, 0]].tolist()}, expected {self.num_generations} rollouts of one prompt beside each "
                 "other. The training sampler must repeat each row num_generations times."
             )
-        unique, group_ids = gathered.unique(return_inverse=True)
         first = self._num_groups
-        self._num_groups += len(unique)
-        return group_ids + first
+        self._num_groups += len(groups)
+        return torch.arange(first, self._num_groups, device=gathered.device).repeat_interleave(self.num_generations)
 
     def _refuse_blind_prompts(self, batch: Batch) -> None:
         """A row with a picture but no visual token in its prompt is an error, and so is a run without pictures."""
@@ -293,11 +294,7 @@ class VGPOTrainer(GRPOTrainer):
 
     def _group_accuracy(self, batch: Batch) -> Tensor:
         """Mean of the filtering reward by group (groups,)."""
-        name = self.args.filter_reward or self.reward_func_names[0]
-        if name not in self.reward_func_names:
-            raise ValueError(f"filter_reward={name!r} is none of the reward functions {self.reward_func_names}.")
-        rewards = batch["rewards"][:, self.reward_func_names.index(name)]
-        return rewards.view(-1, self.num_generations).nanmean(1)
+        return batch["rewards"][:, self._filter_column].view(-1, self.num_generations).nanmean(1)
 
     def _filled(self, kept: Sequence[Batch], num_rows: int) -> Batch:
         """The first `num_rows` rows; surplus groups are cut, as the next update would find them off-policy."""
@@ -319,8 +316,6 @@ class VGPOTrainer(GRPOTrainer):
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with self._timer.phase("generation"):
             return super()._generate_single_turn(*args, **kwargs)
-
-    # --- signals ---
 
     @contextmanager
     def _listening(self, hear: Callable[[Tensor | None, Tensor | None], None], *, similarity: bool) -> Iterator[None]:
@@ -377,8 +372,6 @@ class VGPOTrainer(GRPOTrainer):
             similarity=similarity,
             entropy=entropy,
         )
-
-    # --- shaping ---
 
     def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         if not self.model.training:
@@ -450,8 +443,6 @@ class VGPOTrainer(GRPOTrainer):
             )
         return heard[0]
 
-    # --- metrics and rollouts ---
-
     def _measure(self, signals: Signals, shaped: Shaped) -> None:
         self._ratios.add(shaped.statistics)
         if signals.similarity is not None:
@@ -490,8 +481,6 @@ class VGPOTrainer(GRPOTrainer):
             for name, value in numbers.items():
                 self._metrics["train"][name] = [value]
         super().log(logs, start_time)
-
-    # --- guard ---
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._timer.phase("update"):
