@@ -56,7 +56,7 @@ class WarmstartSettings:
     read_steps: int = 1000
     read_accuracy: float = 0.65
     forget_steps: int = 120
-    forget: float = 0.6
+    forget: float = 0.75
     evaluate_every: int = 50
     num_questions: int = 400
 
