@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -18,9 +17,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-
-# Threads that spin while they wait take the cores from one another as soon as anything else runs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ _TOKEN_FACTOR_RANGE = (0.1, 2.0)  # of the `released` preset
 _ROLLOUT_FACTOR_RANGE = (0.9, 2.0)  # of the `released` preset
 _SUM_ROUNDING = 16  # units in the last place by which equal sums may differ
 # Hidden states are worked through in blocks that stay in cache between two operations.
-_BLOCK_ELEMENTS_CPU = 2**21
+_BLOCK_ELEMENTS_CPU = 2**20
 _BLOCK_ELEMENTS = 2**23
 
 
@@ -158,15 +158,16 @@ def visual_similarity(response_hidden: Tensor, prototype: Tensor) -> Tensor:
     B, T, D = response_hidden.shape
     _check_shape("prototype", prototype, ("B", "D"), (B, D))
     dtype = torch.promote_types(torch.promote_types(response_hidden.dtype, prototype.dtype), torch.float32)
-    column = prototype.to(dtype)[..., None]  # (B, D, 1)
+    row = prototype.to(dtype)[:, None]  # (B, 1, D)
     dot = response_hidden.new_empty(B, T, dtype=dtype)
     norm = torch.empty_like(dot)
     with _without_autocast(response_hidden.device):
         for block in _token_blocks(response_hidden):
             states = response_hidden[:, block].to(dtype)
-            dot[:, block] = torch.bmm(states, column)[..., 0]
+            # This way round the product reads the states at full speed: h mu takes twice as long as mu^T h^T.
+            dot[:, block] = torch.bmm(row, states.transpose(1, 2))[:, 0]
             norm[:, block] = torch.linalg.vector_norm(states, dim=-1)
-    scale = norm * torch.linalg.vector_norm(column, dim=1) + _EPSILON
+    scale = norm * torch.linalg.vector_norm(row, dim=-1) + _EPSILON
     return (dot / scale).clamp(min=-1, max=1)
 
 
