@@ -23,8 +23,15 @@ class FixedRollouts(VGPOTrainer):
     """Rollout n of the global batch has the same tokens in any split over processes."""
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        first = self.accelerator.process_index * len(prompt_ids)
-        return [tokens_of(1000 * self.state.global_step + first + i) for i in range(len(prompt_ids))], None
+        self.num_turns = getattr(self, "num_turns", 0) + 1
+        first = 1000 * self.num_turns + self.accelerator.process_index * len(prompt_ids)
+        return [tokens_of(first + i) for i in range(len(prompt_ids))], None
+
+    def _generation_batch(self, loaded):
+        batch = super()._generation_batch(loaded)
+        self.groups = getattr(self, "groups", [])
+        self.groups += zip(batch["group_ids"].tolist(), batch["rewards"][:, 0].tolist(), strict=True)
+        return batch
 
     def _compute_loss(self, model, inputs):
         self.saved = getattr(self, "saved", [])
@@ -67,7 +74,7 @@ def train(folder: Path, settings: dict) -> dict:
     }
     model = trainer.accelerator.unwrap_model(trainer.model)
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    return {"rollouts": rollouts, "weights": weights, "log": trainer.state.log_history}
+    return {"rollouts": rollouts, "weights": weights, "log": trainer.state.log_history, "groups": trainer.groups}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ SETTINGS = {
     "across": {"per_device_train_batch_size": GROUP // 2},
 }
 """Settings of each of two processes: groups whole, one to a slice, cut into slices, and cut between the processes."""
+DYNAMIC = {"per_device_train_batch_size": 2 * GROUP, "dynamic_sampling": True, "max_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def two_processes(tmp_path_factory):
     worker = str(Path(rollout_worker.__file__))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES)]
     finished = subprocess.run(
-        [*launch, worker, str(folder), json.dumps(SETTINGS)],
+        [*launch, worker, str(folder), json.dumps({**SETTINGS, "dynamic": DYNAMIC})],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -54,3 +55,21 @@ def test_two_processes_equal_one(tmp_path, two_processes, name):
     for parameter, weight in expected["weights"].items():
         torch.testing.assert_close(first["weights"][parameter], weight, atol=2e-4, rtol=0)
         assert torch.equal(first["weights"][parameter], second["weights"][parameter])
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_fills_every_process_with_groups_of_its_own(two_processes):
+    outputs = [torch.load(two_processes / f"dynamic-{rank}.pt") for rank in range(NUM_PROCESSES)]
+    rewards_of = [{}, {}]
+    for output, rewards in zip(outputs, rewards_of, strict=True):
+        for group, reward in output["groups"]:
+            rewards.setdefault(group, []).append(reward)
+    assert not rewards_of[0].keys() & rewards_of[1].keys()
+    for rewards in rewards_of:
+        assert len(rewards) == 3 * 2  # steps, groups a step
+        assert all(len(group) == GROUP and 0 < sum(group) < GROUP for group in rewards.values())
+    for parameter, weight in outputs[0]["weights"].items():
+        assert torch.equal(weight, outputs[1]["weights"][parameter])
+    lines = [line for line in outputs[0]["log"] if "sampling/rounds" in line]
+    assert all(line["sampling/groups_kept"] == 2 * NUM_PROCESSES for line in lines)
+    assert max(line["sampling/groups_drawn"] for line in lines) > 2 * NUM_PROCESSES
