@@ -1,12 +1,11 @@
 """The interface: registered by name, told what to look at, checked before a model is loaded."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
+from tests.shaping.half import Half
 from vgpo import VGPOSettings, reweight_advantages
-from vgpo.shaping import SHAPINGS, Shaped, Shaping, Signals, VGPOShaping, build_shaping
+from vgpo.shaping import SHAPINGS, Signals, VGPOShaping, build_shaping
 
 
 def signals(**changes):
@@ -46,12 +45,16 @@ def test_statistics_leave_rows_without_a_picture_out():
 def test_with_both_grains_off_nothing_is_asked_for():
     shaping = build_shaping("vgpo", {"intra": False, "inter": False})
     assert shaping.signals == frozenset()
-    assert not shaping.needs_groups
+    assert shaping.scope == "rollout"
 
 
-def test_only_the_rollout_grain_needs_groups():
-    assert build_shaping("vgpo", {}).needs_groups
-    assert not build_shaping("vgpo", {"inter": False}).needs_groups
+@pytest.mark.parametrize(
+    ("options", "scope"),
+    [({}, "group"), ({"inter": False}, "rollout"), ({"intra": False}, "group"), ({"preset": "released"}, "batch")],
+)
+def test_scope_is_what_a_rollout_depends_on(options, scope):
+    assert build_shaping("vgpo", options).scope == scope
+    assert build_shaping("none", {}).scope == "rollout"
 
 
 def test_unknown_names_are_answered_with_the_nearest():
@@ -59,31 +62,6 @@ def test_unknown_names_are_answered_with_the_nearest():
         build_shaping("vpgo", {})
     with pytest.raises(ValueError, match=r"no option 'strenght' \(did you mean 'strength'\?\)"):
         build_shaping("vgpo", {"strenght": 1.0})
-
-
-@dataclass(frozen=True, kw_only=True)
-class HalfSettings:
-    factor: float = 0.5
-
-
-class Half(Shaping):
-    """What a third way takes: a file like this, and a line in the table."""
-
-    Settings = HalfSettings
-
-    def __init__(self, settings):
-        self.settings = settings
-
-    @property
-    def signals(self):
-        return frozenset({"entropy"})
-
-    @property
-    def needs_groups(self):
-        return False
-
-    def shape(self, advantages, signals):
-        return Shaped(self.settings.factor * advantages[:, None] * (signals.entropy > -1))
 
 
 def test_a_third_way_needs_a_class_and_a_line(monkeypatch):

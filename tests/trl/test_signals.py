@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.shaping.half import Half
 from tests.trl.tiny import GROUP, rows_with_pictures
 from vgpo import VGPOSettings, reweight_advantages
+from vgpo.shaping import SHAPINGS
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOTrainer
 
@@ -54,8 +56,9 @@ def passes(trainer):
             (1, 4),  # split groups, but the old pass tells
         ),
         ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "inter": False}, (0, 8)),
+        ({"gradient_accumulation_steps": 2, "preset": "released"}, (2, 4)),  # looks at the whole batch
     ],
-    ids=["own", "old", "split", "split-old", "split-but-tokens-only"],
+    ids=["own", "old", "split", "split-old", "split-but-tokens-only", "released"],
 )
 def test_number_of_forward_passes(make_trainer, settings, expected):
     assert passes(make_trainer(**settings)) == expected
@@ -66,7 +69,7 @@ def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, capl
     messages = [record.message for record in caplog.records if "scoring pass" in record.message]
     assert len(messages) == 1
     assert "per_device_train_batch_size=2 cannot hold whole groups of num_generations=4" in messages[0]
-    assert "per_device_train_batch_size=4, 8" in messages[0]
+    assert "sizes that can: 4, 8" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,8 @@ def test_every_micro_batch_is_a_set_of_whole_groups(make_trainer):
         assert (rows == rows[:, :1]).all()
 
 
-def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor):
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor, preset):
     """The scoring pass and the update's own forward see the same model, so they must tell the same factors."""
     seen = []
     for size in (2 * GROUP, 2):
@@ -110,6 +114,7 @@ def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, pr
             gradient_accumulation_steps=2 * GROUP // size,
             shuffle_groups=False,
             max_steps=1,
+            preset=preset,
         )
         torch.manual_seed(7)
         trainer.train()
@@ -131,3 +136,12 @@ def test_evaluation_is_the_parents(make_trainer):
     metrics = trainer.evaluate()
     assert "eval_loss" in metrics
     assert trainer._listener is None
+
+
+def test_a_third_way_runs_without_a_change_of_the_trainer(make_trainer, monkeypatch):
+    monkeypatch.setitem(SHAPINGS, "half", Half)
+    trainer = watched(make_trainer, shaping="half", shaping_options={"factor": 0.25}, measure_focus=False)
+    trainer.train()
+    for batch in trainer.seen:
+        base = batch["scalar_advantages"][:, None].expand_as(batch["advantages"])
+        assert torch.equal(batch["advantages"], 0.25 * base)

@@ -5,11 +5,13 @@ import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from vgpo.focus import Ratio
+
+Scope = Literal["rollout", "group", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ class Shaping(ABC):
 
     @property
     @abstractmethod
-    def needs_groups(self) -> bool:
-        """Whether a rollout's result depends on the other rollouts of its prompt."""
+    def scope(self) -> Scope:
+        """What a rollout's result depends on: itself alone, its group, or the whole rollout batch."""
 
     @abstractmethod
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:

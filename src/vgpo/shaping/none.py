@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vgpo.shaping.base import Shaped, Shaping, Signals
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class NoShaping(Shaping):
         return frozenset()
 
     @property
-    def needs_groups(self) -> bool:
-        return False
+    def scope(self) -> Scope:
+        return "rollout"
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         return Shaped(advantages[:, None].expand(signals.response_mask.shape))

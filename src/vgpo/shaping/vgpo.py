@@ -4,7 +4,7 @@ from torch import Tensor
 
 from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
 from vgpo.focus import Ratio
-from vgpo.shaping.base import Shaped, Shaping, Signals
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals
 
 
 class VGPOShaping(Shaping):
@@ -21,8 +21,10 @@ class VGPOShaping(Shaping):
         return frozenset({"similarity"} if self.settings.intra or self.settings.inter else ())
 
     @property
-    def needs_groups(self) -> bool:
-        return self.settings.inter
+    def scope(self) -> Scope:
+        if self.signals and self.settings.preset == "released":
+            return "batch"  # its focus is offset by the smallest similarity of the batch
+        return "group" if self.settings.inter else "rollout"
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:

@@ -6,8 +6,8 @@ the parent in these points, and in no other:
 1. Data-set rows travel through the data loader as numbers; a row is read once per prompt, when it is rolled out.
 2. Groups stay whole when a generation batch is shuffled and cut, wherever the batch sizes allow it.
 3. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
-   where there is one, else of the update's own. Only where a micro-batch cannot hold whole groups and there is no
-   old pass, one scoring pass is added.
+   where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
+   (whole groups, as a rule) and there is no old pass, one scoring pass is added.
 4. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
 """
 
@@ -126,7 +126,8 @@ class VGPOTrainer(GRPOTrainer):
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
         self._filter_column = self._find_filter_column()
-        self._shapes_in_update = args.groups_fit_micro_batch or not self.shaping.needs_groups
+        fitting = {"rollout", "group"} if args.groups_fit_micro_batch else {"rollout"}
+        self._shapes_in_update = self.shaping.scope in fitting
 
     def _prompt_stream(self) -> PromptStream:
         if isinstance(self.train_dataset, IterableDataset):
@@ -416,15 +417,7 @@ class VGPOTrainer(GRPOTrainer):
 
     def _score(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Similarity and entropy out of a pass of their own, where the parent runs none that could tell them."""
-        if not self._announced_scoring_pass:
-            self._announced_scoring_pass = True
-            group = self.num_generations
-            logger.warning(
-                "per_device_train_batch_size=%d cannot hold whole groups of num_generations=%d, so one scoring pass "
-                "is added to each generation. Sizes without it: per_device_train_batch_size=%d, %d or another "
-                "multiple of %d, with gradient_accumulation_steps to match.",
-                self.args.per_device_train_batch_size, group, group, 2 * group, group,
-            )  # fmt: skip
+        self._announce_scoring_pass()
         flat = micro_batches(batch, 1)[0]
         accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
         heard: list[tuple[Tensor | None, Tensor | None]] = []
@@ -442,6 +435,19 @@ class VGPOTrainer(GRPOTrainer):
                 **{name: flat[name] for name in accepted if name in flat},
             )
         return heard[0]
+
+    def _announce_scoring_pass(self) -> None:
+        if self._announced_scoring_pass:
+            return
+        self._announced_scoring_pass = True
+        size, group = self.args.per_device_train_batch_size, self.num_generations
+        reason = (
+            f"per_device_train_batch_size={size} cannot hold whole groups of num_generations={group}; sizes that can: "
+            f"{group}, {2 * group} or another multiple of {group}, with gradient_accumulation_steps to match"
+            if self.shaping.scope == "group"
+            else f"shaping={self.args.shaping!r} as it is set looks at the whole rollout batch"
+        )
+        logger.warning("One scoring pass is added to each generation: %s.", reason)
 
     def _measure(self, signals: Signals, shaped: Shaped) -> None:
         self._ratios.add(shaped.statistics)
