@@ -55,10 +55,8 @@ class SimilarityRecorder:
                 "Use one record_similarity() for each batch."
             )
         prompt_length = visual_mask.shape[1]
-        # Autocast would round the dot products to its own precision.
-        with torch.autocast(hidden.device.type, enabled=False):
-            prototype = visual_prototype(hidden[:, :prompt_length], visual_mask)
-            self._chunks.append(visual_similarity(hidden[:, prompt_length:], prototype))
+        prototype = visual_prototype(hidden[:, :prompt_length], visual_mask)
+        self._chunks.append(visual_similarity(hidden[:, prompt_length:], prototype))
         self._num_rows += len(hidden)
 
 
