@@ -9,12 +9,14 @@ python benchmarks/step.py [--steps 20] [--seed 0]
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,13 +115,22 @@ def contender(name: str, dataset: Dataset, folder: Path, arguments: argparse.Nam
     return Contender(name, trainer)
 
 
+def train_or_exit(trainer: GRPOTrainer) -> None:
+    """A failure must end the process: the other trainer would wait for its turn for ever."""
+    try:
+        trainer.train()
+    except BaseException:  # noqa: BLE001 - it is shown, and the process ends
+        traceback.print_exc()
+        os._exit(1)
+
+
 def take_turns(contenders: list[Contender], seed: int) -> None:
     """Train both, one step of each at a time."""
     gates = [threading.Semaphore(1), threading.Semaphore(0)]
     threads = []
     for i, runner in enumerate(contenders):
         runner.trainer.add_callback(Turns(runner, gates[i], gates[1 - i], seed))
-        threads.append(threading.Thread(target=runner.trainer.train))
+        threads.append(threading.Thread(target=train_or_exit, args=(runner.trainer,)))
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.trl.tiny import GROUP, coin, rows_with_pictures
+from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
@@ -54,6 +54,8 @@ def tokens_of(number: int) -> list[int]:
 def train(folder: Path, settings: dict) -> dict:
     """Steps with fixed rollouts: shaped advantages by the tokens of the rollout, the weights, and the log."""
     processor = build_processor()
+    settings = dict(settings)
+    mixed = settings.pop("mixed", False)
     trainer = FixedRollouts(
         model=build_model(processor.tokenizer, seed=1),
         reward_funcs=coin,
@@ -63,7 +65,7 @@ def train(folder: Path, settings: dict) -> dict:
             gradient_checkpointing=False, shuffle_groups=False, dataloader_pin_memory=False,
             **{"max_steps": 2, **settings},
         ),
-        train_dataset=rows_with_pictures(16),
+        train_dataset=mixed_rows(16) if mixed else rows_with_pictures(16),
         processing_class=processor,
     )  # fmt: skip
     trainer.train()

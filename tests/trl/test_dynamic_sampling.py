@@ -69,7 +69,7 @@ def test_all_mixed_takes_one_round_and_the_prompts_in_order(make_trainer):
     assert all(line["sampling/rounds"] == 1 for line in trainer.state.log_history if "sampling/rounds" in line)
 
 
-@pytest.mark.parametrize(("kind", "accuracy"), [("wrong", "0: "), ("right", "1: ")])
+@pytest.mark.parametrize(("kind", "accuracy"), [("wrong", "0.00: "), ("right", "1.00: ")])
 def test_a_batch_that_never_fills_is_an_error_that_shows_the_accuracies(make_trainer, kind, accuracy):
     trainer = make_trainer(reward=by_row([kind]), dynamic_sampling=True, max_sampling_rounds=3)
     with pytest.raises(DynamicSamplingError, match=rf"After 3 rounds.*0 of 6 groups.*\(0.01, 0.99\).*{accuracy}6"):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from vgpo.trl import NonFiniteError, VGPOTrainer
+from vgpo.trl.guard import whole
 
 
 class Poisoned(VGPOTrainer):
@@ -64,3 +65,15 @@ def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_pat
     assert saved
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert any(torch.equal(t, p) for t in saved.values() for p in trainer.before.values() if t.shape == p.shape)
+
+
+def test_the_norm_of_a_sharded_model_is_read_whole():
+    """FSDP2 gives a distributed tensor, which no collective of ours may see."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        norm = torch.distributed.tensor.distribute_tensor(torch.tensor([3.0, 4.0]), mesh).norm()
+        assert type(whole(norm)) is torch.Tensor
+        assert float(whole(norm)) == 5.0
+    finally:
+        torch.distributed.destroy_process_group()

@@ -18,8 +18,10 @@ SETTINGS = {
     "accumulated": {"per_device_train_batch_size": GROUP, "gradient_accumulation_steps": 2},
     "split": {"per_device_train_batch_size": GROUP // 2, "gradient_accumulation_steps": 4},
     "across": {"per_device_train_batch_size": GROUP // 2},
+    "mixed": {"per_device_train_batch_size": GROUP, "mixed": True},
 }
-"""Settings of each of two processes: groups whole, one to a slice, cut into slices, and cut between the processes."""
+"""Settings of each of two processes: groups whole, one to a slice, cut into slices, cut between the processes, and
+mixed with text-only rows."""
 DYNAMIC = {"per_device_train_batch_size": 2 * GROUP, "dynamic_sampling": True, "max_steps": 3}
 
 
@@ -45,7 +47,8 @@ def two_processes(tmp_path_factory):
 def test_two_processes_equal_one(tmp_path, two_processes, name):
     settings = SETTINGS[name]
     size = NUM_PROCESSES * settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
-    expected = rollout_worker.train(tmp_path, {"per_device_train_batch_size": size})
+    mixed = settings.get("mixed", False)
+    expected = rollout_worker.train(tmp_path, {"per_device_train_batch_size": size, "mixed": mixed})
     first, second = (torch.load(two_processes / f"{name}-{rank}.pt") for rank in range(NUM_PROCESSES))
     rollouts = first["rollouts"] | second["rollouts"]
     assert rollouts.keys() == expected["rollouts"].keys()

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tests.trl.tiny import GROUP, coin, rows_with_pictures
+from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.focus import banned_token_ids
 from vgpo.trl import VGPOTrainer
 
@@ -69,24 +69,98 @@ def test_a_data_set_whose_picture_column_is_empty_is_refused(make_trainer):
         make_trainer(dataset=rows).train()
 
 
-def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer):
-    rows = rows_with_pictures(4).to_list()
-    text = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}], "images": [], "answer": "1"}
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"per_device_train_batch_size": GROUP, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": GROUP, "steps_per_generation": 2},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": GROUP, "dynamic_sampling": True, "shuffle_dataset": False},
+    ],
+    ids=["together", "micro-batches", "old-pass", "split", "dynamic"],
+)
+def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer, settings):
     seen = []
 
     class Watched(VGPOTrainer):
+        def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+            outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            if torch.is_grad_enabled():
+                seen.append(self.current)
+            return outputs
+
+        def _compute_loss(self, model, inputs):
+            self.current = inputs
+            return super()._compute_loss(model, inputs)
+
         def _shape_micro_batch(self, inputs, similarity, entropy):
             super()._shape_micro_batch(inputs, similarity, entropy)
-            seen.append(inputs)
+            self.current = inputs
 
-    dataset = Dataset.from_list([rows[0], text, rows[2], text], features=rows_with_pictures(1).features)
-    make_trainer(Watched, dataset=dataset).train()
-    text_rows = torch.cat([batch["row_index"] % 2 == 1 for batch in seen])
-    assert text_rows.any()
+    trainer = make_trainer(Watched, dataset=mixed_rows(), reward=alternating, max_steps=4, **settings)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    text_only = torch.cat([batch["row_index"] % 2 == 1 for batch in seen])
+    assert text_only.any()
+    assert not text_only.all()
     for batch in seen:
         mine = batch["row_index"] % 2 == 1
+        assert torch.equal(batch["visual_rows"], ~mine)
         base = batch["scalar_advantages"][mine][:, None].expand(-1, batch["advantages"].shape[1])
         assert torch.equal(batch["advantages"][mine], base)
+        assert mine.all() or len(batch["pixel_values"])
+
+
+def alternating(completion_ids, **kwargs):
+    return [float(i % 2) for i in range(len(completion_ids))]
+
+
+def test_rows_whose_pictures_are_null_are_text_only(make_trainer):
+    rows = mixed_rows(4).to_list()
+    dataset = Dataset.from_list(
+        [{**row, "images": row["images"] or None} for row in rows], features=mixed_rows(1).features
+    )
+    trainer = make_trainer(dataset=dataset, per_device_train_batch_size=GROUP, max_steps=4, shuffle_dataset=False)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_pictures_made_by_a_transform_are_believed(make_trainer):
+    rows = mixed_rows()
+    dataset = Dataset.from_dict({"row": list(range(8))}).with_transform(lambda batch: rows[batch["row"]])
+    trainer = make_trainer(dataset=dataset, per_device_train_batch_size=GROUP, max_steps=4)
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_a_data_set_smaller_than_a_generation_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"has 1 row\(s\), but one generation takes 2 prompts"):
+        make_trainer(dataset=rows_with_pictures(1))
+
+
+def test_evaluation_is_not_counted_as_training_time(make_trainer):
+    trainer = make_trainer(
+        trainer_kwargs={"eval_dataset": rows_with_pictures(2)}, per_device_eval_batch_size=GROUP, max_steps=1
+    )
+    trainer.evaluate()
+    assert trainer._timer.flush(1) == {}
+
+
+def test_a_second_training_logs_times_of_its_own(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    for _ in range(2):
+        trainer.train()
+        lines = [line for line in trainer.state.log_history if "time/update" in line]
+        assert len(lines) == 2
+        assert all(line["time/update"] > 0 for line in lines)
+
+
+def test_the_model_card_names_the_paper(make_trainer, tmp_path):
+    make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "2604.09349" in card
+    assert "DeepSeekMath" not in card
 
 
 def test_a_prompt_that_lost_its_image_token_is_named(make_trainer, processor):
@@ -155,7 +229,7 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
         trainer_kwargs={"rollout_writer": written.append},
     )
     trainer.train()
-    assert [records[0]["step"] for records in written] == [0, 2]
+    assert [records[0]["step"] for records in written] == [1, 3]
     for record in [record for records in written for record in records]:
         assert record.keys() == {
             "step", "group", "row", "problem", "answer", "images", "completion", "tokens", "focus", "gate",
@@ -192,7 +266,7 @@ def test_rows_are_read_once_a_prompt(make_trainer):
 def test_a_model_without_a_decoder_is_refused(make_trainer, model, monkeypatch):
     monkeypatch.setattr(type(model), "get_decoder", lambda self: None)
     with pytest.raises(ValueError, match="names no module below the model"):
-        make_trainer().train()
+        make_trainer()
 
 
 def test_streams_are_rolled_out_in_order(make_trainer):

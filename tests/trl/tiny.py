@@ -19,6 +19,13 @@ def rows_with_pictures(num_rows: int = 8, cells: int = 2) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def mixed_rows(num_rows: int = 8) -> Dataset:
+    """Every other row has no picture."""
+    rows = rows_with_pictures(num_rows)
+    text = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}], "images": [], "answer": "1"}
+    return Dataset.from_list([text if i % 2 else rows[i] for i in range(num_rows)], features=rows.features)
+
+
 def coin(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """A reward that differs between rollouts and between nothing else: 1 if their tokens add up to an even number."""
     return [float(sum(ids) % 2 == 0) for ids in completion_ids]

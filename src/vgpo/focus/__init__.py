@@ -2,7 +2,12 @@
 
 from vgpo.focus.recorder import SimilarityRecorder, decoder_of, record_similarity
 from vgpo.focus.statistics import Ratio, focus_statistics
-from vgpo.focus.visual_tokens import banned_token_ids, visual_token_ids, visual_token_mask
+from vgpo.focus.visual_tokens import (
+    banned_token_ids,
+    named_visual_token_ids,
+    visual_token_ids,
+    visual_token_mask,
+)
 
 __all__ = [
     "Ratio",
@@ -10,6 +15,7 @@ __all__ = [
     "banned_token_ids",
     "decoder_of",
     "focus_statistics",
+    "named_visual_token_ids",
     "record_similarity",
     "visual_token_ids",
     "visual_token_mask",

@@ -16,7 +16,7 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
     Raises:
         ValueError: if the config names none, as for a text-only model.
     """
-    ids = _token_ids(config, VISUAL_FIELDS)
+    ids = named_visual_token_ids(config)
     if not ids:
         raise ValueError(
             f"The config of this model (model_type {config.model_type!r}) names no image token: looked for "
@@ -24,6 +24,11 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
             "set shaping='none' and measure_focus=False."
         )
     return ids
+
+
+def named_visual_token_ids(config: PretrainedConfig) -> list[int]:
+    """As `visual_token_ids`, and empty for a text-only model."""
+    return _token_ids(config, VISUAL_FIELDS)
 
 
 def banned_token_ids(config: PretrainedConfig) -> list[int]:

@@ -52,7 +52,9 @@ class SamplingTally:
     kept: int = 0
     too_easy: int = 0
     too_hard: int = 0
-    accuracies: Counter[float] = field(default_factory=Counter)
+    accuracies: Counter[str] = field(default_factory=Counter)
+    accuracy_sum: float = 0.0
+    scored: int = 0
 
     def count(self, accuracy: Tensor, low: float, high: float) -> None:
         """Count one round's groups; `accuracy` (groups,) over all processes, NaN where nothing could be scored."""
@@ -61,7 +63,10 @@ class SamplingTally:
         self.kept += int(keep_mask(accuracy, low, high).sum())
         self.too_easy += int((accuracy >= high).sum())
         self.too_hard += len(accuracy) - int((accuracy > low).sum())
-        self.accuracies.update(round(value, 2) for value in accuracy.tolist())
+        scored = accuracy[~accuracy.isnan()]
+        self.accuracy_sum += float(scored.sum())
+        self.scored += len(scored)
+        self.accuracies.update(f"{value:.2f}" for value in accuracy.tolist())
 
     def next_draw(self, missing: int, most: int) -> int:
         """Prompts to draw per process for `missing` more groups, if the share kept so far holds."""
@@ -76,16 +81,11 @@ class SamplingTally:
             "sampling/groups_too_hard": self.too_hard,
             "sampling/groups_cut": self.kept - self.wanted,
             "sampling/rounds": self.rounds,
-            "sampling/accuracy_drawn": self.mean_accuracy,
+            "sampling/accuracy_drawn": self.accuracy_sum / max(1, self.scored),
         }
 
-    @property
-    def mean_accuracy(self) -> float:
-        scored = {value: number for value, number in self.accuracies.items() if not math.isnan(value)}
-        return sum(value * number for value, number in scored.items()) / max(1, sum(scored.values()))
-
     def error(self, low: float, high: float) -> DynamicSamplingError:
-        seen = ", ".join(f"{value:g}: {number}" for value, number in sorted(self.accuracies.items()))
+        seen = ", ".join(f"{value}: {number}" for value, number in sorted(self.accuracies.items()))
         return DynamicSamplingError(
             f"After {self.rounds} rounds of dynamic sampling {self.kept} of {self.drawn} groups had a mean accuracy "
             f"inside ({low}, {high}), too few for a batch of {self.wanted} groups. "

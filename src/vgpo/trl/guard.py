@@ -3,6 +3,7 @@
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class NonFiniteError(RuntimeError):
@@ -31,7 +32,7 @@ class FiniteGuard:
         numbers = [n for n in (self._window_loss, grad_norm) if n is not None]
         self._window_loss = None
         device = self.accelerator.device
-        bad = torch.stack([~torch.isfinite(torch.as_tensor(n, device=device)) for n in numbers]).any()
+        bad = torch.stack([~torch.isfinite(torch.as_tensor(whole(n), device=device)) for n in numbers]).any()
         finite = not bool(self.accelerator.reduce(bad.float(), reduction="sum"))
         self.num_skipped += not finite
         self.num_skipped_in_a_row = 0 if finite else self.num_skipped_in_a_row + 1
@@ -40,3 +41,8 @@ class FiniteGuard:
     @property
     def exhausted(self) -> bool:
         return self.num_skipped_in_a_row >= self.max_skipped_steps
+
+
+def whole(number: Tensor | float) -> Tensor | float:
+    """The number itself, where a sharded model (FSDP2) gives its gradient norm as a distributed tensor."""
+    return number.full_tensor() if isinstance(number, DTensor) else number

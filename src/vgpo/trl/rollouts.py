@@ -22,7 +22,7 @@ def rollout_records(
     """One record for each row of `dataset_rows`, the first rows of `batch`.
 
     Args:
-        step: optimiser steps done when the rollouts were trained on.
+        step: the optimiser step that the rollouts are trained on, from 1.
         batch: a micro-batch with ids and masks of prompts and completions, `visual_rows`, `scalar_advantages`,
             `rewards`, `group_ids` and `row_index`.
         dataset_rows: the data-set row of each rollout; what it lacks is read off the batch, or left out.
@@ -42,7 +42,7 @@ def rollout_records(
             "row": int(batch["row_index"][i]),
             "problem": row["problem"] if "problem" in row else tokenizer.decode(prompt, skip_special_tokens=True),
             "answer": row.get("answer"),
-            "images": list(row.get("images") or []),
+            "images": list(row.get("images") or filter(None, [row.get("image")])),
             "completion": tokenizer.decode(ids, skip_special_tokens=True),
             "tokens": [tokenizer.decode([token]) for token in ids],
             "focus": None if focus is None or not batch["visual_rows"][i] else focus[i][tokens].tolist(),

@@ -14,7 +14,7 @@ the parent in these points, and in no other:
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,15 @@ from trl import GRPOTrainer
 from vgpo.equations import focus_score
 from vgpo.focus import (
     banned_token_ids,
+    decoder_of,
     focus_statistics,
+    named_visual_token_ids,
     record_similarity,
     visual_token_ids,
     visual_token_mask,
 )
 from vgpo.shaping import Shaped, Signals
-from vgpo.trl.batches import Batch, align_rows, group_order, join_rows, micro_batches, select_rows
+from vgpo.trl.batches import Batch, align_rows, drop_empty_pictures, group_order, join_rows, micro_batches, select_rows
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
@@ -51,6 +53,18 @@ logger = logging.getLogger(__name__)
 NEVER = -100.0  # a logit bias with which vLLM never samples a token
 # The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
 TRACE = "trace/"
+
+
+# For the card of a trained model.
+PAPER = {
+    "title": "Visually-Guided Policy Optimization for Multimodal Reasoning",
+    "id": "2604.09349",
+    "citation": "@article{vgpo2026,\n"
+    "    title  = {{Visually-Guided Policy Optimization for Multimodal Reasoning}},\n"
+    "    year   = 2026,\n"
+    "    eprint = {arXiv:2604.09349},\n"
+    "}",
+}
 
 
 class RowNumbers(Dataset):
@@ -90,6 +104,7 @@ class VGPOTrainer(GRPOTrainer):
 
     _tag_names = ("trl", "vgpo")
     _name = "VGPO"
+    _paper = PAPER
 
     def __init__(
         self,
@@ -99,7 +114,7 @@ class VGPOTrainer(GRPOTrainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        *,
+        *positional: Any,
         rollout_writer: RolloutWriter | None = None,
         **kwargs: Any,
     ) -> None:
@@ -108,7 +123,7 @@ class VGPOTrainer(GRPOTrainer):
         self.shaping = args.build_shaping()
         self._wants_similarity = args.measure_focus or "similarity" in self.shaping.signals
         config = model_config(model, args)
-        self._visual_token_ids = visual_token_ids(config) if self._wants_similarity else []
+        self._visual_token_ids = (visual_token_ids if self._wants_similarity else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
@@ -120,14 +135,41 @@ class VGPOTrainer(GRPOTrainer):
         self._num_groups = 0
         self._ratios = RunningRatios()
         self._timer = PhaseTimer()
-        self._logged_step = 0
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        self._num_unlogged_steps = 0
+        super().__init__(
+            model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *positional, **kwargs
+        )
+        self._refuse_small_dataset()
+        self._prepare_for_mixed_batches()
+        if self._wants_similarity:
+            decoder_of(self.model)
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
         self._filter_column = self._find_filter_column()
         fitting = {"rollout", "group"} if args.groups_fit_micro_batch else {"rollout"}
         self._shapes_in_update = self.shaping.scope in fitting
+
+    def _refuse_small_dataset(self) -> None:
+        """Fewer rows than one generation takes would train no step at all, without a word."""
+        num_prompts = self.args.generation_batch_size // self.num_generations
+        if not isinstance(self.train_dataset, IterableDataset) and len(self.train_dataset) < num_prompts:
+            raise ValueError(
+                f"The data set has {len(self.train_dataset)} row(s), but one generation takes {num_prompts} prompts "
+                f"(generation_batch_size={self.args.generation_batch_size} / num_generations={self.num_generations}). "
+                "Give more rows, or lower per_device_train_batch_size or gradient_accumulation_steps."
+            )
+
+    def _prepare_for_mixed_batches(self) -> None:
+        """Rows without a picture among rows with one: in a micro-batch, in a chunk, on one of several processes."""
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                model.register_forward_pre_hook(drop_empty_pictures, with_kwargs=True)
+        # The parent gathers pictures only on processes that have one in their batch: the others would hang.
+        if self.accelerator.num_processes > 1:
+            if self.log_completions and self.log_multimodal:
+                logger.warning("log_multimodal is off with several processes; rollout_writer keeps the pictures.")
+            self.log_multimodal = False
 
     def _prompt_stream(self) -> PromptStream:
         if isinstance(self.train_dataset, IterableDataset):
@@ -149,7 +191,8 @@ class VGPOTrainer(GRPOTrainer):
         banned = self._banned_token_ids
         if self.use_vllm:
             kwargs = self.vllm_generation.generation_kwargs
-            kwargs["logit_bias"] = {**kwargs.get("logit_bias", {}), **dict.fromkeys(banned, NEVER)}
+            own = {int(token): bias for token, bias in kwargs.get("logit_bias", {}).items()}
+            self.vllm_generation.generation_kwargs = {**kwargs, "logit_bias": own | dict.fromkeys(banned, NEVER)}
             return
         suppressed = sorted({*(self.generation_config.suppress_tokens or []), *banned}) or None
         self.generation_config.suppress_tokens = suppressed
@@ -170,7 +213,9 @@ class VGPOTrainer(GRPOTrainer):
         rows = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
         return [{**rows[index], "row_index": index} for index in indices]
 
+    # Set by the parent.
     _buffered_inputs: list[Batch] | None
+    log_multimodal: bool
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         if not self.model.training:
@@ -203,6 +248,7 @@ class VGPOTrainer(GRPOTrainer):
         """Generate and score one rollout for each row, and note what the parent forgets: rows, groups, rewards."""
         row_index = torch.tensor([row["row_index"] for row in rows], device=self.accelerator.device)
         heard: list[Tensor | None] = []
+        rows = [{**row, "images": row["images"] or []} if "images" in row else row for row in rows]
         with self._listening(lambda similarity, _: heard.append(similarity), similarity=self._wants_similarity):
             batch = self._generate_and_score_completions(rows)
         assert self._rewards is not None
@@ -237,7 +283,7 @@ class VGPOTrainer(GRPOTrainer):
 
     def _refuse_blind_prompts(self, batch: Batch) -> None:
         """A row with a picture but no visual token in its prompt is an error, and so is a run without pictures."""
-        if "num_images" not in batch:
+        if batch.get("num_images") is None:
             if not has_picture_column(self.train_dataset):
                 raise ValueError(
                     f"The data set has no pictures: its rows have {sorted(self.train_dataset.column_names or [])}, "
@@ -304,7 +350,7 @@ class VGPOTrainer(GRPOTrainer):
         return batch
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        with self._timer.phase("reward"):
+        with self._phase("reward"):
             self._rewards = super()._calculate_rewards(*args, **kwargs)
         return self._rewards
 
@@ -315,7 +361,7 @@ class VGPOTrainer(GRPOTrainer):
         return *outputs, images, tool_images
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._timer.phase("generation"):
+        with self._phase("generation"):
             return super()._generate_single_turn(*args, **kwargs)
 
     @contextmanager
@@ -345,7 +391,7 @@ class VGPOTrainer(GRPOTrainer):
             *args,
             **kwargs,
         )
-        with self._timer.phase("update" if torch.is_grad_enabled() else "scoring"):
+        with self._phase("update" if torch.is_grad_enabled() else "scoring"):
             if self._listener is None:
                 return run()
             if not self._listener.wants_similarity:
@@ -359,6 +405,10 @@ class VGPOTrainer(GRPOTrainer):
         _, entropy, _ = outputs
         self._listener.hear(similarity, None if entropy is None else entropy.detach())
         return outputs
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a phase of training; an evaluation between two steps is none."""
+        return self._timer.phase(name) if self.model.training else nullcontext()
 
     def _response_mask(self, batch: Batch) -> Tensor:
         """The policy's own tokens; bool (B, T)."""
@@ -465,7 +515,7 @@ class VGPOTrainer(GRPOTrainer):
         num_rows = min(self.args.log_rollouts_groups * self.num_generations, len(inputs["row_index"]))
         rows = inputs["row_index"][:num_rows].tolist()
         records = rollout_records(
-            step=step,
+            step=step + 1,
             batch=inputs,
             dataset_rows=[{}] * num_rows if isinstance(self.train_dataset, IterableDataset) else self._fetch(rows),
             reward_names=self.reward_func_names,
@@ -476,14 +526,13 @@ class VGPOTrainer(GRPOTrainer):
         self.rollout_writer(records)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        num_steps = self.state.global_step - self._logged_step
-        if self.model.training and num_steps:
-            self._logged_step = self.state.global_step
+        if self.model.training and self._num_unlogged_steps:
             numbers = {
                 **self._ratios.flush(self.accelerator),
-                **self._timer.flush(num_steps),
+                **self._timer.flush(self._num_unlogged_steps),
                 "guard/skipped_steps": float(self._guard.num_skipped),
             }
+            self._num_unlogged_steps = 0
             for name, value in numbers.items():
                 self._metrics["train"][name] = [value]
         super().log(logs, start_time)
@@ -496,7 +545,9 @@ class VGPOTrainer(GRPOTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm)
-        if not self._guard.step_is_finite(grad_norm):
+        self._num_unlogged_steps += 1
+        # A gradient scaler (fp16) looks for overflows and skips them itself, as a matter of course.
+        if self.accelerator.scaler is None and not self._guard.step_is_finite(grad_norm):
             # An optimiser leaves parameters without a gradient alone: weights, moments and decay.
             model.zero_grad(set_to_none=True)
             logger.warning(
@@ -530,9 +581,9 @@ def has_picture_column(dataset: Any) -> bool:
 
     A column that is made on access (by a transform), or streamed, is believed to hold one.
     """
-    names = [name for name in ("images", "image") if name in (dataset.column_names or ("images",))]
-    if isinstance(dataset, IterableDataset):
-        return bool(names)
+    names = [name for name in ("images", "image") if name in (dataset.column_names or ())]
+    if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
+        return True
     return any(_has_value(dataset.data.column(name)) for name in names)
 
 
