@@ -37,6 +37,7 @@ def test_defaults_are_those_of_the_settings(tmp_path):
         ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of VGPOConfig"),
         ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
         ({"max_skipped_steps": 0}, "max_skipped_steps=0, expected 1 or more"),
+        ({"accuracy_low": 0.2}, r"accuracy_low=0.2 has no effect without dynamic_sampling"),
         ({"max_sampling_rounds": 0}, "max_sampling_rounds=0, expected 1 or more"),
         ({"dynamic_sampling": True, "accuracy_low": 0.9, "accuracy_high": 0.1}, "accuracy_low=0.9"),
         ({"dynamic_sampling": True, "scale_rewards": "batch"}, "normalised within a group.*'group' or 'none'"),

@@ -67,6 +67,11 @@ def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_pat
     assert any(torch.equal(t, p) for t in saved.values() for p in trainer.before.values() if t.shape == p.shape)
 
 
+def test_weights_that_a_finite_gradient_ruined_are_told_from_a_bug(make_trainer):
+    with pytest.raises(NonFiniteError, match=r"not finite after step \d+.*last checkpoint.*learning_rate"):
+        make_trainer(max_steps=4, learning_rate=1e25, lr_scheduler_type="constant").train()
+
+
 def test_the_norm_of_a_sharded_model_is_read_whole():
     """FSDP2 gives a distributed tensor, which no collective of ours may see."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

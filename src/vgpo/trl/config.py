@@ -104,6 +104,8 @@ class VGPOConfig(GRPOConfig):
         self._check_ranges()
         if self.dynamic_sampling:
             self._check_dynamic_sampling()
+        else:
+            self._refuse_idle_sampling_fields()
 
     def build_shaping(self) -> Shaping:
         """The shaping with its settings: fields of this configuration, and `shaping_options` for all others."""
@@ -164,6 +166,14 @@ class VGPOConfig(GRPOConfig):
         for name, minimum in least.items():
             if self.__dict__[name] < minimum:
                 raise ValueError(f"{name}={self.__dict__[name]}, expected {minimum} or more.")
+
+    def _refuse_idle_sampling_fields(self) -> None:
+        for name in ("accuracy_low", "accuracy_high", "max_sampling_rounds", "filter_reward"):
+            if self.__dict__[name] != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name}={self.__dict__[name]!r} has no effect without dynamic_sampling. Remove it, or set "
+                    "dynamic_sampling=True."
+                )
 
     def _check_dynamic_sampling(self) -> None:
         if not 0 <= self.accuracy_low < self.accuracy_high <= 1:

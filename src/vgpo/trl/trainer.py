@@ -362,7 +362,16 @@ class VGPOTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         with self._phase("generation"):
-            return super()._generate_single_turn(*args, **kwargs)
+            try:
+                return super()._generate_single_turn(*args, **kwargs)
+            except RuntimeError as error:
+                if "probability tensor contains" not in str(error):
+                    raise
+                raise NonFiniteError(
+                    f"The policy's probabilities are not finite after step {self.state.global_step}: an update with a "
+                    "finite gradient made its weights too large. Go back to the last checkpoint, and lower "
+                    "learning_rate."
+                ) from error
 
     @contextmanager
     def _listening(self, hear: Callable[[Tensor | None, Tensor | None], None], *, similarity: bool) -> Iterator[None]:
