@@ -32,12 +32,14 @@ def main() -> None:
 
 @contextmanager
 def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """What a user can mend ends in its message, without a traceback."""
+    """What a user can mend or has asked for ends in its message, without a traceback."""
     try:
         yield
     except errors as error:
         Console(stderr=True).print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def print_version(wanted: bool) -> None:

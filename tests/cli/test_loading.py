@@ -1,17 +1,28 @@
 """What training and evaluation share: prompts, pixel limits, and errors before a model is loaded."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from PIL import Image
 from transformers import CLIPImageProcessor
+from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
-from vgpo.commands.loading import load_model, load_processor, load_prompts, set_pixel_limits
+from vgpo.commands.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    quiet_libraries,
+    set_pixel_limits,
+)
 from vgpo.commands.recipe import RecipeError
 from vgpo.data import DataError
-from vgpo.toy import write_datasets
+from vgpo.toy import checkpoint_path, write_datasets
 
 TOY = ModelConfig(model_name_or_path="toy")
 PICTURE = {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (112, 112))}]}
@@ -50,6 +61,53 @@ def test_a_missing_checkpoint_is_an_error_of_the_recipe(tmp_path: Path) -> None:
         processor(missing)
     with pytest.raises(RecipeError, match=r"model_name_or_path: '.*none' cannot be loaded"):
         load_model(missing, trust_remote_code=False)
+
+
+def copy_of_toy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint_path(), tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_broken_checkpoint_is_an_error_of_the_recipe(tmp_path: Path, name: str) -> None:
+    copy = copy_of_toy(tmp_path)
+    (copy / name).write_text("{broken")
+    with pytest.raises(RecipeError, match=r"copy' cannot be loaded: .*; name a vision-language checkpoint") as raised:
+        load_model(ModelConfig(model_name_or_path=str(copy)), trust_remote_code=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_text_only_checkpoint_has_no_image_processor(tmp_path: Path) -> None:
+    processor().tokenizer.save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"processor_class": None}))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(RecipeError, match="has no image processor; name a vision-language checkpoint"):
+        processor(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+def test_a_checkpoint_without_chat_template(tmp_path: Path) -> None:
+    bare = processor()
+    bare.chat_template = bare.tokenizer.chat_template = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match="has no chat template"):
+        processor(ModelConfig(model_name_or_path=str(tmp_path)))
+
+
+def test_model_and_processor_mean_the_same_image_token() -> None:
+    model = load_model(TOY, trust_remote_code=False)
+    check_image_token(model, processor())
+    right = model.config.image_token_id
+    model.config.image_token_id = right + 1
+    with pytest.raises(
+        RecipeError, match=rf"image_token_id {right + 1} in its config.*'<\|image_pad\|>' the id {right};"
+    ):
+        check_image_token(model, processor())
+
+
+def test_bars_of_the_libraries_are_off() -> None:
+    quiet_libraries()
+    assert datasets.are_progress_bars_disabled()
+    assert not transformers_logging.is_progress_bar_enabled()
 
 
 def test_the_first_rows_as_prompts(tmp_path: Path) -> None:

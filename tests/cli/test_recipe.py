@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import training_args
 from typer.testing import CliRunner
 
 from vgpo.cli import app
@@ -94,6 +95,11 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
         ("min_pixels: 9\nmax_pixels: 5", [], ["min_pixels (9) is above max_pixels (5)"]),
         ("eval_limit: 0", [], ["eval_limit", "at least 1"]),
+        ("train_data: [x]", [], ["recipe.yaml", "train_data is a list (['x'])", "expected a single value"]),
+        ("learning_rate: null", [], ["recipe.yaml", "learning_rate is empty", "remove the line"]),
+        ("", ["--per_device_train_batch_size", "0"], ["recipe.yaml", "per_device_train_batch_size is 0"]),
+        ("gradient_accumulation_steps: 0", [], ["gradient_accumulation_steps is 0", "at least 1"]),
+        ("", ["--max_steps", "0"], ["recipe.yaml", "max_steps is 0", "at least 1, or -1"]),
         ("model_name_or_path: null", [], ["model_name_or_path is missing", "'toy'"]),
     ],
 )
@@ -111,6 +117,19 @@ def test_a_file_that_is_no_mapping(tmp_path: Path) -> None:
     path.write_text("- a\n- b\n")
     with pytest.raises(RecipeError, match=r"list\.yaml: expected a mapping.*found list"):
         load_recipe(path)
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("run_dir: größe".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"latin\.yaml: not UTF-8 text .* at byte 11\); save it as UTF-8"):
+        load_recipe(path)
+
+
+def test_bf16_without_a_gpu(write_recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: bf16 needs a GPU \(or use_cpu\): set bf16: false$"):
+        load_recipe(write_recipe(""), ["--use_cpu", "false", "--bf16", "true"])
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:

@@ -1,16 +1,28 @@
 """The way from a recipe to a report, and what stops it before a model is loaded."""
 
+import errno
 import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from click.testing import Result
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from vgpo.cli import app
 from vgpo.commands import quickstart, train
+from vgpo.commands.recipe import RecipeError
+from vgpo.report import RunFolder, RunFolderError
+from vgpo.study import Evaluation
 from vgpo.toy import write_datasets
+from vgpo.trl import NonFiniteError
 
 
 def fail_to_load(*args: object, **kwargs: object) -> None:
@@ -49,6 +61,142 @@ def test_a_folder_that_holds_a_run_is_not_written_into(
     words = ["--run_dir", tmp_path, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
     assert "already holds a run (metrics.jsonl)" in invoke_train(monkeypatch, *words)
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_quickstart_refuses_a_taken_folder_before_it_writes(tmp_path: Path) -> None:
+    (tmp_path / "vgpo").mkdir()
+    (tmp_path / "vgpo" / "config.yaml").write_text("")
+    done = CliRunner().invoke(app, ["quickstart", "--out", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "vgpo already holds a run (config.yaml)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["vgpo"]
+
+
+def test_a_taken_folder_is_refused_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    message = invoke_train(monkeypatch, "--run_dir", tmp_path, "--train_data", tmp_path / "none.parquet")
+    assert "already holds a run" in message
+
+
+def test_a_start_that_fails_leaves_the_folder_free(
+    tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+
+    def fail_late(*args: object, **kwargs: object) -> None:
+        (run_dir / "checkpoints").mkdir(parents=True)  # as the trainer does
+        raise RecipeError("no such model")
+
+    monkeypatch.setattr(train, "check_image_token", lambda *args: None)
+    monkeypatch.setattr(train, "VGPOTrainer", fail_late)
+    monkeypatch.setattr(train, "load_model", lambda *args, **kwargs: None)
+    words = ["--run_dir", run_dir, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
+    done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)])
+    assert "no such model" in done.stderr
+    RunFolder(run_dir).refuse_taken()
+
+
+SCORES = Evaluation(0.5, 0.2, 0.8, num_questions=10, num_correct=5, num_unanswered=0, num_truncated=0, answers=[])
+
+
+@dataclass
+class StandIn:
+    """A trainer that takes two steps, then meets `ending`; `save` is what saving its model does."""
+
+    folder: RunFolder
+    ending: BaseException | None = None
+    failing_save: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.args = SimpleNamespace(should_save=True)
+        self.state = SimpleNamespace(global_step=0)
+
+    def train(self) -> None:
+        assert "before" in self.folder.read_evaluation()
+        for step in (1, 2):
+            self.state.global_step = step
+            self.folder.log_metrics({"step": step, "epoch": 0.1, "time": 0.0, "reward": 0.5})
+        if self.ending is not None:
+            raise self.ending
+
+    def save_model(self, path: str) -> None:
+        assert "after" in self.folder.read_evaluation()
+        if self.failing_save is not None:
+            raise self.failing_save
+
+
+@pytest.fixture
+def invoke_stand_in(
+    tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Result, RunFolder]]:
+    """`vgpo train` on a `StandIn`, and the run folder that it leaves."""
+
+    def invoke(**ends: Exception | None) -> tuple[Result, RunFolder]:
+        folder = RunFolder(tmp_path / "run")
+        monkeypatch.setattr(train, "build_trainer", lambda *args: StandIn(folder, **ends))
+        monkeypatch.setattr(train, "evaluate_policy", lambda *args: SCORES)
+        words = ["--run_dir", folder.path, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
+        return CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)]), folder
+
+    return invoke
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (NonFiniteError("loss is nan"), 2), (OSError("other"), 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_run_that_ends_early_has_its_report(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], ending: BaseException, status: int
+) -> None:
+    done, folder = invoke_stand_in(ending=ending)
+    assert done.exit_code == status
+    assert f"stopped at step 2; metrics, rollouts and report are in {folder.path}" in done.stdout
+    assert "Traceback" not in done.output
+    assert "<html" in folder.report_path.read_text()
+    assert set(folder.read_evaluation()) == {"before"}
+
+
+def test_a_report_that_fails_does_not_hide_why_the_run_ended(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*args: object) -> None:
+        raise RunFolderError("no report")
+
+    monkeypatch.setattr(train, "write_report", fail)
+    done, _ = invoke_stand_in(ending=NonFiniteError("loss is nan"))
+    assert "error: loss is nan" in done.stderr
+    assert "could not be drawn" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter: No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_says_what_is_left(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], error: Exception
+) -> None:
+    done, folder = invoke_stand_in(failing_save=error)
+    assert done.exit_code == 2
+    assert f"{folder.checkpoints_path} could not be written: " in done.stderr
+    assert "No space left on device" in done.stderr
+    assert "intact up to step 2; complete checkpoints: none." in done.stderr
+    assert "start a new run_dir, with model_name_or_path set to the newest checkpoint" in done.stderr
+    assert set(folder.read_evaluation()) == {"before", "after"}
+
+
+def test_sigterm_ends_a_run_like_ctrl_c() -> None:
+    with pytest.raises(SystemExit) as raised, train.end_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert raised.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import io
 from pathlib import Path
 
 import PIL.Image
+import PIL.ImageFile
 import pytest
 
 from vgpo.data import DataError, decode_image
@@ -52,7 +53,7 @@ def test_orientation_is_applied() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no picture", "of 10 bytes cannot be opened"),
+        (b"no picture", r"of 10 bytes cannot be opened \(not a picture format .* damaged\); replace"),
         (encoded()[:50], "damaged|cannot be opened"),
         ({"bytes": b"no picture", "path": "a.png"}, "with path 'a.png' and 10 bytes cannot be opened"),
         ({"bytes": None, "path": None}, "has no known form; give a PIL image, bytes"),
@@ -68,8 +69,21 @@ def test_bad_picture_says_why(value: object, message: str) -> None:
         verify_image(value)
 
 
-def test_picture_cut_short_fails_when_decoded() -> None:
-    file = io.BytesIO()
-    PIL.Image.effect_noise((64, 64), 50).save(file, "JPEG")
-    with pytest.raises(DataError, match="cannot be decoded"):
-        decode_image(file.getvalue()[:-400])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_picture_cut_short_is_found_and_fails_when_decoded(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    PIL.Image.effect_noise((64, 64), 50).save(path, kind)
+    verify_image(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    for value in (path, path.read_bytes()):
+        with pytest.raises(DataError, match=r"damaged|cannot be opened"):
+            verify_image(value)
+        with pytest.raises(DataError, match=r"cannot be decoded|cannot be opened"):
+            decode_image(value)
+
+
+def test_sound_jpeg_is_not_decoded_and_may_have_a_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(kind="JPEG")
+    verify_image(data + bytes(10))
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    verify_image(data)

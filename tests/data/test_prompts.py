@@ -48,10 +48,15 @@ def test_rows_are_what_trl_takes_and_pickle(png, make_dataset) -> None:
     assert [len(batch["prompt"]) for batch in dataset.iter(2)] == [2]
 
 
-def test_pictures_are_read_only_when_a_row_is(make_dataset) -> None:
-    dataset = to_prompts(make_dataset([{"images": ["gone.png"], "problem": "<image>", "answer": "7"}]))
-    with pytest.raises(FileNotFoundError):
+@pytest.mark.parametrize(
+    ("image", "message"), [("gone.png", "no picture file gone.png"), (b"junk", "of 4 bytes|and 4 bytes")]
+)
+def test_bad_picture_is_told_with_its_problem_when_the_row_is_read(make_dataset, image, message) -> None:
+    source = make_dataset([{"images": [image], "problem": "<image>Who?", "answer": "7"}])
+    dataset = to_prompts(source)
+    with pytest.raises(DataError, match=rf"({message}).*row with the problem '<image>Who\?'"):
         dataset[0]
+    assert source.features["images"].feature.decode  # the caller's data set is left as it was
 
 
 def test_undecoded_pictures_missing_images_and_integer_answers(png) -> None:
@@ -99,7 +104,7 @@ def test_bad_template(png, make_dataset, tmp_path: Path, text: str | None, messa
     [
         (
             {"images": [], "problem": "<image>Which?"},
-            "1 <image> marks but 0 pictures in the row with the problem '<im",
+            "1 <image> mark but 0 pictures in the row with the problem '<im",
         ),
         ({"images": [{"bytes": b"junk"}], "problem": "<image>Which?"}, "cannot be opened .* problem '<image>Which"),
     ],

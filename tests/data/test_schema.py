@@ -33,8 +33,8 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
         ({"answer": None}, "row 1, field 'answer': empty"),
         ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
-        ({"images": []}, "row 1, field 'problem': 1 <image> marks but 0 in field 'images'; expected equal counts"),
-        ({"images": None}, "row 1, field 'problem': 1 <image> marks but 0 in field 'images'"),
+        ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal counts"),
+        ({"images": None}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'"),
         ({"images": [b"junk"]}, "row 1, field 'images', picture 0: the picture with path None and 4 bytes cannot be"),
         ({"images": ["gone.png"]}, "row 1, field 'images', picture 0: there is no picture file gone.png; correct"),
         ({"images": [None]}, "row 1, field 'images', picture 0: the picture of type NoneType has no known form"),
@@ -57,8 +57,8 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
         ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
         ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
-        ({"problem": ["a"], "answer": ["b"], "image": ["c"]}, "the columns found are ['problem', 'answer', 'image']"),
-        ({"problem": ["a"], "answer": ["b"]}, "field 'images': no row of the whole set has a picture"),
+        ({"problem": ["a"], "answers": ["b"]}, "Did you mean 'answers'? Rename it to 'answer' (dataset.rename_col"),
+        ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Rename or"),
         ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has a picture"),
         ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has a picture"),
     ],
@@ -67,6 +67,28 @@ def test_bad_columns_are_named(columns: dict, message: str) -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(datasets.Dataset.from_dict(columns))
     assert message in str(caught.value)
+
+
+def test_misnamed_picture_column_is_one_error() -> None:
+    rows = [{"image": "a.png", "problem": "<image>a", "answer": "b"}] * 3
+    with pytest.raises(DataError) as caught:
+        check_dataset(datasets.Dataset.from_list(rows))
+    assert str(caught.value) == (
+        "the data set has no column 'images'; its columns are ['image', 'problem', 'answer']. Did you mean 'image'? "
+        "Rename it to 'images' (dataset.rename_column)"
+    )
+
+
+def test_texts_that_stand_for_a_picture_are_refused_but_not_marks(png, make_dataset) -> None:
+    dataset = make_dataset([row(png), row(png, problem="<image>Why <|image_pad|>?")])
+    check_dataset(dataset)
+    check_dataset(dataset, forbidden=["<image>", "<|video_pad|>"])
+    with pytest.raises(DataError) as caught:
+        check_dataset(dataset, forbidden=["<|video_pad|>", "<|image_pad|>"])
+    assert str(caught.value) == (
+        "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', which stands for "
+        "a picture in this model's prompts; write <image> where a picture goes, or remove it"
+    )
 
 
 def test_empty_set(png, make_dataset) -> None:

@@ -82,8 +82,15 @@ def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path, name: str):
     assert (tmp_path / name).read_text() == "kept"
 
 
+def test_create_refuses_a_folder_with_a_checkpoint(tmp_path: Path):
+    (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with pytest.raises(RunFolderError, match=r"already holds a run \(checkpoints\)"):
+        RunFolder.create(tmp_path, {}, seed=0, command=[])
+
+
 def test_create_takes_a_folder_with_other_files(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoints").mkdir()  # a trainer makes it, empty, before anything is known to work
     RunFolder.create(tmp_path, {}, seed=0, command=[])
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -211,7 +218,8 @@ def test_full_disk_leaves_the_metrics_intact(make_run, monkeypatch: pytest.Monke
         folder.log_metrics({"step": 41, "loss": 0.2, "text": "a" * 100})
     assert str(caught.value) == (
         f"{folder.metrics_path} could not be written: No space left on device. Everything up to step 40 is "
-        "intact. Free space on this disk, then resume from the newest checkpoint."
+        "intact. Free space on this disk and start a new run_dir, with model_name_or_path set to the newest "
+        "checkpoint if there is one."
     )
     assert folder.metrics_path.read_bytes() == before
 

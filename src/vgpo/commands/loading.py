@@ -1,10 +1,13 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_quantization_config
 
 from vgpo.commands.recipe import RecipeError
@@ -12,6 +15,14 @@ from vgpo.data import check_dataset, load_dataset, to_prompts
 from vgpo.toy import checkpoint_path, write_datasets
 
 TOY_MODEL = "toy"
+CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
+
+
+def quiet_libraries() -> None:
+    """Hide what no user can act on: bars of short steps, and names that transformers renames and TRL still reads."""
+    warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
+    disable_progress_bars()
+    disable_progress_bar()
 
 
 def load_prompts(source: str, template: str, *, toy_folder: Path, limit: int | None = None) -> Dataset:
@@ -44,11 +55,13 @@ def load_processor(
     """The checkpoint's processor, padding on the left, within pixel limits (in pixels of the whole image).
 
     Raises:
-        RecipeError: No such checkpoint, a checkpoint without images, or a processor without pixel limits.
+        RecipeError: No such checkpoint, one without images or chat template, or a processor without pixel limits.
     """
     processor = load(AutoProcessor, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
-        raise RecipeError(f"{model.model_name_or_path} has no image processor; name a vision-language model")
+        raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no image processor; {CHECKPOINT}")
+    if not processor.chat_template:
+        raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no chat template; {CHECKPOINT}")
     processor.tokenizer.padding_side = "left"
     set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
     return processor
@@ -89,9 +102,27 @@ def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedMode
 
 
 def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
-    """`from_pretrained`, with a checkpoint that is not there as an error of the recipe."""
+    """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe."""
     name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else model.model_name_or_path
     try:
         return auto_class.from_pretrained(name, **options)
-    except OSError as error:
-        raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {reason}; {CHECKPOINT}") from error
+
+
+def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Whether model and processor mean the same token by an image.
+
+    Raises:
+        RecipeError: They do not: files of two checkpoints were mixed.
+    """
+    if not hasattr(model.config, "image_token_id") or not hasattr(processor, "image_token"):
+        return
+    in_model, token = model.config.image_token_id, processor.image_token
+    in_tokenizer = processor.tokenizer.convert_tokens_to_ids(token)
+    if in_model != in_tokenizer:
+        raise RecipeError(
+            f"model_name_or_path: {model.name_or_path!r} has image_token_id {in_model} in its config, but its "
+            f"tokenizer gives {token!r} the id {in_tokenizer}; take config and tokenizer from the same checkpoint"
+        )

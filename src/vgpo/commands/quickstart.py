@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vgpo.commands.loading import quiet_libraries
 from vgpo.commands.recipe import load_recipe
-from vgpo.commands.train import ERRORS, TrainedRun, quiet_libraries, train
-from vgpo.report import write_report
+from vgpo.commands.train import ERRORS, TrainedRun, end_on_sigterm, train
+from vgpo.report import RunFolder, write_report
 from vgpo.toy import write_datasets
 
 __all__ = ["ERRORS", "run"]
@@ -21,6 +22,8 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     """Train, evaluate on held-out pictures before and after, draw the report, print the figures."""
     quiet_libraries()
     out = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
+    for name in RECIPES:
+        RunFolder(out / name.lower()).refuse_taken()
     train_file, test_file = write_datasets(out / "data")
     words = ["--train_data", str(train_file), "--eval_data", str(test_file), "--seed", str(seed)]
     if max_steps is not None:
@@ -33,7 +36,8 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     for name, recipe in RECIPES.items():
         console.rule(name)
         run_dir = ["--run_dir", str(out / name.lower())]
-        trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv)
+        with end_on_sigterm():
+            trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv)
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))

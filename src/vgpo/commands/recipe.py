@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
@@ -25,6 +25,20 @@ REFUSED_KEYS = {
     ),
     "eval_strategy": "evaluation is greedy and runs before and after the training; set eval_data instead",
 }
+
+
+# Fields that divide or count; the command line may override any of them.
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_iterations",
+    "num_processes",
+    "max_completion_length",
+)
+NO_GPU_THERE = "doesn't support bf16"  # in the message of transformers
+NO_GPU = "bf16 needs a GPU (or use_cpu): set bf16: false"
 
 
 class RecipeError(ValueError):
@@ -89,6 +103,9 @@ class RunArguments:
             raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 
 
+KINDS = (RunArguments, VGPOConfig, ModelConfig)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A checked recipe: everything `vgpo.commands.train.train` needs."""
@@ -110,17 +127,19 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(source)
     values = read_mapping(path)
-    parser = RecipeParser((RunArguments, VGPOConfig, ModelConfig), allow_abbrev=False, prog="vgpo train")
+    parser = RecipeParser(KINDS, allow_abbrev=False, prog="vgpo train")
     known = field_names()
     check_keys(values, known, where=str(path))
     check_keys(option_names(overrides, known), known, where="command line")
+    check_values(values, where=str(path))
     parser.set_values(values)
     try:
+        check_counts(vars(parser.parse_known_args(list(overrides))[0]))
         run, config, model, rest = parser.parse_args_into_dataclasses(
             args=list(overrides), return_remaining_strings=True, look_for_args_file=False
         )
     except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(f"{path}: {NO_GPU if NO_GPU_THERE in str(error) else error}") from error
     if rest:
         raise RecipeError(f"command line: unexpected {rest[0]!r}; a value follows its --field")
     if model.model_name_or_path is None:
@@ -147,7 +166,7 @@ class RecipeParser(TrlParser):
 
 def field_names() -> list[str]:
     """All fields that a recipe may set."""
-    return [f.name for kind in (RunArguments, VGPOConfig, ModelConfig) for f in dataclasses.fields(kind) if f.init]
+    return [f.name for kind in KINDS for f in dataclasses.fields(kind) if f.init]
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -173,6 +192,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -187,6 +210,30 @@ def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None
             raise RecipeError(f"{where}: {key} cannot be set: {REFUSED_KEYS[key]}")
         if key not in known:
             raise RecipeError(f"{where}: unknown field {key!r}{suggestion(str(key), known)}")
+
+
+def check_values(values: dict[str, Any], *, where: str) -> None:
+    """Refuse empty values and lists where a field takes none; argparse checks words only."""
+    hints = {name: hint for kind in KINDS for name, hint in get_type_hints(kind).items()}
+    for key, value in values.items():
+        taken = {get_origin(hint) or hint for hint in (hints[key], *get_args(hints[key]))}
+        if value is None and type(None) not in taken:
+            raise RecipeError(f"{where}: {key} is empty; give it a value or remove the line")
+        if isinstance(value, list | dict) and type(value) not in taken:
+            raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({value!r}), expected a single value")
+
+
+def check_counts(values: dict[str, Any]) -> None:
+    """Whether all sizes are positive; checked before TRL divides by them.
+
+    Raises:
+        ValueError: One is not; names it.
+    """
+    for name in COUNTS:
+        if values[name] is not None and values[name] < 1:
+            raise ValueError(f"{name} is {values[name]}, expected at least 1")
+    if values["max_steps"] == 0 or values["max_steps"] < -1:
+        raise ValueError(f"max_steps is {values['max_steps']}, expected at least 1, or -1 to train num_train_epochs")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -1,27 +1,37 @@
 """`vgpo train`: one run from a recipe to a report, top to bottom."""
 
 import dataclasses
+import errno
+import logging
+import signal
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from datasets import Dataset
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import ProgressCallback
 from trl import get_peft_config
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.loading import load_model, load_processor, load_prompts
+from vgpo.commands.loading import check_image_token, load_model, load_processor, load_prompts, quiet_libraries
 from vgpo.commands.recipe import REWARDS, Recipe, RecipeError, load_recipe
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
+from vgpo.report.storage import RESTART
 from vgpo.study import Evaluation, evaluate
 from vgpo.trl import DynamicSamplingError, NonFiniteError, VGPOTrainer
 
 ERRORS = (RecipeError, DataError, RunFolderError, DynamicSamplingError, NonFiniteError)
+
+DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+logger = logging.getLogger(__name__)
 
 # Behind the progress bar; all metrics are in metrics.jsonl.
 SHOWN = {"reward": "reward", "accuracy": "sampling/accuracy_drawn"}
@@ -39,28 +49,27 @@ class TrainedRun:
 def run(config: str, overrides: Sequence[str], *, command: Sequence[str]) -> None:
     """Train as the recipe `config` says, with `--field value` words that override it."""
     quiet_libraries()
-    trained = train(load_recipe(config, overrides), command=command)
+    with end_on_sigterm():
+        trained = train(load_recipe(config, overrides), command=command)
     Console().print(f"report: {trained.folder.report_path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def quiet_libraries() -> None:
-    """Hide what no user can act on: TRL still reads names that transformers renames."""
-    warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
 
 
 def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = None) -> TrainedRun:
     """Train as the recipe says and leave a run folder that explains itself.
 
-    Whatever can be wrong with recipe and data is found before a model is loaded.
+    Whatever can be wrong with recipe and data is found before a model is loaded, and a start that fails leaves the
+    folder free. A run that ends early is reported on as far as it came.
 
     Raises:
         RecipeError: Batch sizes and data or processes do not fit, or the model cannot be loaded.
         DataError: A row that cannot be trained on.
-        RunFolderError: The run folder already holds a run, or cannot be written.
+        RunFolderError: The run folder already holds a run, or the disk refuses to take more.
     """
-    run, config, model_config = recipe.run, recipe.config, recipe.model
+    run, config = recipe.run, recipe.config
     console = console or Console(quiet=not config.should_log)
-    data_folder = Path(run.run_dir) / "data"
+    folder = RunFolder(Path(run.run_dir))
+    folder.refuse_taken()
+    data_folder = folder.path / "data"
     check_launch(run, config.world_size)
     with config.main_process_first(desc="data"):
         train_prompts = load_prompts(run.train_data, run.template, toy_folder=data_folder)
@@ -71,13 +80,28 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         )
     console.print(BatchArithmetic.of(config, len(train_prompts), config.world_size).table())
 
+    trainer = build_trainer(recipe, train_prompts, folder)
+    # Last of all that can fail at the start, so that a mended recipe can take the same folder.
+    start_folder(recipe, command)
+    try:
+        with full_disk_named(folder, trainer):
+            return run_phases(recipe, trainer, held_out, folder, console)
+    except BaseException:
+        end_early(folder, trainer, console)
+        raise
+
+
+def build_trainer(recipe: Recipe, train_prompts: Dataset, folder: RunFolder) -> VGPOTrainer:
+    """Processor, model and trainer of a recipe; the trainer will write into `folder`."""
+    run, config, model_config = recipe.run, recipe.config, recipe.model
     trust = config.trust_remote_code
     processor = load_processor(
         model_config, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
     )
-    folder = start_folder(recipe, command)
+    model = load_model(model_config, trust_remote_code=trust)
+    check_image_token(model, processor)
     trainer = VGPOTrainer(
-        model=load_model(model_config, trust_remote_code=trust),
+        model=model,
         args=config,
         reward_funcs=[REWARDS[name] for name in run.rewards],
         train_dataset=train_prompts,
@@ -86,28 +110,94 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         callbacks=[RunCallback(folder)],
         rollout_writer=folder.write_rollouts,
     )
-
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())
+    return trainer
 
+
+def run_phases(
+    recipe: Recipe, trainer: VGPOTrainer, held_out: Dataset | None, folder: RunFolder, console: Console
+) -> TrainedRun:
+    """Evaluate, train, evaluate, save, draw; what one phase found is on the disk before the next begins."""
+    config = recipe.config
     evaluations: dict[str, Evaluation] = {}
-    if held_out is not None and run.evaluate_before:
-        evaluations["before"] = evaluate_policy(trainer, held_out)
-        console.print(f"before: {evaluations['before']}", soft_wrap=True)
+
+    def evaluate_and_write(when: str) -> None:
+        evaluations[when] = evaluate_policy(trainer, held_out)
+        console.print(f"{when}: {evaluations[when]}", soft_wrap=True)
+        if config.should_save:
+            folder.write_evaluation({name: dataclasses.asdict(scores) for name, scores in evaluations.items()})
+
+    if held_out is not None and recipe.run.evaluate_before:
+        evaluate_and_write("before")
     started = time.monotonic()
     trainer.train()
     training_seconds = time.monotonic() - started
-    trainer.save_model(str(folder.checkpoints_path / "final"))
     if held_out is not None:
-        evaluations["after"] = evaluate_policy(trainer, held_out)
-        console.print(f"after: {evaluations['after']}", soft_wrap=True)
-
-    if config.should_save and evaluations:
-        folder.write_evaluation({when: dataclasses.asdict(scores) for when, scores in evaluations.items()})
+        evaluate_and_write("after")
+    trainer.save_model(str(folder.checkpoints_path / "final"))
     if config.should_save:
         write_report([folder.path], folder.report_path)
     return TrainedRun(folder, evaluations, training_seconds)
+
+
+def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console) -> None:
+    """Draw the report of a run that an error or a signal ends; that error stays the one to be told."""
+    if not trainer.args.should_save:
+        return
+    try:
+        write_report([folder.path], folder.report_path)
+    except Exception:
+        logger.warning("The report of the stopped run could not be drawn.", exc_info=True)
+    console.print(
+        f"\nstopped at step {trainer.state.global_step}; metrics, rollouts and report are in {folder.path}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def full_disk_named(folder: RunFolder, trainer: VGPOTrainer) -> Iterator[None]:
+    """A checkpoint that the disk refuses, as an error that says what is left.
+
+    Raises:
+        RunFolderError: The disk refused to store weights or trainer state.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not is_refused_by_disk(error):
+            raise
+        # The trainer's state is the last file of a checkpoint.
+        complete = sorted(path.parent.name for path in folder.checkpoints_path.glob("*/trainer_state.json"))
+        raise RunFolderError(
+            f"{folder.checkpoints_path} could not be written: {str(error).splitlines()[0]}. Metrics, rollouts and "
+            f"evaluation are intact up to step {trainer.state.global_step}; complete checkpoints: "
+            f"{', '.join(complete) or 'none'}. {RESTART}"
+        ) from error
+
+
+def is_refused_by_disk(error: Exception) -> bool:
+    """Whether an error of writing weights comes from the disk; PyTorch's own writer says so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in DISK_REFUSALS
+    return isinstance(error, SafetensorError) or "inline_container" in str(error)
+
+
+@contextmanager
+def end_on_sigterm() -> Iterator[None]:
+    """Let a polite kill end a run as Ctrl-C does, with the exit status that shells expect of it."""
+
+    def end(signal_number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signal_number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class RewardBar(ProgressCallback):
@@ -118,14 +208,13 @@ class RewardBar(ProgressCallback):
             self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
 
 
-def start_folder(recipe: Recipe, command: Sequence[str]) -> RunFolder:
-    """The run folder, written by the main process alone."""
-    path = Path(recipe.run.run_dir)
+def start_folder(recipe: Recipe, command: Sequence[str]) -> None:
+    """Write what the run is into its folder, by the main process alone."""
     if recipe.config.process_index != 0:
-        return RunFolder(path)
+        return
     parts = (dataclasses.asdict(recipe.run), recipe.config.to_dict(), dataclasses.asdict(recipe.model))
     settings = {key: value for part in parts for key, value in part.items()}
-    return RunFolder.create(path, settings, seed=recipe.config.seed, command=command)
+    RunFolder.create(recipe.run.run_dir, settings, seed=recipe.config.seed, command=command)
 
 
 def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:

@@ -8,11 +8,14 @@ from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from vgpo.data.errors import DataError
 
 # What Pillow raises for bytes that are no picture, are cut short, or unpack to an absurd size.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+_SELF_CHECKED = ("PNG", "WEBP")  # Pillow tells a cut file of these from its chunks, undecoded
+_JPEG_END = b"\xff\xd9"
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
@@ -28,12 +31,15 @@ def decode_image(value: Any) -> PIL.Image.Image:
 
 
 def verify_image(value: Any) -> None:
-    """Raise DataError unless the picture opens: its header for all formats, its checksums too for PNG."""
+    """Raise DataError unless the picture opens and is whole; it is decoded only where nothing cheaper tells.
+
+    PNG is judged by its checksums, WebP by its chunks, JPEG by its end marker; other formats are decoded.
+    """
     image = _open(value)
     if image is value:
         return
     try:
-        image.verify()
+        _check_whole(image)
     except _PILLOW_ERRORS as error:
         raise DataError(f"the picture {_describe(value)} is damaged ({error}); replace or drop it") from error
 
@@ -44,11 +50,32 @@ def _open(value: Any) -> PIL.Image.Image:
         return value
     source = _source(value)
     try:
-        return PIL.Image.open(source)
+        # Read at once: Pillow keeps the file of a damaged picture open.
+        return PIL.Image.open(io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source)
     except FileNotFoundError as error:
         raise DataError(f"there is no picture file {source}; correct the path or drop the row") from error
+    except PIL.UnidentifiedImageError as error:
+        raise DataError(
+            f"the picture {_describe(value)} cannot be opened (not a picture format that Pillow knows, or its header "
+            "is damaged); replace or drop it"
+        ) from error
     except _PILLOW_ERRORS as error:
         raise DataError(f"the picture {_describe(value)} cannot be opened ({error}); replace or drop it") from error
+
+
+def _check_whole(image: PIL.Image.Image) -> None:
+    if image.format in _SELF_CHECKED:
+        image.verify()
+    elif not (isinstance(image, JpegImageFile) and _has_end_marker(image)):
+        image.draft("RGB", (1, 1))  # a JPEG without the marker at its end may be whole: decode it at 1/8 of its size
+        image.load()
+
+
+def _has_end_marker(image: JpegImageFile) -> bool:
+    if image.fp is None:
+        return False
+    image.fp.seek(-len(_JPEG_END), io.SEEK_END)
+    return image.fp.read() == _JPEG_END
 
 
 def _source(value: Any) -> io.BytesIO | Path:

@@ -1,7 +1,7 @@
 """Prompts from rows: a jinja template around the problem, pictures at their `<image>` marks."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import PIL.Image
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import decode_image
-from vgpo.data.schema import ANSWER, IMAGE_MARK, IMAGES, PROBLEM, as_list, check_columns
+from vgpo.data.schema import ANSWER, IMAGE_MARK, IMAGES, PROBLEM, as_list, check_columns, count
 
 _FOLDER = Path(__file__).parent / "templates"
 
@@ -31,7 +31,12 @@ def to_prompts(dataset: datasets.Dataset, template: str = "plain") -> datasets.D
     columns = [name for name in (IMAGES, PROBLEM, ANSWER) if name in dataset.column_names]
     text = template_text(template)
     _compile(text)
-    return dataset.select_columns(columns).with_transform(_PromptTransform(text))
+    prompts = dataset.select_columns(columns).with_transform(_PromptTransform(text))
+    # Undecoded, so that a bad picture reaches decode_image and is told with its problem; the stored data is the same.
+    prompts.info.features = datasets.Features(
+        {name: _undecoded(feature) for name, feature in dataset.features.items() if name in columns}
+    )
+    return prompts
 
 
 def template_text(name_or_path: str) -> str:
@@ -43,6 +48,14 @@ def template_text(name_or_path: str) -> str:
             f"there is no prompt template {name_or_path!r}; use one of {list(packaged)} or the path of a jinja file"
         )
     return path.read_text(encoding="utf-8")
+
+
+def _undecoded(feature: Any) -> Any:
+    if isinstance(feature, datasets.Image):
+        return replace(feature, decode=False)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
 
 
 @dataclass(frozen=True)
@@ -67,8 +80,8 @@ class _PromptTransform:
         marks = list(IMAGE_MARK.finditer(text))
         if marks and len(marks) != len(images):
             raise DataError(
-                f"{len(marks)} <image> marks but {len(images)} pictures in the row with the problem {problem[:80]!r}; "
-                "run vgpo.data.check_dataset to find all such rows"
+                f"{count(len(marks), '<image> mark')} but {count(len(images), 'picture')} in the row with the problem "
+                f"{problem[:80]!r}; run vgpo.data.check_dataset to find all such rows"
             )
         try:
             pictures = [decode_image(images[index]) for index in _picture_order(marks, len(images))]

@@ -28,7 +28,7 @@ PNG_MODES = ("1", "L", "LA", "RGB", "RGBA")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run. Construct with `create` (new) or `open` (existing).
+    """The files of one run. `create` starts a new one, `open` takes an existing one; the constructor touches nothing.
 
     Only one process may write: the world's main one.
     """
@@ -49,12 +49,7 @@ class RunFolder:
             RunFolderError: the folder already holds a run, or cannot be written.
         """
         folder = cls(Path(path))
-        held = [name for name in MARKS_OF_A_RUN if (folder.path / name).exists()]
-        if held:
-            raise RunFolderError(
-                f"{folder.path} already holds a run ({', '.join(held)}). Choose another output folder, "
-                "or move or delete this one."
-            )
+        folder.refuse_taken()
         try:
             folder.images_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,6 +76,20 @@ class RunFolder:
                 f"{folder.path} holds no run: config.yaml is missing. Pass the folder that training wrote."
             )
         return folder
+
+    def refuse_taken(self) -> None:
+        """Touch nothing, and raise if the folder holds a run.
+
+        Raises:
+            RunFolderError: it does; names the files that say so.
+        """
+        # An empty folder is no mark: a trainer makes `checkpoints` when it is built.
+        held = [name for name in MARKS_OF_A_RUN if (mark := self.path / name).is_file() or any(mark.glob("*"))]
+        if held:
+            raise RunFolderError(
+                f"{self.path} already holds a run ({', '.join(held)}). Choose another output folder, "
+                "or move or delete this one."
+            )
 
     @property
     def metrics_path(self) -> Path:

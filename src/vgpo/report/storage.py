@@ -10,6 +10,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+RESTART = (
+    "Free space on this disk and start a new run_dir, with model_name_or_path set to the newest checkpoint "
+    "if there is one."
+)
+
 
 class RunFolderError(RuntimeError):
     """Run folders that cannot be written, read or compared; the message names the file and what to do."""
@@ -87,8 +92,7 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         if path.exists():
             os.truncate(path, end)
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} "
-            "Free space on this disk, then resume from the newest checkpoint."
+            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {RESTART}"
         ) from error
 
 
