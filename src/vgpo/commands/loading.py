@@ -1,17 +1,19 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_quantization_config
 
 from vgpo.commands.recipe import RecipeError
 from vgpo.data import check_dataset, load_dataset, to_prompts
+from vgpo.focus import banned_token_ids
 from vgpo.toy import checkpoint_path, write_datasets
 
 TOY_MODEL = "toy"
@@ -25,7 +27,9 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def load_prompts(source: str, template: str, *, toy_folder: Path, limit: int | None = None) -> Dataset:
+def load_prompts(
+    source: str, template: str, *, toy_folder: Path, limit: int | None = None, forbidden: Sequence[str] = ()
+) -> Dataset:
     """A checked data set as prompts, one image-bearing question a row.
 
     Args:
@@ -33,6 +37,7 @@ def load_prompts(source: str, template: str, *, toy_folder: Path, limit: int | N
         template: What `vgpo.data.to_prompts` takes.
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
         limit: Keep the first so many rows.
+        forbidden: What no problem may contain, see `picture_tokens`.
 
     Raises:
         DataError: A row or column that cannot be trained on; names it.
@@ -45,7 +50,7 @@ def load_prompts(source: str, template: str, *, toy_folder: Path, limit: int | N
     dataset = load_dataset(source)
     if limit is not None:
         dataset = dataset.select(range(min(limit, len(dataset))))
-    check_dataset(dataset)
+    check_dataset(dataset, forbidden=forbidden)
     return to_prompts(dataset, template)
 
 
@@ -65,6 +70,12 @@ def load_processor(
     processor.tokenizer.padding_side = "left"
     set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
     return processor
+
+
+def picture_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
+    """The texts that stand for a picture in this model's prompts; in a problem they would ask for one too many."""
+    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    return processor.tokenizer.convert_ids_to_tokens(banned_token_ids(config))
 
 
 def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -15,11 +16,18 @@ from typing import Any, NoReturn
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProgressCallback
+from transformers import ProcessorMixin, ProgressCallback
 from trl import get_peft_config
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.loading import check_image_token, load_model, load_processor, load_prompts, quiet_libraries
+from vgpo.commands.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    picture_tokens,
+    quiet_libraries,
+)
 from vgpo.commands.recipe import REWARDS, Recipe, RecipeError, load_recipe
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
@@ -71,16 +79,22 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
     folder.refuse_taken()
     data_folder = folder.path / "data"
     check_launch(run, config.world_size)
+    trust = config.trust_remote_code
+    processor = load_processor(
+        recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
+    )
+    read = partial(
+        load_prompts,
+        template=run.template,
+        toy_folder=data_folder,
+        forbidden=picture_tokens(recipe.model, processor, trust_remote_code=trust),
+    )
     with config.main_process_first(desc="data"):
-        train_prompts = load_prompts(run.train_data, run.template, toy_folder=data_folder)
-        held_out = (
-            load_prompts(run.eval_data, run.template, toy_folder=data_folder, limit=run.eval_limit)
-            if run.eval_data
-            else None
-        )
+        train_prompts = read(run.train_data)
+        held_out = read(run.eval_data, limit=run.eval_limit) if run.eval_data else None
     console.print(BatchArithmetic.of(config, len(train_prompts), config.world_size).table())
 
-    trainer = build_trainer(recipe, train_prompts, folder)
+    trainer = build_trainer(recipe, processor, train_prompts, folder)
     # Last of all that can fail at the start, so that a mended recipe can take the same folder.
     start_folder(recipe, command)
     try:
@@ -91,14 +105,10 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         raise
 
 
-def build_trainer(recipe: Recipe, train_prompts: Dataset, folder: RunFolder) -> VGPOTrainer:
-    """Processor, model and trainer of a recipe; the trainer will write into `folder`."""
+def build_trainer(recipe: Recipe, processor: ProcessorMixin, train_prompts: Dataset, folder: RunFolder) -> VGPOTrainer:
+    """Model and trainer of a recipe; the trainer will write into `folder`."""
     run, config, model_config = recipe.run, recipe.config, recipe.model
-    trust = config.trust_remote_code
-    processor = load_processor(
-        model_config, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
-    )
-    model = load_model(model_config, trust_remote_code=trust)
+    model = load_model(model_config, trust_remote_code=config.trust_remote_code)
     check_image_token(model, processor)
     trainer = VGPOTrainer(
         model=model,
