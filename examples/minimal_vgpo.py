@@ -2,7 +2,8 @@
 
     python examples/minimal_vgpo.py
 
-takes about a minute on two cores, in which the mean reward rises from about 0.5 to about 0.7.
+takes about a minute on two cores. With seed 0 the mean reward is 0.49 over the first quarter of the steps and 0.63
+over the last: single steps are noisy.
 
 One step, top to bottom: draw questions, sample G responses to each, reward the right ones, compare each response with
 the others to its question, look at how much every token looks at the picture, shape the advantages with that, and take

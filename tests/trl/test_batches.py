@@ -1,5 +1,6 @@
 """Rows of a generation batch are moved, joined and cut without losing or mixing anything."""
 
+import pytest
 import torch
 
 from vgpo.trl.batches import align_rows, group_order, join_rows, micro_batches, select_rows
@@ -58,3 +59,28 @@ def test_a_shuffle_by_blocks_keeps_neighbours_together():
         block = order[start : start + 4]
         assert block == list(range(block[0], block[0] + 4))
         assert block[0] % 4 == 0
+
+
+@pytest.mark.parametrize("pictures_first", [True, False])
+def test_rows_without_pictures_join_rows_with_them(pictures_first):
+    """A round that was all text-only has no picture fields: nothing of the other round may be lost for it."""
+    pictured = align_rows(batch(2, 3, 2))
+    fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    text_only = {name: value for name, value in align_rows(batch(2, 4, 5, first=2)).items() if name not in fields}
+    rounds = [pictured, text_only] if pictures_first else [text_only, pictured]
+    joined = join_rows(rounds, pad_token_id=99)
+    order = [0, 1, 2, 3] if pictures_first else [2, 3, 0, 1]
+    assert joined["advantages"].tolist() == order
+    assert joined["num_images"] == [int(row < 2) for row in order]
+    assert [len(pixels) for pixels in joined["pixel_values"]] == [(4, 8, 0, 0)[row] for row in order]
+    assert joined["mm_token_type_ids"].shape == (4, 4 + 5)
+    assert not joined["mm_token_type_ids"][[order.index(2), order.index(3)]].any()
+    whole = micro_batches(joined, 1)[0]
+    assert sorted(whole["pixel_values"][:, 0].tolist()) == [0.0] * 4 + [1.0] * 8
+
+
+def test_a_round_that_kept_nothing_adds_nothing():
+    kept, nothing = align_rows(batch(2, 3, 2)), select_rows(align_rows(batch(2, 9, 9)), [])
+    joined = join_rows([nothing, kept], pad_token_id=99)
+    assert joined["prompt_ids"].shape == (2, 3)
+    assert joined["completion_ids"].shape == (2, 2)
