@@ -38,7 +38,7 @@ def test_mixed_groups_are_kept_and_the_rest_is_counted(make_trainer):
     for batch in trainer.batches:
         assert len(batch["row_index"]) == 2 * GROUP
         assert set((batch["row_index"] % 4).tolist()) <= {0, 3}
-        assert len(batch["pixel_values"]) == 2 * GROUP
+        assert [prompt.num_images for prompt in batch["prompts"]] == [1] * 2 * GROUP
         assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
         assert (batch["advantages"] != 0).all()
         groups = batch["group_ids"].view(-1, GROUP)

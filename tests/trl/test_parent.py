@@ -40,7 +40,8 @@ def test_without_factors_it_is_the_parent_bit_for_bit(make_trainer, monkeypatch,
     banned = banned_token_ids(build_model(processor.tokenizer, seed=1).config)
     common = {"max_steps": 5, "generation_kwargs": {"suppress_tokens": banned}, **schedule}
     parent = make_trainer(GRPOTrainer, GRPOConfig, policy=build_model(processor.tokenizer, seed=1), **common)
-    child = make_trainer(policy=build_model(processor.tokenizer, seed=1), shuffle_groups=False, **settings, **common)
+    own = {"shuffle_groups": False, "share_prompt": "off"}
+    child = make_trainer(policy=build_model(processor.tokenizer, seed=1), **own, **settings, **common)
     parent_losses, parent_weights = losses_and_weights(parent)
     child_losses, child_weights = losses_and_weights(child)
     assert len(parent_losses) == 5
@@ -70,6 +71,7 @@ def test_seams_of_the_host():
     ), "the reference pass comes before the old policy's"
     for name in (
         "_prepare_inputs", "_generate_and_score_completions", "_calculate_rewards", "_generate_single_turn",
+        "_tokenize_prompts", "_generate",
         "_get_per_token_logps_and_entropies", "_compute_loss", "_get_dataloader", "_get_grad_norm", "training_step",
         "_set_signature_columns_if_needed", "log",
     ):  # fmt: skip

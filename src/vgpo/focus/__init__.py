@@ -1,6 +1,6 @@
 """Reading a model: which prompt tokens are visual, and how much each response token looks at them."""
 
-from vgpo.focus.recorder import SimilarityRecorder, decoder_of, record_similarity
+from vgpo.focus.recorder import SimilarityRecorder, decoder_of, last_hidden_state, record_similarity
 from vgpo.focus.statistics import Ratio, focus_statistics
 from vgpo.focus.visual_tokens import (
     banned_token_ids,
@@ -15,6 +15,7 @@ __all__ = [
     "banned_token_ids",
     "decoder_of",
     "focus_statistics",
+    "last_hidden_state",
     "named_visual_token_ids",
     "record_similarity",
     "visual_token_ids",

@@ -4,7 +4,7 @@ A forward hook on the text decoder sees the hidden states after its final norm, 
 response token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,10 +23,13 @@ class SimilarityRecorder:
     Args:
         visual_mask: bool (B, P), the visual tokens of each prompt. The first P positions of every row are its
             prompt (padding included), all later ones its response.
+        unpack: for rows that hold several responses each: takes the similarity of all tokens of n rows (n, L) to
+            that of response tokens (B, T). `visual_mask` is then (n, L).
     """
 
-    def __init__(self, visual_mask: Tensor) -> None:
+    def __init__(self, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None) -> None:
         self.visual_mask = visual_mask
+        self.unpack = unpack
         self._chunks: list[Tensor] = []
         self._num_rows = 0
 
@@ -56,12 +59,18 @@ class SimilarityRecorder:
             )
         prompt_length = visual_mask.shape[1]
         prototype = visual_prototype(hidden[:, :prompt_length], visual_mask)
-        self._chunks.append(visual_similarity(hidden[:, prompt_length:], prototype))
+        if self.unpack is None:
+            similarity = visual_similarity(hidden[:, prompt_length:], prototype)
+        else:
+            similarity = self.unpack(visual_similarity(hidden, prototype))
+        self._chunks.append(similarity)
         self._num_rows += len(hidden)
 
 
 @contextmanager
-def record_similarity(model: nn.Module, visual_mask: Tensor) -> Iterator[SimilarityRecorder]:
+def record_similarity(
+    model: nn.Module, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[SimilarityRecorder]:
     """Record the visual similarity of every response token that `model` reads inside the block (Eq. 3).
 
     Works around any forward of any transformers VLM: wrapped by PEFT, DDP, FSDP or torch.compile, under autocast
@@ -70,11 +79,12 @@ def record_similarity(model: nn.Module, visual_mask: Tensor) -> Iterator[Similar
     Args:
         model: the VLM, wrapped or not.
         visual_mask: bool (B, P), see `SimilarityRecorder`.
+        unpack: see `SimilarityRecorder`.
 
     Raises:
         ValueError: if the model has no text decoder that returns hidden states.
     """
-    recorder = SimilarityRecorder(visual_mask)
+    recorder = SimilarityRecorder(visual_mask, unpack)
     handle = decoder_of(model).register_forward_hook(recorder.observe)
     try:
         yield recorder

@@ -62,6 +62,13 @@ class VGPOConfig(GRPOConfig):
         default=True,
         metadata={"help": "Log visual focus also where the shaping does not use it, as in a baseline."},
     )
+    share_prompt: str = field(
+        default="auto",
+        metadata={
+            "help": "Compute a prompt once for all its rollouts: 'auto' where that is proven for the model, 'on' to "
+            "insist on it, or 'off'."
+        },
+    )
     shuffle_groups: bool = field(
         default=True,
         metadata={"help": "Shuffle the groups of a generation batch before it is cut into micro-batches."},
@@ -157,6 +164,8 @@ class VGPOConfig(GRPOConfig):
             ) from error
 
     def _check_ranges(self) -> None:
+        if self.share_prompt not in ("auto", "on", "off"):
+            raise ValueError(f"share_prompt={self.share_prompt!r}, expected 'auto', 'on' or 'off'.")
         least = {
             "max_sampling_rounds": 1,
             "max_skipped_steps": 1,

@@ -5,18 +5,19 @@ the parent in these points, and in no other:
 
 1. Data-set rows travel through the data loader as numbers; a row is read once per prompt, when it is rolled out.
 2. Groups stay whole when a generation batch is shuffled and cut, wherever the batch sizes allow it.
-3. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
+3. A prompt is encoded once, and computed once for all rollouts of a micro-batch that share it (`vgpo.shared_prompt`).
+4. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
    where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
    (whole groups, as a rule) and there is no old pass, one scoring pass is added.
-4. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
+5. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
 """
 
-import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
 from trl import GRPOTrainer
+from trl.data_utils import is_conversational, prepare_multimodal_messages
+from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
 from vgpo.focus import (
@@ -36,16 +40,18 @@ from vgpo.focus import (
     decoder_of,
     focus_statistics,
     named_visual_token_ids,
-    record_similarity,
     visual_token_ids,
     visual_token_mask,
 )
 from vgpo.shaping import Shaped, Signals
-from vgpo.trl.batches import Batch, align_rows, drop_empty_pictures, group_order, join_rows, micro_batches, select_rows
+from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.trl.batches import Batch, group_order, join_rows, select_rows
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
+from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
 from vgpo.trl.metrics import PhaseTimer, RunningRatios
+from vgpo.trl.prompts import EncodedPrompt, encoded_prompt, generation_fields, picture_fields
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
 
 logger = logging.getLogger(__name__)
@@ -132,6 +138,9 @@ class VGPOTrainer(GRPOTrainer):
         self._listener: Listener | None = None
         self._announced_scoring_pass = False
         self._rewards: Tensor | None = None
+        self._rows: list[dict[str, Any]] = []
+        self._images: list[list[Any]] = []
+        self._prompts: list[EncodedPrompt] = []  # of the rows that the next pass reads
         self._num_groups = 0
         self._ratios = RunningRatios()
         self._timer = PhaseTimer()
@@ -140,9 +149,10 @@ class VGPOTrainer(GRPOTrainer):
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *positional, **kwargs
         )
         self._refuse_small_dataset()
-        self._prepare_for_mixed_batches()
         if self._wants_similarity:
             decoder_of(self.model)
+        self._has_pictures = has_picture_column(self.train_dataset)
+        self._shares_prompts = self._prepare_shared_prompts()
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
@@ -160,16 +170,18 @@ class VGPOTrainer(GRPOTrainer):
                 "Give more rows, or lower per_device_train_batch_size or gradient_accumulation_steps."
             )
 
-    def _prepare_for_mixed_batches(self) -> None:
-        """Rows without a picture among rows with one: in a micro-batch, in a chunk, on one of several processes."""
-        for model in (self.model, self.ref_model):
-            if model is not None:
-                model.register_forward_pre_hook(drop_empty_pictures, with_kwargs=True)
-        # The parent gathers pictures only on processes that have one in their batch: the others would hang.
-        if self.accelerator.num_processes > 1:
-            if self.log_completions and self.log_multimodal:
-                logger.warning("log_multimodal is off with several processes; rollout_writer keeps the pictures.")
-            self.log_multimodal = False
+    def _prepare_shared_prompts(self) -> bool:
+        """Whether the rollouts of a micro-batch share their prompts; says why not."""
+        if self.args.share_prompt == "off":
+            return False
+        reason = why_not_shared(self.model)
+        if reason is None:
+            enable_layouts(self.accelerator.unwrap_model(self.model).config)
+        elif self.args.share_prompt == "on":
+            raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
+        else:
+            logger.warning("share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+        return reason is None
 
     def _prompt_stream(self) -> PromptStream:
         if isinstance(self.train_dataset, IterableDataset):
@@ -213,9 +225,9 @@ class VGPOTrainer(GRPOTrainer):
         rows = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
         return [{**rows[index], "row_index": index} for index in indices]
 
+    _batch_environments: list[Any] | None = None
     # Set by the parent.
     _buffered_inputs: list[Batch] | None
-    log_multimodal: bool
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         if not self.model.training:
@@ -224,7 +236,7 @@ class VGPOTrainer(GRPOTrainer):
         if self._step % window == 0 or self._buffered_inputs is None:
             with self._timer.phase("preparation"):
                 batch = self._generation_batch(generation_batch)
-            self._buffered_inputs = micro_batches(self._shuffled(batch), self.args.steps_per_generation)
+            self._buffered_inputs = split_tensor_dict(self._shuffled(batch), self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generation_batch(self, loaded: list[dict[str, Any]]) -> Batch:
@@ -248,7 +260,6 @@ class VGPOTrainer(GRPOTrainer):
         """Generate and score one rollout for each row, and note what the parent forgets: rows, groups, rewards."""
         row_index = torch.tensor([row["row_index"] for row in rows], device=self.accelerator.device)
         heard: list[Tensor | None] = []
-        rows = [{**row, "images": row["images"] or []} if "images" in row else row for row in rows]
         with self._listening(lambda similarity, _: heard.append(similarity), similarity=self._wants_similarity):
             batch = self._generate_and_score_completions(rows)
         assert self._rewards is not None
@@ -264,7 +275,49 @@ class VGPOTrainer(GRPOTrainer):
         batch["visual_rows"] = visual_token_mask(batch["prompt_ids"], self._visual_token_ids).any(1)
         if self._wants_similarity:
             self._refuse_blind_prompts(batch)
-        return align_rows(batch)
+        return batch
+
+    def _generate_and_score_completions(self, rows: list[dict[str, Any]]) -> Batch:
+        """As the parent, which sees the pictures in the prompts only: what it would make of them is made once here."""
+        self._rows = rows
+        batch = super()._generate_and_score_completions([with_pictures_in_prompt(row) for row in rows])
+        self._rows, self._images = [], []
+        return {**batch, "prompts": self._prompts}
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
+        """Each prompt once: the rollouts of a data-set row share it, unless an environment wrote into it."""
+        encoded: dict[Any, tuple[EncodedPrompt, list[Any]]] = {}
+        keys = []
+        for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True)):
+            shared = self.environment_factories is None and "row_index" in row
+            keys.append(("row", row["row_index"]) if shared else ("rollout", i))
+            if keys[-1] not in encoded:
+                encoded[keys[-1]] = self._encode(prompt, i)
+        self._prompts = [encoded[key][0] for key in keys]
+        self._images = [encoded[key][1] for key in keys]
+        # The parent hands the fields on to the first turn, which has its own, and from there to turns after tools.
+        fields = generation_fields(self._prompts) if self.tools else {}
+        images = [pictures or None for pictures in self._images] if any(self._images) else None
+        return [prompt.token_ids for prompt in self._prompts], images, fields
+
+    def _encode(self, prompt: Any, rollout: int) -> tuple[EncodedPrompt, list[Any]]:
+        """A prompt for the model, and its pictures."""
+        environments = self._batch_environments
+        if environments is not None:
+            self._batch_environments = environments[rollout : rollout + 1]
+        ids, images, fields = super()._tokenize_prompts([prompt])
+        self._batch_environments = environments
+        pictures = images[0] if images else []
+        return encoded_prompt(ids[0], len(pictures), fields, self.accelerator.device), pictures
+
+    def _add_tool_pictures(self, tool_images: list[list[Any]]) -> None:
+        """Rollouts into which a tool has put pictures have a prompt of their own, with these behind its own ones."""
+        for i, added in enumerate(tool_images):
+            if added:
+                self._images[i] = [*self._images[i], *added]
+                fields = self.processing_class.image_processor(images=self._images[i], return_tensors="pt")
+                pictures = picture_fields(fields, self.accelerator.device)
+                self._prompts[i] = replace(self._prompts[i], num_images=len(self._images[i]), pictures=pictures)
 
     def _group_ids(self, row_index: Tensor) -> Tensor:
         """Numbers of the groups of all processes' rollouts (N,): a new one for each draw of a prompt."""
@@ -283,20 +336,19 @@ class VGPOTrainer(GRPOTrainer):
 
     def _refuse_blind_prompts(self, batch: Batch) -> None:
         """A row with a picture but no visual token in its prompt is an error, and so is a run without pictures."""
-        if batch.get("num_images") is None:
-            if not has_picture_column(self.train_dataset):
-                raise ValueError(
-                    f"The data set has no pictures: its rows have {sorted(self.train_dataset.column_names or [])}, "
-                    "expected a column 'images' or 'image'. For a text-only run set shaping='none' and "
-                    "measure_focus=False."
-                )
-            return
-        has_image = torch.tensor(batch["num_images"], device=batch["visual_rows"].device) > 0
+        num_images = [prompt.num_images for prompt in batch["prompts"]]
+        if not any(num_images) and not self._has_pictures:
+            raise ValueError(
+                f"The data set has no pictures: its rows have {sorted(self.train_dataset.column_names or [])}, "
+                "expected a column 'images' or 'image'. For a text-only run set shaping='none' and "
+                "measure_focus=False."
+            )
+        has_image = torch.tensor(num_images, device=batch["visual_rows"].device) > 0
         blind = (has_image & ~batch["visual_rows"]).nonzero()
         if len(blind):
             rollout = int(blind[0, 0])
             raise ValueError(
-                f"Row {int(batch['row_index'][rollout])} has {batch['num_images'][rollout]} image(s), but its prompt "
+                f"Row {int(batch['row_index'][rollout])} has {num_images[rollout]} image(s), but its prompt "
                 f"holds none of the model's visual tokens {self._visual_token_ids}. Check that the chat template of "
                 "the processor writes the image token, and that model and processor belong together."
             )
@@ -349,21 +401,44 @@ class VGPOTrainer(GRPOTrainer):
         batch["num_items_in_batch"] = self.accelerator.gather(self._response_mask(batch).sum()).sum()
         return batch
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        # Rewards may ask for any column, pictures included.
+        inputs = [{**row, **given} for row, given in zip(self._rows, inputs, strict=True)]
         with self._phase("reward"):
-            self._rewards = super()._calculate_rewards(*args, **kwargs)
+            self._rewards = super()._calculate_rewards(inputs, *args, **kwargs)
         return self._rewards
 
     def _generate(self, prompts: list[Any]) -> Any:
-        *outputs, images, tool_images = super()._generate(prompts)
-        # A prompt without pictures has None there, which the processors take in no batch with others.
-        images = images and [pictures or [] for pictures in images]
-        return *outputs, images, tool_images
+        *outputs, _, tool_images = super()._generate(prompts)
+        if self.rollout_func is not None:
+            self._tokenize_prompts(prompts)
+        self._add_tool_pictures(tool_images)
+        if self.log_completions and self.log_multimodal and self._has_pictures:
+            self._logs["images"].extend(gather_object(self._images))
+        # Without pictures the parent makes no tensors of them: every pass takes those of the encoded prompts.
+        return *outputs, None, []
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._phase("generation"):
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        fields: dict[str, Any],
+        num_generations: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        own = [prompt.token_ids for prompt in self._prompts]
+        first_turn = len(own) == len(prompt_ids) and all(map(is_, own, prompt_ids))
+        sharing: AbstractContextManager[None] = nullcontext()
+        if first_turn and not self.use_vllm and not self.use_transformers_continuous_batching:
+            prompts = self._prompts
+            if self._prefills_once(num_generations):
+                prompts = prompts[::num_generations]
+                sharing = self._prefilled_once(num_generations)
+            prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
+        with self._phase("generation"), sharing:
             try:
-                return super()._generate_single_turn(*args, **kwargs)
+                return super()._generate_single_turn(prompt_ids, images, fields, num_generations, *args, **kwargs)
             except RuntimeError as error:
                 if "probability tensor contains" not in str(error):
                     raise
@@ -372,6 +447,27 @@ class VGPOTrainer(GRPOTrainer):
                     "finite gradient made its weights too large. Go back to the last checkpoint, and lower "
                     "learning_rate."
                 ) from error
+
+    def _prefills_once(self, num_generations: int) -> bool:
+        """Whether generation can compute each prompt once for its group."""
+        groups = [self._prompts[i : i + num_generations] for i in range(0, len(self._prompts), num_generations)]
+        return (
+            self._shares_prompts
+            and num_generations > 1
+            and all(len(group) == num_generations and len(set(map(id, group))) == 1 for group in groups)
+            and why_not_prefill_once(self.model, self.generation_config) is None
+        )
+
+    @contextmanager
+    def _prefilled_once(self, num_generations: int) -> Iterator[None]:
+        """Generation takes one prompt of each group, and gives `num_generations` rollouts of it."""
+        before = self.generation_config.num_return_sequences
+        self.generation_config.num_return_sequences = num_generations
+        try:
+            with prefill_once(self.model):
+                yield
+        finally:
+            self.generation_config.num_return_sequences = before
 
     @contextmanager
     def _listening(self, hear: Callable[[Tensor | None, Tensor | None], None], *, similarity: bool) -> Iterator[None]:
@@ -388,32 +484,35 @@ class VGPOTrainer(GRPOTrainer):
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
-        *args: Any,
-        **kwargs: Any,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **pictures: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        run = partial(
-            super()._get_per_token_logps_and_entropies,
-            model,
-            input_ids,
-            attention_mask,
-            logits_to_keep,
-            *args,
-            **kwargs,
+        """As the parent, over `self._prompts`, whose pictures stand in for those that the parent would bring."""
+        if any(value is not None for value in pictures.values()):
+            raise RuntimeError(
+                f"Pictures came with the rows ({sorted(pictures)}), expected them with the prompts only."
+            )
+        rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, self._prompts)
+        options = {"output_router_logits": True} if compute_aux_loss else {}
+        with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
+            scores = [
+                score_rows(
+                    model, chunk, self._visual_token_ids, share=self._shares_prompts,
+                    similarity=self._listener is not None and self._listener.wants_similarity, **options,
+                )
+                for chunk in rows.chunks(batch_size or len(input_ids))
+            ]  # fmt: skip
+        similarity, entropy = joined(score.similarity for score in scores), joined(score.entropy for score in scores)
+        if self._listener is not None:
+            self._listener.hear(similarity, None if entropy is None else entropy.detach())
+        aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
+        return (
+            torch.cat([score.log_probs for score in scores]),
+            entropy if compute_entropy else None,
+            torch.stack(aux_losses).mean() if compute_aux_loss else None,
         )
-        with self._phase("update" if torch.is_grad_enabled() else "scoring"):
-            if self._listener is None:
-                return run()
-            if not self._listener.wants_similarity:
-                outputs, similarity = run(), None
-            else:
-                prompt = slice(0, input_ids.shape[1] - logits_to_keep)
-                visual_mask = visual_token_mask(input_ids[:, prompt], self._visual_token_ids)
-                with record_similarity(model, visual_mask & attention_mask[:, prompt].bool()) as recorder:
-                    outputs = run()
-                similarity = recorder.similarity
-        _, entropy, _ = outputs
-        self._listener.hear(similarity, None if entropy is None else entropy.detach())
-        return outputs
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
         """Time a phase of training; an evaluation between two steps is none."""
@@ -434,6 +533,7 @@ class VGPOTrainer(GRPOTrainer):
         )
 
     def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
+        self._prompts = inputs["prompts"]
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         if not self._shapes_in_update:
@@ -477,8 +577,7 @@ class VGPOTrainer(GRPOTrainer):
     def _score(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Similarity and entropy out of a pass of their own, where the parent runs none that could tell them."""
         self._announce_scoring_pass()
-        flat = micro_batches(batch, 1)[0]
-        accepted = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
+        self._prompts = batch["prompts"]
         heard: list[tuple[Tensor | None, Tensor | None]] = []
         with (
             torch.no_grad(),
@@ -486,12 +585,11 @@ class VGPOTrainer(GRPOTrainer):
         ):
             self._get_per_token_logps_and_entropies(
                 self.model,
-                torch.cat([flat["prompt_ids"], flat["completion_ids"]], dim=1),
-                torch.cat([flat["prompt_mask"], flat["completion_mask"]], dim=1),
-                flat["completion_ids"].shape[1],
+                torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                batch["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
                 compute_entropy="entropy" in self.shaping.signals,
-                **{name: flat[name] for name in accepted if name in flat},
             )
         return heard[0]
 
@@ -575,6 +673,26 @@ class VGPOTrainer(GRPOTrainer):
             f"step {self.state.global_step + 1}). The weights from before the first of them are in {folder}. Lower "
             "learning_rate or max_grad_norm, look at the rewards of the last rollouts, or raise max_skipped_steps."
         )
+
+
+def with_pictures_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose pictures are in the messages of its prompt, and nowhere else."""
+    images = row.get("images") or [image for image in [row.get("image")] if image is not None]
+    rest = {name: value for name, value in row.items() if name not in ("images", "image")}
+    if not images:
+        return rest
+    if not is_conversational(row):
+        raise ValueError(
+            f"A row has {len(images)} picture(s), but its prompt is {type(row['prompt']).__name__}, expected a list "
+            "of messages: leave the chat template to the trainer."
+        )
+    return {**rest, "prompt": prepare_multimodal_messages(row["prompt"], images=images)}
+
+
+def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
+    """Chunks of a signal in one tensor; None if there is no such signal."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:

@@ -1,0 +1,17 @@
+"""A prompt is computed once for all its rollouts."""
+
+from vgpo.shared_prompt.attention import enable_layouts
+from vgpo.shared_prompt.families import PROVEN, why_not_shared
+from vgpo.shared_prompt.generation import prefill_once, why_not_prefill_once
+from vgpo.shared_prompt.packing import Packing, pack_prompts, packed_rows
+
+__all__ = [
+    "PROVEN",
+    "Packing",
+    "enable_layouts",
+    "pack_prompts",
+    "packed_rows",
+    "prefill_once",
+    "why_not_prefill_once",
+    "why_not_shared",
+]

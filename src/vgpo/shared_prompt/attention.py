@@ -1,0 +1,191 @@
+"""Attention over packed rows: a response sees its prompt and itself, and nothing of its siblings.
+
+transformers looks attention functions up by name. The function of the model's implementation is wrapped here: a call
+that carries a `PromptLayout` is answered in this module, every other call by the function itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PretrainedConfig
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention functions
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring queries of one packed row that attend to neighbouring keys of it."""
+
+    row: int
+    queries: slice
+    keys: slice
+    causal: bool
+
+    def of(self, heads: Tensor) -> Tensor:
+        """The block's queries out of (n, H, L, ...); (1, H, q, ...)."""
+        return heads[self.row : self.row + 1, :, self.queries]
+
+    def keys_of(self, heads: Tensor) -> Tensor:
+        """The block's keys out of (n, H, L, ...); (1, H, k, ...)."""
+        return heads[self.row : self.row + 1, :, self.keys]
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """What lies where in packed rows: a prompt, then the responses to it, then padding.
+
+    Args:
+        prompt_lengths: tokens of the prompt of each of n rows.
+        response_lengths: tokens of each response, row by row.
+        length: tokens of a row, padding included.
+        device: where the rows are.
+    """
+
+    prompt_lengths: tuple[int, ...]
+    response_lengths: tuple[tuple[int, ...], ...]
+    length: int
+    device: torch.device
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """All that is attended to, in rectangles and triangles."""
+        blocks = []
+        for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
+            end = prompt + sum(responses)
+            if prompt:
+                blocks.append(Block(row, slice(0, prompt), slice(0, prompt), causal=True))
+                blocks.append(Block(row, slice(prompt, end), slice(0, prompt), causal=False))
+            start = prompt
+            for length in responses:
+                own = slice(start, start + length)
+                blocks.append(Block(row, own, own, causal=True))
+                start += length
+        return blocks
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """The same for FlexAttention: a mask of blocks of 128 x 128 tokens, and a rule inside them."""
+        owner = torch.full((len(self.prompt_lengths), self.length), -1)
+        for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
+            owners = torch.repeat_interleave(torch.tensor([prompt, *responses]))
+            owner[row, : len(owners)] = owners
+        owner = owner.to(self.device)
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            del head
+            own = (owner[row, key] == 0) | (owner[row, key] == owner[row, query])
+            return own & (key <= query)
+
+        # Compiled, the rule is evaluated block by block; the L x L mask that it describes is never written.
+        return create_block_mask(
+            sees, len(owner), None, self.length, self.length, device=self.device, _compile=self.device.type == "cuda"
+        )
+
+
+class BlockAttention(torch.autograd.Function):
+    """Exact attention block by block on a CPU, with the flash kernels of torch.
+
+    Blocks that share queries are merged by their log-sum-exp. Backwards, each block needs no more than the merged
+    output and log-sum-exp of its queries: exp(score - log-sum-exp) is then its share of the whole softmax.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
+        # In memory (n, L, H, D), as the model's output projection wants it.
+        out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        total = query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+        for block in layout.blocks:
+            part, part_total = _flash(
+                block.of(query), block.keys_of(key), block.keys_of(value), is_causal=block.causal, scale=scale
+            )
+            merged = torch.logaddexp(block.of(total), part_total)
+            kept = (block.of(total) - merged).exp().unsqueeze(-1).to(out.dtype)
+            added = (part_total - merged).exp().unsqueeze(-1).to(out.dtype)
+            block.of(out).mul_(kept).addcmul_(part, added)
+            block.of(total).copy_(merged)
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.layout, ctx.scale = layout, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, total = ctx.saved_tensors
+        sums = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        for block in ctx.layout.blocks:
+            parts = _flash_backward(
+                block.of(grads[0]), block.of(query), block.keys_of(key), block.keys_of(value), block.of(out),
+                block.of(total), 0.0, block.causal, scale=ctx.scale,
+            )  # fmt: skip
+            for whole, part, pick in zip(sums, parts, (block.of, block.keys_of, block.keys_of), strict=True):
+                pick(whole).add_(part)
+        return (*sums, None, None)
+
+
+# A compiled model calls this as it is: every batch has a layout of its own, which would be compiled anew.
+@torch.compiler.disable
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
+    """Attention of packed rows.
+
+    Args:
+        module: the attention layer.
+        query: (n, H, L, D).
+        key: (n, H or fewer, L, D), each head shared by neighbouring query heads.
+        value: as `key`.
+        layout: what lies where.
+        scale: factor on the scores.
+
+    Returns:
+        (n, L, H, D).
+    """
+    dtype = (
+        torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else value.dtype
+    )
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    if query.device.type == "cpu":
+        repeats = query.shape[1] // key.shape[1]
+        if repeats > 1:
+            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        return BlockAttention.apply(query, key, value, layout, scale).transpose(1, 2)
+    return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scale)[0]
+
+
+class LayoutAttention:
+    """An attention function of transformers that answers calls with a `PromptLayout` itself."""
+
+    def __init__(self, otherwise: Callable[..., Any]) -> None:
+        self.otherwise = otherwise
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *args: Any,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        layout = kwargs.pop(LAYOUT, None)
+        if layout is None:
+            return self.otherwise(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(module, query, key, value, layout, scale), None
+
+
+def enable_layouts(config: PretrainedConfig) -> None:
+    """Let the attention function that a model's config names answer calls with a `PromptLayout`; others pass by."""
+    implementation = config.get_text_config(decoder=True)._attn_implementation
+    function = ALL_ATTENTION_FUNCTIONS[implementation]
+    if not isinstance(function, LayoutAttention):
+        ALL_ATTENTION_FUNCTIONS[implementation] = LayoutAttention(function)

@@ -1,0 +1,124 @@
+"""A group's prompt is read once before its rollouts are sampled.
+
+transformers' `generate` expands its inputs by `num_return_sequences` before it reads the prompt, so every decoder
+layer computes the prompt once per rollout. Here each prompt is read by one row, and what it leaves behind (its keys
+and values, and the logits of the first token) is repeated instead. Sampling is untouched: the rows, their order and
+the shape of every draw are those of prompts repeated beforehand.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMode
+
+# What only the reading of a prompt needs; decoding would repeat it for every rollout.
+_PICTURES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
+
+
+@contextmanager
+def prefill_once(model: nn.Module) -> Iterator[None]:
+    """Let `model.generate` read each prompt once, whatever its `num_return_sequences`.
+
+    Call `generate` inside the block with n unique left-padded prompts, their pictures, and
+    `num_return_sequences=G`: it returns n * G rows, those of a prompt next to each other. The same seed gives the
+    tokens of the n * G prompts repeated beforehand, up to the last bits of the logits, since a matrix product of n
+    rows may round unlike one of n * G. Works on models wrapped by PEFT, DDP or torch.compile.
+
+    Args:
+        model: a decoder-only model of transformers, with or without pictures, wrapped or not.
+
+    Raises:
+        ValueError: if no part of `model` generates; out of `generate`, for the reasons of `why_not_prefill_once`
+            and for a `past_key_values` argument that is not an empty DynamicCache.
+    """
+    generator = _generator_of(model)
+    expand_inputs, prefill = generator._expand_inputs_for_generation, generator._prefill
+    prompt_inputs: dict[str, Any] = {}  # n rows each, from their expansion until they are read
+
+    def expand_text(
+        expand_size: int, is_encoder_decoder: bool, input_ids: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        prompt_inputs.update(kwargs)
+        pictures = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith(_PICTURES)}
+        input_ids, text = expand_inputs(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, {**text, **pictures}
+
+    def prefill_prompts(input_ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any], **options: Any) -> Any:
+        inputs = {**kwargs, **prompt_inputs}
+        prompt_inputs.clear()
+        if max(config.num_beams, config.num_return_sequences) == 1:
+            return prefill(input_ids, config, kwargs, **options)
+        cache: Any = kwargs.get("past_key_values")
+        if reason := _why_not_sample(generator, config) or _why_not_repeat(cache):
+            raise ValueError(f"generate() inside prefill_once() cannot read each prompt once: {reason}.")
+        num_rollouts = config.num_return_sequences
+        outputs = prefill(input_ids[::num_rollouts], config, inputs, **options)
+        cache.batch_repeat_interleave(num_rollouts)
+        outputs.logits = outputs.logits[:, -1:].repeat_interleave(num_rollouts, dim=0)  # (n * G, 1, vocabulary)
+        # In place: the caller decodes with this dictionary, and its pictures are those of n rows.
+        for key in [key for key in kwargs if key.startswith(_PICTURES)]:
+            del kwargs[key]
+        return outputs
+
+    generator._expand_inputs_for_generation, generator._prefill = expand_text, prefill_prompts
+    try:
+        yield
+    finally:
+        del generator._expand_inputs_for_generation, generator._prefill
+
+
+def why_not_prefill_once(model: nn.Module, generation_config: GenerationConfig) -> str | None:
+    """Why prompts generated with this config have to be read once per rollout; None if `prefill_once` will do.
+
+    Args:
+        model: the model that will generate, wrapped or not. Its own generation config fills what
+            `generation_config` leaves open, as in `generate`.
+
+    Raises:
+        ValueError: if no part of `model` generates.
+    """
+    generator = _generator_of(model)
+    config = generator._prepare_generation_config(generation_config)[0]
+    cache = DynamicCache(config=generator.config.get_text_config(decoder=True))
+    return _why_not_sample(generator, config) or _why_not_repeat(cache)
+
+
+def _generator_of(model: nn.Module) -> GenerationMixin:
+    """The model inside all wrappers whose `generate` is run."""
+    for module in model.modules():
+        if isinstance(module, GenerationMixin):
+            return module
+    raise ValueError(f"{type(model).__name__} has no part that generates: no module of it is a GenerationMixin.")
+
+
+def _why_not_sample(generator: GenerationMixin, config: GenerationConfig) -> str | None:
+    """What in a model or in its filled generation config needs every rollout's own reading of the prompt."""
+    mode = config.get_generation_mode()
+    if generator.config.is_encoder_decoder:
+        return f"{type(generator).__name__} is an encoder-decoder model, whose prompts are not in the decoder's cache"
+    if mode != GenerationMode.SAMPLE:
+        return f"the generation mode is {mode.value}, and only sampling draws several rows of a prompt one by one"
+    if not config.use_cache:
+        return "use_cache is false, so the prompt is read again for every token"
+    if config.cache_implementation not in (None, "dynamic"):
+        return f"cache_implementation is {config.cache_implementation!r}; only a dynamic cache can be repeated"
+    if config.output_attentions or config.output_hidden_states:
+        return "output_attentions and output_hidden_states would hold one row per prompt, not one per rollout"
+    return None
+
+
+def _why_not_repeat(cache: Any) -> str | None:
+    """What in a cache cannot be repeated for every rollout."""
+    if type(cache) is not DynamicCache:
+        return f"the cache is a {type(cache).__name__}; only a DynamicCache can be repeated"
+    if cache.get_seq_length() > 0:
+        return f"the cache already holds {cache.get_seq_length()} tokens; start from an empty one"
+    others = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    if others:
+        names = ", ".join(sorted(layer.__name__ for layer in others))
+        return f"the cache has layers other than keys and values ({names}), which cannot be repeated"
+    return None

@@ -1,0 +1,150 @@
+"""One forward pass over rollouts: separate rows, or one packed row for all rollouts of a prompt."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vgpo.focus import record_similarity, visual_token_mask
+from vgpo.shared_prompt import Packing, pack_prompts, packed_rows
+from vgpo.trl.prompts import EncodedPrompt, joined_pictures, token_types
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a pass tells of B responses of up to T tokens.
+
+    Args:
+        log_probs: (B, T), of the policy's tokens; 0 for padding.
+        entropy: (B, T), or None where the model's head was not asked for it.
+        similarity: cosine with the visual prototype (B, T), or None where it was not recorded.
+        aux_loss: load-balancing loss of a mixture of experts, or None.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None
+    similarity: Tensor | None
+    aux_loss: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rollouts as they are padded: P prompt columns, then T response columns.
+
+    Args:
+        input_ids: (B, P + T).
+        attention_mask: (B, P + T).
+        prompt_width: P.
+        prompts: the prompt of each row.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompt_width: int
+    prompts: Sequence[EncodedPrompt]
+
+    def chunks(self, size: int) -> list["Rows"]:
+        """Neighbouring rows, `size` at a time."""
+        parts = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
+        return [
+            Rows(self.input_ids[part], self.attention_mask[part], self.prompt_width, self.prompts[part])
+            for part in parts
+        ]
+
+    def packing(self) -> Packing | None:
+        """How the rows can be packed, or None if no two of them share a prompt."""
+        prompt_of_row = [id(prompt) for prompt in self.prompts]
+        if len(set(prompt_of_row)) == len(self.prompts):
+            return None
+        return pack_prompts(self.attention_mask, self.prompt_width, prompt_of_row)
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """Rows in the form in which the model reads them.
+
+    Args:
+        input_ids: (n, L).
+        attention_mask: (n, L).
+        labels: what the head scores, -100 elsewhere: (n, L), or (B, 1 + T) behind a packing.
+        visual: picture tokens; bool (n, L).
+        visual_prompt: those of them that are the prompt's, with the first columns; bool (n, P or more).
+        prompts: the prompt of each row.
+        packing: how the rows were packed, if they were.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    visual: Tensor
+    visual_prompt: Tensor
+    prompts: Sequence[EncodedPrompt]
+    packing: Packing | None
+
+
+def padded_input(rows: Rows, visual_token_ids: list[int]) -> ModelInput:
+    """Each row for itself."""
+    labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
+    labels[:, : rows.prompt_width] = -100
+    visual = visual_token_mask(rows.input_ids, visual_token_ids) & rows.attention_mask.bool()
+    prompt = visual[:, : rows.prompt_width]
+    return ModelInput(rows.input_ids, rows.attention_mask, labels, visual, prompt, rows.prompts, None)
+
+
+def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing) -> ModelInput:
+    """One row for each prompt; the decoder gives the rows of responses back, which the labels fit."""
+    padded = padded_input(rows, visual_token_ids)
+    in_prompt = torch.arange(rows.input_ids.shape[1], device=padded.visual.device) < rows.prompt_width
+    return ModelInput(
+        input_ids=packing.pack(rows.input_ids),
+        attention_mask=packing.attention_mask,
+        labels=padded.labels[:, rows.prompt_width - 1 :],
+        visual=packing.pack(padded.visual),
+        visual_prompt=packing.pack(padded.visual & in_prompt),
+        prompts=[rows.prompts[owner] for owner in packing.owners],
+        packing=packing,
+    )
+
+
+def score_rows(
+    model: nn.Module, rows: Rows, visual_token_ids: list[int], *, share: bool, similarity: bool, **kwargs: Any
+) -> Scores:
+    """Run a model with a fused head (`trl.trainer.utils.add_fused_lm_head`) over rows.
+
+    Args:
+        model: the policy or a reference, wrapped or not.
+        rows: what it reads.
+        visual_token_ids: ids of picture tokens.
+        share: compute a prompt once for all rows that share it.
+        similarity: record visual similarity.
+        kwargs: passed on to the model.
+    """
+    packing = rows.packing() if share else None
+    inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
+    recorder = None
+    with ExitStack() as stack:
+        # Before the packing takes the prompts away.
+        if similarity:
+            unpack = None if packing is None else packing.responses_of
+            recorder = stack.enter_context(record_similarity(model, inputs.visual_prompt, unpack))
+        if packing is not None:
+            stack.enter_context(packed_rows(model, packing))
+        outputs = model(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            labels=inputs.labels,
+            fused_lm_head=True,
+            **token_types(inputs.prompts, inputs.visual),
+            **joined_pictures(inputs.prompts),
+            **kwargs,
+        )
+    width = rows.input_ids.shape[1] - rows.prompt_width
+    return Scores(
+        log_probs=outputs.log_probs[:, -width:],
+        entropy=None if outputs.entropy is None else outputs.entropy[:, -width:],
+        similarity=None if recorder is None else recorder.similarity,
+        aux_loss=outputs.aux_loss,
+    )
