@@ -58,19 +58,22 @@ class PromptLayout:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """All that is attended to, in rectangles and triangles."""
+        """All that is attended to: each stretch itself, in triangles that no two have a token in common, and then
+        the responses of a row their prompt, in one rectangle."""
         blocks = []
         for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
-            end = prompt + sum(responses)
-            if prompt:
-                blocks.append(Block(row, slice(0, prompt), slice(0, prompt), causal=True))
-                blocks.append(Block(row, slice(prompt, end), slice(0, prompt), causal=False))
-            start = prompt
-            for length in responses:
-                own = slice(start, start + length)
+            end = 0
+            for length in (prompt, *responses):
+                own = slice(end, end + length)
+                end += length
                 blocks.append(Block(row, own, own, causal=True))
-                start += length
-        return blocks
+            blocks.append(Block(row, slice(prompt, end), slice(0, prompt), causal=False))
+        return [block for block in blocks if block.keys.stop > block.keys.start]
+
+    def clear_padding(self, heads: Tensor) -> None:
+        """Write zeros behind the last token of each row of (n, H, L, D)."""
+        for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
+            heads[row, :, prompt + sum(responses) :] = 0
 
     @cached_property
     def block_mask(self) -> BlockMask:
@@ -102,17 +105,20 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
         # In memory (n, L, H, D), as the model's output projection wants it.
-        out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        total = query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
+        out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        total = query.new_empty(query.shape[:3], dtype=torch.float32)
+        layout.clear_padding(out)
         for block in layout.blocks:
             part, part_total = _flash(
                 block.of(query), block.keys_of(key), block.keys_of(value), is_causal=block.causal, scale=scale
             )
-            merged = torch.logaddexp(block.of(total), part_total)
-            kept = (block.of(total) - merged).exp().unsqueeze(-1).to(out.dtype)
-            added = (part_total - merged).exp().unsqueeze(-1).to(out.dtype)
-            block.of(out).mul_(kept).addcmul_(part, added)
-            block.of(total).copy_(merged)
+            if block.causal:
+                block.of(out).copy_(part)
+                block.of(total).copy_(part_total)
+            else:
+                share = torch.sigmoid(part_total - block.of(total)).unsqueeze(-1).to(out.dtype)
+                block.of(out).lerp_(part, share)
+                block.of(total).copy_(torch.logaddexp(block.of(total), part_total))
         ctx.save_for_backward(query, key, value, out, total)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -120,14 +126,19 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, total = ctx.saved_tensors
-        sums = [torch.zeros_like(tensor) for tensor in (query, key, value)]
+        sums = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        for whole in sums:
+            ctx.layout.clear_padding(whole)
         for block in ctx.layout.blocks:
             parts = _flash_backward(
                 block.of(grads[0]), block.of(query), block.keys_of(key), block.keys_of(value), block.of(out),
                 block.of(total), 0.0, block.causal, scale=ctx.scale,
             )  # fmt: skip
             for whole, part, pick in zip(sums, parts, (block.of, block.keys_of, block.keys_of), strict=True):
-                pick(whole).add_(part)
+                if block.causal:
+                    pick(whole).copy_(part)
+                else:
+                    pick(whole).add_(part)
         return (*sums, None, None)
 
 

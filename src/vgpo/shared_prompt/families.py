@@ -5,7 +5,16 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Families (`model_type`) whose outputs and gradients the tests compare with those of separate rows.
-PROVEN = ("internvl", "llava_onevision", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm")
+PROVEN = (
+    "idefics3",
+    "internvl",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
 KNOWN_OBSTACLES = {
     "gemma3": "its image tokens see each other in both directions, and some layers see a sliding window only",
 }

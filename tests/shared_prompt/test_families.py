@@ -1,0 +1,275 @@
+"""Packed rows of every family against one model call per row without padding, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from tests.families.build import LoadFamily, encode_prompts, picture
+from vgpo.focus import visual_token_ids
+from vgpo.shared_prompt import PROVEN, enable_layouts, why_not_shared
+from vgpo.trl.forward import Rows, score_rows
+from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
+
+pytest_plugins = ["tests.families.fixtures"]
+
+# Two pictures; one picture alone, in tiles where the family has them; none.
+PROMPTS = [
+    ("How many are there now?", [picture(56, 84, seed=1), picture(28, 56, seed=2)]),
+    ("What is it", [picture(112, 56, seed=3)]),
+    ("Why?", []),
+]
+# Rows of a group need not lie beside each other.
+PROMPT_OF_ROW = [0, 1, 0, 2, 1, 0, 2]
+# Response tokens of each row. One row has a single token, one none, as where a truncated rollout is masked.
+LENGTHS = [7, 4, 1, 3, 0, 5, 6]
+WIDTH = 8
+ROWS = range(len(LENGTHS))
+# What stands where prompts are padded: a byte like any other.
+POISON = 256
+# Tokens that are read but not the policy's own, as a tool's output: row and first column.
+TOOL_TAIL = (5, 3)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Of each response token: log-probability, entropy and similarity to the pictures, (B, T); 0 where masked."""
+
+    logprobs: Tensor
+    entropy: Tensor
+    similarity: Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a micro-batch of ragged groups, and what separate rows give.
+
+    Args:
+        encoded: the prompts.
+        responses: (B, T) token ids, with tokens that must not matter where `mask` is False.
+        mask: bool (B, T).
+        weights: (B, T), of the log-probabilities in the scalar that is differentiated.
+        expected: the outputs of separate rows.
+        gradients: that scalar's gradient by parameter, out of separate rows.
+        positions: the position ids of each separate row, (..., L).
+    """
+
+    model: PreTrainedModel
+    encoded: list[EncodedPrompt]
+    responses: Tensor
+    mask: Tensor
+    weights: Tensor
+    expected: Outputs
+    gradients: dict[str, Tensor]
+    positions: list[Tensor]
+
+
+def separate_row(model: PreTrainedModel, prompt: BatchFeature, response: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability, entropy and similarity of each token of `response` (T,) after one prompt."""
+    inputs = {**prompt, "input_ids": torch.cat([prompt["input_ids"][0], response])[None]}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in prompt:
+        inputs["mm_token_type_ids"] = F.pad(prompt["mm_token_type_ids"], (0, len(response)))
+    states = []
+    handle = model.get_decoder().register_forward_hook(lambda *call: states.append(call[-1].last_hidden_state[0]))
+    logits = model(**inputs, use_cache=False).logits[0]
+    handle.remove()
+
+    start = prompt["input_ids"].shape[1]
+    distribution = logits[start - 1 : -1].log_softmax(-1)
+    logprobs = distribution.gather(-1, response[:, None])[:, 0]
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    visual = prompt["input_ids"][0] == model.config.image_token_id
+    if not visual.any():
+        return logprobs, entropy, torch.zeros(len(response))
+    similarity = F.cosine_similarity(states[0][start:], states[0][:start][visual].mean(0), dim=-1)
+    return logprobs, entropy, similarity
+
+
+def record_positions(model: PreTrainedModel) -> tuple[list[Tensor], Any]:
+    """Position ids that reach the rotary embedding of the text decoder, call by call, and the hook's handle."""
+    calls: list[Tensor] = []
+
+    def note(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
+
+    return calls, model.get_decoder().rotary_emb.register_forward_pre_hook(note, with_kwargs=True)
+
+
+def gradients_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+def separate_rows(
+    model: PreTrainedModel, prompts: list[BatchFeature], responses: Tensor, mask: Tensor, weights: Tensor
+) -> tuple[Outputs, dict[str, Tensor], list[Tensor]]:
+    """Outputs, gradients and position ids of one model call per row."""
+    positions, handle = record_positions(model)
+    outputs = torch.zeros(3, *responses.shape)
+    for row, prompt in enumerate(PROMPT_OF_ROW):
+        values = separate_row(model, prompts[prompt], responses[row, mask[row]])
+        if mask[row].any():
+            (values[0] * weights[row, mask[row]]).sum().backward()
+            outputs[:, row, mask[row]] = torch.stack(values).detach()
+    handle.remove()
+    return Outputs(*outputs), gradients_of(model), positions
+
+
+@pytest.fixture(scope="module", params=PROVEN)
+def case(request: pytest.FixtureRequest, load_family: LoadFamily) -> Case:
+    model, processor = load_family(request.param)
+    prompts = encode_prompts(processor, PROMPTS)
+    generator = torch.Generator().manual_seed(5)
+    # Bytes come last in the vocabulary: no token of a response stands for a picture.
+    size = len(processor.tokenizer)
+    responses = torch.randint(size - 256, size, (len(ROWS), WIDTH), generator=generator)
+    mask = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]
+    weights = torch.randn(mask.shape, generator=generator) * mask
+    weights[TOOL_TAIL[0], TOOL_TAIL[1] :] = 0
+    reference = separate_rows(model, prompts, responses, mask, weights)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    enable_layouts(model.config)
+    encoded = [encoded_prompt(prompt["input_ids"][0].tolist(), None, prompt, model.device) for prompt in prompts]
+    return Case(model, encoded, responses, mask, weights, *reference)
+
+
+def padded(case: Case, responses: Tensor, rows: Sequence[int]) -> Rows:
+    """Some rows as a trainer has them: prompts padded on the left, responses on the right."""
+    prompts = [case.encoded[PROMPT_OF_ROW[row]] for row in rows]
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    shorts = [width - len(prompt.token_ids) for prompt in prompts]
+    ids = torch.tensor([[POISON] * short + prompt.token_ids for prompt, short in zip(prompts, shorts, strict=True)])
+    in_prompt = torch.arange(width) >= torch.tensor(shorts)[:, None]
+    input_ids = torch.cat([ids, responses[list(rows)]], dim=1)
+    return Rows(input_ids, torch.cat([in_prompt, case.mask[list(rows)]], dim=1).long(), width, prompts)
+
+
+def shared_rows(case: Case, responses: Tensor, rows: Sequence[int] = ROWS) -> Outputs:
+    """The outputs of some rows out of one call in which they share their prompts."""
+    token_ids = visual_token_ids(case.model.config)
+    scores = score_rows(case.model, padded(case, responses, rows), token_ids, share=True, similarity=True)
+    return Outputs(scores.log_probs, scores.entropy, scores.similarity.masked_fill(~case.mask[list(rows)], 0.0))
+
+
+def assert_outputs(outputs: Outputs, expected: Outputs, rows: Sequence[int] = ROWS) -> None:
+    for name, value in vars(outputs).items():
+        torch.testing.assert_close(value, getattr(expected, name)[list(rows)], rtol=0, atol=1e-5, msg=name)
+
+
+def test_outputs_are_those_of_separate_rows(case: Case) -> None:
+    outputs = shared_rows(case, case.responses)
+    assert_outputs(outputs, case.expected)
+
+
+@pytest.mark.parametrize("prompt", range(len(PROMPTS)))
+def test_a_group_alone_gives_the_same(case: Case, prompt: int) -> None:
+    rows = [row for row in ROWS if PROMPT_OF_ROW[row] == prompt]
+    outputs = shared_rows(case, case.responses, rows)
+    assert_outputs(outputs, case.expected, rows)
+
+
+@pytest.fixture(params=[False, True], ids=["stored", "checkpointed"])
+def checkpointing(request: pytest.FixtureRequest, case: Case) -> Iterator[None]:
+    """Activations of the decoder and the vision tower are stored, or computed again on the way back."""
+    if request.param:
+        case.model.gradient_checkpointing_enable({"use_reentrant": False})
+        case.model.train()
+    yield
+    case.model.gradient_checkpointing_disable()
+    case.model.eval()
+
+
+@pytest.mark.usefixtures("checkpointing")
+def test_every_gradient_is_that_of_separate_rows(case: Case) -> None:
+    outputs = shared_rows(case, case.responses)
+    (outputs.logprobs * case.weights).sum().backward()
+    gradients = gradients_of(case.model)
+    assert gradients.keys() == case.gradients.keys()
+    assert any("vis" in name for name in gradients)
+    # A key bias of a vision tower with learnt positions has no gradient but rounding: softmax does not feel it.
+    errors = {
+        name: float((gradients[name] - expected).norm() / expected.norm().clamp(min=1e-2))
+        for name, expected in case.gradients.items()
+    }
+    assert max(errors.values()) <= 1e-4, max(errors, key=errors.__getitem__)
+
+
+def test_positions_are_those_of_separate_rows(case: Case) -> None:
+    calls, handle = record_positions(case.model)
+    shared_rows(case, case.responses)
+    handle.remove()
+    rows = padded(case, case.responses, ROWS)
+    packing = rows.packing()
+    tokens = packing.attention_mask.bool()
+    [received] = calls
+    # (A, n, L) with one axis, or those of time, height and width.
+    received = received.view(-1, received.shape[-2], received.shape[-1]).expand(-1, *tokens.shape)
+
+    expected = torch.full((len(received), *rows.input_ids.shape), -1)
+    for row, positions in enumerate(case.positions):
+        start = rows.prompt_width - len(rows.prompts[row].token_ids)
+        expected[:, row, start : start + positions.shape[-1]] = positions.view(-1, positions.shape[-1])
+    for axis in range(len(received)):
+        torch.testing.assert_close(received[axis][tokens], packing.pack(expected[axis])[tokens], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("changed", [0, 3, 5])
+def test_a_row_feels_nothing_of_its_siblings(case: Case, changed: int) -> None:
+    responses = case.responses.clone()
+    responses[changed] = responses[changed].flip(0)
+    with torch.no_grad():
+        before = shared_rows(case, case.responses)
+        after = shared_rows(case, responses)
+    others = [row for row in ROWS if row != changed]
+    for name, value in vars(after).items():
+        assert torch.equal(value[others], getattr(before, name)[others]), name
+    assert not torch.equal(after.logprobs[changed], before.logprobs[changed])
+
+
+@pytest.mark.parametrize("family", PROVEN)
+def test_proven_families_are_taken(family: str, load_family: LoadFamily) -> None:
+    assert why_not_shared(load_family(family)[0]) is None
+
+
+def test_gemma_is_refused_for_its_attention(load_family: LoadFamily) -> None:
+    reason = why_not_shared(load_family("gemma3")[0])
+    assert "sliding window" in reason
+    assert "both directions" in reason
+
+
+def test_an_unknown_family_is_refused(load_family: LoadFamily) -> None:
+    model, _ = load_family("qwen2_vl")
+    model.config.model_type = "surprise"
+    reason = why_not_shared(model)
+    assert "'surprise'" in reason
+    assert "qwen2_vl" in reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("layer_types", ["full_attention", "sliding_attention", "full_attention"], "sliding_attention"),
+        ("attention_dropout", 0.25, "attention_dropout=0.25"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(
+    setting: str, value: Any, reason: str, load_family: LoadFamily
+) -> None:
+    model, _ = load_family("qwen2_vl")
+    setattr(model.config.get_text_config(decoder=True), setting, value)
+    assert reason in why_not_shared(model)
+
+
+def test_an_attention_that_cannot_be_replaced_is_refused(load_family: LoadFamily) -> None:
+    model, _ = load_family("qwen2_vl", attn_implementation="eager")
+    assert "'eager'" in why_not_shared(model)
