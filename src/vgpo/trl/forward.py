@@ -110,7 +110,14 @@ def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing) -> M
 
 
 def score_rows(
-    model: nn.Module, rows: Rows, visual_token_ids: list[int], *, share: bool, similarity: bool, **kwargs: Any
+    model: nn.Module,
+    rows: Rows,
+    visual_token_ids: list[int],
+    *,
+    share: bool,
+    similarity: bool,
+    batch_size: int | None = None,
+    **kwargs: Any,
 ) -> Scores:
     """Run a model with a fused head (`trl.trainer.utils.add_fused_lm_head`) over rows.
 
@@ -118,10 +125,32 @@ def score_rows(
         model: the policy or a reference, wrapped or not.
         rows: what it reads.
         visual_token_ids: ids of picture tokens.
-        share: compute a prompt once for all rows that share it.
+        share: compute a prompt once for all rows of a batch that share it.
         similarity: record visual similarity.
+        batch_size: rows at a time; all by default.
         kwargs: passed on to the model.
     """
+    scores = [
+        _score_chunk(model, chunk, visual_token_ids, share=share, similarity=similarity, **kwargs)
+        for chunk in rows.chunks(batch_size or len(rows.prompts))
+    ]
+    aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
+    return Scores(
+        log_probs=torch.cat([score.log_probs for score in scores]),
+        entropy=_joined([score.entropy for score in scores]),
+        similarity=_joined([score.similarity for score in scores]),
+        aux_loss=torch.stack(aux_losses).mean() if aux_losses else None,
+    )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _score_chunk(
+    model: nn.Module, rows: Rows, visual_token_ids: list[int], *, share: bool, similarity: bool, **kwargs: Any
+) -> Scores:
     packing = rows.packing() if share else None
     inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
     recorder = None

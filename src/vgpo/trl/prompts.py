@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from trl.data_utils import is_conversational, prepare_multimodal_messages
 
 from vgpo.trl.batches import pad_to_widest
 
@@ -30,6 +31,20 @@ class EncodedPrompt:
     num_images: int
     pictures: dict[str, Tensor]
     token_types: dict[str, list[int]]
+
+
+def with_pictures_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose pictures are in the messages of its prompt, and nowhere else."""
+    images = row.get("images") or [image for image in [row.get("image")] if image is not None]
+    rest = {name: value for name, value in row.items() if name not in ("images", "image")}
+    if not images:
+        return rest
+    if not is_conversational(row):
+        raise ValueError(
+            f"A row has {len(images)} picture(s), but its prompt is {type(row['prompt']).__name__}, expected a list "
+            "of messages: leave the chat template to the trainer."
+        )
+    return {**rest, "prompt": prepare_multimodal_messages(row["prompt"], images=images)}
 
 
 def encoded_prompt(

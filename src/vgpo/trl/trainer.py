@@ -13,7 +13,7 @@ the parent in these points, and in no other:
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
 from trl import GRPOTrainer
-from trl.data_utils import is_conversational, prepare_multimodal_messages
 from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
@@ -51,7 +50,13 @@ from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, k
 from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
 from vgpo.trl.metrics import PhaseTimer, RunningRatios
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt, generation_fields, picture_fields
+from vgpo.trl.prompts import (
+    EncodedPrompt,
+    encoded_prompt,
+    generation_fields,
+    picture_fields,
+    with_pictures_in_prompt,
+)
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
 
 logger = logging.getLogger(__name__)
@@ -497,22 +502,18 @@ class VGPOTrainer(GRPOTrainer):
         rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, self._prompts)
         options = {"output_router_logits": True} if compute_aux_loss else {}
         with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
-            scores = [
-                score_rows(
-                    model, chunk, self._visual_token_ids, share=self._shares_prompts,
-                    similarity=self._listener is not None and self._listener.wants_similarity, **options,
-                )
-                for chunk in rows.chunks(batch_size or len(input_ids))
-            ]  # fmt: skip
-        similarity, entropy = joined(score.similarity for score in scores), joined(score.entropy for score in scores)
+            scores = score_rows(
+                model,
+                rows,
+                self._visual_token_ids,
+                share=self._shares_prompts,
+                similarity=self._listener is not None and self._listener.wants_similarity,
+                batch_size=batch_size,
+                **options,
+            )
         if self._listener is not None:
-            self._listener.hear(similarity, None if entropy is None else entropy.detach())
-        aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
-        return (
-            torch.cat([score.log_probs for score in scores]),
-            entropy if compute_entropy else None,
-            torch.stack(aux_losses).mean() if compute_aux_loss else None,
-        )
+            self._listener.hear(scores.similarity, None if scores.entropy is None else scores.entropy.detach())
+        return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
         """Time a phase of training; an evaluation between two steps is none."""
@@ -673,26 +674,6 @@ class VGPOTrainer(GRPOTrainer):
             f"step {self.state.global_step + 1}). The weights from before the first of them are in {folder}. Lower "
             "learning_rate or max_grad_norm, look at the rewards of the last rollouts, or raise max_skipped_steps."
         )
-
-
-def with_pictures_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose pictures are in the messages of its prompt, and nowhere else."""
-    images = row.get("images") or [image for image in [row.get("image")] if image is not None]
-    rest = {name: value for name, value in row.items() if name not in ("images", "image")}
-    if not images:
-        return rest
-    if not is_conversational(row):
-        raise ValueError(
-            f"A row has {len(images)} picture(s), but its prompt is {type(row['prompt']).__name__}, expected a list "
-            "of messages: leave the chat template to the trainer."
-        )
-    return {**rest, "prompt": prepare_multimodal_messages(row["prompt"], images=images)}
-
-
-def joined(parts: Iterable[Tensor | None]) -> Tensor | None:
-    """Chunks of a signal in one tensor; None if there is no such signal."""
-    present = [part for part in parts if part is not None]
-    return torch.cat(present) if present else None
 
 
 def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:
