@@ -1,11 +1,42 @@
 """A run that shares prompts is the run that does not, and reads each picture once."""
 
+import logging
+from types import SimpleNamespace
+
+import datasets
+import PIL.Image
 import pytest
 import torch
 import trl.trainer.grpo_trainer as host
+import trl.trainer.utils as heads
+from peft import LoraConfig
 
-from tests.trl.tiny import GROUP, mixed_rows
+import vgpo.trl.forward as forward
+from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
+from vgpo.shared_prompt import pack_prompts
 from vgpo.toy.model import build_model
+from vgpo.trl import VGPOConfig, VGPOTrainer
+from vgpo.trl.forward import Rows, score_rows
+
+
+def fixed_rollouts(prompts, trainer):
+    """Tokens that depend on no weights, of which every third one came from elsewhere."""
+    encoded = trainer.processing_class.apply_chat_template(
+        conversation=prompts, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    generator = torch.Generator().manual_seed(trainer.state.global_step)
+    completions = [torch.randint(20, 60, (1 + row % 6,), generator=generator).tolist() for row in range(len(prompts))]
+    masks = [[int(place % 3 != 1) for place in range(len(tokens))] for tokens in completions]
+    return {
+        "prompt_ids": encoded["input_ids"],
+        "completion_ids": completions,
+        "logprobs": None,
+        "env_mask": masks,
+    }
+
+
+def lora_without_vision():
+    return LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj|down_proj)")
 
 
 def trained(trainer):
@@ -16,10 +47,10 @@ def trained(trainer):
     return numbers, {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-def on_and_off(make_trainer, processor, **settings):
+def on_and_off(make_trainer, processor, dtype=torch.float32, **settings):
     runs = []
     for share_prompt in ("on", "off"):
-        policy = build_model(processor.tokenizer, seed=1)
+        policy = build_model(processor.tokenizer, seed=1).to(dtype)
         torch.manual_seed(3)
         runs.append(trained(make_trainer(policy=policy, share_prompt=share_prompt, **settings)))
     return runs
@@ -40,9 +71,20 @@ SETTINGS = {
         "gradient_checkpointing_kwargs": {"use_reentrant": True},
     },
     "dynamic": {"dynamic_sampling": True, "max_sampling_rounds": 50},
+    "tokens-of-tools": {"trainer_kwargs": {"rollout_func": fixed_rollouts}},
+    "lora-with-reference": {
+        "trainer_kwargs": {"peft_config": lora_without_vision()},
+        "learning_rate": 1e-3,
+        "beta": 0.04,
+    },
+    "padded-to-multiples": {"pad_to_multiple_of": 32},
 }  # fmt: skip
 
 
+EXPERIMENTAL = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
+
+
+@EXPERIMENTAL
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_five_steps_end_where_separate_rows_end(make_trainer, processor, monkeypatch, settings):
     # The reference model is made from a folder's name, which a model built in memory lacks.
@@ -54,3 +96,282 @@ def test_five_steps_end_where_separate_rows_end(make_trainer, processor, monkeyp
         assert line == pytest.approx(base_line, rel=1e-4, abs=1e-4)
     for name, weight in base_weights.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@EXPERIMENTAL
+def test_bf16_weights_are_trained(make_trainer, processor):
+    settings = {"trainer_kwargs": {"rollout_func": fixed_rollouts}, "max_steps": 3, "learning_rate": 1e-4}
+    (numbers, weights), (base_numbers, base_weights) = on_and_off(make_trainer, processor, torch.bfloat16, **settings)
+    for line, base_line in zip(numbers, base_numbers, strict=True):
+        assert line == pytest.approx(base_line, rel=0.05, abs=0.05)
+    for name, weight in base_weights.items():
+        assert weights[name].dtype == torch.bfloat16
+        assert weights[name].isfinite().all()
+        torch.testing.assert_close(weights[name], weight, rtol=2e-2, atol=2e-3, msg=name)
+
+
+class Watched(VGPOTrainer):
+    """Keeps the rows and the rollouts of every round of generation."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.rounds = []
+
+    def _generate_and_score_completions(self, rows):
+        batch = super()._generate_and_score_completions(rows)
+        self.rounds.append((rows, batch))
+        return batch
+
+
+def test_the_same_seed_gives_the_same_rollouts(make_trainer, processor):
+    tokens = []
+    for share_prompt in ("on", "off"):
+        policy = build_model(processor.tokenizer, seed=1)
+        trainer = make_trainer(Watched, policy=policy, share_prompt=share_prompt, learning_rate=1e-5)
+        trained(trainer)
+        tokens.append([batch["completion_ids"] for _, batch in trainer.rounds])
+    assert len(tokens[0]) == 2
+    assert all(torch.equal(shared, own) for shared, own in zip(*tokens, strict=True))
+
+
+@pytest.fixture
+def reads(monkeypatch, processor):
+    """How often a row is read, its pictures opened with it, and how often a picture is turned into pixels."""
+    counts = {"rows": 0, "pixels": 0}
+
+    def count(owner, name, key, number):
+        method = getattr(owner, name)
+
+        def counted(self, argument, *args, **kwargs):
+            counts[key] += number(argument)
+            return method(self, argument, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(datasets.Dataset, "__getitem__", "rows", lambda key: int(isinstance(key, int)))
+    count(type(processor.image_processor), "preprocess", "pixels", num_pictures)
+    return counts
+
+
+def num_pictures(images):
+    return sum(map(num_pictures, images)) if isinstance(images, list) else 1
+
+
+READING = {
+    "own-forward": {},
+    "old-pass": {"steps_per_generation": 2},
+    "broken-groups": {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2},
+    "dynamic": {"dynamic_sampling": True, "max_sampling_rounds": 50},
+}
+
+
+@pytest.mark.parametrize("share_prompt", ["on", "off"])
+@pytest.mark.parametrize("settings", READING.values(), ids=READING)
+def test_a_generation_reads_and_encodes_each_prompt_once(make_trainer, reads, settings, share_prompt):
+    trainer = make_trainer(Watched, share_prompt=share_prompt, **settings)
+    reads.update(rows=0, pixels=0)
+    trainer.train()
+    prompts = [{row["row_index"] for row in rows} for rows, _ in trainer.rounds]
+    assert all(len(rows) == GROUP * len(set_) for (rows, _), set_ in zip(trainer.rounds, prompts, strict=True))
+    total = sum(map(len, prompts))
+    assert reads == {"rows": total, "pixels": total}
+
+
+def test_an_evaluation_reads_each_row_for_itself(make_trainer, reads):
+    """Rows of an evaluation have no numbers by which they could be known again."""
+    numbers = []
+    for share_prompt in ("on", "off"):
+        trainer = make_trainer(
+            share_prompt=share_prompt,
+            per_device_eval_batch_size=GROUP,
+            trainer_kwargs={"eval_dataset": rows_with_pictures(3)},
+        )
+        reads.update(pixels=0)
+        torch.manual_seed(3)
+        numbers.append(trainer.evaluate())
+        assert reads["pixels"] == 3 * GROUP
+    names = [name for name in numbers[1] if "time" not in name and "per_second" not in name]
+    assert "eval_reward" in names
+    assert {n: numbers[0][n] for n in names} == pytest.approx({n: numbers[1][n] for n in names}, abs=1e-5)
+
+
+def test_pixels_are_stored_once_per_prompt(make_trainer):
+    trainer = make_trainer(per_device_train_batch_size=2 * GROUP, steps_per_generation=2)
+    trainer.train()
+    for batch in trainer._buffered_inputs:
+        assert not [name for name in batch if "pixel" in name or "grid" in name or "num_images" in name]
+        assert len(batch["prompts"]) == 2 * GROUP
+        for i, prompt in enumerate(batch["prompts"]):
+            same = batch["group_ids"] == batch["group_ids"][i]
+            assert [other is prompt for other in batch["prompts"]] == same.tolist()
+            assert len(prompt.pictures["pixel_values"]) == prompt.pictures["image_grid_thw"].prod()
+
+
+@pytest.mark.parametrize(("settings", "passes"), [({}, 2), ({"steps_per_generation": 2, "max_steps": 2}, 3)])
+def test_each_pass_looks_at_each_picture_once(make_trainer, model, settings, passes):
+    """Passes over all rollouts: generation, and the update, or the old policy's and the update."""
+    trainer = make_trainer(Watched, policy=model, **{"max_steps": 1, **settings})
+    seen = []
+    model.model.visual.register_forward_pre_hook(lambda tower, args: seen.append(len(args[0])))
+    trainer.train()
+    [(_, batch)] = trainer.rounds
+    patches = sum(len(prompt.pictures["pixel_values"]) for prompt in set(batch["prompts"]))
+    assert sum(seen) == passes * patches
+
+
+def test_the_head_reads_no_prompt(make_trainer, monkeypatch):
+    """Logits of a full vocabulary are never made where the prompt is."""
+    seen = []
+
+    def spy(hidden, *args):
+        seen.append(len(hidden))
+        return function(hidden, *args)
+
+    function = heads._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(heads, "_ChunkedLogProbFunction", SimpleNamespace(apply=spy))
+    trainer = make_trainer(steps_per_generation=2)
+    trainer.train()
+    [width] = {batch["completion_ids"].shape[1] for batch in trainer._buffered_inputs}
+    assert seen == [2 * GROUP * width] * 4  # two micro-batches, once for the old policy and once for the update
+
+
+def test_masked_truncated_rollouts_leave_no_tail(make_trainer, monkeypatch):
+    packings = []
+    monkeypatch.setattr(forward, "pack_prompts", lambda *args: packings.append(pack_prompts(*args)) or packings[-1])
+    trainer = make_trainer(Watched, mask_truncated_completions=True, max_steps=1)
+    trainer.train()
+    [(_, batch)] = trainer.rounds
+    lengths = batch["completion_mask"].sum(1)
+    assert (lengths == 0).any()
+    [packing] = packings
+    stretches = [length for responses in packing.layout.response_lengths for length in responses]
+    assert sorted(stretches) == sorted((1 + lengths).tolist())
+
+
+def test_rewards_get_the_pictures_of_their_rows(make_trainer):
+    dataset = rows_with_pictures()
+    sizes = {row["answer"]: row["images"][0].size for row in dataset}
+    seen = []
+
+    def reward(completion_ids, images, answer, **kwargs):
+        seen.extend(zip(images, answer, strict=True))
+        return coin(completion_ids)
+
+    make_trainer(dataset=dataset, reward=reward, max_steps=1).train()
+    assert len(seen) == 2 * GROUP
+    for pictures, answer in seen:
+        assert [picture.size for picture in pictures] == [sizes[answer]]
+
+
+def test_logged_completions_have_an_entry_of_pictures_each(make_trainer, monkeypatch):
+    printed = []
+    monkeypatch.setattr(host, "print_prompt_completions_sample", lambda *args, **kwargs: printed.append(args))
+    trainer = make_trainer(dataset=mixed_rows(), log_completions=True, max_steps=1)
+    trainer.train()
+    prompts, completions = printed[0][:2]
+    images = list(trainer._logs["images"])
+    assert len(prompts) == len(completions) == len(images) == 2 * GROUP
+    for messages, pictures in zip(prompts, images, strict=True):
+        parts = [part for part in messages[0]["content"] if part["type"] == "image"]
+        assert len(parts) == len(pictures)
+
+
+def scored(model, rows, trainer, *, share):
+    with torch.no_grad():
+        scores = score_rows(model, rows, trainer._visual_token_ids, share=share, similarity=True)
+    return scores.log_probs, scores.entropy, scores.similarity
+
+
+def rows_of(batch):
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return Rows(ids, mask, batch["prompt_ids"].shape[1], batch["prompts"])
+
+
+def assert_alike(scores, expected, mask):
+    for value, reference in zip(scores, expected, strict=True):
+        torch.testing.assert_close(value[mask], reference[mask], rtol=0, atol=1e-5)
+
+
+# torch makes one when it compiles TRL's head.
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
+def test_a_compiled_model_shares_prompts(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    rows = rows_of(trainer._buffered_inputs[0])
+    compiled = torch.compile(trainer.model, backend="eager")
+    response = rows.attention_mask[:, rows.prompt_width :].bool()
+    expected = scored(trainer.model, rows, trainer, share=False)
+    assert_alike(scored(compiled, rows, trainer, share=True), expected, response)
+
+
+def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
+    """One rollout of a group has got a picture from a tool: its prompt is its own, and no score changes by that."""
+    trainer = make_trainer(Watched, max_steps=1)
+    trainer.train()
+    [(dataset_rows, batch)] = trainer.rounds
+    before = batch["prompts"]
+    given = [[], [PIL.Image.new("RGB", (56, 84), (200, 10, 10))], *[[]] * (len(before) - 2)]
+    trainer._prompts, trainer._images = list(before), [row["images"] for row in dataset_rows]
+    trainer._add_tool_pictures(given)
+    after = trainer._prompts
+    assert [prompt is old for prompt, old in zip(after, before, strict=True)] == [not pictures for pictures in given]
+    assert after[1].token_ids == before[1].token_ids
+    own, added = after[1].pictures["image_grid_thw"]
+    assert after[1].num_images == 2
+    assert torch.equal(own, before[1].pictures["image_grid_thw"][0])
+
+    config = model.config
+    num_tokens = int(added.prod()) // config.vision_config.spatial_merge_size**2
+    tool = [config.vision_start_token_id, *[config.image_token_id] * num_tokens, config.vision_end_token_id, 40, 41]
+    rows = rows_of({**batch, **with_response(batch, 1, tool), "prompts": after})
+    assert len(rows.packing().owners) == 3
+    response = rows.attention_mask[:, rows.prompt_width :].bool()
+    expected = scored(trainer.model, rows, trainer, share=False)
+    assert_alike(scored(trainer.model, rows, trainer, share=True), expected, response)
+
+
+def with_response(batch, row, tokens):
+    """Responses of which one has been changed, and their mask."""
+    ids, mask = batch["completion_ids"], batch["completion_mask"]
+    short = max(0, len(tokens) - ids.shape[1])
+    ids, mask = (torch.nn.functional.pad(values, (0, short)) for values in (ids, mask))
+    ids[row], mask[row] = 0, 0
+    ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+    return {"completion_ids": ids, "completion_mask": mask}
+
+
+def test_bf16_weights_err_no_more_than_those_of_separate_rows(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    rows = rows_of(trainer._buffered_inputs[0])
+    response = rows.attention_mask[:, rows.prompt_width :].bool()
+    exact = scored(trainer.model, rows, trainer, share=False)
+    trainer.model.bfloat16()
+    own, shared = (scored(trainer.model, rows, trainer, share=share) for share in (False, True))
+    for reference, separate, value in zip(exact, own, shared, strict=True):
+        error, usual = ((other.float() - reference)[response].norm() for other in (value, separate))
+        assert error <= 1.5 * usual
+
+
+def test_a_model_that_cannot_share_is_refused_when_told_to(make_trainer, model):
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match=r"share_prompt='on' cannot be: attn_implementation='eager'.*'auto' or 'off'"):
+        make_trainer(policy=model, share_prompt="on")
+
+
+def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, model, caplog, monkeypatch):
+    monkeypatch.setattr(forward, "pack_prompts", lambda *args: pytest.fail("rows were packed"))
+    model.set_attn_implementation("eager")
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        trainer = make_trainer(policy=model)
+        trainer.train()
+    assert trainer.state.global_step == 2
+    [message] = [record.message for record in caplog.records if "share_prompt" in record.message]
+    assert "attn_implementation='eager'" in message
+
+
+@pytest.mark.parametrize("value", ["yes", "", None, True])
+def test_the_switch_has_three_positions(tmp_path, value):
+    with pytest.raises(ValueError, match=r"share_prompt=.*expected 'auto', 'on' or 'off'"):
+        VGPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, share_prompt=value)

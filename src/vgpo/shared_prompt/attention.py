@@ -6,14 +6,13 @@ that carries a `PromptLayout` is answered in this module, every other call by th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import PretrainedConfig
-from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention functions
@@ -77,22 +76,28 @@ class PromptLayout:
 
     @cached_property
     def block_mask(self) -> BlockMask:
-        """The same for FlexAttention: a mask of blocks of 128 x 128 tokens, and a rule inside them."""
+        """The same for FlexAttention over the rows laid end to end: (n L) x (n L) in blocks of 128 x 128 tokens."""
         owner = torch.full((len(self.prompt_lengths), self.length), -1)
         for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
             owners = torch.repeat_interleave(torch.tensor([prompt, *responses]))
             owner[row, : len(owners)] = owners
-        owner = owner.to(self.device)
+        rows = torch.arange(len(owner)).repeat_interleave(self.length).to(self.device)
+        owner = owner.flatten().to(self.device)
 
-        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            del head
-            own = (owner[row, key] == 0) | (owner[row, key] == owner[row, query])
-            return own & (key <= query)
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            del batch, head
+            own = (owner[key] == 0) | (owner[key] == owner[query])
+            return own & (rows[key] == rows[query]) & (key <= query)
 
-        # Compiled, the rule is evaluated block by block; the L x L mask that it describes is never written.
-        return create_block_mask(
-            sees, len(owner), None, self.length, self.length, device=self.device, _compile=self.device.type == "cuda"
-        )
+        # Compiled, the rule is evaluated block by block, and the mask of all tokens by all is never written.
+        make = compiled(create_block_mask) if self.device.type == "cuda" else create_block_mask
+        return make(sees, None, None, owner.numel(), owner.numel(), device=self.device)
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled as one graph: it fails where it cannot be, and never runs uncompiled unannounced."""
+    return torch.compile(function, dynamic=True, fullgraph=True)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -106,7 +111,7 @@ class BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
         # In memory (n, L, H, D), as the model's output projection wants it.
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-        total = query.new_empty(query.shape[:3], dtype=torch.float32)
+        total = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
         layout.clear_padding(out)
         for block in layout.blocks:
             part, part_total = _flash(
@@ -134,21 +139,21 @@ class BlockAttention(torch.autograd.Function):
                 block.of(grads[0]), block.of(query), block.keys_of(key), block.keys_of(value), block.of(out),
                 block.of(total), 0.0, block.causal, scale=ctx.scale,
             )  # fmt: skip
-            for whole, part, pick in zip(sums, parts, (block.of, block.keys_of, block.keys_of), strict=True):
+            places = block.of(sums[0]), block.keys_of(sums[1]), block.keys_of(sums[2])
+            for place, part in zip(places, parts, strict=True):
                 if block.causal:
-                    pick(whole).copy_(part)
+                    place.copy_(part)
                 else:
-                    pick(whole).add_(part)
+                    place.add_(part)
         return (*sums, None, None)
 
 
 # A compiled model calls this as it is: every batch has a layout of its own, which would be compiled anew.
 @torch.compiler.disable
-def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
     """Attention of packed rows.
 
     Args:
-        module: the attention layer.
         query: (n, H, L, D).
         key: (n, H or fewer, L, D), each head shared by neighbouring query heads.
         value: as `key`.
@@ -157,17 +162,23 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, layout:
 
     Returns:
         (n, L, H, D).
+
+    Raises:
+        ValueError: if there are other keys than the layout's tokens, as with a learnt prefix.
     """
-    dtype = (
-        torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else value.dtype
-    )
-    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
-    if query.device.type == "cpu":
-        repeats = query.shape[1] // key.shape[1]
-        if repeats > 1:
-            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+    if key.shape[2] != layout.length:
+        raise ValueError(f"Attention over {key.shape[2]} keys, expected the {layout.length} tokens of packed rows.")
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (heads.repeat_interleave(repeats, dim=1) if repeats > 1 else heads for heads in (key, value))
+    query, key, value = (heads.to(dtype) for heads in (query, key, value))
+    if device == "cpu":
         return BlockAttention.apply(query, key, value, layout, scale).transpose(1, 2)
-    return flex_attention_forward(module, query, key, value, layout.block_mask, scaling=scale)[0]
+    # One row of all rows: for a shape of one kind FlexAttention is compiled once.
+    ends = (heads.transpose(0, 1).flatten(1, 2).unsqueeze(0) for heads in (query, key, value))
+    out = compiled(flex_attention)(*ends, block_mask=layout.block_mask, scale=scale)
+    return out.squeeze(0).unflatten(1, (-1, layout.length)).permute(1, 2, 0, 3)
 
 
 class LayoutAttention:
@@ -191,11 +202,14 @@ class LayoutAttention:
         if layout is None:
             return self.otherwise(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(module, query, key, value, layout, scale), None
+        return attend(query, key, value, layout, scale), None
 
 
 def enable_layouts(config: PretrainedConfig) -> None:
-    """Let the attention function that a model's config names answer calls with a `PromptLayout`; others pass by."""
+    """Let the attention function that a model's config names answer calls with a `PromptLayout`; others pass by.
+
+    The function is replaced in transformers' table, for all models of the process and for good.
+    """
     implementation = config.get_text_config(decoder=True)._attn_implementation
     function = ALL_ATTENTION_FUNCTIONS[implementation]
     if not isinstance(function, LayoutAttention):

@@ -37,7 +37,7 @@ def why_not_shared(model: nn.Module) -> str | None:
         return f"attn_implementation={implementation!r} cannot be replaced; 'sdpa' can, and computes the same"
     if text_config.attention_dropout:
         return f"attention_dropout={text_config.attention_dropout} in its config, expected 0"
-    devices = {parameter.device.type for parameter in model.parameters()} - {"meta"}
-    if devices - set(DEVICES):
-        return f"its parameters are on {sorted(devices)}, expected {' or '.join(DEVICES)}"
+    devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+    if len(devices) > 1 or any(device.type not in DEVICES for device in devices):
+        return f"its parameters are on {sorted(map(str, devices))}, expected one device, {' or '.join(DEVICES)}"
     return None

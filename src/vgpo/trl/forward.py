@@ -70,8 +70,8 @@ class ModelInput:
         input_ids: (n, L).
         attention_mask: (n, L).
         labels: what the head scores, -100 elsewhere: (n, L), or (B, 1 + T) behind a packing.
-        visual: picture tokens; bool (n, L).
-        visual_prompt: those of them that are the prompt's, with the first columns; bool (n, P or more).
+        visual_prompt: picture tokens of the prompts, bool (n, P or more).
+        token_types: the fields that mark picture tokens, (n, L) each.
         prompts: the prompt of each row.
         packing: how the rows were packed, if they were.
     """
@@ -79,8 +79,8 @@ class ModelInput:
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
-    visual: Tensor
     visual_prompt: Tensor
+    token_types: dict[str, Tensor]
     prompts: Sequence[EncodedPrompt]
     packing: Packing | None
 
@@ -90,20 +90,27 @@ def padded_input(rows: Rows, visual_token_ids: list[int]) -> ModelInput:
     labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
     labels[:, : rows.prompt_width] = -100
     visual = visual_token_mask(rows.input_ids, visual_token_ids) & rows.attention_mask.bool()
-    prompt = visual[:, : rows.prompt_width]
-    return ModelInput(rows.input_ids, rows.attention_mask, labels, visual, prompt, rows.prompts, None)
+    return ModelInput(
+        input_ids=rows.input_ids,
+        attention_mask=rows.attention_mask,
+        labels=labels,
+        visual_prompt=visual[:, : rows.prompt_width],
+        token_types=token_types(rows.prompts, visual, rows.prompt_width),
+        prompts=rows.prompts,
+        packing=None,
+    )
 
 
 def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing) -> ModelInput:
     """One row for each prompt; the decoder gives the rows of responses back, which the labels fit."""
     padded = padded_input(rows, visual_token_ids)
-    in_prompt = torch.arange(rows.input_ids.shape[1], device=padded.visual.device) < rows.prompt_width
+    width = rows.input_ids.shape[1] - rows.prompt_width
     return ModelInput(
         input_ids=packing.pack(rows.input_ids),
         attention_mask=packing.attention_mask,
         labels=padded.labels[:, rows.prompt_width - 1 :],
-        visual=packing.pack(padded.visual),
-        visual_prompt=packing.pack(padded.visual & in_prompt),
+        visual_prompt=packing.pack(nn.functional.pad(padded.visual_prompt, (0, width))),
+        token_types={name: packing.pack(types) for name, types in padded.token_types.items()},
         prompts=[rows.prompts[owner] for owner in packing.owners],
         packing=packing,
     )
@@ -166,7 +173,7 @@ def _score_chunk(
             attention_mask=inputs.attention_mask,
             labels=inputs.labels,
             fused_lm_head=True,
-            **token_types(inputs.prompts, inputs.visual),
+            **inputs.token_types,
             **joined_pictures(inputs.prompts),
             **kwargs,
         )

@@ -1,6 +1,6 @@
 """Prompts as the processor encodes them: once each, however many rollouts they have."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,19 +32,34 @@ class EncodedPrompt:
     pictures: dict[str, Tensor]
     token_types: dict[str, list[int]]
 
+    def types_of(self, name: str) -> list[int]:
+        """One token-type field; zeros where the processor left it out, as for text."""
+        return self.token_types.get(name, [0] * len(self.token_ids))
+
 
 def with_pictures_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose pictures are in the messages of its prompt, and nowhere else."""
+    if not {"images", "image"} & row.keys():
+        return row
     images = row.get("images") or [image for image in [row.get("image")] if image is not None]
     rest = {name: value for name, value in row.items() if name not in ("images", "image")}
-    if not images:
-        return rest
-    if not is_conversational(row):
+    if is_conversational(row):
+        return {**rest, "prompt": prepare_multimodal_messages(row["prompt"], images=images)}
+    if images:
         raise ValueError(
             f"A row has {len(images)} picture(s), but its prompt is {type(row['prompt']).__name__}, expected a list "
             "of messages: leave the chat template to the trainer."
         )
-    return {**rest, "prompt": prepare_multimodal_messages(row["prompt"], images=images)}
+    return rest
+
+
+def prompt_key(prompt: Any) -> Hashable:
+    """Equal for prompts of the same text and the very same pictures."""
+    if isinstance(prompt, dict):
+        return tuple((name, prompt_key(value)) for name, value in prompt.items())
+    if isinstance(prompt, list):
+        return tuple(map(prompt_key, prompt))
+    return prompt if isinstance(prompt, str) else id(prompt)
 
 
 def encoded_prompt(
@@ -69,12 +84,25 @@ def joined_pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     return {name: torch.cat(pad_to_widest(tensors, 0, left=False)) for name, tensors in values.items()}
 
 
-def token_types(prompts: Sequence[EncodedPrompt], visual: Tensor) -> dict[str, Tensor]:
-    """The token-type fields of rows whose picture tokens are `visual`, bool (n, L)."""
-    return {name: visual.long() for name in prompts[0].token_types}
+def token_types(prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int) -> dict[str, Tensor]:
+    """The token-type fields of padded rows: the processor's for prompts, and 1 for pictures in responses.
+
+    Args:
+        prompts: the prompt of each of B rows.
+        visual: picture tokens, bool (B, P + T).
+        prompt_width: P.
+    """
+    fields = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.token_types):
+        columns = torch.zeros(len(prompts), prompt_width, dtype=torch.long)
+        for column, prompt in zip(columns, prompts, strict=True):
+            column[prompt_width - len(prompt.token_ids) :] = torch.tensor(prompt.types_of(name))
+        fields[name] = torch.cat([columns.to(visual.device), visual[:, prompt_width:].long()], dim=1)
+    return fields
 
 
 def generation_fields(prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
     """All fields but ids in the form in which TRL generates from them: token types as lists, one per prompt."""
-    types = {name: [prompt.token_types[name] for prompt in prompts] for name in prompts[0].token_types}
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.token_types)
+    types = {name: [prompt.types_of(name) for prompt in prompts] for name in names}
     return {**joined_pictures(prompts), **types}

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
 from trl import GRPOTrainer
+from trl.extras.profiling import profiling_decorator
 from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
@@ -55,6 +56,7 @@ from vgpo.trl.prompts import (
     encoded_prompt,
     generation_fields,
     picture_fields,
+    prompt_key,
     with_pictures_in_prompt,
 )
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
@@ -65,6 +67,12 @@ NEVER = -100.0  # a logit bias with which vLLM never samples a token
 # The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
 TRACE = "trace/"
 
+
+# What the parent makes of pictures that it sees in rows, which only an environment lets it.
+PARENTS_PICTURES = (
+    "pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids",
+    "token_type_ids", "mm_token_type_ids", "num_images", "num_tiles",
+)  # fmt: skip
 
 # For the card of a trained model.
 PAPER = {
@@ -145,7 +153,7 @@ class VGPOTrainer(GRPOTrainer):
         self._rewards: Tensor | None = None
         self._rows: list[dict[str, Any]] = []
         self._images: list[list[Any]] = []
-        self._prompts: list[EncodedPrompt] = []  # of the rows that the next pass reads
+        self._prompts: list[EncodedPrompt] = []  # of the rows that a pass reads, see _reading
         self._num_groups = 0
         self._ratios = RunningRatios()
         self._timer = PhaseTimer()
@@ -179,14 +187,17 @@ class VGPOTrainer(GRPOTrainer):
         """Whether the rollouts of a micro-batch share their prompts; says why not."""
         if self.args.share_prompt == "off":
             return False
-        reason = why_not_shared(self.model)
-        if reason is None:
-            enable_layouts(self.accelerator.unwrap_model(self.model).config)
-        elif self.args.share_prompt == "on":
-            raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
-        else:
-            logger.warning("share_prompt is off, each rollout computes its prompt itself: %s.", reason)
-        return reason is None
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        reason = next(filter(None, map(why_not_shared, models)), None)
+        if reason is not None:
+            if self.args.share_prompt == "on":
+                raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
+            level = logging.WARNING if self._visual_token_ids else logging.INFO
+            logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+            return False
+        for model in models:
+            enable_layouts(self.accelerator.unwrap_model(model).config)
+        return True
 
     def _prompt_stream(self) -> PromptStream:
         if isinstance(self.train_dataset, IterableDataset):
@@ -285,19 +296,30 @@ class VGPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, rows: list[dict[str, Any]]) -> Batch:
         """As the parent, which sees the pictures in the prompts only: what it would make of them is made once here."""
         self._rows = rows
-        batch = super()._generate_and_score_completions([with_pictures_in_prompt(row) for row in rows])
+        if self.environment_factories is None:  # an environment may ask for any column
+            rows = [with_pictures_in_prompt(row) for row in rows]
+        with self._reading([]):
+            batch = super()._generate_and_score_completions(rows)
+            batch = {name: value for name, value in batch.items() if name not in PARENTS_PICTURES}
+            batch["prompts"] = self._prompts
         self._rows, self._images = [], []
-        return {**batch, "prompts": self._prompts}
+        return batch
+
+    @contextmanager
+    def _reading(self, prompts: list[EncodedPrompt]) -> Iterator[None]:
+        """Inside the block, log-probability passes read these prompts, or those that are tokenized in it."""
+        self._prompts = prompts
+        try:
+            yield
+        finally:
+            self._prompts = []
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
-        """Each prompt once: the rollouts of a data-set row share it, unless an environment wrote into it."""
-        encoded: dict[Any, tuple[EncodedPrompt, list[Any]]] = {}
-        keys = []
-        for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True)):
-            shared = self.environment_factories is None and "row_index" in row
-            keys.append(("row", row["row_index"]) if shared else ("rollout", i))
-            if keys[-1] not in encoded:
-                encoded[keys[-1]] = self._encode(prompt, i)
+        """Each prompt once: prompts of the same text and the very same pictures share it."""
+        environments = self._batch_environments or [None] * len(prompts)
+        keys = list(zip(environments, map(prompt_key, prompts), strict=True))
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        encoded = {key: self._encode(prompts[i], i) for key, i in first.items()}
         self._prompts = [encoded[key][0] for key in keys]
         self._images = [encoded[key][1] for key in keys]
         # The parent hands the fields on to the first turn, which has its own, and from there to turns after tools.
@@ -312,8 +334,16 @@ class VGPOTrainer(GRPOTrainer):
             self._batch_environments = environments[rollout : rollout + 1]
         ids, images, fields = super()._tokenize_prompts([prompt])
         self._batch_environments = environments
-        pictures = images[0] if images else []
+        pictures = (images[0] if images else None) or []
         return encoded_prompt(ids[0], len(pictures), fields, self.accelerator.device), pictures
+
+    def _take_prompt_ids(self, prompt_ids: list[list[int]]) -> None:
+        """Where `rollout_func` wrote prompts of its own, these are read, and shared by none."""
+        for i, (prompt, ids) in enumerate(zip(self._prompts, prompt_ids, strict=True)):
+            if prompt.token_ids != list(ids):
+                types = [int(token in self._visual_token_ids) for token in ids]
+                token_types = dict.fromkeys(prompt.token_types, types)
+                self._prompts[i] = replace(prompt, token_ids=list(ids), token_types=token_types)
 
     def _add_tool_pictures(self, tool_images: list[list[Any]]) -> None:
         """Rollouts into which a tool has put pictures have a prompt of their own, with these behind its own ones."""
@@ -414,14 +444,17 @@ class VGPOTrainer(GRPOTrainer):
         return self._rewards
 
     def _generate(self, prompts: list[Any]) -> Any:
-        *outputs, _, tool_images = super()._generate(prompts)
+        prompt_ids, *outputs, _, tool_images = super()._generate(prompts)
         if self.rollout_func is not None:
             self._tokenize_prompts(prompts)
+            self._take_prompt_ids(prompt_ids)
         self._add_tool_pictures(tool_images)
-        if self.log_completions and self.log_multimodal and self._has_pictures:
-            self._logs["images"].extend(gather_object(self._images))
+        if self.log_completions and self.log_multimodal:
+            images = gather_object(self._images)
+            if any(images):
+                self._logs["images"].extend(images)
         # Without pictures the parent makes no tensors of them: every pass takes those of the encoded prompts.
-        return *outputs, None, []
+        return prompt_ids, *outputs, None, []
 
     def _generate_single_turn(
         self,
@@ -432,6 +465,7 @@ class VGPOTrainer(GRPOTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        # Turns after tools, and those of a rollout_func, bring other lists than those that were tokenized here.
         own = [prompt.token_ids for prompt in self._prompts]
         first_turn = len(own) == len(prompt_ids) and all(map(is_, own, prompt_ids))
         sharing: AbstractContextManager[None] = nullcontext()
@@ -483,6 +517,7 @@ class VGPOTrainer(GRPOTrainer):
         finally:
             self._listener = None
 
+    @profiling_decorator
     def _get_per_token_logps_and_entropies(
         self,
         model: nn.Module,
@@ -495,10 +530,9 @@ class VGPOTrainer(GRPOTrainer):
         **pictures: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As the parent, over `self._prompts`, whose pictures stand in for those that the parent would bring."""
-        if any(value is not None for value in pictures.values()):
-            raise RuntimeError(
-                f"Pictures came with the rows ({sorted(pictures)}), expected them with the prompts only."
-            )
+        del pictures
+        if len(self._prompts) != len(input_ids):
+            raise RuntimeError(f"A pass over {len(input_ids)} rows was told of {len(self._prompts)} prompts.")
         rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, self._prompts)
         options = {"output_router_logits": True} if compute_aux_loss else {}
         with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
@@ -534,7 +568,10 @@ class VGPOTrainer(GRPOTrainer):
         )
 
     def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
-        self._prompts = inputs["prompts"]
+        with self._reading(inputs["prompts"]):
+            return self._compute_shaped_loss(model, inputs)
+
+    def _compute_shaped_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         if not self._shapes_in_update:
@@ -578,10 +615,10 @@ class VGPOTrainer(GRPOTrainer):
     def _score(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Similarity and entropy out of a pass of their own, where the parent runs none that could tell them."""
         self._announce_scoring_pass()
-        self._prompts = batch["prompts"]
         heard: list[tuple[Tensor | None, Tensor | None]] = []
         with (
             torch.no_grad(),
+            self._reading(batch["prompts"]),
             self._listening(lambda *signals: heard.append(signals), similarity=self._wants_similarity),
         ):
             self._get_per_token_logps_and_entropies(

@@ -1,0 +1,272 @@
+"""Attention over packed rows against a softmax over a dense mask, which is written here once more and apart."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vgpo.shared_prompt import enable_layouts, pack_prompts, packed_rows
+from vgpo.shared_prompt.attention import LAYOUT, BlockAttention, LayoutAttention, PromptLayout, attend
+
+HEADS, HEAD_DIM = 4, 8
+SCALE = HEAD_DIM**-0.5
+LAYOUTS = {
+    "ragged": PromptLayout((6, 3, 5), ((4, 1, 3), (7,), (2, 2)), 16, torch.device("cpu")),
+    "one-group": PromptLayout((9,), ((3, 5, 1, 4),), 22, torch.device("cpu")),
+    "one-token-prompts": PromptLayout((0, 4), ((3, 2), (1, 1, 1)), 9, torch.device("cpu")),
+    "one-token-responses": PromptLayout((5, 2), ((1, 1, 1), (1,)), 8, torch.device("cpu")),
+    # Longer than a block of the flash kernels and of FlexAttention.
+    "long": PromptLayout((300, 40), ((70, 130), (33, 200, 1)), 520, torch.device("cpu")),
+}
+ALL = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+SHORT = pytest.mark.parametrize("layout", list(LAYOUTS.values())[:4], ids=list(LAYOUTS)[:4])
+
+
+def dense_mask(layout: PromptLayout) -> Tensor:
+    """What each token sees, bool (n, L, L): tokens up to itself, of the prompt and of its own response."""
+    mask = torch.zeros(len(layout.prompt_lengths), layout.length, layout.length, dtype=torch.bool)
+    for row, (prompt, responses) in enumerate(zip(layout.prompt_lengths, layout.response_lengths, strict=True)):
+        starts = [0, prompt]
+        for length in responses:
+            starts.append(starts[-1] + length)
+        for start, end in pairwise(starts):
+            for query in range(start, end):
+                mask[row, query, :prompt] = True
+                mask[row, query, start : query + 1] = True
+                mask[row, query, query + 1 :] = False
+    return mask
+
+
+def real_tokens(layout: PromptLayout) -> Tensor:
+    """Bool (n, L)."""
+    lengths = [p + sum(r) for p, r in zip(layout.prompt_lengths, layout.response_lengths, strict=True)]
+    return torch.arange(layout.length) < torch.tensor(lengths)[:, None]
+
+
+def naive_attention(query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
+    """Softmax over all that a token sees, (n, H, L, D); 0 for padding."""
+    mask = dense_mask(layout)[:, None]
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~mask, -math.inf)
+    weights = torch.where(mask, (scores - scores.amax(-1, keepdim=True).nan_to_num(neginf=0)).exp(), 0.0)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-30) @ value
+
+
+def random_heads(layout: PromptLayout, dtype: torch.dtype, key_heads: int = HEADS, seed: int = 0) -> list[Tensor]:
+    """Query, key, value and a gradient of the output, each (n, H, L, D) and each with a gradient of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    n, L = len(layout.prompt_lengths), layout.length
+    return [
+        torch.randn(n, heads, L, HEAD_DIM, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for heads in (HEADS, key_heads, key_heads, HEADS)
+    ]
+
+
+def with_gradients(function: Callable[..., Tensor], heads: list[Tensor]) -> list[Tensor]:
+    """What a function makes of query, key and value, and their gradients."""
+    *inputs, grad = heads
+    out = function(*inputs)
+    return [out.detach(), *torch.autograd.grad(out, inputs, grad.detach().to(out.dtype))]
+
+
+@ALL
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_outputs_and_gradients_are_those_of_a_dense_mask(
+    layout: PromptLayout, dtype: torch.dtype, tolerance: float
+) -> None:
+    heads = random_heads(layout, dtype)
+    actual = with_gradients(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), heads)
+    expected = with_gradients(lambda *qkv: naive_attention(*qkv, layout, SCALE), heads)
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=0, atol=tolerance)
+
+
+@SHORT
+def test_gradients_are_those_of_finite_differences(layout: PromptLayout) -> None:
+    heads = random_heads(layout, torch.float64)[:3]
+    torch.autograd.gradcheck(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), heads, fast_mode=True)
+
+
+@ALL
+def test_padding_gives_nothing_and_feels_nothing(layout: PromptLayout) -> None:
+    padding = ~real_tokens(layout)
+    heads = random_heads(layout, torch.float32)
+    plain = with_gradients(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), heads)
+    poisoned = [head.detach().masked_fill(padding[:, None, :, None], math.nan).requires_grad_() for head in heads]
+    for value, other in zip(
+        plain, with_gradients(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), poisoned), strict=True
+    ):
+        assert torch.equal(other, value)
+        assert (value.transpose(1, 2)[padding] == 0).all()
+
+
+@ALL
+@pytest.mark.parametrize("key_heads", [1, 2])
+def test_key_heads_are_shared_by_neighbouring_query_heads(layout: PromptLayout, key_heads: int) -> None:
+    heads = random_heads(layout, torch.float32, key_heads)
+    repeats = HEADS // key_heads
+    actual = with_gradients(lambda *qkv: attend(*qkv, layout, SCALE).transpose(1, 2), heads)
+    expected = with_gradients(
+        lambda q, k, v: naive_attention(
+            q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), layout, SCALE
+        ),
+        heads,
+    )
+    for value, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=0, atol=2e-5)
+
+
+@ALL
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast"])
+def test_half_precision_is_as_near_as_half_precision_is(layout: PromptLayout, autocast: bool) -> None:
+    heads = random_heads(layout, torch.float32 if autocast else torch.bfloat16)
+    exact = [head.detach().double().requires_grad_() for head in heads]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual = with_gradients(lambda *qkv: attend(*qkv, layout, SCALE).transpose(1, 2), heads)
+    assert actual[0].dtype == torch.bfloat16
+    expected = with_gradients(lambda *qkv: naive_attention(*qkv, layout, SCALE), exact)
+    for value, head, reference in zip(actual, [actual[0], *heads], expected, strict=False):
+        assert value.dtype == head.dtype
+        assert (value.double() - reference).norm() <= 1e-2 * reference.norm()
+
+
+@ALL
+def test_a_response_feels_nothing_of_its_siblings(layout: PromptLayout) -> None:
+    """Bit for bit, forwards and backwards; only what they share, the prompt, has a gradient of them all."""
+    heads = random_heads(layout, torch.float32)
+    others = random_heads(layout, torch.float32, seed=1)
+    prompt, first = layout.prompt_lengths[0], layout.response_lengths[0][0]
+    changed = torch.zeros(layout.length, dtype=torch.bool)
+    changed[prompt : prompt + first] = True
+    mixed = [
+        torch.where(changed[None, None, :, None] & (torch.arange(len(head)) == 0)[:, None, None, None], other, head)
+        .detach()
+        .requires_grad_()
+        for head, other in zip(heads, others, strict=True)
+    ]
+    before = with_gradients(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), heads)
+    after = with_gradients(lambda *qkv: BlockAttention.apply(*qkv, layout, SCALE), mixed)
+    for i, (value, other) in enumerate(zip(before, after, strict=True)):
+        of_prompt = 0 if i < 2 else prompt  # of outputs and queries nothing, of keys and values the prompt is touched
+        assert torch.equal(value[1:], other[1:])
+        assert torch.equal(value[0, :, of_prompt:prompt], other[0, :, of_prompt:prompt])
+        assert torch.equal(value[0, :, prompt + first :], other[0, :, prompt + first :])
+        assert not torch.equal(value[0, :, changed], other[0, :, changed])
+
+
+@ALL
+def test_blocks_cover_what_is_seen_once(layout: PromptLayout) -> None:
+    covered = torch.zeros(len(layout.prompt_lengths), layout.length, layout.length, dtype=torch.long)
+    for block in layout.blocks:
+        square = covered[block.row, block.queries, block.keys]
+        square += torch.ones_like(square).tril() if block.causal else torch.ones_like(square)
+    assert torch.equal(covered, dense_mask(layout).long())
+
+
+@ALL
+def test_the_rule_of_flex_attention_is_the_same(layout: PromptLayout) -> None:
+    """Over the rows laid end to end, of which none sees another."""
+    tokens = real_tokens(layout).flatten()
+    query, key = torch.meshgrid(torch.arange(len(tokens)), torch.arange(len(tokens)), indexing="ij")
+    seen = layout.block_mask.mask_mod(torch.tensor(0), torch.tensor(0), query, key)
+    assert torch.equal(seen[tokens], torch.block_diag(*dense_mask(layout))[tokens].bool())
+
+
+@ALL
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # it is slow here, and right
+def test_flex_attention_gives_the_same(layout: PromptLayout) -> None:
+    heads = [head.detach() for head in random_heads(layout, torch.float32)[:3]]
+    tokens = real_tokens(layout)
+    ends = [head.transpose(0, 1).flatten(1, 2)[None] for head in heads]
+    out = flex_attention(*ends, block_mask=layout.block_mask, scale=SCALE)[0].transpose(0, 1)
+    torch.testing.assert_close(out[tokens.flatten()], attend(*heads, layout, SCALE)[tokens], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Qwen2ForCausalLM:
+    """A text model of two layers; what is registered for its attention is put back afterwards."""
+    registered = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    plain = registered.otherwise if isinstance(registered, LayoutAttention) else registered
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", plain)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return Qwen2ForCausalLM(config).eval()
+
+
+ROWS = torch.arange(2 * 9).view(2, 9) % 7 + 1  # two rows of a prompt of five tokens and a response of four
+ROWS[1, :5] = ROWS[0, :5]
+
+
+def packed_states(model: Qwen2ForCausalLM) -> Tensor:
+    packing = pack_prompts(torch.ones_like(ROWS), 5, [0, 0])
+    with torch.no_grad(), packed_rows(model, packing):
+        return model.model(input_ids=packing.pack(ROWS), attention_mask=packing.attention_mask).last_hidden_state
+
+
+def test_layouts_are_enabled_once(model: Qwen2ForCausalLM) -> None:
+    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    enable_layouts(model.config)
+    wrapped = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    enable_layouts(model.config)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is wrapped
+    assert wrapped.otherwise is plain
+
+
+def test_a_call_without_a_layout_goes_through_untouched(model: Qwen2ForCausalLM) -> None:
+    before = model(input_ids=ROWS).logits
+    enable_layouts(model.config)
+    assert torch.equal(model(input_ids=ROWS).logits, before)
+    calls = []
+    wrapped = LayoutAttention(lambda *args, **kwargs: calls.append((args, kwargs)))
+    wrapped("module", "query", "key", "value", None, "more", scaling=0.5, dropout=0.0)
+    assert calls == [(("module", "query", "key", "value", None, "more"), {"scaling": 0.5, "dropout": 0.0})]
+
+
+def test_a_call_with_a_layout_is_answered_here(model: Qwen2ForCausalLM) -> None:
+    expected = model.model(input_ids=ROWS).last_hidden_state[:, 4:]
+    enable_layouts(model.config)
+    torch.testing.assert_close(packed_states(model), expected, rtol=0, atol=1e-5)
+
+
+def test_the_scale_of_a_model_is_kept() -> None:
+    layout = LAYOUTS["ragged"]
+    heads = [head.detach() for head in random_heads(layout, torch.float32)[:3]]
+    wrapped = LayoutAttention(lambda *args, **kwargs: pytest.fail("the layout was not seen"))
+    for given, scale in ((None, SCALE), (0.5, 0.5)):
+        out, weights = wrapped(nn.Identity(), *heads, None, scaling=given, dropout=0.0, **{LAYOUT: layout})
+        assert weights is None
+        expected = naive_attention(*heads, layout, scale).transpose(1, 2)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_that_knows_no_layouts_fails(model: Qwen2ForCausalLM, implementation: str) -> None:
+    model.set_attn_implementation(implementation)
+    with pytest.raises(RuntimeError, match=r"size of tensor|expand|broadcast"):
+        packed_states(model)
+
+
+def test_the_hooks_are_gone_after_an_error(model: Qwen2ForCausalLM) -> None:
+    before = model(input_ids=ROWS).logits
+    with pytest.raises(RuntimeError):
+        packed_states(model)
+    assert torch.equal(model(input_ids=ROWS).logits, before)
+
+
+def test_other_keys_than_the_layouts_are_refused() -> None:
+    layout = LAYOUTS["ragged"]
+    query, key, value, _ = random_heads(layout, torch.float32)
+    with pytest.raises(ValueError, match="expected the 16 tokens"):
+        attend(query, torch.cat([key, key], 2), torch.cat([value, value], 2), layout, SCALE)
