@@ -17,6 +17,7 @@ from vgpo.shared_prompt import pack_prompts
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
 from vgpo.trl.forward import Rows, score_rows
+from vgpo.trl.prompts import token_types
 
 
 def fixed_rollouts(prompts, trainer):
@@ -33,6 +34,13 @@ def fixed_rollouts(prompts, trainer):
         "logprobs": None,
         "env_mask": masks,
     }
+
+
+def prompts_of_their_own(prompts, trainer):
+    """As an environment does that tells each rollout something else."""
+    rollouts = fixed_rollouts(prompts, trainer)
+    prompt_ids = [[*ids, *[20 + row] * (1 + row % 3)] for row, ids in enumerate(rollouts["prompt_ids"])]
+    return {**rollouts, "prompt_ids": prompt_ids}
 
 
 def lora_without_vision():
@@ -72,6 +80,7 @@ SETTINGS = {
     },
     "dynamic": {"dynamic_sampling": True, "max_sampling_rounds": 50},
     "tokens-of-tools": {"trainer_kwargs": {"rollout_func": fixed_rollouts}},
+    "prompts-of-their-own": {"trainer_kwargs": {"rollout_func": prompts_of_their_own}},
     "lora-with-reference": {
         "trainer_kwargs": {"peft_config": lora_without_vision()},
         "learning_rate": 1e-3,
@@ -375,3 +384,50 @@ def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, mod
 def test_the_switch_has_three_positions(tmp_path, value):
     with pytest.raises(ValueError, match=r"share_prompt=.*expected 'auto', 'on' or 'off'"):
         VGPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, share_prompt=value)
+
+
+def test_a_reference_that_cannot_share_is_asked_too(make_trainer, processor, monkeypatch):
+    def eager_reference(*args, **kwargs):
+        reference = build_model(processor.tokenizer, seed=2)
+        reference.set_attn_implementation("eager")
+        return reference
+
+    monkeypatch.setattr(host, "create_model_from_path", eager_reference)
+    with pytest.raises(ValueError, match="share_prompt='on' cannot be: attn_implementation='eager'"):
+        make_trainer(share_prompt="on", beta=0.04)
+
+
+def test_different_prompts_of_one_row_number_stay_apart(make_trainer):
+    """An evaluation set may bring a column of any name."""
+    rows = rows_with_pictures(4)
+    trainer = make_trainer(trainer_kwargs={"eval_dataset": rows.add_column("row_index", [0] * 4)})
+    trainer.model.eval()
+    loader = trainer.get_eval_dataloader()
+    batch = trainer._prepare_inputs(next(iter(loader)))
+    texts = {tuple(prompt.token_ids) for prompt in batch["prompts"]}
+    assert (
+        len(texts)
+        == len(
+            {
+                tuple(ids[mask.bool()].tolist())
+                for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+            }
+        )
+        > 1
+    )
+
+
+def test_token_types_are_the_processors_own(make_trainer):
+    """In prompts; in responses, where pictures of tools may lie, they are read off the ids."""
+    trainer = make_trainer()
+    rows = trainer._fetch([0] * GROUP + [1] * GROUP)
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions(rows)
+    types = token_types(
+        batch["prompts"], torch.zeros_like(rows_of(batch).input_ids).bool(), batch["prompt_ids"].shape[1]
+    )
+    for prompt, row in zip(batch["prompts"], types["mm_token_type_ids"], strict=True):
+        assert sum(prompt.token_types["mm_token_type_ids"]) > 0
+        assert row[batch["prompt_ids"].shape[1] - len(prompt.token_ids) :].tolist() == [
+            *prompt.token_types["mm_token_type_ids"], *[0] * batch["completion_ids"].shape[1],
+        ]  # fmt: skip
