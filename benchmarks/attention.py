@@ -110,7 +110,7 @@ def main() -> None:
     console = Console()
     console.print(f"{name}; Python {platform.python_version()}, torch {torch.__version__}; seed {arguments.seed}")
     ratios: dict[str, dict[str, float]] = {}
-    table = Table("case", "prompt", "response", "rollouts")
+    table = Table("case", "P", "T", "G", box=None, pad_edge=False)
     for case, shape in CASES[device.type].items():
         seconds = measure(shape, arguments.rounds, device)
         base = seconds["separate"]
@@ -120,8 +120,8 @@ def main() -> None:
         }
         if len(table.columns) == 4:
             for way in seconds:
-                table.add_column(way, justify="right")
-        cells = [f"{statistics.median(v) * 1e3:.1f} ms ({ratios[case][way]:.2f})" for way, v in seconds.items()]
+                table.add_column(way, justify="right", no_wrap=True)
+        cells = [f"{statistics.median(v) * 1e3:.1f} ms {ratios[case][way]:.2f}" for way, v in seconds.items()]
         table.add_row(case, *map(str, shape), *cells)
     console.print(table)
     print(json.dumps(ratios))
