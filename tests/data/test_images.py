@@ -1,5 +1,6 @@
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -7,7 +8,7 @@ import PIL.ImageFile
 import pytest
 
 from vgpo.data import DataError, decode_image
-from vgpo.data.images import verify_image
+from vgpo.data.images import encoded_image, image_size, verify_image
 
 
 def encoded(mode: str = "RGB", kind: str = "PNG", **options) -> bytes:
@@ -87,3 +88,44 @@ def test_sound_jpeg_is_not_decoded_and_may_have_a_tail(monkeypatch: pytest.Monke
     verify_image(data + bytes(10))
     monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     verify_image(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_size_is_read_upright_and_undecoded(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    turned, upright = encoded(kind=kind, exif=exif), encoded(kind=kind)
+    assert decode_image(turned).size == (2, 3)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert image_size(upright) == (2, 3)
+    assert image_size(turned) == (3, 2)
+    assert image_size(PIL.Image.new("RGB", (7, 5))) == (5, 7)
+
+
+def test_stored_bytes_of_every_form(tmp_path: Path) -> None:
+    data = encoded()
+    path = tmp_path / "picture.png"
+    path.write_bytes(data)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    for form in (data, {"bytes": data, "path": "a.png"}, str(path), uri):
+        assert encoded_image(form) == {"bytes": data, "path": None}
+    in_memory = encoded_image(PIL.Image.new("RGB", (4, 4), (1, 2, 3)))
+    assert decode_image(in_memory).getpixel((0, 0)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (400, 2), (2, 400)])
+@pytest.mark.parametrize("read", [verify_image, decode_image, image_size, encoded_image])
+def test_absurd_sizes_are_refused(size: tuple[int, int], read: Callable[[object], object]) -> None:
+    picture = PIL.Image.new("RGB", size)
+    with pytest.raises(
+        DataError, match=rf"in memory has {size[0]} x {size[1]} pixels; expected .*; resize or replace"
+    ):
+        read(picture)
+
+
+def test_huge_pixel_counts_are_refused_from_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vgpo.data.images.MAX_PIXELS", 5)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    for read in (verify_image, decode_image, image_size):
+        with pytest.raises(DataError, match="has 3 x 2 pixels; expected sides of at least 2, at most 5 pixels"):
+            read(encoded())

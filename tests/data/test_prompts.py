@@ -43,7 +43,7 @@ def test_rows_are_what_trl_takes_and_pickle(png, make_dataset) -> None:
     source = make_dataset([{"images": [png(9)], "problem": "<image>How many?", "answer": "7"}] * 2)
     dataset = to_prompts(source.add_column("id", [3, 4]))
     row = pickle.loads(pickle.dumps(dataset))[1]
-    assert list(row) == ["prompt", "images", "problem", "answer"]
+    assert list(row) == ["prompt", "images", "problem", "answer", "id"]
     assert (row["problem"], row["answer"], row["images"][0].mode) == ("<image>How many?", "7", "RGB")
     assert [len(batch["prompt"]) for batch in dataset.iter(2)] == [2]
 
@@ -104,7 +104,7 @@ def test_bad_template(png, make_dataset, tmp_path: Path, text: str | None, messa
     [
         (
             {"images": [], "problem": "<image>Which?"},
-            "1 <image> mark but 0 pictures in the row with the problem '<im",
+            r"1 <image> mark but 0 in field 'images'; expected equal .* \(row with the problem '<im",
         ),
         ({"images": [{"bytes": b"junk"}], "problem": "<image>Which?"}, "cannot be opened .* problem '<image>Which"),
     ],

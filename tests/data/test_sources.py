@@ -1,4 +1,5 @@
 import json
+import socket
 from pathlib import Path
 
 import datasets
@@ -61,21 +62,27 @@ def test_parquet_folder(small, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "split", "asked"),
     [
-        ("org/name", None, ("org/name", "train")),
-        ("org/name@test", None, ("org/name", "test")),
-        ("org/name", "validation", ("org/name", "validation")),
-        ("name@test", "test", ("name", "test")),
+        ("org/name", None, ("org/name", None, "train")),
+        ("org/name@test", None, ("org/name", None, "test")),
+        ("org/name", "validation", ("org/name", None, "validation")),
+        ("name@test", "test", ("name", None, "test")),
+        ("org/name/standard (10 options)@test", None, ("org/name", "standard (10 options)", "test")),
     ],
 )
 def test_hub_name(small, monkeypatch: pytest.MonkeyPatch, source: str, split: str | None, asked: tuple) -> None:
     calls = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: calls.append((name, split)) or small)
-    assert load_dataset(source, split) is small
+
+    def load(name: str, configuration: str | None, split: str) -> datasets.Dataset:
+        calls.append((name, configuration, split))
+        return small
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert answers(load_dataset(source, split)) == ["0", "1", "2"]
     assert calls == [asked]
 
 
 def test_hub_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, split: str) -> None:
+    def refuse(name: str, configuration: str | None, split: str) -> None:
         raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -112,3 +119,90 @@ def test_bad_source(small, tmp_path: Path, source: str, split: str | None, messa
     (tmp_path / "broken.parquet").write_text("a")
     with pytest.raises(DataError, match=message):
         load_dataset(source.format(folder=tmp_path), split)
+
+
+def write_rows(path: Path, *rows: dict) -> Path:
+    path.write_text("\n".join(json.dumps({"problem": "<image>a", "answer": "b", **row}) for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [
+        ("images", ["a.png"]),
+        ("images", "a.png"),
+        ("image", "a.png"),
+        ("images", [{"path": "a.png"}]),
+        ("images", [{"bytes": None, "path": "a.png"}]),
+        ("images", ["./deep/../a.png"]),
+    ],
+)
+def test_relative_paths_are_beside_the_file(png, tmp_path: Path, column: str, cell: object) -> None:
+    (tmp_path / "a.png").write_bytes(png(5))
+    (tmp_path / "deep").mkdir()
+    dataset = load_dataset(str(write_rows(tmp_path / "rows.jsonl", {column: cell})))
+    check_dataset(dataset)
+    assert to_prompts(dataset)[0]["images"][0].getpixel((0, 0)) == (5, 5, 5)
+
+
+def test_absolute_paths_are_taken_as_they_are(png, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "a.png").write_bytes(png(5))
+    path = write_rows(tmp_path / "set" / "rows.jsonl", {"images": [str(tmp_path / "a.png")]})
+    check_dataset(load_dataset(str(path)))
+
+
+def test_relative_paths_of_a_saved_set(png, tmp_path: Path) -> None:
+    rows = {"images": [["a.png"]], "problem": ["<image>a"], "answer": ["b"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "saved" / "a.png").write_bytes(png(5))
+    check_dataset(load_dataset(str(tmp_path / "saved")))
+
+
+def test_nothing_is_fetched_and_no_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *args, **kwargs: pytest.fail("a connection was opened"))
+    path = write_rows(tmp_path / "rows.jsonl", {"images": [{"path": "https://example.org/a.png"}]})
+    with pytest.raises(DataError, match=r"picture 0: the picture 'https://example.org/a.png' is a web address"):
+        check_dataset(load_dataset(str(path)))
+    (tmp_path / "scripted").mkdir()
+    (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('run')")
+    with pytest.raises(DataError, match="holds no parquet file"):
+        load_dataset(str(tmp_path / "scripted"))
+
+
+def test_answers_of_two_types_are_read_as_text(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", {"images": [], "answer": 7}, {"images": [], "answer": "8"})
+    assert answers(load_dataset(str(path))) == ["7", "8"]
+
+
+def test_pictures_stay_where_they_are_stored(small, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    small.to_parquet(str(path))
+    dataset = load_dataset(str(path))
+    assert dataset.column_names == ["images", "problem", "answer", "id"]
+    assert dataset["id"][:] == ["0", "1", "2"]
+    plain = datasets.Dataset.from_parquet(str(path))
+    assert dataset.cache_files == plain.cache_files  # the very file, memory-mapped
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("geometry3k.parquet", "geometry3k"),
+        ("clevr_count_70k-00000-of-00001.parquet", "clevr_count_70k"),
+        ("AI4Math_MathVista-00000-of-00002-a09b74b3ef9c3b56.parquet", "AI4Math_MathVista"),
+        ("test_3.parquet", "test"),
+    ],
+)
+def test_split_of_a_file_name_with_digits(small, tmp_path: Path, file: str, split: str) -> None:
+    small.to_parquet(str(tmp_path / file))
+    small.select([0]).to_parquet(str(tmp_path / "other.parquet"))
+    assert len(load_dataset(f"{tmp_path}@{split}")) == 3
+
+
+def test_paths_may_start_from_the_named_folder(png, tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    (tmp_path / "data" / "images" / "a.png").write_bytes(png(5))
+    rows = {"images": [["./data/images/a.png"]], "problem": ["<image>a"], "answer": ["b"]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "data" / "test.parquet"))
+    check_dataset(load_dataset(f"{tmp_path}@test"))

@@ -1,12 +1,32 @@
 """Data sets of pictures, problems and checkable answers, and the prompts made from them.
 
-One schema: `images` (list of pictures), `problem` (text, with `<image>` where a picture goes), `answer` (text).
+One row: `problem` (text, with `<image>` where a picture goes), `images`, `answer` (text), `id` and `meta`.
 """
 
 from vgpo.data.errors import DataError
-from vgpo.data.images import decode_image
+from vgpo.data.images import decode_image, image_size
 from vgpo.data.prompts import template_text, to_prompts
+from vgpo.data.readers import FORMATS, to_canonical
 from vgpo.data.schema import check_dataset
 from vgpo.data.sources import load_dataset
+from vgpo.data.summary import DatasetSummary, answer_kind, summarize
+from vgpo.data.tokens import drop_long, prompt_lengths
+from vgpo.data.writer import write_trl
 
-__all__ = ["DataError", "check_dataset", "decode_image", "load_dataset", "template_text", "to_prompts"]
+__all__ = [
+    "FORMATS",
+    "DataError",
+    "DatasetSummary",
+    "answer_kind",
+    "check_dataset",
+    "decode_image",
+    "drop_long",
+    "image_size",
+    "load_dataset",
+    "prompt_lengths",
+    "summarize",
+    "template_text",
+    "to_canonical",
+    "to_prompts",
+    "write_trl",
+]

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
@@ -13,7 +14,17 @@ from PIL.JpegImagePlugin import JpegImageFile
 from vgpo.data.errors import DataError
 
 # What Pillow raises for bytes that are no picture, are cut short, or unpack to an absurd size.
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError)
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,
+)
+MIN_SIDE = 2
+MAX_PIXELS = 80_000_000  # below where Pillow begins to warn of decompression bombs
+MAX_ASPECT = 200  # at which Qwen's processors refuse a picture
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _SELF_CHECKED = ("PNG", "WEBP")  # Pillow tells a cut file of these from its chunks, undecoded
 _JPEG_END = b"\xff\xd9"
 
@@ -28,6 +39,29 @@ def decode_image(value: Any) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(image).convert("RGB")
     except _PILLOW_ERRORS as error:
         raise DataError(f"the picture {_describe(value)} cannot be decoded ({error}); replace or drop it") from error
+
+
+def image_size(value: Any) -> tuple[int, int]:
+    """(height, width) of the upright picture in pixels, from its header alone. DataError as of `decode_image`."""
+    image = _open(value)
+    try:
+        exif = PIL.Image.Image.getexif(image)  # the method of PNG files would decode the picture
+    except _PILLOW_ERRORS as error:
+        raise DataError(
+            f"the picture {_describe(value)} has damaged EXIF data ({error}); replace or drop it"
+        ) from error
+    return image.size if exif.get(PIL.ExifTags.Base.Orientation) in _TURNED else image.size[::-1]
+
+
+def encoded_image(value: Any) -> dict[str, Any]:
+    """{"bytes", "path"} with the stored bytes, or PNG of a PIL image. DataError as of `decode_image`."""
+    image = _open(value)
+    if image is value:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+    source = _source(value)
+    return {"bytes": source.read_bytes() if isinstance(source, Path) else source.getvalue(), "path": None}
 
 
 def verify_image(value: Any) -> None:
@@ -45,9 +79,19 @@ def verify_image(value: Any) -> None:
 
 
 def _open(value: Any) -> PIL.Image.Image:
-    """The picture with only its header read; a PIL image is returned as it is."""
-    if isinstance(value, PIL.Image.Image):
-        return value
+    """The picture with only its header read, of a sane size; a PIL image is returned as it is."""
+    image = value if isinstance(value, PIL.Image.Image) else _opened(value)
+    width, height = image.size
+    too_small, too_large = min(width, height) < MIN_SIDE, width * height > MAX_PIXELS
+    if too_small or too_large or max(width, height) >= MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"the picture {_describe(value)} has {width} x {height} pixels; expected sides of at least {MIN_SIDE}, at "
+            f"most {MAX_PIXELS:,} pixels, and one side less than {MAX_ASPECT} times the other; resize or replace it"
+        )
+    return image
+
+
+def _opened(value: Any) -> PIL.Image.Image:
     source = _source(value)
     try:
         # Read at once: Pillow keeps the file of a damaged picture open.
@@ -115,4 +159,6 @@ def _describe(value: Any) -> str:
         return f"of {len(value)} bytes"
     if isinstance(value, str | Path):
         return f"{str(value)[:100]!r}"
+    if isinstance(value, PIL.Image.Image):
+        return "in memory"
     return f"of type {type(value).__name__}"

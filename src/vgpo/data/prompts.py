@@ -1,6 +1,7 @@
 """Prompts from rows: a jinja template around the problem, pictures at their `<image>` marks."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,29 +10,32 @@ import datasets
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
-import PIL.Image
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import decode_image
-from vgpo.data.schema import ANSWER, IMAGE_MARK, IMAGES, PROBLEM, as_list, check_columns, count
+from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, as_list, check_columns, mark_fault
 
 _FOLDER = Path(__file__).parent / "templates"
 
 
-def to_prompts(dataset: datasets.Dataset, template: str = "plain") -> datasets.Dataset:
+def to_prompts(
+    dataset: datasets.Dataset, template: str = "plain", read: Callable[[Any], Any] = decode_image
+) -> datasets.Dataset:
     """`dataset` with rows as TRL takes them, made when a row is read.
 
     A row is {"prompt": [{"role": "user", "content": [parts]}], "images": [RGB pictures], "problem": str,
     "answer": str}; parts are {"type": "image"} and {"type": "text", "text": str} in the order of the problem's
-    `<image>` marks, or pictures first where it has none. `problem` stays as it is in the data set.
+    `<image>` marks, or pictures first where it has none. `problem` stays as it is in the data set, and so do `id`
+    and `meta` where it has them.
     template: "plain", "think_boxed", or the path of a jinja file with the variable `problem`.
+    read: what becomes of a picture; with `image_size` no picture is decoded.
     DataError for a bad template at once, for a bad row when it is read (run `check_dataset` first).
     """
     check_columns(dataset)
-    columns = [name for name in (IMAGES, PROBLEM, ANSWER) if name in dataset.column_names]
+    columns = [name for name in (IMAGES, PROBLEM, ANSWER, ID, META) if name in dataset.column_names]
     text = template_text(template)
     _compile(text)
-    prompts = dataset.select_columns(columns).with_transform(_PromptTransform(text))
+    prompts = dataset.select_columns(columns).with_transform(_PromptTransform(text, read))
     # Undecoded, so that a bad picture reaches decode_image and is told with its problem; the stored data is the same.
     prompts.info.features = datasets.Features(
         {name: _undecoded(feature) for name, feature in dataset.features.items() if name in columns}
@@ -60,9 +64,10 @@ def _undecoded(feature: Any) -> Any:
 
 @dataclass(frozen=True)
 class _PromptTransform:
-    """Turns a batch of columns into a batch of prompts; holds text only, so that it pickles."""
+    """Turns a batch of columns into a batch of prompts; holds text and a public function, so that it pickles."""
 
     template: str
+    read: Callable[[Any], Any]
 
     def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         problems = batch[PROBLEM]
@@ -73,18 +78,16 @@ class _PromptTransform:
             IMAGES: [pictures for _, pictures in rows],
             PROBLEM: problems,
             ANSWER: [str(answer) for answer in batch[ANSWER]],
+            **{name: batch[name] for name in (ID, META) if name in batch},
         }
 
-    def _row(self, problem: str, images: list[Any]) -> tuple[list[dict[str, str]], list[PIL.Image.Image]]:
+    def _row(self, problem: str, images: list[Any]) -> tuple[list[dict[str, str]], list[Any]]:
         text = _compile(self.template).render(problem=problem)
         marks = list(IMAGE_MARK.finditer(text))
-        if marks and len(marks) != len(images):
-            raise DataError(
-                f"{count(len(marks), '<image> mark')} but {count(len(images), 'picture')} in the row with the problem "
-                f"{problem[:80]!r}; run vgpo.data.check_dataset to find all such rows"
-            )
+        if fault := mark_fault(text, len(images)):
+            raise DataError(f"{fault} (row with the problem {problem[:80]!r})")
         try:
-            pictures = [decode_image(images[index]) for index in _picture_order(marks, len(images))]
+            pictures = [self.read(images[index]) for index in _picture_order(marks, len(images))]
         except DataError as error:
             raise DataError(f"{error} (row with the problem {problem[:80]!r})") from error
         if not marks:

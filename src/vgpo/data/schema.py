@@ -14,10 +14,10 @@ from rich.progress import track
 from vgpo.data.errors import DataError
 from vgpo.data.images import verify_image
 
-IMAGES, PROBLEM, ANSWER = "images", "problem", "answer"
+IMAGES, PROBLEM, ANSWER, ID, META = "images", "problem", "answer", "id", "meta"
 IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")  # <image>, <image 1>, <image_1>
 
-_MAX_FAULTS = 10
+MAX_FAULTS = 10
 _ROWS_PER_BATCH = 64  # pictures of one batch are held as bytes at once
 _LONG_DATASET = 500  # rows from which a progress bar is shown
 
@@ -31,9 +31,9 @@ def check_dataset(
 ) -> None:
     """Raise one DataError that lists the first ten faults of `dataset`, each with its row, field and fix.
 
-    A fault is an empty problem or answer, a count of `<image>` marks that is not the count of pictures (no mark
-    at all is fine: the pictures then come first), a text of `forbidden` in a problem, a picture that does not open
-    or is cut short, or no picture in the whole set. A missing column is an error of its own.
+    A fault is an empty problem or answer, an `id` that an earlier row has, `<image>` marks that do not fit the
+    pictures (see `mark_fault`), a text of `forbidden` in a problem, a picture that does not open, is cut short or
+    has an absurd size, or no picture in the whole set. A missing column is an error of its own.
     forbidden: what stands for a picture in the model's prompts, such as `<|image_pad|>`; `<image>` stays allowed.
     Pictures are opened, and decoded only where nothing cheaper tells that they are whole (a sound JPEG or PNG is
     not): all of them, or the first `max_pictures`.
@@ -41,14 +41,12 @@ def check_dataset(
     """
     check_columns(dataset)
     if IMAGES not in dataset.column_names:
-        raise _missing_column(IMAGES, dataset.column_names)
+        raise missing_column(IMAGES, dataset.column_names)
     if len(dataset) == 0:
         raise DataError("the data set has no row; expected at least one. Check the file, the split and any filter")
-    faults = list(itertools.islice(_faults(dataset, forbidden, max_pictures, progress), _MAX_FAULTS + 1))
+    faults = list(itertools.islice(_faults(dataset, forbidden, max_pictures, progress), MAX_FAULTS + 1))
     if faults:
-        shown = "\n".join(f"  {fault}" for fault in faults[:_MAX_FAULTS])
-        more = f"\n  and more; these are the first {_MAX_FAULTS}" if len(faults) > _MAX_FAULTS else ""
-        raise DataError(f"the data set of {count(len(dataset), 'row')} cannot be used:\n{shown}{more}")
+        raise DataError(f"the data set of {count(len(dataset), 'row')} cannot be used:\n{listed(faults)}")
 
 
 def check_columns(dataset: datasets.Dataset) -> None:
@@ -56,7 +54,7 @@ def check_columns(dataset: datasets.Dataset) -> None:
     schema = dataset.features.arrow_schema
     for name in (PROBLEM, ANSWER):
         if name not in schema.names:
-            raise _missing_column(name, schema.names)
+            raise missing_column(name, schema.names)
     if not is_text(schema.field(PROBLEM).type):
         raise DataError(f"column {PROBLEM!r} is {schema.field(PROBLEM).type}; expected string. Write it as text")
     answer_type = schema.field(ANSWER).type
@@ -81,7 +79,35 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _missing_column(name: str, found: list[str]) -> DataError:
+def listed(faults: Sequence[str]) -> str:
+    """The first `MAX_FAULTS`, one a line, and whether there are more."""
+    more = [f"  and more; these are the first {MAX_FAULTS}"] if len(faults) > MAX_FAULTS else []
+    return "\n".join([*(f"  {fault}" for fault in faults[:MAX_FAULTS]), *more])
+
+
+def mark_fault(text: str, num_images: int) -> str | None:
+    """What is wrong with the marks of `text`, if anything: they stand for each picture once, or there is none.
+
+    Without a mark the pictures come first. Numbered marks name the pictures 1 to N; a single mark may have any
+    number.
+    """
+    numbers = [int(mark.group(1) or 0) for mark in IMAGE_MARK.finditer(text)]
+    if len(numbers) not in (0, num_images):
+        return (
+            f"{count(len(numbers), '<image> mark')} but {num_images} in field {IMAGES!r}; expected equal counts, or "
+            "no mark to put the pictures first. Correct the marks or the pictures, or drop the row"
+        )
+    if len(numbers) > 1 and any(numbers) and sorted(numbers) != list(range(1, num_images + 1)):
+        marks = ", ".join(mark.group() for mark in IMAGE_MARK.finditer(text))
+        return (
+            f"the marks are {marks}; expected each number from 1 to {num_images} once, or <image> without a number "
+            "in the order of the pictures. Correct the marks, or drop the row"
+        )
+    return None
+
+
+def missing_column(name: str, found: list[str]) -> DataError:
+    """The error of a set without a column, with the column that may be meant."""
     close = difflib.get_close_matches(name, found, n=1)
     fix = f"Did you mean {close[0]!r}? Rename it to {name!r}" if close else "Rename or add it"
     return DataError(f"the data set has no column {name!r}; its columns are {found}. {fix} (dataset.rename_column)")
@@ -90,13 +116,15 @@ def _missing_column(name: str, found: list[str]) -> DataError:
 def _faults(
     dataset: datasets.Dataset, forbidden: Sequence[str], max_pictures: int | None, progress: bool
 ) -> Iterator[str]:
-    batches = dataset.select_columns([IMAGES, PROBLEM, ANSWER]).with_format("arrow").iter(_ROWS_PER_BATCH)
     num_pictures = 0
-    for row, (images, problem, answer) in enumerate(_rows(batches, len(dataset), progress)):
+    first_rows: dict[str, int] = {}
+    for row, (images, problem, answer, name) in enumerate(_rows(dataset, progress)):
         for fault in _problem_faults(problem or "", len(images), forbidden):
             yield f"row {row}, field {PROBLEM!r}: {fault}"
         if answer is None or not str(answer).strip():
             yield f"row {row}, field {ANSWER!r}: empty; expected a checkable answer. Fill it or drop the row"
+        if name is not None and first_rows.setdefault(name, row) != row:
+            yield f"row {row}, field {ID!r}: {name!r} is also the id of row {first_rows[name]}; give each row its own"
         num_to_open = len(images) if max_pictures is None else max(0, max_pictures - num_pictures)
         for number, image in enumerate(images[:num_to_open]):
             if image_fault := _image_fault(image):
@@ -109,31 +137,29 @@ def _faults(
         )
 
 
-def _rows(batches: Iterator[pa.Table], num_rows: int, progress: bool) -> Iterator[tuple[list[Any], Any, Any]]:
-    """(images, problem, answer) of each row, pictures undecoded."""
+def _rows(dataset: datasets.Dataset, progress: bool) -> Iterator[tuple[list[Any], Any, Any, Any]]:
+    """(images, problem, answer, id or None) of each row, pictures undecoded."""
+    columns = [name for name in (IMAGES, PROBLEM, ANSWER, ID) if name in dataset.column_names]
     console = Console(stderr=True)
     bar = track(
-        batches,
+        dataset.select_columns(columns).with_format("arrow").iter(_ROWS_PER_BATCH),
         "Checking the data set",
-        total=-(-num_rows // _ROWS_PER_BATCH),
-        disable=not (progress and console.is_terminal and num_rows >= _LONG_DATASET),
+        total=-(-len(dataset) // _ROWS_PER_BATCH),
+        disable=not (progress and console.is_terminal and len(dataset) >= _LONG_DATASET),
         console=console,
         transient=True,
     )
     for batch in bar:
         images, problems, answers = (batch[name].to_pylist() for name in (IMAGES, PROBLEM, ANSWER))
-        yield from zip(map(as_list, images), problems, answers, strict=True)
+        names = batch[ID].to_pylist() if ID in columns else [None] * len(problems)
+        yield from zip(map(as_list, images), problems, answers, names, strict=True)
 
 
 def _problem_faults(problem: str, num_images: int, forbidden: Sequence[str]) -> Iterator[str]:
     if not problem.strip():
         yield "empty; expected the question. Fill it or drop the row"
-    num_marks = len(IMAGE_MARK.findall(problem))
-    if num_marks not in (0, num_images):
-        yield (
-            f"{count(num_marks, '<image> mark')} but {num_images} in field {IMAGES!r}; expected equal counts, or no "
-            "mark to put the pictures first. Correct the marks or the pictures, or drop the row"
-        )
+    if fault := mark_fault(problem, num_images):
+        yield fault
     unmarked = IMAGE_MARK.sub(" ", problem)  # a mark becomes a picture, even where a model's own token is <image>
     for text in forbidden:
         if text in unmarked:

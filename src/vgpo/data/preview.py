@@ -1,0 +1,135 @@
+"""Prompts as the model gets them, to be looked at in a terminal or on a page."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import PIL.Image
+from transformers import ProcessorMixin
+
+from vgpo.data.errors import visible
+from vgpo.data.images import image_size
+from vgpo.data.prompts import to_prompts
+from vgpo.data.schema import ANSWER, ID, IMAGES
+from vgpo.data.summary import DatasetSummary
+from vgpo.data.tokens import TokenCounter
+
+NUM_BINS = 12
+_SIDE = 640  # longest side of a picture on the page, in pixels
+
+
+@dataclass(frozen=True)
+class Preview:
+    """One prompt. row: its number in the set. text: in the model's chat format. sizes: (height, width) as stored."""
+
+    row: int
+    id: str
+    tokens: int
+    text: str
+    answer: str
+    sizes: list[tuple[int, int]]
+    pictures: list[PIL.Image.Image]
+
+    @property
+    def uris(self) -> list[str]:
+        """The pictures as data URIs, reduced to at most 640 pixels a side."""
+        return [_data_uri(picture) for picture in self.pictures]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Prompts of `low` to `high` tokens, both included, and the share of the fullest bin, in [0, 1]."""
+
+    low: int
+    high: int
+    num_prompts: int
+    share: float
+
+
+@dataclass(frozen=True)
+class SetCheck:
+    """What was found in one sound data set. field: of the recipe. left_out: what is said of too long prompts."""
+
+    field: str
+    source: str
+    summary: DatasetSummary
+    lengths: list[int]
+    left_out: str | None
+    previews: list[Preview]
+
+    @property
+    def bins(self) -> list[Bin]:
+        return histogram(self.lengths)
+
+
+def previews(
+    dataset: datasets.Dataset,
+    template: str,
+    processor: ProcessorMixin,
+    lengths: Sequence[int],
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[Preview]:
+    """The shortest, the median and the longest prompt; fewer where the set has fewer rows.
+
+    dataset: of `load_dataset`. lengths: of `prompt_lengths`.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    counter = TokenCounter(processor, chat_template_kwargs or {})
+    shown = dataset.select(chosen)
+    rows, sizes = to_prompts(shown, template), to_prompts(shown, template, image_size)[IMAGES]
+    return [
+        Preview(
+            row=number,
+            id=row[ID],
+            tokens=lengths[number],
+            text=counter.text(row["prompt"]),
+            answer=row[ANSWER],
+            sizes=[tuple(size) for size in row_sizes],
+            pictures=row[IMAGES],
+        )
+        for number, row, row_sizes in zip(chosen, rows, sizes, strict=True)
+    ]
+
+
+def histogram(lengths: Sequence[int]) -> list[Bin]:
+    """At most twelve bins of equal width over all lengths."""
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // NUM_BINS)
+    counts = [0] * -(-(high - low + 1) // width)
+    for length in lengths:
+        counts[(length - low) // width] += 1
+    fullest = max(counts)
+    return [
+        Bin(low + index * width, low + (index + 1) * width - 1, number, number / fullest)
+        for index, number in enumerate(counts)
+    ]
+
+
+def write_page(checks: Sequence[SetCheck], path: Path, recipe: str) -> Path:
+    """Write one self-contained page; every text in it is escaped, and it holds no script. Returns `path`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    page = environment.get_template("check.html.jinja").render(checks=checks, recipe=recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _data_uri(picture: PIL.Image.Image) -> str:
+    small = picture.copy()
+    small.thumbnail((_SIDE, _SIDE))
+    file = io.BytesIO()
+    small.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -1,0 +1,397 @@
+"""Readers of the row formats in use: from the columns of a set to `problem`, `answer`, `id` and `meta`.
+
+A reader sees the texts of a row and never its pictures; those stay where they are stored.
+"""
+
+import ast
+import difflib
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from rich.console import Console
+from rich.progress import track
+
+from vgpo.data.errors import DataError
+from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, count, listed, missing_column
+
+Row = dict[str, Any]
+Turns = list[tuple[str, str]]
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
+LETTERS = "ABCDEFGHIJ"
+IN_PICTURE = "Answer the question in the picture."
+
+_NUMBERED_MARK = re.compile(r"<image[ _]?(\d+)>")
+_LONG_SET = 5000  # rows from which a progress bar is shown
+_LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
+
+logger = logging.getLogger(__name__)
+
+
+class RowError(ValueError):
+    """What is wrong with a row: the field and the complaint, with what to do."""
+
+    def __init__(self, field: str, complaint: str) -> None:
+        super().__init__(f"field {field!r}: {complaint}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a row.
+
+    columns: what the reader takes and the format is recognised by; "a|b" is either. images: the columns of pictures,
+    by preference, or all together where they are numbered. read: texts of a row to problem and answer. id: the
+    column of the row's name. optional: read where they are there. kept: of the columns, those that go into `meta` as
+    well; every column not named here does.
+    """
+
+    columns: tuple[str, ...]
+    images: tuple[str, ...]
+    read: Callable[[Row], Row]
+    id: str = ID
+    optional: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def missing(self, found: Sequence[str]) -> list[str]:
+        """The columns that a set of the columns `found` lacks."""
+        return [name for name in self.columns if not set(name.split("|")) & set(found)]
+
+    def picture_columns(self, found: Sequence[str]) -> list[str]:
+        there = [name for name in self.images if name in found]
+        return there if all(name[-1].isdigit() for name in there) else there[:1]
+
+    def taken(self) -> set[str]:
+        """The columns that become problem, answer and id, and stay out of `meta`."""
+        parts = {part for name in (*self.columns, *self.optional, self.id) for part in name.split("|")}
+        return parts - set(self.kept)
+
+
+def to_canonical(dataset: datasets.Dataset, name: str | None = None) -> datasets.Dataset:
+    """`dataset` with the columns images, problem, answer, id (text) and, where it has more columns, meta.
+
+    Pictures stay undecoded and where they are stored; texts are held in memory. Rows keep their numbers.
+    name: a key of `FORMATS`; None recognises the format by its columns, and a log line says which it is.
+    DataError for an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
+    """
+    found = dataset.column_names
+    layout = FORMATS[name] if name in FORMATS else _recognised(name, found)
+    for column in layout.missing(found):
+        raise missing_column(column.replace("|", "' or '"), found)
+    pictures = layout.picture_columns(found)
+    # A column of pictures that the format does not name stays out of meta: it would be read with every row.
+    texts = [column for column in found if column not in pictures and not _holds_bytes(dataset, column)]
+    rows = _read_texts(dataset.select_columns(texts), layout)
+    if not pictures:
+        return rows
+    return datasets.concatenate_datasets([_picture_column(dataset, pictures), rows], axis=1)
+
+
+def _recognised(name: str | None, found: list[str]) -> Format:
+    if name is not None:
+        close = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "leave it out to have it recognised by the columns"
+        raise DataError(f"there is no data format {name!r}; the formats are {list(FORMATS)}: {hint}")
+    for key, layout in FORMATS.items():
+        if not layout.missing(found) and layout.picture_columns(found):
+            if key != PLAIN:
+                logger.warning("The data set is read as %r, recognised by its columns %s.", key, found)
+            return layout
+    return FORMATS[PLAIN]
+
+
+def _holds_bytes(dataset: datasets.Dataset, column: str) -> bool:
+    return "binary" in str(dataset.features.arrow_schema.field(column).type)
+
+
+def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
+    """The pictures as one column `images`: the stored one itself where there is one."""
+    pictures = dataset.select_columns(columns)
+    if len(columns) == 1:
+        return pictures if columns == [IMAGES] else pictures.rename_column(columns[0], IMAGES)
+    for column in columns:
+        pictures = pictures.cast_column(column, datasets.Image(decode=False))
+    return pictures.map(
+        lambda row: {IMAGES: [row[column] for column in columns if row[column] is not None]},
+        remove_columns=columns,
+        features=datasets.Features({IMAGES: datasets.List(datasets.Image(decode=False))}),
+        writer_batch_size=64,  # pictures held at once; the joined column is written to the disk
+    )
+
+
+def _read_texts(texts: datasets.Dataset, layout: Format) -> datasets.Dataset:
+    taken = layout.taken()
+    extra = [column for column in texts.column_names if column not in taken]
+    rows: list[Row] = []
+    faults: list[str] = []
+    console = Console(stderr=True)
+    shown = console.is_terminal and len(texts) >= _LONG_SET
+    numbered = track(
+        enumerate(texts), "Reading the rows", len(texts), console=console, disable=not shown, transient=True
+    )
+    for number, row in numbered:
+        try:
+            canonical = layout.read(row)
+        except RowError as fault:
+            faults.append(f"row {number}, {fault}")
+            continue
+        name = row.get(layout.id)
+        rows.append({**canonical, ID: str(number if name is None else name), META: {key: row[key] for key in extra}})
+    if faults:
+        raise DataError(f"the data set of {count(len(texts), 'row')} cannot be read:\n{listed(faults)}")
+    features = {name: datasets.Value("string") for name in (PROBLEM, ANSWER, ID)}
+    if extra:
+        features[META] = {key: texts.features[key] for key in extra}
+    columns = {name: [row[name] for row in rows] for name in features}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _text(row: Row, field: str) -> str:
+    """A text; an empty cell is found by the check of the whole set."""
+    value = row[field]
+    if value is not None and not isinstance(value, str):
+        raise RowError(field, f"is of type {type(value).__name__}, expected text. Write it as text")
+    return value or ""
+
+
+def _answer(value: Any, field: str) -> str:
+    """A gold answer as text, without the `\\boxed{}` that may be around all of it."""
+    if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
+        raise RowError(field, f"is of type {type(value).__name__}, expected text or an integer. Write it as text")
+    text = "" if value is None else str(value).strip()
+    inner = text.removeprefix("\\boxed{").removesuffix("}")
+    return inner if text == f"\\boxed{{{inner}}}" and _is_balanced(inner) else text
+
+
+def _is_balanced(text: str) -> bool:
+    depth = 0
+    for character in text:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _gold(row: Row, *fields: str) -> str:
+    """The answer in the first of these columns that has one."""
+    for field in fields:
+        if row.get(field) is not None:
+            return _answer(row[field], field)
+    raise RowError(fields[0], f"no answer; expected one in {' or '.join(map(repr, fields))}. Fill it or drop the row")
+
+
+def _turns(row: Row, field: str) -> Turns:
+    """(role, text) of the messages, pictures among their parts as `<image>`."""
+    messages = row[field]
+    if isinstance(messages, str):
+        return [(USER, messages)]
+    if not isinstance(messages, list) or not messages:
+        raise RowError(field, "holds no message; expected a list of {role, content}. Fill it or drop the row")
+    return [_turn(message, field) for message in messages]
+
+
+def _turn(message: Any, field: str) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        raise RowError(field, f"a message is of type {type(message).__name__}, expected {{role, content}}")
+    role = message.get("role") or message.get("from")
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    if role not in ROLES:
+        raise RowError(field, f"a message has the role {role!r}, expected one of {sorted(ROLES)}")
+    if isinstance(content, list):
+        content = "".join(_part(part, field) for part in content)
+    if not isinstance(content, str):
+        raise RowError(field, f"the {role} message has no text; expected a text or a list of parts")
+    return ROLES[role], content
+
+
+def _part(part: Any, field: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "image":
+        if part.get("image") is not None:
+            raise RowError(field, "a picture is inside the message; put it into the column 'images'")
+        return "<image>"
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise RowError(field, f"a part of a message is a {kind!r} without text, expected 'text' or 'image'")
+    return part["text"]
+
+
+def _question(turns: Turns, field: str) -> str:
+    """The one question; a system message goes before it, for a prompt here is one user turn."""
+    asked = [text for role, text in turns if role == USER]
+    if len(asked) != 1:
+        raise RowError(field, f"{count(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
+    return "\n\n".join([*(text for role, text in turns if role == SYSTEM and text.strip()), *asked])
+
+
+def _letter(gold: str, options: Sequence[str], field: str) -> str:
+    """`gold` if it is the letter of an option."""
+    letters = LETTERS[: len(options)]
+    if len(gold) != 1 or gold not in letters:
+        raise RowError(
+            field, f"{gold[:40]!r} is none of the {count(len(options), 'option')} {list(letters)}; correct it"
+        )
+    return gold
+
+
+def _with_options(question: str, options: Sequence[str]) -> str:
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question.rstrip(), *lines])
+
+
+def _check_number_of_options(options: Sequence[Any], field: str) -> None:
+    if not 2 <= len(options) <= len(LETTERS):
+        raise RowError(
+            field, f"{count(len(options), 'option')}, expected 2 to {len(LETTERS)}. Correct it or drop the row"
+        )
+
+
+def read_easyr1(row: Row) -> Row:
+    return {PROBLEM: _text(row, PROBLEM), ANSWER: _answer(row[ANSWER], ANSWER)}
+
+
+def read_question(row: Row) -> Row:
+    return {PROBLEM: _text(row, "question"), ANSWER: _answer(row[ANSWER], ANSWER)}
+
+
+def read_trl(row: Row) -> Row:
+    return {PROBLEM: _question(_turns(row, "prompt"), "prompt"), ANSWER: _gold(row, ANSWER, "solution")}
+
+
+def read_verl(row: Row) -> Row:
+    graded = row["reward_model"]
+    field = "reward_model.ground_truth"
+    if not isinstance(graded, dict) or graded.get("ground_truth") is None:
+        raise RowError(field, "missing; expected the answer there. Fill it or drop the row")
+    return {
+        PROBLEM: _question(_turns(row, "prompt"), "prompt"),
+        ANSWER: _answer(graded["ground_truth"], field),
+    }
+
+
+def read_sharegpt(row: Row) -> Row:
+    field = "messages" if row.get("messages") is not None else "conversations"
+    if row.get(field) is None:
+        raise RowError(field, "empty; expected a list of messages. Fill it or drop the row")
+    turns = _turns(row, field)
+    problem = _question([turn for turn in turns if turn[0] != ASSISTANT], field)
+    if row.get(ANSWER) is not None or row.get("solution") is not None:
+        return {PROBLEM: problem, ANSWER: _gold(row, ANSWER, "solution")}
+    if turns[-1][0] != ASSISTANT:
+        raise RowError(field, "no assistant turn at the end, which would be the answer; add it or a column 'answer'")
+    return {PROBLEM: problem, ANSWER: _answer(turns[-1][1], field)}
+
+
+def read_mathvista(row: Row) -> Row:
+    problem = _text(row, "question")
+    answer = _answer(row[ANSWER], ANSWER)
+    if row.get("unit"):
+        problem += f" (Unit: {row['unit']})"
+    if not row["choices"]:
+        places = row.get("precision")
+        if places and row.get("answer_type") == "float":
+            problem += f"\nGive the number with {count(int(places), 'decimal place')}."
+        return {PROBLEM: problem, ANSWER: answer}
+    _check_number_of_options(row["choices"], "choices")
+    if answer not in row["choices"]:
+        raise RowError(ANSWER, f"{answer[:40]!r} is none of the choices {row['choices']}; correct it or drop the row")
+    return {PROBLEM: _with_options(problem, row["choices"]), ANSWER: LETTERS[row["choices"].index(answer)]}
+
+
+def read_mathverse(row: Row) -> Row:
+    answer = _answer(row[ANSWER], ANSWER)
+    if row.get("question_type") == "multi-choice" and re.fullmatch(r"[\s()A-J]+", answer):
+        answer = ", ".join(re.findall("[A-J]", answer))  # "(C)" and "C\nD" occur
+    return {PROBLEM: _text(row, "question") or IN_PICTURE, ANSWER: answer}
+
+
+def read_wemath(row: Row) -> Row:
+    # "A. 3 cm; B. 4 cm": a semicolon may also stand inside an option
+    options = re.split(r";\s*(?=[A-J]\.)", _text(row, "option").strip())
+    _check_number_of_options(options, "option")
+    letters = "".join(option.strip()[:1] for option in options)
+    if letters != LETTERS[: len(options)]:
+        raise RowError(
+            "option", f"the options are lettered {letters!r}, expected {LETTERS[: len(options)]!r}; correct them"
+        )
+    problem = "\n".join([_text(row, "question").rstrip(), *(option.strip() for option in options)])
+    return {PROBLEM: problem, ANSWER: _letter(_answer(row[ANSWER], ANSWER), options, ANSWER)}
+
+
+def read_mmmu_pro(row: Row) -> Row:
+    options = row["options"]
+    if isinstance(options, str):
+        options = _parsed_options(options)
+    _check_number_of_options(options, "options")
+    answer = _letter(_answer(row[ANSWER], ANSWER), options, ANSWER)
+    if row.get("question") is None:  # the vision setting: question and options are in the picture
+        return {PROBLEM: IN_PICTURE, ANSWER: answer}
+    return {PROBLEM: _first_marks(_with_options(_text(row, "question"), options)), ANSWER: answer}
+
+
+def _parsed_options(text: str) -> list[str]:
+    try:
+        options = ast.literal_eval(text[:_LONGEST_OPTIONS])
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise RowError("options", f"no Python list of texts ({error}); correct it or drop the row") from error
+    if not isinstance(options, list):
+        raise RowError(
+            "options", f"is a {type(options).__name__}, expected a list of texts; correct it or drop the row"
+        )
+    return [str(option) for option in options]
+
+
+def _first_marks(text: str) -> str:
+    """A picture stands at its first mark; a later mention of it is words."""
+    seen: set[str] = set()
+
+    def mention(mark: re.Match[str]) -> str:
+        number = mark.group(1)
+        again = number in seen
+        seen.add(number)
+        return f"(image {number})" if again else mark.group()
+
+    return _NUMBERED_MARK.sub(mention, text)
+
+
+PLAIN = "easyr1"
+ONE_OR_MORE = (IMAGES, "image")
+
+# In the order in which they are tried; a set that fits two is read as the first.
+FORMATS = {
+    "mathvista": Format(
+        ("question", "choices", ANSWER, "question_type", "answer_type"),
+        ("decoded_image", "image"),
+        read_mathvista,
+        id="pid",
+        optional=("unit", "precision", "query", "image"),
+        kept=("question_type", "answer_type"),
+    ),
+    "mathverse": Format(
+        ("question", ANSWER, "problem_version", "question_type"),
+        ("image",),
+        read_mathverse,
+        id="sample_index",
+        kept=("problem_version", "question_type"),
+    ),
+    "wemath": Format(("question", "option", ANSWER), ("image_path", "image"), read_wemath, id="ID"),
+    "mmmu_pro": Format(
+        ("options", ANSWER, "subject"),
+        ("image", *(f"image_{number}" for number in range(1, 8))),
+        read_mmmu_pro,
+        optional=("question",),
+        kept=("subject",),
+    ),
+    "logicvista": Format(("question", ANSWER, "skill"), ("image",), read_question, kept=("skill",)),
+    "verl": Format(("prompt", "reward_model"), ONE_OR_MORE, read_verl),
+    "trl": Format(("prompt", "answer|solution"), ONE_OR_MORE, read_trl),
+    "sharegpt": Format(("messages|conversations",), ONE_OR_MORE, read_sharegpt, optional=(ANSWER, "solution")),
+    PLAIN: Format((PROBLEM, ANSWER), ONE_OR_MORE, read_easyr1),
+    "question": Format(("question", ANSWER), ONE_OR_MORE, read_question),
+}
+
+# Every column in which a format keeps pictures.
+PICTURES = tuple(dict.fromkeys(name for layout in FORMATS.values() for name in layout.images))

@@ -1,0 +1,94 @@
+"""What a data set is made of: counts by kind of problem and by type of answer."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from vgpo.data.schema import ANSWER, IMAGES, META, as_list, count
+
+MAX_KINDS = 20
+MAX_COLUMNS = 3
+# Columns that say the kind of a problem; shown before others that sort the rows too.
+NAMES = ("category", "source", "data_source", "question_type", "problem_version", "subject", "skill", "task")
+
+_NUMBER = re.compile(r"[-+]?[$€]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?\s*(?:%|\\%|°)?|[-+]?\.\d+")
+_LETTER = re.compile(r"\(?[A-J]\)?\.?")
+_LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*[,;]\s*|\s+and\s+)\(?[A-J]\)?)+")
+_YES_NO = re.compile(r"(?i:yes|no|true|false)\.?")
+_SIGNS = re.compile(r"[\\^/=√π<>≤≥]")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """Counts over all rows, each from the most frequent down.
+
+    num_rows: rows. pictures: rows by their number of pictures. answers: rows by type of answer. kinds: for each
+    column of texts in `meta` that sorts the rows into 2 to 20 kinds of two rows on average, rows by kind; at most
+    three such columns.
+    """
+
+    num_rows: int
+    pictures: dict[str, int]
+    answers: dict[str, int]
+    kinds: dict[str, dict[str, int]]
+
+    @property
+    def tables(self) -> dict[str, dict[str, int]]:
+        """All counts under their headings."""
+        return {"pictures a row": self.pictures, "answers by type": self.answers, **self.kinds}
+
+
+def summarize(dataset: datasets.Dataset) -> DatasetSummary:
+    """Count the rows of a set that `load_dataset` gave. No picture is opened."""
+    columns = [name for name in (IMAGES, ANSWER) if name in dataset.column_names]
+    pictures: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for batch in dataset.select_columns(columns).with_format("arrow").iter(64):
+        answers.update(map(answer_kind, batch[ANSWER].to_pylist()))
+        cells = batch[IMAGES].to_pylist() if IMAGES in columns else []
+        pictures.update(count(len(as_list(cell)), "picture") for cell in cells)
+    return DatasetSummary(len(dataset), _ordered(pictures), _ordered(answers), _kinds(dataset))
+
+
+def answer_kind(answer: str | None) -> str:
+    """The type of an answer: number, choice letter, several letters, yes or no, expression, text, or empty."""
+    text = (answer or "").strip()
+    patterns = {"number": _NUMBER, "choice letter": _LETTER, "several letters": _LETTERS, "yes or no": _YES_NO}
+    for name, pattern in patterns.items():
+        if pattern.fullmatch(text):
+            return name
+    if not text:
+        return "empty"
+    has_digit = any(character.isdigit() for character in text)
+    return "expression" if _SIGNS.search(text) or (has_digit and not _WORD.search(text)) else "text"
+
+
+def _kinds(dataset: datasets.Dataset) -> dict[str, dict[str, int]]:
+    if META not in dataset.column_names:
+        return {}
+    values: dict[str, list[str]] = {}
+    for meta in dataset.select_columns([META])[META]:
+        for name, value in _flat(meta):
+            values.setdefault(name, []).append(value)
+    kinds = {name: _ordered(Counter(texts)) for name, texts in values.items()}
+    sorting = [name for name, counts in kinds.items() if 2 <= len(counts) <= min(MAX_KINDS, len(values[name]) // 2)]
+    first = sorted(sorting, key=lambda name: name.rpartition(".")[2] not in NAMES)  # stable: else in their order
+    return {name: kinds[name] for name in first[:MAX_COLUMNS]}
+
+
+def _flat(meta: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts of a row's meta under their names, with those of a record as `record.field`."""
+    for name, value in meta.items():
+        if isinstance(value, str):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from ((f"{name}.{key}", text) for key, text in value.items() if isinstance(text, str))
+
+
+def _ordered(counts: Counter[str]) -> dict[str, int]:
+    return dict(counts.most_common())

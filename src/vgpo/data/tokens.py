@@ -1,0 +1,151 @@
+"""How long prompts are in tokens, and leaving out those that are too long; a prompt is never cut."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import PIL.Image
+from rich.console import Console
+from rich.progress import track
+from transformers import ProcessorMixin
+
+from vgpo.data.errors import DataError
+from vgpo.data.images import image_size
+from vgpo.data.prompts import to_prompts
+from vgpo.data.schema import IMAGES, as_list, count
+
+Size = tuple[int, int]  # (height, width)
+
+_LONG_SET = 500  # rows from which a progress bar is shown
+_SHOWN_ROWS = 10
+
+
+def prompt_lengths(
+    dataset: datasets.Dataset,
+    template: str,
+    processor: ProcessorMixin,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Tokens of every row's prompt, texts and pictures, as the model gets it.
+
+    Pictures are counted by the processor's arithmetic on their sizes, read from their headers, where it agrees with
+    really encoding blank pictures of the set's extreme sizes; else every prompt is encoded.
+    dataset: of `load_dataset`. DataError for a picture that cannot be opened, or that the processor refuses.
+    """
+    counter = TokenCounter(processor, chat_template_kwargs or {})
+    rows = to_prompts(dataset, template, image_size)
+    offset = counter.offset(_extreme_sizes(rows))
+    if offset is not None:
+        return [counter.computed(row["prompt"], row[IMAGES], offset) for row in _bar(rows, "Counting tokens")]
+    return [
+        counter.encoded(row["prompt"], row[IMAGES]) for row in _bar(to_prompts(dataset, template), "Counting tokens")
+    ]
+
+
+def drop_long(
+    dataset: datasets.Dataset, lengths: Sequence[int], max_prompt_length: int | None
+) -> tuple[datasets.Dataset, str | None]:
+    """The rows whose prompts have at most so many tokens, and what is to be said of those left out, if any.
+
+    DataError if none is left.
+    """
+    long = [] if max_prompt_length is None else [row for row, n in enumerate(lengths) if n > max_prompt_length]
+    if not long:
+        return dataset, None
+    if len(long) == len(dataset):
+        raise DataError(
+            f"every one of the {count(len(dataset), 'prompt')} has more than max_prompt_length={max_prompt_length} "
+            f"tokens; the shortest has {min(lengths)}. Raise it, or lower max_pixels"
+        )
+    kept = sorted(set(range(len(dataset))) - set(long))
+    rows = ", ".join(map(str, long[:_SHOWN_ROWS])) + (", ..." if len(long) > _SHOWN_ROWS else "")
+    return dataset.select(kept), (
+        f"left out {len(long)} of {count(len(dataset), 'prompt')}, longer than max_prompt_length={max_prompt_length} "
+        f"tokens (row{'s' * (len(long) > 1)} {rows}); the longest has {max(lengths)}"
+    )
+
+
+class TokenCounter:
+    """Counts the tokens of prompts for one processor and one setting of its chat template."""
+
+    def __init__(self, processor: ProcessorMixin, chat_template_kwargs: Mapping[str, Any]) -> None:
+        self.processor = processor
+        self.chat_template_kwargs = chat_template_kwargs
+
+    def text(self, prompt: list[dict[str, Any]]) -> str:
+        """The prompt in the model's chat format, a picture as its placeholder."""
+        return self.processor.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
+        )
+
+    def encoded(self, prompt: list[dict[str, Any]], images: list[PIL.Image.Image]) -> int:
+        """Tokens of a prompt that is really encoded."""
+        pictures = iter(images)
+        content = [
+            {**part, "image": next(pictures)} if part["type"] == "image" else part for part in prompt[0]["content"]
+        ]
+        try:
+            inputs = self.processor.apply_chat_template(
+                [{**prompt[0], "content": content}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                **self.chat_template_kwargs,
+            )
+        except ValueError as error:
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+            raise DataError(
+                f"the processor refuses pictures of {sizes} pixels: {error}; resize or drop them"
+            ) from error
+        ids = inputs["input_ids"]
+        return len(ids[0]) if isinstance(ids[0], list) else len(ids)
+
+    def visual(self, sizes: Sequence[Size]) -> int:
+        """Tokens of pictures by the processor's arithmetic, which may leave out what stands around a picture."""
+        if not sizes:
+            return 0
+        return sum(
+            self.processor._get_num_multimodal_tokens(image_sizes=[list(size) for size in sizes]).num_image_tokens
+        )
+
+    def computed(self, prompt: list[dict[str, Any]], sizes: Sequence[Size], offset: tuple[int, int]) -> int:
+        """Tokens of a prompt without encoding pictures; offset: of `offset`."""
+        tokens = len(self.processor.tokenizer(self.text(prompt))["input_ids"])
+        return tokens + self.visual(sizes) + offset[0] + offset[1] * len(sizes)
+
+    def offset(self, sizes: Sequence[Size]) -> tuple[int, int] | None:
+        """What arithmetic misses, as (tokens a prompt, tokens a picture).
+
+        None where it is not the same for blank pictures of `sizes`, alone and two together, or there is no arithmetic.
+        """
+        if not hasattr(self.processor, "_get_num_multimodal_tokens"):
+            return None
+        per_prompt = self._missed([])
+        if not sizes:
+            return per_prompt, 0
+        missed = {self._missed([size]) - per_prompt for size in sizes}
+        (per_picture, *others) = missed
+        if others or self._missed([sizes[0], sizes[-1]]) != per_prompt + 2 * per_picture:
+            return None
+        return per_prompt, per_picture
+
+    def _missed(self, sizes: list[Size]) -> int:
+        content = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": "1"}]
+        prompt = [{"role": "user", "content": content}]
+        blank = [PIL.Image.new("RGB", (width, height)) for height, width in sizes]
+        return self.encoded(prompt, blank) - self.computed(prompt, sizes, (0, 0))
+
+
+def _extreme_sizes(rows: datasets.Dataset) -> list[Size]:
+    """Of the sizes that occur: the smallest, the largest, the flattest and the narrowest."""
+    sizes = sorted({size for row in _bar(rows, "Reading picture sizes") for size in as_list(row[IMAGES])})
+    if not sizes:
+        return []
+    area, flatness = (lambda size: size[0] * size[1]), (lambda size: size[1] / size[0])
+    return list(dict.fromkeys(pick(sizes, key=key) for pick in (min, max) for key in (area, flatness)))
+
+
+def _bar(rows: datasets.Dataset, title: str) -> Any:
+    console = Console(stderr=True)
+    shown = console.is_terminal and len(rows) >= _LONG_SET
+    return track(rows, title, len(rows), console=console, disable=not shown, transient=True)

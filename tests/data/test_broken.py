@@ -1,0 +1,285 @@
+"""Every kind of broken input ends in one error that names the place, the field and the fix."""
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import PIL.Image
+import pytest
+
+from vgpo.data import DataError, check_dataset, load_dataset, to_prompts
+
+Row = dict[str, Any]
+
+
+def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48)) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.effect_noise(size, 40).save(file, kind)
+    return file.getvalue()
+
+
+def uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def bomb() -> bytes:
+    """A PNG whose header alone says 30,000 x 30,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    body = chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+
+
+SOUND = {"images": ["a.png"], "problem": "<image>How many?", "answer": "7"}
+QUESTION = {"image": "a.png", "question": "Which?"}
+VISTA = {**QUESTION, "choices": ["red", "blue"], "question_type": "multi_choice", "answer_type": "text"}
+SHARE = {"image": "a.png", "conversations": [{"from": "human", "value": "<image>Which?"}]}
+VERL = {"images": ["a.png"], "prompt": [{"role": "user", "content": "<image>Which?"}]}
+TRL = {"images": ["a.png"], "solution": "7"}
+
+
+# What is written as row 1, beside a sound row 0 of the same format, and what the error must hold.
+BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
+    ("empty problem", SOUND, {"problem": " "}, ["field 'problem'", "empty", "drop the row"]),
+    ("empty answer", SOUND, {"answer": ""}, ["field 'answer'", "empty", "Fill it"]),
+    ("null answer", SOUND, {"answer": None}, ["field 'answer'", "empty", "Fill it"]),
+    (
+        "marks without pictures",
+        SOUND,
+        {"images": []},
+        ["field 'problem'", "1 <image> mark but 0", "Correct the marks"],
+    ),
+    ("fewer marks", SOUND, {"images": ["a.png"] * 3}, ["1 <image> mark but 3", "Correct the marks or the pictures"]),
+    (
+        "gap in the numbers",
+        SOUND,
+        {"images": ["a.png"] * 2, "problem": "<image 1> or <image 3>?"},
+        ["field 'problem'", "<image 1>, <image 3>", "each number from 1 to 2 once"],
+    ),
+    (
+        "numbers and none",
+        SOUND,
+        {"images": ["a.png"] * 2, "problem": "<image> or <image 2>?"},
+        ["the marks are <image>, <image 2>", "Correct the marks"],
+    ),
+    (
+        "no such file",
+        SOUND,
+        {"images": ["gone.png"]},
+        ["field 'images', picture 0", "no picture file", "correct the p"],
+    ),
+    ("path that leads out", SOUND, {"images": ["../a.png"]}, ["field 'images'", "'../a.png' leads out", "absolute"]),
+    ("hidden way out", SOUND, {"images": ["b/../../a.png"]}, ["field 'images'", "leads out", "move the picture"]),
+    ("web address", SOUND, {"images": ["https://example.org/a.png"]}, ["picture 0", "web address", "store its bytes"]),
+    ("data URI of no base64", SOUND, {"images": ["data:image/png;base64,?"]}, ["picture 0", "not valid base64"]),
+    ("data URI of another kind", SOUND, {"images": ["data:text/plain,a"]}, ["picture 0", "not of the form data:"]),
+    ("cut JPEG", SOUND, {"images": [uri(picture()[:-400])]}, ["picture 0", "damaged", "replace or drop it"]),
+    (
+        "one pixel",
+        SOUND,
+        {"images": [uri(picture("PNG", (1, 1)))]},
+        ["picture 0", "1 x 1 pixels", "resize or replace"],
+    ),
+    ("too flat", SOUND, {"images": [uri(picture("PNG", (800, 4)))]}, ["picture 0", "800 x 4", "less than 200 times"]),
+    ("bomb", SOUND, {"images": [uri(bomb())]}, ["picture 0", "pixels", "replace"]),
+    ("same id", {**SOUND, "id": "x"}, {}, ["field 'id'", "'x' is also the id of row 0", "give each row its own"]),
+    (
+        "answer is no choice",
+        {**VISTA, "answer": "red"},
+        {"answer": "green"},
+        ["field 'answer'", "'green' is none of the choices ['red', 'blue']", "correct it"],
+    ),
+    (
+        "one choice",
+        {**VISTA, "answer": "red"},
+        {"choices": ["red"]},
+        ["field 'choices'", "1 option, expected 2 to 10"],
+    ),
+    (
+        "letter beyond the options",
+        {**QUESTION, "options": "['1', '2', '3']", "subject": "Art", "answer": "C"},
+        {"answer": "D"},
+        ["field 'answer'", "'D' is none of the 3 options ['A', 'B', 'C']", "correct it"],
+    ),
+    (
+        "options that are no list",
+        {**QUESTION, "options": "['1', '2']", "subject": "Art", "answer": "A"},
+        {"options": "__import__('os')"},
+        ["field 'options'", "no Python list", "correct it or drop the row"],
+    ),
+    (
+        "options without letters",
+        {**QUESTION, "option": "A. 1; B. 2", "answer": "A"},
+        {"option": "A. 1; C. 2"},
+        ["field 'option'", "lettered 'AC', expected 'AB'", "correct them"],
+    ),
+    (
+        "no assistant turn",
+        {**SHARE, "conversations": [*SHARE["conversations"], {"from": "gpt", "value": "7"}]},
+        SHARE,
+        ["field 'conversations'", "no assistant turn", "column 'answer'"],
+    ),
+    (
+        "no message",
+        {**SHARE, "answer": "7"},
+        {"conversations": []},
+        ["field 'conversations'", "no message", "drop the"],
+    ),
+    (
+        "two questions",
+        {**SHARE, "answer": "7"},
+        {"conversations": SHARE["conversations"] * 2},
+        ["field 'conversations'", "2 user turns, expected 1", "Cut the dialogue"],
+    ),
+    (
+        "unknown role",
+        {**SHARE, "answer": "7"},
+        {"conversations": [{"from": "robot", "value": "a"}]},
+        ["field 'conversations'", "role 'robot', expected one of"],
+    ),
+    (
+        "no ground truth",
+        {**VERL, "reward_model": {"ground_truth": "7"}},
+        {"reward_model": {"ground_truth": None}},
+        ["field 'reward_model.ground_truth'", "missing", "Fill it or drop the row"],
+    ),
+    (
+        "part of another kind",
+        {**TRL, "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]},
+        {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
+        ["field 'prompt'", "'video' without text, expected 'text' or 'image'"],
+    ),
+    (
+        "no solution",
+        {**TRL, "prompt": "<image>a"},
+        {"solution": None},
+        ["field 'answer'", "no answer", "Fill it or dr"],
+    ),
+]
+
+
+def write_jsonl(folder: Path, *rows: Row) -> Path:
+    (folder / "set").mkdir()
+    (folder / "set" / "a.png").write_bytes(picture("PNG"))
+    (folder / "a.png").write_bytes(picture("PNG"))
+    path = folder / "set" / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sound", "changes", "expected"), [row[1:] for row in BROKEN_ROWS], ids=[row[0] for row in BROKEN_ROWS]
+)
+def test_broken_row(tmp_path: Path, sound: Row, changes: Row, expected: list[str]) -> None:
+    sound_path = write_jsonl(tmp_path, sound)
+    check_dataset(load_dataset(str(sound_path)))
+    path = sound_path.with_name("broken.jsonl")
+    path.write_text("\n".join(map(json.dumps, [sound, {**sound, **changes}])))
+    with pytest.raises(DataError) as caught:
+        check_dataset(load_dataset(str(path)))
+    for part in ["row 1, field", *expected]:
+        assert part in str(caught.value)
+    assert "row 0, field" not in str(caught.value)
+
+
+BROKEN_SETS: list[tuple[str, Callable[[Row], Any], list[str]]] = [
+    (
+        "no answer column",
+        lambda row: {"images": row["images"], "problem": "a"},
+        ["no column 'answer'", "Rename or add"],
+    ),
+    (
+        "misnamed column",
+        lambda row: {"images": ["a.png"], "problems": "a", "answer": "b"},
+        ["Did you mean 'problems'?"],
+    ),
+    ("no pictures column", lambda row: {"problem": "a", "answer": "b"}, ["no column 'images'", "Rename or add it"]),
+    (
+        "number as problem",
+        lambda row: {**row, "problem": 5},
+        ["row 0, field 'problem'", "type int", "Write it as text"],
+    ),
+    (
+        "list as answer",
+        lambda row: {**row, "answer": ["b"]},
+        ["row 0, field 'answer'", "type list", "Write it as text"],
+    ),
+    (
+        "truth as answer",
+        lambda row: {**row, "answer": True},
+        ["row 0, field 'answer'", "type bool", "Write it as text"],
+    ),
+    (
+        "no picture at all",
+        lambda row: {**row, "images": [], "problem": "a"},
+        ["no row of the whole set has a picture"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), [row[1:] for row in BROKEN_SETS], ids=[row[0] for row in BROKEN_SETS])
+def test_broken_set(tmp_path: Path, change: Callable[[Row], Row], expected: list[str]) -> None:
+    path = write_jsonl(tmp_path, change(SOUND))
+    with pytest.raises(DataError) as caught:
+        check_dataset(load_dataset(str(path)))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_no_rows_unknown_split_and_unknown_format(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    with pytest.raises(DataError, match="has no row; expected at least one"):
+        check_dataset(load_dataset(str(path)).select([]))
+    with pytest.raises(DataError, match="has no split 'dev'; leave the split out"):
+        load_dataset(f"{path}@dev")
+    with pytest.raises(DataError, match=r"no data format 'easyrl'; the formats are .* did you mean 'easyr1'"):
+        load_dataset(str(path), format="easyrl")
+    with pytest.raises(DataError, match=r"no data format 'zzz'.* leave it out"):
+        load_dataset(str(path), format="zzz")
+    with pytest.raises(DataError, match="no column 'prompt'"):
+        load_dataset(str(path), format="verl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .*; correct the line"),
+        ("7", "line 3: a int, expected"),
+    ],
+)
+def test_line_that_is_no_row(tmp_path: Path, line: str, message: str) -> None:
+    path = write_jsonl(tmp_path, SOUND, SOUND)
+    path.write_text(path.read_text() + f"\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        load_dataset(str(path))
+
+
+def test_template_with_an_unknown_variable(tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ problem }} {{ hint }}")
+    with pytest.raises(DataError, match=r"uses the variables \['hint', 'problem'\]; expected exactly \['problem'\]"):
+        to_prompts(load_dataset(str(write_jsonl(tmp_path, SOUND))), str(template))
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path)
+    with pytest.raises(DataError, match=r"cannot read .*rows\.jsonl: it holds no row"):
+        load_dataset(str(path))
+    datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*none\.parquet: .* no data"):
+        load_dataset(str(tmp_path / "none.parquet"))
+
+
+def test_text_of_a_set_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, {**SOUND, "images": ["\x1b[2J\u202e.png"]})
+    with pytest.raises(DataError, match=r"set/\[U\+001B\]\[2J\[U\+202E\]\.png; correct the path"):
+        check_dataset(load_dataset(str(path)))
