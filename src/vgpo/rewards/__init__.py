@@ -1,20 +1,44 @@
 """Verifiable rewards: is the boxed answer right, and does the response have the asked form.
 
-`grade` and `accuracy_reward` follow mathruler, the grader of VGPO's training (arXiv 2604.09349), with two
-additions: a strict reading of multiple-choice letters, and a worker process that is killed when the symbolic
-check takes too long. A model's text is never evaluated in the calling process.
+`grade` and `accuracy_reward` follow mathruler, the grader of VGPO's training (arXiv 2604.09349), with a strict
+reading of multiple-choice letters, and in worker processes that are killed when the symbolic check takes too long.
+A model's text is never evaluated in the calling process. `load_reward` finds a reward function of ours or of yours.
 """
 
-from vgpo.rewards.answers import extract_boxed
-from vgpo.rewards.functions import accuracy_reward, format_reward
-from vgpo.rewards.grader import Grader, GraderStatistics, default_grader, grade
+from vgpo.rewards.answers import extract_boxed, strip_outer_box
+from vgpo.rewards.checked import (
+    GIVEN,
+    RewardError,
+    RewardFunction,
+    check_arguments,
+    checked,
+    is_async,
+    printable,
+    reward_name,
+)
+from vgpo.rewards.functions import accuracy_reward, format_reward, lenient_accuracy_reward
+from vgpo.rewards.grader import Grader, GraderStatistics, default_grader, grade, lenient_grader
+from vgpo.rewards.sources import REWARDS, load_reward
 
 __all__ = [
+    "GIVEN",
+    "REWARDS",
     "Grader",
     "GraderStatistics",
+    "RewardError",
+    "RewardFunction",
     "accuracy_reward",
+    "check_arguments",
+    "checked",
     "default_grader",
     "extract_boxed",
     "format_reward",
     "grade",
+    "is_async",
+    "lenient_accuracy_reward",
+    "lenient_grader",
+    "load_reward",
+    "printable",
+    "reward_name",
+    "strip_outer_box",
 ]

@@ -4,6 +4,7 @@ Everything here is string work in linear time, safe on hostile text of any lengt
 """
 
 import re
+from decimal import Decimal
 
 _BOX = "\\boxed{"
 _MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
@@ -12,7 +13,10 @@ _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 # A blank between two digits is kept: "1 1/2" is not "11/2".
 _IDLE_SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: where mathruler's float comparison is still exact
+_DECIMAL = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,6})?")  # beyond 6 places mathruler rounds to an integer
 _CHOICE = re.compile(r"\(([a-j])\)|([a-j])(?:[.:](?:\s.*)?)?", re.DOTALL)
+_BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
+_ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
 _REFUSED = re.compile(
     r"""(?:\^|\*\*)[\s{(+-]*(?:[0-9.]+|[a-z])\s*(?:\^|\*\*)   # a power in the exponent of a power
       | (?:\^|\*\*)[\s{(+-]*[0-9]{5}                          # an exponent of five digits or more
@@ -48,7 +52,8 @@ def textual_verdict(answer: str | None, gold: str) -> bool | None:
     """Whether `answer` is right, as far as text alone can tell; None leaves it to the symbolic check.
 
     `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box.
-    A gold of one capital letter A-J is a multiple-choice answer and always decided here.
+    A gold of one capital letter A-J is a multiple-choice answer and always decided here. A gold of several, "A, C"
+    or "AC" in alphabetical order, is a set: another list of letters is right if it is the same set.
     """
     if not answer:
         return False
@@ -58,17 +63,27 @@ def textual_verdict(answer: str | None, gold: str) -> bool | None:
         return _choice_letter(answer) == gold
     if len(answer) > _MAX_SYMBOLIC_LENGTH:
         return False
+    right, given = _gold_choices(gold), _choice_letters(answer)
+    if right and given:
+        return set(given) == set(right)
     answer, gold = _normalise(answer), _normalise(gold)
     if answer == gold:
         return True
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
         return int(answer) == int(gold)
+    if _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):
+        return Decimal(answer) == Decimal(gold)
     return None
 
 
 def is_refused(text: str) -> bool:
     """Whether `text` may not reach the symbolic check: too long, a tower of powers, a factorial, or code."""
     return len(text) > _MAX_SYMBOLIC_LENGTH or _REFUSED.search(text) is not None
+
+
+def is_words(text: str) -> bool:
+    """Whether `text` is words, not mathematics: no digit, no macro but an enclosing one, two letters in a row."""
+    return re.fullmatch(r"[^\d\\]*[^\W\d_]{2}[^\d\\]*", _unwrap(text)) is not None
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -96,3 +111,19 @@ def _choice_letter(answer: str) -> str | None:
     r"""The letter of `A`, `(A)`, `A.`, `A:`, `A. text`, `A: text`, also in lower case or inside `\text{}`."""
     choice = _CHOICE.fullmatch(_unwrap(answer).lower())
     return (choice.group(1) or choice.group(2)).upper() if choice else None
+
+
+def _choice_letters(text: str) -> list[str] | None:
+    r"""The letters of `AC`, `A, C`, `C and A`, `(A); (C)`, also inside `\text{}`; None for anything else."""
+    parts = [part for part in _BETWEEN_CHOICES.split(_unwrap(text)) if part]
+    letters = [part.strip("()") for part in (list(parts[0]) if len(parts) == 1 else parts)]
+    listed = all(map(_ONE_OF_CHOICES.fullmatch, letters if len(parts) == 1 else parts))
+    return letters if listed and len(set(letters)) == len(letters) > 1 else None
+
+
+def _gold_choices(gold: str) -> list[str] | None:
+    """The letters of a gold that is a set; "BAD" and "DA" are names, the keys of a set stand in their order."""
+    letters = _choice_letters(gold)
+    if letters and "".join(letters) == _unwrap(gold) and letters != sorted(letters):
+        return None
+    return letters

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vgpo.rewards.answers import extract_boxed
-from vgpo.rewards.grader import default_grader
+from vgpo.rewards.grader import Grader, default_grader, lenient_grader
 
 Completion = str | list[dict[str, Any]]
 
@@ -20,12 +20,20 @@ def accuracy_reward(
     completions: texts, or conversations whose last message is the response. answer: the golds.
     log_metric receives "grader/timeouts", the number of symbolic checks of this call that were killed.
     """
-    grader = default_grader()
-    timeouts_before = grader.statistics.timeouts
-    verdicts = grader.grade([_response(row, completion) for row, completion in enumerate(completions)], answer)
-    if log_metric is not None:
-        log_metric("grader/timeouts", float(grader.statistics.timeouts - timeouts_before))
-    return [float(verdict) for verdict in verdicts]
+    return _accuracy(default_grader(), completions, answer, log_metric)
+
+
+def lenient_accuracy_reward(
+    completions: Sequence[Completion],
+    answer: Sequence[str | int],
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """As `accuracy_reward`, with math-verify's second opinion where mathruler says no (`lenient_grader`).
+
+    More lenient than the reward of VGPO's training: it takes unreduced fractions and sets in any order.
+    """
+    return _accuracy(lenient_grader(), completions, answer, log_metric)
 
 
 def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
@@ -35,6 +43,19 @@ def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[floa
     be the only one after `</think>`, closed and not empty.
     """
     return [float(_has_format(_response(row, completion).strip())) for row, completion in enumerate(completions)]
+
+
+def _accuracy(
+    grader: Grader,
+    completions: Sequence[Completion],
+    answer: Sequence[str | int],
+    log_metric: Callable[[str, float], None] | None,
+) -> list[float]:
+    timeouts_before = grader.statistics.timeouts
+    verdicts = grader.grade([_response(row, completion) for row, completion in enumerate(completions)], answer)
+    if log_metric is not None:
+        log_metric("grader/timeouts", float(grader.statistics.timeouts - timeouts_before))
+    return [float(verdict) for verdict in verdicts]
 
 
 def _has_format(response: str) -> bool:

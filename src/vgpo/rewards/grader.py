@@ -1,17 +1,33 @@
-"""Grading of responses against golds: text first, algebra in a worker process that is killed on time-out."""
+"""Grading of responses against golds: text first, algebra in worker processes that are killed on time-out."""
 
+import enum
 import functools
+import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from vgpo.rewards.answers import extract_boxed, is_refused, strip_outer_box, textual_verdict
 from vgpo.rewards.process import SymbolicWorker
 
 _LOGGER = logging.getLogger(__name__)
+
+Pair = tuple[str, str]  # answer, gold
+
+
+class Outcome(enum.Enum):
+    """What became of a pair that text alone could not decide."""
+
+    RIGHT = enum.auto()
+    WRONG = enum.auto()
+    REFUSED = enum.auto()
+    TIMEOUT = enum.auto()
+    CRASH = enum.auto()
 
 
 @dataclass
@@ -29,20 +45,41 @@ class GraderStatistics:
 
 
 class Grader:
-    """Grades in order of cost: equal text, choice letter, integers, and last mathruler in its own process.
+    """Grades in order of cost: equal text, choice letters, integers, and last mathruler in processes of its own.
 
-    timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of the worker (Linux).
-    The worker starts at the first pair that needs it and serves one thread at a time. Safe to call from any
-    thread, and in a forked process, which gets its own worker. Close it, or use it as a context manager.
+    timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; macOS
+    refuses to set one). num_workers: processes that check at the same time, at least 1; each starts when a pair
+    first needs it. second_opinion: also right what math-verify finds equal, with both sides boxed and neither a
+    word; more lenient than the grader of VGPO's training.
+    One call grades at a time. Safe to call from any thread, and in a forked process, which gets its own workers.
+    Close it, or use it as a context manager.
+    ImportError if math-verify is asked for and not installed.
     """
 
-    def __init__(self, *, timeout: float = 4.0, memory_bytes: int = 2 * 1024**3) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float = 4.0,
+        memory_bytes: int = 2 * 1024**3,
+        num_workers: int = 2,
+        second_opinion: Literal["math-verify"] | None = None,
+    ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout}, expected seconds > 0")
+        if num_workers < 1:
+            raise ValueError(f"num_workers is {num_workers}, expected at least 1")
+        if second_opinion not in (None, "math-verify"):
+            raise ValueError(f"second_opinion is {second_opinion!r}, expected None or 'math-verify'")
+        if second_opinion and importlib.util.find_spec("math_verify") is None:
+            raise ImportError(
+                "the second opinion needs math-verify, which is not installed: pip install 'vgpo[math-verify]'"
+            )
         self.timeout = timeout
         self.memory_bytes = memory_bytes
+        self.num_workers = num_workers
+        self.second_opinion = second_opinion
         self.statistics = GraderStatistics()
-        self._worker: SymbolicWorker | None = None
+        self._idle: list[SymbolicWorker] = []
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
@@ -55,10 +92,9 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Kill the worker, if there is one. The next symbolic check would start another."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        """Kill the workers, if there are any. The next symbolic check would start others."""
+        while self._idle:
+            self._idle.pop().close()
 
     def grade(self, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
         r"""Whether the last `\boxed{}` of each prediction holds the gold of the same row.
@@ -76,51 +112,78 @@ class Grader:
             for row, (prediction, gold) in enumerate(zip(predictions, golds, strict=True))
         ]
         verdicts = [textual_verdict(answer, gold) for answer, gold in pairs]
-        open_pairs = dict.fromkeys(
+        undecided = dict.fromkeys(
             (answer, gold)
             for (answer, gold), verdict in zip(pairs, verdicts, strict=True)
             if verdict is None and answer is not None
         )
-        symbolic = self._check_all(open_pairs)
+        symbolic = self._check_all(list(undecided))
         return [symbolic[pair] if verdict is None else verdict for pair, verdict in zip(pairs, verdicts, strict=True)]
 
-    def _check_all(self, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str | None, str], bool]:
+    def _check_all(self, pairs: Sequence[Pair]) -> dict[tuple[str | None, str], bool]:
+        """One verdict a pair; a thread a worker waits for its replies."""
         if self._owner != os.getpid():  # forked: the lock may be held by a thread that does not exist here
-            self._lock, self._worker, self._owner = threading.Lock(), None, os.getpid()
-        with self._lock:
-            return {(answer, gold): self._check(answer, gold) for answer, gold in pairs}
+            self._lock, self._idle, self._owner = threading.Lock(), [], os.getpid()
+        verdicts: dict[tuple[str | None, str], bool] = {}
+        with self._lock, ThreadPoolExecutor(self.num_workers, "vgpo-grader") as threads:
+            for pair, outcome in zip(pairs, threads.map(self._check, pairs), strict=True):
+                self._count(pair, outcome)
+                verdicts[pair] = outcome is Outcome.RIGHT
+        return verdicts
 
-    def _check(self, answer: str, gold: str) -> bool:
-        if is_refused(answer) or is_refused(gold):
-            self.statistics.refused += 1
-            return False
-        self.statistics.symbolic += 1
-        if self._worker is None or not self._worker.usable:
-            self.close()
-            self._worker = SymbolicWorker(self.timeout, self.memory_bytes)
+    def _check(self, pair: Pair) -> Outcome:
+        if any(map(is_refused, pair)):
+            return Outcome.REFUSED
+        worker = self._take_worker()
         try:
-            return self._worker.check(answer, gold)
+            return Outcome.RIGHT if worker.check(*pair) else Outcome.WRONG
         except TimeoutError:
-            self.statistics.timeouts += 1
-            if self.statistics.timeouts == 1:
-                _LOGGER.warning(
-                    "grading %.80r against %.80r took over %g s and counts as wrong; further "
-                    "time-outs are only counted (GraderStatistics.timeouts, metric grader/timeouts)",
-                    answer,
-                    gold,
-                    self.timeout,
-                )
+            return Outcome.TIMEOUT
         except (EOFError, OSError):
-            self.statistics.crashes += 1
+            return Outcome.CRASH
+        finally:
+            if worker.usable:
+                self._idle.append(worker)
+            else:
+                worker.close()
+
+    def _take_worker(self) -> SymbolicWorker:
+        """An idle worker, or a new one; one that died while it was idle is replaced unnoticed."""
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.usable:
+                return worker
+            worker.close()
+        return SymbolicWorker(self.timeout, self.memory_bytes, second_opinion=self.second_opinion is not None)
+
+    def _count(self, pair: Pair, outcome: Outcome) -> None:
+        answer, gold = pair
+        self.statistics.refused += outcome is Outcome.REFUSED
+        self.statistics.symbolic += outcome is not Outcome.REFUSED
+        self.statistics.timeouts += outcome is Outcome.TIMEOUT
+        self.statistics.crashes += outcome is Outcome.CRASH
+        if outcome is Outcome.CRASH:
             _LOGGER.warning("grading %.80r against %.80r ended the grader's worker and counts as wrong", answer, gold)
-        self.close()
-        return False
+        if outcome is Outcome.TIMEOUT and self.statistics.timeouts == 1:
+            _LOGGER.warning(
+                "grading %.80r against %.80r took over %g s and counts as wrong; further "
+                "time-outs are only counted (GraderStatistics.timeouts, metric grader/timeouts)",
+                answer,
+                gold,
+                self.timeout,
+            )
 
 
 @functools.cache
 def default_grader() -> Grader:
     """The grader of this process, with default limits, that `grade` and `accuracy_reward` use."""
     return Grader()
+
+
+@functools.cache
+def lenient_grader() -> Grader:
+    """The grader of this process with math-verify as a second opinion. ImportError if it is not installed."""
+    return Grader(second_opinion="math-verify")
 
 
 def grade(predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:

@@ -22,14 +22,16 @@ class SymbolicWorker:
     """A running worker process; ends when closed, when collected, or when this process ends in any way.
 
     seconds: wall-clock limit of one check. num_bytes: address-space limit of the worker.
+    second_opinion: whether it asks math-verify where mathruler says no.
     RuntimeError if the worker does not start, with what it wrote.
     """
 
-    def __init__(self, seconds: float, num_bytes: int) -> None:
+    def __init__(self, seconds: float, num_bytes: int, *, second_opinion: bool = False) -> None:
         self.seconds = seconds
         self._reply_owed = False
         self._connection, remote = Pipe()
         command = [sys.executable, "-m", WORKER_MODULE, str(remote.fileno()), str(seconds), str(num_bytes)]
+        command += ["math-verify"] if second_opinion else []
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -55,7 +57,7 @@ class SymbolicWorker:
         return not self._reply_owed and self._process.poll() is None
 
     def check(self, answer: str, gold: str) -> bool:
-        """mathruler's verdict. TimeoutError after `seconds`; EOFError or OSError if the worker died."""
+        """The verdict on one pair. TimeoutError after `seconds`; EOFError or OSError if the worker died."""
         self._reply_owed = True
         self._connection.send_bytes(json.dumps([answer, gold]).encode())
         if not self._connection.poll(self.seconds):

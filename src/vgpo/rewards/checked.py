@@ -1,0 +1,180 @@
+"""Reward functions that keep their promise to the trainer: one finite number a row, or an error that names the row.
+
+A reward function has TRL's signature: it is called with keyword arguments only, `prompts`, `completions`,
+`completion_ids` and every column of the data set, each a list with one entry a completion, and with `trainer_state`,
+`log_extra` and `log_metric`. It returns one number a completion, or None where it does not apply; it may be `async`.
+"""
+
+import difflib
+import functools
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Sized
+from typing import Any, SupportsFloat
+
+RewardFunction = Callable[..., Any]
+
+GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What every reward function is called with, beside the columns of the data set."""
+
+
+class RewardError(ValueError):
+    """A reward function that cannot be found, called or believed; the message names it and, if it can, the row."""
+
+
+def checked(function: RewardFunction) -> RewardFunction:
+    """`function` under its own name, with every mistake it makes as a RewardError.
+
+    Its arguments must fit (`check_arguments`), and what it returns must be one finite number, or None, for each
+    completion. If it raises, it is called again row by row, to name the first row that makes it raise; the error it
+    raised is the cause. Async functions stay async.
+    """
+
+    @functools.wraps(function)
+    def reward(**columns: Any) -> list[float | None]:
+        return _run(_call_checked(function, columns))
+
+    @functools.wraps(function)
+    async def async_reward(**columns: Any) -> list[float | None]:
+        return await _call_checked(function, columns)
+
+    wrapper = async_reward if is_async(function) else reward
+    wrapper.__name__ = reward_name(function)  # an instance has none that could be copied
+    return wrapper
+
+
+async def _call_checked(function: RewardFunction, columns: dict[str, Any]) -> list[float | None]:
+    check_arguments(function, columns)
+    name = reward_name(function)
+    try:
+        result = await _call(function, columns)
+    except Exception as error:
+        for row in range(len(columns["completions"])):
+            try:
+                await _call(function, _one_row(columns, row))
+            except Exception as again:
+                raise _raised(name, again, _named_row(columns, row)) from again
+        raise _raised(name, error, "the whole batch, though for none of its rows alone") from error
+    return _as_rewards(name, result, columns)
+
+
+async def _call(function: RewardFunction, columns: dict[str, Any]) -> Any:
+    result = function(**columns)
+    return await result if is_async(function) else result
+
+
+def _run(coroutine: Coroutine[Any, Any, list[float | None]]) -> list[float | None]:
+    """The result of a coroutine that never waits, without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a synchronous reward function was awaited")
+
+
+def reward_name(function: RewardFunction) -> str:
+    """The name that metrics and errors use: the function's, or the class's of a callable object."""
+    if isinstance(function, functools.partial):
+        return reward_name(function.func)
+    return function.__name__ if inspect.isroutine(function) else type(function).__name__
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether calling `function` gives a coroutine; looks into partials and callable objects."""
+    if isinstance(function, functools.partial):
+        return is_async(function.func)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
+    """Whether `function` can be called with `columns` as keyword arguments.
+
+    Raises:
+        RewardError: It asks for another, or takes no `**kwargs` and does not name all of them.
+    """
+    name, columns = reward_name(function), list(columns)
+    parameters = inspect.signature(function).parameters
+    required = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    for key in required:
+        if key not in columns:
+            raise RewardError(
+                f"reward {name!r} asks for {key!r}, which is no column of the data set"
+                f"{nearest(key, set(columns) - set(GIVEN))}: it is called with {sorted(columns)}. "
+                "Rename the argument, or give it a default"
+            )
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    unexpected = sorted(set(columns) - set(parameters))
+    if unexpected and not takes_all:
+        raise RewardError(f"reward {name!r} does not take {unexpected}; add **kwargs to its arguments")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean ...?)"` with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def printable(text: str) -> str:
+    """`text` with line ends, and everything else that is no visible character escaped: safe on a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
+    num_rows = len(columns["completions"])
+    expected = f"expected a list of {num_rows} numbers, one for each completion"
+    if result is None:
+        raise RewardError(f"reward {name!r} returned None, {expected}; is its `return` missing?")
+    if isinstance(result, str | bytes | dict) or not (isinstance(result, Iterable) and isinstance(result, Sized)):
+        raise RewardError(f"reward {name!r} returned {_shown(result)}, {expected}")
+    values = list(result)
+    if len(values) != num_rows:
+        raise RewardError(f"reward {name!r} returned {len(values)} values, {expected}")
+    for row, value in enumerate(values):
+        if value is not None and not _is_finite(value):
+            raise RewardError(
+                f"reward {name!r} returned {_shown(value)} for {_named_row(columns, row)}; "
+                "expected a finite number, or None where the reward does not apply"
+            )
+    return [None if value is None else float(value) for value in values]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether `value` is a number, of Python, NumPy or PyTorch, that is neither infinite nor NaN."""
+    if not isinstance(value, SupportsFloat):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array of several numbers; an int beyond floats
+        return False
+
+
+def _one_row(columns: dict[str, Any], row: int) -> dict[str, Any]:
+    num_rows = len(columns["completions"])
+    return {
+        key: [value[row]] if isinstance(value, list) and len(value) == num_rows else value
+        for key, value in columns.items()
+    }
+
+
+def _named_row(columns: dict[str, Any], row: int) -> str:
+    """Rows count from 0; `row_index` is the row of the data set."""
+    known = [f"{key} {repr(columns[key][row])[:60]}" for key in ("row_index", "id", "problem") if key in columns]
+    return f"row {row} of the batch" + (f" ({', '.join(known)})" if known else "")
+
+
+def _raised(name: str, error: Exception, where: str) -> RewardError:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    trace = "".join(traceback.format_exception(type(error), error, frames, chain=False)).rstrip()
+    return RewardError(printable(f"reward {name!r} raised {type(error).__name__} for {where}\n{trace}"))
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {repr(value)[:80]}"
