@@ -8,6 +8,7 @@ from trl import GRPOConfig
 
 from vgpo.equations import VGPOSettings
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
+from vgpo.trl.freeze import FREEZABLE, check_freeze
 
 # Rewards normalised over the batch would be normalised over groups that dynamic sampling then drops.
 BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
@@ -68,6 +69,10 @@ class VGPOConfig(GRPOConfig):
             "help": "Compute a prompt once for all its rollouts: 'auto' where that is proven for the model, 'on' to "
             "insist on it, or 'off'."
         },
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Parts that are not trained, of {list(FREEZABLE)}; the head goes with the last."},
     )
     shuffle_groups: bool = field(
         default=True,
@@ -166,6 +171,7 @@ class VGPOConfig(GRPOConfig):
     def _check_ranges(self) -> None:
         if self.share_prompt not in ("auto", "on", "off"):
             raise ValueError(f"share_prompt={self.share_prompt!r}, expected 'auto', 'on' or 'off'.")
+        check_freeze(self.freeze)
         least = {
             "max_sampling_rounds": 1,
             "max_skipped_steps": 1,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vgpo.focus import record_similarity, visual_token_mask
 from vgpo.shared_prompt import Packing, pack_prompts, packed_rows
-from vgpo.trl.prompts import EncodedPrompt, joined_pictures, token_types
+from vgpo.trl.blank_picture import blank_picture
+from vgpo.trl.prompts import EncodedPrompt, has_pictures, joined_pictures, token_types
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def score_rows(
     *,
     share: bool,
     similarity: bool,
+    blank: dict[str, Tensor] | None = None,
     batch_size: int | None = None,
     **kwargs: Any,
 ) -> Scores:
@@ -134,11 +136,12 @@ def score_rows(
         visual_token_ids: ids of picture tokens.
         share: compute a prompt once for all rows of a batch that share it.
         similarity: record visual similarity.
+        blank: a picture that the vision tower looks at in passes over text alone.
         batch_size: rows at a time; all by default.
         kwargs: passed on to the model.
     """
     scores = [
-        _score_chunk(model, chunk, visual_token_ids, share=share, similarity=similarity, **kwargs)
+        _score_chunk(model, chunk, visual_token_ids, share=share, similarity=similarity, blank=blank, **kwargs)
         for chunk in rows.chunks(batch_size or len(rows.prompts))
     ]
     aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
@@ -156,7 +159,14 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _score_chunk(
-    model: nn.Module, rows: Rows, visual_token_ids: list[int], *, share: bool, similarity: bool, **kwargs: Any
+    model: nn.Module,
+    rows: Rows,
+    visual_token_ids: list[int],
+    *,
+    share: bool,
+    similarity: bool,
+    blank: dict[str, Tensor] | None,
+    **kwargs: Any,
 ) -> Scores:
     packing = rows.packing() if share else None
     inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
@@ -168,6 +178,8 @@ def _score_chunk(
             recorder = stack.enter_context(record_similarity(model, inputs.visual_prompt, unpack))
         if packing is not None:
             stack.enter_context(packed_rows(model, packing))
+        if blank and not has_pictures(rows.prompts):
+            stack.enter_context(blank_picture(model, blank))
         outputs = model(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,

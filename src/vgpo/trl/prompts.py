@@ -84,6 +84,11 @@ def joined_pictures(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     return {name: torch.cat(pad_to_widest(tensors, 0, left=False)) for name, tensors in values.items()}
 
 
+def has_pictures(prompts: Sequence[EncodedPrompt]) -> bool:
+    """Whether a forward pass over these prompts runs the vision tower."""
+    return any(prompt.pictures for prompt in prompts)
+
+
 def token_types(prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int) -> dict[str, Tensor]:
     """The token-type fields of padded rows: the processor's for prompts, and 1 for pictures in responses.
 

@@ -40,6 +40,7 @@ def rollout_records(
             "step": step,
             "group": int(batch["group_ids"][i]),
             "row": int(batch["row_index"][i]),
+            "id": row.get("id"),
             "problem": row["problem"] if "problem" in row else tokenizer.decode(prompt, skip_special_tokens=True),
             "answer": row.get("answer"),
             "images": list(row.get("images") or filter(None, [row.get("image")])),

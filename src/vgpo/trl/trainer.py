@@ -10,6 +10,7 @@ the parent in these points, and in no other:
    where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
    (whole groups, as a rule) and there is no old pass, one scoring pass is added.
 5. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
+6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
 """
 
 import logging
@@ -46,15 +47,18 @@ from vgpo.focus import (
 from vgpo.shaping import Shaped, Signals
 from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
 from vgpo.trl.batches import Batch, group_order, join_rows, select_rows
+from vgpo.trl.blank_picture import blank_picture, blank_prompt
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
 from vgpo.trl.forward import Rows, score_rows
+from vgpo.trl.freeze import freeze_parts
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
 from vgpo.trl.metrics import PhaseTimer, RunningRatios
 from vgpo.trl.prompts import (
     EncodedPrompt,
     encoded_prompt,
     generation_fields,
+    has_pictures,
     picture_fields,
     prompt_key,
     with_pictures_in_prompt,
@@ -164,7 +168,10 @@ class VGPOTrainer(GRPOTrainer):
         self._refuse_small_dataset()
         if self._wants_similarity:
             decoder_of(self.model)
+        if args.freeze:
+            freeze_parts(self.model, args.freeze)
         self._has_pictures = has_picture_column(self.train_dataset)
+        self._blank: dict[str, Tensor] = {}  # what the processor makes of a blank picture, once asked for
         self._shares_prompts = self._prepare_shared_prompts()
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._ban_picture_tokens()
@@ -469,13 +476,16 @@ class VGPOTrainer(GRPOTrainer):
         own = [prompt.token_ids for prompt in self._prompts]
         first_turn = len(own) == len(prompt_ids) and all(map(is_, own, prompt_ids))
         sharing: AbstractContextManager[None] = nullcontext()
+        looking: AbstractContextManager[None] = nullcontext()
         if first_turn and not self.use_vllm and not self.use_transformers_continuous_batching:
             prompts = self._prompts
             if self._prefills_once(num_generations):
                 prompts = prompts[::num_generations]
                 sharing = self._prefilled_once(num_generations)
             prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
-        with self._phase("generation"), sharing:
+            if (blank := self._blank_picture()) and not has_pictures(prompts):
+                looking = blank_picture(self.model, blank)
+        with self._phase("generation"), sharing, looking:
             try:
                 return super()._generate_single_turn(prompt_ids, images, fields, num_generations, *args, **kwargs)
             except RuntimeError as error:
@@ -542,12 +552,27 @@ class VGPOTrainer(GRPOTrainer):
                 self._visual_token_ids,
                 share=self._shares_prompts,
                 similarity=self._listener is not None and self._listener.wants_similarity,
+                blank=self._blank_picture(),
                 batch_size=batch_size,
                 **options,
             )
         if self._listener is not None:
             self._listener.hear(scores.similarity, None if scores.entropy is None else scores.entropy.detach())
         return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
+
+    def _blank_picture(self) -> dict[str, Tensor] | None:
+        """A blank picture for passes over text alone, where the rows of any process have pictures at this time.
+
+        Called by all processes at once.
+        """
+        if self.accelerator.num_processes == 1 or not (self._has_pictures and self._visual_token_ids):
+            return None
+        here = torch.tensor([has_pictures(self._prompts)], device=self.accelerator.device)
+        if not self.accelerator.gather(here).any():
+            return None
+        if not self._blank:
+            self._blank = self._encode(blank_prompt(), 0)[0].pictures
+        return self._blank
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
         """Time a phase of training; an evaluation between two steps is none."""

@@ -1,0 +1,137 @@
+"""The parts of a vision-language model: which are trained, and which of their layers get LoRA adapters."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel
+from rich.table import Table
+from torch import nn
+
+from vgpo.focus import decoder_of
+
+FREEZABLE = ("vision", "projector", "language_model")
+PARTS = (*FREEZABLE, "head")
+# Modules within the vision tower of the Qwen-VL families that make the decoder's features of its states.
+MERGERS = ("merger", "deepstack_merger_list")
+
+
+class Count(NamedTuple):
+    """Numbers of parameters."""
+
+    trainable: int
+    all: int
+
+
+def check_freeze(parts: Sequence[str]) -> None:
+    """Whether `parts` can be frozen, and something is left to train.
+
+    Raises:
+        ValueError: They cannot; names the part.
+    """
+    if isinstance(parts, str):
+        raise ValueError(f"freeze={parts!r} is a str, expected a list: freeze=[{parts!r}].")
+    for part in parts:
+        if part not in FREEZABLE:
+            nearest = get_close_matches(str(part), FREEZABLE, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"freeze: unknown part {part!r}, expected some of {list(FREEZABLE)}.{hint}")
+    if set(FREEZABLE) <= set(parts):
+        raise ValueError(f"freeze={list(parts)} leaves nothing to train. Remove one of them.")
+
+
+def part_of_parameters(model: nn.Module) -> dict[str, str]:
+    """The part, of `PARTS`, that each parameter belongs to, by the parameter's name.
+
+    Vision tower and decoder are those that the model names itself (`get_encoder("image")`, `get_decoder()`). The
+    projector is all that lies between them, inside the tower or beside it. A head that is tied to the embeddings is
+    no parameter of its own.
+
+    Args:
+        model: a VLM of transformers, with adapters or without, wrapped or not.
+    """
+    vlm = extract_model_from_parallel(model)
+    decoder, tower = decoder_of(model), vlm.get_encoder(modality="image")
+    if decoder in tower.modules():  # the model itself, where it names no tower
+        tower = nn.Module()
+    mergers = nn.ModuleList(child for name, child in tower.named_children() if name in MERGERS)
+    # What comes later is the narrower, or the first owner of a tied weight.
+    modules = {"head": vlm.get_output_embeddings(), "vision": tower, "projector": mergers, "language_model": decoder}
+    parts = {parameter: part for part, module in modules.items() for parameter in module.parameters()}
+    return {name: parts.get(parameter, "projector") for name, parameter in model.named_parameters()}
+
+
+def freeze_parts(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Train none of these parts of `model`; the head goes with the language model.
+
+    Args:
+        model: a VLM of transformers, without adapters.
+        frozen: some of `FREEZABLE`.
+
+    Raises:
+        ValueError: for an unknown part or one that this model lacks, if nothing is left to train, and for a model
+            with adapters, which trains nothing else anyway.
+    """
+    check_freeze(frozen)
+    if isinstance(extract_model_from_parallel(model), PeftModel):
+        raise ValueError(
+            f"freeze={list(frozen)} has no effect on a model with adapters, which alone are trained. Remove freeze, "
+            "and choose the layers that get adapters."
+        )
+    parts = part_of_parameters(model)
+    for part in frozen:
+        if part not in parts.values():
+            raise ValueError(f"freeze: {type(model).__name__} has no parameters in its part {part!r}. Remove it.")
+    heads = ["head"] if "language_model" in frozen else []
+    for name, parameter in model.named_parameters():
+        if parts[name] in (*frozen, *heads):
+            parameter.requires_grad_(False)
+
+
+def lora_targets(model: nn.Module, *, vision: bool = False, layers: Sequence[str] | None = None) -> list[str]:
+    """Full names of the linear layers that get LoRA adapters: those of the decoder, whatever other layers are called.
+
+    Args:
+        model: a VLM of transformers, without adapters.
+        vision: those of the vision tower and the projector too.
+        layers: only layers of these names, such as "q_proj"; all by default.
+
+    Raises:
+        ValueError: if no layer has one of the names.
+    """
+    parts = part_of_parameters(model)
+    wanted = FREEZABLE if vision else ("language_model",)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    targets = [name for name in linear if parts.get(f"{name}.weight") in wanted]
+    if layers is None:
+        return targets
+    for layer in layers:
+        if not any(f".{target}".endswith(f".{layer}") for target in targets):
+            known = sorted({target.rpartition(".")[2] for target in targets})
+            raise ValueError(f"No linear layer of {list(wanted)} is called {layer!r}; there are {known}.")
+    return [target for target in targets if any(f".{target}".endswith(f".{layer}") for layer in layers)]
+
+
+def count_parameters(model: nn.Module) -> dict[str, Count]:
+    """How many parameters each part has, and how many of them are trained."""
+    parts = part_of_parameters(model)
+    sizes = {part: [0, 0] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        size = sizes[parts[name]]
+        size[0] += parameter.numel() if parameter.requires_grad else 0
+        size[1] += parameter.numel()
+    return {part: Count(*size) for part, size in sizes.items()}
+
+
+def parameter_table(model: nn.Module) -> Table:
+    """A short table for the start of a run: what is trained."""
+    table = Table("parameters", "trainable", "all", "share", box=None, title_justify="left", pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    counts = count_parameters(model)
+    total = Count(*map(sum, zip(*counts.values(), strict=True)))
+    for part, count in {**counts, "total": total}.items():
+        share = f"{count.trainable / count.all:.2%}" if count.all else ("tied" if part == "head" else "none")
+        table.add_row(part.replace("_", " "), f"{count.trainable:,}", f"{count.all:,}", share)
+    return table

@@ -1,0 +1,44 @@
+"""A blank picture keeps processes together, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families.build import FAMILIES
+from tests.families.mixed_worker import blank_of, launch, load, score
+
+pytest_plugins = ["tests.families.fixtures"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_blank_picture_changes_no_output_and_no_gradient(family: str, family_folder: Callable[[str], Path]) -> None:
+    model, processor = load(family_folder(family))
+    pictures = score(model, processor, 0, None)
+    text = score(model, processor, 1, None)
+    with_blank = score(model, processor, 1, blank_of(processor))
+    # Every parameter that pictures go through has a gradient now, and those that had one keep it.
+    assert with_blank.keys() == pictures.keys() > text.keys()
+    for name, value in with_blank.items():
+        assert torch.equal(value, text.get(name, torch.zeros_like(value))), name
+
+
+def test_rows_with_pictures_need_no_blank_one(family_folder: Callable[[str], Path]) -> None:
+    model, processor = load(family_folder("qwen2_5_vl"))
+    looks = []
+    model.get_encoder(modality="image").register_forward_hook(lambda *call: looks.append(call))
+    score(model, processor, 0, blank_of(processor))
+    assert len(looks) == 1
+
+
+@pytest.mark.slow
+def test_without_a_blank_picture_processes_wait_in_vain(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    checkpoint = family_folder("qwen2_5_vl")
+    finished = launch(checkpoint.parent, tmp_path, ["qwen2_5_vl"], seconds=5, blank=False)
+    assert finished.returncode != 0
+    assert not list(tmp_path.iterdir())
+    finished = launch(checkpoint.parent, tmp_path, ["qwen2_5_vl"], seconds=60, blank=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
