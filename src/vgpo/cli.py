@@ -21,6 +21,10 @@ app = typer.Typer(
 )
 toy = typer.Typer(help="The embedded model and its task.", no_args_is_help=True)
 app.add_typer(toy, name="toy")
+sets = typer.Typer(help="Look at data before it is trained on.", no_args_is_help=True)
+app.add_typer(sets, name="data")
+rewards = typer.Typer(help="Look at rewards before a model learns from them.", no_args_is_help=True)
+app.add_typer(rewards, name="reward")
 
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -100,10 +104,15 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="A data set as in a recipe: file, folder or hub name, with @split; 'toy:test'.")
     ],
-    template: Annotated[str, typer.Option(help="Prompt template, the one of training.")] = "plain",
+    format: Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest response in tokens.")] = 2048,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
+    ] = None,
     min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
@@ -116,6 +125,7 @@ def evaluate(
         command.run(
             checkpoint,
             data=data,
+            format=format,
             template=template,
             limit=limit,
             batch_size=batch_size,
@@ -137,6 +147,59 @@ def report(
 
     with readable(command.ERRORS):
         command.run(runs, out)
+
+
+@app.command(context_settings=PASS_FIELDS_ON)
+def doctor(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+) -> None:
+    """Look at a recipe, its data, model and machine before a run: a line for each check, with the fix.
+
+    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in status 1 where a check fails.
+    """
+    from vgpo.commands import doctor as command
+
+    with readable(command.ERRORS):
+        if not command.run(recipe, context.args):
+            raise typer.Exit(1)
+
+
+@sets.command(context_settings=PASS_FIELDS_ON)
+def check(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    html: Annotated[Path | None, typer.Option(help="Write the prompts with their pictures as a page too.")] = None,
+) -> None:
+    """Read a recipe's sets, count them, show three prompts as the model gets them, and name every bad row.
+
+    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in an error where a row is bad.
+    """
+    from vgpo.commands import data as command
+
+    with readable(command.ERRORS):
+        command.check(recipe, context.args, html=html)
+
+
+@rewards.command(name="test", context_settings=PASS_FIELDS_ON)
+def try_rewards(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    rows: Annotated[int, typer.Option(min=1, help="Test on the first so many rows.")] = 100,
+    exempt: Annotated[
+        list[str] | None, typer.Option(help="A reward that does not judge answers: shown, not held to anything.")
+    ] = None,
+) -> None:
+    """Give a recipe's rewards the golds, wrong answers and hostile ones, and show what each scores and costs.
+
+    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in status 1 where a gold does not
+    score 1, or a wrong answer earns more than next to nothing.
+    """
+    from vgpo.commands import reward as command
+
+    with readable(command.ERRORS):
+        if not command.test(recipe, context.args, num_rows=rows, exempt=exempt or []):
+            raise typer.Exit(1)
 
 
 @toy.command()

@@ -231,8 +231,10 @@ def test_quickstart_from_command_to_report(
     # The saved checkpoint answers as the trained policy did.
     final = str(runs["vgpo"] / "checkpoints" / "final")
     test_file, result = str(out / "data" / "test.parquet"), tmp_path / "eval" / "result.json"
-    words = ["eval", final, "--data", test_file, "--limit", "10", "--max-new-tokens", "64", "--out", str(result)]
+    words = ["eval", final, "--data", test_file, "--limit", "10", "--out", str(result)]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "of 10, 95 % interval" in done.stdout
-    assert json.loads(result.read_text())["answers"] == scores["vgpo"]["after"]["answers"]
+    written = json.loads(result.read_text())
+    assert written["answers"] == scores["vgpo"]["after"]["answers"]
+    assert (written["template"], written["max_new_tokens"]) == ("plain", 64)  # of the run

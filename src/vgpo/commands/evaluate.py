@@ -4,27 +4,39 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from trl import ModelConfig
 
-from vgpo.commands.loading import check_image_token, load_model, load_processor, load_prompts, quiet_libraries
-from vgpo.commands.recipe import RecipeError
+from vgpo.commands.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    picture_tokens,
+    quiet_libraries,
+)
+from vgpo.commands.recipe import RecipeError, read_mapping
 from vgpo.data import DataError
 from vgpo.study import evaluate
 
 ERRORS = (RecipeError, DataError)
+
+# Of a checkpoint that no run of ours has left.
+DEFAULTS = {"template": "plain", "max_completion_length": 2048, "chat_template_kwargs": None}
 
 
 def run(
     checkpoint: str,
     *,
     data: str,
-    template: str,
+    format: str | None,
+    template: str | None,
     limit: int | None,
     batch_size: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     min_pixels: int | None,
     max_pixels: int | None,
     dtype: str,
@@ -32,16 +44,34 @@ def run(
 ) -> None:
     """Evaluate and print; with `out`, write every answer as JSON.
 
-    Pixel limits that are not given are those saved with the checkpoint, hence those of its training.
+    Template and response length that are not given, and the arguments of the chat template, are those of the run that
+    the checkpoint lies in; pixel limits are those saved with the checkpoint.
     """
     quiet_libraries()
+    trained = settings_of_run(Path(checkpoint))
+    template = template or trained["template"]
+    max_new_tokens = max_new_tokens or trained["max_completion_length"]
+    source = ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
+    processor = load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
-        prompts = load_prompts(data, template, toy_folder=Path(folder), limit=limit)
-        source = ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
-        processor = load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels)
+        prompts = load_prompts(
+            data,
+            template,
+            toy_folder=Path(folder),
+            format=format,
+            limit=limit,
+            forbidden=picture_tokens(source, processor, trust_remote_code=False),
+        )
         model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
         check_image_token(model, processor)
-        scores = evaluate(model, processor, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        scores = evaluate(
+            model,
+            processor,
+            prompts,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            chat_template_kwargs=trained["chat_template_kwargs"],
+        )
     Console().print(f"{checkpoint} on {data}: {scores}", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
         settings = {
@@ -55,3 +85,10 @@ def run(
         }
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(settings | dataclasses.asdict(scores), indent=2) + "\n", encoding="utf-8")
+
+
+def settings_of_run(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint was trained with, out of the `config.yaml` of its run: RUN/checkpoints/CHECKPOINT."""
+    config = checkpoint.absolute().parents[1] / "config.yaml"
+    found = read_mapping(config) if checkpoint.is_dir() and config.is_file() else {}
+    return {name: found.get(name, default) for name, default in DEFAULTS.items()}

@@ -1,22 +1,29 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
+import dataclasses
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
+from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from vgpo.commands.recipe import RecipeError
-from vgpo.data import check_dataset, load_dataset, to_prompts
+from vgpo.data import check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids
 from vgpo.toy import checkpoint_path, write_datasets
+from vgpo.trl.freeze import lora_targets
+
+logger = logging.getLogger(__name__)
 
 TOY_MODEL = "toy"
+ALL_LAYERS = "all-linear"  # PEFT's word for it
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
 
 
@@ -28,7 +35,16 @@ def quiet_libraries() -> None:
 
 
 def load_prompts(
-    source: str, template: str, *, toy_folder: Path, limit: int | None = None, forbidden: Sequence[str] = ()
+    source: str,
+    template: str,
+    *,
+    toy_folder: Path,
+    format: str | None = None,
+    limit: int | None = None,
+    forbidden: Sequence[str] = (),
+    max_prompt_length: int | None = None,
+    processor: ProcessorMixin | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A checked data set as prompts, one image-bearing question a row.
 
@@ -36,22 +52,35 @@ def load_prompts(
         source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`.
         template: What `vgpo.data.to_prompts` takes.
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
+        format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
         limit: Keep the first so many rows.
         forbidden: What no problem may contain, see `picture_tokens`.
+        max_prompt_length: Leave out prompts of more tokens, with a line that counts them; `processor` and
+            `chat_template_kwargs` say what the tokens are.
 
     Raises:
         DataError: A row or column that cannot be trained on; names it.
     """
+    dataset = read_dataset(source, toy_folder=toy_folder, format=format, limit=limit)
+    check_dataset(dataset, forbidden=forbidden)
+    if max_prompt_length is not None:
+        assert processor is not None
+        lengths = prompt_lengths(dataset, template, processor, chat_template_kwargs)
+        dataset, left_out = drop_long(dataset, lengths, max_prompt_length)
+        if left_out:
+            logger.warning("%s: %s", source, left_out)
+    return to_prompts(dataset, template)
+
+
+def read_dataset(source: str, *, toy_folder: Path, format: str | None = None, limit: int | None = None) -> Dataset:
+    """The unchecked rows of a set, the first `limit` of them; arguments as of `load_prompts`."""
     # The same pictures whatever the seed of a run, so that accuracies of runs can be compared.
     if source == "toy:train":
         source = str(write_datasets(toy_folder / "train", num_test=1)[0])
     elif source == "toy:test":
         source = str(write_datasets(toy_folder / "test", num_train=1)[1])
-    dataset = load_dataset(source)
-    if limit is not None:
-        dataset = dataset.select(range(min(limit, len(dataset))))
-    check_dataset(dataset, forbidden=forbidden)
-    return to_prompts(dataset, template)
+    dataset = load_dataset(source, format=format)
+    return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 
 def load_processor(
@@ -112,6 +141,23 @@ def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedMode
     )
 
 
+def adapter_config(recipe: ModelConfig, model: PreTrainedModel, *, vision: bool) -> PeftConfig | None:
+    """The adapters that a recipe asks for: in the decoder, or with `vision` in vision tower and projector too.
+
+    Raises:
+        RecipeError: No linear layer there has a name of `lora_target_modules`.
+    """
+    names = recipe.lora_target_modules
+    if not recipe.use_peft or (names is None and recipe.lora_target_parameters):
+        return get_peft_config(recipe)
+    layers = [names] if isinstance(names, str) else names
+    try:
+        targets = lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)
+    except ValueError as error:
+        raise RecipeError(f"lora_target_modules: {error} Name some of them, or leave it out for all.") from error
+    return get_peft_config(dataclasses.replace(recipe, lora_target_modules=targets))
+
+
 def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
     """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe."""
     name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else model.model_name_or_path
@@ -128,12 +174,13 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
     Raises:
         RecipeError: They do not: files of two checkpoints were mixed.
     """
-    if not hasattr(model.config, "image_token_id") or not hasattr(processor, "image_token"):
+    # Not `image_token`: Gemma 3's processor calls the mark that opens a picture by this name.
+    in_tokenizer = [token_id for token_id in processor.image_token_ids if token_id is not None]
+    if not hasattr(model.config, "image_token_id") or not in_tokenizer:
         return
-    in_model, token = model.config.image_token_id, processor.image_token
-    in_tokenizer = processor.tokenizer.convert_tokens_to_ids(token)
-    if in_model != in_tokenizer:
+    in_model, token = model.config.image_token_id, processor.tokenizer.convert_ids_to_tokens(in_tokenizer[0])
+    if in_model not in in_tokenizer:
         raise RecipeError(
             f"model_name_or_path: {model.name_or_path!r} has image_token_id {in_model} in its config, but its "
-            f"tokenizer gives {token!r} the id {in_tokenizer}; take config and tokenizer from the same checkpoint"
+            f"tokenizer gives {token!r} the id {in_tokenizer[0]}; take config and tokenizer from the same checkpoint"
         )

@@ -10,10 +10,9 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 import yaml
 from trl import ModelConfig, TrlParser
 
-from vgpo.rewards import accuracy_reward, format_reward
+from vgpo.data import FORMATS
+from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.trl import VGPOConfig
-
-REWARDS = {"accuracy": accuracy_reward, "format": format_reward}
 
 # Known to the libraries below, but without effect or without safety here: refused with the way out.
 REFUSED_KEYS = {
@@ -70,6 +69,17 @@ class RunArguments:
         default=None,
         metadata={"help": "Held-out set, written as train_data; evaluated greedily before and after the training."},
     )
+    train_format: str | None = field(
+        default=None,
+        metadata={"help": f"How train_data is written, of {list(FORMATS)}. Default: recognised by its columns."},
+    )
+    eval_format: str | None = field(default=None, metadata={"help": "How eval_data is written, as train_format."})
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Training prompts of more tokens, text and pictures, are left out and reported; none is ever cut."
+        },
+    )
     eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
     evaluate_before: bool = field(
         default=True, metadata={"help": "Evaluate the start model too, so that the report can state a gain."}
@@ -80,7 +90,10 @@ class RunArguments:
     )
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy"],
-        metadata={"help": f"Rewards to add up, of {sorted(REWARDS)}; reward_weights weighs them in this order."},
+        metadata={
+            "help": f"Rewards to add up: {sorted(REWARDS)}, or your own as 'module:function' or "
+            "'path/to/file.py:function'; reward_weights weighs them in this order."
+        },
     )
     min_pixels: int | None = field(
         default=None, metadata={"help": "Smaller images are enlarged to this many pixels. Default: the processor's."}
@@ -92,13 +105,23 @@ class RunArguments:
         default=None,
         metadata={"help": "Processes that the batch sizes are written for; another number at start is an error."},
     )
+    lora_vision: bool = field(
+        default=False,
+        metadata={"help": "Adapters of use_peft in the vision tower and the projector too, not the decoder alone."},
+    )
 
     def __post_init__(self) -> None:
-        for name in self.rewards:
-            if name not in REWARDS:
-                raise ValueError(f"rewards: unknown reward {name!r}{suggestion(name, REWARDS)}")
+        names = [reward_name(load_reward(source)) for source in self.rewards]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rewards: two are called {twice[0]!r}; metrics need names that differ, rename one")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})")
+        for name, kind in (("train_format", self.train_format), ("eval_format", self.eval_format)):
+            if kind is not None and kind not in FORMATS:
+                raise ValueError(f"{name}: unknown format {kind!r}{suggestion(kind, FORMATS)}")
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length is {self.max_prompt_length}, expected at least 1; or leave it out")
         if self.eval_limit is not None and self.eval_limit < 1:
             raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 
@@ -144,6 +167,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"command line: unexpected {rest[0]!r}; a value follows its --field")
     if model.model_name_or_path is None:
         raise RecipeError(f"{path}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+    check_weights(run.rewards, config.reward_weights, where=str(path))
+    check_adapters(run, config, model, where=str(path))
     run.run_dir = run.run_dir or str(Path("runs") / path.stem)
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
     return Recipe(run, config, model)
@@ -234,6 +259,26 @@ def check_counts(values: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {values[name]}, expected at least 1")
     if values["max_steps"] == 0 or values["max_steps"] < -1:
         raise ValueError(f"max_steps is {values['max_steps']}, expected at least 1, or -1 to train num_train_epochs")
+
+
+def check_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
+    """Whether there is one weight for each reward, or none at all."""
+    if weights is not None and len(weights) != len(rewards):
+        raise RecipeError(
+            f"{where}: reward_weights has {len(weights)} values ({weights}) for {len(rewards)} rewards "
+            f"({rewards}); give one for each, in the same order"
+        )
+
+
+def check_adapters(run: RunArguments, config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
+    """Whether what is said about LoRA fits together."""
+    if run.lora_vision and not model.use_peft:
+        raise RecipeError(f"{where}: lora_vision has no effect without use_peft; set use_peft: true or remove it")
+    if config.freeze and model.use_peft:
+        raise RecipeError(
+            f"{where}: freeze ({config.freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
+            "and set lora_vision for adapters in the vision tower and the projector"
+        )
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -17,10 +17,11 @@ from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import ProcessorMixin, ProgressCallback
-from trl import get_peft_config
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
+from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, Setup, refuse_hopeless
 from vgpo.commands.loading import (
+    adapter_config,
     check_image_token,
     load_model,
     load_processor,
@@ -28,14 +29,17 @@ from vgpo.commands.loading import (
     picture_tokens,
     quiet_libraries,
 )
-from vgpo.commands.recipe import REWARDS, Recipe, RecipeError, load_recipe
+from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.reward import check_reward_columns
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
 from vgpo.report.storage import RESTART
+from vgpo.rewards import RewardError, load_reward
 from vgpo.study import Evaluation, evaluate
 from vgpo.trl import DynamicSamplingError, NonFiniteError, VGPOTrainer
+from vgpo.trl.freeze import parameter_table
 
-ERRORS = (RecipeError, DataError, RunFolderError, DynamicSamplingError, NonFiniteError)
+ERRORS = (RecipeError, DataError, RewardError, RunFolderError, DynamicSamplingError, NonFiniteError)
 
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -71,6 +75,7 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
     Raises:
         RecipeError: Batch sizes and data or processes do not fit, or the model cannot be loaded.
         DataError: A row that cannot be trained on.
+        RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
         RunFolderError: The run folder already holds a run, or the disk refuses to take more.
     """
     run, config = recipe.run, recipe.config
@@ -90,11 +95,18 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         forbidden=picture_tokens(recipe.model, processor, trust_remote_code=trust),
     )
     with config.main_process_first(desc="data"):
-        train_prompts = read(run.train_data)
-        held_out = read(run.eval_data, limit=run.eval_limit) if run.eval_data else None
+        train_prompts = read(
+            run.train_data,
+            format=run.train_format,
+            max_prompt_length=run.max_prompt_length,
+            processor=processor,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
+        held_out = read(run.eval_data, format=run.eval_format, limit=run.eval_limit) if run.eval_data else None
+    check_reward_columns(map(load_reward, run.rewards), train_prompts)
     console.print(BatchArithmetic.of(config, len(train_prompts), config.world_size).table())
 
-    trainer = build_trainer(recipe, processor, train_prompts, folder)
+    trainer = build_trainer(recipe, processor, train_prompts, folder, console)
     # Last of all that can fail at the start, so that a mended recipe can take the same folder.
     start_folder(recipe, command)
     try:
@@ -105,24 +117,27 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         raise
 
 
-def build_trainer(recipe: Recipe, processor: ProcessorMixin, train_prompts: Dataset, folder: RunFolder) -> VGPOTrainer:
-    """Model and trainer of a recipe; the trainer will write into `folder`."""
+def build_trainer(
+    recipe: Recipe, processor: ProcessorMixin, train_prompts: Dataset, folder: RunFolder, console: Console
+) -> VGPOTrainer:
+    """Model and trainer of a recipe; the trainer will write into `folder`. Prints what is trained."""
     run, config, model_config = recipe.run, recipe.config, recipe.model
     model = load_model(model_config, trust_remote_code=config.trust_remote_code)
     check_image_token(model, processor)
     trainer = VGPOTrainer(
         model=model,
         args=config,
-        reward_funcs=[REWARDS[name] for name in run.rewards],
+        reward_funcs=[load_reward(name) for name in run.rewards],
         train_dataset=train_prompts,
         processing_class=processor,
-        peft_config=get_peft_config(model_config),
+        peft_config=adapter_config(model_config, model, vision=run.lora_vision),
         callbacks=[RunCallback(folder)],
         rollout_writer=folder.write_rollouts,
     )
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())
+    console.print(parameter_table(trainer.model))
     return trainer
 
 

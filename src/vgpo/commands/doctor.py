@@ -1,0 +1,344 @@
+"""`vgpo doctor`: what can go wrong with a run, looked at before it costs anything."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForImageTextToText, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.integrations import get_available_reporting_integrations
+
+from vgpo.commands.arithmetic import BatchArithmetic, check_launch
+from vgpo.commands.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    picture_tokens,
+    quiet_libraries,
+)
+from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.reward import check_reward_columns
+from vgpo.data import DataError
+from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.rewards import RewardError, load_reward
+from vgpo.shared_prompt import why_not_shared
+from vgpo.trl.freeze import count_parameters, freeze_parts
+from vgpo.trl.prompts import with_pictures_in_prompt
+
+ERRORS = (RecipeError,)
+FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
+PINNED = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+GIB = 2**30
+# An optimiser step of AdamW holds weights, gradients and two moments.
+COPIES_IN_TRAINING = 4
+
+
+class SkippedError(Exception):
+    """A check whose ground another check has found missing."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; `status` is pass, warn, fail or skip."""
+
+    status: str
+    found: str
+    fix: str = ""
+
+
+@dataclass
+class Setup:
+    """What the checks look at, each part loaded when the first of them asks, and skipped when it could not be."""
+
+    recipe: Recipe
+    folder: Path
+    broken: set[str] = field(default_factory=set)
+
+    def part(self, name: str, load: Callable[[], Any]) -> Any:
+        """A part; the check that loads it tells what is wrong, and those after it are skipped."""
+        if name in self.broken:
+            raise SkippedError(f"needs the {name}")
+        try:
+            return load()
+        except FAULTS:
+            self.broken.add(name)
+            raise
+
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        run, trust = self.recipe.run, self.recipe.config.trust_remote_code
+        limits = {"min_pixels": run.min_pixels, "max_pixels": run.max_pixels}
+        return self.part("processor", lambda: load_processor(self.recipe.model, trust_remote_code=trust, **limits))
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        trust = self.recipe.config.trust_remote_code
+        return self.part("model", lambda: load_model(self.recipe.model, trust_remote_code=trust))
+
+    @cached_property
+    def prompts(self) -> Dataset:
+        return self.part("data set", self._load_prompts)
+
+    def _load_prompts(self) -> Dataset:
+        run, config = self.recipe.run, self.recipe.config
+        forbidden = picture_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code)
+        return load_prompts(
+            run.train_data,
+            run.template,
+            toy_folder=self.folder,
+            format=run.train_format,
+            forbidden=forbidden,
+            max_prompt_length=run.max_prompt_length,
+            processor=self.processor,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
+
+    @cached_property
+    def inputs(self) -> BatchFeature:
+        """The first prompt that has a picture, as the model takes it."""
+        return self.part("first prompt", self._encode_first)
+
+    def _encode_first(self) -> BatchFeature:
+        pictured = (row for row in self.prompts if row["images"])
+        row = next(pictured, None)
+        if row is None:
+            raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
+        return self.processor.apply_chat_template(
+            with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt", **(self.recipe.config.chat_template_kwargs or {}),
+        )  # fmt: skip
+
+
+def versions(setup: Setup) -> Finding:
+    wanted = [Requirement(line) for line in requires("vgpo") or () if "extra ==" not in line]
+    wrong = [
+        f"{need.name} {version(need.name)}, expected {need.specifier}"
+        for need in wanted
+        if need.name in PINNED and not need.specifier.contains(version(need.name), prereleases=True)
+    ]
+    if wrong:
+        return Finding("fail", "; ".join(wrong), "install the versions of requirements.lock")
+    return Finding("pass", ", ".join(f"{name} {version(name)}" for name in PINNED))
+
+
+def device(setup: Setup) -> Finding:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("pass", ", ".join(names))
+    cores, memory = psutil.cpu_count(logical=False), psutil.virtual_memory().available / GIB
+    found = f"no GPU; {cores} CPU cores, {memory:.1f} GiB of memory free"
+    return Finding("pass" if setup.recipe.config.use_cpu else "warn", found, "use_cpu: true says that this is meant")
+
+
+def launch(setup: Setup) -> Finding:
+    check_launch(setup.recipe.run, setup.recipe.config.world_size)
+    return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
+
+
+def trackers(setup: Setup) -> Finding:
+    wanted = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
+    missing = sorted(set(wanted) - set(get_available_reporting_integrations()))
+    if missing:
+        return Finding("fail", f"report_to: {missing} not installed", f"pip install {' '.join(missing)}")
+    return Finding("pass", ", ".join(wanted) or "none but the run folder")
+
+
+def processor(setup: Setup) -> Finding:
+    side = setup.processor.tokenizer.padding_side
+    return Finding("pass" if side == "left" else "fail", f"{type(setup.processor).__name__}, pads on the {side}")
+
+
+def data(setup: Setup) -> Finding:
+    return Finding("pass", f"{len(setup.prompts)} prompts from {setup.recipe.run.train_data}")
+
+
+def arithmetic(setup: Setup) -> Finding:
+    config = setup.recipe.config
+    batch = BatchArithmetic.of(config, len(setup.prompts), config.world_size)
+    found = f"{batch.prompts} prompts x {batch.group_size} a generation, {batch.steps} optimiser steps"
+    if not batch.groups_stay_whole:
+        return Finding(
+            "warn", f"{found}; groups are cut", "make per_device_train_batch_size a multiple of num_generations"
+        )
+    return Finding("pass", found)
+
+
+def rewards(setup: Setup) -> Finding:
+    names = setup.recipe.run.rewards
+    check_reward_columns(map(load_reward, names), setup.prompts)
+    return Finding("pass", f"{', '.join(names)}: the columns are there; `vgpo reward test` tries them")
+
+
+def model(setup: Setup) -> Finding:
+    check_image_token(setup.model, setup.processor)
+    count = sum(parameter.numel() for parameter in setup.model.parameters())
+    return Finding("pass", f"{type(setup.model).__name__}, {count / 1e6:.1f} M parameters in {setup.model.dtype}")
+
+
+def memory(setup: Setup) -> Finding:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.parameters())
+    share = 1 if setup.recipe.model.use_peft else COPIES_IN_TRAINING
+    needed = weights * share / setup.recipe.config.world_size
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    found = f"{needed / GIB:.2f} GiB for weights and optimiser, {free / GIB:.1f} GiB free; activations come on top"
+    return Finding(
+        "pass" if needed < 0.8 * free else "fail", found, "use_peft: true, more processes, or a smaller model"
+    )
+
+
+def disk(setup: Setup) -> Finding:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.parameters())
+    kept = 1 + (setup.recipe.config.save_total_limit or 1)
+    needed = weights * (1 if setup.recipe.config.save_only_model else COPIES_IN_TRAINING - 1) * kept
+    place = Path(setup.recipe.run.run_dir).absolute()
+    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+    found = f"{needed / GIB:.2f} GiB for {kept} checkpoints, {free / GIB:.1f} GiB free"
+    return Finding("pass" if needed < free else "fail", found, "lower save_total_limit, or move run_dir")
+
+
+def picture(setup: Setup) -> Finding:
+    inputs = setup.inputs
+    ids = torch.tensor(visual_token_ids(setup.model.config))
+    count = int(torch.isin(inputs["input_ids"], ids).sum())
+    with torch.inference_mode():
+        setup.model.eval()(**inputs.to(setup.model.device))  # refuses features that do not match the tokens
+    return Finding("pass", f"{inputs['input_ids'].shape[1]} tokens, {count} of them visual, each with its feature")
+
+
+def banned(setup: Setup) -> Finding:
+    ids = banned_token_ids(setup.model.config)
+    names = setup.processor.tokenizer.convert_ids_to_tokens(ids)
+    return Finding("pass" if ids else "fail", f"never generated: {', '.join(names)}")
+
+
+def trainable(setup: Setup) -> Finding:
+    frozen = setup.recipe.config.freeze or []
+    if setup.recipe.model.use_peft:
+        return Finding("pass", "adapters only (use_peft); the table at the start of the run counts them")
+    freeze_parts(setup.model, frozen)
+    parts = [
+        f"{part.replace('_', ' ')} {count.trainable / 1e6:.2f} M"
+        for part, count in count_parameters(setup.model).items()
+    ]
+    return Finding("pass", ", ".join(parts))
+
+
+def shared(setup: Setup) -> Finding:
+    reason = why_not_shared(setup.model)
+    switch = setup.recipe.config.share_prompt
+    if reason is None or switch == "off":
+        return Finding("pass", f"share_prompt: {switch}")
+    return Finding("fail" if switch == "on" else "warn", f"share_prompt: {switch}, but {reason}")
+
+
+def round_trip(setup: Setup) -> Finding:
+    """Save, load strictly, compare every weight."""
+    with tempfile.TemporaryDirectory(dir=setup.folder) as folder:
+        setup.model.save_pretrained(folder)
+        again, report = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=setup.model.dtype, output_loading_info=True
+        )
+    lost = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    weights = again.state_dict()
+    changed = [
+        name for name, weight in setup.model.state_dict().items() if not torch.equal(weight.cpu(), weights[name])
+    ]
+    if lost or changed:
+        return Finding(
+            "fail", f"not loaded as saved: {[*lost, *changed][:5]}", "use a version of transformers that does"
+        )
+    return Finding("pass", f"{len(weights)} tensors equal after saving and loading")
+
+
+CHECKS: dict[str, Callable[[Setup], Finding]] = {
+    "versions": versions,
+    "device": device,
+    "processes": launch,
+    "trackers": trackers,
+    "processor": processor,
+    "data": data,
+    "batches": arithmetic,
+    "rewards": rewards,
+    "model": model,
+    "memory": memory,
+    "disk": disk,
+    "picture tokens": picture,
+    "banned tokens": banned,
+    "trained parts": trainable,
+    "shared prompts": shared,
+    "save and load": round_trip,
+}
+
+
+BEFORE_LOADING = ("versions", "trackers")
+WITH_MODEL = ("memory", "disk")
+
+
+def refuse_hopeless(setup: Setup, names: Sequence[str], console: Console) -> None:
+    """The checks that every run begins with, beside those that its own start makes; prints what is amiss.
+
+    Raises:
+        RecipeError: One fails.
+    """
+    findings = {name: CHECKS[name](setup) for name in names}
+    for name, finding in findings.items():
+        if finding.status == "fail":
+            raise RecipeError(f"{name}: {finding.found}; {finding.fix}")
+    amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
+    if amiss:
+        console.print(table(amiss))
+
+
+def run(config: str, overrides: Sequence[str]) -> bool:
+    """Look at a recipe, its data, model and machine; one line for each check.
+
+    Returns:
+        Whether no check failed.
+
+    Raises:
+        RecipeError: The recipe itself cannot be read.
+    """
+    quiet_libraries()
+    recipe = load_recipe(config, overrides)
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="vgpo-") as folder, console.status("") as status:
+        setup = Setup(recipe, Path(folder))
+        findings = {}
+        for name, check in CHECKS.items():
+            status.update(f"checking {name}")
+            findings[name] = examine(check, setup)
+    console.print(table(findings))
+    return not any(finding.status == "fail" for finding in findings.values())
+
+
+def examine(check: Callable[[Setup], Finding], setup: Setup) -> Finding:
+    """The finding of one check; an error that a user can mend is one too."""
+    try:
+        return check(setup)
+    except SkippedError as error:
+        return Finding("skip", str(error))
+    except FAULTS as error:
+        return Finding("fail", str(error))
+
+
+def table(findings: dict[str, Finding]) -> Table:
+    """A line for each check, and below it what to do."""
+    lines = Table.grid(padding=(0, 2))
+    for name, finding in findings.items():
+        lines.add_row(Text(finding.status, style=COLOURS[finding.status]), name, Text(finding.found))
+        if finding.fix and finding.status in ("warn", "fail"):
+            lines.add_row("", "", Text(f"fix: {finding.fix}"))
+    return lines

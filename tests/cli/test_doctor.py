@@ -1,0 +1,103 @@
+"""`vgpo doctor` finds what would break a run, and names the cure."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vgpo.cli import app
+from vgpo.commands import doctor
+from vgpo.commands.recipe import load_recipe
+from vgpo.toy import write_datasets
+from vgpo.toy.model import build_model, build_processor
+
+
+@pytest.fixture(scope="module")
+def train_file(tmp_path_factory):
+    return write_datasets(tmp_path_factory.mktemp("data"), num_train=160, num_test=1)[0]
+
+
+def examined(tmp_path, train_file, *words, checks=tuple(doctor.CHECKS)):
+    words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run"), "--use_cpu", "true", *words]
+    setup = doctor.Setup(load_recipe("quickstart_vgpo", words), tmp_path)
+    return {name: doctor.examine(doctor.CHECKS[name], setup) for name in checks}
+
+
+def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
+    words = ["doctor", "quickstart_vgpo", "--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, [*words, "--use_cpu", "true"])
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * 16
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_file):
+    findings = examined(tmp_path, tmp_path / "nowhere.parquet")
+    assert findings["data"].status == "fail"
+    assert "nowhere.parquet" in findings["data"].found
+    assert {name for name, finding in findings.items() if finding.status == "skip"} == {
+        "batches", "rewards", "picture tokens",
+    }  # fmt: skip
+    assert "data set" in findings["batches"].found
+
+
+def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
+    findings = examined(tmp_path, train_file, "--model_name_or_path", str(tmp_path / "none"))
+    assert findings["processor"].status == findings["model"].status == "fail"
+    assert findings["versions"].status == findings["trackers"].status == "pass"
+    assert findings["memory"].status == findings["data"].status == "skip"
+
+
+def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):
+    words = ["doctor", "quickstart_vgpo", "--train_data", str(tmp_path / "nowhere.parquet")]
+    assert CliRunner().invoke(app, words).exit_code == 1
+
+
+FREE = namedtuple("FREE", "free")
+
+
+def test_a_full_disk_is_seen(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(2**20))
+    finding = examined(tmp_path, train_file, checks=["disk"])["disk"]
+    assert (finding.status, "save_total_limit" in finding.fix) == ("fail", True)
+
+
+def test_too_little_memory_is_seen(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: namedtuple("M", "available")(2**20))
+    assert examined(tmp_path, train_file, checks=["memory"])["memory"].status == "fail"
+
+
+def test_wrong_versions_are_named(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
+    finding = examined(tmp_path, train_file, checks=["versions"])["versions"]
+    assert finding.status == "fail"
+    assert "trl 0.1, expected <2,>=1.16" in finding.found
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(doctor, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    finding = examined(tmp_path, train_file, "--report_to", "wandb", checks=["trackers"])["trackers"]
+    assert (finding.status, finding.fix) == ("fail", "pip install wandb")
+
+
+def test_groups_that_are_cut_are_warned_of(tmp_path, train_file):
+    words = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
+    finding = examined(tmp_path, train_file, *words, checks=["batches"])["batches"]
+    assert finding.status == "warn"
+
+
+def test_weights_that_change_on_the_way_are_seen(tmp_path, train_file, monkeypatch):
+    load = doctor.AutoModelForImageTextToText.from_pretrained
+
+    def loses_a_weight(*args, **kwargs):
+        model, report = load(*args, **kwargs)
+        with torch.no_grad():
+            next(model.parameters()).zero_()
+        return model, report
+
+    monkeypatch.setattr(doctor.AutoModelForImageTextToText, "from_pretrained", loses_a_weight)
+    setup = doctor.Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file)]), tmp_path)
+    setup.model = build_model(build_processor().tokenizer, seed=1)
+    assert doctor.examine(doctor.round_trip, setup).status == "fail"
