@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from vgpo.cli import app
 from vgpo.commands import doctor
-from vgpo.commands.recipe import load_recipe
+from vgpo.commands.recipe import RecipeError, load_recipe
+from vgpo.commands.setup import Setup
+from vgpo.commands.train import train
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
 
@@ -21,8 +23,11 @@ def train_file(tmp_path_factory):
 
 def examined(tmp_path, train_file, *words, checks=tuple(doctor.CHECKS)):
     words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run"), "--use_cpu", "true", *words]
-    setup = doctor.Setup(load_recipe("quickstart_vgpo", words), tmp_path)
-    return {name: doctor.examine(doctor.CHECKS[name], setup) for name in checks}
+    setup = Setup(load_recipe("quickstart_vgpo", words), tmp_path)
+    findings = {}
+    for name in checks:
+        findings[name] = doctor.examine(name, setup, findings)
+    return findings
 
 
 def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
@@ -40,14 +45,14 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert {name for name, finding in findings.items() if finding.status == "skip"} == {
         "batches", "rewards", "picture tokens",
     }  # fmt: skip
-    assert "data set" in findings["batches"].found
+    assert findings["batches"].found == "needs data"
 
 
 def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
     findings = examined(tmp_path, train_file, "--model_name_or_path", str(tmp_path / "none"))
-    assert findings["processor"].status == findings["model"].status == "fail"
+    assert findings["processor"].status == "fail"
     assert findings["versions"].status == findings["trackers"].status == "pass"
-    assert findings["memory"].status == findings["data"].status == "skip"
+    assert {findings[name].status for name in ("model", "memory", "data")} == {"skip"}
 
 
 def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):
@@ -98,6 +103,21 @@ def test_weights_that_change_on_the_way_are_seen(tmp_path, train_file, monkeypat
         return model, report
 
     monkeypatch.setattr(doctor.AutoModelForImageTextToText, "from_pretrained", loses_a_weight)
-    setup = doctor.Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file)]), tmp_path)
+    setup = Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file)]), tmp_path)
     setup.model = build_model(build_processor().tokenizer, seed=1)
-    assert doctor.examine(doctor.round_trip, setup).status == "fail"
+    assert doctor.examine("save and load", setup, {}).status == "fail"
+
+
+def test_a_run_that_cannot_end_well_does_not_begin(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(2**20))
+    words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(RecipeError, match=r"disk: .* GiB for 2 checkpoints, 0\.0 GiB free\. lower save_total_limit"):
+        train(load_recipe("quickstart_vgpo", words), command=["vgpo"])
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_start_of_a_run_names_wrong_versions(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "0.1")
+    words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(RecipeError, match=r"versions: .*torch 0\.1, expected"):
+        train(load_recipe("quickstart_vgpo", words), command=["vgpo"])

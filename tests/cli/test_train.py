@@ -11,13 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from click.testing import Result
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import quickstart, train
+from vgpo.commands import quickstart, setup, train
 from vgpo.commands.recipe import RecipeError
 from vgpo.report import RunFolder, RunFolderError
 from vgpo.study import Evaluation
@@ -31,7 +32,7 @@ def fail_to_load(*args: object, **kwargs: object) -> None:
 
 def invoke_train(monkeypatch: pytest.MonkeyPatch, *words: object) -> str:
     """What `vgpo train --config quickstart_vgpo WORDS` says when it ends before a model is loaded."""
-    monkeypatch.setattr(train, "load_model", fail_to_load)
+    monkeypatch.setattr(setup, "load_model", fail_to_load)
     done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)])
     assert done.exit_code == 2
     assert "error: " in done.stderr
@@ -89,7 +90,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
 
     monkeypatch.setattr(train, "check_image_token", lambda *args: None)
     monkeypatch.setattr(train, "VGPOTrainer", fail_late)
-    monkeypatch.setattr(train, "load_model", lambda *args, **kwargs: None)
+    monkeypatch.setattr(setup, "load_model", lambda *args, **kwargs: torch.nn.Module())
     words = ["--run_dir", run_dir, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
     done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)])
     assert "no such model" in done.stderr
@@ -237,4 +238,4 @@ def test_quickstart_from_command_to_report(
     assert "of 10, 95 % interval" in done.stdout
     written = json.loads(result.read_text())
     assert written["answers"] == scores["vgpo"]["after"]["answers"]
-    assert (written["template"], written["max_new_tokens"]) == ("plain", 64)  # of the run
+    assert (written["template"], written["max_new_tokens"]) == ("plain", 40)  # of the run

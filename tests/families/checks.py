@@ -25,6 +25,7 @@ from tests.families.build import encode_prompts, picture
 from tests.families.mixed_worker import check_two_processes
 from vgpo.commands.loading import check_image_token, load_model, load_processor
 from vgpo.commands.recipe import Recipe, RunArguments
+from vgpo.commands.setup import Setup
 from vgpo.commands.train import build_trainer
 from vgpo.data import to_prompts
 from vgpo.focus import banned_token_ids, visual_token_mask
@@ -221,8 +222,9 @@ class Family:
             config=VGPOConfig(output_dir=str(self.out), **{**SETTINGS, **settings}),
             model=self.model_config(use_peft=lora),
         )
-        _, processor = self.load()
-        trainer = build_trainer(recipe, processor, to_prompts(rows()), RunFolder(self.out), self.console)
+        setup = Setup(recipe, self.out)
+        setup.prompts = to_prompts(rows())
+        trainer = build_trainer(setup, RunFolder(self.out), self.console)
         trainer.remove_callback(RunCallback)
         gradients = NoteGradients()
         trainer.add_callback(gradients)

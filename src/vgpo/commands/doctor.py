@@ -2,34 +2,26 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import requires, version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import psutil
 import torch
-from datasets import Dataset
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForImageTextToText, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, BatchFeature
 from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.loading import (
-    check_image_token,
-    load_model,
-    load_processor,
-    load_prompts,
-    picture_tokens,
-    quiet_libraries,
-)
-from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.loading import check_image_token, quiet_libraries
+from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.reward import check_reward_columns
+from vgpo.commands.setup import Setup
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import RewardError, load_reward
@@ -46,10 +38,6 @@ GIB = 2**30
 COPIES_IN_TRAINING = 4
 
 
-class SkippedError(Exception):
-    """A check whose ground another check has found missing."""
-
-
 @dataclass(frozen=True)
 class Finding:
     """What a check found; `status` is pass, warn, fail or skip."""
@@ -57,69 +45,6 @@ class Finding:
     status: str
     found: str
     fix: str = ""
-
-
-@dataclass
-class Setup:
-    """What the checks look at, each part loaded when the first of them asks, and skipped when it could not be."""
-
-    recipe: Recipe
-    folder: Path
-    broken: set[str] = field(default_factory=set)
-
-    def part(self, name: str, load: Callable[[], Any]) -> Any:
-        """A part; the check that loads it tells what is wrong, and those after it are skipped."""
-        if name in self.broken:
-            raise SkippedError(f"needs the {name}")
-        try:
-            return load()
-        except FAULTS:
-            self.broken.add(name)
-            raise
-
-    @cached_property
-    def processor(self) -> ProcessorMixin:
-        run, trust = self.recipe.run, self.recipe.config.trust_remote_code
-        limits = {"min_pixels": run.min_pixels, "max_pixels": run.max_pixels}
-        return self.part("processor", lambda: load_processor(self.recipe.model, trust_remote_code=trust, **limits))
-
-    @cached_property
-    def model(self) -> PreTrainedModel:
-        trust = self.recipe.config.trust_remote_code
-        return self.part("model", lambda: load_model(self.recipe.model, trust_remote_code=trust))
-
-    @cached_property
-    def prompts(self) -> Dataset:
-        return self.part("data set", self._load_prompts)
-
-    def _load_prompts(self) -> Dataset:
-        run, config = self.recipe.run, self.recipe.config
-        forbidden = picture_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code)
-        return load_prompts(
-            run.train_data,
-            run.template,
-            toy_folder=self.folder,
-            format=run.train_format,
-            forbidden=forbidden,
-            max_prompt_length=run.max_prompt_length,
-            processor=self.processor,
-            chat_template_kwargs=config.chat_template_kwargs,
-        )
-
-    @cached_property
-    def inputs(self) -> BatchFeature:
-        """The first prompt that has a picture, as the model takes it."""
-        return self.part("first prompt", self._encode_first)
-
-    def _encode_first(self) -> BatchFeature:
-        pictured = (row for row in self.prompts if row["images"])
-        row = next(pictured, None)
-        if row is None:
-            raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
-        return self.processor.apply_chat_template(
-            with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
-            return_tensors="pt", **(self.recipe.config.chat_template_kwargs or {}),
-        )  # fmt: skip
 
 
 def versions(setup: Setup) -> Finding:
@@ -209,8 +134,19 @@ def disk(setup: Setup) -> Finding:
     return Finding("pass" if needed < free else "fail", found, "lower save_total_limit, or move run_dir")
 
 
+def first_picture(setup: Setup) -> BatchFeature:
+    """The first prompt that has a picture, as the model takes it."""
+    row = next((row for row in setup.prompts if row["images"]), None)
+    if row is None:
+        raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
+    return setup.processor.apply_chat_template(
+        with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
+        return_tensors="pt", **(setup.recipe.config.chat_template_kwargs or {}),
+    )  # fmt: skip
+
+
 def picture(setup: Setup) -> Finding:
-    inputs = setup.inputs
+    inputs = first_picture(setup)
     ids = torch.tensor(visual_token_ids(setup.model.config))
     count = int(torch.isin(inputs["input_ids"], ids).sum())
     with torch.inference_mode():
@@ -263,43 +199,34 @@ def round_trip(setup: Setup) -> Finding:
     return Finding("pass", f"{len(weights)} tensors equal after saving and loading")
 
 
-CHECKS: dict[str, Callable[[Setup], Finding]] = {
-    "versions": versions,
-    "device": device,
-    "processes": launch,
-    "trackers": trackers,
-    "processor": processor,
-    "data": data,
-    "batches": arithmetic,
-    "rewards": rewards,
-    "model": model,
-    "memory": memory,
-    "disk": disk,
-    "picture tokens": picture,
-    "banned tokens": banned,
-    "trained parts": trainable,
-    "shared prompts": shared,
-    "save and load": round_trip,
+class Check(NamedTuple):
+    """A check, and those whose ground it stands on."""
+
+    look: Callable[[Setup], Finding]
+    needs: tuple[str, ...] = ()
+
+
+CHECKS = {
+    "versions": Check(versions),
+    "device": Check(device),
+    "processes": Check(launch),
+    "trackers": Check(trackers),
+    "processor": Check(processor),
+    "data": Check(data, ("processor",)),
+    "batches": Check(arithmetic, ("data",)),
+    "rewards": Check(rewards, ("data",)),
+    "model": Check(model, ("processor",)),
+    "memory": Check(memory, ("model",)),
+    "disk": Check(disk, ("model",)),
+    "picture tokens": Check(picture, ("data", "model")),
+    "banned tokens": Check(banned, ("model",)),
+    "trained parts": Check(trainable, ("model",)),
+    "shared prompts": Check(shared, ("model",)),
+    "save and load": Check(round_trip, ("model",)),
 }
-
-
+# With those that the start of a run makes anyway, the ones that cost nothing.
 BEFORE_LOADING = ("versions", "trackers")
 WITH_MODEL = ("memory", "disk")
-
-
-def refuse_hopeless(setup: Setup, names: Sequence[str], console: Console) -> None:
-    """The checks that every run begins with, beside those that its own start makes; prints what is amiss.
-
-    Raises:
-        RecipeError: One fails.
-    """
-    findings = {name: CHECKS[name](setup) for name in names}
-    for name, finding in findings.items():
-        if finding.status == "fail":
-            raise RecipeError(f"{name}: {finding.found}; {finding.fix}")
-    amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
-    if amiss:
-        console.print(table(amiss))
 
 
 def run(config: str, overrides: Sequence[str]) -> bool:
@@ -316,22 +243,39 @@ def run(config: str, overrides: Sequence[str]) -> bool:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder, console.status("") as status:
         setup = Setup(recipe, Path(folder))
-        findings = {}
-        for name, check in CHECKS.items():
+        findings: dict[str, Finding] = {}
+        for name in CHECKS:
             status.update(f"checking {name}")
-            findings[name] = examine(check, setup)
+            findings[name] = examine(name, setup, findings)
     console.print(table(findings))
     return not any(finding.status == "fail" for finding in findings.values())
 
 
-def examine(check: Callable[[Setup], Finding], setup: Setup) -> Finding:
-    """The finding of one check; an error that a user can mend is one too."""
+def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
+    """The finding of one check, after those of `before`; an error that a user can mend is one too."""
+    check = CHECKS[name]
+    missing = [need for need in check.needs if need in before and before[need].status in ("fail", "skip")]
+    if missing:
+        return Finding("skip", f"needs {missing[0]}")
     try:
-        return check(setup)
-    except SkippedError as error:
-        return Finding("skip", str(error))
+        return check.look(setup)
     except FAULTS as error:
         return Finding("fail", str(error))
+
+
+def refuse_hopeless(setup: Setup, names: Sequence[str], console: Console) -> None:
+    """Make some of the checks at the start of a run, and print what is amiss.
+
+    Raises:
+        RecipeError: One fails.
+    """
+    findings = {name: examine(name, setup, {}) for name in names}
+    for name, finding in findings.items():
+        if finding.status == "fail":
+            raise RecipeError(f"{name}: {finding.found}. {finding.fix}".rstrip())
+    amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
+    if amiss:
+        console.print(table(amiss))
 
 
 def table(findings: dict[str, Finding]) -> Table:

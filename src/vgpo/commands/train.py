@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -16,21 +15,14 @@ from typing import Any, NoReturn
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProcessorMixin, ProgressCallback
+from transformers import ProgressCallback
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, Setup, refuse_hopeless
-from vgpo.commands.loading import (
-    adapter_config,
-    check_image_token,
-    load_model,
-    load_processor,
-    load_prompts,
-    picture_tokens,
-    quiet_libraries,
-)
+from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, refuse_hopeless
+from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
 from vgpo.commands.reward import check_reward_columns
+from vgpo.commands.setup import Setup
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
 from vgpo.report.storage import RESTART
@@ -82,31 +74,14 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
     console = console or Console(quiet=not config.should_log)
     folder = RunFolder(Path(run.run_dir))
     folder.refuse_taken()
-    data_folder = folder.path / "data"
     check_launch(run, config.world_size)
-    trust = config.trust_remote_code
-    processor = load_processor(
-        recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
-    )
-    read = partial(
-        load_prompts,
-        template=run.template,
-        toy_folder=data_folder,
-        forbidden=picture_tokens(recipe.model, processor, trust_remote_code=trust),
-    )
+    setup = Setup(recipe, folder.path / "data")
+    refuse_hopeless(setup, BEFORE_LOADING, console)
     with config.main_process_first(desc="data"):
-        train_prompts = read(
-            run.train_data,
-            format=run.train_format,
-            max_prompt_length=run.max_prompt_length,
-            processor=processor,
-            chat_template_kwargs=config.chat_template_kwargs,
-        )
-        held_out = read(run.eval_data, format=run.eval_format, limit=run.eval_limit) if run.eval_data else None
-    check_reward_columns(map(load_reward, run.rewards), train_prompts)
-    console.print(BatchArithmetic.of(config, len(train_prompts), config.world_size).table())
-
-    trainer = build_trainer(recipe, processor, train_prompts, folder, console)
+        prompts, held_out = setup.prompts, setup.held_out
+    check_reward_columns(map(load_reward, run.rewards), prompts)
+    console.print(BatchArithmetic.of(config, len(prompts), config.world_size).table())
+    trainer = build_trainer(setup, folder, console)
     # Last of all that can fail at the start, so that a mended recipe can take the same folder.
     start_folder(recipe, command)
     try:
@@ -117,20 +92,18 @@ def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = N
         raise
 
 
-def build_trainer(
-    recipe: Recipe, processor: ProcessorMixin, train_prompts: Dataset, folder: RunFolder, console: Console
-) -> VGPOTrainer:
+def build_trainer(setup: Setup, folder: RunFolder, console: Console) -> VGPOTrainer:
     """Model and trainer of a recipe; the trainer will write into `folder`. Prints what is trained."""
-    run, config, model_config = recipe.run, recipe.config, recipe.model
-    model = load_model(model_config, trust_remote_code=config.trust_remote_code)
-    check_image_token(model, processor)
+    run, config, model = setup.recipe.run, setup.recipe.config, setup.model
+    check_image_token(model, setup.processor)
+    refuse_hopeless(setup, WITH_MODEL, console)
     trainer = VGPOTrainer(
         model=model,
         args=config,
         reward_funcs=[load_reward(name) for name in run.rewards],
-        train_dataset=train_prompts,
-        processing_class=processor,
-        peft_config=adapter_config(model_config, model, vision=run.lora_vision),
+        train_dataset=setup.prompts,
+        processing_class=setup.processor,
+        peft_config=adapter_config(setup.recipe.model, model, vision=run.lora_vision),
         callbacks=[RunCallback(folder)],
         rollout_writer=folder.write_rollouts,
     )

@@ -1,0 +1,63 @@
+"""What a run is made of, each part loaded when it is first asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from vgpo.commands.loading import load_model, load_processor, load_prompts, picture_tokens
+from vgpo.commands.recipe import Recipe
+
+
+@dataclass
+class Setup:
+    """Processor, prompts and model of a recipe. `folder` is where the embedded task writes its sets.
+
+    Raises, where a part is asked for:
+        RecipeError: The checkpoint cannot be loaded.
+        DataError: A row that cannot be trained on.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def processor(self) -> ProcessorMixin:
+        run, trust = self.recipe.run, self.recipe.config.trust_remote_code
+        return load_processor(
+            self.recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
+        )
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return load_model(self.recipe.model, trust_remote_code=self.recipe.config.trust_remote_code)
+
+    @cached_property
+    def prompts(self) -> Dataset:
+        """The training set, without prompts that are too long."""
+        run = self.recipe.run
+        return self._read(run.train_data, run.train_format, max_prompt_length=run.max_prompt_length)
+
+    @cached_property
+    def held_out(self) -> Dataset | None:
+        """The first `eval_limit` questions of the held-out set, if there is one."""
+        run = self.recipe.run
+        return self._read(run.eval_data, run.eval_format, limit=run.eval_limit) if run.eval_data else None
+
+    def _read(
+        self, source: str, format: str | None, *, limit: int | None = None, max_prompt_length: int | None = None
+    ) -> Dataset:
+        config = self.recipe.config
+        return load_prompts(
+            source,
+            self.recipe.run.template,
+            toy_folder=self.folder,
+            format=format,
+            limit=limit,
+            forbidden=picture_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
+            max_prompt_length=max_prompt_length,
+            processor=self.processor,
+            chat_template_kwargs=config.chat_template_kwargs,
+        )
