@@ -65,7 +65,7 @@ def test_too_little_data_and_cut_groups_are_errors(write_recipe: Callable[[str],
 def test_the_number_of_processes_is_checked() -> None:
     check_launch(RunArguments(train_data="x", num_processes=8), 8)
     check_launch(RunArguments(train_data="x", eval_data="y"), 1)
-    with pytest.raises(RecipeError, match=r"num_processes=8, but 1 started.*nproc-per-node 8"):
+    with pytest.raises(RecipeError, match=r"num_processes=8, but 1 started.*accelerate launch.*num_processes: 8"):
         check_launch(RunArguments(train_data="x", num_processes=8), 1)
     with pytest.raises(RecipeError, match=r"eval_data is for runs of one process.*vgpo eval"):
         check_launch(RunArguments(train_data="x", eval_data="y"), 2)

@@ -1,17 +1,13 @@
 """`vgpo data check` on sets in the form of Geometry3K and MathVista, on the embedded recipe, and on what is wrong."""
 
 import html
-import io
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pytest
 from click.testing import Result
-from PIL import Image, ImageDraw
 from trl import ModelConfig
 from typer.testing import CliRunner
 
@@ -20,62 +16,6 @@ from vgpo.commands import loading
 from vgpo.data import prompt_lengths
 
 HOSTILE = "<script>alert(1)</script> \x1b[2Jred\u202eder {{ 7 * 7 }} [bold]"
-
-
-def drawing(seed: int) -> dict[str, Any]:
-    """A triangle in a picture of 80 to 200 by 60 to 120 pixels, as JPEG bytes."""
-    draw = random.Random(seed)
-    width, height = draw.randrange(80, 200), draw.randrange(60, 120)
-    picture = Image.new("RGB", (width, height), "white")
-    corners = [(draw.randrange(width), draw.randrange(height)) for _ in range(3)]
-    ImageDraw.Draw(picture).polygon(corners, outline="black", width=2)
-    file = io.BytesIO()
-    picture.save(file, "JPEG")
-    return {"bytes": file.getvalue(), "path": None}
-
-
-@pytest.fixture
-def geometry(tmp_path: Path) -> Path:
-    """Geometry3K's form: problem, answer in LaTeX or as a number, a list of one picture."""
-    rows = [
-        {
-            "images": [drawing(seed)],
-            "problem": "<image>Find x." + " Round to the nearest tenth." * (seed % 3),
-            "answer": ["2 \\sqrt { 221 }", "30", "7.5"][seed % 3],
-        }
-        for seed in range(12)
-    ]
-    features = datasets.Features(
-        images=datasets.List(datasets.Image()), problem=datasets.Value("string"), answer=datasets.Value("string")
-    )
-    path = tmp_path / "geometry.parquet"
-    datasets.Dataset.from_list(rows, features=features).to_parquet(path)
-    return path
-
-
-@pytest.fixture
-def vista(tmp_path: Path) -> Path:
-    """MathVista's form: choices whose gold is their text, and open questions with unit and precision."""
-    choice = {"choices": ["triangle", "square"], "answer": "square", "question_type": "multi_choice"}
-    free = {"choices": None, "answer": "1.5", "question_type": "free_form", "precision": 1.0}
-    rows = [
-        {
-            "pid": str(seed),
-            "question": "What is this?" if seed % 2 else "How long?",
-            "image": f"images/{seed}.jpg",
-            "decoded_image": drawing(seed),
-            "unit": None,
-            "precision": None,
-            **(choice if seed % 2 else free),
-            "answer_type": "text" if seed % 2 else "float",
-            "metadata": {"category": "math" if seed < 8 else "general", "grade": None},
-        }
-        for seed in range(10)
-    ]
-    path = tmp_path / "testmini.parquet"
-    dataset = datasets.Dataset.from_list(rows).cast_column("decoded_image", datasets.Image())
-    dataset.to_parquet(path)
-    return path
 
 
 @pytest.fixture

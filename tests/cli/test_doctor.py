@@ -38,6 +38,13 @@ def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("form", ["geometry", "vista"])
+def test_sets_in_the_form_of_geometry3k_and_mathvista_are_healthy(tmp_path, form, request):
+    findings = examined(tmp_path, request.getfixturevalue(form), "--gradient_accumulation_steps", "1")
+    assert {finding.status for finding in findings.values()} == {"pass"}, findings
+    assert findings["picture tokens"].found.endswith("each with its feature")
+
+
 def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_file):
     findings = examined(tmp_path, tmp_path / "nowhere.parquet")
     assert findings["data"].status == "fail"

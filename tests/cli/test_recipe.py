@@ -8,8 +8,9 @@ from transformers import training_args
 from typer.testing import CliRunner
 
 from vgpo.cli import app
+from vgpo.commands import recipe as recipe_module
 from vgpo.commands.arithmetic import BatchArithmetic
-from vgpo.commands.recipe import RecipeError, load_recipe, recipe_folder
+from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe, recipe_folder
 
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))
 ON_A_LAPTOP = ["--use_cpu", "true"]
@@ -20,6 +21,7 @@ def test_the_package_has_its_recipes() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart_dapo",
         "quickstart_vgpo",
+        "qwen2_5_vl_3b_lora_1gpu",
         "qwen2_5_vl_3b_virl39k",
         "qwen2_5_vl_7b_virl39k",
         "qwen2_5_vl_32b_virl39k",
@@ -130,6 +132,26 @@ def test_bf16_without_a_gpu(write_recipe: Callable[[str], Path], monkeypatch: py
     monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: False)
     with pytest.raises(RecipeError, match=r"recipe\.yaml: bf16 needs a GPU \(or use_cpu\): set bf16: false$"):
         load_recipe(write_recipe(""), ["--use_cpu", "false", "--bf16", "true"])
+
+
+def test_the_recipe_for_one_gpu_trains_adapters() -> None:
+    recipe = load_recipe("qwen2_5_vl_3b_lora_1gpu", ON_A_LAPTOP)
+    arithmetic = BatchArithmetic.of(recipe.config, 2_101, 1)  # Geometry3K's training set
+    assert (arithmetic.prompts, arithmetic.rollouts, arithmetic.updates) == (32, 256, 2)
+    assert arithmetic.steps == 5 * 2 * (2_101 // 32)
+    assert recipe.model.use_peft
+    assert recipe.model.dtype == "bfloat16"
+
+
+def test_vllm_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_vllm = load_recipe("qwen2_5_vl_7b_virl39k", ON_A_LAPTOP).config
+    without = load_recipe("quickstart_vgpo").config
+    monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: False)
+    check_vllm(without)
+    with pytest.raises(RecipeError, match=r"use_vllm: true \(vllm_mode: colocate\) needs vLLM.*pip install vllm"):
+        check_vllm(with_vllm)
+    monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: True)
+    check_vllm(with_vllm)
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:

@@ -202,6 +202,12 @@ def test_training_asks_for_the_columns_of_its_rewards_before_it_loads_a_model(
     assert "reward 'wants_solution' asks for 'solution', which is no column of the data set" in done.stderr
 
 
+def test_a_set_in_the_form_of_mathvista(vista: Path) -> None:
+    done = CliRunner().invoke(app, ["reward", "test", "quickstart_vgpo", "--train_data", str(vista)])
+    assert done.exit_code == 0, done.output
+    assert table(done.output)["gold"] == ["1.000", "10", "none"]
+
+
 def test_the_embedded_recipe(toy_files: tuple[Path, Path]) -> None:
     words = ["reward", "test", "quickstart_vgpo", "--train_data", str(toy_files[0]), "--rows", "40"]
     done = CliRunner().invoke(app, words)
