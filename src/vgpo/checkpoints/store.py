@@ -1,0 +1,361 @@
+"""Checkpoints that are there in full or not at all.
+
+A checkpoint is written under a name that nobody loads, gets a manifest of its files, and is renamed to its place once
+it has reached the disk. Only then may older ones go. A kill or a full disk at any moment leaves the newest intact one.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+PINNED = "pinned.json"
+FORMAT = 1
+
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+_LEFTOVER = re.compile(r"\.(deleting|replaced|saving)-checkpoint-(0|[1-9][0-9]*)")
+_CHUNK_BYTES = 1 << 20
+_NAMES_SHOWN = 5
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read or trusted; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest usable checkpoint, and the newer ones that are not.
+
+    path, step: None where none is usable. passed_over: (folder name, reason), newest first.
+    """
+
+    path: Path | None
+    step: int | None
+    passed_over: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The checkpoints of one run: `begin`, write files into the staging folder, `commit`.
+
+    One process calls this, the world's main one; others may write into the staging folder between `begin` and
+    `commit`, with a barrier after the one and before the other. Links and foreign names in the folder are left alone.
+
+    Args:
+        folder: where `checkpoint-<step>` folders lie; made by the first `begin`.
+        keep: how many of the newest stay, at least 1; None keeps all.
+    """
+
+    folder: Path
+    keep: int | None = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 1:
+            raise ValueError(f"keep is {self.keep}, expected at least 1, or None to keep every checkpoint")
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies once it is committed."""
+        return self.folder / f"checkpoint-{step}"
+
+    def staging_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is written."""
+        return self.folder / f".saving-checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of all `checkpoint-<step>` folders, usable or not, newest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir() if _is_real_folder(entry))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def begin(self, step: int) -> Path:
+        """Clear away what killed saves left, make an empty staging folder and return it.
+
+        Raises:
+            CheckpointError: it cannot be made, or what has the checkpoint's name is no folder.
+        """
+        staging, place = self.staging_path(step), self.path(step)
+        if os.path.lexists(place) and not _is_real_folder(place):
+            raise CheckpointError(f"{place} is a link or a file, expected a folder or nothing; move it elsewhere.")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._put_back()
+            for leftover in self._leftovers("deleting", "replaced", "saving"):
+                self._delete(leftover)
+            staging.mkdir()
+        except OSError as error:
+            raise self.give_up(step, error) from error
+        return staging
+
+    def commit(self, step: int) -> Path:
+        """Seal the staging folder, put it in its place and only then delete checkpoints that need not be kept.
+
+        Those are all but the newest `keep` complete ones up to this step, and the pinned ones: what has a later step
+        is of a run that was taken back to an earlier one.
+
+        Returns:
+            the folder of the checkpoint; one of the same step that was there before is replaced.
+
+        Raises:
+            CheckpointError: the disk refused, and older checkpoints are as they were; or the staging folder holds no
+                file, or a link.
+        """
+        staging, place = self.staging_path(step), self.path(step)
+        replaced = self.folder / f".replaced-{place.name}"
+        try:
+            _seal(staging, step)
+            # A kill between the two renames: the next start puts the old one back.
+            if _is_real_folder(place):
+                place.rename(replaced)
+            staging.rename(place)
+            _sync(self.folder)
+        except OSError as error:
+            raise self.give_up(step, error) from error
+        if replaced.exists():
+            self._delete(replaced)
+        self._prune(step)
+        return place
+
+    def give_up(self, step: int, error: Exception) -> CheckpointError:
+        """Remove the staging folder after a failed write, and return the error to raise."""
+        staging = self.staging_path(step)
+        self._put_back()
+        if _is_real_folder(staging):
+            self._delete(staging)
+        newest = self.newest_valid().path
+        return CheckpointError(
+            f"{self.path(step)} could not be saved: {error}. Its unfinished files were removed, older checkpoints are "
+            f"as they were; newest usable one: {newest or 'none'}. Free space on this disk, or mend what the error "
+            "names, and resume."
+        )
+
+    def newest_valid(self, *, at: int | None = None, before: int | None = None) -> Found:
+        """Find the newest checkpoint that is, byte by byte, what was saved.
+
+        Args:
+            at: only this step.
+            before: only steps smaller than this one.
+        """
+        self._put_back()
+        passed_over: list[tuple[str, str]] = []
+        for step in self.steps() if at is None else [at]:
+            if before is not None and step >= before:
+                continue
+            reason = self.verify(self.path(step))
+            if reason is None:
+                return Found(self.path(step), step, passed_over)
+            passed_over.append((self.path(step).name, reason))
+        return Found(None, None, passed_over)
+
+    @staticmethod
+    def verify(path: Path, *, contents: bool = True) -> str | None:
+        """Say why a checkpoint is not usable; None if it is.
+
+        A file that the manifest does not list is a reason: loaders choose by which files are there, so an adapter, an
+        index or a second weight file that came later changes what is loaded.
+
+        Args:
+            path: folder of a checkpoint.
+            contents: False compares names and sizes only, and reads no file but the manifest.
+        """
+        try:
+            _check(path, contents)
+        except CheckpointError as error:
+            return str(error)
+        except OSError as error:
+            return f"{error.filename or path} cannot be read: {error.strerror}"
+        return None
+
+    def pin(self, step: int, reason: str) -> None:
+        """Never delete this checkpoint; the reason stands in `pinned.json`.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or the disk refused.
+        """
+        if step not in self.steps():
+            raise CheckpointError(f"{self.path(step)} is not there; found {self.steps()}. Pin one of these.")
+        pins = {str(pinned): why for pinned, why in {**self.pins(), step: reason}.items()}
+        partial = self.folder / f".{PINNED}.partial"
+        try:
+            _write(partial, pins)
+            partial.replace(self.folder / PINNED)
+            _sync(self.folder)
+        except OSError as error:
+            raise CheckpointError(f"{self.path(step)} could not be pinned: {error}. Free space and resume.") from error
+
+    def pins(self) -> dict[int, str]:
+        """Steps of pinned checkpoints and the reasons.
+
+        Raises:
+            CheckpointError: `pinned.json` cannot be understood.
+        """
+        path = self.folder / PINNED
+        if not path.exists():
+            return {}
+        try:
+            return {int(step): str(reason) for step, reason in json.loads(path.read_bytes()).items()}
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: expected a JSON object of steps and reasons ({error}). Restore it, or delete it if no "
+                "checkpoint has to be kept for good."
+            ) from error
+
+    def _leftovers(self, *kinds: str) -> list[Path]:
+        """What killed saves left, `deleting` first: another folder of that step can take the name then."""
+        found = [(_LEFTOVER.fullmatch(entry.name), entry) for entry in sorted(self.folder.iterdir())]
+        return [entry for name, entry in found if name and name[1] in kinds and _is_real_folder(entry)]
+
+    def _put_back(self) -> None:
+        """Undo a replacement that was cut off when the old checkpoint was out and the new one not yet in."""
+        if not self.folder.is_dir():
+            return
+        for replaced in self._leftovers("replaced"):
+            place = self.folder / replaced.name.removeprefix(".replaced-")
+            if not os.path.lexists(place):
+                replaced.rename(place)
+
+    def _prune(self, newest: int) -> None:
+        if self.keep is None:
+            return
+        steps = self.steps()
+        complete = [step for step in steps if step <= newest and not self.verify(self.path(step), contents=False)]
+        stay = {newest, *complete[: self.keep], *self.pins()}
+        for step in steps:
+            if step not in stay:
+                self._delete(self.path(step))
+
+    def _delete(self, folder: Path) -> None:
+        # Renamed first: half of a checkpoint never has a checkpoint's name.
+        doomed = self.folder / f".deleting-checkpoint-{folder.name.rpartition('-')[2]}"
+        try:
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            warnings.warn(
+                f"{folder} could not be deleted ({error}); it takes up space until a later save can delete it.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def strict_difference(expected: Iterable[str], found: Iterable[str]) -> str | None:
+    """Say which names are missing and which are unexpected, some of each; None if the two sets are equal."""
+    expected, found = set(expected), set(found)
+    sides = {"missing": expected - found, "unexpected": found - expected}
+    parts = []
+    for side, names in sides.items():
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        if names:
+            parts.append(f"{side}: {', '.join(sorted(names)[:_NAMES_SHOWN])}{more}")
+    return "; ".join(parts) or None
+
+
+def _seal(staging: Path, step: int) -> None:
+    """Bring every file to the disk and then write the manifest, which says that they all are there."""
+    folders, others = _tree(staging)
+    files = {file.relative_to(staging).as_posix(): file for file in others}
+    files.pop(MANIFEST, None)
+    if not files:
+        raise CheckpointError(f"{staging} holds no file: nothing was written for step {step}.")
+    entries = {name: _fingerprint(_regular(name, file), sync=True) for name, file in files.items()}
+    _write(staging / MANIFEST, {"format": FORMAT, "step": step, "files": entries})
+    for folder in folders:
+        _sync(folder)
+
+
+def _check(path: Path, contents: bool) -> None:
+    if not _is_real_folder(path):
+        raise CheckpointError("a link or a file, expected a folder" if os.path.lexists(path) else "not there")
+    manifest = _read_manifest(path)
+    name = _CHECKPOINT.fullmatch(path.name)
+    if name and int(name[1]) != manifest["step"]:
+        raise CheckpointError(f"{MANIFEST} is of step {manifest['step']}, expected step {name[1]}")
+    entries = manifest["files"]
+    found = {file.relative_to(path).as_posix(): file for file in _tree(path)[1]}
+    if difference := strict_difference({*entries, MANIFEST}, found):
+        raise CheckpointError(f"files {difference}")
+    for name, entry in entries.items():
+        size = _regular(name, found[name]).stat().st_size
+        if size != entry["size"]:
+            raise CheckpointError(f"{name} has {size} bytes, expected {entry['size']}")
+    for name, entry in entries.items():
+        if contents and _fingerprint(found[name]) != entry:
+            raise CheckpointError(f"{name} does not hold the bytes that were saved (its sha256 differs)")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{MANIFEST} is missing, so the save was never finished, or not by this library")
+    try:
+        manifest = json.loads(_regular(MANIFEST, path).read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{MANIFEST} is not valid JSON ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(f"{MANIFEST} has format {found!r}, expected {FORMAT}")
+    files = manifest.get("files")
+    listed = isinstance(files, dict) and all(
+        isinstance(entry, dict) and entry.keys() == {"size", "sha256"} for entry in files.values()
+    )
+    if not listed or not isinstance(manifest.get("step"), int):
+        raise CheckpointError(f"{MANIFEST} lists no step, or no files with size and sha256")
+    return manifest
+
+
+def _tree(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return all folders, the inner ones first and `folder` last, and all else; links are listed, never followed."""
+    folders, others = [], []
+    for entry in sorted(folder.iterdir()):
+        if not _is_real_folder(entry):
+            others.append(entry)
+            continue
+        below = _tree(entry)
+        folders += below[0]
+        others += below[1]
+    return [*folders, folder], others
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _regular(name: str, path: Path) -> Path:
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(f"{name} is a link or a special file, expected a plain file")
+    return path
+
+
+def _fingerprint(path: Path, *, sync: bool = False) -> dict[str, Any]:
+    """Size and sha256 of a file, read in chunks; with `sync`, after it has reached the disk."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    with path.open("wb", buffering=0) as file:
+        rest = memoryview(json.dumps(value, indent=1, sort_keys=True).encode("ascii"))
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
