@@ -19,20 +19,20 @@ class RunningRatios:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, ratios: Mapping[str, Ratio]) -> None:
         for name, ratio in ratios.items():
             pair = torch.stack([ratio.total.float(), ratio.number.float()])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def flush(self, accelerator: Accelerator) -> dict[str, float]:
         """The means by name; a name that never had anything to count is left out. All processes call it together."""
-        if not self._sums:
+        if not self.sums:
             return {}
-        names = sorted(self._sums)
-        sums = accelerator.reduce(torch.stack([self._sums[name] for name in names]), reduction="sum")
-        self._sums.clear()
+        names = sorted(self.sums)
+        sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), reduction="sum")
+        self.sums.clear()
         return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
 
 

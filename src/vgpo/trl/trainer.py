@@ -11,10 +11,11 @@ the parent in these points, and in no other:
    (whole groups, as a rule) and there is no old pass, one scoring pass is added.
 5. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
 6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
+7. Checkpoints are whole, and a resumed run is the run that was never interrupted (`vgpo.trl.resumable`).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,6 @@ from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
-from trl import GRPOTrainer
 from trl.extras.profiling import profiling_decorator
 from trl.trainer.utils import split_tensor_dict
 
@@ -63,6 +63,7 @@ from vgpo.trl.prompts import (
     prompt_key,
     with_pictures_in_prompt,
 )
+from vgpo.trl.resumable import ResumableTrainer, to_device
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Listener:
     wants_similarity: bool
 
 
-class VGPOTrainer(GRPOTrainer):
+class VGPOTrainer(ResumableTrainer):
     """`trl.GRPOTrainer` with Visually-Guided Policy Optimization (arXiv 2604.09349).
 
     Takes the parent's arguments, and
@@ -249,8 +250,6 @@ class VGPOTrainer(GRPOTrainer):
         return [{**rows[index], "row_index": index} for index in indices]
 
     _batch_environments: list[Any] | None = None
-    # Set by the parent.
-    _buffered_inputs: list[Batch] | None
 
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         if not self.model.training:
@@ -694,6 +693,29 @@ class VGPOTrainer(GRPOTrainer):
             tokenizer=self._tokenizer,
         )
         self.rollout_writer(records)
+
+    def step_state(self) -> dict[str, Any]:
+        return super().step_state() | {
+            "guard": {
+                "num_skipped": self._guard.num_skipped,
+                "num_skipped_in_a_row": self._guard.num_skipped_in_a_row,
+            },
+            "num_drawn": None if self._stream is None else self._stream.num_drawn,
+            "num_groups": self._num_groups,
+            "num_unlogged_steps": self._num_unlogged_steps,
+            "ratios": self._ratios.sums,
+            "rollouts_step": self._rollouts_step,
+        }
+
+    def load_step_state(self, state: Mapping[str, Any]) -> None:
+        super().load_step_state(state)
+        vars(self._guard).update(state["guard"])
+        if self._stream is not None:
+            self._stream.num_drawn = state["num_drawn"]
+        self._num_groups = state["num_groups"]
+        self._num_unlogged_steps = state["num_unlogged_steps"]
+        self._ratios.sums = to_device(state["ratios"], self.accelerator.device)
+        self._rollouts_step = state["rollouts_step"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training and self._num_unlogged_steps:

@@ -1,0 +1,263 @@
+"""Checkpoints that hold a run, and a resumed run that is the run that was never interrupted.
+
+The parent's checkpoint has weights, optimiser, schedule, random numbers and step. What it lacks, each process adds:
+the rollouts that are still to be trained on, counters, and figures that are not logged yet. All of it is staged,
+sealed and put in its place by `vgpo.checkpoints`; nothing of ours is pickled.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel, gather_object
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers.utils import logging
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from vgpo.checkpoints import CheckpointError, CheckpointStore, load_tree, save_tree, strict_difference, weight_hash
+from vgpo.trl.batches import Batch
+from vgpo.trl.prompts import EncodedPrompt
+
+logger = logging.get_logger(__name__)
+
+IDENTITY = "run_identity.json"
+# What the parents carry from step to step, and do not save.
+COUNTERS = ("_step", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_entropy_window_stats")
+
+
+class ResumableTrainer(GRPOTrainer):
+    """`trl.GRPOTrainer` with whole checkpoints (`vgpo.checkpoints.CheckpointStore`) and exact resumes.
+
+    A subclass adds what it carries from step to step: it extends `step_state` and `load_step_state`.
+
+    Args:
+        run_identity: what must not change when the run is resumed, name by name; stored with each checkpoint.
+    """
+
+    _staging: Path | None = None
+    _sampler: Sampler | None = None
+    _buffered_inputs: list[Batch] | None
+
+    def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_identity = dict(run_identity or {})
+
+    @cached_property
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoints of this run."""
+        return CheckpointStore(Path(self.args.output_dir), keep=self.args.save_total_limit)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """As the parent; True takes the newest checkpoint that is whole, and tells which it passes over.
+
+        Raises:
+            CheckpointError: there is none, or the named one is not whole, or it cannot be resumed with these settings.
+        """
+        if resume_from_checkpoint:
+            resume_from_checkpoint = str(self._checked(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _checked(self, wanted: str | bool) -> Path:
+        if self.args.sync_ref_model:
+            raise CheckpointError(
+                "sync_ref_model changes the reference model, which no checkpoint holds: such a run cannot be resumed. "
+                "Start a new one, or set sync_ref_model=False."
+            )
+        if wanted is not True:
+            path = Path(str(wanted))
+            if reason := CheckpointStore.verify(path):
+                raise CheckpointError(f"{path} cannot be resumed: {reason}. Name another checkpoint.")
+            return path
+        found = self.checkpoints.newest_valid()
+        for name, reason in found.passed_over:
+            logger.warning("Checkpoint %s is passed over: %s.", name, reason)
+        if found.path is None:
+            raise CheckpointError(
+                f"{self.checkpoints.folder} holds no usable checkpoint. Train without resume_from_checkpoint."
+            )
+        return found.path
+
+    # Saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        with self._one_failure_for_all(step):
+            if self.args.should_save:
+                self.checkpoints.begin(step)
+        with self._one_failure_for_all(step):
+            self._stage(model, trial, self.checkpoints.staging_path(step))
+        with self._one_failure_for_all(step):
+            if self.args.should_save:
+                self.checkpoints.commit(step)
+
+    def _stage(self, model: nn.Module, trial: Any, staging: Path) -> None:
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        save_tree(staging, self._state_name, self.step_state())
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            (staging / IDENTITY).write_text(json.dumps(self.run_identity, indent=2), encoding="utf-8")
+            inner = staging / f"checkpoint-{self.state.global_step}"  # where the parent wrote
+            for entry in inner.iterdir():
+                entry.rename(staging / entry.name)
+            inner.rmdir()
+
+    @contextmanager
+    def _one_failure_for_all(self, step: int) -> Iterator[None]:
+        """Where one process cannot write, all raise, in place of waiting for it."""
+        error: Exception | None = None
+        try:
+            yield
+        except (OSError, SafetensorError, CheckpointError, RuntimeError) as caught:
+            error = caught
+        failures = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+        first = next((failure for failure in failures if failure is not None), None)
+        if first is None:
+            return
+        if isinstance(error, CheckpointError) or not self.args.should_save:
+            raise error or CheckpointError(f"The checkpoint of step {step} could not be saved: {first}")
+        raise self.checkpoints.give_up(step, error or OSError(first)) from error
+
+    @property
+    def _state_name(self) -> str:
+        return f"step_state_{self.accelerator.process_index}"
+
+    def step_state(self) -> dict[str, Any]:
+        """What this process carries from one step to the next, as a tree for `vgpo.checkpoints.save_tree`."""
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "weights": self._weight_hashes(),
+            "counters": {name: vars(self)[name] for name in COUNTERS},
+            "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
+            "window": self._window_state(),
+        }
+
+    def _window_state(self) -> dict[str, Any] | None:
+        """The rollouts of a generation that has updates left; each prompt once, as rows hold them by number."""
+        window = self.args.steps_per_generation * self.num_iterations
+        if self._buffered_inputs is None or self._step % window == 0:
+            return None
+        prompts = {id(prompt): prompt for batch in self._buffered_inputs for prompt in batch["prompts"]}
+        numbers = {key: number for number, key in enumerate(prompts)}
+        batches = [
+            {**batch, "prompts": [numbers[id(prompt)] for prompt in batch["prompts"]]}
+            for batch in self._buffered_inputs
+        ]
+        return {"prompts": [vars(prompt) for prompt in prompts.values()], "batches": batches}
+
+    def _weight_hashes(self) -> dict[str, str]:
+        named = [(name.removeprefix("module."), weight) for name, weight in self.model.named_parameters()]
+        trained = weight_hash((name, weight) for name, weight in named if weight.requires_grad)
+        return {"trained": trained, "frozen": self._hash_of_frozen}
+
+    @cached_property
+    def _hash_of_frozen(self) -> str:
+        """Weights that never change are read once."""
+        return weight_hash(
+            (name, weight) for name, weight in self.model.named_parameters() if not weight.requires_grad
+        )
+
+    # Loading
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """As the parent, whose own way leaves weights out that are called otherwise in the file than in the model."""
+        target = extract_model_from_parallel(model or self.model)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or isinstance(target, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        loaded, report = type(target).from_pretrained(
+            resume_from_checkpoint, dtype=target.dtype, output_loading_info=True
+        )
+        lost = {name: sorted(map(str, report[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
+        weights = loaded.state_dict()
+        difference = strict_difference(target.state_dict(), weights)
+        if any(lost.values()) or difference:
+            found = difference or "; ".join(f"{name}: {', '.join(keys[:5])}" for name, keys in lost.items() if keys)
+            raise CheckpointError(
+                f"{resume_from_checkpoint} does not hold the weights of this model: {found}. Resume with the model "
+                "and the version of transformers that saved it."
+            )
+        target.load_state_dict(weights, strict=True)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            self._refuse_other_weights(Path(resume_from_checkpoint))
+            self._skip_epochs(int(self.state.epoch or 0))
+        return prepared
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler:
+        self._sampler = super()._get_train_sampler(dataset)
+        return self._sampler
+
+    def _skip_epochs(self, num_epochs: int) -> None:
+        """Draw the orders of epochs that are over: the sampler draws one after the other, and knows no epoch."""
+        if isinstance(self._sampler, RepeatSampler) and self._sampler.shuffle:
+            for _ in range(num_epochs):
+                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+
+    def _refuse_other_weights(self, checkpoint: Path) -> None:
+        """Compare what was saved with what is in the model now, sum for sum."""
+        saved = self._read_step_state(checkpoint)["weights"]
+        found = self._weight_hashes()
+        other = [kind for kind in found if found[kind] != saved[kind]]
+        if other:
+            raise CheckpointError(
+                f"After loading {checkpoint} the {' and '.join(other)} weights are not those that were saved (their "
+                "sha256 differs). Resume with the model, the adapters and the versions that saved it."
+            )
+
+    def _read_step_state(self, checkpoint: Path) -> dict[str, Any]:
+        processes = self.accelerator.num_processes
+        saved = len(list(checkpoint.glob("step_state_*.json")))
+        if saved != processes:
+            raise CheckpointError(
+                f"{checkpoint} was saved by {saved} process(es), and {processes} resume it. Start as many as before."
+            )
+        return load_tree(checkpoint, self._state_name)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # The last that the parent restores, after it has skipped the rows that are trained on.
+        if checkpoint is not None:
+            self.load_step_state(self._read_step_state(Path(checkpoint)))
+        super()._load_rng_state(checkpoint)
+
+    def load_step_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what `step_state` wrote."""
+        device = self.accelerator.device
+        for name, value in state["counters"].items():
+            self.__dict__[name] = to_device(value, device)
+        for mode, values in state["metrics"].items():
+            self._metrics[mode] = defaultdict(list, values)
+        if (window := state["window"]) is not None:
+            prompts = [EncodedPrompt(**to_device(fields, device)) for fields in window["prompts"]]
+            self._buffered_inputs = [
+                {**to_device(batch, device), "prompts": [prompts[number] for number in batch["prompts"]]}
+                for batch in window["batches"]
+            ]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """`value`, or the tensors of the dictionaries that it is made of, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    return value
