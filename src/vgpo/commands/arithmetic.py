@@ -93,8 +93,9 @@ def check_launch(run: RunArguments, num_processes: int) -> None:
     if run.num_processes is not None and run.num_processes != num_processes:
         raise RecipeError(
             f"the batch sizes are written for num_processes={run.num_processes}, but {num_processes} started. Start "
-            f"with `torchrun --nproc-per-node {run.num_processes} -m vgpo.cli train ...`, or change "
-            "gradient_accumulation_steps and steps_per_generation, and num_processes with them"
+            f"with the `accelerate launch` line of the recipe's comment (num_processes: {run.num_processes} in its "
+            "--config_file), or change gradient_accumulation_steps and steps_per_generation, and num_processes with "
+            "them"
         )
     if run.eval_data and num_processes > 1:
         raise RecipeError(

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
+from trl.import_utils import is_vllm_available
 
 from vgpo.data import FORMATS
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -278,6 +279,19 @@ def check_adapters(run: RunArguments, config: VGPOConfig, model: ModelConfig, *,
         raise RecipeError(
             f"{where}: freeze ({config.freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
             "and set lora_vision for adapters in the vision tower and the projector"
+        )
+
+
+def check_vllm(config: VGPOConfig) -> None:
+    """Whether vLLM is there if it is to generate; for what trains, since a recipe can be read without it.
+
+    Raises:
+        RecipeError: It is not.
+    """
+    if config.use_vllm and not is_vllm_available():
+        raise RecipeError(
+            f"use_vllm: true (vllm_mode: {config.vllm_mode}) needs vLLM, which is not installed: `pip install vllm`, "
+            "a version that this TRL names, or set use_vllm: false to generate with transformers"
         )
 
 

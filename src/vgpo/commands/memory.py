@@ -1,0 +1,137 @@
+"""How much memory a device needs for an update: arithmetic on parameters and tokens, before the first step.
+
+Counted are weights, the copies that mixed precision or sharding makes of them, gradients, the optimiser's state, what
+the decoder keeps of a micro-batch for its backward pass, and what the head needs for its own. Not counted are the
+vision tower's activations, generation (its cache, or vLLM's share of the device), a reference model, and what the
+device and its allocator take for themselves.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
+from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
+
+from vgpo.focus import decoder_of
+from vgpo.trl import VGPOConfig
+
+GIB = 2**30
+FLOAT32 = 4  # bytes
+BFLOAT16 = 2
+VOCABULARY_CHUNK_SIZE = 32768  # words of one tile of TRL's fused head
+# Bytes that an optimiser keeps for a float32 parameter; all others keep AdamW's two moments.
+OPTIMISER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2}
+ADAM_BYTES = 8
+# What a layer keeps for its backward pass, in numbers per token: of the hidden size the inputs and outputs of both
+# norms and of attention, and both sums; of the intermediate size gate, its activation, up and their product.
+HIDDEN_KEPT = 10
+INTERMEDIATE_KEPT = 4
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device at the peak of an update."""
+
+    weights: int
+    copies: int
+    gradients: int
+    optimiser: int
+    activations: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+    def table(self) -> Table:
+        """A short table for the start of a run."""
+        table = Table("memory per device, estimated", "GiB", box=None, title_justify="left", pad_edge=False)
+        table.columns[1].justify = "right"
+        for name, size in {**dataclasses.asdict(self), "total": self.total}.items():
+            table.add_row(name, f"{size / GIB:.2f}")
+        table.add_row("not counted: vision tower's activations, generation, reference model, allocator", "")
+        return table
+
+
+def memory_estimate(
+    model: PreTrainedModel, config: VGPOConfig, *, prompt_tokens: int, shares_prompts: bool, shards: int = 1
+) -> MemoryEstimate:
+    """The memory of one device, for responses as long as they may become.
+
+    Args:
+        model: with parts frozen and adapters added, not yet wrapped.
+        config: of the trainer.
+        prompt_tokens: length of a prompt, its pictures' tokens included.
+        shares_prompts: whether a micro-batch computes a prompt once.
+        shards: number of devices that weights, gradients and optimiser state are spread over, see `shards_of`.
+    """
+    computing = BFLOAT16 if config.bf16 or model.dtype == torch.bfloat16 else FLOAT32
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    raised = shards > 1 and config.bf16  # accelerate keeps trained weights in float32 then
+    trained_bytes = sum(p.numel() * (FLOAT32 if raised else p.element_size()) for p in trained)
+    frozen_bytes = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
+    # Gradients lie a second time in the buckets that replicas exchange.
+    replicated = 2 if config.world_size > 1 and shards == 1 else 1
+    optimiser = OPTIMISER_BYTES.get(OptimizerNames(config.optim).value, ADAM_BYTES) * sum(p.numel() for p in trained)
+    tokens, responses = tokens_per_micro_batch(config, prompt_tokens, shares_prompts=shares_prompts)
+    return MemoryEstimate(
+        weights=(trained_bytes + frozen_bytes) // shards,
+        copies=gathered(model, computing) if shards > 1 else autocast_copies(trained, config),
+        gradients=replicated * trained_bytes // shards,
+        optimiser=optimiser // shards,
+        activations=tokens * decoder_bytes_per_token(model, computing, checkpointing=config.gradient_checkpointing),
+        head=head_bytes(model, computing, responses),
+    )
+
+
+def shards_of(config: VGPOConfig) -> int:
+    """How many devices a model is spread over: all under FSDP, which recipe or `accelerate launch` ask for; else 1."""
+    sharded = config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return config.world_size if sharded else 1
+
+
+def tokens_per_micro_batch(config: VGPOConfig, prompt_tokens: int, *, shares_prompts: bool) -> tuple[int, int]:
+    """Tokens that the decoder reads, and those among them that belong to responses, which are taken to be full."""
+    rollouts = config.per_device_train_batch_size
+    shared = shares_prompts and config.groups_fit_micro_batch
+    prompts = rollouts // config.num_generations if shared else rollouts
+    responses = rollouts * config.max_completion_length
+    return prompts * prompt_tokens + responses, responses
+
+
+def decoder_bytes_per_token(model: PreTrainedModel, computing: int, *, checkpointing: bool) -> int:
+    """What the decoder keeps of a token for the backward pass, of `computing` bytes a number.
+
+    With checkpointing these are the inputs of all layers, and one layer in full while it is computed again.
+    """
+    text = model.config.get_text_config()
+    layers = text.num_hidden_layers
+    in_full = computing * (HIDDEN_KEPT * text.hidden_size + INTERMEDIATE_KEPT * text.intermediate_size)
+    return layers * computing * text.hidden_size + in_full if checkpointing else layers * in_full
+
+
+def head_bytes(model: PreTrainedModel, computing: int, responses: int) -> int:
+    """A tile of the logits, and float32 gradients of the head's weight and of the states that it reads."""
+    weight = model.get_output_embeddings().weight
+    tile = computing * min(responses, TOKEN_CHUNK_SIZE) * VOCABULARY_CHUNK_SIZE
+    states = FLOAT32 * responses * model.config.get_text_config().hidden_size
+    return tile + states + (FLOAT32 * weight.numel() if weight.requires_grad else 0)
+
+
+def gathered(model: PreTrainedModel, computing: int) -> int:
+    """Weights that lie whole on a device while all others are spread: two layers, and the embeddings and the head."""
+    layers = [child for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList) for child in module]
+    largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
+    ends = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
+    return computing * (2 * largest + sum(p.numel() for p in ends))
+
+
+def autocast_copies(trained: list[nn.Parameter], config: VGPOConfig) -> int:
+    """bfloat16 copies that autocast keeps of trained float32 weights during a pass."""
+    return BFLOAT16 * sum(p.numel() for p in trained if config.bf16 and p.dtype == torch.float32)

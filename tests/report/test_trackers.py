@@ -1,0 +1,143 @@
+"""Rollouts and pictures in trackers: TensorBoard for real, the others by stand-ins that take what these take."""
+
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
+
+from tests.report.run_records import ATTACKS, rollout
+from vgpo.report.trackers import TrackedRollouts, code_block
+
+
+def group() -> list[dict[str, Any]]:
+    """Two rollouts about one picture, and one without any."""
+    picture = Image.new("RGB", (20, 10), (255, 0, 0))
+    return [
+        rollout(step=5, images=[picture]),
+        rollout(step=5, images=[picture]),
+        rollout(step=5, images=[], focus=None),
+    ]
+
+
+def ignore(records: list[dict[str, Any]]) -> None:
+    """A run folder that nobody looks at."""
+
+
+def stand_in(kind: type) -> Any:
+    """A callback of this kind, made without its package."""
+    return object.__new__(kind)
+
+
+@pytest.fixture
+def tensorboard(tmp_path: Path) -> Any:
+    writer = SummaryWriter(str(tmp_path))
+    yield TensorBoardCallback(writer)
+    writer.close()
+
+
+def events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def texts(found: EventAccumulator) -> dict[str, str]:
+    tags = [tag for tag in found.Tags()["tensors"] if tag.startswith("rollouts/")]
+    return {tag: found.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags}
+
+
+def page_of(text: str) -> str:
+    """What TensorBoard makes of a text."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "html5lib's sanitizer is deprecated", DeprecationWarning)
+        return import_module("tensorboard.plugin_util").markdown_to_safe_html(text)
+
+
+def test_the_run_folder_has_its_records_first_and_unchanged() -> None:
+    written: list[Any] = []
+    records = group()
+    TrackedRollouts(written.append, [])(records)
+    assert written == [records]
+    assert written[0] is records
+
+
+def test_tensorboard_has_a_text_for_each_rollout_and_each_picture_once(tmp_path: Path, tensorboard: Any) -> None:
+    TrackedRollouts(ignore, [tensorboard])(group())
+    tensorboard.tb_writer.flush()
+    found = events(tmp_path)
+    shown = texts(found)
+    assert list(shown) == [f"rollouts/{number}/text_summary" for number in range(3)]
+    assert "completion: two: 2." in shown["rollouts/0/text_summary"]
+    assert "reward/accuracy_reward: 1.0" in shown["rollouts/0/text_summary"]
+    assert "mean focus: 0.5" in shown["rollouts/0/text_summary"]
+    assert [text.splitlines()[-1].strip() for text in shown.values()] == [
+        "pictures: 0",
+        "pictures: 0",
+        "pictures: none",
+    ]
+    assert found.Tags()["images"] == ["rollouts/picture 0"]
+    (image,) = found.Images("rollouts/picture 0")
+    assert (image.step, image.width, image.height) == (5, 20, 10)
+
+
+@pytest.mark.parametrize(
+    "attack", [*ATTACKS, "\n```\n# title\n[a](javascript:x)", "\n\n# title\n\n- a", "a\r# title\r\n- b"]
+)
+def test_hostile_text_is_shown_by_tensorboard_as_text(attack: str, tmp_path: Path, tensorboard: Any) -> None:
+    texts_of_others = {"problem": attack, "answer": attack, "completion": attack, "rewards": {attack: 1.0}}
+    TrackedRollouts(ignore, [tensorboard])([rollout(**texts_of_others)])
+    tensorboard.tb_writer.flush()
+    (text,) = texts(events(tmp_path)).values()
+    page = page_of(text)
+    assert page.startswith("<pre><code>")
+    assert page.rstrip().endswith("</code></pre>")
+    inside = page.removeprefix("<pre><code>").rstrip().removesuffix("</code></pre>")
+    assert "<" not in inside
+
+
+def test_an_empty_line_stays_in_the_code_block() -> None:
+    assert page_of(code_block("a\n\n# b")) == "<pre><code>a\n\n# b\n</code></pre>"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("wandb", WandbCallback), ("trackio", TrackioCallback)])
+def test_trackers_with_tables_have_a_row_for_each_rollout(
+    name: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[dict[str, Any]] = []
+    module = ModuleType(name)
+    module.__dict__.update(
+        Image=lambda picture: picture.size,
+        Table=lambda columns, data: dict(zip(columns, zip(*data, strict=True), strict=True)),
+        log=logged.append,
+    )
+    monkeypatch.setitem(sys.modules, name, module)
+    TrackedRollouts(ignore, [stand_in(kind)])(group())
+    (entry,) = logged
+    assert entry["train/global_step"] == 5
+    table = entry["rollouts"]
+    assert table["pictures"] == ([(20, 10)], [(20, 10)], [])
+    assert table["completion"] == ("two: 2.",) * 3
+    assert table["mean focus"] == (0.5, 0.5, None)
+    assert table["reward/accuracy_reward"] == (1.0,) * 3
+
+
+def test_swanlab_has_texts_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[dict[str, Any], int]] = []
+    module = ModuleType("swanlab")
+    module.__dict__.update(
+        Text=lambda text: text,
+        Image=lambda picture, caption: SimpleNamespace(size=picture.size, caption=caption),
+        log=lambda media, step: logged.append((media, step)),
+    )
+    monkeypatch.setitem(sys.modules, "swanlab", module)
+    TrackedRollouts(ignore, [stand_in(SwanLabCallback)])(group())
+    ((media, step),) = logged
+    assert step == 5
+    assert len(media["rollouts"]) == 3
+    assert [image.caption for image in media["pictures"]] == ["picture 0"]
