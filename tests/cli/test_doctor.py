@@ -50,7 +50,7 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert findings["data"].status == "fail"
     assert "nowhere.parquet" in findings["data"].found
     assert {name for name, finding in findings.items() if finding.status == "skip"} == {
-        "batches", "rewards", "picture tokens",
+        "batches", "rewards", "memory", "picture tokens",
     }  # fmt: skip
     assert findings["batches"].found == "needs data"
 

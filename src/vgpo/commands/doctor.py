@@ -14,12 +14,12 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForImageTextToText, BatchFeature
+from transformers import AutoModelForImageTextToText
 from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.loading import check_image_token, quiet_libraries
-from vgpo.commands.recipe import RecipeError, load_recipe
+from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
 from vgpo.data import DataError
@@ -27,7 +27,6 @@ from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import RewardError, load_reward
 from vgpo.shared_prompt import why_not_shared
 from vgpo.trl.freeze import count_parameters, freeze_parts
-from vgpo.trl.prompts import with_pictures_in_prompt
 
 ERRORS = (RecipeError,)
 FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
@@ -70,6 +69,7 @@ def device(setup: Setup) -> Finding:
 
 def launch(setup: Setup) -> Finding:
     check_launch(setup.recipe.run, setup.recipe.config.world_size)
+    check_vllm(setup.recipe.config)
     return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
 
 
@@ -114,14 +114,16 @@ def model(setup: Setup) -> Finding:
 
 
 def memory(setup: Setup) -> Finding:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.parameters())
-    share = 1 if setup.recipe.model.use_peft else COPIES_IN_TRAINING
-    needed = weights * share / setup.recipe.config.world_size
+    if setup.recipe.model.use_peft:
+        setup.model.requires_grad_(False)  # as adapters leave it, which are small beside it
+    else:
+        freeze_parts(setup.model, setup.recipe.config.freeze)
+    needed = setup.memory
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    found = f"{needed / GIB:.2f} GiB for weights and optimiser, {free / GIB:.1f} GiB free; activations come on top"
-    return Finding(
-        "pass" if needed < 0.8 * free else "fail", found, "use_peft: true, more processes, or a smaller model"
-    )
+    found = f"{needed.total / GIB:.2f} GiB estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
+    fix = "a smaller micro-batch or shorter responses, gradient_checkpointing, use_peft, more devices"
+    hopeless = needed.total - needed.activations - needed.head > free
+    return Finding("fail" if hopeless else "warn" if needed.total > free else "pass", found, fix)
 
 
 def disk(setup: Setup) -> Finding:
@@ -134,19 +136,8 @@ def disk(setup: Setup) -> Finding:
     return Finding("pass" if needed < free else "fail", found, "lower save_total_limit, or move run_dir")
 
 
-def first_picture(setup: Setup) -> BatchFeature:
-    """The first prompt that has a picture, as the model takes it."""
-    row = next((row for row in setup.prompts if row["images"]), None)
-    if row is None:
-        raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
-    return setup.processor.apply_chat_template(
-        with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
-        return_tensors="pt", **(setup.recipe.config.chat_template_kwargs or {}),
-    )  # fmt: skip
-
-
 def picture(setup: Setup) -> Finding:
-    inputs = first_picture(setup)
+    inputs = setup.first_picture
     ids = torch.tensor(visual_token_ids(setup.model.config))
     count = int(torch.isin(inputs["input_ids"], ids).sum())
     with torch.inference_mode():
@@ -216,7 +207,7 @@ CHECKS = {
     "batches": Check(arithmetic, ("data",)),
     "rewards": Check(rewards, ("data",)),
     "model": Check(model, ("processor",)),
-    "memory": Check(memory, ("model",)),
+    "memory": Check(memory, ("data", "model")),
     "disk": Check(disk, ("model",)),
     "picture tokens": Check(picture, ("data", "model")),
     "banned tokens": Check(banned, ("model",)),
@@ -272,7 +263,7 @@ def refuse_hopeless(setup: Setup, names: Sequence[str], console: Console) -> Non
     findings = {name: examine(name, setup, {}) for name in names}
     for name, finding in findings.items():
         if finding.status == "fail":
-            raise RecipeError(f"{name}: {finding.found}. {finding.fix}".rstrip())
+            raise RecipeError(f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}")
     amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
     if amiss:
         console.print(table(amiss))

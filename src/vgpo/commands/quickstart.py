@@ -9,7 +9,8 @@ from rich.table import Table
 
 from vgpo.commands.loading import quiet_libraries
 from vgpo.commands.recipe import load_recipe
-from vgpo.commands.train import ERRORS, TrainedRun, end_on_sigterm, train
+from vgpo.commands.signals import StopOnSignal
+from vgpo.commands.train import ERRORS, TrainedRun, train
 from vgpo.report import RunFolder, write_report
 from vgpo.toy import write_datasets
 
@@ -36,8 +37,9 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     for name, recipe in RECIPES.items():
         console.rule(name)
         run_dir = ["--run_dir", str(out / name.lower())]
-        with end_on_sigterm():
-            trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv)
+        stopper = StopOnSignal()
+        with stopper.installed():
+            trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv, stopper=stopper)
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))

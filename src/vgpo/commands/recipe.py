@@ -12,6 +12,7 @@ from trl import ModelConfig, TrlParser
 from trl.import_utils import is_vllm_available
 
 from vgpo.data import FORMATS
+from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.trl import VGPOConfig
 
@@ -19,10 +20,7 @@ from vgpo.trl import VGPOConfig
 REFUSED_KEYS = {
     "output_dir": "checkpoints go into the run folder; set run_dir instead",
     "model_init_kwargs": "set dtype, attn_implementation, model_revision or trust_remote_code instead",
-    "resume_from_checkpoint": (
-        "a resumed vision-language model may silently restart from other weights; "
-        "start a new run with model_name_or_path set to the checkpoint instead"
-    ),
+    "resume_from_checkpoint": "set resume: true, which takes the newest whole checkpoint of run_dir",
     "eval_strategy": "evaluation is greedy and runs before and after the training; set eval_data instead",
 }
 
@@ -66,6 +64,16 @@ class RunArguments:
             "Default: runs/ and the name of the recipe."
         },
     )
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on with the run in run_dir from its newest whole checkpoint; begin it where there is none."
+        },
+    )
+    allow_changes: bool = field(
+        default=False,
+        metadata={"help": "Go on although data, rewards or settings are not those of the run; recorded in run_dir."},
+    )
     eval_data: str | None = field(
         default=None,
         metadata={"help": "Held-out set, written as train_data; evaluated greedily before and after the training."},
@@ -106,6 +114,10 @@ class RunArguments:
         default=None,
         metadata={"help": "Processes that the batch sizes are written for; another number at start is an error."},
     )
+    max_rollout_bytes: int = field(
+        default=MAX_ROLLOUT_BYTES,
+        metadata={"help": "Limit of the written rollouts with their pictures; beyond it the oldest ones go."},
+    )
     lora_vision: bool = field(
         default=False,
         metadata={"help": "Adapters of use_peft in the vision tower and the projector too, not the decoder alone."},
@@ -123,6 +135,10 @@ class RunArguments:
                 raise ValueError(f"{name}: unknown format {kind!r}{suggestion(kind, FORMATS)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length is {self.max_prompt_length}, expected at least 1; or leave it out")
+        if self.max_rollout_bytes < 1:
+            raise ValueError(f"max_rollout_bytes is {self.max_rollout_bytes}, expected at least 1")
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes has no effect without resume; set resume: true or remove it")
         if self.eval_limit is not None and self.eval_limit < 1:
             raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 

@@ -5,10 +5,14 @@ from functools import cached_property
 from pathlib import Path
 
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.commands.loading import load_model, load_processor, load_prompts, picture_tokens
+from vgpo.commands.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.commands.recipe import Recipe
+from vgpo.data import DataError
+from vgpo.shared_prompt import why_not_shared
+from vgpo.trl.prompts import with_pictures_in_prompt
 
 
 @dataclass
@@ -45,6 +49,29 @@ class Setup:
         """The first `eval_limit` questions of the held-out set, if there is one."""
         run = self.recipe.run
         return self._read(run.eval_data, run.eval_format, limit=run.eval_limit) if run.eval_data else None
+
+    @cached_property
+    def first_picture(self) -> BatchFeature:
+        """The first prompt that has a picture, as the model takes it."""
+        row = next((row for row in self.prompts if row["images"]), None)
+        if row is None:
+            raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
+        return self.processor.apply_chat_template(
+            with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt", **(self.recipe.config.chat_template_kwargs or {}),
+        )  # fmt: skip
+
+    @property
+    def memory(self) -> MemoryEstimate:
+        """What an update needs, of the model as it is: with parts frozen, and adapters added."""
+        config = self.recipe.config
+        return memory_estimate(
+            self.model,
+            config,
+            prompt_tokens=self.recipe.run.max_prompt_length or self.first_picture["input_ids"].shape[1],
+            shares_prompts=config.share_prompt != "off" and why_not_shared(self.model) is None,
+            shards=shards_of(config),
+        )
 
     def _read(
         self, source: str, format: str | None, *, limit: int | None = None, max_prompt_length: int | None = None

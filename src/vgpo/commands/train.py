@@ -1,39 +1,37 @@
 """`vgpo train`: one run from a recipe to a report, top to bottom."""
 
 import dataclasses
-import errno
 import logging
-import signal
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
 from transformers import ProgressCallback
 
+from vgpo.checkpoints import CheckpointError
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, refuse_hopeless
 from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
-from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.recipe import Recipe, RecipeError, check_vllm, load_recipe
+from vgpo.commands.resume import Resume, find_resume, run_identity, say
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
+from vgpo.commands.signals import StopOnSignal
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
-from vgpo.report.storage import RESTART
+from vgpo.report.trackers import TrackedRollouts
 from vgpo.rewards import RewardError, load_reward
 from vgpo.study import Evaluation, evaluate
 from vgpo.trl import DynamicSamplingError, NonFiniteError, VGPOTrainer
 from vgpo.trl.freeze import parameter_table
 
-ERRORS = (RecipeError, DataError, RewardError, RunFolderError, DynamicSamplingError, NonFiniteError)
-
-DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, DynamicSamplingError, NonFiniteError)
 
 logger = logging.getLogger(__name__)
 
@@ -53,47 +51,72 @@ class TrainedRun:
 def run(config: str, overrides: Sequence[str], *, command: Sequence[str]) -> None:
     """Train as the recipe `config` says, with `--field value` words that override it."""
     quiet_libraries()
-    with end_on_sigterm():
-        trained = train(load_recipe(config, overrides), command=command)
-    Console().print(f"report: {trained.folder.report_path}", highlight=False, markup=False, soft_wrap=True)
+    recipe = load_recipe(config, overrides)
+    stopper = StopOnSignal()
+    with stopper.installed():
+        trained = train(recipe, command=command, stopper=stopper)
+    if recipe.config.should_log:
+        say(Console(), f"report: {trained.folder.report_path}")
 
 
-def train(recipe: Recipe, *, command: Sequence[str], console: Console | None = None) -> TrainedRun:
+def train(
+    recipe: Recipe, *, command: Sequence[str], console: Console | None = None, stopper: StopOnSignal | None = None
+) -> TrainedRun:
     """Train as the recipe says and leave a run folder that explains itself.
 
     Whatever can be wrong with recipe and data is found before a model is loaded, and a start that fails leaves the
-    folder free. A run that ends early is reported on as far as it came.
+    folder free. A run that ends early is reported on as far as it came, and goes on with `resume: true`.
+
+    Args:
+        recipe: of `load_recipe`.
+        command: the words of the command line, for the record.
+        console: where to print; by default the terminal, from the main process.
+        stopper: ends the training when a signal comes.
 
     Raises:
-        RecipeError: Batch sizes and data or processes do not fit, or the model cannot be loaded.
+        RecipeError: Batch sizes and data or processes do not fit, the model cannot be loaded, or the run to go on
+            with is another one.
         DataError: A row that cannot be trained on.
         RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
         RunFolderError: The run folder already holds a run, or the disk refuses to take more.
+        CheckpointError: A checkpoint cannot be written, or is not that of this model.
+        SystemExit: A signal ended the training.
     """
     run, config = recipe.run, recipe.config
     console = console or Console(quiet=not config.should_log)
-    folder = RunFolder(Path(run.run_dir))
-    folder.refuse_taken()
+    folder = RunFolder(Path(run.run_dir), run.max_rollout_bytes)
+    goes_on = run.resume and (folder.path / "config.yaml").is_file()
+    if not goes_on:
+        folder.refuse_taken()
     check_launch(run, config.world_size)
+    check_vllm(config)
     setup = Setup(recipe, folder.path / "data")
     refuse_hopeless(setup, BEFORE_LOADING, console)
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
     console.print(BatchArithmetic.of(config, len(prompts), config.world_size).table())
-    trainer = build_trainer(setup, folder, console)
+    identity = run_identity(setup)
+    resume = find_resume(folder, identity, allow_changes=run.allow_changes, console=console) if goes_on else None
+    trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
     # Last of all that can fail at the start, so that a mended recipe can take the same folder.
-    start_folder(recipe, command)
+    start_folder(recipe, command, resume)
     try:
-        with full_disk_named(folder, trainer):
-            return run_phases(recipe, trainer, held_out, folder, console)
+        return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
     except BaseException:
         end_early(folder, trainer, console)
         raise
 
 
-def build_trainer(setup: Setup, folder: RunFolder, console: Console) -> VGPOTrainer:
-    """Model and trainer of a recipe; the trainer will write into `folder`. Prints what is trained."""
+def build_trainer(
+    setup: Setup,
+    folder: RunFolder,
+    console: Console,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    stopper: StopOnSignal | None = None,
+) -> VGPOTrainer:
+    """Model and trainer of a recipe; it will write into `folder`. Prints what is trained and what it needs."""
     run, config, model = setup.recipe.run, setup.recipe.config, setup.model
     check_image_token(model, setup.processor)
     refuse_hopeless(setup, WITH_MODEL, console)
@@ -104,40 +127,76 @@ def build_trainer(setup: Setup, folder: RunFolder, console: Console) -> VGPOTrai
         train_dataset=setup.prompts,
         processing_class=setup.processor,
         peft_config=adapter_config(setup.recipe.model, model, vision=run.lora_vision),
-        callbacks=[RunCallback(folder)],
-        rollout_writer=folder.write_rollouts,
+        callbacks=[RunCallback(folder), *([] if stopper is None else [stopper])],
+        run_identity=identity,
     )
+    trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())
     console.print(parameter_table(trainer.model))
+    console.print(setup.memory.table())
     return trainer
 
 
 def run_phases(
-    recipe: Recipe, trainer: VGPOTrainer, held_out: Dataset | None, folder: RunFolder, console: Console
+    recipe: Recipe,
+    trainer: VGPOTrainer,
+    held_out: Dataset | None,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: Resume | None = None,
+    stopper: StopOnSignal | None = None,
 ) -> TrainedRun:
-    """Evaluate, train, evaluate, save, draw; what one phase found is on the disk before the next begins."""
+    """Evaluate, train, save, evaluate, draw; what one phase found is on the disk before the next begins."""
     config = recipe.config
-    evaluations: dict[str, Evaluation] = {}
+    known = folder.read_evaluation() or {} if resume else {}
+    evaluations = {when: Evaluation(**scores) for when, scores in known.items()}
 
     def evaluate_and_write(when: str) -> None:
         evaluations[when] = evaluate_policy(trainer, held_out)
-        console.print(f"{when}: {evaluations[when]}", soft_wrap=True)
+        say(console, f"{when}: {evaluations[when]}")
         if config.should_save:
             folder.write_evaluation({name: dataclasses.asdict(scores) for name, scores in evaluations.items()})
 
-    if held_out is not None and recipe.run.evaluate_before:
+    found = resume.found if resume and resume.found.path else None
+    if held_out is not None and recipe.run.evaluate_before and found is None and "before" not in evaluations:
         evaluate_and_write("before")
     started = time.monotonic()
-    trainer.train()
+    trainer.train(resume_from_checkpoint=found)
     training_seconds = time.monotonic() - started
+    if stopper is not None:
+        stopper.leave()
+    save_final(trainer, folder)
     if held_out is not None:
         evaluate_and_write("after")
-    trainer.save_model(str(folder.checkpoints_path / "final"))
     if config.should_save:
         write_report([folder.path], folder.report_path)
     return TrainedRun(folder, evaluations, training_seconds)
+
+
+def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
+    """Write the trained model beside its place and put it there whole.
+
+    Raises:
+        RunFolderError: The disk refused.
+    """
+    final = folder.checkpoints_path / "final"
+    partial = final.with_name(".saving-final")
+    main = trainer.args.should_save
+    try:
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if main:
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's own writer
+        raise RunFolderError(
+            f"{final} could not be written: {error}. Metrics, rollouts and checkpoints are intact: free space on this "
+            "disk, and run the same command with --resume true."
+        ) from error
 
 
 def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console) -> None:
@@ -148,54 +207,11 @@ def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console) -> None
         write_report([folder.path], folder.report_path)
     except Exception:
         logger.warning("The report of the stopped run could not be drawn.", exc_info=True)
-    console.print(
-        f"\nstopped at step {trainer.state.global_step}; metrics, rollouts and report are in {folder.path}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-@contextmanager
-def full_disk_named(folder: RunFolder, trainer: VGPOTrainer) -> Iterator[None]:
-    """A checkpoint that the disk refuses, as an error that says what is left.
-
-    Raises:
-        RunFolderError: The disk refused to store weights or trainer state.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not is_refused_by_disk(error):
-            raise
-        # The trainer's state is the last file of a checkpoint.
-        complete = sorted(path.parent.name for path in folder.checkpoints_path.glob("*/trainer_state.json"))
-        raise RunFolderError(
-            f"{folder.checkpoints_path} could not be written: {str(error).splitlines()[0]}. Metrics, rollouts and "
-            f"evaluation are intact up to step {trainer.state.global_step}; complete checkpoints: "
-            f"{', '.join(complete) or 'none'}. {RESTART}"
-        ) from error
-
-
-def is_refused_by_disk(error: Exception) -> bool:
-    """Whether an error of writing weights comes from the disk; PyTorch's own writer says so in words only."""
-    if isinstance(error, OSError):
-        return error.errno in DISK_REFUSALS
-    return isinstance(error, SafetensorError) or "inline_container" in str(error)
-
-
-@contextmanager
-def end_on_sigterm() -> Iterator[None]:
-    """Let a polite kill end a run as Ctrl-C does, with the exit status that shells expect of it."""
-
-    def end(signal_number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signal_number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    step = trainer.state.global_step
+    say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
+    newest = trainer.checkpoints.newest_valid()
+    if newest.path is not None:
+        say(console, f"the same command with --resume true goes on from {newest.path}")
 
 
 class RewardBar(ProgressCallback):
@@ -206,13 +222,17 @@ class RewardBar(ProgressCallback):
             self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
 
 
-def start_folder(recipe: Recipe, command: Sequence[str]) -> None:
-    """Write what the run is into its folder, by the main process alone."""
-    if recipe.config.process_index != 0:
+def start_folder(recipe: Recipe, command: Sequence[str], resume: Resume | None) -> None:
+    """Write what the run is into its folder, or go on in it; by the main process alone."""
+    run, config = recipe.run, recipe.config
+    if config.process_index != 0:
         return
-    parts = (dataclasses.asdict(recipe.run), recipe.config.to_dict(), dataclasses.asdict(recipe.model))
+    if resume is not None:
+        RunFolder.resume(run.run_dir, resume.step, seed=config.seed, command=command, changes=resume.changes)
+        return
+    parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(recipe.model))
     settings = {key: value for part in parts for key, value in part.items()}
-    RunFolder.create(recipe.run.run_dir, settings, seed=recipe.config.seed, command=command)
+    RunFolder.create(run.run_dir, settings, seed=config.seed, command=command)
 
 
 def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:

@@ -7,14 +7,15 @@ sealed and put in its place by `vgpo.checkpoints`; nothing of ours is pickled.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import extract_model_from_parallel, gather_object
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -23,9 +24,19 @@ from transformers.utils import logging
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from vgpo.checkpoints import CheckpointError, CheckpointStore, load_tree, save_tree, strict_difference, weight_hash
+from vgpo.checkpoints import (
+    CheckpointError,
+    CheckpointStore,
+    Found,
+    load_tree,
+    save_tree,
+    strict_difference,
+    weight_hash,
+)
 from vgpo.trl.batches import Batch
 from vgpo.trl.prompts import EncodedPrompt
+
+T = TypeVar("T")
 
 logger = logging.get_logger(__name__)
 
@@ -56,28 +67,31 @@ class ResumableTrainer(GRPOTrainer):
         """The checkpoints of this run."""
         return CheckpointStore(Path(self.args.output_dir), keep=self.args.save_total_limit)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
-        """As the parent; True takes the newest checkpoint that is whole, and tells which it passes over.
+    def train(self, resume_from_checkpoint: str | bool | Found | None = None, **kwargs: Any) -> Any:
+        """As the parent.
+
+        Args:
+            resume_from_checkpoint: True for the newest checkpoint that is whole (those passed over are named), the
+                path of one, or what `newest_checkpoint` has found.
+            kwargs: the parent's.
 
         Raises:
             CheckpointError: there is none, or the named one is not whole, or it cannot be resumed with these settings.
         """
-        if resume_from_checkpoint:
-            resume_from_checkpoint = str(self._checked(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        path = str(self._checked(resume_from_checkpoint)) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint=path, **kwargs)
 
-    def _checked(self, wanted: str | bool) -> Path:
+    def _checked(self, wanted: str | bool | Found) -> Path:
         if self.args.sync_ref_model:
             raise CheckpointError(
                 "sync_ref_model changes the reference model, which no checkpoint holds: such a run cannot be resumed. "
                 "Start a new one, or set sync_ref_model=False."
             )
-        if wanted is not True:
-            path = Path(str(wanted))
-            if reason := CheckpointStore.verify(path):
-                raise CheckpointError(f"{path} cannot be resumed: {reason}. Name another checkpoint.")
-            return path
-        found = self.checkpoints.newest_valid()
+        if isinstance(wanted, str | Path):
+            if reason := of_main_process(lambda: CheckpointStore.verify(Path(wanted))):
+                raise CheckpointError(f"{wanted} cannot be resumed: {reason}. Name another checkpoint.")
+            return Path(wanted)
+        found = wanted if isinstance(wanted, Found) else newest_checkpoint(self.checkpoints)
         for name, reason in found.passed_over:
             logger.warning("Checkpoint %s is passed over: %s.", name, reason)
         if found.path is None:
@@ -252,6 +266,17 @@ class ResumableTrainer(GRPOTrainer):
                 {**to_device(batch, device), "prompts": [prompts[number] for number in batch["prompts"]]}
                 for batch in window["batches"]
             ]
+
+
+def newest_checkpoint(store: CheckpointStore) -> Found:
+    """The newest checkpoint that is whole, as the main process finds it; the folder is one for all processes."""
+    return of_main_process(store.newest_valid)
+
+
+def of_main_process(compute: Callable[[], T]) -> T:
+    """What the main process computes, on every process."""
+    results = [compute() if PartialState().is_main_process else None]
+    return broadcast_object_list(results)[0]
 
 
 def to_device(value: Any, device: torch.device) -> Any:

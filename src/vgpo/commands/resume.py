@@ -1,0 +1,111 @@
+"""Going on with a run: from which checkpoint, and whether it is still the same run."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from vgpo.checkpoints import CheckpointStore, Found
+from vgpo.commands.recipe import RecipeError
+from vgpo.commands.setup import Setup
+from vgpo.data import template_text
+from vgpo.data.fingerprint import fingerprint
+from vgpo.report import RunFolder
+from vgpo.report.storage import plain
+from vgpo.rewards import REWARDS, load_reward
+from vgpo.trl.resumable import IDENTITY, newest_checkpoint
+
+# Fields by which a run is watched, kept or started; another value of them makes no other run.
+FREE = (
+    "output_dir", "run_dir", "run_name", "resume", "allow_changes", "logging_", "log_", "report_to", "project",
+    "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before", "dataloader_",
+    "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
+    "rewards", "num_processes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on: from a checkpoint, or anew where there is none."""
+
+    found: Found
+    changes: list[str] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        return self.found.step or 0
+
+
+def run_identity(setup: Setup) -> dict[str, Any]:
+    """What must be the same when a run goes on: data, template, rewards, picture sizes, model and settings."""
+    run, config = setup.recipe.run, setup.recipe.config
+    settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
+    return {
+        "data set": fingerprint(setup.prompts),
+        "template": digest(template_text(run.template)),
+        "rewards": {name: source_digest(name) for name in run.rewards},
+        "picture sizes": plain(dict(setup.processor.image_processor.size), other=str),
+        "processes": config.world_size,
+        **{name: value for name, value in sorted(settings.items()) if not name.startswith(FREE)},
+    }
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def source_digest(reward: str) -> str | None:
+    """Of the file that a reward of the user's own stands in."""
+    if reward in REWARDS:
+        return None
+    return digest(inspect.getsource(inspect.getmodule(inspect.unwrap(load_reward(reward)))))  # type: ignore[arg-type]
+
+
+def find_resume(folder: RunFolder, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
+    """The newest whole checkpoint of a run folder; says which are passed over.
+
+    Raises:
+        RecipeError: It is of a run with other data, rewards or settings, and `allow_changes` does not say that this
+            is meant; names what differs.
+    """
+    found = newest_checkpoint(CheckpointStore(folder.checkpoints_path, keep=None))
+    for name, reason in found.passed_over:
+        console.print(f"passed over: {name}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if found.path is None:
+        say(console, f"{folder.path} has no usable checkpoint: the run begins anew")
+        return Resume(found)
+    changes = differences(json.loads((found.path / IDENTITY).read_text(encoding="utf-8")), identity)
+    if changes and not allow_changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise RecipeError(
+            f"{found.path} is of another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
+            "allow_changes: true to go on with them; the run folder will record it."
+        )
+    say(console, f"going on from {found.path}, step {found.step}")
+    for change in changes:
+        say(console, f"changed: {change}")
+    return Resume(found, changes)
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A line for each name whose value is not what it was."""
+    missing = "not there"
+    return [
+        f"{name} was {shown(saved.get(name, missing))}, is {shown(now.get(name, missing))}"
+        for name in dict.fromkeys([*saved, *now])
+        if saved.get(name, missing) != now.get(name, missing)
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value as text; of a digest its first characters."""
+    text = json.dumps(value)
+    return f"{text[:60]}…" if len(text) > 60 else text
+
+
+def say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,70 @@
+"""Signals that end a run: after the step at hand, with a checkpoint."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the step at hand, with a checkpoint, once a signal has come to any process.
+
+    A signal outside of training ends the run at once, as does an interrupt (Ctrl-C) that follows another signal.
+    The exit status is 128 and the signal's number, as shells have it.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self.trains = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Listen to the signals inside the block."""
+        before = {number: signal.signal(number, self.hear) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        first, self.signal = self.signal is None, signal.Signals(number)
+        if not self.trains or (number == signal.SIGINT and not first):
+            raise SystemExit(128 + number)
+        if first:
+            say = Console(stderr=True).print
+            say(f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once", highlight=False)
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trains = True
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trains = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._heard_by_any(args):
+            control.should_save = control.should_training_stop = True
+
+    def _heard_by_any(self, args: TrainingArguments) -> bool:
+        if args.world_size == 1:
+            return self.signal is not None
+        heard = torch.tensor(int(self.signal or 0), device=args.device)
+        dist.all_reduce(heard, dist.ReduceOp.MAX)
+        if heard:
+            self.signal = signal.Signals(int(heard))
+        return bool(heard)
+
+    def leave(self) -> None:
+        """End the process if a signal has ended the training."""
+        if self.signal is not None:
+            raise SystemExit(128 + self.signal)
