@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
+from vgpo.text import visible
 
 app = typer.Typer(
     help="Train vision-language models that keep looking at the picture while they reason.",
@@ -40,7 +41,7 @@ def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        Console(stderr=True).print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
+        Console(stderr=True).print(Text("error: ", style="bold red") + Text(visible(str(error))), soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

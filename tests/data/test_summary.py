@@ -2,7 +2,6 @@ import datasets
 import pytest
 
 from vgpo.data import answer_kind, summarize
-from vgpo.data.errors import visible
 from vgpo.data.preview import histogram
 
 
@@ -58,9 +57,3 @@ def test_counts_by_pictures_answers_and_kinds() -> None:
 )
 def test_histogram(lengths: list[int], expected: list[tuple[int, int, int, float]]) -> None:
     assert [(part.low, part.high, part.num_prompts, part.share) for part in histogram(lengths)] == expected
-
-
-def test_text_that_steers_a_terminal_is_shown() -> None:
-    assert visible("a\n\tb") == "a\n\tb"
-    assert visible("\x1b[2J\r\u202ex\u2028") == "[U+001B][2J[U+000D][U+202E]x[U+2028]"
-    assert visible("√2 ≤ é 数") == "√2 ≤ é 数"

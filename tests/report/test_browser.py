@@ -92,7 +92,7 @@ def test_hostile_text_is_shown_as_text(browser: Chromium, make_run, tmp_path: Pa
     shown = browser.evaluate("[...document.querySelectorAll('.token')].map((token) => token.textContent)")
     assert shown[1:4] == ATTACKS[:3]
     assert shown[4] == "[U+2028][U+2029] & &lt; ]]> {{ 7 * 7 }}"
-    assert shown[5] == "␀␇␛[2J␡[U+0085][U+202E]right to left"
+    assert shown[5] == "[U+0000][U+0007][U+001B][2J[U+007F][U+0085][U+202E]right to left"
     assert browser.complaints == []
 
 

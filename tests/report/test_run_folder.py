@@ -218,8 +218,7 @@ def test_full_disk_leaves_the_metrics_intact(make_run, monkeypatch: pytest.Monke
         folder.log_metrics({"step": 41, "loss": 0.2, "text": "a" * 100})
     assert str(caught.value) == (
         f"{folder.metrics_path} could not be written: No space left on device. Everything up to step 40 is "
-        "intact. Free space on this disk and start a new run_dir, with model_name_or_path set to the newest "
-        "checkpoint if there is one."
+        "intact. Free space on this disk and run the same command with --resume true."
     )
     assert folder.metrics_path.read_bytes() == before
 

@@ -247,6 +247,10 @@ def test_gemma_is_refused_for_its_attention(load_family: LoadFamily) -> None:
     assert "both directions" in reason
 
 
+def test_a_state_from_token_to_token_is_refused(load_family: LoadFamily) -> None:
+    assert "carry a state from token to token" in why_not_shared(load_family("qwen3_5")[0])
+
+
 def test_an_unknown_family_is_refused(load_family: LoadFamily) -> None:
     model, _ = load_family("qwen2_vl")
     model.config.model_type = "surprise"

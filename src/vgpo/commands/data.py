@@ -14,8 +14,8 @@ from transformers import ProcessorMixin
 from vgpo.commands.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
 from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
-from vgpo.data.errors import visible
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
+from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError)
 

@@ -27,10 +27,10 @@ from vgpo.rewards import (
     check_arguments,
     is_async,
     load_reward,
-    printable,
     reward_name,
     strip_outer_box,
 )
+from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError, RewardError)
 
@@ -276,11 +276,11 @@ def show(trial: Trial, faults: Sequence[str], console: Console) -> None:
             table.add_row(Text(name if kind == GOLD else ""), kind, mean, str(len(tally.scores)), failing)
     slowest = Table("slowest", "answer", right("row"), right("seconds"), "", box=None, pad_edge=False)
     for timing in sorted(trial.timings, reverse=True)[:NUM_SLOWEST]:
-        answer = Text(printable(timing.answer[:40]))
+        answer = Text(visible(timing.answer[:40]))
         slowest.add_row(Text(timing.reward), timing.kind, str(timing.row), f"{timing.seconds:.4f}", answer)
     console.print(Group(table, "", slowest, ""))
     for fault in faults:
-        console.print(Text("fault: ", style="bold red") + Text(printable(fault)), soft_wrap=True)
+        console.print(Text("fault: ", style="bold red") + Text(visible(fault)), soft_wrap=True)
     if not faults:
         console.print("all golds score 1, wrong answers next to nothing", style="green", highlight=False)
 

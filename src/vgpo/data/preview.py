@@ -12,12 +12,12 @@ import jinja2
 import PIL.Image
 from transformers import ProcessorMixin
 
-from vgpo.data.errors import visible
 from vgpo.data.images import image_size
 from vgpo.data.prompts import to_prompts
 from vgpo.data.schema import ANSWER, ID, IMAGES
 from vgpo.data.summary import DatasetSummary
 from vgpo.data.tokens import TokenCounter
+from vgpo.pages import page_environment
 
 NUM_BINS = 12
 _SIDE = 640  # longest side of a picture on the page, in pixels
@@ -113,17 +113,10 @@ def histogram(lengths: Sequence[int]) -> list[Bin]:
 
 def write_page(checks: Sequence[SetCheck], path: Path, recipe: str) -> Path:
     """Write one self-contained page; every text in it is escaped, and it holds no script. Returns `path`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
+    environment = page_environment(jinja2.FileSystemLoader(Path(__file__).parent))
     page = environment.get_template("check.html.jinja").render(checks=checks, recipe=recipe)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="replace")
+    path.write_text(page, encoding="utf-8")
     return path
 
 

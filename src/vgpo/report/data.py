@@ -91,8 +91,8 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
     Returns:
         dict, JSON-able:
         `version`: 1, the version of this layout.
-        `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601), `machine`,
-            `last_step`, `num_rollouts`,
+        `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601),
+            `resumed_from` (the steps from which it was resumed), `machine`, `last_step`, `num_rollouts`,
             `evaluation` (None, or `before` and `after`, each None or `accuracy`, `low`, `high` in [0, 1] with
             `num_questions` and `num_correct`; and `change`, None or `points`, `low`, `high` in [-1, 1]),
             `focus_curve` (None, or `first_step`, `last_step` and, for `correct` and `wrong`, `values`: mean rho
@@ -159,6 +159,7 @@ def describe_run(
         "commit": environment["commit"],
         "dirty": environment["dirty"],
         "started": environment["started"],
+        "resumed_from": [resumed["step"] for resumed in folder.read_resumes()],
         "machine": machine,
         "last_step": max((line["step"] for line in lines), default=0),
         "num_rollouts": summary.num_rollouts,

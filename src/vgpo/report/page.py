@@ -2,15 +2,15 @@
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import PackageLoader
 from markupsafe import Markup
 
+from vgpo.pages import embed_json, page_environment
 from vgpo.report.data import report_data
 from vgpo.report.storage import write_file
 
@@ -34,19 +34,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     """
     page = render(report_data(runs))
     out = Path(out)
-    write_file(out, page.encode("utf-8", errors="replace"))
+    write_file(out, page.encode("utf-8"))
     return out
 
 
 def render(data: Mapping[str, Any]) -> str:
     """Draw the page of `report_data`'s dict. Text in it is escaped, and no script but the page's own can run."""
-    environment = Environment(
-        loader=PackageLoader("vgpo.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(PackageLoader("vgpo.report"))
     environment.filters.update(percent=percent, points=points, date=date, header_facts=header_facts)
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
@@ -58,14 +52,6 @@ def render(data: Mapping[str, Any]) -> str:
         style_hash=content_hash(style),
         script_hash=content_hash(script),
     )
-
-
-def embed_json(data: Mapping[str, Any]) -> Markup:
-    """Encode as JSON that no text inside can end: ASCII only, and without `<`, `>` and `&`."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def content_hash(text: str) -> str:

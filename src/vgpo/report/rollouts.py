@@ -2,13 +2,14 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from vgpo.pages import embed_json
 
 NUM_DECILES = 10
 NUM_SHOWN = 6  # correct ones and wrong ones each
@@ -110,7 +111,7 @@ def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], 
         new = {
             Path(name).stem: embed_image(folder, name) for name in record["images"] if Path(name).stem not in images
         }
-        size = len(json.dumps(entry)) + len(json.dumps(new))
+        size = len(embed_json(entry)) + len(embed_json(new))
         if size <= budget:
             budget -= size
             images.update(new)
@@ -139,7 +140,7 @@ def rollout_entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "token_factor": rounded(record["token_factor"]) if "token_factor" in record else None,
         "rollout_factor": record.get("rollout_factor"),
         "advantage": record["advantage"],
-        "rewards": record["rewards"],
+        "rewards": {cut(name, MAX_TOKEN_CHARACTERS): value for name, value in record["rewards"].items()},
     }
 
 
@@ -152,12 +153,15 @@ def cut(text: str, limit: int) -> str:
 
 
 def embed_image(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return `{"uri", "width", "height"}` of a stored picture, at most 512 pixels a side; None if it is gone."""
+    """Return `{"uri", "width", "height"}` of a stored picture, at most 512 pixels a side; None if it is lost."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
         return None
-    with Image.open(path) as stored:
-        image = stored.convert("RGBA")
+    try:
+        with Image.open(path) as stored:
+            image = stored.convert("RGBA")
+    except (OSError, SyntaxError):  # a disk that failed left a broken file
+        return None
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.getchannel("A"))

@@ -1,39 +1,43 @@
 """The run folder: what a run was (config, code, machine) and what it did (metrics, rollouts, evaluation)."""
 
-import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from vgpo.report.environment import code_diff, describe_environment, hide_secrets
+from vgpo.report.rollout_log import RolloutLog
 from vgpo.report.storage import (
     RunFolderError,
     append_records,
+    keep_lines,
     plain,
     read_object,
     read_records,
+    read_steps,
     to_json,
     write_file,
 )
 
 # Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
-PNG_MODES = ("1", "L", "LA", "RGB", "RGBA")
+MAX_ROLLOUT_BYTES = 1024**3
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run. `create` starts a new one, `open` takes an existing one; the constructor touches nothing.
+    """The files of one run. `create` starts a new one, `open` reads an existing one, `resume` goes on with it.
 
-    Only one process may write: the world's main one.
+    The constructor touches nothing. Only one process may write: the world's main one.
+    max_rollout_bytes: limit of rollouts.jsonl and images/ together, > 0; beyond it the oldest rollouts go
+    (`vgpo.report.rollout_log`). metrics.jsonl, a line a logged step, has none.
     """
 
     path: Path
+    max_rollout_bytes: int = MAX_ROLLOUT_BYTES
 
     @classmethod
     def create(cls, path: Path | str, config: Mapping[str, Any], *, seed: int, command: Sequence[str]) -> "RunFolder":
@@ -77,6 +81,34 @@ class RunFolder:
             )
         return folder
 
+    @classmethod
+    def resume(
+        cls, path: Path | str, step: int, *, seed: int, command: Sequence[str], changes: Sequence[str] = ()
+    ) -> "RunFolder":
+        """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
+
+        Metrics and rollouts of later steps go, and the evaluation after training; resumes.jsonl gets a line. Each
+        file changes at once: after a kill in the midst of it, call this again.
+
+        Args:
+            path: folder of the run.
+            step: the optimiser step of the checkpoint, at least 0.
+            seed, command: as in `create`.
+            changes: what is not as it was when the run began, one text each.
+
+        Raises:
+            RunFolderError: there is no run in it, a line is broken (names it), or the disk refused.
+        """
+        folder = cls.open(path)
+        keep_lines(folder.metrics_path, [written <= step for written in read_steps(folder.metrics_path)])
+        folder.rollouts.cut_back(step)
+        evaluation = folder.read_evaluation() or {}
+        if evaluation.pop("after", None) is not None:
+            folder.write_evaluation(evaluation)
+        resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
+        append_records(folder.resumes_path, [resumed])
+        return folder
+
     def refuse_taken(self) -> None:
         """Touch nothing, and raise if the folder holds a run.
 
@@ -100,12 +132,20 @@ class RunFolder:
         return self.path / "rollouts.jsonl"
 
     @property
+    def resumes_path(self) -> Path:
+        return self.path / "resumes.jsonl"
+
+    @property
     def images_path(self) -> Path:
         return self.path / "images"
 
     @property
     def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
+
+    @cached_property
+    def rollouts(self) -> RolloutLog:
+        return RolloutLog(self.path, self.max_rollout_bytes)
 
     @property
     def evaluation_path(self) -> Path:
@@ -145,28 +185,15 @@ class RunFolder:
         Raises:
             RunFolderError: the disk refused; none of these records was written.
         """
-        # The rollouts of a group share one picture object: hash it once.
-        pictures = {id(image): image for record in records for image in record["images"]}
-        saved = {key: self.save_image(image) for key, image in pictures.items()}
-        append_records(
-            self.rollouts_path,
-            [{**record, "images": [saved[id(image)] for image in record["images"]]} for record in records],
-        )
-
-    def save_image(self, image: Image.Image) -> str:
-        """Save as PNG under a name made of its content; return the path relative to the run folder."""
-        picture = image if image.mode in PNG_MODES else image.convert("RGB")
-        content = hashlib.sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes())
-        path = self.images_path / f"{content.hexdigest()[:20]}.png"
-        if not path.exists():
-            encoded = io.BytesIO()
-            picture.save(encoded, format="PNG")
-            write_file(path, encoded.getvalue())
-        return path.relative_to(self.path).as_posix()
+        self.rollouts.write(records)
 
     def read_rollouts(self) -> Iterator[dict[str, Any]]:
         """Yield the records in order, one at a time (the file may be larger than memory)."""
-        return read_records(self.rollouts_path)
+        return self.rollouts.read()
+
+    def read_resumes(self) -> list[dict[str, Any]]:
+        """Return what `resume` recorded, in order: `step`, `changes`, and the fields of environment.json then."""
+        return list(read_records(self.resumes_path))
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.study.Evaluation`."""

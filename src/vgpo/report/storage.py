@@ -1,19 +1,17 @@
 """Files that survive a full disk: whole files appear complete or not at all, line files end in a whole line."""
 
+import itertools
 import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-RESTART = (
-    "Free space on this disk and start a new run_dir, with model_name_or_path set to the newest checkpoint "
-    "if there is one."
-)
+RESTART = "Free space on this disk and run the same command with --resume true."
 
 
 class RunFolderError(RuntimeError):
@@ -56,8 +54,10 @@ def to_json(value: object, indent: int | None = None) -> bytes:
     return json.dumps(plain(value), allow_nan=False, indent=indent).encode("ascii")
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a whole file beside its place and rename it there: a reader sees the old file or the new one.
+def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a whole file, or its parts in order, beside its place and rename it there.
+
+    A reader, and whoever comes after a kill, sees the old file or the new one.
 
     Raises:
         RunFolderError: the disk refused; an older file at `path` is left as it was.
@@ -65,7 +65,9 @@ def write_file(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_all(partial, data)
+        write_all(partial, b"")
+        for part in [data] if isinstance(data, bytes) else data:
+            write_all(partial, part, append=True)
         partial.replace(path)
     except OSError as error:
         if partial.exists():
@@ -76,8 +78,8 @@ def write_file(path: Path, data: bytes) -> None:
         ) from error
 
 
-def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Append one JSON line per record: all of them or, if the disk refuses, none.
+def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Append one JSON line per record: all of them or, if the disk refuses, none. Returns how many bytes that took.
 
     Raises:
         RunFolderError: the disk refused; the file ends at the last complete line it had before.
@@ -94,6 +96,34 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         raise RunFolderError(
             f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {RESTART}"
         ) from error
+    return len(data)
+
+
+def keep_lines(path: Path, keep: Sequence[bool]) -> None:
+    """Leave of a JSON-lines file the lines of which `keep` says so, and no unfinished one; all at once.
+
+    Raises:
+        RunFolderError: the disk refused; the file is as it was.
+    """
+    if not path.exists() or (all(keep) and last_complete_line(path)[0] == path.stat().st_size):
+        return
+    with path.open("rb") as lines:
+        left = (line for line, kept in zip(lines, keep, strict=False) if kept)
+        write_file(path, iter(lambda: b"".join(itertools.islice(left, 100)), b""))
+
+
+def read_steps(path: Path) -> list[int]:
+    """The step of each record of a JSON-lines file.
+
+    Raises:
+        RunFolderError: a complete line is not a JSON object with a step; names file and line.
+    """
+    steps = []
+    for number, record in enumerate(read_records(path), start=1):
+        if "step" not in record:
+            raise RunFolderError(f"{path}, line {number}: found no step; restore or delete the line.")
+        steps.append(record["step"])
+    return steps
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

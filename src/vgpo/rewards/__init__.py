@@ -13,7 +13,6 @@ from vgpo.rewards.checked import (
     check_arguments,
     checked,
     is_async,
-    printable,
     reward_name,
 )
 from vgpo.rewards.functions import accuracy_reward, format_reward, lenient_accuracy_reward
@@ -38,7 +37,6 @@ __all__ = [
     "lenient_accuracy_reward",
     "lenient_grader",
     "load_reward",
-    "printable",
     "reward_name",
     "strip_outer_box",
 ]

@@ -11,7 +11,7 @@ _MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text o
 
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 # A blank between two digits is kept: "1 1/2" is not "11/2".
-_IDLE_SPACE = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
+_IDLE_BLANK = re.compile(r"(?<![0-9]) | (?![0-9])")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: where mathruler's float comparison is still exact
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,6})?")  # beyond 6 places mathruler rounds to an integer
 _CHOICE = re.compile(r"\(([a-j])\)|([a-j])(?:[.:](?:\s.*)?)?", re.DOTALL)
@@ -61,7 +61,7 @@ def textual_verdict(answer: str | None, gold: str) -> bool | None:
         return True
     if re.fullmatch("[A-J]", gold):
         return _choice_letter(answer) == gold
-    if len(answer) > _MAX_SYMBOLIC_LENGTH:
+    if max(len(answer), len(gold)) > _MAX_SYMBOLIC_LENGTH:
         return False
     right, given = _gold_choices(gold), _choice_letters(answer)
     if right and given:
@@ -104,7 +104,7 @@ def _unwrap(text: str) -> str:
 
 
 def _normalise(text: str) -> str:
-    return _IDLE_SPACE.sub("", _unwrap(text)).lower()
+    return _IDLE_BLANK.sub("", " ".join(_unwrap(text).split())).lower()
 
 
 def _choice_letter(answer: str) -> str | None:

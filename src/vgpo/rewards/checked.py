@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sized
 from typing import Any, SupportsFloat
 
+from vgpo.text import visible
+
 RewardFunction = Callable[..., Any]
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -21,6 +23,9 @@ GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra
 
 class RewardError(ValueError):
     """A reward function that cannot be found, called or believed; the message names it and, if it can, the row."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message))
 
 
 def checked(function: RewardFunction) -> RewardFunction:
@@ -120,11 +125,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def printable(text: str) -> str:
-    """`text` with line ends, and everything else that is no visible character escaped: safe on a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
 def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
     num_rows = len(columns["completions"])
     expected = f"expected a list of {num_rows} numbers, one for each completion"
@@ -173,7 +173,7 @@ def _raised(name: str, error: Exception, where: str) -> RewardError:
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     trace = "".join(traceback.format_exception(type(error), error, frames, chain=False)).rstrip()
-    return RewardError(printable(f"reward {name!r} raised {type(error).__name__} for {where}\n{trace}"))
+    return RewardError(f"reward {name!r} raised {type(error).__name__} for {where}\n{trace}")
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from vgpo.rewards.checked import RewardError, RewardFunction, checked, nearest, printable
+from vgpo.rewards.checked import RewardError, RewardFunction, checked, nearest
 from vgpo.rewards.functions import accuracy_reward, format_reward, lenient_accuracy_reward
 from vgpo.rewards.grader import lenient_grader
 
@@ -91,6 +91,4 @@ def _import_error(source: str, place: str, error: Exception) -> RewardError:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     line = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
-    return RewardError(
-        printable(f"reward {source!r}: importing {place} failed: {type(error).__name__}: {error}{line}")
-    )
+    return RewardError(f"reward {source!r}: importing {place} failed: {type(error).__name__}: {error}{line}")

@@ -35,7 +35,7 @@ def main() -> None:
 
 def with_second_opinion() -> Callable[[str, str], bool]:
     """mathruler's verdict or, where it says no and both sides are mathematics, that of math-verify."""
-    from math_verify import parse, verify  # type: ignore[import-not-found,unused-ignore]
+    from math_verify import parse, verify  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     def boxed(text: str) -> list[object]:
         # Bare LaTeX would be read up to its first number; time is limited from outside, for alarms miss long sums.

@@ -17,6 +17,7 @@ PROVEN = (
 )
 KNOWN_OBSTACLES = {
     "gemma3": "its image tokens see each other in both directions, and some layers see a sliding window only",
+    "qwen3_5": "most of its layers carry a state from token to token, which responses would hand on to each other",
 }
 DEVICES = ("cpu", "cuda")
 

@@ -18,13 +18,10 @@ function fill(node, attributes, children) {
   return node;
 }
 
-// Control characters and marks that reorder text are shown, not obeyed.
+// What steers or reorders a line, or cannot be encoded, is shown, not obeyed: the rule of vgpo.text.visible.
 function visible(text) {
-  return text
-    .replace(/[\u0000-\u0008\u000b-\u001f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)))
-    .replace(/\u007f/g, "\u2421")
-    .replace(/[\u0080-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, (c) =>
-      `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
+  return text.replace(/(?![\n\t])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (c) =>
+    `[U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
 }
 
 function number(value, digits) {

@@ -1,0 +1,53 @@
+"""What a real browser makes of pages full of nasty text: the same text, no request, no script but the page's own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.checks import set_check
+from tests.hostile.texts import NASTY
+from tests.report.chromium import Chromium
+from tests.report.run_records import rollout
+from vgpo.data.preview import write_page
+from vgpo.report import RunFolder, write_report
+from vgpo.text import visible
+
+PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory):
+    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+def texts_of(browser: Chromium, selector: str) -> list[str]:
+    return browser.evaluate(f"[...document.querySelectorAll('{selector}')].map((one) => one.textContent)")
+
+
+def test_tokens_are_shown_as_they_are(browser: Chromium, tmp_path: Path):
+    tokens = [text[:400] for text in NASTY.values()]
+    per_token = {"focus": [0.5] * len(tokens), "gate": [True] * len(tokens), "token_factor": [1.0] * len(tokens)}
+    folder = RunFolder.create(tmp_path / "run", {}, seed=0, command=[])
+    everything = " ".join(tokens)[:3000]
+    folder.write_rollouts([rollout(images=[], tokens=tokens, problem=everything, answer=everything, **per_token)])
+    browser.show(write_report([folder.path], tmp_path / "report.html"))
+    assert browser.evaluate("document.title") == "run — VGPO report"
+    assert texts_of(browser, ".token") == [visible(token).replace("\n", "↵\n") for token in tokens]
+    assert texts_of(browser, ".gold b") == [visible(everything)]
+    assert texts_of(browser, ".question") == [visible(everything.replace("<image>", "▣ "))]
+    assert browser.complaints == []
+
+
+def test_prompts_are_shown_as_they_are(browser: Chromium, tmp_path: Path):
+    page = write_page([set_check(text) for text in NASTY.values()], tmp_path / "check.html", recipe="hostile")
+    browser.show(page)
+    assert browser.evaluate("document.title") == "Data check: hostile"
+    assert texts_of(browser, "pre") == [visible(text) for text in NASTY.values() for _ in ("prompt", "answer")]
+    assert browser.complaints == []
