@@ -46,6 +46,7 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3_5Config,
     Qwen3VLConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -173,6 +174,29 @@ def qwen3_vl() -> Checkpoint:
         vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **ids,
     )
+    images = Qwen2VLImageProcessor(size=_pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    videos = Qwen3VLVideoProcessor(size=_pixels(32))
+    return config, Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
+
+
+def qwen3_5() -> Checkpoint:
+    """Two of three decoder layers carry a state from token to token in place of attention."""
+    tokenizer, ids = _qwen_vl_tokenizer()
+    linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 16, "value_head_dim": 16}
+    config = Qwen3_5Config(
+        text_config=decoder(
+            tokenizer,
+            head_dim=16,
+            layer_types=["linear_attention", "linear_attention", "full_attention"],
+            rope_parameters={**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+            **{f"linear_{name}": value for name, value in linear.items()},
+        ),
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+        },
+        **ids,
+    )  # fmt: skip
     images = Qwen2VLImageProcessor(size=_pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     videos = Qwen3VLVideoProcessor(size=_pixels(32))
     return config, Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
@@ -332,6 +356,7 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         qwen2_vl,
         qwen2_5_vl,
         qwen3_vl,
+        qwen3_5,
         internvl,
         llava_onevision,
         smolvlm,

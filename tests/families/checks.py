@@ -39,8 +39,8 @@ GROUP = 2
 # Every batch has a row of each: text only, and one, two and three pictures.
 NUM_PICTURES = (0, 1, 2, 3)
 SIZES = ((56, 84), (28, 56), (112, 56))
-DECODER_LAYERS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 NUM_DECODER_LAYERS = 3
+MLP_LAYERS = 3  # linear layers that every family has in every layer
 TEMPTATION = 50.0  # a logit that would be sampled for certain
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -338,7 +338,7 @@ def pads_left(family: Family) -> None:
     for plain, log_probs, mask in zip(
         family.plain_rows, scores.log_probs, batch["completion_mask"].bool(), strict=True
     ):
-        torch.testing.assert_close(log_probs[mask], plain.log_probs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(log_probs[mask], plain.log_probs, rtol=1e-5, atol=1e-5)
 
 
 def bans_picture_tokens(family: Family) -> None:
@@ -387,8 +387,11 @@ def adapts_the_decoder(family: Family) -> None:
     trained = {name for name, parameter in run.trainer.model.named_parameters() if parameter.requires_grad}
     layers = {name.partition(".lora_")[0] for name in trained}
     assert all(".lora_" in name and part_by_name(name) == "language_model" for name in trained)
-    assert {layer.rpartition(".")[2] for layer in layers} == DECODER_LAYERS
-    assert len(layers) == NUM_DECODER_LAYERS * len(DECODER_LAYERS)
+    linear = {name for name, module in family.load()[0].named_modules() if isinstance(module, torch.nn.Linear)}
+    assert len(layers) >= NUM_DECODER_LAYERS * MLP_LAYERS
+    assert {layer.removeprefix("base_model.model.") for layer in layers} == {
+        name for name in linear if part_by_name(name) == "language_model"
+    }
     assert run.changed == run.with_gradient == trained
 
 
@@ -430,6 +433,8 @@ CHECKS: dict[str, Callable[[Family], None]] = {
 }
 # What is known not to work; a check that no longer fails is an error too.
 LIMITS = {
+    ("qwen3_5", "shared prompt"): "Most layers carry a state from token to token, which responses of one row would hand "
+    "on to each other; each rollout computes its prompt itself.",
     ("gemma3", "shared prompt"): "Its picture tokens see each other in both directions, and some layers see a sliding "
     "window only; each rollout computes its prompt itself.",
 }
