@@ -54,7 +54,7 @@ def test_one_device_by_hand(write_recipe: WriteRecipe, model: PreTrainedModel) -
         gradients=4 * size,
         optimiser=8 * size,
         activations=280 * 3 * 4 * (10 * 128 + 4 * 384),  # tokens, layers, bytes, hidden and intermediate size
-        head=4 * (80 * 32768 + 80 * 128 + 382 * 128),  # a tile of logits, gradients of states and of weights
+        head=4 * (80 * 382 + 80 * 128 + 382 * 128),  # a tile of logits, gradients of states and of weights
     )
     assert estimate.total == 16 * size + estimate.activations + estimate.head
 

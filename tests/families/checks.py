@@ -15,9 +15,16 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from peft import PeftModel
 from rich.console import Console
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin, TrainerCallback
+from transformers import (
+    AutoModelForImageTextToText,
+    BatchFeature,
+    PreTrainedModel,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from trl import ModelConfig
 from trl.trainer.utils import add_fused_lm_head
 
@@ -125,6 +132,9 @@ class Run:
     def changed(self) -> set[str]:
         return {name for name, weight in self.after.items() if not torch.equal(weight, self.before[name])}
 
+    def checkpoint(self, step: int) -> Path:
+        return Path(self.trainer.args.output_dir, f"checkpoint-{step}")
+
 
 def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -149,6 +159,24 @@ def tempt(trainer: VGPOTrainer) -> None:
     bonus = torch.zeros(head.weight.shape[0])
     bonus[banned_token_ids(trainer.model.config)] = TEMPTATION
     head.register_forward_hook(lambda module, args, logits: logits + bonus.to(logits.dtype))
+
+
+def watched_run(trainer: VGPOTrainer, checkpoint: Path | None = None) -> Run:
+    """Train, from the start or from a checkpoint."""
+    gradients = NoteGradients()
+    trainer.add_callback(gradients)
+    batches = watch(trainer)
+    before = weights(trainer.model)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return Run(trainer, batches, before, weights(trainer.model), gradients.names)
+
+
+@torch.no_grad()
+def disturb(model: torch.nn.Module) -> None:
+    """Move every weight that is trained, so that one which a load leaves out shows."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(1.0)
 
 
 class PlainRow(NamedTuple):
@@ -214,30 +242,34 @@ class Family:
         check_image_token(model, processor)
         return model, processor
 
-    def train(self, *, lora: bool = False, lora_vision: bool = False, **settings: Any) -> Run:
-        """Train by the code of `vgpo train`."""
+    def trainer(self, *, lora: bool = False, lora_vision: bool = False, **settings: Any) -> VGPOTrainer:
+        """The trainer of `vgpo train`, with a model that wants picture tokens."""
         source = f"{alternating.__module__}:{alternating.__name__}"
         recipe = Recipe(
             run=RunArguments(train_data="in memory", rewards=[source], lora_vision=lora_vision),
-            config=VGPOConfig(output_dir=str(self.out), **{**SETTINGS, **settings}),
+            config=VGPOConfig(**{"output_dir": str(self.out), **SETTINGS, **settings}),
             model=self.model_config(use_peft=lora),
         )
         setup = Setup(recipe, self.out)
         setup.prompts = to_prompts(rows())
         trainer = build_trainer(setup, RunFolder(self.out), self.console)
         trainer.remove_callback(RunCallback)
-        gradients = NoteGradients()
-        trainer.add_callback(gradients)
-        batches = watch(trainer)
         tempt(trainer)
-        before = weights(trainer.model)
-        trainer.train()
-        return Run(trainer, batches, before, weights(trainer.model), gradients.names)
+        return trainer
+
+    def train(self, **settings: Any) -> Run:
+        """Train from the start; settings are those of `trainer`."""
+        return watched_run(self.trainer(**settings))
+
+    def train_and_save(self, name: str, **settings: Any) -> Run:
+        """Train and keep a checkpoint of each step."""
+        folder = self.out / f"{self.name} {name}"
+        return self.train(output_dir=str(folder), save_strategy="steps", save_steps=1, **settings)
 
     @cached_property
     def plain(self) -> Run:
         """Everything is trained, in float32."""
-        return self.train()
+        return self.train_and_save("plain")
 
     @cached_property
     def checkpointed(self) -> Run:
@@ -254,7 +286,7 @@ class Family:
 
     @cached_property
     def lora(self) -> Run:
-        return self.train(lora=True)
+        return self.train_and_save("lora", lora=True)
 
     @cached_property
     def plain_rows(self) -> list[PlainRow]:
@@ -411,9 +443,42 @@ def adapts_vision(family: Family) -> None:
     assert {part_by_name(name) for name in run.changed if ".lora_B." in name} == expected
 
 
+def resumes(family: Family) -> None:
+    """A run that goes on after its first step ends as the one that was not; `from_pretrained` loads its checkpoint."""
+    same_after_resume(family.plain, family.trainer())
+    path = family.plain.checkpoint(2)
+    model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True)
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert_equal(weights(model), family.plain.after)
+
+
+def resumes_adapters(family: Family) -> None:
+    """As `resumes`, for a checkpoint that holds the adapters alone."""
+    same_after_resume(family.lora, family.trainer(lora=True))
+    model = PeftModel.from_pretrained(family.load()[0], family.lora.checkpoint(2))
+    assert_equal(weights(model), family.lora.after)
+
+
+def same_after_resume(whole: Run, trainer: VGPOTrainer) -> None:
+    """Let a new trainer go on after the first step of a run, and compare what comes of it."""
+    disturb(trainer.model)
+    resumed = watched_run(trainer, whole.checkpoint(1))
+    assert_equal(resumed.after, whole.after)
+    [batch], [_, expected] = resumed.batches, whole.batches
+    for name in ("row_index", "completion_ids", "rewards", "advantages"):
+        assert torch.equal(batch[name], expected[name]), name
+
+
+def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Names and every bit."""
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(actual[name], weight), name
+
+
 def mixes_over_processes(family: Family) -> None:
     """Two processes that share the parameters (FSDP2), one with pictures and one without, equal one process."""
-    check_two_processes(family.name, family.checkpoints)
+    check_two_processes(family.name, family.checkpoints, family.out / "two processes")
 
 
 CHECKS: dict[str, Callable[[Family], None]] = {
@@ -429,12 +494,17 @@ CHECKS: dict[str, Callable[[Family], None]] = {
     "freeze": freezes,
     "LoRA": adapts_the_decoder,
     "LoRA in vision": adapts_vision,
+    "resume": resumes,
+    "resume with LoRA": resumes_adapters,
     "two processes, one without pictures": mixes_over_processes,
 }
 # What is known not to work; a check that no longer fails is an error too.
 LIMITS = {
-    ("qwen3_5", "shared prompt"): "Most layers carry a state from token to token, which responses of one row would hand "
-    "on to each other; each rollout computes its prompt itself.",
+    (
+        "qwen3_5",
+        "shared prompt",
+    ): "Most layers carry a state from token to token, which responses of one row would "
+    "hand on to each other; each rollout computes its prompt itself.",
     ("gemma3", "shared prompt"): "Its picture tokens see each other in both directions, and some layers see a sliding "
     "window only; each rollout computes its prompt itself.",
 }

@@ -1,19 +1,9 @@
-r"""Rows with pictures on one process and rows of text on another, with parameters that are spread over both (FSDP2).
-
-As a script, one process of two:
-python -m torch.distributed.run --nproc-per-node 2 tests/families/mixed_worker.py \
-    CHECKPOINTS OUT SECONDS BLANK FAMILY ...
-"""
+"""Rows with pictures on one process and rows of text on another, with parameters that are spread over both (FSDP2)."""
 
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,12 +11,13 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer.utils import add_fused_lm_head
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.families.build import FAMILIES, Prompt, encode_prompts, picture
+from tests.processes import NUM_PROCESSES, run_in_processes
 from vgpo.focus import visual_token_ids
 from vgpo.shared_prompt import enable_layouts, why_not_shared
 from vgpo.trl.blank_picture import blank_prompt
@@ -107,39 +98,36 @@ def shard(model: nn.Module) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def launch(
-    checkpoints: Path, out: Path, families: Sequence[str], *, seconds: int, blank: bool
-) -> subprocess.CompletedProcess[str]:
-    """Two processes over some families; one that waits for the other longer than `seconds` fails."""
-    worker = [str(Path(__file__)), str(checkpoints), str(out), str(seconds), str(int(blank)), *families]
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *worker],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+def score_families(checkpoints: Path, out: Path, families: Sequence[str], with_blank: bool) -> None:
+    """What each of two processes does: its outputs for every family go to a file of their own."""
+    rank = torch.distributed.get_rank()
+    for family in families:
+        model, processor = load(checkpoints / family)
+        shard(model)
+        outputs = score(model, processor, rank, blank_of(processor) if with_blank else None)
+        torch.save(outputs, out / f"{family}-{rank}.pt")
 
 
 @functools.cache
-def two_processes(checkpoints: Path) -> Path:
-    """The folder of what two processes gave for every family; a family's files are there once both got through."""
-    out = Path(tempfile.mkdtemp())
-    finished = launch(checkpoints, out, list(FAMILIES), seconds=60, blank=True)
-    (out / "errors.txt").write_text(finished.stderr)
-    return out
+def two_processes(checkpoints: Path, out: Path) -> str:
+    """Let two processes write what they find for every family, and say what stopped them before the last."""
+    out.mkdir()
+    try:
+        run_in_processes(score_families, checkpoints, out, list(FAMILIES), True)
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        return str(error)
+    return ""
 
 
-def check_two_processes(family: str, checkpoints: Path) -> None:
+def check_two_processes(family: str, checkpoints: Path, out: Path) -> None:
     """Log-probabilities of each process, and the mean of their gradients, against one process without FSDP."""
-    out = two_processes(checkpoints)
-    files = [out / f"{family}-{rank}.pt" for rank in range(2)]
-    assert all(file.exists() for file in files), (out / "errors.txt").read_text()[-3000:]
+    stopped_by = two_processes(checkpoints, out)
+    files = [out / f"{family}-{rank}.pt" for rank in range(NUM_PROCESSES)]
+    assert all(file.exists() for file in files), stopped_by
     actual = [torch.load(file) for file in files]
     model, processor = load(checkpoints / family)
-    expected = [score(model, processor, rank, None) for rank in range(2)]
-    for rank in range(2):
+    expected = [score(model, processor, rank, None) for rank in range(NUM_PROCESSES)]
+    for rank in range(NUM_PROCESSES):
         torch.testing.assert_close(actual[rank]["log_probs"], expected[rank]["log_probs"], rtol=0, atol=1e-5)
     pictures, text = (outputs.keys() for outputs in expected)
     assert pictures > text  # the vision tower
@@ -148,18 +136,3 @@ def check_two_processes(family: str, checkpoints: Path) -> None:
         mean = (expected[0][name] + expected[1].get(name, torch.zeros(()))) / 2
         error = float((actual[0][name] - mean).norm() / mean.norm().clamp(min=1e-2))
         assert error <= 1e-4, (name, error)
-
-
-def main(checkpoints: Path, out: Path, seconds: int, with_blank: bool, families: Sequence[str]) -> None:
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=seconds))
-    rank = torch.distributed.get_rank()
-    for family in families:
-        model, processor = load(checkpoints / family)
-        shard(model)
-        outputs = score(model, processor, rank, blank_of(processor) if with_blank else None)
-        torch.save(outputs, out / f"{family}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), bool(int(sys.argv[4])), sys.argv[5:])

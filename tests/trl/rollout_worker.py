@@ -1,17 +1,10 @@
-"""Runs with fixed rollouts: what the shaping makes of them, and the weights that come out.
+"""Runs with fixed rollouts: what the shaping makes of them, and the weights that come out."""
 
-As a script, one process of several:
-python -m torch.distributed.run --nproc-per-node 2 tests/trl/rollout_worker.py OUT JSON_OF_SETTINGS_BY_NAME
-"""
-
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
+import torch.distributed
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig, VGPOTrainer
@@ -79,7 +72,7 @@ def train(folder: Path, settings: dict) -> dict:
     return {"rollouts": rollouts, "weights": weights, "log": trainer.state.log_history, "groups": trainer.groups}
 
 
-if __name__ == "__main__":
-    out, named_settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+def train_and_write(folder: Path, named_settings: dict[str, dict]) -> None:
+    """What each of several processes does: a file for each run."""
     for name, settings in named_settings.items():
-        torch.save(train(out / name, settings), out / f"{name}-{os.environ['RANK']}.pt")
+        torch.save(train(folder / name, settings), folder / f"{name}-{torch.distributed.get_rank()}.pt")

@@ -1,18 +1,12 @@
 """Two processes make of the same rollouts what one process makes of them."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.processes import NUM_PROCESSES, run_in_processes
 from tests.trl import rollout_worker
 from tests.trl.tiny import GROUP
 
-NUM_PROCESSES = 2
 SETTINGS = {
     "whole": {"per_device_train_batch_size": 2 * GROUP},
     "accumulated": {"per_device_train_batch_size": GROUP, "gradient_accumulation_steps": 2},
@@ -28,17 +22,7 @@ DYNAMIC = {"per_device_train_batch_size": 2 * GROUP, "dynamic_sampling": True, "
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    worker = str(Path(rollout_worker.__file__))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NUM_PROCESSES)]
-    finished = subprocess.run(
-        [*launch, worker, str(folder), json.dumps({**SETTINGS, "dynamic": DYNAMIC})],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_in_processes(rollout_worker.train_and_write, folder, {**SETTINGS, "dynamic": DYNAMIC}, seconds=280)
     return folder
 
 

@@ -119,7 +119,7 @@ def decoder_bytes_per_token(model: PreTrainedModel, computing: int, *, checkpoin
 def head_bytes(model: PreTrainedModel, computing: int, responses: int) -> int:
     """A tile of the logits, and float32 gradients of the head's weight and of the states that it reads."""
     weight = model.get_output_embeddings().weight
-    tile = computing * min(responses, TOKEN_CHUNK_SIZE) * VOCABULARY_CHUNK_SIZE
+    tile = computing * min(responses, TOKEN_CHUNK_SIZE) * min(len(weight), VOCABULARY_CHUNK_SIZE)
     states = FLOAT32 * responses * model.config.get_text_config().hidden_size
     return tile + states + (FLOAT32 * weight.numel() if weight.requires_grad else 0)
 
