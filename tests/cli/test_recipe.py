@@ -87,7 +87,7 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("", ["--strenght", "1"], ["command line", "'strenght'", "did you mean 'strength'"]),
         ("zzzzqqq: 1", [], ["recipe.yaml", "unknown field 'zzzzqqq'"]),
         ("output_dir: x", [], ["recipe.yaml", "output_dir", "set run_dir instead"]),
-        ("", ["--resume_from_checkpoint", "x"], ["command line", "start a new run"]),
+        ("", ["--resume_from_checkpoint", "x"], ["command line", "set resume: true"]),
         ("", ["7"], ["command line", "unexpected '7'"]),
         ("num_generations: 8.5", [], ["recipe.yaml", "num_generations", "invalid int value: '8.5'"]),
         ("", ["--num_generations", "many"], ["num_generations", "invalid int value: 'many'"]),
@@ -166,3 +166,12 @@ def test_the_command_ends_with_the_message_and_no_traceback() -> None:
     assert done.exit_code == 2
     assert "error: command line: unknown field 'learning_rte'; did you mean 'learning_rate'?" in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_a_bare_off_is_told_from_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("model_name_or_path: toy\ntrain_data: toy:train\nalarms: off\n")
+    with pytest.raises(
+        RecipeError, match=r"alarms is False, which is how YAML reads a bare on, off.*put it in quotes"
+    ):
+        load_recipe(path, ON_A_LAPTOP)

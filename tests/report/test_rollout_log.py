@@ -137,6 +137,14 @@ def test_a_run_resumed_from_its_end_is_left_as_it_was(make_run):
     assert folder.read_evaluation() is None
 
 
+def test_the_line_that_summed_up_a_training_goes(make_run):
+    folder = fill(make_run(), 3)
+    before = folder.read_metrics()
+    folder.log_metrics({"step": 3, "train_runtime": 1.0, "train_loss": 0.5})
+    RunFolder.resume(folder.path, 3, seed=0, command=[])
+    assert folder.read_metrics() == before
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
 def test_an_unfinished_line_goes_too(make_run, name: str):
     folder = fill(make_run(), 2)

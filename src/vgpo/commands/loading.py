@@ -1,9 +1,10 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
 import dataclasses
+import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from datasets import Dataset, disable_progress_bars
 from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from vgpo.commands.recipe import RecipeError
+from vgpo.commands.recipe import TOY_MODEL, RecipeError
 from vgpo.data import check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids
 from vgpo.toy import checkpoint_path, write_datasets
@@ -22,8 +24,12 @@ from vgpo.trl.freeze import lora_targets
 
 logger = logging.getLogger(__name__)
 
-TOY_MODEL = "toy"
 ALL_LAYERS = "all-linear"  # PEFT's word for it
+# Where a checkpoint may say, under `auto_map`, which classes are made of code that comes with it.
+NAMING_CODE = (
+    "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
+    "tokenizer_config.json",
+)  # fmt: skip
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
 
 
@@ -162,10 +168,46 @@ def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
     """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe."""
     name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else model.model_name_or_path
     try:
+        if options["trust_remote_code"]:
+            refuse_code_from_elsewhere(name, model.model_revision)
         return auto_class.from_pretrained(name, **options)
+    except RecipeError:
+        raise
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {reason}; {CHECKPOINT}") from error
+
+
+def refuse_code_from_elsewhere(name: str, revision: str) -> None:
+    """Whether all code that a checkpoint would run lies beside it: no revision pins that of another repository.
+
+    Raises:
+        RecipeError: It names a class as `repository--module.Class`.
+    """
+    for file in NAMING_CODE:
+        path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if path is None:
+            continue
+        for reference in code_references(json.loads(Path(path).read_text(encoding="utf-8"))):
+            repository, mark, code = reference.rpartition("--")
+            if mark and repository != name:
+                raise RecipeError(
+                    f"model_name_or_path: {file} of {name!r} takes {code} from another repository, {repository!r}, "
+                    "whose code is whatever it has when the run starts. Put the checkpoint and that code into one "
+                    f"folder, remove '{repository}--' from auto_map there, and name the folder"
+                )
+
+
+def code_references(value: Any, named: bool = False) -> Iterator[str]:
+    """All texts under a key `auto_map`, at any depth."""
+    if isinstance(value, str) and named:
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from code_references(inner, named or key == "auto_map")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from code_references(inner, named)
 
 
 def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:

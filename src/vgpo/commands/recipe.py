@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,10 @@ from vgpo.data import FORMATS
 from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.trl import VGPOConfig
+
+logger = logging.getLogger(__name__)
+
+TOY_MODEL = "toy"
 
 # Known to the libraries below, but without effect or without safety here: refused with the way out.
 REFUSED_KEYS = {
@@ -36,6 +42,8 @@ COUNTS = (
     "max_completion_length",
 )
 NO_GPU_THERE = "doesn't support bf16"  # in the message of transformers
+COMMIT = re.compile("[0-9a-f]{40}")
+DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
 NO_GPU = "bf16 needs a GPU (or use_cpu): set bf16: false"
 
 
@@ -186,6 +194,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
     check_weights(run.rewards, config.reward_weights, where=str(path))
     check_adapters(run, config, model, where=str(path))
+    check_reference(config, model, where=str(path))
+    check_remote_code(config, model, where=str(path))
     run.run_dir = run.run_dir or str(Path("runs") / path.stem)
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
     return Recipe(run, config, model)
@@ -261,6 +271,10 @@ def check_values(values: dict[str, Any], *, where: str) -> None:
         taken = {get_origin(hint) or hint for hint in (hints[key], *get_args(hints[key]))}
         if value is None and type(None) not in taken:
             raise RecipeError(f"{where}: {key} is empty; give it a value or remove the line")
+        if isinstance(value, bool) and str in taken and bool not in taken:
+            raise RecipeError(
+                f"{where}: {key} is {value}, which is how YAML reads a bare on, off, yes or no; put it in quotes"
+            )
         if isinstance(value, list | dict) and type(value) not in taken:
             raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({value!r}), expected a single value")
 
@@ -296,6 +310,41 @@ def check_adapters(run: RunArguments, config: VGPOConfig, model: ModelConfig, *,
             f"{where}: freeze ({config.freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
             "and set lora_vision for adapters in the vision tower and the projector"
         )
+
+
+def check_reference(config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
+    """Whether the reference model, which the parent loads from the hub again, is what the policy starts from.
+
+    Raises:
+        RecipeError: It would be of another revision.
+    """
+    name, revision = str(model.model_name_or_path), model.model_revision
+    if config.beta and not model.use_peft and revision not in (None, "main") and not Path(name).is_dir():
+        raise RecipeError(
+            f"{where}: beta {config.beta:g} would load the newest {name} as the reference model, not model_revision "
+            f"{revision}; {DOWNLOAD.format(name=name)}, or set beta: 0"
+        )
+
+
+def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
+    """Whether code that comes with a checkpoint, where it may run, is that of one commit; a warning says which.
+
+    Raises:
+        RecipeError: The checkpoint is on the hub, where a branch or a tag can get other code at any time.
+    """
+    name, revision = str(model.model_name_or_path), model.model_revision
+    if not config.trust_remote_code or name == TOY_MODEL:
+        return
+    if Path(name).is_dir():
+        logger.warning("trust_remote_code: Python code in the folder %s will run.", Path(name).resolve())
+        return
+    if not COMMIT.fullmatch(revision or ""):
+        raise RecipeError(
+            f"{where}: trust_remote_code with model_revision {revision!r} would run whatever code {name} has when the "
+            "run starts. Read the code at one commit and set model_revision to its 40 characters (the page of the "
+            f"repository lists them under 'History'), or {DOWNLOAD.format(name=name)}"
+        )
+    logger.warning("trust_remote_code: Python code of %s at commit %s will run.", name, revision)
 
 
 def check_vllm(config: VGPOConfig) -> None:

@@ -1,10 +1,12 @@
 """Going on with a run: from which checkpoint, and whether it is still the same run."""
 
 import hashlib
+import importlib
 import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,13 +18,13 @@ from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
 from vgpo.report import RunFolder
 from vgpo.report.storage import plain
-from vgpo.rewards import REWARDS, load_reward
+from vgpo.rewards import REWARDS
 from vgpo.trl.resumable import IDENTITY, newest_checkpoint
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run.
 FREE = (
-    "output_dir", "run_dir", "run_name", "resume", "allow_changes", "logging_", "log_", "report_to", "project",
-    "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before", "dataloader_",
+    "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "report_to",
+    "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before", "dataloader_",
     "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
     "rewards", "num_processes",
 )  # fmt: skip
@@ -62,7 +64,10 @@ def source_digest(reward: str) -> str | None:
     """Of the file that a reward of the user's own stands in."""
     if reward in REWARDS:
         return None
-    return digest(inspect.getsource(inspect.getmodule(inspect.unwrap(load_reward(reward)))))  # type: ignore[arg-type]
+    place = reward.rpartition(":")[0]
+    if place.endswith(".py"):
+        return digest(Path(place).expanduser().read_text(encoding="utf-8"))
+    return digest(inspect.getsource(importlib.import_module(place)))
 
 
 def find_resume(folder: RunFolder, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:

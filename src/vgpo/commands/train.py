@@ -28,10 +28,13 @@ from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
 from vgpo.report.trackers import TrackedRollouts
 from vgpo.rewards import RewardError, load_reward
 from vgpo.study import Evaluation, evaluate
-from vgpo.trl import DynamicSamplingError, NonFiniteError, VGPOTrainer
+from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
 from vgpo.trl.freeze import parameter_table
 
-ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, DynamicSamplingError, NonFiniteError)
+ERRORS = (
+    RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
+    NonFiniteError,
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from vgpo.report.page import write_report
 from vgpo.report.run_folder import RunFolder
 
+KEPT_LINES = 100
+
 
 class RunCallback(TrainerCallback):
     """Log to metrics.jsonl, and draw report.html when training ends.
 
     Every process may hold one; only the world's main process writes. A line is
-    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC).
+    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which each
+    checkpoint holds, keeps the last lines only, so that neither grows with the run.
     """
 
     def __init__(self, run_folder: RunFolder) -> None:
@@ -27,6 +30,7 @@ class RunCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        del state.log_history[:-KEPT_LINES]
         if state.is_world_process_zero and logs:
             place = {"step": state.global_step, "epoch": state.epoch, "time": time.time()}
             self.run_folder.log_metrics({**place, **logs})

@@ -93,6 +93,7 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
         `version`: 1, the version of this layout.
         `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601),
             `resumed_from` (the steps from which it was resumed), `machine`, `last_step`, `num_rollouts`,
+            `alarms` (see `alarms_of`),
             `evaluation` (None, or `before` and `after`, each None or `accuracy`, `low`, `high` in [0, 1] with
             `num_questions` and `num_correct`; and `change`, None or `points`, `low`, `high` in [-1, 1]),
             `focus_curve` (None, or `first_step`, `last_step` and, for `correct` and `wrong`, `values`: mean rho
@@ -163,10 +164,22 @@ def describe_run(
         "machine": machine,
         "last_step": max((line["step"] for line in lines), default=0),
         "num_rollouts": summary.num_rollouts,
+        "alarms": alarms_of(lines),
         "evaluation": describe_evaluation(folder),
         "focus_curve": summary.focus_curves(),
         "rollouts": fit_rollouts(folder.path, summary, images, budget),
     }
+
+
+def alarms_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the alarms that were logged: `name`, `num_lines`, and the `first_step` and `last_step` of these lines."""
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith("alarm/"))
+    steps = {key: [line["step"] for line in lines if line.get(key)] for key in keys}
+    return [
+        {"name": key.removeprefix("alarm/"), "num_lines": len(on), "first_step": on[0], "last_step": on[-1]}
+        for key, on in steps.items()
+        if on
+    ]
 
 
 def describe_evaluation(folder: RunFolder) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from vgpo.report.storage import (
 # Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
 MAX_ROLLOUT_BYTES = 1024**3
+SUMMARY = "train_runtime"  # stands in the line that a trainer logs when it ends, early or not
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
 
-        Metrics and rollouts of later steps go, and the evaluation after training; resumes.jsonl gets a line. Each
-        file changes at once: after a kill in the midst of it, call this again.
+        Metrics and rollouts of later steps go, the line that sums up a training that ended, and the evaluation after
+        training; resumes.jsonl gets a line. Each file changes at once: after a kill in the midst of it, call this
+        again.
 
         Args:
             path: folder of the run.
@@ -100,7 +102,9 @@ class RunFolder:
             RunFolderError: there is no run in it, a line is broken (names it), or the disk refused.
         """
         folder = cls.open(path)
-        keep_lines(folder.metrics_path, [written <= step for written in read_steps(folder.metrics_path)])
+        steps, lines = read_steps(folder.metrics_path), read_records(folder.metrics_path)
+        keep = [written <= step and SUMMARY not in line for written, line in zip(steps, lines, strict=True)]
+        keep_lines(folder.metrics_path, keep)
         folder.rollouts.cut_back(step)
         evaluation = folder.read_evaluation() or {}
         if evaluation.pop("after", None) is not None:

@@ -1,6 +1,8 @@
 """Configuration of the TRL host."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,10 +15,24 @@ from vgpo.trl.freeze import FREEZABLE, check_freeze
 # Rewards normalised over the batch would be normalised over groups that dynamic sampling then drops.
 BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
 
+OF_DYNAMIC_SAMPLING = (
+    "accuracy_low", "accuracy_high", "max_sampling_rounds", "filter_reward", "alarm_sampling_rounds",
+)  # fmt: skip
+# The largest value that each may have; 0 switches the alarm off.
+ALARM_THRESHOLDS = {
+    "alarm_entropy": math.inf,
+    "alarm_groups_alike": 1.0,
+    "alarm_answers_cut": 1.0,
+    "alarm_length_growth": math.inf,
+    "alarm_sampling_rounds": math.inf,
+    "alarm_skipped_steps": math.inf,
+    "alarm_kl": math.inf,
+}
+
 
 @dataclass
 class VGPOConfig(GRPOConfig):
-    """GRPO's configuration plus the method's settings, dynamic sampling and guards.
+    """GRPO's configuration plus the method's settings, dynamic sampling, guards and alarms.
 
     Fields `strength` to `preset` are those of `VGPOSettings`; their defaults and ranges stand there.
     """
@@ -100,6 +116,41 @@ class VGPOConfig(GRPOConfig):
         default=5,
         metadata={"help": "Steps in a row that may be skipped for a non-finite loss or gradient before a run stops."},
     )
+    alarms: str = field(
+        default="warn",
+        metadata={
+            "help": "When a logged figure goes bad: 'warn' and keep the checkpoint from before it, 'stop' with a "
+            "checkpoint too, or 'off'. Thresholds are the fields alarm_..., each with 0 to switch it off."
+        },
+    )
+    alarm_lines: int = field(
+        default=10, metadata={"help": "Logged lines in a row with a bad figure that make an alarm."}
+    )
+    alarm_entropy: float = field(
+        default=0.01, metadata={"help": "Alarm when the policy's entropy (nats per token) is below this."}
+    )
+    alarm_groups_alike: float = field(
+        default=1.0,
+        metadata={"help": "Alarm when this share of groups or more have one and the same reward for all rollouts."},
+    )
+    alarm_answers_cut: float = field(
+        default=0.5, metadata={"help": "Alarm when max_completion_length cuts off more than this share of rollouts."}
+    )
+    alarm_length_growth: float = field(
+        default=4.0,
+        metadata={"help": "Alarm when responses are more than this many times as long as in the first alarm_lines."},
+    )
+    alarm_sampling_rounds: int = field(
+        default=7, metadata={"help": "Alarm when dynamic sampling takes so many rounds for a batch, or more."}
+    )
+    alarm_skipped_steps: int = field(
+        default=1,
+        metadata={"help": "Alarm when so many steps were skipped since the last line for a bad loss or gradient."},
+    )
+    alarm_kl: float = field(
+        default=1.0,
+        metadata={"help": "Alarm when the divergence from the reference model (nats per token) is above this."},
+    )
     log_rollouts_steps: int = field(
         default=10, metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."}
     )
@@ -114,10 +165,11 @@ class VGPOConfig(GRPOConfig):
             raise
         self.build_shaping()  # a wrong setting must not wait until a model is loaded
         self._check_ranges()
+        self._check_alarms()
         if self.dynamic_sampling:
             self._check_dynamic_sampling()
         else:
-            self._refuse_idle_sampling_fields()
+            self._refuse_idle(OF_DYNAMIC_SAMPLING, without="dynamic_sampling", fix="dynamic_sampling=True")
 
     def build_shaping(self) -> Shaping:
         """The shaping with its settings: fields of this configuration, and `shaping_options` for all others."""
@@ -175,6 +227,7 @@ class VGPOConfig(GRPOConfig):
         least = {
             "max_sampling_rounds": 1,
             "max_skipped_steps": 1,
+            "alarm_lines": 1,
             "log_rollouts_steps": 0,
             "log_rollouts_groups": 1,
         }
@@ -182,12 +235,26 @@ class VGPOConfig(GRPOConfig):
             if self.__dict__[name] < minimum:
                 raise ValueError(f"{name}={self.__dict__[name]}, expected {minimum} or more.")
 
-    def _refuse_idle_sampling_fields(self) -> None:
-        for name in ("accuracy_low", "accuracy_high", "max_sampling_rounds", "filter_reward"):
+    def _check_alarms(self) -> None:
+        if self.alarms not in ("warn", "stop", "off"):
+            raise ValueError(f"alarms={self.alarms!r}, expected 'warn', 'stop' or 'off'.")
+        for name, most in ALARM_THRESHOLDS.items():
+            if not 0 <= self.__dict__[name] <= most:
+                limits = "0 or more" if most == math.inf else f"0 to {most:g}"
+                raise ValueError(f"{name}={self.__dict__[name]}, expected {limits}; 0 switches this alarm off.")
+        if 0 < self.alarm_length_growth <= 1:
+            raise ValueError(f"alarm_length_growth={self.alarm_length_growth}, expected above 1, or 0 for no alarm.")
+        if self.alarms == "off":
+            self._refuse_idle(["alarm_lines", *ALARM_THRESHOLDS], without="alarms", fix="alarms='warn'")
+        if self.beta == 0:
+            self._refuse_idle(["alarm_kl"], without="a reference model", fix="beta above 0")
+
+    def _refuse_idle(self, names: Sequence[str], *, without: str, fix: str) -> None:
+        """Settings that were changed although what they set is not there."""
+        for name in names:
             if self.__dict__[name] != type(self).__dataclass_fields__[name].default:
                 raise ValueError(
-                    f"{name}={self.__dict__[name]!r} has no effect without dynamic_sampling. Remove it, or set "
-                    "dynamic_sampling=True."
+                    f"{name}={self.__dict__[name]!r} has no effect without {without}. Remove it, or set {fix}."
                 )
 
     def _check_dynamic_sampling(self) -> None:

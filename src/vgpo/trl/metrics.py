@@ -1,8 +1,9 @@
 """Numbers gathered between two log lines."""
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +35,12 @@ class RunningRatios:
         sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), reduction="sum")
         self.sums.clear()
         return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
+
+
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each name's numbers, as the parent logs it: without NaN; a name with nothing else is left out."""
+    numbers = {name: [value for value in some if not math.isnan(value)] for name, some in values.items()}
+    return {name: sum(some) / len(some) for name, some in numbers.items() if some}
 
 
 class PhaseTimer:

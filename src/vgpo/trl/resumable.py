@@ -41,6 +41,8 @@ T = TypeVar("T")
 logger = logging.get_logger(__name__)
 
 IDENTITY = "run_identity.json"
+# Of a group of parameters; what else stands there may be the state of an optimiser.
+OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # What the parents carry from step to step, and do not save.
 COUNTERS = ("_step", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_entropy_window_stats")
 
@@ -56,6 +58,7 @@ class ResumableTrainer(GRPOTrainer):
 
     _staging: Path | None = None
     _sampler: Sampler | None = None
+    _not_taken_up: str | None = None  # a checkpoint whose step state is still to be loaded
     _buffered_inputs: list[Batch] | None
 
     def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -212,14 +215,40 @@ class ResumableTrainer(GRPOTrainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._not_taken_up = resume_from_checkpoint
         if resume_from_checkpoint is not None:
             self._refuse_other_weights(Path(resume_from_checkpoint))
             self._skip_epochs(int(self.state.epoch or 0))
         return prepared
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the parent, which would silently keep the learning rate and the like of a run whose settings changed."""
+        groups = self.optimizer.param_groups
+        asked = [{name: group[name] for name in OPTIMISER_SETTINGS if name in group} for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return
+        groups = self.optimizer.param_groups
+        for group, settings in zip(groups, asked, strict=True):
+            if group["initial_lr"] not in (0, settings["initial_lr"]):
+                group["lr"] *= settings["initial_lr"] / group["initial_lr"]
+            group.update(settings)
+        rates = {"base_lrs": [group["initial_lr"] for group in groups], "_last_lr": [group["lr"] for group in groups]}
+        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **rates})
+
     def _get_train_sampler(self, dataset: Any = None) -> Sampler:
         self._sampler = super()._get_train_sampler(dataset)
         return self._sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed where the run was over
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._load_rng_state(self._not_taken_up)  # where no step was left to train
+        return super()._finalize_training(*args, **kwargs)
 
     def _skip_epochs(self, num_epochs: int) -> None:
         """Draw the orders of epochs that are over: the sampler draws one after the other, and knows no epoch."""
@@ -251,7 +280,13 @@ class ResumableTrainer(GRPOTrainer):
         # The last that the parent restores, after it has skipped the rows that are trained on.
         if checkpoint is not None:
             self.load_step_state(self._read_step_state(Path(checkpoint)))
+            self._not_taken_up = None
         super()._load_rng_state(checkpoint)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:  # the parent divides by the steps of this process
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, start_time)
 
     def load_step_state(self, state: Mapping[str, Any]) -> None:
         """Take up what `step_state` wrote."""

@@ -9,7 +9,7 @@ the parent in these points, and in no other:
 4. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
    where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
    (whole groups, as a rule) and there is no old pass, one scoring pass is added.
-5. Dynamic sampling, a guard against non-finite steps, and a ban on generated picture tokens.
+5. Dynamic sampling, a guard against non-finite steps, alarms, and a ban on generated picture tokens.
 6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
 7. Checkpoints are whole, and a resumed run is the run that was never interrupted (`vgpo.trl.resumable`).
 """
@@ -46,6 +46,7 @@ from vgpo.focus import (
 )
 from vgpo.shaping import Shaped, Signals
 from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
 from vgpo.trl.batches import Batch, group_order, join_rows, select_rows
 from vgpo.trl.blank_picture import blank_picture, blank_prompt
 from vgpo.trl.config import VGPOConfig
@@ -53,7 +54,7 @@ from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, k
 from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.freeze import freeze_parts
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
-from vgpo.trl.metrics import PhaseTimer, RunningRatios
+from vgpo.trl.metrics import PhaseTimer, RunningRatios, means
 from vgpo.trl.prompts import (
     EncodedPrompt,
     encoded_prompt,
@@ -175,6 +176,7 @@ class VGPOTrainer(ResumableTrainer):
         self._blank: dict[str, Tensor] = {}  # what the processor makes of a blank picture, once asked for
         self._shares_prompts = self._prepare_shared_prompts()
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
+        self._alarms = Alarms(args)
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
         self._filter_column = self._find_filter_column()
@@ -700,6 +702,7 @@ class VGPOTrainer(ResumableTrainer):
                 "num_skipped": self._guard.num_skipped,
                 "num_skipped_in_a_row": self._guard.num_skipped_in_a_row,
             },
+            "alarms": self._alarms.state(),
             "num_drawn": None if self._stream is None else self._stream.num_drawn,
             "num_groups": self._num_groups,
             "num_unlogged_steps": self._num_unlogged_steps,
@@ -710,6 +713,7 @@ class VGPOTrainer(ResumableTrainer):
     def load_step_state(self, state: Mapping[str, Any]) -> None:
         super().load_step_state(state)
         vars(self._guard).update(state["guard"])
+        self._alarms.load_state(state["alarms"])
         if self._stream is not None:
             self._stream.num_drawn = state["num_drawn"]
         self._num_groups = state["num_groups"]
@@ -727,7 +731,26 @@ class VGPOTrainer(ResumableTrainer):
             self._num_unlogged_steps = 0
             for name, value in numbers.items():
                 self._metrics["train"][name] = [value]
+            self._sound_alarms({**logs, **means(self._metrics["train"])})
         super().log(logs, start_time)
+
+    def _sound_alarms(self, figures: Mapping[str, float]) -> None:
+        """Log the alarms that hold, and end the training after a checkpoint if one is to stop it."""
+        for name in self._alarms.hear(self.state.global_step, figures, self.checkpoints):
+            self._metrics["train"][PREFIX + name] = [1.0]
+        if self._alarms.stopping:
+            self.control.should_save = self.control.should_training_stop = True
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent.
+
+        Raises:
+            AlarmError: alarms of a run with `alarms="stop"` have ended it, with a checkpoint.
+        """
+        result = super().train(*args, **kwargs)
+        if self._alarms.stopping:
+            raise AlarmError("\n".join(self._alarms.stopping))
+        return result
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._timer.phase("update"):
