@@ -27,7 +27,10 @@ def load_store(source):
 
 
 def inject(fault, number):
-    """Arm the fault: a kill just before the operation of this number, or a disk that is full from there on."""
+    """Arm the fault: a kill just before the operation of this number, or a disk that is full from there on.
+
+    Return what tells how many operations there were.
+    """
     count = 0
 
     def strike(event, arguments):
@@ -49,13 +52,13 @@ def inject(fault, number):
 
     os.fsync = audited_fsync
     sys.addaudithook(strike)
-    return lambda: count >= number
+    return lambda: count
 
 
 def save(module, folder, step, keep, fault, number, result):
     """Prepare, write and commit as a trainer does; the outcome goes to the pipe `result`."""
     store = module.CheckpointStore(folder, keep=keep)
-    struck = inject(fault, number)
+    count = inject(fault, number)
     try:
         store.newest_valid()
         staging = store.begin(step)
@@ -66,7 +69,7 @@ def save(module, folder, step, keep, fault, number, result):
         except OSError as error:
             raise store.give_up(step, error) from error
         store.commit(step)
-        outcome = "saved" if struck() else "no fault"
+        outcome = "saved" if count() >= number else "no fault"
     except module.CheckpointError as error:
         outcome = str(error)
     os.write(result, outcome.encode())
