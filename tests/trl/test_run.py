@@ -232,7 +232,7 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
     assert [records[0]["step"] for records in written] == [1, 3]
     for record in [record for records in written for record in records]:
         assert record.keys() == {
-            "step", "group", "row", "problem", "answer", "images", "completion", "tokens", "focus", "gate",
+            "step", "group", "row", "id", "problem", "answer", "images", "completion", "tokens", "focus", "gate",
             "token_factor", "rollout_factor", "advantage", "rewards",
         }  # fmt: skip
         length = len(record["tokens"])
