@@ -209,13 +209,22 @@ def checksum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
 
 
 class Ring:
-    """Passes the turn round the contenders."""
+    """Passes the turn round the contenders, from the first one on when all are there.
+
+    Until then they prepare themselves, and draw from the random numbers that they share.
+    """
 
     def __init__(self, size: int) -> None:
-        self.gates = [threading.Semaphore(int(i == 0)) for i in range(size)]
+        self.gates = [threading.Semaphore(0) for _ in range(size)]
+        self.missing = set(range(size))
+        self.lock = threading.Lock()
         self.failure: BaseException | None = None
 
     def wait(self, place: int) -> None:
+        with self.lock:
+            if self.missing == {place}:
+                self.gates[0].release()
+            self.missing.discard(place)
         self.gates[place].acquire()
         if self.failure is not None:
             raise RuntimeError("Another trainer failed.") from self.failure
