@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 
 from mathruler.grader import extract_boxed_content, grade_answer
 
+from vgpo.report.environment import cpu_name
 from vgpo.rewards import Grader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,12 +230,6 @@ def report(rates: dict[str, Any], hanging: dict[str, Any], arguments: argparse.N
             f"{arguments.limit:g} s, then stopped"
         )
     print(json.dumps({**rates, **hanging}))
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vgpo import ReweightedAdvantages, VGPOSettings, reweight_advantages, visual_prototype, visual_similarity
+from vgpo.report.environment import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "equations"))
@@ -139,12 +139,6 @@ def report(seconds: dict[str, float], difference: float, device: torch.device, a
         "vs_read": round(seconds["vectorised"] / seconds["read"], 2),
     }
     print(json.dumps(ratios))
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

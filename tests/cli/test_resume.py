@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from vgpo.checkpoints import CheckpointStore
 from vgpo.cli import app
 from vgpo.commands import train
+from vgpo.commands.signals import StopOnSignal
 from vgpo.report import RunFolder
 from vgpo.toy import write_datasets
 
@@ -168,6 +169,7 @@ CHANGES = {
     "pixel limits": (["--max_pixels", "20000"], ["max_pixels", "picture sizes"]),
     "settings": (["--learning_rate", "1e-5", "--seed", "7"], ["learning_rate", "seed"]),
     "how it is watched": (["--save_steps", "2", "--logging_steps", "5", "--eval_limit", "1"], []),
+    "what is kept of it": (["--max_rollout_bytes", "1000000", "--save_total_limit", "9"], []),
 }
 
 
@@ -235,6 +237,19 @@ def begin(folder: Path, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Po
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
     while not path.exists() and process.poll() is None:
         time.sleep(0.02)
+
+
+def test_a_signal_behind_the_last_step_does_not_cost_the_trained_model(
+    start: Start, whole: Path, stopped: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While the last checkpoint is written, that is.
+    monkeypatch.setattr(StopOnSignal, "on_save", lambda *args, **kwargs: signal.raise_signal(signal.SIGTERM))
+    run = stopped(STEPS - 1)
+    done = start(run)
+    assert done.exit_code == 128 + signal.SIGTERM
+    assert [line["step"] for line in RunFolder.open(run).read_metrics()][-1] == STEPS
+    names = [path.name for path in (whole / "checkpoints" / "final").iterdir()]
+    assert sorted(names) == sorted(path.name for path in (run / "checkpoints" / "final").iterdir())
 
 
 @pytest.mark.slow

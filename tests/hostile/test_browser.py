@@ -1,30 +1,16 @@
 """What a real browser makes of pages full of nasty text: the same text, no request, no script but the page's own."""
 
-import shutil
 from pathlib import Path
-
-import pytest
 
 from tests.hostile.checks import set_check
 from tests.hostile.texts import NASTY
-from tests.report.chromium import Chromium
+from tests.report.chromium import NEEDS_BROWSER, Chromium
 from tests.report.run_records import rollout
 from vgpo.data.preview import write_page
 from vgpo.report import RunFolder, write_report
 from vgpo.text import visible
 
-PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
+pytestmark = NEEDS_BROWSER
 
 
 def texts_of(browser: Chromium, selector: str) -> list[str]:

@@ -2,9 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+NEEDS_BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
+]
 
 FLAGS = (
     "--headless",

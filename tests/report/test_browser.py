@@ -1,26 +1,14 @@
 """The page in a real browser."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.report.chromium import Chromium
+from tests.report.chromium import NEEDS_BROWSER, Chromium
 from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
 from vgpo.report import write_report
 
-PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory):
-    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
-from tests.trl.tiny import GROUP, coin, rows_with_pictures
+from tests.trl.tiny import GROUP, coin, rows_with_pictures, told
 from vgpo.checkpoints import CheckpointError, CheckpointStore, weight_hash
 from vgpo.toy import checkpoint_path
 from vgpo.trl import VGPOConfig, VGPOTrainer
@@ -48,7 +48,6 @@ CASES = {
     "logged every third step": {"logging_steps": 3, "steps_per_generation": 4},
     "groups across micro-batches": {"per_device_train_batch_size": GROUP // 2, "steps_per_generation": 4},
 }
-TIMED = ("time", "runtime", "per_second", "profiling")
 
 
 def build(folder: Path, rollouts: list[dict[str, Any]], *, lora: bool = False, **settings: Any) -> VGPOTrainer:
@@ -61,14 +60,6 @@ def build(folder: Path, rollouts: list[dict[str, Any]], *, lora: bool = False, *
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if lora else None,
         rollout_writer=rollouts.extend,
     )
-
-
-def told(trainer: VGPOTrainer) -> list[dict[str, Any]]:
-    """What was logged, but for times."""
-    return [
-        {name: value for name, value in line.items() if not any(word in name for word in TIMED)}
-        for line in trainer.state.log_history
-    ]
 
 
 def without_pictures(rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,7 +106,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     whole, rollouts, folder = whole_run(case, **CASES[case])
     resumed, later_rollouts = resumed_run(tmp_path, folder, step, **CASES[case])
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
-    assert told(resumed) == told(whole)
+    assert told(resumed.state.log_history) == told(whole.state.log_history)
     assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > step]
 
 
@@ -123,7 +114,7 @@ def test_settings_of_the_optimiser_that_were_changed_hold(tmp_path: Path, whole_
     whole, _, folder = whole_run("one update a generation")
     rate = SETTINGS["learning_rate"]
     resumed, _ = resumed_run(tmp_path, folder, 3, learning_rate=3 * rate, weight_decay=0.1)
-    rates = [[line["learning_rate"] for line in told(run)[:STEPS]] for run in (whole, resumed)]
+    rates = [[line["learning_rate"] for line in told(run.state.log_history)[:STEPS]] for run in (whole, resumed)]
     assert rates[1] == pytest.approx([*rates[0][:3], *(3 * rate for rate in rates[0][3:])])
     assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.0, 0.1}
 
@@ -157,7 +148,7 @@ def test_a_run_that_is_over_trains_no_further_step(tmp_path: Path, whole_run: Ca
     whole, _, folder = whole_run(f"{steps} steps", max_steps=steps)
     resumed, rollouts = resumed_run(tmp_path, folder, steps, max_steps=steps)
     assert resumed.state.global_step == steps
-    assert told(resumed) == told(whole)
+    assert told(resumed.state.log_history) == told(whole.state.log_history)
     assert not rollouts
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.processes import NUM_PROCESSES, run_in_processes
 from tests.trl import resume_worker
-from tests.trl.test_resume import TIMED
-from tests.trl.tiny import GROUP
+from tests.trl.tiny import GROUP, told
 from vgpo.checkpoints import weight_hash
 
 STOP = 3  # the rollouts of a generation are trained on in four steps
@@ -33,11 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
 def known(folder: Path) -> list[dict[str, Any]]:
     """What each process wrote down."""
     return [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(NUM_PROCESSES)]
-
-
-def told(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was logged, but for times."""
-    return [{name: value for name, value in line.items() if not any(word in name for word in TIMED)} for line in log]
 
 
 @pytest.fixture(scope="module")

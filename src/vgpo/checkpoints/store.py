@@ -136,19 +136,20 @@ class CheckpointStore:
             "names, and resume."
         )
 
-    def newest_valid(self, *, at: int | None = None, before: int | None = None) -> Found:
+    def newest_valid(self, *, at: int | None = None, before: int | None = None, contents: bool = True) -> Found:
         """Find the newest checkpoint that is, byte by byte, what was saved.
 
         Args:
             at: only this step.
             before: only steps smaller than this one.
+            contents: as of `verify`.
         """
         self._put_back()
         passed_over: list[tuple[str, str]] = []
         for step in self.steps() if at is None else [at]:
             if before is not None and step >= before:
                 continue
-            reason = self.verify(self.path(step))
+            reason = self.verify(self.path(step), contents=contents)
             if reason is None:
                 return Found(self.path(step), step, passed_over)
             passed_over.append((self.path(step).name, reason))

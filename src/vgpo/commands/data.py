@@ -12,15 +12,14 @@ from rich.text import Text
 from transformers import ProcessorMixin
 
 from vgpo.commands.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
-from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.commands.terminal import right, say
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
 from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError)
 
-# A recipe written for GPUs is checked on any machine.
-ON_CPU = ("--use_cpu", "true")
 BAR_WIDTH = 32
 
 
@@ -105,10 +104,6 @@ def token_table(bins: Sequence[Bin]) -> Table:
     return table
 
 
-def right(title: str) -> Column:
-    return Column(title, justify="right")
-
-
 def panel(prompt: Preview) -> Panel:
     """One prompt in the model's chat format, with the sizes of its pictures and its answer."""
     sizes = [
@@ -117,7 +112,3 @@ def panel(prompt: Preview) -> Panel:
     ]
     parts = Group(Text(visible(prompt.text)), *sizes, Text(f"answer: {visible(prompt.answer)}", style="bold"))
     return Panel(parts, title=f"row {prompt.row}, {prompt.tokens} tokens", title_align="left")
-
-
-def say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.loading import check_image_token, quiet_libraries
+from vgpo.commands.memory import GIB
 from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
@@ -32,7 +33,6 @@ ERRORS = (RecipeError,)
 FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
 PINNED = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-GIB = 2**30
 # An optimiser step of AdamW holds weights, gradients and two moments.
 COPIES_IN_TRAINING = 4
 

@@ -19,6 +19,7 @@ from vgpo.commands.loading import (
     quiet_libraries,
 )
 from vgpo.commands.recipe import RecipeError, read_mapping
+from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.study import evaluate
 
@@ -72,7 +73,7 @@ def run(
             max_new_tokens=max_new_tokens,
             chat_template_kwargs=trained["chat_template_kwargs"],
         )
-    Console().print(f"{checkpoint} on {data}: {scores}", highlight=False, markup=False, soft_wrap=True)
+    say(Console(), f"{checkpoint} on {data}: {scores}")
     if out is not None:
         settings = {
             "checkpoint": checkpoint,

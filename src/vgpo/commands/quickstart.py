@@ -10,6 +10,7 @@ from rich.table import Table
 from vgpo.commands.loading import quiet_libraries
 from vgpo.commands.recipe import load_recipe
 from vgpo.commands.signals import StopOnSignal
+from vgpo.commands.terminal import say
 from vgpo.commands.train import ERRORS, TrainedRun, train
 from vgpo.report import RunFolder, write_report
 from vgpo.toy import write_datasets
@@ -43,7 +44,7 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))
-    console.print(f"report: {report}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"report: {report}")
 
 
 def comparison(trained: dict[str, TrainedRun]) -> Table:

@@ -21,6 +21,7 @@ from vgpo.trl import VGPOConfig
 logger = logging.getLogger(__name__)
 
 TOY_MODEL = "toy"
+ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs can be looked at on any machine
 
 # Known to the libraries below, but without effect or without safety here: refused with the way out.
 REFUSED_KEYS = {

@@ -14,6 +14,7 @@ from rich.console import Console
 from vgpo.checkpoints import CheckpointStore, Found
 from vgpo.commands.recipe import RecipeError
 from vgpo.commands.setup import Setup
+from vgpo.commands.terminal import say
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
 from vgpo.report import RunFolder
@@ -23,9 +24,9 @@ from vgpo.trl.resumable import IDENTITY, newest_checkpoint
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run.
 FREE = (
-    "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "report_to",
-    "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before", "dataloader_",
-    "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
+    "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "max_rollout_bytes",
+    "report_to", "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before",
+    "dataloader_", "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
     "rewards", "num_processes",
 )  # fmt: skip
 
@@ -79,7 +80,7 @@ def find_resume(folder: RunFolder, identity: Mapping[str, Any], *, allow_changes
     """
     found = newest_checkpoint(CheckpointStore(folder.checkpoints_path, keep=None))
     for name, reason in found.passed_over:
-        console.print(f"passed over: {name}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"passed over: {name}: {reason}")
     if found.path is None:
         say(console, f"{folder.path} has no usable checkpoint: the run begins anew")
         return Resume(found)
@@ -110,7 +111,3 @@ def shown(value: Any) -> str:
     """A value as text; of a digest its first characters."""
     text = json.dumps(value)
     return f"{text[:60]}…" if len(text) > 60 else text
-
-
-def say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

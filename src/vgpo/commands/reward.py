@@ -12,12 +12,13 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console, Group
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from transformers import TrainerState
 
 from vgpo.commands.loading import load_processor, quiet_libraries, read_dataset
-from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
+from vgpo.commands.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.commands.terminal import right
 from vgpo.data import DataError, check_dataset, template_text, to_prompts
 from vgpo.rewards import (
     GIVEN,
@@ -34,7 +35,6 @@ from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError, RewardError)
 
-ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs is tested on any machine
 
 GOLD, OTHER, NOTHING, EMPTY_BOX = "gold", "gold of another row", "empty response", "empty box"
 RUNAWAYS = {"10,000 characters": "7" * 10_000, "power tower": "9^{9^{9^{9}}}", "slow power": "9**(9*9*9*9*9*9*9*9*9)"}
@@ -283,10 +283,6 @@ def show(trial: Trial, faults: Sequence[str], console: Console) -> None:
         console.print(Text("fault: ", style="bold red") + Text(visible(fault)), soft_wrap=True)
     if not faults:
         console.print("all golds score 1, wrong answers next to nothing", style="green", highlight=False)
-
-
-def right(title: str) -> Column:
-    return Column(title, justify="right")
 
 
 def listed(rows: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.trains = False
+        self.training_is_over = False  # and not only stopped: a signal may come while the last checkpoint is written
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -46,8 +47,11 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trains = True
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.trains = False
+        self.training_is_over = state.global_step >= state.max_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,6 +69,6 @@ class StopOnSignal(TrainerCallback):
         return bool(heard)
 
     def leave(self) -> None:
-        """End the process if a signal has ended the training."""
+        """End the process if a signal has come."""
         if self.signal is not None:
             raise SystemExit(128 + self.signal)

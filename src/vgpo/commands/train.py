@@ -19,10 +19,11 @@ from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, refuse_hopeless
 from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.commands.recipe import Recipe, RecipeError, check_vllm, load_recipe
-from vgpo.commands.resume import Resume, find_resume, run_identity, say
+from vgpo.commands.resume import Resume, find_resume, run_identity
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
 from vgpo.commands.signals import StopOnSignal
+from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
 from vgpo.report.trackers import TrackedRollouts
@@ -169,9 +170,11 @@ def run_phases(
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=found)
     training_seconds = time.monotonic() - started
-    if stopper is not None:
+    if stopper is not None and not stopper.training_is_over:
         stopper.leave()
     save_final(trainer, folder)
+    if stopper is not None:
+        stopper.leave()
     if held_out is not None:
         evaluate_and_write("after")
     if config.should_save:
@@ -187,11 +190,10 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
     """
     final = folder.checkpoints_path / "final"
     partial = final.with_name(".saving-final")
-    main = trainer.args.should_save
     try:
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
-        if main:
+        if trainer.args.should_save:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -212,7 +214,7 @@ def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console) -> None
         logger.warning("The report of the stopped run could not be drawn.", exc_info=True)
     step = trainer.state.global_step
     say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
-    newest = trainer.checkpoints.newest_valid()
+    newest = trainer.checkpoints.newest_valid(contents=False)  # whoever sent a signal may not wait long
     if newest.path is not None:
         say(console, f"the same command with --resume true goes on from {newest.path}")
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from rich.console import Console
-from rich.progress import track
 
 from vgpo.data.errors import DataError
+from vgpo.data.progress import with_bar
 from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, count, listed, missing_column
 
 Row = dict[str, Any]
@@ -27,7 +26,6 @@ LETTERS = "ABCDEFGHIJ"
 IN_PICTURE = "Answer the question in the picture."
 
 _NUMBERED_MARK = re.compile(r"<image[ _]?(\d+)>")
-_LONG_SET = 5000  # rows from which a progress bar is shown
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
 
 logger = logging.getLogger(__name__)
@@ -128,11 +126,7 @@ def _read_texts(texts: datasets.Dataset, layout: Format) -> datasets.Dataset:
     extra = [column for column in texts.column_names if column not in taken]
     rows: list[Row] = []
     faults: list[str] = []
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(texts) >= _LONG_SET
-    numbered = track(
-        enumerate(texts), "Reading the rows", len(texts), console=console, disable=not shown, transient=True
-    )
+    numbered = with_bar(enumerate(texts), "Reading the rows", rows=len(texts))
     for number, row in numbered:
         try:
             canonical = layout.read(row)

@@ -8,18 +8,16 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import verify_image
+from vgpo.data.progress import with_bar
 
 IMAGES, PROBLEM, ANSWER, ID, META = "images", "problem", "answer", "id", "meta"
 IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")  # <image>, <image 1>, <image_1>
 
 MAX_FAULTS = 10
 _ROWS_PER_BATCH = 64  # pictures of one batch are held as bytes at once
-_LONG_DATASET = 500  # rows from which a progress bar is shown
 
 
 def check_dataset(
@@ -140,14 +138,12 @@ def _faults(
 def _rows(dataset: datasets.Dataset, progress: bool) -> Iterator[tuple[list[Any], Any, Any, Any]]:
     """(images, problem, answer, id or None) of each row, pictures undecoded."""
     columns = [name for name in (IMAGES, PROBLEM, ANSWER, ID) if name in dataset.column_names]
-    console = Console(stderr=True)
-    bar = track(
+    bar = with_bar(
         dataset.select_columns(columns).with_format("arrow").iter(_ROWS_PER_BATCH),
         "Checking the data set",
+        rows=len(dataset),
         total=-(-len(dataset) // _ROWS_PER_BATCH),
-        disable=not (progress and console.is_terminal and len(dataset) >= _LONG_DATASET),
-        console=console,
-        transient=True,
+        shown=progress,
     )
     for batch in bar:
         images, problems, answers = (batch[name].to_pylist() for name in (IMAGES, PROBLEM, ANSWER))

@@ -5,18 +5,16 @@ from typing import Any
 
 import datasets
 import PIL.Image
-from rich.console import Console
-from rich.progress import track
 from transformers import ProcessorMixin
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import image_size
+from vgpo.data.progress import with_bar
 from vgpo.data.prompts import to_prompts
 from vgpo.data.schema import IMAGES, as_list, count
 
 Size = tuple[int, int]  # (height, width)
 
-_LONG_SET = 500  # rows from which a progress bar is shown
 _SHOWN_ROWS = 10
 
 
@@ -36,9 +34,13 @@ def prompt_lengths(
     rows = to_prompts(dataset, template, image_size)
     offset = counter.offset(_extreme_sizes(rows))
     if offset is not None:
-        return [counter.computed(row["prompt"], row[IMAGES], offset) for row in _bar(rows, "Counting tokens")]
+        return [
+            counter.computed(row["prompt"], row[IMAGES], offset)
+            for row in with_bar(rows, "Counting tokens", rows=len(rows))
+        ]
     return [
-        counter.encoded(row["prompt"], row[IMAGES]) for row in _bar(to_prompts(dataset, template), "Counting tokens")
+        counter.encoded(row["prompt"], row[IMAGES])
+        for row in with_bar(to_prompts(dataset, template), "Counting tokens", rows=len(rows))
     ]
 
 
@@ -138,14 +140,10 @@ class TokenCounter:
 
 def _extreme_sizes(rows: datasets.Dataset) -> list[Size]:
     """Of the sizes that occur: the smallest, the largest, the flattest and the narrowest."""
-    sizes = sorted({size for row in _bar(rows, "Reading picture sizes") for size in as_list(row[IMAGES])})
+    sizes = sorted(
+        {size for row in with_bar(rows, "Reading picture sizes", rows=len(rows)) for size in as_list(row[IMAGES])}
+    )
     if not sizes:
         return []
     area, flatness = (lambda size: size[0] * size[1]), (lambda size: size[1] / size[0])
     return list(dict.fromkeys(pick(sizes, key=key) for pick in (min, max) for key in (area, flatness)))
-
-
-def _bar(rows: datasets.Dataset, title: str) -> Any:
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(rows) >= _LONG_SET
-    return track(rows, title, len(rows), console=console, disable=not shown, transient=True)

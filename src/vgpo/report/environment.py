@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("vgpo", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
@@ -101,3 +102,10 @@ def hide_secret_options(command: Sequence[str]) -> list[str]:
             shown.append(f"{name}={HIDDEN}" if secret and equals else word)
         hide_next = secret and not equals and not hide_next
     return shown
+
+
+def cpu_name() -> str:
+    """The processor by its maker's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()

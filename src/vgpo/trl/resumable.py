@@ -58,7 +58,7 @@ class ResumableTrainer(GRPOTrainer):
 
     _staging: Path | None = None
     _sampler: Sampler | None = None
-    _not_taken_up: str | None = None  # a checkpoint whose step state is still to be loaded
+    _saved_state: dict[str, Any] | None = None  # of a checkpoint, until it is taken up
     _buffered_inputs: list[Batch] | None
 
     def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -157,7 +157,6 @@ class ResumableTrainer(GRPOTrainer):
     def step_state(self) -> dict[str, Any]:
         """What this process carries from one step to the next, as a tree for `vgpo.checkpoints.save_tree`."""
         return {
-            "num_processes": self.accelerator.num_processes,
             "weights": self._weight_hashes(),
             "counters": {name: vars(self)[name] for name in COUNTERS},
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
@@ -178,8 +177,7 @@ class ResumableTrainer(GRPOTrainer):
         return {"prompts": [vars(prompt) for prompt in prompts.values()], "batches": batches}
 
     def _weight_hashes(self) -> dict[str, str]:
-        named = [(name.removeprefix("module."), weight) for name, weight in self.model.named_parameters()]
-        trained = weight_hash((name, weight) for name, weight in named if weight.requires_grad)
+        trained = weight_hash((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
         return {"trained": trained, "frozen": self._hash_of_frozen}
 
     @cached_property
@@ -215,9 +213,9 @@ class ResumableTrainer(GRPOTrainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        self._not_taken_up = resume_from_checkpoint
         if resume_from_checkpoint is not None:
-            self._refuse_other_weights(Path(resume_from_checkpoint))
+            self._saved_state = self._read_step_state(Path(resume_from_checkpoint))
+            self._refuse_other_weights(resume_from_checkpoint, self._saved_state["weights"])
             self._skip_epochs(int(self.state.epoch or 0))
         return prepared
 
@@ -247,7 +245,7 @@ class ResumableTrainer(GRPOTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._load_rng_state(self._not_taken_up)  # where no step was left to train
+        self._take_up_saved_state()  # where no step was left to train
         return super()._finalize_training(*args, **kwargs)
 
     def _skip_epochs(self, num_epochs: int) -> None:
@@ -256,9 +254,8 @@ class ResumableTrainer(GRPOTrainer):
             for _ in range(num_epochs):
                 torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
 
-    def _refuse_other_weights(self, checkpoint: Path) -> None:
+    def _refuse_other_weights(self, checkpoint: str, saved: Mapping[str, str]) -> None:
         """Compare what was saved with what is in the model now, sum for sum."""
-        saved = self._read_step_state(checkpoint)["weights"]
         found = self._weight_hashes()
         other = [kind for kind in found if found[kind] != saved[kind]]
         if other:
@@ -278,10 +275,13 @@ class ResumableTrainer(GRPOTrainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The last that the parent restores, after it has skipped the rows that are trained on.
-        if checkpoint is not None:
-            self.load_step_state(self._read_step_state(Path(checkpoint)))
-            self._not_taken_up = None
+        self._take_up_saved_state()
         super()._load_rng_state(checkpoint)
+
+    def _take_up_saved_state(self) -> None:
+        if self._saved_state is not None:
+            self.load_step_state(self._saved_state)
+            self._saved_state = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:  # the parent divides by the steps of this process
