@@ -135,9 +135,9 @@ def watch(trainer: VGPOTrainer) -> list[Batch]:
     batches: list[Batch] = []
     shape = trainer._shape_micro_batch
 
-    def shape_and_keep(inputs: Batch, similarity: Tensor | None, entropy: Tensor | None) -> None:
-        shape(inputs, similarity, entropy)
-        batches.append({**inputs, "similarity": similarity})
+    def shape_and_keep(inputs: Batch, heard: dict[str, Tensor]) -> None:
+        shape(inputs, heard)
+        batches.append({**heard, **inputs})
 
     trainer._shape_micro_batch = shape_and_keep
     return batches
@@ -433,7 +433,10 @@ CHECKS: dict[str, Callable[[Family], None]] = {
 }
 # What is known not to work; a check that no longer fails is an error too.
 LIMITS = {
-    ("qwen3_5", "shared prompt"): "Most layers carry a state from token to token, which responses of one row would hand "
+    (
+        "qwen3_5",
+        "shared prompt",
+    ): "Most layers carry a state from token to token, which responses of one row would hand "
     "on to each other; each rollout computes its prompt itself.",
     ("gemma3", "shared prompt"): "Its picture tokens see each other in both directions, and some layers see a sliding "
     "window only; each rollout computes its prompt itself.",
