@@ -231,10 +231,15 @@ def test_a_signal_lets_runs_save(
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
+    # A test runner in the background of a shell is started deaf to SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     teller = threading.Thread(target=tell)
     teller.start()
-    with pytest.raises(SystemExit) as stop:
-        compare.run(write_study(), out=out, jobs=1)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            compare.run(write_study(), out=out, jobs=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     teller.join()
     assert stop.value.code == status
     assert (run / "saved").exists()

@@ -97,7 +97,8 @@ def test_many_pairs_are_flipped_at_random() -> None:
     # Under no difference the sum is about normal.
     z = abs(differences.sum()) / math.sqrt((differences**2).sum())
     assert sign_flip_p_value(differences) == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.02)
-    assert sign_flip_p_value(np.ones(20)) == pytest.approx(1 / 65_537, rel=3)
+    # The observed pattern is one of them: never 0.
+    assert 0 < sign_flip_p_value(np.ones(20)) <= 4 / 65_537
 
 
 def test_pairs_are_matched_by_seed() -> None:

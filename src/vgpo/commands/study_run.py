@@ -37,10 +37,14 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     quiet_libraries()
     one = StudyRun(folder)
     words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
-    if not start and not one.is_trained:
-        train.run(str(one.recipe_path), words, command=sys.argv)
-        usage = {"peak_memory_bytes": peak_memory(), "memory_of": memory_of(), "jobs": jobs}
-        write_file(one.usage_path, to_json(usage) + b"\n")
+    if not start:
+        peak = None  # of a process that was killed behind its training
+        if not one.is_trained:
+            train.run(str(one.recipe_path), words, command=sys.argv)
+            peak = peak_memory()
+        if peak is not None or not one.usage_path.is_file():
+            usage = {"peak_memory_bytes": peak, "memory_of": memory_of(), "jobs": jobs}
+            write_file(one.usage_path, to_json(usage) + b"\n")
     write_file(one.probe_path, to_json(look_at(load_recipe(one.recipe_path, words), one, start=start)) + b"\n")
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # nobody goes on from here; the final weights stay
