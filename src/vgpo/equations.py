@@ -30,6 +30,7 @@ from torch import Tensor
 
 Schedule = Literal["linear", "exponential", "step"]
 Preset = Literal["paper", "released"]
+RolloutScore = Literal["sum", "mean"]
 
 _EPSILON = 1e-8
 _TOKEN_FACTOR_RANGE = (0.1, 2.0)  # of the `released` preset
@@ -64,6 +65,8 @@ class VGPOSettings:
     """Reweight the tokens of a rollout (psi)."""
     inter: bool = True
     """Reweight the rollouts of a group (phi)."""
+    rollout_score: RolloutScore = "sum"
+    """How a rollout's weights make its score s: ``sum``, or ``mean``, which does not grow with length."""
     preset: Preset = "paper"
     """``paper``, or ``released``: the variant in the authors' code.
 
@@ -82,15 +85,18 @@ class VGPOSettings:
         check_choice("preset", self.preset, get_args(Preset))
         check_choice("intra", self.intra, (True, False))
         check_choice("inter", self.inter, (True, False))
+        check_choice("rollout_score", self.rollout_score, get_args(RolloutScore))
         self._check_used("exponent", schedule="exponential")
         self._check_used("step", schedule="step")
+        self._check_used("rollout_score", inter=True)
 
-    def _check_used(self, name: str, schedule: Schedule) -> None:
+    def _check_used(self, name: str, **needed: str | bool) -> None:
         value, default = vars(self)[name], type(self).__dataclass_fields__[name].default
-        if value != default and self.schedule != schedule:
+        ((other, wanted),) = needed.items()
+        if value != default and vars(self)[other] != wanted:
             raise ValueError(
-                f"{name}={value} has no effect with schedule={self.schedule!r}: "
-                f"set schedule={schedule!r} or leave {name} out."
+                f"{name}={value} has no effect with {other}={vars(self)[other]!r}: "
+                f"set {other}={wanted!r} or leave {name} out."
             )
 
 
@@ -236,7 +242,7 @@ def reweight_advantages(
     if settings.inter:
         group = group_index(group_ids)
         takes_part = length[:, 0] > 0
-        score = rollout_score(normalised if released else weight)
+        score = rollout_score(normalised if released else weight, length, settings.rollout_score)
         normalised_score = normalised_rollout_score(score, takes_part, group)
         rollout_factor = 1 + rollout_deviation(normalised_score, takes_part, group)
     if released:
@@ -317,9 +323,13 @@ def token_deviation(normalised: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, normalised - mean, 0)
 
 
-def rollout_score(weight: Tensor) -> Tensor:
-    """Visual score of a rollout: s_i = sum_t w_it. Equation (9). (B, T), 0 off the counted tokens -> (B,)."""
-    return weight.sum(dim=1)
+def rollout_score(weight: Tensor, length: Tensor, reduction: RolloutScore) -> Tensor:
+    """Visual score of a rollout: s_i = sum_t w_it, equation (9), which the mean divides by T_i.
+
+    (B, T), 0 off the counted tokens, int (B, 1) -> (B,).
+    """
+    total = weight.sum(dim=1)
+    return total if reduction == "sum" else total / length[:, 0].clamp(min=1)
 
 
 def group_index(group_ids: Tensor) -> Tensor:
