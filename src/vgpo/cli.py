@@ -27,6 +27,7 @@ app.add_typer(sets, name="data")
 rewards = typer.Typer(help="Look at rewards before a model learns from them.", no_args_is_help=True)
 app.add_typer(rewards, name="reward")
 
+DIAL = "The difficulty dial, as in rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -150,6 +151,38 @@ def report(
         command.run(runs, out)
 
 
+@app.command()
+def compare(
+    study: Annotated[Path, typer.Argument(help="A study file: methods, seeds and settings over one recipe.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/ and the file's name.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+) -> None:
+    """Train every method with every seed from the same start, and compare them in a table and a page.
+
+    Run it again after a stop or a failure: what is done is skipped, what is half done goes on. Ends in status 1
+    where a run fails.
+    """
+    from vgpo.commands import compare as command
+
+    with readable(command.ERRORS):
+        if not command.run(study, out=out, jobs=jobs):
+            raise typer.Exit(1)
+
+
+@app.command(name="compare-run", hidden=True, context_settings=PASS_FIELDS_ON)
+def compare_run(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The folder of the run, with its recipe.")],
+    jobs: Annotated[int, typer.Option(help="Runs that share the machine.")] = 1,
+    start: Annotated[bool, typer.Option("--start", help="Look at the start model only.")] = False,
+) -> None:
+    """One run of a study; `vgpo compare` starts it."""
+    from vgpo.commands import study_run as command
+
+    with readable(command.ERRORS):
+        command.run(folder, context.args, start=start, jobs=jobs)
+
+
 @app.command(context_settings=PASS_FIELDS_ON)
 def doctor(
     context: typer.Context,
@@ -207,11 +240,13 @@ def try_rewards(
 def warmstart(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint and the log of its accuracy.")],
     seed: Annotated[int, typer.Option(help="Draws weights, pictures and questions.")] = 0,
+    task: Annotated[str | None, typer.Option(help=DIAL)] = None,
 ) -> None:
     """Make the embedded model's weights anew, on the CPU."""
-    from vgpo.commands.toy import warmstart as command
+    from vgpo.commands import toy as command
 
-    command(out, seed)
+    with readable(command.ERRORS):
+        command.warmstart(out, seed, task)
 
 
 @toy.command()
@@ -220,11 +255,13 @@ def data(
     num_train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 4096,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out questions, on scans of their own.")] = 500,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    task: Annotated[str | None, typer.Option(help=DIAL)] = None,
 ) -> None:
     """Write the embedded task as parquet files with images, problem and answer."""
-    from vgpo.commands.toy import data as command
+    from vgpo.commands import toy as command
 
-    command(out, num_train, num_test, seed)
+    with readable(command.ERRORS):
+        command.data(out, num_train, num_test, seed, task)
 
 
 if __name__ == "__main__":

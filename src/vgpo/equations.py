@@ -30,6 +30,7 @@ from torch import Tensor
 
 Schedule = Literal["linear", "exponential", "step"]
 Preset = Literal["paper", "released"]
+RolloutScore = Literal["sum", "mean"]
 
 _EPSILON = 1e-8
 _TOKEN_FACTOR_RANGE = (0.1, 2.0)  # of the `released` preset
@@ -64,6 +65,8 @@ class VGPOSettings:
     """Reweight the tokens of a rollout (psi)."""
     inter: bool = True
     """Reweight the rollouts of a group (phi)."""
+    rollout_score: RolloutScore = "sum"
+    """How a rollout's weights make its score s: ``sum``, or ``mean``, which does not grow with length."""
     preset: Preset = "paper"
     """``paper``, or ``released``: the variant in the authors' code.
 
@@ -73,24 +76,27 @@ class VGPOSettings:
     """
 
     def __post_init__(self) -> None:
-        _check_number("strength", self.strength, low=0, low_included=True)
-        _check_number("tail_ratio", self.tail_ratio, low=0, high=1)
-        _check_number("gate_ratio", self.gate_ratio, low=0, high=1)
-        _check_number("exponent", self.exponent, low=0)
-        _check_number("step", self.step, low=0, high=1)
-        _check_choice("schedule", self.schedule, get_args(Schedule))
-        _check_choice("preset", self.preset, get_args(Preset))
-        _check_choice("intra", self.intra, (True, False))
-        _check_choice("inter", self.inter, (True, False))
+        check_number("strength", self.strength, low=0, low_included=True)
+        check_number("tail_ratio", self.tail_ratio, low=0, high=1)
+        check_number("gate_ratio", self.gate_ratio, low=0, high=1)
+        check_number("exponent", self.exponent, low=0)
+        check_number("step", self.step, low=0, high=1)
+        check_choice("schedule", self.schedule, get_args(Schedule))
+        check_choice("preset", self.preset, get_args(Preset))
+        check_choice("intra", self.intra, (True, False))
+        check_choice("inter", self.inter, (True, False))
+        check_choice("rollout_score", self.rollout_score, get_args(RolloutScore))
         self._check_used("exponent", schedule="exponential")
         self._check_used("step", schedule="step")
+        self._check_used("rollout_score", inter=True)
 
-    def _check_used(self, name: str, schedule: Schedule) -> None:
+    def _check_used(self, name: str, **needed: str | bool) -> None:
         value, default = vars(self)[name], type(self).__dataclass_fields__[name].default
-        if value != default and self.schedule != schedule:
+        ((other, wanted),) = needed.items()
+        if value != default and vars(self)[other] != wanted:
             raise ValueError(
-                f"{name}={value} has no effect with schedule={self.schedule!r}: "
-                f"set schedule={schedule!r} or leave {name} out."
+                f"{name}={value} has no effect with {other}={vars(self)[other]!r}: "
+                f"set {other}={wanted!r} or leave {name} out."
             )
 
 
@@ -172,6 +178,25 @@ def visual_similarity(response_hidden: Tensor, prototype: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def mean_visual_cosine(hidden: Tensor, prompt_hidden: Tensor, visual_mask: Tensor) -> Tensor:
+    """Mean cosine of each token with the visual tokens of its row: VS = sum_k cos(h, h_k) / V, of arXiv 2603.22847.
+
+    Args:
+        hidden: (B, T, D).
+        prompt_hidden: (B, P, D); any position that is not visual may hold NaN.
+        visual_mask: bool (B, P).
+
+    Returns:
+        (B, T) in [-1, 1], float32 or better; 0 where a row has no visual token.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    unit, prompt_unit = (torch.nn.functional.normalize(h.to(dtype), dim=-1) for h in (hidden, prompt_hidden))
+    mean_direction = visual_prototype(prompt_unit, visual_mask)  # (B, D)
+    with _without_autocast(hidden.device):
+        return torch.bmm(mean_direction[:, None], unit.transpose(1, 2))[:, 0].clamp(min=-1, max=1)
+
+
+@torch.no_grad()
 def reweight_advantages(
     advantages: Tensor,
     similarity: Tensor,
@@ -217,7 +242,7 @@ def reweight_advantages(
     if settings.inter:
         group = group_index(group_ids)
         takes_part = length[:, 0] > 0
-        score = rollout_score(normalised if released else weight)
+        score = rollout_score(normalised if released else weight, length, settings.rollout_score)
         normalised_score = normalised_rollout_score(score, takes_part, group)
         rollout_factor = 1 + rollout_deviation(normalised_score, takes_part, group)
     if released:
@@ -245,7 +270,7 @@ def focus_score(similarity: Tensor, counted: Tensor, preset: Preset) -> Tensor:
 
 def tail_tokens(position: Tensor, length: Tensor, tail_ratio: float) -> Tensor:
     """The tail of each response: t > (1 - gamma) T_i, of equation (6). int (B, T), int (B, 1) -> bool (B, T)."""
-    gamma = _as_fraction(tail_ratio)
+    gamma = as_fraction(tail_ratio)
     return (length - position) * gamma.denominator < length * gamma.numerator
 
 
@@ -254,7 +279,7 @@ def visual_gate(focus: Tensor, tail: Tensor, gate_ratio: float) -> Tensor:
 
     k = max(1, floor(kappa n_tail)); ties pass. Equation (6). (B, T), bool (B, T) -> bool (B, T).
     """
-    kappa = _as_fraction(gate_ratio)
+    kappa = as_fraction(gate_ratio)
     num_tail = tail.sum(dim=1, keepdim=True)  # (B, 1)
     num_passed = (num_tail * kappa.numerator // kappa.denominator).clamp(min=1)
     ranked = torch.where(tail, focus, -inf).sort(dim=1, descending=True).values
@@ -271,7 +296,7 @@ def progress(position: Tensor, length: Tensor, settings: VGPOSettings, dtype: to
         position, length = (position - 1).clamp(min=0), length - 1
     length = length.clamp(min=1)
     if settings.schedule == "step":
-        step = _as_fraction(settings.step)
+        step = as_fraction(settings.step)
         return (position * step.denominator >= length * step.numerator).to(dtype)
     linear = position.to(dtype) / length.to(dtype)
     return linear if settings.schedule == "linear" else linear**settings.exponent
@@ -298,9 +323,13 @@ def token_deviation(normalised: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, normalised - mean, 0)
 
 
-def rollout_score(weight: Tensor) -> Tensor:
-    """Visual score of a rollout: s_i = sum_t w_it. Equation (9). (B, T), 0 off the counted tokens -> (B,)."""
-    return weight.sum(dim=1)
+def rollout_score(weight: Tensor, length: Tensor, reduction: RolloutScore) -> Tensor:
+    """Visual score of a rollout: s_i = sum_t w_it, equation (9), which the mean divides by T_i.
+
+    (B, T), 0 off the counted tokens, int (B, 1) -> (B,).
+    """
+    total = weight.sum(dim=1)
+    return total if reduction == "sum" else total / length[:, 0].clamp(min=1)
 
 
 def group_index(group_ids: Tensor) -> Tensor:
@@ -358,7 +387,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _as_fraction(share: float) -> Fraction:
+def as_fraction(share: float) -> Fraction:
     """The fraction of integers up to a million that is nearest to ``share``, never 0."""
     return max(Fraction(share).limit_denominator(1_000_000), Fraction(1, 1_000_000))
 
@@ -398,14 +427,16 @@ def _check_bool(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has dtype {tensor.dtype}, expected torch.bool: pass {name}.bool().")
 
 
-def _check_number(name: str, value: float, *, low: float, high: float = inf, low_included: bool = False) -> None:
+def check_number(name: str, value: float, *, low: float, high: float = inf, low_included: bool = False) -> None:
+    """Raise a ValueError unless ``value`` is a finite number above ``low`` (or on it) and up to ``high``."""
     accepted = f"a number {'>=' if low_included else '>'} {low}" + (f" and <= {high}" if high < inf else "")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
     if not is_number or value > high or value < low or (value == low and not low_included):
         raise ValueError(f"{name} is {value!r}, expected {accepted}.")
 
 
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``, type included."""
     # By type too: 1 == True, and "False" is no bool.
     if type(value) is not type(choices[0]) or value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")

@@ -135,3 +135,12 @@ def test_a_problem_that_spells_a_picture_token_is_refused_with_its_row(tmp_path:
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>"} == set(tokens)
     with pytest.raises(DataError, match=r"row 2, field 'problem'.*<\|image_pad\|>"):
         load_prompts(str(tmp_path / "spelt.parquet"), "plain", toy_folder=tmp_path, forbidden=tokens)
+
+
+def test_the_dial_behind_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = "toy:test:rows=1,columns=2,kinds=row_sum"
+    prompts = load_prompts(source, "plain", toy_folder=tmp_path, limit=3)
+    assert [row["images"][0].size for row in prompts] == [(56, 28)] * 3
+    with pytest.raises(DataError, match="toy:test:rows=7: rows is 7; expected 1 to 4"):
+        load_prompts("toy:test:rows=7", "plain", toy_folder=tmp_path)

@@ -54,6 +54,8 @@ def reweight_advantages(
     psi = [deviation(row) for row in normalised]
     scored = normalised if settings.preset == "released" else weight
     scores = {i: fsum(scored[i]) for i in range(B) if places[i]}
+    if settings.rollout_score == "mean":
+        scores = {i: total / len(places[i]) for i, total in scores.items()}
     phi = rollout_deviations(scores, group_ids.tolist())
 
     advantage = [[float(advantages[i])] * T for i in range(B)]

@@ -105,13 +105,15 @@ def vgpo_settings(draw: st.DrawFn) -> VGPOSettings:
         "exponential": {"exponent": draw(st.sampled_from([0.5, 2.0, 3.0]))},
         "step": {"step": draw(shares)},
     }
+    inter = draw(st.booleans())
     return VGPOSettings(
         strength=draw(st.sampled_from([0, 0.3, 2.0])),
         tail_ratio=draw(shares),
         gate_ratio=draw(shares),
         schedule=schedule,
         intra=draw(st.booleans()),
-        inter=draw(st.booleans()),
+        inter=inter,
+        rollout_score=draw(st.sampled_from(["sum", "mean"] if inter else ["sum"])),
         preset=draw(st.sampled_from(["paper", "released"])),
         **extra[schedule],
     )

@@ -194,6 +194,17 @@ def test_phi_is_exactly_zero_where_the_scores_are_equal(preset: str) -> None:
     assert out.rollout_factor.eq(1).all()
 
 
+def test_the_mean_score_does_not_favour_long_responses() -> None:
+    # The same cosine at every token: the sum sees length alone, the mean sees nothing.
+    similarity, mask = torch.full((2, 8), 0.5), torch.arange(8) < torch.tensor([[3], [8]])
+    factors = {}
+    for score in ("sum", "mean"):
+        settings = VGPOSettings(strength=0, rollout_score=score)
+        out = reweight_advantages(torch.ones(2), similarity, mask, torch.zeros(2).long(), settings)
+        factors[score] = out.rollout_factor.tolist()
+    assert factors == {"sum": [0.5, 1.5], "mean": [1.0, 1.0]}
+
+
 def test_phi_is_exactly_zero_in_a_group_of_one() -> None:
     advantages, similarity, mask, _ = random_batch()
     out = reweight_advantages(advantages, similarity, mask, torch.arange(12), PAPER)

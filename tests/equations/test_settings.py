@@ -17,6 +17,7 @@ def test_defaults_are_the_papers() -> None:
         "step": 0.5,
         "intra": True,
         "inter": True,
+        "rollout_score": "sum",
         "preset": "paper",
     }
 
@@ -39,6 +40,7 @@ def test_settings_are_frozen_and_keyword_only() -> None:
         {"exponent": 2.0, "step": 0.5},
         {"intra": False, "inter": False},
         {"preset": "released"},
+        {"rollout_score": "mean"},
     ],
 )
 def test_values_at_the_edge_of_their_range_are_accepted(values: dict) -> None:
@@ -63,6 +65,11 @@ def test_values_at_the_edge_of_their_range_are_accepted(values: dict) -> None:
         ({"preset": None}, r"preset is None, expected one of 'paper', 'released'\."),
         ({"intra": "false"}, r"intra is 'false', expected one of True, False\."),
         ({"inter": 1}, r"inter is 1, expected one of True, False\."),
+        ({"rollout_score": "max"}, r"rollout_score is 'max', expected one of 'sum', 'mean'\."),
+        (
+            {"rollout_score": "mean", "inter": False},
+            r"rollout_score=mean has no effect with inter=False: set inter=True or leave rollout_score out\.",
+        ),
         (
             {"exponent": 3.0},
             r"exponent=3.0 has no effect with schedule='linear': "

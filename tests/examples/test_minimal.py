@@ -30,8 +30,8 @@ class FirstStep(VGPOTrainer):
         assert len(prompt_ids) == len(self.responses)
         return self.responses, None
 
-    def _shape_micro_batch(self, inputs, similarity, entropy):
-        super()._shape_micro_batch(inputs, similarity, entropy)
+    def _shape_micro_batch(self, inputs, heard):
+        super()._shape_micro_batch(inputs, heard)
         self.inputs = inputs
 
     def _compute_loss(self, model, inputs):

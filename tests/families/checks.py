@@ -145,9 +145,9 @@ def watch(trainer: VGPOTrainer) -> list[Batch]:
     batches: list[Batch] = []
     shape = trainer._shape_micro_batch
 
-    def shape_and_keep(inputs: Batch, similarity: Tensor | None, entropy: Tensor | None) -> None:
-        shape(inputs, similarity, entropy)
-        batches.append({**inputs, "similarity": similarity})
+    def shape_and_keep(inputs: Batch, heard: dict[str, Tensor]) -> None:
+        shape(inputs, heard)
+        batches.append({**heard, **inputs})
 
     trainer._shape_micro_batch = shape_and_keep
     return batches

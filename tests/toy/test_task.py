@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from vgpo.toy import QUESTION_KINDS, TaskSettings, draw_question, load_scans, render
+from vgpo.toy import QUESTION_KINDS, TaskSettings, draw_question, load_scans, parse_task, render
 from vgpo.toy.model import build_tokenizer
 
 DIALS = [
@@ -125,3 +125,24 @@ def test_difficulty_dial_rejects(values, message):
 
 def test_every_kind_is_asked(test_scans):
     assert {question.kind for question in draw(TaskSettings(), test_scans)} == set(QUESTION_KINDS)
+
+
+def test_the_dial_as_one_word() -> None:
+    assert parse_task("rows=4,kinds=count+largest") == TaskSettings(rows=4, kinds=("count", "largest"))
+    assert parse_task("digits=1+3,columns=2") == TaskSettings(digits=(1, 3), columns=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found ''"),
+        ("row=4", "found 'row=4' in 'row=4'; expected each of rows, columns, digits, kinds once"),
+        ("rows=4,rows=3", "found 'rows=3'"),
+        ("rows=four", "rows takes whole numbers"),
+        ("rows=9", "rows is 9; expected 1 to 4"),
+        ("kinds=sum", "kinds names 'sum'"),
+    ],
+)
+def test_a_dial_that_does_not_fit_is_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_task(text)

@@ -33,8 +33,8 @@ class FixedRollouts(VGPOTrainer):
             self.saved.append((inputs["completion_ids"], inputs["advantages"]))
         return loss
 
-    def _shape_micro_batch(self, inputs, similarity, entropy):
-        super()._shape_micro_batch(inputs, similarity, entropy)
+    def _shape_micro_batch(self, inputs, heard):
+        super()._shape_micro_batch(inputs, heard)
         self.saved.append((inputs["completion_ids"], inputs["advantages"]))
 
 

@@ -94,8 +94,8 @@ def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer, setti
             self.current = inputs
             return super()._compute_loss(model, inputs)
 
-        def _shape_micro_batch(self, inputs, similarity, entropy):
-            super()._shape_micro_batch(inputs, similarity, entropy)
+        def _shape_micro_batch(self, inputs, heard):
+            super()._shape_micro_batch(inputs, heard)
             self.current = inputs
 
     trainer = make_trainer(Watched, dataset=mixed_rows(), reward=alternating, max_steps=4, **settings)

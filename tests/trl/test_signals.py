@@ -16,9 +16,9 @@ class Watched(VGPOTrainer):
 
     seen: list
 
-    def _shape_micro_batch(self, inputs, similarity, entropy):
-        super()._shape_micro_batch(inputs, similarity, entropy)
-        self.seen.append({"similarity": similarity, **inputs})
+    def _shape_micro_batch(self, inputs, heard):
+        super()._shape_micro_batch(inputs, heard)
+        self.seen.append({**heard, **inputs})
 
     def _shape_across_processes(self, batch):
         self.seen.append(super()._shape_across_processes(batch))

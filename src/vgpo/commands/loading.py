@@ -17,9 +17,9 @@ from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from vgpo.commands.recipe import TOY_MODEL, RecipeError
-from vgpo.data import check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
+from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids
-from vgpo.toy import checkpoint_path, write_datasets
+from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
 from vgpo.trl.freeze import lora_targets
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def load_prompts(
     """A checked data set as prompts, one image-bearing question a row.
 
     Args:
-        source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`.
+        source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`, with the dial as in
+            `toy:train:rows=4,columns=4` (`vgpo.toy.parse_task`).
         template: What `vgpo.data.to_prompts` takes.
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
         format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
@@ -80,13 +81,32 @@ def load_prompts(
 
 def read_dataset(source: str, *, toy_folder: Path, format: str | None = None, limit: int | None = None) -> Dataset:
     """The unchecked rows of a set, the first `limit` of them; arguments as of `load_prompts`."""
-    # The same pictures whatever the seed of a run, so that accuracies of runs can be compared.
-    if source == "toy:train":
-        source = str(write_datasets(toy_folder / "train", num_test=1)[0])
-    elif source == "toy:test":
-        source = str(write_datasets(toy_folder / "test", num_train=1)[1])
+    if is_toy(source):
+        source = str(write_toy(source, toy_folder))
     dataset = load_dataset(source, format=format)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+
+
+def is_toy(source: str) -> bool:
+    """Whether this is a set of the embedded task, which is written when it is asked for."""
+    return source.split(":")[0] == TOY_MODEL and source.split(":")[1:2] in (["train"], ["test"])
+
+
+def write_toy(source: str, folder: Path) -> Path:
+    """Write `toy:train` or `toy:test`, with the dial behind it as in `toy:train:rows=4`, and return the file.
+
+    Raises:
+        DataError: The dial has no such position.
+    """
+    _, split, *dial = source.split(":", 2)
+    try:
+        settings = parse_task(dial[0]) if dial else TaskSettings()
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
+    # The same pictures whatever the seed of a run, so that accuracies of runs can be compared.
+    if split == "train":
+        return write_datasets(folder / "train", num_test=1, settings=settings)[0]
+    return write_datasets(folder / "test", num_train=1, settings=settings)[1]
 
 
 def load_processor(

@@ -8,23 +8,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vgpo.toy import TaskSettings, WarmstartLog, WarmstartSettings, write_datasets
+from vgpo.toy import TaskSettings, WarmstartLog, WarmstartSettings, parse_task, write_datasets
 from vgpo.toy import warmstart as make_checkpoint
 
+ERRORS = (ValueError, FileExistsError)
 
-def warmstart(out: Path, seed: int = 0) -> None:
+
+def warmstart(out: Path, seed: int = 0, task: str | None = None) -> None:
     """Make a checkpoint of the embedded model in ``out`` and print its accuracies on the way."""
     console = Console()
-    log = make_checkpoint(out, WarmstartSettings(seed=seed))
+    log = make_checkpoint(out, WarmstartSettings(seed=seed, task=parse_task(task) if task else TaskSettings()))
     console.print(_accuracy_table(log))
     console.print(f"Checkpoint and log: {escape(str(out))}")
 
 
-def data(
-    out: Path, num_train: int = 4096, num_test: int = 500, seed: int = 0, settings: TaskSettings | None = None
-) -> None:
+def data(out: Path, num_train: int = 4096, num_test: int = 500, seed: int = 0, task: str | None = None) -> None:
     """Write ``train.parquet`` and ``test.parquet`` of the embedded task into ``out``."""
     console = Console()
+    settings = parse_task(task) if task else None
     for path in write_datasets(out, num_train=num_train, num_test=num_test, seed=seed, settings=settings):
         console.print(escape(str(path)))
 

@@ -1,6 +1,12 @@
 """Reading a model: which prompt tokens are visual, and how much each response token looks at them."""
 
-from vgpo.focus.recorder import SimilarityRecorder, decoder_of, last_hidden_state, record_similarity
+from vgpo.focus.recorder import (
+    SimilarityRecorder,
+    decoder_of,
+    last_hidden_state,
+    record_layer_similarity,
+    record_similarity,
+)
 from vgpo.focus.statistics import Ratio, focus_statistics
 from vgpo.focus.visual_tokens import (
     banned_token_ids,
@@ -17,6 +23,7 @@ __all__ = [
     "focus_statistics",
     "last_hidden_state",
     "named_visual_token_ids",
+    "record_layer_similarity",
     "record_similarity",
     "visual_token_ids",
     "visual_token_mask",

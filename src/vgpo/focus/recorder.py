@@ -12,7 +12,14 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from vgpo.equations import visual_prototype, visual_similarity
+from vgpo.equations import mean_visual_cosine, visual_prototype, visual_similarity
+
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def prototype_cosine(hidden: Tensor, prompt_hidden: Tensor, visual_mask: Tensor) -> Tensor:
+    """Cosine of tokens with their row's visual prototype (Eq. 3). (B, T, D), (B, P, D), bool (B, P) -> (B, T)."""
+    return visual_similarity(hidden, visual_prototype(prompt_hidden, visual_mask))
 
 
 class SimilarityRecorder:
@@ -25,11 +32,19 @@ class SimilarityRecorder:
             prompt (padding included), all later ones its response.
         unpack: for rows that hold several responses each: takes the similarity of all tokens of n rows (n, L) to
             that of response tokens (B, T). `visual_mask` is then (n, L).
+        measure: takes hidden states of tokens (n, T, D) and of prompts (n, P, D), and the prompts' visual tokens, bool
+            (n, P), to a number per token (n, T).
     """
 
-    def __init__(self, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        visual_mask: Tensor,
+        unpack: Callable[[Tensor], Tensor] | None = None,
+        measure: Measure = prototype_cosine,
+    ) -> None:
         self.visual_mask = visual_mask
         self.unpack = unpack
+        self.measure = measure
         self._chunks: list[Tensor] = []
         self._num_rows = 0
 
@@ -58,12 +73,9 @@ class SimilarityRecorder:
                 "Use one record_similarity() for each batch."
             )
         prompt_length = visual_mask.shape[1]
-        prototype = visual_prototype(hidden[:, :prompt_length], visual_mask)
-        if self.unpack is None:
-            similarity = visual_similarity(hidden[:, prompt_length:], prototype)
-        else:
-            similarity = self.unpack(visual_similarity(hidden, prototype))
-        self._chunks.append(similarity)
+        tokens = hidden[:, prompt_length:] if self.unpack is None else hidden
+        similarity = self.measure(tokens, hidden[:, :prompt_length], visual_mask)
+        self._chunks.append(similarity if self.unpack is None else self.unpack(similarity))
         self._num_rows += len(hidden)
 
 
@@ -92,6 +104,43 @@ def record_similarity(
         handle.remove()
 
 
+@contextmanager
+def record_layer_similarity(
+    model: nn.Module, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Callable[[], Tensor]]:
+    """As `record_similarity`, in all layers: gives a function that tells the mean over them, (B, T), afterwards.
+
+    Of each layer it takes the mean cosine of a response token with the visual tokens of its prompt (VS of arXiv
+    2603.22847).
+
+    Raises:
+        ValueError: if the text decoder does not list its layers.
+    """
+    decoder = decoder_of(model)
+    # The last layer's states are those after the final norm, which the decoder returns.
+    recorders = [SimilarityRecorder(visual_mask, unpack, mean_visual_cosine) for _ in layers_of(decoder)]
+    modules = [*layers_of(decoder)[:-1], decoder]
+    handles = [
+        module.register_forward_hook(recorder.observe) for module, recorder in zip(modules, recorders, strict=True)
+    ]
+    try:
+        yield lambda: torch.stack([recorder.similarity for recorder in recorders]).mean(0)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers_of(decoder: nn.Module) -> list[nn.Module]:
+    """The layers of a text decoder, in order."""
+    layers = dict(decoder.named_children()).get("layers")
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(
+            f"{type(decoder).__name__} has no list of modules named 'layers', so there are no hidden states to read "
+            "layer by layer. Choose a shaping that looks at the last layer only, as 'vgpo'."
+        )
+    return list(layers)
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """The text decoder inside a VLM, whatever wraps it.
 
@@ -116,7 +165,9 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 
 def last_hidden_state(output: Any) -> Tensor:
-    """Hidden states after the final norm (B, L, D) out of a decoder's output."""
+    """Hidden states after the final norm (B, L, D) out of a decoder's output, or those of a layer out of its."""
+    if isinstance(output, Tensor):
+        return output
     hidden = output[0] if isinstance(output, tuple) else output.get("last_hidden_state")
     if hidden is None:
         raise ValueError(

@@ -1,12 +1,34 @@
 """Ways to turn one advantage per rollout into one per token. A new way is a file here and a line in `SHAPINGS`."""
 
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, build_shaping
+from vgpo.shaping.base import PICTURE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping
+from vgpo.shaping.entropy import EntropyShaping
+from vgpo.shaping.kl_perception import KLPerceptionShaping
 from vgpo.shaping.none import NoShaping
+from vgpo.shaping.pepo import PEPOShaping
+from vgpo.shaping.pgpo import PGPOShaping
 from vgpo.shaping.vgpo import VGPOShaping
 
 SHAPINGS: dict[str, type[Shaping]] = {
     "none": NoShaping,
     "vgpo": VGPOShaping,
+    "entropy": EntropyShaping,
+    "kl_perception": KLPerceptionShaping,
+    "pgpo": PGPOShaping,
+    "pepo": PEPOShaping,
 }
 
-__all__ = ["SHAPINGS", "NoShaping", "Scope", "Shaped", "Shaping", "Signals", "VGPOShaping", "build_shaping"]
+__all__ = [
+    "PICTURE_SIGNALS",
+    "SHAPINGS",
+    "EntropyShaping",
+    "KLPerceptionShaping",
+    "NoShaping",
+    "PEPOShaping",
+    "PGPOShaping",
+    "Scope",
+    "Shaped",
+    "Shaping",
+    "Signals",
+    "VGPOShaping",
+    "build_shaping",
+]

@@ -13,6 +13,9 @@ from vgpo.focus import Ratio
 
 Scope = Literal["rollout", "group", "batch"]
 
+# Signals that are about pictures: a run without any has none.
+PICTURE_SIGNALS = frozenset({"similarity", "layer_similarity", "corrupted_log_probs", "blind_log_probs"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
@@ -26,8 +29,23 @@ class Signals:
     """Rows with a visual token in their prompt; bool (B,)."""
     similarity: Tensor | None = None
     """Cosine with the prompt's visual prototype (Eq. 3); (B, T)."""
+    layer_similarity: Tensor | None = None
+    """Cosine with a visual token, averaged over the visual tokens and over all layers; (B, T)."""
     entropy: Tensor | None = None
     """Entropy of the policy's full softmax at each token, detached, in nats; (B, T)."""
+    log_probs: Tensor | None = None
+    """Log-probability of each token under the policy that wrote it, detached; (B, T)."""
+    corrupted_log_probs: Tensor | None = None
+    """The same with half of the patches of the pictures black; (B, T)."""
+    blind_log_probs: Tensor | None = None
+    """The same without the pictures, the text of the prompt alone; (B, T)."""
+    progress: Tensor | None = None
+    """Share of the training's steps that are done, in [0, 1], equal in all rows; (B,)."""
+
+    @property
+    def judged(self) -> Tensor:
+        """Tokens that a shaping by pictures can judge: the policy's own, in rows with a picture; bool (B, T)."""
+        return self.response_mask & self.visual_rows[:, None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,11 @@ class Shaped:
     """Per-token (B, T) or per-rollout (B,) tensors, stored with the rollouts."""
     statistics: dict[str, Ratio] = field(default_factory=dict)
     """Metrics of this batch by their full name."""
+
+
+def spread(factor: Tensor, mask: Tensor) -> Ratio:
+    """Mean distance of a factor from 1 where `mask` holds; both (B, T) or both (B,)."""
+    return Ratio((factor - 1).abs().mul(mask).sum(), mask.sum())
 
 
 class Shaping(ABC):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vgpo.toy.datasets import write_datasets
 from vgpo.toy.scans import Scans, load_scans
-from vgpo.toy.task import QUESTION_KINDS, Question, TaskSettings, draw_question, render
+from vgpo.toy.task import QUESTION_KINDS, Question, TaskSettings, draw_question, parse_task, render
 from vgpo.toy.warmstart import WarmstartLog, WarmstartSettings, warmstart
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "checkpoint_path",
     "draw_question",
     "load_scans",
+    "parse_task",
     "render",
     "warmstart",
     "write_datasets",

@@ -47,6 +47,32 @@ class TaskSettings:
                 raise ValueError(f"kinds names {kind!r}; expected some of {', '.join(QUESTION_KINDS)}")
 
 
+def parse_task(text: str) -> TaskSettings:
+    """The dial as one word, as in ``rows=4,columns=4,digits=1+3+7,kinds=count+largest``; what is left out is default.
+
+    Raises:
+        ValueError: no such field, a field twice, or a value that does not fit; names it.
+    """
+    values: dict[str, object] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in _PARSERS or name in values:
+            raise ValueError(f"found {part!r} in {text!r}; expected each of {', '.join(_PARSERS)} once, as name=value")
+        try:
+            values[name] = _PARSERS[name](value)
+        except ValueError as error:
+            raise ValueError(f"found {part!r} in {text!r}; {name} takes whole numbers, several joined by +") from error
+    return TaskSettings(**values)  # type: ignore[arg-type]
+
+
+_PARSERS: dict[str, Callable[[str], object]] = {
+    "rows": int,
+    "columns": int,
+    "digits": lambda value: tuple(map(int, value.split("+"))),
+    "kinds": lambda value: tuple(value.split("+")),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """One question about one picture.

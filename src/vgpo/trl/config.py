@@ -67,6 +67,10 @@ class VGPOConfig(GRPOConfig):
     )
     intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Re-weight the tokens within a rollout."})
     inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Re-weight the rollouts within their group."})
+    rollout_score: str = field(
+        default=VGPOSettings.rollout_score,
+        metadata={"help": "'sum' of a rollout's weights as in the paper, or their 'mean', whatever its length."},
+    )
     preset: str = field(
         default=VGPOSettings.preset,
         metadata={"help": "'paper', or 'released' for the variants of the authors' code."},

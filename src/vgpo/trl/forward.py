@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgpo.focus import record_similarity, visual_token_mask
+from vgpo.focus import record_layer_similarity, record_similarity, visual_token_mask
 from vgpo.shared_prompt import Packing, pack_prompts, packed_rows
 from vgpo.trl.blank_picture import blank_picture
 from vgpo.trl.prompts import EncodedPrompt, has_pictures, joined_pictures, token_types
@@ -22,13 +22,20 @@ class Scores:
         log_probs: (B, T), of the policy's tokens; 0 for padding.
         entropy: (B, T), or None where the model's head was not asked for it.
         similarity: cosine with the visual prototype (B, T), or None where it was not recorded.
+        layer_similarity: mean cosine with visual tokens over all layers (B, T), or None where it was not recorded.
         aux_loss: load-balancing loss of a mixture of experts, or None.
     """
 
     log_probs: Tensor
     entropy: Tensor | None
     similarity: Tensor | None
+    layer_similarity: Tensor | None
     aux_loss: Tensor | None
+
+    def signals(self) -> dict[str, Tensor]:
+        """What a shaping may look at, detached, by its name in `vgpo.shaping.Signals`."""
+        told = {name: vars(self)[name] for name in ("log_probs", "entropy", "similarity", "layer_similarity")}
+        return {name: value.detach() for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ def score_rows(
     *,
     share: bool,
     similarity: bool,
+    layer_similarity: bool = False,
     blank: dict[str, Tensor] | None = None,
     batch_size: int | None = None,
     **kwargs: Any,
@@ -136,12 +144,14 @@ def score_rows(
         visual_token_ids: ids of picture tokens.
         share: compute a prompt once for all rows of a batch that share it.
         similarity: record visual similarity.
+        layer_similarity: record visual similarity in all layers.
         blank: a picture that the vision tower looks at in passes over text alone.
         batch_size: rows at a time; all by default.
         kwargs: passed on to the model.
     """
+    wanted = {"similarity": similarity, "layer_similarity": layer_similarity}
     scores = [
-        _score_chunk(model, chunk, visual_token_ids, share=share, similarity=similarity, blank=blank, **kwargs)
+        _score_chunk(model, chunk, visual_token_ids, share=share, blank=blank, **wanted, **kwargs)
         for chunk in rows.chunks(batch_size or len(rows.prompts))
     ]
     aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
@@ -149,6 +159,7 @@ def score_rows(
         log_probs=torch.cat([score.log_probs for score in scores]),
         entropy=_joined([score.entropy for score in scores]),
         similarity=_joined([score.similarity for score in scores]),
+        layer_similarity=_joined([score.layer_similarity for score in scores]),
         aux_loss=torch.stack(aux_losses).mean() if aux_losses else None,
     )
 
@@ -165,17 +176,20 @@ def _score_chunk(
     *,
     share: bool,
     similarity: bool,
+    layer_similarity: bool,
     blank: dict[str, Tensor] | None,
     **kwargs: Any,
 ) -> Scores:
     packing = rows.packing() if share else None
     inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
-    recorder = None
+    recorder = layer_mean = None
     with ExitStack() as stack:
         # Before the packing takes the prompts away.
+        unpack = None if packing is None else packing.responses_of
         if similarity:
-            unpack = None if packing is None else packing.responses_of
             recorder = stack.enter_context(record_similarity(model, inputs.visual_prompt, unpack))
+        if layer_similarity:
+            layer_mean = stack.enter_context(record_layer_similarity(model, inputs.visual_prompt, unpack))
         if packing is not None:
             stack.enter_context(packed_rows(model, packing))
         if blank and not has_pictures(rows.prompts):
@@ -194,5 +208,6 @@ def _score_chunk(
         log_probs=outputs.log_probs[:, -width:],
         entropy=None if outputs.entropy is None else outputs.entropy[:, -width:],
         similarity=None if recorder is None else recorder.similarity,
+        layer_similarity=None if layer_mean is None else layer_mean(),
         aux_loss=outputs.aux_loss,
     )

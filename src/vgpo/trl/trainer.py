@@ -8,7 +8,8 @@ the parent in these points, and in no other:
 3. A prompt is encoded once, and computed once for all rollouts of a micro-batch that share it (`vgpo.shared_prompt`).
 4. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
    where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
-   (whole groups, as a rule) and there is no old pass, one scoring pass is added.
+   (whole groups, as a rule) and there is no old pass, one scoring pass is added. Where a shaping compares the policy
+   with one that sees less, so is one pass over such prompts (`vgpo.trl.corruption`).
 5. Dynamic sampling, a guard against non-finite steps, alarms, and a ban on generated picture tokens.
 6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
 7. Checkpoints are whole, and a resumed run is the run that was never interrupted (`vgpo.trl.resumable`).
@@ -44,12 +45,13 @@ from vgpo.focus import (
     visual_token_ids,
     visual_token_mask,
 )
-from vgpo.shaping import Shaped, Signals
+from vgpo.shaping import PICTURE_SIGNALS, Shaped, Signals
 from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
 from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
 from vgpo.trl.batches import Batch, group_order, join_rows, select_rows
 from vgpo.trl.blank_picture import blank_picture, blank_prompt
 from vgpo.trl.config import VGPOConfig
+from vgpo.trl.corruption import VIEWS, prompt_columns, viewed
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
 from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.freeze import freeze_parts
@@ -107,10 +109,10 @@ class RowNumbers(Dataset):
 
 @dataclass(frozen=True)
 class Listener:
-    """Hears the signals of each log-probability pass: `hear(similarity, entropy)`, each (B, T) or None."""
+    """Hears what each log-probability pass tells, by the names of `vgpo.shaping.Signals`; (B, T) each."""
 
-    hear: Callable[[Tensor | None, Tensor | None], None]
-    wants_similarity: bool
+    hear: Callable[[dict[str, Tensor]], None]
+    wanted: frozenset[str]
 
 
 class VGPOTrainer(ResumableTrainer):
@@ -146,9 +148,10 @@ class VGPOTrainer(ResumableTrainer):
         if not isinstance(args, VGPOConfig):
             raise ValueError(f"args is {type(args).__name__}, expected VGPOConfig: VGPOTrainer(args=VGPOConfig(...)).")
         self.shaping = args.build_shaping()
-        self._wants_similarity = args.measure_focus or "similarity" in self.shaping.signals
+        self._wanted = self.shaping.signals | ({"similarity"} if args.measure_focus else set())
+        self._wants_pictures = not PICTURE_SIGNALS.isdisjoint(self._wanted)
         config = model_config(model, args)
-        self._visual_token_ids = (visual_token_ids if self._wants_similarity else named_visual_token_ids)(config)
+        self._visual_token_ids = (visual_token_ids if self._wants_pictures else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
@@ -168,8 +171,13 @@ class VGPOTrainer(ResumableTrainer):
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *positional, **kwargs
         )
         self._refuse_small_dataset()
-        if self._wants_similarity:
+        if self._wants_pictures:
             decoder_of(self.model)
+        self._views = {
+            name: make_view(config, self.processing_class, args.seed, self._banned_token_ids)
+            for name, make_view in VIEWS.items()
+            if name in self._wanted
+        }
         if args.freeze:
             freeze_parts(self.model, args.freeze)
         self._has_pictures = has_picture_column(self.train_dataset)
@@ -271,6 +279,7 @@ class VGPOTrainer(ResumableTrainer):
             batch = self._roll_out(loaded)
         else:
             batch = self._roll_out(self._fetch([row["row_index"] for row in loaded]))
+        batch = self._score_views(batch)
         return batch if self._shapes_in_update else self._shape_across_processes(batch)
 
     def _shuffled(self, batch: Batch) -> Batch:
@@ -283,8 +292,8 @@ class VGPOTrainer(ResumableTrainer):
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
         """Generate and score one rollout for each row, and note what the parent forgets: rows, groups, rewards."""
         row_index = torch.tensor([row["row_index"] for row in rows], device=self.accelerator.device)
-        heard: list[Tensor | None] = []
-        with self._listening(lambda similarity, _: heard.append(similarity), similarity=self._wants_similarity):
+        heard: list[dict[str, Tensor]] = []
+        with self._listening(heard.append, self._wanted):
             batch = self._generate_and_score_completions(rows)
         assert self._rewards is not None
         own = slice(self.accelerator.process_index * len(rows), (self.accelerator.process_index + 1) * len(rows))
@@ -294,10 +303,11 @@ class VGPOTrainer(ResumableTrainer):
         batch["scalar_advantages"] = batch["advantages"]
         self._refuse_picture_tokens(batch)
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
-        if "old_per_token_logps" in batch and self._wants_similarity:
-            batch["similarity"] = heard[0]
+        if "old_per_token_logps" in batch:
+            # Entropy is the updated policy's.
+            batch |= {name: value for name, value in heard[0].items() if name in self._wanted - {"entropy"}}
         batch["visual_rows"] = visual_token_mask(batch["prompt_ids"], self._visual_token_ids).any(1)
-        if self._wants_similarity:
+        if self._wants_pictures:
             self._refuse_blind_prompts(batch)
         return batch
 
@@ -520,9 +530,9 @@ class VGPOTrainer(ResumableTrainer):
             self.generation_config.num_return_sequences = before
 
     @contextmanager
-    def _listening(self, hear: Callable[[Tensor | None, Tensor | None], None], *, similarity: bool) -> Iterator[None]:
-        """Pass the signals of every log-probability pass inside the block to `hear`."""
-        self._listener = Listener(hear, similarity)
+    def _listening(self, hear: Callable[[dict[str, Tensor]], None], wanted: frozenset[str]) -> Iterator[None]:
+        """Pass what every log-probability pass inside the block tells, of the wanted signals, to `hear`."""
+        self._listener = Listener(hear, wanted)
         try:
             yield
         finally:
@@ -546,19 +556,21 @@ class VGPOTrainer(ResumableTrainer):
             raise RuntimeError(f"A pass over {len(input_ids)} rows was told of {len(self._prompts)} prompts.")
         rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, self._prompts)
         options = {"output_router_logits": True} if compute_aux_loss else {}
+        wanted = self._listener.wanted if self._listener is not None else frozenset()
         with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
             scores = score_rows(
                 model,
                 rows,
                 self._visual_token_ids,
                 share=self._shares_prompts,
-                similarity=self._listener is not None and self._listener.wants_similarity,
+                similarity="similarity" in wanted,
+                layer_similarity="layer_similarity" in wanted,
                 blank=self._blank_picture(),
                 batch_size=batch_size,
                 **options,
             )
         if self._listener is not None:
-            self._listener.hear(scores.similarity, None if scores.entropy is None else scores.entropy.detach())
+            self._listener.hear({name: value for name, value in scores.signals().items() if name in wanted})
         return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
 
     def _blank_picture(self) -> dict[str, Tensor] | None:
@@ -584,13 +596,17 @@ class VGPOTrainer(ResumableTrainer):
         mask = batch["completion_mask"].bool()
         return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
 
-    def _signals(self, batch: Batch, similarity: Tensor | None, entropy: Tensor | None) -> Signals:
+    def _signals(self, batch: Batch, heard: Mapping[str, Tensor]) -> Signals:
+        """What the shaping may look at: signals that are in the batch, and others that a pass has told."""
+        told = {name: batch.get(name, heard.get(name)) for name in self._wanted}
+        if "progress" in self._wanted:
+            done = self.state.global_step / max(1, self.state.max_steps)
+            told["progress"] = torch.full_like(batch["scalar_advantages"], done)
         return Signals(
             response_mask=self._response_mask(batch),
             group_ids=batch["group_ids"],
             visual_rows=batch["visual_rows"],
-            similarity=similarity,
-            entropy=entropy,
+            **told,
         )
 
     def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
@@ -606,12 +622,11 @@ class VGPOTrainer(ResumableTrainer):
         # The buffered micro-batch is used again when num_iterations > 1. The parent reads the advantages after the
         # log-probability pass, in time for what that pass tells.
         inputs = {**inputs}
-        similarity = self._wants_similarity and "similarity" not in inputs
-        with self._listening(partial(self._shape_micro_batch, inputs), similarity=similarity):
+        with self._listening(partial(self._shape_micro_batch, inputs), self._wanted - inputs.keys()):
             return super()._compute_loss(model, inputs)
 
-    def _shape_micro_batch(self, inputs: Batch, similarity: Tensor | None, entropy: Tensor | None) -> None:
-        signals = self._signals(inputs, inputs.get("similarity", similarity), entropy)
+    def _shape_micro_batch(self, inputs: Batch, heard: Mapping[str, Tensor]) -> None:
+        signals = self._signals(inputs, heard)
         shaped = self.shaping.shape(inputs["scalar_advantages"], signals)
         inputs["advantages"] = shaped.advantages
         self._measure(signals, shaped)
@@ -619,12 +634,15 @@ class VGPOTrainer(ResumableTrainer):
 
     def _shape_across_processes(self, batch: Batch) -> Batch:
         """Shape rollouts whose groups lie across micro-batches or processes, before they are cut apart."""
-        entropy = None
-        if ("similarity" not in batch and self._wants_similarity) or "entropy" in self.shaping.signals:
-            similarity, entropy = self._score(batch)
-            batch = {**batch, "similarity": similarity}
+        heard: dict[str, Tensor] = {}
+        missing = self._wanted - batch.keys() - {"progress"}
+        if missing:
+            self._announce_scoring_pass()
+            heard = self._score(batch, missing)
+            # The update reads it for the records of its rollouts.
+            batch = {**batch, **{name: heard[name] for name in heard.keys() & {"similarity"}}}
         gather = partial(gather_rows, self.accelerator)
-        local = self._signals(batch, batch.get("similarity"), entropy)
+        local = self._signals(batch, heard)
         everywhere = Signals(**{name: gather(value) for name, value in vars(local).items() if value is not None})
         shaped = self.shaping.shape(gather(batch["scalar_advantages"]), everywhere)
         self._measure(everywhere, shaped)
@@ -638,22 +656,38 @@ class VGPOTrainer(ResumableTrainer):
         trace = {TRACE + name: own(value) for name, value in shaped.trace.items()}
         return {**batch, "advantages": own(shaped.advantages), **trace}
 
-    def _score(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Similarity and entropy out of a pass of their own, where the parent runs none that could tell them."""
-        self._announce_scoring_pass()
-        heard: list[tuple[Tensor | None, Tensor | None]] = []
-        with (
-            torch.no_grad(),
-            self._reading(batch["prompts"]),
-            self._listening(lambda *signals: heard.append(signals), similarity=self._wants_similarity),
-        ):
+    def _score_views(self, batch: Batch) -> Batch:
+        """Log-probabilities of the responses behind prompts with less to look at, for a shaping that compares them."""
+        for name, view in self._views.items():
+            self._refuse_pictures_of_tools(batch)
+            prompts = viewed(batch["prompts"], batch["group_ids"], view)
+            columns = prompt_columns(prompts, self._tokenizer.pad_token_id, batch["prompt_ids"].device)
+            seen = self._score({**batch, **columns, "prompts": prompts}, frozenset({"log_probs"}))
+            batch = {**batch, name: seen["log_probs"]}
+        return batch
+
+    def _refuse_pictures_of_tools(self, batch: Batch) -> None:
+        """A view changes prompts only: a picture in a response would be left without its features."""
+        visual = visual_token_mask(batch["completion_ids"], self._visual_token_ids)
+        found = (visual & batch["completion_mask"].bool()).any(1).nonzero()
+        if len(found):
+            raise ValueError(
+                f"A tool has put a picture into a rollout of row {int(batch['row_index'][int(found[0])])}, but "
+                f"shaping={self.args.shaping!r} compares rollouts behind other pictures, which is known for those of "
+                "prompts only. Choose another shaping, or a tool that returns text."
+            )
+
+    def _score(self, batch: Batch, wanted: frozenset[str]) -> dict[str, Tensor]:
+        """Signals out of a pass of their own, where the parent runs none that could tell them."""
+        heard: list[dict[str, Tensor]] = []
+        with torch.no_grad(), self._reading(batch["prompts"]), self._listening(heard.append, wanted):
             self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
-                compute_entropy="entropy" in self.shaping.signals,
+                compute_entropy="entropy" in wanted,
             )
         return heard[0]
 

@@ -57,6 +57,12 @@ function path(scale, xs, ys) {
   return text;
 }
 
+// The area between the bounds of a line.
+function band(scale, line) {
+  const back = path(scale, line.steps.toReversed(), line.low.toReversed());
+  return `${path(scale, line.steps, line.high)}L${back.slice(1)}Z`;
+}
+
 // Centred mean over a tenth of the points, over what there is of it at the ends.
 function runningMean(values) {
   const reach = Math.floor(values.length / 20);
@@ -69,7 +75,8 @@ function runningMean(values) {
 function drawMetric(chart, smooth) {
   const steps = chart.series.flatMap((line) => line.steps);
   const xRange = [Math.min(0, ...steps), Math.max(...steps)];
-  const yRange = valueRange(chart.series.flatMap((line) => line.values), chart.from_zero);
+  const shown = chart.series.flatMap((line) => [...line.values, ...(line.low ?? []), ...(line.high ?? [])]);
+  const yRange = valueRange(shown, chart.from_zero);
   const scale = scales(xRange, yRange);
   const { ticks } = niceTicks(...xRange, 3);
   const svg = shape("svg", { class: "chart", viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
@@ -77,6 +84,7 @@ function drawMetric(chart, smooth) {
   svg.append(axes(scale, ticks.filter(Number.isInteger).map((tick) => [tick, String(tick)]), yRange));
   for (const line of chart.series) {
     const group = shape("g", { class: `run-${line.run}` });
+    if (line.low) group.append(shape("path", { class: "band", d: band(scale, line) }));
     const smoothed = smooth && line.values.length >= 20;
     if (smoothed) group.append(shape("path", { class: "run-line raw", d: path(scale, line.steps, line.values) }));
     const values = smoothed ? runningMean(line.values) : line.values;
@@ -174,10 +182,14 @@ function drawFocusCurves() {
   const outcomes = runs.flatMap((run) => [run.focus_curve.correct, run.focus_curve.wrong]);
   const yRange = valueRange(outcomes.flatMap((one) => one.values).filter((value) => value !== null), false);
   const scale = scales([0, 100], yRange);
-  container.replaceChildren(...runs.map((run) => focusFigure(run, scale, yRange)));
+  container.replaceChildren(...runs.map((run) => {
+    const { correct, wrong, first_step: first, last_step: last } = run.focus_curve;
+    const counts = `${correct.num_rollouts} correct, ${wrong.num_rollouts} wrong rollouts of steps ${first} to ${last}.`;
+    return focusFigure(run, counts, scale, yRange);
+  }));
 }
 
-function focusFigure(run, scale, yRange) {
+function focusFigure(run, note, scale, yRange) {
   const centres = run.focus_curve.correct.values.map((_, i) => 10 * i + 5);
   const svg = shape("svg", { class: `chart run-${run.index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
   svg.setAttribute("aria-label", `Focus along the response, ${run.name}`);
@@ -191,8 +203,6 @@ function focusFigure(run, scale, yRange) {
     });
     svg.append(group);
   }
-  const { correct, wrong, first_step: first, last_step: last } = run.focus_curve;
-  const counts = `${correct.num_rollouts} correct, ${wrong.num_rollouts} wrong rollouts of steps ${first} to ${last}.`;
   const caption = element("figcaption", {}, swatch(run.index), visible(run.name));
-  return element("figure", {}, caption, element("p", {}, counts), svg);
+  return element("figure", {}, caption, element("p", {}, note), svg);
 }

@@ -1,0 +1,290 @@
+"""`vgpo compare`: all runs of a study, and the table, curves and page that are made of them."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vgpo.commands.loading import is_toy, quiet_libraries, write_toy
+from vgpo.commands.recipe import read_mapping
+from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, load_study, write_recipe
+from vgpo.commands.terminal import say
+from vgpo.data import DataError
+from vgpo.report import RunFolderError
+from vgpo.report.storage import last_complete_line, parse_object
+from vgpo.study.outputs import terminal_tables, write_outputs
+from vgpo.study.results import Place, study_data
+from vgpo.study.runs import StudyRun
+from vgpo.text import visible
+
+ERRORS = (StudyError, DataError, RunFolderError)
+POLL_SECONDS = 0.5
+LOG_LINES = 15
+LOG_BYTES = 20_000
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+@dataclass
+class Child:
+    """A run at work."""
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+@dataclass
+class Outcomes:
+    """What came of the runs that were not done: failed ones with their exit status, and the status of a stop."""
+
+    failed: list[tuple[PlannedRun, int]] = field(default_factory=list)
+    stopped: int | None = None
+
+
+def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
+    """Run what is not done yet, then draw everything anew. Returns whether all runs are done.
+
+    Raises:
+        StudyError: The study cannot be run as it is written, or the folder is another study's or in use.
+        SystemExit: A signal ended it; the runs at work have saved what they had, and what is done is drawn.
+    """
+    quiet_libraries()
+    console = Console()
+    study = load_study(study_file)
+    out = out or Path("runs") / study_file.stem
+    with locked(out) as lock:
+        refuse_other_runs(study, out)
+        todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
+        say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
+        outcomes = run_all(todo, out, words_by_setting(todo, out), jobs, lock, console)
+        for planned, status in outcomes.failed:
+            report_failure(folder_of(out, planned), planned, status, console)
+        draw(study, out, console)
+    if outcomes.stopped is not None:
+        raise SystemExit(outcomes.stopped)
+    return not outcomes.failed
+
+
+def folder_of(out: Path, planned: PlannedRun) -> StudyRun:
+    return StudyRun(out / "runs" / planned.name)
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[int]:
+    """Hold the folder; gives the descriptor, which children hold too, so that one that outlives us keeps it locked.
+
+    Raises:
+        StudyError: Somebody else holds it.
+    """
+    path = out / ".lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StudyError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 100, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise StudyError(
+            f"{out} is in use by another vgpo compare (process {holder}) or by a run that it left behind; wait for "
+            "it, or choose another --out"
+        ) from error
+    try:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def refuse_other_runs(study: Study, out: Path) -> None:
+    """Whether what lies in the folder is of this study; runs that it no longer names are left alone.
+
+    Raises:
+        StudyError: A run there has another recipe; names what differs.
+    """
+    for planned in study.runs:
+        one = folder_of(out, planned)
+        found = read_mapping(one.recipe_path) if one.recipe_path.is_file() else planned.values
+        changed = differing(found, planned.values)
+        if changed:
+            raise StudyError(
+                f"{one.path} is a run with other settings ({', '.join(changed)}); undo the change, delete this run, "
+                "or choose another --out"
+            )
+
+
+def words_by_setting(todo: Sequence[PlannedRun], out: Path) -> dict[str, list[str]]:
+    """Write the embedded task's sets, one for all runs of a setting; gives the words that name them."""
+    words = {}
+    for planned in {planned.setting: planned for planned in todo}.values():
+        sources = {key: planned.values[key] for key in ("train_data", "eval_data")}
+        words[planned.setting] = [
+            word
+            for key, source in sources.items()
+            if is_toy(source)
+            for word in (f"--{key}", str(write_toy(source, out / "data" / planned.setting)))
+        ]
+    return words
+
+
+def run_all(
+    todo: Sequence[PlannedRun],
+    out: Path,
+    words: Mapping[str, list[str]],
+    jobs: int,
+    lock: int,
+    console: Console,
+) -> Outcomes:
+    """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
+    outcomes = Outcomes()
+    waiting, active = list(todo), list[Child]()
+    with terminable(), progress_bar(console) as bar:
+        task = bar.add_task("all runs", total=len(todo))
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    active.append(launch(waiting.pop(0), out, words, jobs, lock))
+                time.sleep(POLL_SECONDS)
+                for child in [child for child in active if child.process.poll() is not None]:
+                    active.remove(child)
+                    note(child, out, outcomes, console)
+                under_way = sum(share_done(child, out) for child in active)
+                names = ", ".join(child.run.name for child in active)
+                ended = len(todo) - len(waiting) - len(active)
+                bar.update(task, completed=ended + under_way, description=names or "all runs")
+        except (KeyboardInterrupt, SystemExit) as stop:
+            outcomes.stopped = stop.code if isinstance(stop, SystemExit) else STOPPED[0]  # type: ignore[assignment]
+            say(console, "stopping: the runs at work save their step; a second Ctrl-C ends them at once")
+        finally:
+            end_all(active)
+    return outcomes
+
+
+def launch(planned: PlannedRun, out: Path, words: Mapping[str, list[str]], jobs: int, lock: int) -> Child:
+    """Start a run; what it prints goes to its log."""
+    one = folder_of(out, planned)
+    one.path.mkdir(parents=True, exist_ok=True)
+    if not one.recipe_path.is_file():
+        write_recipe(one.recipe_path, planned.values)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    with one.log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [*command_of(planned, one, jobs), *words[planned.setting]],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"},
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C comes to us, and we tell them
+        )
+    return Child(planned, process, time.monotonic())
+
+
+def command_of(planned: PlannedRun, one: StudyRun, jobs: int) -> list[str]:
+    start = ["--start"] if planned.is_start else []
+    return [sys.executable, "-m", "vgpo.cli", "compare-run", str(one.path), "--jobs", str(jobs), *start]
+
+
+def note(child: Child, out: Path, outcomes: Outcomes, console: Console) -> None:
+    """Say what came of a run that has ended."""
+    status, one = child.process.returncode, folder_of(out, child.run)
+    seconds = time.monotonic() - child.started
+    if status == 0 and one.is_done:
+        say(console, f"{child.run.name}: done in {seconds:.0f} s")
+        return
+    outcomes.failed.append((child.run, status))
+    say(console, f"{child.run.name}: failed after {seconds:.0f} s, exit status {status}")
+
+
+def share_done(child: Child, out: Path) -> float:
+    """How much of a run's training is behind it, in [0, 1); 0 where its length is not known."""
+    metrics = folder_of(out, child.run).folder.metrics_path
+    _, line = last_complete_line(metrics)
+    if not line or not child.run.max_steps:
+        return 0.0
+    return min(parse_object(line, str(metrics))["step"] / (child.run.max_steps + 1), 1.0)
+
+
+def end_all(active: Sequence[Child]) -> None:
+    """Let the runs at work finish their step and save; a Ctrl-C in the meantime ends them at once."""
+    for child in active:
+        child.process.terminate()
+    try:
+        for child in active:
+            child.process.wait()
+    except KeyboardInterrupt:
+        for child in active:
+            child.process.kill()
+            child.process.wait()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the block SIGTERM raises SystemExit(143), so that children are told."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # The runs so far say how long the rest takes, not the last half minute.
+        speed_estimate_period=86_400,
+    )
+
+
+def report_failure(one: StudyRun, planned: PlannedRun, status: int, console: Console) -> None:
+    """Show the end of a failed run's log."""
+    with one.log_path.open("rb") as log:
+        log.seek(max(0, one.log_path.stat().st_size - LOG_BYTES))
+        lines = log.read().decode("utf-8", "replace").splitlines()[-LOG_LINES:]
+    console.print(
+        Text(f"\n{planned.name} failed with exit status {status}; the end of {one.log_path}:", style="bold red")
+    )
+    say(console, visible("\n".join(f"  {line}" for line in lines)))
+
+
+def draw(study: Study, out: Path, console: Console) -> None:
+    """Write table, rows, curves and page of the runs that are done."""
+    done = [
+        Place(planned.setting, planned.method, planned.seed, folder_of(out, planned).path)
+        for planned in study.runs
+        if folder_of(out, planned).is_done
+    ]
+    if not any(not place.is_start for place in done):
+        say(console, "no run is done yet: nothing to compare")
+        return
+    data = study_data(
+        done, name=study.path.stem, base=study.base, methods=study.methods, seeds=study.seeds, settings=study.settings
+    )
+    written = write_outputs(out, data)
+    for table in terminal_tables(data):
+        console.print(table)
+    say(console, "\n".join(f"{what}: {path}" for what, path in written.items()))

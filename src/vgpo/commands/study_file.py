@@ -1,0 +1,261 @@
+"""Study files: methods x settings x seeds over one recipe, checked key by key before anything runs."""
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vgpo.commands.recipe import (
+    Recipe,
+    RecipeError,
+    check_keys,
+    check_values,
+    field_names,
+    find_recipe,
+    load_recipe,
+    read_mapping,
+    suggestion,
+)
+
+KEYS = ("recipe", "base", "seeds", "common", "methods", "settings")
+MAX_METHODS = 8  # more lines than that cannot be told apart
+START = "start"  # beside the methods: the model before training
+ONLY_SETTING = "default"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too
+
+# Recipe fields that the study sets for every run.
+SET_BY_STUDY = {
+    "seed": "list the seeds under 'seeds'",
+    "data_seed": "the order of the data follows the seed of a run",
+    "run_dir": "each run has a folder in that of --out",
+    "resume": "runs are always gone on with",
+    "allow_changes": "a study is made of equal runs",
+    "evaluate_before": "the start model is looked at once for each setting",
+}
+# What all methods of a setting share: start, data and their order, length of training, questions and answers.
+GROUND = (
+    "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
+    "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
+    "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
+    "num_train_epochs", "shuffle_dataset", "num_processes", "logging_steps", "logging_strategy", "temperature",
+)  # fmt: skip
+
+
+class StudyError(ValueError):
+    """A study file or its folder that cannot be used; the message names file, key and fix."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: its place in the study and its whole recipe.
+
+    Attributes:
+        setting: Name of the setting.
+        method: Name of the method, or `START` for the model before training.
+        seed: Seed of the run.
+        values: All fields of its recipe, the seed included.
+        max_steps: Optimiser steps, None where the recipe counts epochs.
+    """
+
+    setting: str
+    method: str
+    seed: int
+    values: dict[str, Any]
+    max_steps: int | None
+
+    @property
+    def name(self) -> str:
+        """Its folder below `runs`, with `/` between the parts."""
+        return f"{self.setting}/{self.method}" + ("" if self.is_start else f"/seed-{self.seed}")
+
+    @property
+    def is_start(self) -> bool:
+        return self.method == START
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study; names are in the order of the file, runs seed by seed, so that all methods grow together."""
+
+    path: Path
+    base: str
+    seeds: list[int]
+    methods: list[str]
+    settings: list[str]
+    runs: list[PlannedRun]
+
+
+def load_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        StudyError: Missing file, a key that is unknown, missing, empty or would make runs that cannot be compared,
+            two methods that are the same, or a recipe that cannot be run; names the key.
+    """
+    try:
+        values = read_study(path)
+        base_values = read_mapping(find_recipe(values["recipe"]))
+        check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
+        check_overrides(values, path)
+        runs = plan(path, values, base_values)
+    except RecipeError as error:
+        raise StudyError(str(error)) from error
+    return Study(
+        path=path,
+        base=values["base"],
+        seeds=values["seeds"],
+        methods=list(values["methods"]),
+        settings=list(values["settings"]),
+        runs=runs,
+    )
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """The file's keys, each there and of its form; what may be left out is filled in."""
+    if not path.is_file():
+        raise StudyError(f"{path}: no such study file; name a YAML file such as those in studies/")
+    values = read_mapping(path)
+    for key in values:
+        if key not in KEYS:
+            raise StudyError(f"{path}: unknown key {key!r}{suggestion(str(key), KEYS)}; it takes {', '.join(KEYS)}")
+    for key in ("recipe", "base", "seeds", "methods"):
+        if not values.get(key) and values.get(key) != 0:
+            raise StudyError(f"{path}: {key} is missing or empty")
+    for key in ("recipe", "base"):
+        if not isinstance(values[key], str):
+            raise StudyError(f"{path}: {key} is {values[key]!r}, expected a name")
+    values = {**values, "common": values.get("common") or {}, "settings": values.get("settings") or {ONLY_SETTING: {}}}
+    for key in ("common", "methods", "settings"):
+        check_mapping(values[key], f"{path}: {key}")
+    check_seeds(values["seeds"], path)
+    check_names(values, path)
+    for key in ("methods", "settings"):
+        values[key] = {name: overrides or {} for name, overrides in values[key].items()}
+        for name, overrides in values[key].items():
+            check_mapping(overrides, f"{path}: {key}: {name}")
+    return values
+
+
+def check_mapping(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise StudyError(f"{where} is a {type(value).__name__} ({value!r}), expected 'name: value' lines")
+
+
+def check_seeds(seeds: Any, path: Path) -> None:
+    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise StudyError(f"{path}: seeds is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4]")
+    if len(set(seeds)) < len(seeds):
+        raise StudyError(f"{path}: seeds names one twice ({seeds}); a run more of the same seed is no evidence")
+
+
+def check_names(values: Mapping[str, Any], path: Path) -> None:
+    for key in ("methods", "settings"):
+        names = list(values[key])
+        for name in names:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise StudyError(
+                    f"{path}: {key}: the name {name!r} becomes a folder; use up to 60 letters, digits and _ . + -"
+                )
+        lowered = [name.lower() for name in names]
+        twice = [name for name in names if lowered.count(name.lower()) > 1]
+        if twice:
+            raise StudyError(f"{path}: {key}: {twice[0]} and {twice[1]} differ in case alone; rename one")
+    if START in values["methods"]:
+        raise StudyError(f"{path}: methods: {START!r} stands for the model before training; rename the method")
+    if len(values["methods"]) > MAX_METHODS:
+        raise StudyError(f"{path}: {len(values['methods'])} methods, expected at most {MAX_METHODS}; split the study")
+    if values["base"] not in values["methods"]:
+        hint = suggestion(values["base"], values["methods"]) or f"; the methods are {', '.join(values['methods'])}"
+        raise StudyError(f"{path}: base: no method is called {values['base']!r}{hint}")
+
+
+def check_overrides(values: Mapping[str, Any], path: Path) -> None:
+    """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared."""
+    parts = {"common": values["common"]}
+    parts |= {f"settings: {name}": overrides for name, overrides in values["settings"].items()}
+    parts |= {f"methods: {name}": overrides for name, overrides in values["methods"].items()}
+    for part, overrides in parts.items():
+        check_fields(overrides, f"{path}: {part}")
+        for key in overrides.keys() & SET_BY_STUDY.keys():
+            raise StudyError(f"{path}: {part}: {key} cannot be set: {SET_BY_STUDY[key]}")
+    of_settings = {key for overrides in values["settings"].values() for key in overrides}
+    for name, overrides in values["methods"].items():
+        for key in overrides:
+            if key.startswith(GROUND):
+                raise StudyError(
+                    f"{path}: methods: {name}: {key} would make runs that cannot be compared: all methods have the "
+                    "same start, data, order, length and questions; set it in common or in settings"
+                )
+            if key in of_settings:
+                raise StudyError(
+                    f"{path}: methods: {name}: {key} is also set in settings, and one would hide the other; "
+                    "set it in one place"
+                )
+    refuse_same(values["methods"], f"{path}: methods", values["common"])
+    refuse_same(values["settings"], f"{path}: settings", values["common"])
+
+
+def check_fields(values: Mapping[str, Any], where: str) -> None:
+    check_keys(values, field_names(), where=where)
+    check_values(dict(values), where=where)
+
+
+def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, common: Mapping[str, Any]) -> None:
+    seen: dict[str, str] = {}
+    for name, overrides in parts.items():
+        content = yaml.safe_dump({**common, **overrides})
+        if content in seen:
+            raise StudyError(f"{where}: {seen[content]} and {name} are the same; remove one")
+        seen[content] = name
+
+
+def plan(path: Path, values: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[PlannedRun]:
+    """All runs: for each setting the start, then seed by seed every method."""
+    runs = []
+    for setting, of_setting in values["settings"].items():
+        ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
+        ground |= {**values["common"], **of_setting, "evaluate_before": False}
+        recipes = {
+            method: check_recipe({**ground, **overrides}, f"{path}: setting {setting}, method {method}")
+            for method, overrides in values["methods"].items()
+        }
+        steps = {
+            method: steps if (steps := checked.config.max_steps) > 0 else None for method, checked in recipes.items()
+        }
+        first = values["seeds"][0]
+        of_base = {**ground, **values["methods"][values["base"]]}
+        runs.append(PlannedRun(setting, START, first, {**of_base, "seed": first}, None))
+        runs += [
+            PlannedRun(setting, method, seed, {**ground, **overrides, "seed": seed}, steps[method])
+            for seed in values["seeds"]
+            for method, overrides in values["methods"].items()
+        ]
+    return runs
+
+
+def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe of a run, checked as `vgpo train` will."""
+    with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
+        path = write_recipe(Path(folder) / "recipe.yaml", values)
+        try:
+            recipe = load_recipe(path)
+        except RecipeError as error:
+            raise StudyError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
+    if recipe.run.eval_data is None:
+        raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
+    return recipe
+
+
+def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """The fields in which two recipes differ."""
+    return [key for key in dict.fromkeys([*values, *others]) if values.get(key) != others.get(key)]

@@ -1,0 +1,87 @@
+"""One run of a study, in a process of its own: train, look at the trained model, seal the folder."""
+
+import dataclasses
+import resource
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from vgpo.commands import train
+from vgpo.commands.loading import check_image_token, quiet_libraries
+from vgpo.commands.recipe import Recipe, load_recipe
+from vgpo.commands.setup import Setup
+from vgpo.commands.terminal import say
+from vgpo.report.storage import to_json, write_file
+from vgpo.study import Evaluation
+from vgpo.study.probe import probe
+from vgpo.study.runs import StudyRun
+
+ERRORS = train.ERRORS
+KIB = 1024
+
+
+def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> None:
+    """Bring the run in `folder` to its end from wherever it is; its recipe is there.
+
+    Args:
+        folder: of a `vgpo.study.runs.StudyRun`.
+        overrides: `--field value` words beside the recipe.
+        start: look at the start model only, train nothing.
+        jobs: how many runs share the machine, for the record.
+    """
+    quiet_libraries()
+    one = StudyRun(folder)
+    words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
+    if not start:
+        peak = None  # of a process that was killed behind its training
+        if not one.is_trained:
+            train.run(str(one.recipe_path), words, command=sys.argv)
+            peak = peak_memory()
+        if peak is not None or not one.usage_path.is_file():
+            usage = {"peak_memory_bytes": peak, "memory_of": memory_of(), "jobs": jobs}
+            write_file(one.usage_path, to_json(usage) + b"\n")
+    write_file(one.probe_path, to_json(look_at(load_recipe(one.recipe_path, words), one, start=start)) + b"\n")
+    for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)  # nobody goes on from here; the final weights stay
+    one.seal()
+    say(Console(), f"done: {folder}")
+
+
+def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
+    """Probe the trained model of a run, or its start, on the held-out questions."""
+    if not start:
+        recipe = dataclasses.replace(
+            recipe, model=dataclasses.replace(recipe.model, model_name_or_path=str(one.final_path))
+        )
+    config = recipe.config
+    setup = Setup(recipe, one.path / "data")
+    model = setup.model.to(config.device)
+    check_image_token(model, setup.processor)
+    known = None if start else (one.folder.read_evaluation() or {})["after"]
+    return probe(
+        model,
+        setup.processor,
+        setup.held_out,
+        true=known and Evaluation(**known),
+        batch_size=config.per_device_eval_batch_size,
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )
+
+
+def memory_of() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "process"
+
+
+def peak_memory() -> int:
+    """Most bytes held at a time: by PyTorch on the GPU, or without one by this process, libraries included."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * KIB

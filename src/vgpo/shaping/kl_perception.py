@@ -1,0 +1,117 @@
+"""Visually-Perceptive Policy Optimization, VPPO (arXiv 2510.09285): credit for tokens that depend on the picture.
+
+What the paper leaves open, and what holds here:
+
+1. Equation 3 is a divergence over the vocabulary; as in the paper's experiments it is estimated at the sampled token.
+2. Of tokens with the same dependency the earlier ones are kept, so that exactly ceil(k T) of a response are.
+3. Rollout factors are scaled over the whole rollout batch ("within batch", Algorithm 1), whatever its division into
+   micro-batches and processes. Where all rollouts depend on their pictures alike, all factors are 1.
+4. A row without a picture cannot be judged: its tokens keep the advantage of the base algorithm in full, and it takes
+   no part in the scaling of the others.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vgpo.equations import as_fraction, check_choice, check_number, normalised_rollout_score
+from vgpo.focus import Ratio
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
+from vgpo.shaping.dependency import token_dependency
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLPerceptionSettings:
+    """The paper's settings.
+
+    Raises:
+        ValueError: for a value out of its range, and for one that would have no effect.
+    """
+
+    keep_ratio: float = 0.4
+    """k in (0, 1], share of a response's tokens, the most dependent ones, that are trained on."""
+    least_factor: float = 0.9
+    """beta_min in (0, 1], factor of the rollout that depends on its picture the least."""
+    intra: bool = True
+    """Filter the tokens of a rollout (TGF in the paper)."""
+    inter: bool = True
+    """Weigh the rollouts of a batch (TAS in the paper)."""
+
+    def __post_init__(self) -> None:
+        check_number("keep_ratio", self.keep_ratio, low=0, high=1)
+        check_number("least_factor", self.least_factor, low=0, high=1)
+        check_choice("intra", self.intra, (True, False))
+        check_choice("inter", self.inter, (True, False))
+
+
+@torch.no_grad()
+def pivotal_tokens(dependency: Tensor, judged: Tensor, keep_ratio: float) -> Tensor:
+    """The ceil(k T_i) most dependent tokens of each response, earlier ones first where they are equal. Equation (4).
+
+    (B, T), bool (B, T) -> bool (B, T), False where a token is not judged.
+    """
+    share = as_fraction(keep_ratio)
+    num_kept = -(-judged.sum(dim=1, keepdim=True) * share.numerator // share.denominator)  # rounded up; (B, 1)
+    order = torch.where(judged, dependency, -1).sort(dim=1, descending=True, stable=True).indices
+    places = torch.arange(dependency.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, places)
+    return judged & (rank < num_kept)
+
+
+@torch.no_grad()
+def dependency_factor(dependency: Tensor, judged: Tensor, least_factor: float) -> Tensor:
+    """Rollout factors alpha_i = b_min + (b_max - b_min) minmax(mean_t s_it), b_max such that they average 1. Eq. (5).
+
+    (B, T) of a whole rollout batch, bool (B, T) -> (B,), 1 where no token of a row is judged.
+    """
+    takes_part = judged.any(dim=1)
+    mean = dependency.sum(dim=1) / judged.sum(dim=1).clamp(min=1)
+    one_group = torch.zeros_like(takes_part, dtype=torch.int64)
+    scaled = normalised_rollout_score(mean, takes_part, one_group)
+    average = scaled.sum() / takes_part.sum().clamp(min=1)
+    # (b_max - b_min) * average = 1 - b_min
+    factor = least_factor + (1 - least_factor) * scaled / average
+    return torch.where(takes_part & (average > 0), factor, 1)
+
+
+class KLPerceptionShaping(Shaping):
+    """Keeps the tokens whose probability depends on the picture, and weighs rollouts by how much they do."""
+
+    Settings = KLPerceptionSettings
+
+    def __init__(self, settings: KLPerceptionSettings) -> None:
+        self.settings = settings
+
+    @property
+    def signals(self) -> frozenset[str]:
+        # With both grains off every factor is 1: nothing to look at.
+        both = {"log_probs", "corrupted_log_probs"}
+        return frozenset(both if self.settings.intra or self.settings.inter else ())
+
+    @property
+    def scope(self) -> Scope:
+        return "batch" if self.settings.inter else "rollout"
+
+    def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
+        if not self.signals:
+            return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+        assert signals.log_probs is not None
+        assert signals.corrupted_log_probs is not None
+        judged = signals.judged
+        dependency = token_dependency(signals.log_probs, signals.corrupted_log_probs, judged)
+        token_factor = torch.ones_like(dependency)
+        if self.settings.intra:
+            kept = pivotal_tokens(dependency, judged, self.settings.keep_ratio)
+            token_factor = (kept | ~judged).to(dependency.dtype)
+        rollout_factor = torch.ones_like(dependency[:, 0])
+        if self.settings.inter:
+            rollout_factor = dependency_factor(dependency, judged, self.settings.least_factor)
+        factor = torch.where(judged, token_factor * rollout_factor[:, None], 1)
+        trace = {"token_factor": token_factor, "rollout_factor": rollout_factor}
+        statistics = {
+            "shaping/dependency": Ratio(dependency.sum(), judged.sum()),
+            "shaping/token_factor_spread": spread(token_factor, judged),
+            "shaping/rollout_factor_spread": spread(rollout_factor, judged.any(dim=1)),
+        }
+        return Shaped(advantages[:, None] * factor, trace, statistics)

@@ -1,0 +1,173 @@
+"""A study on the terminal and on the disk: tables, rows as CSV and JSON, and the page."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from vgpo.report.storage import to_json, write_file
+from vgpo.study.page import render_study
+from vgpo.study.results import LOOKS
+from vgpo.text import visible
+
+NONE = "–"
+MINUS = "\N{MINUS SIGN}"
+# Column -> decimals and factor; shares are shown in per cent.
+LOOK_FORMATS = {
+    "accuracy": (1, 100),
+    "accuracy_blank": (1, 100),
+    "accuracy_other": (1, 100),
+    "late_early_correct": (3, 1),
+    "late_early_wrong": (3, 1),
+    "length": (1, 1),
+    "entropy": (3, 1),
+}
+Cells = tuple[list[str], list[list[str]]]
+
+
+def write_outputs(out: Path, data: Mapping[str, Any]) -> dict[str, Path]:
+    """Write everything that is made of `vgpo.study.results.study_data`'s dict; each file whole or not at all.
+
+    Returns:
+        What each file is -> its path.
+
+    Raises:
+        RunFolderError: The disk refused.
+    """
+    files = {
+        "table": (out / "table.md", markdown(data)),
+        "rows": (out / "runs.csv", rows_as_csv(data["rows"])),
+        "rows as JSON": (out / "runs.json", to_json(data["rows"], indent=1).decode("ascii") + "\n"),
+        "all that the page shows": (out / "study.json", to_json(data, indent=1).decode("ascii") + "\n"),
+        "page": (out / "report.html", render_study(data)),
+    }
+    for path, text in files.values():
+        write_file(path, text.encode("utf-8"))
+    return {what: path for what, (path, _) in files.items()}
+
+
+def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a run, all columns; empty where there is no figure."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The tables of all settings, with how to read them."""
+    parts = [f"# {escaped(data['name'])}", *notes(data)]
+    for setting in data["settings"]:
+        parts.append(f"## {escaped(setting['name'])}")
+        parts += [markdown_table(*comparison_cells(setting)), markdown_table(*look_cells(setting))]
+        parts += [missing_note(setting)] if setting["missing"] else []
+    return "\n\n".join(parts) + "\n"
+
+
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """How the figures are made, a text each."""
+    best = 2.0 ** (1 - len(data["seeds"]))
+    jobs = ", ".join(map(str, data["jobs"]))
+    return [
+        f"Seeds {', '.join(map(str, data['seeds']))}; base {escaped(data['base'])}. Brackets: 95 % bootstrap interval "
+        "of the mean over seeds, rather too narrow with few of them. Difference: mean over seeds of the method's "
+        "held-out accuracy less the base's with the same seed, in points.",
+        f"p: exact two-sided sign-flip test of that difference; {len(data['seeds'])} seeds cannot give less than "
+        f"{min(1.0, best):.4g}. Not corrected for the number of methods.",
+        "Steps: first step at which training accuracy (over all prompts drawn, running mean over a tenth of the run) "
+        "reaches the mean over seeds of the base's at its end; mean over the runs that get there.",
+        "Step time (median of a run) and memory (peak): ratio to the base with the same seed. "
+        f"Runs at a time: {jobs}; step times of runs beside others are rough.",
+    ]
+
+
+def comparison_cells(setting: Mapping[str, Any]) -> Cells:
+    """The first table of a setting: does it help, and what does it cost?"""
+    head = ["method", "seeds", "held-out, %", "difference, points", "p", "steps", "step time", "memory"]
+    rows = []
+    for method in setting["methods"]:
+        steps, change = method["steps_to_base"], method["difference"]
+        reached = f" ({steps['num_reached']} of {method['num_runs']})"
+        rows.append(
+            [
+                method["name"],
+                str(method["num_runs"]),
+                interval(method["looks"]["accuracy"], 1, 100),
+                interval(change, 1, 100, signed=True),
+                NONE if change is None else f"{change['p_value']:.3g}",
+                (NONE if steps["mean"] is None else f"{steps['mean']:.0f}") + reached,
+                interval(method["step_time"], 2),
+                interval(method["memory"], 2),
+            ]
+        )
+    return head, rows
+
+
+def look_cells(setting: Mapping[str, Any]) -> Cells:
+    """The second table: does it look at the picture?"""
+    head = [
+        "method",
+        *(f"{LOOKS[name]}, %" if factor == 100 else LOOKS[name] for name, (_, factor) in LOOK_FORMATS.items()),
+    ]
+    rows = [
+        [method["name"], *(interval(method["looks"][name], *form) for name, form in LOOK_FORMATS.items())]
+        for method in setting["methods"]
+    ]
+    if setting["start"]:
+        start = [interval({"mean": setting["start"][name]}, *form) for name, form in LOOK_FORMATS.items()]
+        rows.insert(0, ["start", *start])
+    return head, rows
+
+
+def interval(found: Mapping[str, Any] | None, digits: int, factor: float = 1, *, signed: bool = False) -> str:
+    """`mean [low, high]`, without brackets for a single seed."""
+    if found is None or found["mean"] is None:
+        return NONE
+    sign = "+" if signed else ""
+    mean, *bounds = (
+        f"{factor * value:{sign}.{digits}f}".replace("-", MINUS)
+        for value in (found["mean"], found.get("low"), found.get("high"))
+        if value is not None
+    )
+    return f"{mean} [{', '.join(bounds)}]" if bounds else mean
+
+
+def missing_note(setting: Mapping[str, Any]) -> str:
+    """Which runs the tables of a setting do without."""
+    parts = [f"{escaped(one['method'])} (seed {', '.join(map(str, one['seeds']))})" for one in setting["missing"]]
+    return f"Not done: {'; '.join(parts)}."
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(escaped(cell) for cell in line)} |" for line in lines)
+
+
+def escaped(text: str) -> str:
+    """Text that stays within its cell."""
+    return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def terminal_tables(data: Mapping[str, Any]) -> list[Table | Text]:
+    """The tables of all settings for a terminal."""
+    found: list[Table | Text] = []
+    for setting in data["settings"]:
+        for title, (head, rows) in (
+            (f"{setting['name']}: against {data['base']}", comparison_cells(setting)),
+            (f"{setting['name']}: does it look?", look_cells(setting)),
+        ):
+            table = Table(title=visible(title), title_justify="left", box=None, pad_edge=False)
+            for number, name in enumerate(head):
+                table.add_column(name, justify="right" if number else "left")
+            for row in rows:
+                table.add_row(*(Text(visible(cell)) for cell in row))
+            found.append(table)
+        if setting["missing"]:
+            found.append(Text(missing_note(setting)))
+    return found

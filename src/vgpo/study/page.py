@@ -1,0 +1,62 @@
+"""The page of a study: one HTML file that needs no network, in the style of a run's report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import PackageLoader
+from markupsafe import Markup
+
+from vgpo.pages import embed_json, page_environment
+from vgpo.report.page import SCRIPTS as REPORT_SCRIPTS
+from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
+from vgpo.report.page import content_hash, percent, points
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHARED_SCRIPTS = tuple(name for name in REPORT_SCRIPTS if name in ("elements.js", "charts.js"))
+MARGIN = 0.08  # of the range shown, at each end of the plot of accuracies
+
+
+def render_study(data: Mapping[str, Any]) -> str:
+    """Draw the page of `vgpo.study.results.study_data`'s dict. Text in it is escaped; no other script can run."""
+    environment = page_environment(PackageLoader("vgpo.study"))
+    environment.filters.update(percent=percent, points=points, fixed=fixed)
+    style = read("report.css", REPORT_TEMPLATES) + read("study.css", TEMPLATES)
+    script = "\n".join([*(read(name, REPORT_TEMPLATES) for name in SHARED_SCRIPTS), read("study.js", TEMPLATES)])
+    embedded = {
+        "settings": [
+            {
+                "charts": setting["charts"],
+                "methods": [
+                    {key: method[key] for key in ("name", "number", "deciles")} for method in setting["methods"]
+                ],
+            }
+            for setting in data["settings"]
+        ]
+    }
+    return environment.get_template("study.html.jinja").render(
+        data=data,
+        smallest_p=min(1.0, 2.0 ** (1 - len(data["seeds"]))),
+        ranges=[accuracy_range(setting) for setting in data["settings"]],
+        embedded=embed_json(embedded),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+    )
+
+
+def read(name: str, folder: Path) -> str:
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def accuracy_range(setting: Mapping[str, Any]) -> tuple[float, float]:
+    """Ends of the axis on which the seeds' held-out accuracies are drawn, in [0, 1]."""
+    values = [value for method in setting["methods"] for value in method["points"].values()]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    room = MARGIN * (high - low) or MARGIN
+    return max(0.0, low - room), min(1.0, high + room)
+
+
+def fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

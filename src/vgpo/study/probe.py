@@ -1,0 +1,266 @@
+"""What a policy makes of held-out pictures: answers without them, and focus along its responses."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl import prepare_multimodal_messages
+from trl.trainer.utils import add_fused_lm_head
+
+from vgpo.equations import focus_score
+from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
+from vgpo.report.rollouts import focus_by_decile
+from vgpo.rewards import grade
+from vgpo.study.evaluate import Evaluation, evaluate, evaluation_mode, greedy_decoding
+from vgpo.trl.forward import Rows, score_rows
+from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
+
+Row = dict[str, Any]
+COUNTS = ("accuracy", "low", "high", "num_questions", "num_correct", "num_unanswered", "num_truncated")
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Responses to held-out questions, sampled once each, of one outcome or of all.
+
+    Attributes:
+        num_responses: How many there are.
+        length: Mean number of tokens, with the end token; None if there is no response.
+        entropy: Mean over tokens of the entropy of the policy at the sampling temperature, in nats.
+        focus: Mean rho (Eq. 4 of arXiv 2604.09349) over tokens, in [0, 1].
+        late_early_ratio: Mean rho of the last half over that of the first, as `vgpo.focus.focus_statistics` has it.
+        deciles: Mean rho in each tenth of the response, over responses that have a token in it.
+    """
+
+    num_responses: int
+    length: float | None
+    entropy: float | None
+    focus: float | None
+    late_early_ratio: float | None
+    deciles: list[float | None]
+
+
+@dataclass(frozen=True)
+class OtherPictures:
+    """A set of prompts (rows with `images`) with other pictures; rows are made when they are asked for.
+
+    Attributes:
+        rows: The set.
+        order: Which of its rows are there, in this order.
+        pictures_of: Takes a row's number and the row, and gives the pictures that it gets.
+    """
+
+    rows: Dataset
+    order: list[int]
+    pictures_of: Callable[[int, Row], list[Image.Image]]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> Row:
+        number = self.order[place]
+        row = self.rows[number]
+        return {**row, "images": self.pictures_of(number, row)}
+
+
+def probe(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts: Dataset,
+    *,
+    true: Evaluation | None = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 2048,
+    temperature: float = 1.0,
+    seed: int = 0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Look at a policy on held-out questions.
+
+    Args:
+        model: A vision-language model on its device; its forward is wrapped for scoring.
+        processor: Its processor.
+        prompts: Rows of `vgpo.data.to_prompts`.
+        true: Its greedy evaluation on these prompts, where that has been made already.
+        batch_size: Questions at a time.
+        max_new_tokens: Longest response, in tokens.
+        temperature: Of the sampled responses; top-p and top-k are off.
+        seed: Draws the sampled responses.
+        chat_template_kwargs: As in training.
+
+    Returns:
+        dict, JSON-able: `accuracy` holds for `true`, `blank` (black pictures of the same sizes) and `other` (another
+        prompt's pictures) the counts of a greedy `Evaluation`, None where no question has a picture; `responses` holds
+        `Responses` for `all`, `correct` and `wrong`; `temperature` and `seed` are as given.
+    """
+    answer = partial(
+        evaluate,
+        model,
+        processor,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+        progress=False,
+    )
+    blank, other = with_blank_pictures(prompts), with_other_pictures(prompts)
+    accuracy = {
+        "true": true or answer(prompts),
+        "blank": answer(blank) if len(blank) else None,
+        "other": answer(other) if len(other) else None,
+    }
+    # Behind the greedy answers: from here on the model's forward is the wrapped one.
+    add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
+    decoding = sampling(model, processor, max_new_tokens, temperature)
+    sampled: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), batch_size):
+        rows = [prompts[i] for i in range(start, min(start + batch_size, len(prompts)))]
+        kwargs = chat_template_kwargs or {}
+        sampled += sample_and_score(model, processor, rows, decoding, seed=seed + start, chat_template_kwargs=kwargs)
+    outcomes = {
+        "all": sampled,
+        "correct": [part for part in sampled if part["correct"]],
+        "wrong": [part for part in sampled if not part["correct"]],
+    }
+    return {
+        "accuracy": {name: scores and {key: vars(scores)[key] for key in COUNTS} for name, scores in accuracy.items()},
+        "responses": {name: asdict(summarize_responses(parts)) for name, parts in outcomes.items()},
+        "temperature": temperature,
+        "seed": seed,
+    }
+
+
+def with_blank_pictures(prompts: Dataset) -> OtherPictures:
+    """Questions that have pictures, with black ones of the same sizes in their place."""
+    order = [number for number, count in enumerate(picture_counts(prompts)) if count]
+    return OtherPictures(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
+
+
+def with_other_pictures(prompts: Dataset) -> OtherPictures:
+    """Questions that have pictures, each with those of the next question that has as many.
+
+    The last gets those of the first. A question that no other one matches in number is left out.
+    """
+    counts = picture_counts(prompts)
+    donors: dict[int, int] = {}
+    for count in sorted(set(counts) - {0}):
+        alike = [number for number, other in enumerate(counts) if other == count]
+        if len(alike) > 1:
+            donors |= dict(zip(alike, alike[1:] + alike[:1], strict=True))
+    return OtherPictures(prompts, sorted(donors), lambda number, row: prompts[donors[number]]["images"])
+
+
+def picture_counts(prompts: Dataset) -> list[int]:
+    return [len(row["images"]) for row in prompts]
+
+
+def sampling(
+    model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    """Draws from the whole softmax, with the end and banned tokens of greedy decoding."""
+    decoding = greedy_decoding(model, processor, max_new_tokens)
+    decoding.update(do_sample=True, temperature=temperature, top_k=0)
+    return decoding
+
+
+def sample_and_score(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: list[Row],
+    decoding: GenerationConfig,
+    *,
+    seed: int,
+    chat_template_kwargs: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has a picture."""
+    prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
+    messages = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows]
+    inputs = processor.apply_chat_template(
+        messages,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        **chat_template_kwargs,
+    ).to(model.device)
+    width = inputs["input_ids"].shape[1]
+    with evaluation_mode(model), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sequences = model.generate(**inputs, generation_config=decoding)
+    responses = sequences[:, width:]  # (rows, T)
+    mask = response_mask(responses, decoding.eos_token_id)
+    attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
+    similarity, entropy = score(model, Rows(sequences, attention_mask, width, prompts))
+    focus = focus_score(similarity, mask, "paper")
+    completions = processor.batch_decode(responses, skip_special_tokens=True)
+    verdicts = grade(completions, [row["answer"] for row in rows])
+    visual = visual_token_mask(inputs["input_ids"], visual_token_ids(model.config)).any(1)
+    return [
+        {"correct": verdict, "entropy": entropy[i][mask[i]], "focus": focus[i][mask[i]], "visual": bool(visual[i])}
+        for i, verdict in enumerate(verdicts)
+    ]
+
+
+def encode(
+    processor: ProcessorMixin, row: Row, chat_template_kwargs: Mapping[str, Any], device: torch.device
+) -> EncodedPrompt:
+    fields = processor.apply_chat_template(
+        [prepare_multimodal_messages(row["prompt"], images=row["images"])],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **chat_template_kwargs,
+    )
+    return encoded_prompt(fields["input_ids"][0], len(row["images"]), dict(fields), device)
+
+
+def response_mask(responses: Tensor, end_ids: list[int]) -> Tensor:
+    """True up to the first end token and at it; bool (B, T)."""
+    ends = torch.isin(responses, torch.tensor(end_ids, device=responses.device))
+    return ends.cumsum(1) - ends.long() == 0
+
+
+def score(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Cosine with the visual prototype, and entropy, of each response token; (B, T) each."""
+    with evaluation_mode(model):
+        scores = score_rows(model, rows, visual_token_ids(model.config), share=False, similarity=True)
+    assert scores.similarity is not None
+    assert scores.entropy is not None
+    return scores.similarity, scores.entropy
+
+
+def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
+    """Means over responses (dicts of `sample_and_score`)."""
+    if not parts:
+        return Responses(0, None, None, None, None, [None] * 10)
+    lengths = torch.tensor([len(part["focus"]) for part in parts])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
+    focus = torch.zeros(mask.shape).masked_scatter(mask, torch.cat([part["focus"] for part in parts]).float().cpu())
+    visual = torch.tensor([part["visual"] for part in parts])
+    ratios = {name: number(pair.total, pair.number) for name, pair in focus_statistics(focus, mask, visual).items()}
+    tenths = [focus_by_decile(part["focus"].tolist()) for part in parts if part["visual"]]
+    return Responses(
+        num_responses=len(parts),
+        length=float(lengths.float().mean()),
+        entropy=float(torch.cat([part["entropy"] for part in parts]).mean()),
+        focus=ratios["focus/mean"],
+        late_early_ratio=ratios["focus/late_early_ratio"],
+        deciles=[mean([value for value in tenth if value is not None]) for tenth in zip(*tenths, strict=True)]
+        if tenths
+        else [None] * 10,
+    )
+
+
+def number(total: Tensor, count: Tensor) -> float | None:
+    return float(total / count) if count else None
+
+
+def mean(values: list[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

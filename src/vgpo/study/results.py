@@ -1,0 +1,254 @@
+"""What a study found: a flat row for each run, and all that its table and its page show as one JSON-able dict."""
+
+import statistics as stdlib_statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
+from vgpo.report.storage import read_object
+from vgpo.study.runs import StudyRun
+from vgpo.study.statistics import (
+    final_level,
+    mean_curve,
+    mean_over_seeds,
+    paired_difference,
+    paired_ratio,
+    steps_to_reach,
+)
+
+VERSION = 1
+NUM_DECILES = 10
+Row = dict[str, Any]
+
+
+def training_accuracy(line: Mapping[str, Any]) -> float | None:
+    """Mean accuracy over all prompts drawn at a step; with dynamic sampling, before groups are left out."""
+    drawn = line.get("sampling/accuracy_drawn")
+    return accuracy_reward(line) if drawn is None else drawn
+
+
+CURVES = (
+    Chart("accuracy", "Training accuracy", "Over all prompts drawn at a step.", "", 3, False, training_accuracy),
+    Chart("length", "Response length", "Mean of a step.", "tokens", 1, False, metric("completions/mean_length")),
+    Chart("entropy", "Entropy", "Of the policy, mean per token.", "nats", 3, False, metric("entropy")),
+    Chart(
+        "late_early", "Late / early focus", "Last half over first; 1 is even.", "", 3, False,
+        metric("focus/late_early_ratio"),
+    ),
+)  # fmt: skip
+# Columns that the start model has not.
+TRAINING_COLUMNS = (
+    "steps", "training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs", "commit", "dirty",
+)  # fmt: skip
+# Of a run's row -> how the page calls it.
+LOOKS = {
+    "accuracy": "true picture",
+    "accuracy_blank": "black picture",
+    "accuracy_other": "another picture",
+    "late_early_correct": "late / early, correct",
+    "late_early_wrong": "late / early, wrong",
+    "length": "length",
+    "entropy": "entropy",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a finished run stands in the study, and on the disk."""
+
+    setting: str
+    method: str
+    seed: int
+    path: Path
+
+    @property
+    def is_start(self) -> bool:
+        return not (self.path / "metrics.jsonl").is_file()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its row, and its metrics lines (none for the start model)."""
+
+    row: Row
+    lines: list[dict[str, Any]]
+
+    def series(self, read: Callable[[Mapping[str, Any]], float | None]) -> dict[int, float]:
+        """Step -> value, where there is one."""
+        return {line["step"]: value for line in self.lines if (value := read(line)) is not None}
+
+
+def read_result(place: Place) -> Result:
+    """Read a finished run.
+
+    Raises:
+        RunFolderError: A file of it is broken; names it.
+    """
+    one = StudyRun(place.path)
+    found = read_object(one.probe_path)
+    row: Row = {"setting": place.setting, "method": place.method, "seed": place.seed, **probe_columns(found)}
+    if place.is_start:
+        return Result({**row, **dict.fromkeys(TRAINING_COLUMNS)}, [])
+    lines = drop_abandoned_steps(one.folder.read_metrics())
+    usage, environment = read_object(one.usage_path), one.folder.read_environment()
+    times = [line["step_time"] for line in lines if line.get("step_time") is not None]
+    trained = {
+        "steps": max((line["step"] for line in lines), default=0),
+        "training_accuracy": final_level([v for line in lines if (v := training_accuracy(line)) is not None]),
+        "step_time": stdlib_statistics.median(times) if times else None,
+        **usage,
+        "commit": environment["commit"],
+        "dirty": environment["dirty"],
+    }
+    return Result({**row, **{name: trained[name] for name in TRAINING_COLUMNS}}, lines)
+
+
+def probe_columns(found: Mapping[str, Any]) -> Row:
+    """The flat columns of what `vgpo.study.probe.probe` returned."""
+    true, responses = found["accuracy"]["true"], found["responses"]
+    row: Row = {"accuracy": true["accuracy"], "accuracy_low": true["low"], "accuracy_high": true["high"]}
+    row["num_questions"] = true["num_questions"]
+    for name in ("blank", "other"):
+        scores = found["accuracy"][name]
+        row[f"accuracy_{name}"] = scores and scores["accuracy"]
+    row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}
+    row["late_early"] = responses["all"]["late_early_ratio"]
+    for outcome in ("correct", "wrong"):
+        part = responses[outcome]
+        row[f"num_{outcome}"] = part["num_responses"]
+        row[f"length_{outcome}"] = part["length"]
+        row[f"late_early_{outcome}"] = part["late_early_ratio"]
+        row |= {f"focus_{outcome}_{i + 1}": value for i, value in enumerate(part["deciles"])}
+    return row
+
+
+def study_data(
+    places: Sequence[Place],
+    *,
+    name: str,
+    base: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    settings: Sequence[str],
+) -> dict[str, Any]:
+    """Collect what a study's table and page show, from the runs that are done.
+
+    Returns:
+        dict, JSON-able:
+        `version`, `name`, `base`, `seeds`, `methods` (names in order), `rows` (a flat dict for each run),
+        `commits`, `jobs` (all that occur), and `settings`: for each its `name`; `start`, the row of the start model or
+        None; `target`, the base's final training accuracy; `missing`, methods with the seeds that are not done;
+        `methods`, see `method_summary`; `charts`, as of `vgpo.report.report_data` with `low` and `high` in each
+        series and `run` a method's number.
+    """
+    results = [read_result(place) for place in places]
+    described = [describe_setting(setting, results, base=base, methods=methods, seeds=seeds) for setting in settings]
+    rows = [result.row for result in results]
+    return {
+        "version": VERSION,
+        "name": name,
+        "base": base,
+        "seeds": list(seeds),
+        "methods": list(methods),
+        "settings": described,
+        "commits": sorted({row["commit"] for row in rows if row["commit"]}),
+        "jobs": sorted({row["jobs"] for row in rows if row["jobs"]}),
+        "rows": rows,
+    }
+
+
+def describe_setting(
+    setting: str, results: Sequence[Result], *, base: str, methods: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    here = [result for result in results if result.row["setting"] == setting]
+    of_method = {
+        method: {result.row["seed"]: result for result in here if result.lines and result.row["method"] == method}
+        for method in methods
+    }
+    start = next((result.row for result in here if not result.lines), None)
+    levels = column(of_method[base], "training_accuracy")
+    target = sum(levels.values()) / len(levels) if levels else None
+    for runs in of_method.values():
+        for result in runs.values():
+            result.row["steps_to_base"] = reached(result, target)
+    return {
+        "name": setting,
+        "start": start,
+        "target": target,
+        "missing": [
+            {"method": method, "seeds": missing}
+            for method, runs in of_method.items()
+            if (missing := [seed for seed in seeds if seed not in runs])
+        ],
+        "methods": [
+            method_summary(method, number, runs, of_method[base])
+            for number, (method, runs) in enumerate(of_method.items())
+            if runs
+        ],
+        "charts": [chart for one in CURVES if (chart := mean_chart(one, list(of_method.values())))],
+    }
+
+
+def reached(result: Result, target: float | None) -> int | None:
+    series = result.series(training_accuracy)
+    return None if target is None else steps_to_reach(list(series), list(series.values()), target)
+
+
+def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
+    """Seed -> a figure of the rows, where there is one."""
+    return {seed: value for seed, result in runs.items() if (value := result.row[name]) is not None}
+
+
+def method_summary(method: str, number: int, runs: Mapping[int, Result], base: Mapping[int, Result]) -> dict[str, Any]:
+    """What the table shows of a method.
+
+    Returns:
+        dict: `name`; `number`, its place in the study; `num_runs`; `points`, seed -> held-out accuracy;
+        `difference` (None for the base), of held-out accuracy; `looks`, name -> mean over seeds with its interval, of
+        the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
+        `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
+        focus in each tenth of a response, None where there is none.
+    """
+    is_base = runs is base
+    accuracy = column(runs, "accuracy")
+    steps = column(runs, "steps_to_base")
+    difference = None if is_base else paired_difference(accuracy, column(base, "accuracy"))
+    return {
+        "name": method,
+        "number": number,
+        "num_runs": len(runs),
+        "points": {str(seed): value for seed, value in accuracy.items()},
+        "difference": difference and asdict(difference),
+        "looks": {name: as_dict(mean_over_seeds(list(column(runs, name).values()))) for name in LOOKS},
+        "steps_to_base": {
+            "mean": sum(steps.values()) / len(steps) if steps else None,
+            "num_reached": len(steps),
+        },
+        "step_time": as_dict(paired_ratio(column(runs, "step_time"), column(base, "step_time"))),
+        "memory": as_dict(paired_ratio(column(runs, "peak_memory_bytes"), column(base, "peak_memory_bytes"))),
+        "deciles": {outcome: mean_deciles(runs, outcome) for outcome in ("correct", "wrong")},
+    }
+
+
+def as_dict(found: Any) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def mean_deciles(runs: Mapping[int, Result], outcome: str) -> list[float | None]:
+    tenths = [list(column(runs, f"focus_{outcome}_{i + 1}").values()) for i in range(NUM_DECILES)]
+    return [sum(values) / len(values) if values else None for values in tenths]
+
+
+def mean_chart(chart: Chart, methods: Sequence[Mapping[int, Result]]) -> dict[str, Any] | None:
+    """Mean curves of all methods, None where no run has logged the figure."""
+    series = []
+    for number, runs in enumerate(methods):
+        found = [points for result in runs.values() if (points := result.series(chart.read))]
+        if curve := mean_curve(found):
+            series.append({"run": number, "averaged": 1, **asdict(curve)})
+    if not series:
+        return None
+    shown = {name: getattr(chart, name) for name in ("id", "title", "caption", "unit", "digits", "from_zero")}
+    return {**shown, "series": series}

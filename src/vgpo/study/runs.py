@@ -1,0 +1,73 @@
+"""The folder of one run of a study: a run folder with its recipe, a probe of its model, and a seal."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.storage import read_object, to_json, write_file
+
+SEAL = "done.json"
+RECIPE = "recipe.yaml"
+PROBE = "probe.json"
+USAGE = "usage.json"
+# What tables and curves are made of.
+SEALED = (RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json")
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """The files of one run. It is done once it is sealed: `done.json`, written last, holds the SHA-256 of the rest."""
+
+    path: Path
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / RECIPE
+
+    @property
+    def probe_path(self) -> Path:
+        return self.path / PROBE
+
+    @property
+    def usage_path(self) -> Path:
+        return self.path / USAGE
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def final_path(self) -> Path:
+        """Weights of the trained model."""
+        return self.folder.checkpoints_path / "final"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training and evaluation are over; the weights are written before the evaluation."""
+        return "after" in (self.folder.read_evaluation() or {}) and self.final_path.is_dir()
+
+    def seal(self) -> None:
+        """Mark the run as done; its last act.
+
+        Raises:
+            RunFolderError: The disk refused.
+        """
+        write_file(self.path / SEAL, to_json({"files": self._digests()}, indent=2) + b"\n")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is sealed, and its files are what they were then."""
+        path = self.path / SEAL
+        try:
+            return path.is_file() and read_object(path).get("files") == self._digests()
+        except RunFolderError:
+            return False  # a seal that cannot be read seals nothing
+
+    def _digests(self) -> dict[str, str]:
+        files = [self.path / name for name in SEALED]
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

@@ -1,0 +1,20 @@
+// Curves and focus of each setting; DATA and the shapes are those of elements.js and charts.js.
+DATA.settings.forEach((setting, place) => {
+  const curves = document.getElementById(`curves-${place}`);
+  if (curves !== null) curves.replaceChildren(...setting.charts.map((chart) => chartFigure(chart, false)));
+  drawDeciles(document.getElementById(`deciles-${place}`), setting.methods);
+});
+
+function drawDeciles(container, methods) {
+  const values = methods.flatMap((method) => [...method.deciles.correct, ...method.deciles.wrong]);
+  const present = values.filter((value) => value !== null);
+  if (container === null || present.length === 0) return;
+  const yRange = valueRange(present, false);
+  const scale = scales([0, 100], yRange);
+  container.replaceChildren(...methods.map((method) => {
+    const curve = { correct: { values: method.deciles.correct }, wrong: { values: method.deciles.wrong } };
+    return focusFigure({ name: method.name, index: method.number, focus_curve: curve }, "", scale, yRange);
+  }));
+}
+
+document.documentElement.dataset.drawn = "yes";

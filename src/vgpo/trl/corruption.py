@@ -1,0 +1,145 @@
+"""The same rollouts behind prompts with less to look at: pictures with black patches, or no pictures at all.
+
+A shaping that compares a policy with and without its pictures declares one of `VIEWS` among its signals; the trainer
+runs one pass without a gradient for each that is declared, once per generation batch.
+
+Patches are blackened in the pixels that the processor has made, after its resize: no picture is decoded or resized a
+second time, the number of tokens stays, and a black patch is exactly a patch of the model's vision tower (14 pixels
+for Qwen2.5-VL and its like, 16 for Qwen3-VL), whole and aligned, for every family. Which patches are black is drawn
+from the run's seed and the number of the group: a resumed run draws the same, however its batch is divided. The
+rollouts of a group are compared behind the same black patches, so that they share the prompt; Algorithm 1 of arXiv
+2510.09285 draws patches for each rollout.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from vgpo.trl.prompts import EncodedPrompt
+
+BLACK_SHARE = 0.5  # of the patches, arXiv 2510.09285
+View = Callable[[EncodedPrompt, int], EncodedPrompt]
+
+
+@dataclass(frozen=True)
+class BlackPatches:
+    """Blackens patches of the pictures that a processor has prepared.
+
+    Args:
+        side: pixels along a patch.
+        black: a black pixel after the processor's normalisation, (3,).
+        seed: of the run.
+        share: probability that a patch is black.
+    """
+
+    side: int
+    black: Tensor
+    seed: int
+    share: float = BLACK_SHARE
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, processor: Any, seed: int) -> "BlackPatches":
+        """For a model's configuration and its processor.
+
+        Raises:
+            ValueError: if the vision tower has no patches.
+        """
+        side = config.to_dict().get("vision_config", {}).get("patch_size")
+        if side is None:
+            raise ValueError(
+                f"The configuration of this model (model_type {config.model_type!r}) has no vision_config.patch_size, "
+                "so that no patches of its pictures can be blackened. Choose a shaping without corrupted pictures."
+            )
+        return cls(side if isinstance(side, int) else side[0], black_pixel(processor.image_processor), seed)
+
+    def __call__(self, prompt: EncodedPrompt, group: int) -> EncodedPrompt:
+        """The prompt with each patch of its pictures black at random."""
+        if "pixel_values" not in prompt.pictures:
+            return prompt
+        draw = np.random.default_rng([self.seed, group])
+        pixels = self._blackened(prompt.pictures["pixel_values"], draw)
+        return replace(prompt, pictures={**prompt.pictures, "pixel_values": pixels})
+
+    def _blackened(self, pixels: Tensor, draw: np.random.Generator) -> Tensor:
+        black = self.black.to(pixels)
+        if pixels.ndim == 2:  # a row is a patch: its channels one after the other, each (time, height, width)
+            is_black = self._draw(draw, (len(pixels), 1), pixels.device)
+            return torch.where(is_black, black.repeat_interleave(pixels.shape[1] // len(black)), pixels)
+        if pixels.ndim < 4 or pixels.shape[-3] != len(black):
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixels.shape)}, expected rows of patches (N, D), or pictures that "
+                f"end in ({len(black)}, height, width): no patches can be blackened in another form. Choose a shaping "
+                "without corrupted pictures."
+            )
+        *rest, _, height, width = pixels.shape
+        patches = (*rest, 1, -(-height // self.side), -(-width // self.side))
+        is_black = self._draw(draw, patches, pixels.device)
+        is_black = is_black.repeat_interleave(self.side, -2).repeat_interleave(self.side, -1)[..., :height, :width]
+        # A tile of zeros fills up a prompt with fewer tiles, and by its zeros a model knows it.
+        is_picture = pixels.ne(0).any(-1, keepdim=True).any(-2, keepdim=True).any(-3, keepdim=True)
+        return torch.where(is_black & is_picture, black[:, None, None], pixels)
+
+    def _draw(self, draw: np.random.Generator, shape: Sequence[int], device: torch.device) -> Tensor:
+        return torch.from_numpy(draw.random(shape) < self.share).to(device)
+
+
+def black_pixel(image_processor: Any) -> Tensor:
+    """What a black pixel (0, 0, 0) is after an image processor's normalisation; (3,)."""
+    if not image_processor.do_normalize:
+        return torch.zeros(3)
+    return -torch.tensor(image_processor.image_mean) / torch.tensor(image_processor.image_std)
+
+
+@dataclass(frozen=True)
+class WithoutPictures:
+    """Takes the picture tokens out of a prompt, and its pictures with them.
+
+    Args:
+        token_ids: placeholders of pictures, and marks that open one.
+    """
+
+    token_ids: Sequence[int]
+
+    def __call__(self, prompt: EncodedPrompt, group: int) -> EncodedPrompt:
+        del group
+        stays = [token not in self.token_ids for token in prompt.token_ids]
+
+        def kept(values: list[int]) -> list[int]:
+            return [value for value, stay in zip(values, stays, strict=True) if stay]
+
+        types = {name: kept(values) for name, values in prompt.token_types.items()}
+        return EncodedPrompt(kept(prompt.token_ids), num_images=0, pictures={}, token_types=types)
+
+
+# Signals of `vgpo.shaping.Signals`, and how the prompts are made that they come from.
+VIEWS: Mapping[str, Callable[..., View]] = {
+    "corrupted_log_probs": lambda config, processor, seed, banned: BlackPatches.of(config, processor, seed),
+    "blind_log_probs": lambda config, processor, seed, banned: WithoutPictures(banned),
+}
+
+
+def viewed(prompts: Sequence[EncodedPrompt], group_ids: Tensor, view: View) -> list[EncodedPrompt]:
+    """The prompts of rollouts in another view; rollouts of a group that share a prompt share its view.
+
+    Args:
+        prompts: of B rollouts.
+        group_ids: int64 (B,).
+        view: applied to each prompt of a group once.
+    """
+    keys = [(id(prompt), group) for prompt, group in zip(prompts, group_ids.tolist(), strict=True)]
+    views = {key: view(prompt, key[1]) for key, prompt in dict(zip(keys, prompts, strict=True)).items()}
+    return [views[key] for key in keys]
+
+
+def prompt_columns(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    """The prompts as a batch holds them: ids and mask, padded on the left, (B, P)."""
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    pads = [width - len(prompt.token_ids) for prompt in prompts]
+    ids = [[pad_token_id] * pad + prompt.token_ids for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    return {"prompt_ids": torch.tensor(ids, device=device), "prompt_mask": torch.tensor(mask, device=device)}

@@ -1,0 +1,80 @@
+"""One run of a study for real: trained, looked at, sealed, and gone on with where it stopped."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.study.stand_in_run import SEALED
+from vgpo.commands import study_run
+from vgpo.commands.study_file import load_study, write_recipe
+from vgpo.study.results import Place, study_data
+from vgpo.study.runs import StudyRun
+
+STUDY = {
+    "recipe": "quickstart_dapo",
+    "base": "dapo",
+    "seeds": [0],
+    "common": {
+        "max_steps": 2, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "dynamic_sampling": False,
+        "save_strategy": "steps", "save_steps": 1, "per_device_eval_batch_size": 6,
+    },
+    "methods": {"dapo": {}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> Callable[[str], StudyRun]:
+    """Bring a run to its end: `start` or `dapo`."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    planned = {run.method: run for run in load_study(path).runs}
+
+    def run(method: str) -> StudyRun:
+        one = StudyRun(tmp_path / method)
+        one.path.mkdir(exist_ok=True)
+        write_recipe(one.recipe_path, planned[method].values)
+        words = ["--train_data", str(toy_files[0]), "--eval_data", str(toy_files[1]), "--use_cpu", "true"]
+        study_run.run(one.path, words, start=method == "start", jobs=1)
+        return one
+
+    return run
+
+
+def test_a_run_is_trained_looked_at_and_sealed(
+    run_one: Callable[[str], StudyRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = run_one("dapo")
+    assert one.is_done
+    assert one.final_path.is_dir()
+    assert list(one.folder.checkpoints_path.glob("checkpoint-*")) == []
+    found = json.loads(one.probe_path.read_text())
+    evaluation = one.folder.read_evaluation()
+    assert evaluation is not None
+    assert list(evaluation) == ["after"]
+    assert found["accuracy"]["true"]["accuracy"] == evaluation["after"]["accuracy"]
+    assert found["accuracy"]["blank"]["num_questions"] == found["accuracy"]["other"]["num_questions"] == 12
+    assert found["responses"]["all"]["num_responses"] == 12
+    assert json.loads(one.usage_path.read_text())["peak_memory_bytes"] > 50e6
+
+    # Killed behind the training: nothing is trained again.
+    for name in ("done.json", "probe.json", "usage.json"):
+        (one.path / name).unlink()
+    monkeypatch.setattr(study_run.train, "run", lambda *args, **kwargs: pytest.fail("trained again"))
+    again = run_one("dapo")
+    assert again.is_done
+    assert json.loads(again.probe_path.read_text()) == found
+    assert json.loads(again.usage_path.read_text())["peak_memory_bytes"] is None
+
+    start = run_one("start")
+    assert start.is_done
+    assert {path.name for path in start.path.iterdir()} & set(SEALED) == {"recipe.yaml", "probe.json"}
+    places = [Place("default", name, 0, run.path) for name, run in (("start", start), ("dapo", again))]
+    (setting,) = study_data(
+        places, name="one", base="dapo", methods=["dapo"], seeds=[0], settings=["default"]
+    )["settings"]  # fmt: skip
+    assert setting["methods"][0]["memory"] is None
+    assert setting["methods"][0]["steps_to_base"]["num_reached"] == 1
+    assert [chart["id"] for chart in setting["charts"]] == ["accuracy", "length", "entropy", "late_early"]

@@ -1,0 +1,143 @@
+"""What is written of a study: figures, escapes, and the page in a browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.report.chromium import Chromium
+from tests.study.stand_in_run import LEVELS, write_run
+from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
+from vgpo.study.results import Place, study_data
+from vgpo.study.runs import StudyRun
+
+PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+HOSTILE = "<script>alert(1)</script>"
+
+
+def study(tmp_path: Path, methods: tuple[str, ...] = ("dapo", "vgpo"), seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
+    places = [Place("default", "start", 0, tmp_path / "start")]
+    places += [Place("default", method, seed, tmp_path / str(i) / str(seed)) for i, method in enumerate(methods)
+               for seed in seeds]  # fmt: skip
+    for place in places:
+        write_run(place.path, place.method, place.seed)
+    return study_data(
+        places, name=f"trial {HOSTILE}", base="dapo", methods=methods, seeds=[0, 1, 2], settings=["default"]
+    )
+
+
+def test_figures_of_a_setting(tmp_path: Path) -> None:
+    (setting,) = study(tmp_path)["settings"]
+    dapo, vgpo = setting["methods"]
+    assert dapo["difference"] is None
+    assert vgpo["looks"]["accuracy"]["mean"] == pytest.approx(0.61)
+    assert vgpo["difference"]["mean"] == pytest.approx(0.1)
+    # Three seeds of one sign: 2 / 2^3.
+    assert vgpo["difference"]["p_value"] == 0.25
+    assert vgpo["step_time"]["mean"] == pytest.approx(1.1)
+    # The base ends at 0.51 on average; seed 0 stays at 0.50, seeds 1 and 2 are there from step 10 on, and their mean
+    # with the step before (window 2) at 11.
+    assert setting["target"] == pytest.approx(0.51)
+    assert dapo["steps_to_base"] == {"mean": 11.0, "num_reached": 2}
+    # 0.6 x 8/10 = 0.48 and 0.6 x 9/10 = 0.54 average 0.51 at step 9; the other seeds lie a little higher.
+    assert vgpo["steps_to_base"] == {"mean": 9.0, "num_reached": 3}
+    assert setting["start"]["accuracy"] == LEVELS["start"]
+    assert vgpo["deciles"]["correct"][9] == pytest.approx(0.6 + 0.09 * 0.95)
+    assert vgpo["deciles"]["wrong"] == [None] * 10
+    assert vgpo["looks"]["late_early_wrong"] is None
+
+
+def test_curves_have_bands(tmp_path: Path) -> None:
+    (setting,) = study(tmp_path)["settings"]
+    charts = {chart["id"]: chart for chart in setting["charts"]}
+    assert list(charts) == ["accuracy", "length", "entropy", "late_early"]
+    line = charts["length"]["series"][1]
+    assert line["run"] == 1
+    assert line["steps"] == list(range(2, 21))  # window 2
+    assert line["values"] == pytest.approx([step + 19.5 for step in range(2, 21)])
+    entropy = charts["entropy"]["series"][0]
+    assert entropy["values"][0] == pytest.approx(0.1)
+    assert entropy["low"][0] < 0.09
+    assert entropy["high"][0] > 0.11
+
+
+def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", "vgpo", 1)
+    data = study_data(
+        [Place("default", "vgpo", 1, tmp_path / "run")],
+        name="one", base="dapo", methods=["dapo", "vgpo"], seeds=[0, 1], settings=["default", "other"],
+    )  # fmt: skip
+    setting, other = data["settings"]
+    assert setting["missing"] == [{"method": "dapo", "seeds": [0, 1]}, {"method": "vgpo", "seeds": [0]}]
+    assert setting["methods"][0]["difference"] is None
+    assert setting["methods"][0]["step_time"] is None
+    assert other["methods"] == []
+    text = markdown(data)
+    assert "| vgpo | 1 | 61.0 | – | – | – (0 of 1) | – | – |" in text
+    assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
+    assert {"page", "table"} <= write_outputs(tmp_path / "out", data).keys()
+    assert setting["target"] is None
+
+
+def test_intervals_as_text() -> None:
+    assert interval({"mean": -0.01234, "low": -0.05, "high": 0.02}, 1, 100, signed=True) == "−1.2 [−5.0, +2.0]"
+    assert interval({"mean": 0.5, "low": None, "high": None}, 2) == "0.50"
+    assert interval(None, 1) == interval({"mean": None}, 1) == "–"
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    data = study(tmp_path, methods=("dapo", HOSTILE))
+    page = write_outputs(tmp_path / "out", data)["page"].read_text()
+    assert len(re.findall("<script", page)) == 2  # data and code
+    assert HOSTILE not in page
+    assert escaped("a|b\n\x1b[0m\\") == "a\\|b [U+001B][0m\\\\"
+    with Console(record=True, width=200) as console:
+        for table in terminal_tables(data):
+            console.print(table)
+    assert HOSTILE in console.export_text()
+
+
+def test_rows_as_files(tmp_path: Path) -> None:
+    data = study(tmp_path)
+    lines = rows_as_csv(data["rows"]).splitlines()
+    assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_blank")
+    assert lines[0].endswith("jobs,commit,dirty,steps_to_base")
+    assert len(lines) == 8
+    assert len({line.count(",") for line in lines}) == 1
+    paths = write_outputs(tmp_path / "out", data)
+    assert json.loads(paths["all that the page shows"].read_text())["rows"] == json.loads(
+        paths["rows as JSON"].read_text()
+    )
+
+
+def test_a_seal_holds_for_its_files_only(tmp_path: Path) -> None:
+    run = StudyRun(tmp_path / "run")
+    write_run(run.path, "dapo", 0)
+    (run.path / "done.json").unlink()
+    assert not run.is_done
+    run.seal()
+    assert run.is_done
+    (run.path / "probe.json").unlink()
+    assert not run.is_done
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH")
+def test_the_page_is_drawn_without_a_complaint(tmp_path: Path) -> None:
+    page = write_outputs(tmp_path / "out", study(tmp_path, methods=("dapo", "vgpo", HOSTILE)))["page"]
+    browser = Chromium(str(PROGRAM), tmp_path / "profile")
+    try:
+        for width, theme in ((1280, "light"), (390, "dark")):
+            browser.show(page, width, theme=theme)
+            assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
+            assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 4
+            assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 12
+            assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
+            assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
+            assert browser.evaluate("document.documentElement.scrollWidth") == width
+            assert browser.complaints == []
+    finally:
+        browser.close()
