@@ -1,0 +1,317 @@
+"""Where each visual token of a prompt stands in its picture.
+
+Families cut pictures up in different ways: neighbouring patches are merged into a token, a picture is cut into tiles
+beside which it stands whole, it is padded to the shape of its tiles and the padding cut away again, and a token may
+stand for the end of a row. A layout says for a family, in the order of the tokens, of which grids a prompt consists.
+Nothing is guessed: where the tokens do not add up to what the layout says, there are no grids.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, ProcessorMixin
+from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.image_utils import ChannelDimension
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from vgpo.focus import visual_token_ids
+
+Box = tuple[float, float, float, float]
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+PLACE_OF_TILE = re.compile(r"<row_(\d+)_col_(\d+)>\s*$")
+BESIDE = 1e-6  # share of the picture that a cell must cover to stand in it
+
+
+class UnknownLayoutError(ValueError):
+    """Nobody knows here where the visual tokens of a prompt stand; the message says why."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A part of a picture that is cut into cells of the same size, a visual token each.
+
+    Attributes:
+        image: Which picture of the prompt, from 0.
+        name: `whole`, or `tile 1` and so on.
+        box: Left, top, right and bottom edge, in fractions of the picture; cells that reach into padding reach out of
+            [0, 1].
+        rows: Cells from top to bottom.
+        columns: Cells from left to right.
+        tokens: The visual token of each cell, counted from 0 over the prompt; row by row.
+    """
+
+    image: int
+    name: str
+    box: Box
+    rows: int
+    columns: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What tells where the visual tokens of a prompt come from.
+
+    Attributes:
+        config: The model's configuration.
+        processor: Its processor.
+        token_ids: The prompt, unpadded.
+        pictures: What the processor made of its pictures.
+        sizes: (height, width) of each picture as it was given to the processor.
+    """
+
+    config: PretrainedConfig
+    processor: ProcessorMixin
+    token_ids: Sequence[int]
+    pictures: Mapping[str, Tensor]
+    sizes: Sequence[tuple[int, int]]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """Where each stretch of visual tokens begins and ends (behind its last)."""
+        visual = np.isin(self.token_ids, visual_token_ids(self.config)).astype(np.int8)
+        edges = np.diff(visual, prepend=0, append=0)
+        return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A grid whose tokens have no numbers yet: parts follow each other as their tokens do.
+
+    Attributes:
+        image, name, box, rows, columns: As of `Grid`.
+        behind_row: Tokens behind each row that stand for no place.
+        behind: Tokens behind the last row that stand for no place.
+    """
+
+    image: int
+    name: str
+    box: Box
+    rows: int
+    columns: int
+    behind_row: int = 0
+    behind: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows * (self.columns + self.behind_row) + self.behind
+
+    def grid(self, first: int) -> Grid:
+        """The grid whose first cell has the visual token `first`, without rows and columns of mere padding."""
+        x0, y0, x1, y1 = self.box
+        left, right = inside(x0, x1, self.columns)
+        top, bottom = inside(y0, y1, self.rows)
+        width, height = (x1 - x0) / self.columns, (y1 - y0) / self.rows
+        stride = self.columns + self.behind_row
+        return Grid(
+            image=self.image,
+            name=self.name,
+            box=(x0 + left * width, y0 + top * height, x0 + right * width, y0 + bottom * height),
+            rows=bottom - top,
+            columns=right - left,
+            tokens=tuple(first + row * stride + column for row in range(top, bottom) for column in range(left, right)),
+        )
+
+
+Layout = Callable[[Prompt], Iterator[Part]]
+
+
+def grids_of(prompt: Prompt) -> list[Grid]:
+    """The grids of a prompt, picture after picture.
+
+    Every visual token that stands for a place is in exactly one; a picture that is there whole and in tiles has
+    several grids over each other.
+
+    Raises:
+        UnknownLayoutError: The family is not one of `LAYOUTS`, or the prompt has other tokens than its layout says.
+    """
+    family = prompt.config.model_type
+    if family not in LAYOUTS:
+        raise UnknownLayoutError(
+            f"it is not known where a visual token of the family {family!r} stands in its picture (known: "
+            f"{', '.join(LAYOUTS)}), so there are no maps over pictures"
+        )
+    parts = list(LAYOUTS[family](prompt))
+    expected = sum(part.num_tokens for part in parts)
+    if expected != prompt.num_tokens:
+        sizes = ", ".join(f"{width} x {height}" for height, width in prompt.sizes)
+        raise UnknownLayoutError(
+            f"a prompt with pictures of {sizes} pixels has {prompt.num_tokens} visual tokens, expected {expected} of "
+            f"the family {family!r}, so there are no maps over its pictures"
+        )
+    grids, first = [], 0
+    for part in parts:
+        grids.append(part.grid(first))
+        first += part.num_tokens
+    return grids
+
+
+def inside(start: float, stop: float, number: int) -> tuple[int, int]:
+    """Of `number` equal cells between two places: the first that lies in [0, 1], and the one behind the last."""
+    size = (stop - start) / number
+    first = max(0, math.floor((BESIDE - start) / size))
+    return first, min(number, math.ceil((1 - BESIDE - start) / size))
+
+
+def merged_patches(prompt: Prompt) -> Iterator[Part]:
+    """Qwen-VL: a token stands for merge x merge patches of the resized picture."""
+    merge = prompt.config.vision_config.spatial_merge_size
+    for image, (time, height, width) in enumerate(picture_grids(prompt)):
+        if time != 1:
+            raise UnknownLayoutError(f"picture {image} has {time} points in time, expected a still picture")
+        yield Part(image, "whole", WHOLE, height // merge, width // merge)
+
+
+def picture_grids(prompt: Prompt) -> list[list[int]]:
+    """Patches of each picture along time, height and width."""
+    return prompt.pictures["image_grid_thw"].tolist() if prompt.sizes else []
+
+
+def tiles_and_thumbnail(prompt: Prompt) -> Iterator[Part]:
+    """InternVL: tiles of the picture stretched to their number, then the whole, unless that is the only tile."""
+    vision, images = prompt.config.vision_config, prompt.processor.image_processor
+    rows, columns = (
+        int(size // patch * prompt.config.downsample_ratio)
+        for size, patch in zip(vision.image_size, vision.patch_size, strict=True)
+    )
+    for image, (run, size) in enumerate(zip(picture_runs(prompt), prompt.sizes, strict=True)):
+        num_tiles = run // (rows * columns)
+        if num_tiles > 1:
+            tile = (images.size["height"], images.size["width"])
+            across, down = get_optimal_tiled_canvas(size, tile, images.min_patches, images.max_patches)
+            yield from tiles(image, down, across, rows, columns)
+        yield Part(image, "whole", WHOLE, rows, columns)
+
+
+def picture_runs(prompt: Prompt) -> list[int]:
+    """How many visual tokens stand in a row, for families that mark where a picture begins and ends.
+
+    Raises:
+        UnknownLayoutError: There are more or fewer stretches of them than pictures.
+    """
+    if len(prompt.runs) != len(prompt.sizes):
+        raise UnknownLayoutError(
+            f"a prompt with {len(prompt.sizes)} pictures has {len(prompt.runs)} stretches of visual tokens, expected "
+            "one for each picture, so there are no maps over them"
+        )
+    return [stop - start for start, stop in prompt.runs]
+
+
+def tiles(image: int, down: int, across: int, rows: int, columns: int) -> Iterator[Part]:
+    """A picture in down x across tiles of rows x columns tokens."""
+    for number in range(down * across):
+        row, column = divmod(number, across)
+        box = (column / across, row / down, (column + 1) / across, (row + 1) / down)
+        yield Part(image, f"tile {number + 1}", box, rows, columns)
+
+
+def tiles_by_their_tags(prompt: Prompt) -> Iterator[Part]:
+    """Idefics3, SmolVLM: tiles of the stretched picture, each behind a tag with its place, then the whole."""
+    vision = prompt.config.vision_config
+    side = vision.image_size // vision.patch_size // prompt.config.scale_factor
+    image, down, across, end = 0, 0, 0, 0
+    for start, stop in prompt.runs:
+        place = PLACE_OF_TILE.search(prompt.processor.tokenizer.decode(prompt.token_ids[end:start]))
+        end = stop
+        if place:
+            down, across = int(place[1]), int(place[2])  # of the last tile in the end
+            continue
+        yield from tiles(image, down, across, side, side)
+        yield Part(image, "whole", WHOLE, side, side)
+        image, down, across = image + 1, 0, 0
+
+
+def pooled_square(prompt: Prompt) -> Iterator[Part]:
+    """Gemma 3: the picture stretched to a square, its patches averaged in blocks; crops beside it are not known."""
+    side = int(prompt.config.mm_tokens_per_image**0.5)
+    for image in range(len(picture_runs(prompt))):
+        yield Part(image, "whole", WHOLE, side, side)
+
+
+def tiles_by_shape(prompt: Prompt) -> Iterator[Part]:
+    """LLaVA-NeXT: each picture whole, then in tiles."""
+    for image, size in enumerate(prompt.sizes):
+        yield from whole_and_unpadded_tiles(prompt.config, image, size)
+
+
+def tiles_of_one_picture(prompt: Prompt) -> Iterator[Part]:
+    """LLaVA-OneVision: a picture alone as in LLaVA-NeXT; one of several padded to a square, and a token behind it."""
+    config = prompt.config
+    if len(prompt.sizes) == 1:
+        limit = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        yield from whole_and_unpadded_tiles(config, 0, prompt.sizes[0], max_tiles=limit)
+        return
+    side, covered = tower(config)
+    for image, (height, width) in enumerate(prompt.sizes):
+        square = max(height, width)
+        left, top = -((square - width) // 2) / width, -((square - height) // 2) / height
+        box = (left, top, left + square / width * covered, top + square / height * covered)
+        yield Part(image, "whole", box, side, side, behind=1)
+
+
+def tower(config: PretrainedConfig) -> tuple[int, float]:
+    """Tokens along a tile, and the share of its side that their patches cover: a last patch that is cut has none."""
+    size, patch = config.vision_config.image_size, config.vision_config.patch_size
+    return size // patch, size // patch * patch / size
+
+
+def whole_and_unpadded_tiles(
+    config: PretrainedConfig, image: int, size: tuple[int, int], max_tiles: int | None = None
+) -> Iterator[Part]:
+    """The picture stretched to a tile, then resized in its shape to several, padded, and the padding cut away.
+
+    A row of tokens goes through all tiles and ends with a token that stands for no place. Above 1.21 * `max_tiles`
+    tiles the rows and columns are made fewer. Between tiles whose patches leave an edge uncovered, cells are as wide
+    as on the average.
+    """
+    side, covered = tower(config)
+    tile, patch = config.vision_config.image_size, config.vision_config.patch_size
+    yield Part(image, "whole", (0.0, 0.0, covered, covered), side, side)
+    target = select_best_resolution(size, config.image_grid_pinpoints)
+    resized = get_patch_output_size(np.broadcast_to(np.uint8(0), (1, *size)), target, ChannelDimension.FIRST)
+    shape = [length // tile * side for length in target]
+    cells = torch.arange(math.prod(shape)).view(1, *shape)
+    kept = unpad_image(cells, size)[0]
+    corners = [divmod(int(corner), shape[1]) for corner in (kept[0, 0], kept[-1, -1])]
+    edges = []
+    for axis in (1, 0):  # across, then down
+        padding = (target[axis] - resized[axis]) // 2
+        first, last = (corner[axis] // side * tile + corner[axis] % side * patch for corner in corners)
+        edges.append([(pixel - padding) / resized[axis] for pixel in (first, last + patch)])
+    rows, columns = kept.shape
+    if max_tiles is not None and (ratio := math.sqrt(rows * columns / (max_tiles * side**2))) > 1.1:
+        rows, columns = int(rows // ratio), int(columns // ratio)
+    (left, right), (top, bottom) = edges
+    yield Part(image, "tiles", (left, top, right, bottom), rows, columns, behind_row=1)
+
+
+# By the configuration's `model_type`.
+LAYOUTS: dict[str, Layout] = {
+    "qwen2_vl": merged_patches,
+    "qwen2_5_vl": merged_patches,
+    "qwen3_vl": merged_patches,
+    "qwen3_5": merged_patches,
+    "internvl": tiles_and_thumbnail,
+    "llava_onevision": tiles_of_one_picture,
+    "smolvlm": tiles_by_their_tags,
+    "idefics3": tiles_by_their_tags,
+    "llava_next": tiles_by_shape,
+    "gemma3": pooled_square,
+}
+
+
+def picture_sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
+    """(height, width) of each PIL image."""
+    return [(image.height, image.width) for image in images]
