@@ -5,14 +5,14 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vgpo.report.page import write_report
+from vgpo.report.live import LiveReport
 from vgpo.report.run_folder import RunFolder
 
 KEPT_LINES = 100
 
 
 class RunCallback(TrainerCallback):
-    """Log to metrics.jsonl, and draw report.html when training ends.
+    """Log to metrics.jsonl, and draw report.html while training goes on (`LiveReport`) and when it ends.
 
     Every process may hold one; only the world's main process writes. A line is
     `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which each
@@ -21,6 +21,12 @@ class RunCallback(TrainerCallback):
 
     def __init__(self, run_folder: RunFolder) -> None:
         self.run_folder = run_folder
+        self.report = LiveReport(run_folder)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.report.start()
 
     def on_log(
         self,
@@ -34,9 +40,10 @@ class RunCallback(TrainerCallback):
         if state.is_world_process_zero and logs:
             place = {"step": state.global_step, "epoch": state.epoch, "time": time.time()}
             self.run_folder.log_metrics({**place, **logs})
+            self.report.keep_fresh()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            write_report([self.run_folder.path], self.run_folder.report_path)
+            self.report.draw(live=False)

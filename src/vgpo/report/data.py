@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vgpo.report.rollouts import fit_rollouts, summarise_rollouts
+from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
 from vgpo.report.run_folder import RunFolder
 from vgpo.report.storage import RunFolderError
 
@@ -81,6 +81,7 @@ CHARTS = (
         True,
         share_of_groups_kept,
     ),
+    Chart("grad_norm", "Gradient norm", "Before it is clipped.", "", 3, True, metric("grad_norm")),
     Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
 )
 
@@ -103,12 +104,19 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
         `charts`: `id`, `title`, `caption`, `unit`, `digits`, `from_zero` and `series`, each `run` (index),
             `steps`, `values` and `averaged` (logged steps per point). Only charts that have a value.
         `images`: name -> None (no longer stored) or `uri` (data URI), `width`, `height` in pixels.
+        `live`: None, or of a page that will be drawn again, because its run goes on: `drawn` (UTC, ISO 8601) and
+            `every` (seconds until then).
 
     Raises:
         RunFolderError: no run, a run given twice, more than 8; a folder without a run or with a broken file.
     """
     check_runs(runs)
     folders = [RunFolder.open(path) for path in runs]
+    return collect(folders, [summarise_rollouts(folder.read_rollouts()) for folder in folders])
+
+
+def collect(folders: Sequence[RunFolder], summaries: Sequence[RolloutSummary]) -> dict[str, Any]:
+    """`report_data` of runs whose rollouts have been read already."""
     metrics = [drop_abandoned_steps(folder.read_metrics()) for folder in folders]
     images: dict[str, Any] = {}
     budget = ROLLOUT_BYTES // len(folders)
@@ -116,12 +124,13 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "runs": [
-            describe_run(folder, name, lines, images, budget)
-            for folder, name, lines in zip(folders, names, metrics, strict=True)
+            describe_run(folder, name, lines, summary, images, budget)
+            for folder, name, lines, summary in zip(folders, names, metrics, summaries, strict=True)
         ],
         "settings": differing_settings([folder.read_config() for folder in folders]),
         "charts": draw_charts(metrics),
         "images": images,
+        "live": None,
     }
 
 
@@ -145,10 +154,14 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def describe_run(
-    folder: RunFolder, name: str, lines: list[dict[str, Any]], images: dict[str, Any], budget: int
+    folder: RunFolder,
+    name: str,
+    lines: list[dict[str, Any]],
+    summary: RolloutSummary,
+    images: dict[str, Any],
+    budget: int,
 ) -> dict[str, Any]:
     environment = folder.read_environment()
-    summary = summarise_rollouts(folder.read_rollouts())
     config = flatten(folder.read_config())
     model_keys = [key for key in config if key.split(".")[-1] in ("model_name_or_path", "model")]
     devices = environment["devices"]

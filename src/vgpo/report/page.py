@@ -15,7 +15,7 @@ from vgpo.report.data import report_data
 from vgpo.report.storage import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("elements.js", "charts.js", "rollouts.js", "main.js")
+SCRIPTS = ("elements.js", "charts.js", "tokens.js", "rollouts.js", "live.js", "main.js")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
@@ -11,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+FIRST_BLOCK = 1 << 16  # bytes read in search of the last line; doubled until they hold it
 RESTART = "Free space on this disk and run the same command with --resume true."
 
 
@@ -165,13 +165,22 @@ def write_all(path: Path, data: bytes, append: bool = False) -> None:
 
 
 def last_complete_line(path: Path) -> tuple[int, bytes]:
-    """Return where the last complete line ends, in bytes, and that line (empty if there is none)."""
-    if not path.exists() or path.stat().st_size == 0:
+    """Return where the last complete line ends, in bytes, and that line (empty if there is none).
+
+    However long the file, little more of it is read than that line.
+    """
+    if not path.exists():
         return 0, b""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        end = content.rfind(b"\n") + 1
-        start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
-        return end, content[start:end]
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        length, block = 0, b""
+        while length < size and block.count(b"\n") < 2:
+            length = min(size, 2 * length or FIRST_BLOCK)
+            file.seek(size - length)
+            block = file.read(length)
+    end = block.rfind(b"\n") + 1
+    start = block.rfind(b"\n", 0, max(end - 1, 0)) + 1
+    return size - length + end, block[start:end]
 
 
 def intact_until(last_line: bytes) -> str:

@@ -11,16 +11,15 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.report.rollouts import focus_by_decile
 from vgpo.rewards import grade
-from vgpo.study.evaluate import Evaluation, evaluate, evaluation_mode, greedy_decoding
+from vgpo.study.evaluate import Evaluation, evaluate, evaluation_mode
+from vgpo.study.responses import encode, respond, sampling
 from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
 Row = dict[str, Any]
 COUNTS = ("accuracy", "low", "high", "num_questions", "num_correct", "num_unanswered", "num_truncated")
@@ -160,15 +159,6 @@ def picture_counts(prompts: Dataset) -> list[int]:
     return [len(row["images"]) for row in prompts]
 
 
-def sampling(
-    model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
-) -> GenerationConfig:
-    """Draws from the whole softmax, with the end and banned tokens of greedy decoding."""
-    decoding = greedy_decoding(model, processor, max_new_tokens)
-    decoding.update(do_sample=True, temperature=temperature, top_k=0)
-    return decoding
-
-
 def sample_and_score(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -180,51 +170,18 @@ def sample_and_score(
 ) -> list[dict[str, Any]]:
     """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has a picture."""
     prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
-    messages = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows]
-    inputs = processor.apply_chat_template(
-        messages,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-        **chat_template_kwargs,
-    ).to(model.device)
-    width = inputs["input_ids"].shape[1]
-    with evaluation_mode(model), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sequences = model.generate(**inputs, generation_config=decoding)
-    responses = sequences[:, width:]  # (rows, T)
-    mask = response_mask(responses, decoding.eos_token_id)
-    attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
-    similarity, entropy = score(model, Rows(sequences, attention_mask, width, prompts))
+    responses = respond(model, prompts, decoding, seed=seed)
+    similarity, entropy = score(model, responses.rows)
+    mask = responses.mask
     focus = focus_score(similarity, mask, "paper")
-    completions = processor.batch_decode(responses, skip_special_tokens=True)
+    completions = processor.batch_decode(responses.ids, skip_special_tokens=True)
     verdicts = grade(completions, [row["answer"] for row in rows])
-    visual = visual_token_mask(inputs["input_ids"], visual_token_ids(model.config)).any(1)
+    prompt_ids = responses.rows.input_ids[:, : responses.rows.prompt_width]
+    visual = visual_token_mask(prompt_ids, visual_token_ids(model.config)).any(1)
     return [
         {"correct": verdict, "entropy": entropy[i][mask[i]], "focus": focus[i][mask[i]], "visual": bool(visual[i])}
         for i, verdict in enumerate(verdicts)
     ]
-
-
-def encode(
-    processor: ProcessorMixin, row: Row, chat_template_kwargs: Mapping[str, Any], device: torch.device
-) -> EncodedPrompt:
-    fields = processor.apply_chat_template(
-        [prepare_multimodal_messages(row["prompt"], images=row["images"])],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **chat_template_kwargs,
-    )
-    return encoded_prompt(fields["input_ids"][0], len(row["images"]), dict(fields), device)
-
-
-def response_mask(responses: Tensor, end_ids: list[int]) -> Tensor:
-    """True up to the first end token and at it; bool (B, T)."""
-    ends = torch.isin(responses, torch.tensor(end_ids, device=responses.device))
-    return ends.cumsum(1) - ends.long() == 0
 
 
 def score(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:

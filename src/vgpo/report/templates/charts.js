@@ -57,10 +57,13 @@ function path(scale, xs, ys) {
   return text;
 }
 
-// The area between the bounds of a line.
-function band(scale, line) {
-  const back = path(scale, line.steps.toReversed(), line.low.toReversed());
-  return `${path(scale, line.steps, line.high)}L${back.slice(1)}Z`;
+// The area between the bounds of a line, passing over points that have none.
+function band(scale, { steps, low, high }) {
+  const points = steps.map((step, i) => [step, low[i], high[i]]).filter((point) => point[1] !== null);
+  if (points.length === 0) return "";
+  const back = points.toReversed();
+  const there = path(scale, points.map((point) => point[0]), points.map((point) => point[2]));
+  return `${there}L${path(scale, back.map((point) => point[0]), back.map((point) => point[1])).slice(1)}Z`;
 }
 
 // Centred mean over a tenth of the points, over what there is of it at the ends.
@@ -190,19 +193,26 @@ function drawFocusCurves() {
 }
 
 function focusFigure(run, note, scale, yRange) {
-  const centres = run.focus_curve.correct.values.map((_, i) => 10 * i + 5);
-  const svg = shape("svg", { class: `chart run-${run.index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
-  svg.setAttribute("aria-label", `Focus along the response, ${run.name}`);
+  const lines = ["correct", "wrong"].map((outcome) => ({ ...run.focus_curve[outcome], outcome }));
+  const caption = element("figcaption", {}, swatch(run.index), visible(run.name));
+  return positionFigure(caption, note, `Focus along the response, ${run.name}`, run.index, lines, scale, yRange);
+}
+
+// Lines of one value in each tenth of the response: `values`, their bounds `low` and `high` if there are any, and the
+// class `outcome` by which they are told apart.
+function positionFigure(caption, note, label, index, lines, scale, yRange) {
+  const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": label });
   svg.append(axes(scale, [0, 25, 50, 75, 100].map((tick) => [tick, `${tick} %`]), yRange));
-  for (const outcome of ["correct", "wrong"]) {
-    const values = run.focus_curve[outcome].values;
-    const group = shape("g", { class: outcome }, shape("path", { class: "curve", d: path(scale, centres, values) }));
+  for (const { values, low, high, outcome } of lines) {
+    const centres = values.map((_, i) => 10 * i + 5);
+    const group = shape("g", { class: outcome });
+    if (low) group.append(shape("path", { class: "band", d: band(scale, { steps: centres, low, high }) }));
+    group.append(shape("path", { class: "curve", d: path(scale, centres, values) }));
     values.forEach((value, i) => {
       if (value === null) return;
       group.append(shape("circle", { class: "point", r: 3, cx: scale.x(centres[i]), cy: scale.y(value) }));
     });
     svg.append(group);
   }
-  const caption = element("figcaption", {}, swatch(run.index), visible(run.name));
   return element("figure", {}, caption, element("p", {}, note), svg);
 }

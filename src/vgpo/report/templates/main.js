@@ -1,4 +1,5 @@
 drawCharts();
 drawFocusCurves();
 drawRolloutBrowser();
+watchRun();
 document.documentElement.dataset.drawn = "yes";

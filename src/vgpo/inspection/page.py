@@ -1,0 +1,148 @@
+"""The page of an inspection: one HTML file that needs no network, drawn from the file's dict and from nothing else."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import PackageLoader
+from markupsafe import Markup
+
+from vgpo.inspection.maps import pack_maps
+from vgpo.inspection.summary import OTHER_PICTURES, difference, paired_verdicts, summarise
+from vgpo.pages import embed_json, page_environment
+from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
+from vgpo.report.page import content_hash, date, percent
+from vgpo.report.rollouts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, cut, rounded
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
+SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
+QUESTION_BYTES = 4_500_000  # of all questions of a page together
+MAX_CELL_CHARACTERS = 120
+PER_TOKEN = ("similarity", "focus", "weight", "token_factor", "advantage")
+
+
+def render_inspection(data: Mapping[str, Any]) -> str:
+    """Draw an inspection as one self-contained HTML page of at most 5 MB.
+
+    All text in it is escaped, and no script but the page's own can run.
+
+    Args:
+        data: the content of an inspection's file (docs/inspect.md).
+
+    Returns:
+        str: the page. Where an inspection is too large for a page, its maps are kept more coarsely first, then
+        questions are left out of the browser; both are said on the page. Figures and curves are of all rollouts.
+    """
+    environment = page_environment(PackageLoader("vgpo.inspection"))
+    environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
+    style = read("report.css", REPORT_TEMPLATES) + read("inspection.css", TEMPLATES)
+    script = "\n".join(
+        [*(read(name, REPORT_TEMPLATES) for name in SHARED_SCRIPTS), *(read(name, TEMPLATES) for name in SCRIPTS)]
+    )
+    page = page_data(data)
+    return environment.get_template("inspection.html.jinja").render(
+        data=data,
+        page=page,
+        asked_again=asked_again(data["questions"]),
+        embedded=embed_json(page),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+    )
+
+
+def page_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the page's script draws.
+
+    Returns:
+        dict: `models`: `name` and the figures of `vgpo.inspection.summary.summarise`; `verdicts`: see
+        `paired_verdicts`, None for one model; `levels` and `block`: fineness of the maps; `num_questions` of the
+        inspection; `questions`: those that fit, each as `question_entry` makes it.
+    """
+    questions = data["questions"]
+    models = [{"name": model["name"], **summarise(i, questions)} for i, model in enumerate(data["models"])]
+    fineness, maps = pack_maps(questions)
+    entries = []
+    room = QUESTION_BYTES
+    for number, (question, packed) in enumerate(zip(questions, maps, strict=True)):
+        entry = question_entry(number, question, packed, len(models))
+        size = len(embed_json(entry))
+        if size <= room:
+            room -= size
+            entries.append(entry)
+    return {
+        "models": models,
+        "verdicts": paired_verdicts(questions) if len(models) == 2 else None,
+        "levels": fineness.levels,
+        "block": fineness.block,
+        "num_questions": len(questions),
+        "questions": entries,
+    }
+
+
+def question_entry(
+    number: int, question: Mapping[str, Any], maps: Sequence[dict[str, Any] | None], num_models: int
+) -> dict[str, Any]:
+    """What the browser shows of question `number`: long texts cut, numbers rounded, maps packed."""
+    return {
+        "number": number,
+        "row": question["row"],
+        "problem": cut(question["problem"], MAX_TEXT_CHARACTERS),
+        "answer": cut(question["answer"], MAX_TEXT_CHARACTERS),
+        "kind": None if question["kind"] is None else cut(question["kind"], MAX_TOKEN_CHARACTERS),
+        "images": question["images"],
+        "grids": [{key: value for key, value in one.items() if key != "tokens"} for one in question["grids"]],
+        "difference": difference(question) if num_models == 2 else None,
+        "rollouts": [rollout_entry(one, packed) for one, packed in zip(question["rollouts"], maps, strict=True)],
+    }
+
+
+def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> dict[str, Any]:
+    attention = rollout["attention"]
+    return {
+        **{name: rollout[name] for name in ("model", "sample", "correct", "truncated")},
+        "predicted": short(rollout["predicted"]),
+        "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in rollout["tokens"][:MAX_TOKENS]],
+        "num_tokens": len(rollout["tokens"]),
+        "gate": [int(passed) for passed in (rollout["gate"] or [])[:MAX_TOKENS]],
+        **{name: None if rollout[name] is None else rounded(rollout[name]) for name in PER_TOKEN},
+        "attention": attention and {source: rounded(shares) for source, shares in attention.items()},
+        "rollout_factor": rollout["rollout_factor"],
+        "late_early_ratio": rollout["late_early_ratio"],
+        "map": packed,
+    }
+
+
+def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rollouts whose questions were asked again without their picture, with what changed."""
+    return [
+        {
+            "number": number,
+            "row": question["row"],
+            "problem": question["problem"],
+            "answer": question["answer"],
+            "rollout": rollout,
+            "changed": [
+                name
+                for name in OTHER_PICTURES
+                if (again := rollout["without"].get(name)) and again["predicted"] != rollout["predicted"]
+            ],
+        }
+        for number, question in enumerate(questions)
+        for rollout in question["rollouts"]
+        if rollout["without"]
+    ]
+
+
+def read(name: str, folder: Path) -> str:
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def short(text: str | None) -> str | None:
+    return None if text is None else cut(text, MAX_CELL_CHARACTERS)

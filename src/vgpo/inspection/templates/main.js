@@ -1,0 +1,5 @@
+drawFocusByPosition();
+drawRatios();
+drawAttention();
+listenToAnswers();
+drawQuestions().then(() => { document.documentElement.dataset.drawn = "yes"; });

@@ -1,0 +1,51 @@
+"""Line files that are read while they are written."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vgpo.report.storage import parse_object
+
+
+class Tail:
+    """What is appended to a JSON-lines file, each record once.
+
+    A last line that is not finished waits for its end. Where the line that was read last is no longer in its place (a
+    resumed run has cut the file back, or its oldest records have gone), the file is read from its beginning again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._end: int  # bytes read
+        self._last: bytes  # the last line read
+        self._number: int  # of that line
+        self._forget()
+
+    def read(self, restart: Callable[[], None]) -> Iterator[dict[str, Any]]:
+        """Yield the records that were not yet read, one at a time.
+
+        Args:
+            restart: called before the first record where the file is read from its beginning again.
+
+        Raises:
+            RunFolderError: a complete line is not a JSON object; names file and line.
+        """
+        if not self.path.exists():
+            if self._end:
+                self._forget()
+                restart()
+            return
+        with self.path.open("rb") as lines:
+            lines.seek(self._end - len(self._last))
+            if lines.read(len(self._last)) != self._last:
+                self._forget()
+                restart()
+                lines.seek(0)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                self._end, self._last, self._number = self._end + len(line), line, self._number + 1
+                yield parse_object(line, f"{self.path}, line {self._number}")
+
+    def _forget(self) -> None:
+        self._end, self._last, self._number = 0, b"", 0

@@ -1,0 +1,50 @@
+// The page of a run that goes on: it can reload itself while nobody reads, and what the reader chose outlives that.
+const QUIET_SECONDS = 15;
+
+function watchRun() {
+  const bar = document.getElementById("live");
+  if (bar === null) return;
+  const follow = document.getElementById("follow");
+  restoreView(history.state ?? {}, follow);
+  document.addEventListener("click", () => history.replaceState(currentView(follow), ""));
+  document.getElementById("reload").addEventListener("click", () => location.reload());
+  let touched = performance.now();
+  for (const kind of ["pointermove", "pointerdown", "keydown", "wheel", "touchmove"]) {
+    document.addEventListener(kind, () => (touched = performance.now()), { passive: true });
+  }
+  const drawn = Date.parse(DATA.live.drawn);
+  const due = performance.now() + 1000 * DATA.live.every;
+  const tick = () => {
+    document.getElementById("age").textContent = age((Date.now() - drawn) / 1000);
+    const now = performance.now();
+    const read = now - touched < 1000 * QUIET_SECONDS || !getSelection().isCollapsed;
+    if (follow.checked && now > due && !read) location.reload();
+  };
+  tick();
+  setInterval(tick, 1000);
+}
+
+function age(seconds) {
+  if (seconds < 90) return `${Math.max(0, Math.round(seconds))} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+}
+
+// Which buttons are pressed, which rollout is open, and what is ticked. The browser keeps the place on the page itself.
+function currentView(follow) {
+  const rows = [...document.querySelectorAll(".choices")];
+  return {
+    follow: follow.checked,
+    smooth: document.getElementById("smooth")?.checked ?? true,
+    pressed: rows.map((row) => [...row.children].findIndex((button) => button.getAttribute("aria-pressed") === "true")),
+    rollout: document.querySelector("#rollout-list [aria-current=true]")?.textContent ?? null,
+  };
+}
+
+function restoreView({ follow = false, smooth = true, pressed = [], rollout = null }, box) {
+  box.checked = follow;
+  const smoothing = document.getElementById("smooth");
+  if (smoothing !== null && smoothing.checked !== smooth) smoothing.click();
+  document.querySelectorAll(".choices").forEach((row, i) => row.children[pressed[i]]?.click());
+  const entries = [...document.querySelectorAll("#rollout-list button")];
+  entries.find((entry) => entry.textContent === rollout)?.click();
+}
