@@ -9,13 +9,12 @@ from vgpo.focus import decoder_of, visual_token_ids
 from vgpo.study.evaluate import evaluate
 from vgpo.study.probe import (
     probe,
-    response_mask,
     sample_and_score,
-    sampling,
     summarize_responses,
     with_blank_pictures,
     with_other_pictures,
 )
+from vgpo.study.responses import response_mask, sampling
 from vgpo.toy.model import build_model, build_processor
 
 
