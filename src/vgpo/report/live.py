@@ -53,9 +53,7 @@ class LiveReport:
             self._draw(live)
         except Exception:
             if not self._failing:
-                logger.warning(
-                    "%s could not be drawn; the training itself is unharmed.", self.folder.report_path, exc_info=True
-                )
+                logger.warning("%s could not be drawn; training is unharmed.", self.folder.report_path, exc_info=True)
             self._failing = True
         else:
             self._failing = False
