@@ -152,6 +152,19 @@ def report(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run folder; it may still be to come.")],
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks, at least.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+) -> None:
+    """Show a run while it goes on: curves, the last rollout, pace, alarms. Ctrl-C leaves; the run does not notice."""
+    from vgpo.commands import watch as command
+
+    with readable(command.ERRORS):
+        command.run(run, every=every, once=once)
+
+
+@app.command()
 def compare(
     study: Annotated[Path, typer.Argument(help="A study file: methods, seeds and settings over one recipe.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/ and the file's name.")] = None,

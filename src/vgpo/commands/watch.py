@@ -1,0 +1,285 @@
+"""`vgpo watch`: a run, as its folder shows it, in a terminal."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from vgpo.commands import plots
+from vgpo.commands.plots import duration, short
+from vgpo.commands.terminal import say
+from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.data import draw_charts
+from vgpo.report.watched import WatchedRun
+from vgpo.text import visible
+
+ERRORS = (RunFolderError,)
+
+MAX_SHARE = 0.02  # of the time, that looking and drawing may take
+CHARTS = (
+    "length",
+    "entropy",
+    "focus",
+    "late_early",
+    "grad_norm",
+)  # behind accuracy, or the reward where there is none
+CHART_WIDTH = 26  # at least, with a column between two
+MAX_CHART_COLUMNS = 6
+LABEL_WIDTH = 7
+MIN_ROLLOUT_HEIGHT = 4
+# From the lowest focus of a rollout to its highest; each with its own text colour, so that it reads on any background.
+SHADES = ("", "black on #c6dbef", "black on #7fb8da", "white on #08519c")
+PHASES = ("generation", "reward", "scoring", "update", "preparation")
+
+
+def run(path: Path, *, every: float, once: bool) -> None:
+    """Show the run in `path` until it is over or Ctrl-C is pressed; once only where there is no terminal to draw on.
+
+    Args:
+        path: a run folder; it may still be to come, unless `once`.
+        every: seconds between two looks, at least.
+
+    Raises:
+        RunFolderError: a file of the run is broken, or there is no run to show once.
+    """
+    console, watched = Console(), WatchedRun(path)
+    if once or not console.is_terminal or console.is_dumb_terminal:
+        if not once:
+            say(Console(stderr=True), "not a terminal that can be drawn on: one view, as with --once")
+        RunFolder.open(path)
+        watched.read()
+    else:
+        with contextlib.suppress(KeyboardInterrupt):
+            follow(watched, console, every=every)
+    if watched.begun:
+        show(watched, console)
+
+
+def follow(
+    watched: WatchedRun, console: Console, *, every: float, pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Draw the run on the whole terminal, anew every so many seconds, until it is over."""
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            started = time.monotonic()
+            watched.read()
+            size = console.size
+            lines = view(watched, size.width, size.height, time.time())
+            live.update(Text("\n").join(lines), refresh=True)
+            if watched.over:
+                return
+            pause(max(every, (time.monotonic() - started) / MAX_SHARE))
+
+
+def show(watched: WatchedRun, console: Console) -> None:
+    """Print one view that leaves room for the prompt below it."""
+    for line in view(watched, console.width, console.height - 1, time.time()):
+        console.print(line, no_wrap=True, overflow="crop")
+
+
+def view(watched: WatchedRun, width: int, height: int, now: float) -> list[Text]:
+    """At most `height` lines of at most `width` cells: state, curves, the last rollout; what does not fit is left out.
+
+    now: seconds since 1970.
+    """
+    lines = header(watched, width, now)
+    room = height - len(lines)
+    plotted = chart_rows(charts_of(watched), width, room)
+    lines += plotted
+    room -= len(plotted)
+    if watched.rollout is not None and room >= MIN_ROLLOUT_HEIGHT:
+        lines += rollout_lines(watched.rollout, width, room)
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return lines[:height]
+
+
+def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
+    """What run this is, how far it is, how fast it goes, and whether all is well."""
+    name = watched.folder.path.resolve().name
+    if not watched.begun:
+        return [Text(f"{visible(name)}: no run in {visible(str(watched.folder.path))} yet; waiting. Ctrl-C leaves.")]
+    config = watched.config
+    facts = [Path(str(config.get("model_name_or_path", ""))).name, str(config.get("shaping", ""))]
+    title = Text.assemble((one_line(name), "bold"), one_line("".join(f" · {fact}" for fact in facts if fact)))
+    news = Text.assemble(state(watched, now))
+    first = [Text(" · ").join([title, news])] if title.cell_len + 3 + news.cell_len <= width else [title, news]
+    lines = [*first, progress(watched)]
+    if phases := phase_shares(watched.last_line):
+        lines.append(Text(phases))
+    lines.append(Text(safety(watched, now)))
+    if scores := held_out(watched.evaluation):
+        lines.append(Text(scores))
+    return lines + alarm_lines(watched)
+
+
+def state(watched: WatchedRun, now: float) -> tuple[str, str]:
+    """Whether the run goes on, as a sentence and its style."""
+    silence = watched.silent_for(now)
+    if watched.ended_early:
+        return "ended before its last step" + ("; --resume true goes on" if watched.checkpoint else ""), "bold"
+    if watched.over:
+        return "ended; nothing more will come", "bold"
+    if watched.training_is_over:
+        return "training is over; held-out questions come next", "bold"
+    if not watched.lines:
+        return "begun, no step logged yet", "bold"
+    if silence is not None:
+        usual = duration(watched.pace().longest)
+        return (
+            f"no news for {duration(silence)}, where {usual} was the longest wait before: stuck, or killed?",
+            "bold red",
+        )
+    return "running", "bold"
+
+
+def progress(watched: WatchedRun) -> Text:
+    planned, pace = watched.planned_steps, watched.pace()
+    parts = [f"step {watched.step}"]
+    if planned:
+        share = min(1.0, watched.step / planned)
+        filled = round(16 * share)
+        parts = [f"step {watched.step} of {planned} {'█' * filled}{'░' * (16 - filled)} {share:.0%}"]
+    if pace.seconds_per_step is not None:
+        parts.append(f"{duration(pace.seconds_per_step)} a step")
+    if pace.tokens_per_second is not None:
+        parts.append(f"{pace.tokens_per_second:,.0f} tokens/s")
+    if planned and pace.seconds_per_step is not None and not watched.training_is_over:
+        parts.append(f"{duration((planned - watched.step) * pace.seconds_per_step)} left")
+    return Text(" · ".join(parts))
+
+
+def phase_shares(line: dict[str, Any]) -> str:
+    """Where the time of the newest logged steps went."""
+    seconds = {name: line[f"time/{name}"] for name in PHASES if line.get(f"time/{name}")}
+    total = sum(seconds.values())
+    return " · ".join(f"{name} {100 * part / total:.0f} %" for name, part in seconds.items())
+
+
+def safety(watched: WatchedRun, now: float) -> str:
+    """Checkpoint and counters of things that should not happen."""
+    parts = ["no checkpoint yet"]
+    if watched.checkpoint is not None:
+        step, moment = watched.checkpoint
+        parts = [f"checkpoint-{step}, {duration(now - moment)} ago"]
+    counters = {"steps skipped": "guard/skipped_steps", "grader timeouts": "grader/timeouts"}
+    line = watched.last_line
+    parts += [f"{name} {line[key]:.0f}" for name, key in counters.items() if line.get(key) is not None]
+    if watched.resumed_from:
+        parts.append(f"resumed from step {', '.join(map(str, watched.resumed_from[-3:]))}")
+    return " · ".join(parts)
+
+
+def held_out(evaluation: dict[str, Any]) -> str:
+    scores = {when: evaluation[when]["accuracy"] for when in ("before", "after") if evaluation.get(when)}
+    return (
+        "held-out accuracy " + ", ".join(f"{when} {100 * score:.1f} %" for when, score in scores.items())
+        if scores
+        else ""
+    )
+
+
+def alarm_lines(watched: WatchedRun) -> list[Text]:
+    """Alarms that hold, and those that did; none is said too, in a word."""
+    alarms = watched.alarms()
+    if not alarms:
+        return [Text("alarms: none")] if watched.last_line else []
+    holding = [f"{one_line(one['name'])} since step {one['first_step']}" for one in alarms if one["holds"]]
+    earlier = [
+        f"{one_line(one['name'])}, steps {one['first_step']} to {one['last_step']}"
+        for one in alarms
+        if not one["holds"]
+    ]
+    lines = [Text(f"ALARM: {'; '.join(holding)}", style="bold red")] if holding else []
+    return lines + ([Text(f"earlier alarms: {'; '.join(earlier)}")] if earlier else [])
+
+
+def charts_of(watched: WatchedRun) -> list[dict[str, Any]]:
+    drawn = {chart["id"]: chart for chart in draw_charts([watched.lines])}
+    score = drawn.get("accuracy", drawn.get("reward"))
+    return [chart for chart in [score, *(drawn.get(name) for name in CHARTS)] if chart is not None]
+
+
+def chart_rows(charts: Sequence[dict[str, Any]], width: int, room: int) -> list[Text]:
+    """Charts side by side and below each other, as many as fit into `room` lines; about half of them if all fit."""
+    if not charts or width < LABEL_WIDTH + 3:
+        return []
+    across = min(MAX_CHART_COLUMNS, len(charts), max(1, (width + 1) // (CHART_WIDTH + 1)))
+    down = -(-len(charts) // across)
+    across = -(-len(charts) // down)  # rows alike
+    plot_height = max(2, min(10, int(0.6 * room) // down - 1))
+    cell_width = (width + 1) // across - 1
+    lines: list[Text] = []
+    for start in range(0, len(charts), across):
+        if len(lines) + plot_height + 1 > room:
+            break
+        cells = [chart_cell(chart, cell_width, plot_height) for chart in charts[start : start + across]]
+        lines += [Text(" ").join(parts) for parts in zip(*cells, strict=True)]
+    return lines
+
+
+def chart_cell(chart: dict[str, Any], width: int, height: int) -> list[Text]:
+    """Title with the newest value, and `height` lines of curve with the values of top and bottom before it."""
+    [line] = chart["series"]
+    values = line["values"]
+    low, high = min(values), max(values)
+    newest = short(values[-1])
+    title = set_cell_size(chart["title"], max(0, width - cell_len(newest) - 1))
+    labels = [short(high), *[""] * (height - 2), short(low)]
+    drawn = plots.curve(line["steps"], values, width=width - LABEL_WIDTH - 1, height=height, low=low, high=high)
+    return [
+        Text.assemble((title, "bold"), " ", newest),
+        *(Text.assemble((f"{label:>{LABEL_WIDTH}} ", "dim"), row) for label, row in zip(labels, drawn, strict=True)),
+    ]
+
+
+def rollout_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
+    """The rollout in at most `room` lines: question, verdict, focus by position, and its tokens shaded by focus."""
+    verdict = "✓ correct" if rollout["correct"] else "✗ wrong"
+    facts = [verdict, f"expected {one_line(rollout['gold'][:width])}", f"{rollout['num_tokens']} tokens"]
+    if rollout["advantage"] is not None:
+        facts.append(f"advantage {rollout['advantage']:+.2f}")
+    focus = rollout["focus"]
+    lines = [
+        Text(f"── last stored rollout: step {rollout['step']} ".ljust(width, "─"), style="dim"),
+        Text(one_line(rollout["question"][: 4 * width]).replace("<image>", "▣ ")),
+        Text(" · ".join(facts)),
+    ]
+    if focus is not None and room > MIN_ROLLOUT_HEIGHT:
+        known = [rho for rho in focus if rho is not None]
+        scale = f"focus {min(known):.2f} to {max(known):.2f} "
+        lines.append(Text(scale + plots.bars(focus, max(1, width - len(scale)))))
+    return lines + token_lines(rollout, width, room - len(lines))
+
+
+def token_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
+    """The tokens, shaded by focus, those that passed the gate underlined; cut where `room` lines are full."""
+    if not rollout["tokens"]:
+        return [Text("(an empty response)", style="dim")]
+    focus = rollout["focus"] or []
+    known = [rho for rho in focus if rho is not None]
+    text = Text()
+    for i, token in enumerate(rollout["tokens"]):
+        rho = focus[i] if i < len(focus) else None
+        shade = "" if rho is None else SHADES[round(3 * plots.share(rho, min(known), max(known)))]
+        gated = i < len(rollout["gate"]) and rollout["gate"][i]
+        text.append(one_line(token), style=f"{shade} underline" if gated else shade)
+        if len(text) > 2 * width * room:  # far more than fits
+            break
+    lines = list(text.wrap(Console(width=width), width, overflow="fold"))
+    if len(lines) > room:
+        lines = lines[:room]
+        lines[-1].truncate(width - 1)
+        lines[-1].append("…")
+    return lines
+
+
+def one_line(text: str) -> str:
+    """Untrusted text on one line, with nothing in it that steers a terminal."""
+    return visible(text).replace("\n", "↵").replace("\t", " ")

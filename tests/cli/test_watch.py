@@ -1,0 +1,427 @@
+"""`vgpo watch` on made-up runs in every state, at every size, with text that would steer a terminal."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tests.hostile.texts import NASTY
+from tests.report.run_records import evaluation, rollout
+from vgpo.cli import app
+from vgpo.commands import plots, watch
+from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.watched import WatchedRun, pace_of
+
+NOW = 10_000.0
+STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+CONFIG = {"model_name_or_path": "models/Qwen2.5-VL-7B", "shaping": "vgpo", "max_steps": 80, "eval_data": None}
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., RunFolder]:
+    """A run folder that has begun; `config` on top of a usual one."""
+
+    def make(name: str = "seed-0", **config: object) -> RunFolder:
+        folder = RunFolder(tmp_path / name)
+        folder.images_path.mkdir(parents=True)
+        (folder.path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **config}))
+        return folder
+
+    return make
+
+
+def log(folder: RunFolder, *steps: int, **more: object) -> None:
+    """Lines of these steps, two seconds and 3000 tokens a step, the last of 80 at `NOW`."""
+    for step in steps:
+        line = {"step": step, "epoch": step / 40, "time": NOW - 2 * (80 - step), "num_tokens": 3000.0 * step}
+        figures = {"entropy": 0.1 + step / 1000, "completions/mean_length": 20.0 + step, "focus/mean": 0.5}
+        figures |= {"focus/late_early_ratio": 1.1, "grad_norm": 0.5 + step % 3, "reward": step / 80}
+        phases = {"time/generation": 1.0, "time/update": 0.75, "time/reward": 0.25}
+        folder.log_metrics({**line, **figures, **phases, "rewards/accuracy_reward/mean": step / 80, **more})
+
+
+def end(folder: RunFolder, step: int = 80) -> None:
+    folder.log_metrics({"step": step, "epoch": step / 40, "time": NOW, "train_runtime": 160.0})
+
+
+def read(folder: RunFolder) -> WatchedRun:
+    watched = WatchedRun(folder.path)
+    watched.read()
+    return watched
+
+
+def text_of(watched: WatchedRun, width: int = 100, height: int = 40, now: float = NOW) -> str:
+    return "\n".join(line.plain for line in watch.view(watched, width, height, now))
+
+
+def test_a_run_that_goes_on(make_folder):
+    folder = make_folder()
+    log(folder, *range(1, 61))
+    shown = text_of(read(folder), now=NOW - 40)
+    assert "seed-0 · Qwen2.5-VL-7B · vgpo · running" in shown
+    # 60 of 80 steps of 2 s and 3000 tokens each: 20 x 2 s are left.
+    assert "step 60 of 80 ████████████░░░░ 75% · 2.0 s a step · 1,500 tokens/s · 40 s left" in shown
+    assert "generation 50 % · reward 12 % · update 38 %" in shown
+    assert "no checkpoint yet" in shown
+    assert "alarms: none" in shown
+    for title, newest in [("Training accuracy", "0.75"), ("Response length", "80"), ("Entropy", "0.16")]:
+        assert re.search(rf"{title} +{re.escape(newest)}\b", shown)
+    for title, newest in [("Focus", "0.5"), ("Late / early focus", "1.1"), ("Gradient norm", "0.5")]:
+        assert re.search(rf"{title} +{re.escape(newest)}\b", shown)
+    assert "Reward" not in shown
+
+
+def test_the_reward_stands_in_for_accuracy(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2, **{"rewards/accuracy_reward/mean": None, "reward": 0.125})
+    assert re.search(r"Reward +0\.125", text_of(read(folder)))
+
+
+def test_steps_that_epochs_make(make_folder):
+    folder = make_folder(max_steps=-1, num_train_epochs=3)
+    log(folder, 10, 20)  # an epoch is 40 steps
+    assert read(folder).planned_steps == 120
+    assert "step 20 of 120" in text_of(read(folder))
+
+
+def test_where_the_checkpoint_is_and_what_was_skipped(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2, **{"guard/skipped_steps": 3.0, "grader/timeouts": 0.0})
+    for name in ("checkpoint-9", "checkpoint-10", ".saving-checkpoint-20", "final", "checkpoint-x"):
+        (folder.checkpoints_path / name).mkdir(parents=True)
+        (folder.checkpoints_path / name / "manifest.json").write_text("{}")
+    (folder.checkpoints_path / "checkpoint-30").mkdir()  # without a manifest it is not whole
+    watched = read(folder)
+    step, moment = watched.checkpoint
+    assert step == 10
+    assert "checkpoint-10, 3 min ago · steps skipped 3 · grader timeouts 0" in text_of(watched, now=moment + 180)
+
+
+def test_alarms_that_hold_and_that_did(make_folder):
+    folder = make_folder()
+    log(folder, 1)
+    log(folder, 2, 3, **{"alarm/groups_alike": 1.0})
+    log(folder, 4, 5, **{"alarm/entropy_collapse": 1.0})
+    shown = text_of(read(folder))
+    assert "ALARM: entropy_collapse since step 4" in shown
+    assert "earlier alarms: groups_alike, steps 2 to 3" in shown
+    log(folder, 6)
+    assert "ALARM" not in text_of(read(folder))
+
+
+def test_a_run_that_has_not_begun(make_folder, tmp_path: Path):
+    watched = read(RunFolder(tmp_path / "to-come"))
+    assert not watched.begun
+    assert "no run in" in text_of(watched)
+    assert "begun, no step logged yet" in text_of(read(make_folder()))
+
+
+def test_a_run_that_is_over_says_so(make_folder):
+    folder = make_folder()
+    log(folder, *range(1, 81))
+    assert not read(folder).over
+    end(folder)
+    watched = read(folder)
+    assert watched.over
+    shown = text_of(watched, now=NOW + 1e6)
+    assert "ended; nothing more will come" in shown
+    assert "left" not in shown
+
+
+def test_held_out_questions_come_after_training(make_folder):
+    folder = make_folder(eval_data="test.parquet")
+    folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45)})
+    log(folder, *range(1, 81))
+    end(folder)
+    assert not read(folder).over
+    assert "training is over; held-out questions come next" in text_of(read(folder))
+    folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
+    assert read(folder).over
+    assert "held-out accuracy before 40.0 %, after 60.0 %" in text_of(read(folder))
+
+
+def test_a_run_that_was_stopped_is_over_before_its_end(make_folder):
+    folder = make_folder(eval_data="test.parquet")
+    log(folder, *range(1, 31))
+    end(folder, 30)
+    assert read(folder).over
+    assert "ended before its last step" in text_of(read(folder))
+
+
+def test_a_run_that_is_silent_is_suspected(make_folder):
+    folder = make_folder()
+    log(folder, *range(1, 61))  # the last line is 40 s before NOW
+    assert "running" in text_of(read(folder), now=NOW - 40 + 59)
+    shown = text_of(read(folder), now=NOW - 40 + 600)
+    assert "no news for 10 min, where 2.0 s was the longest wait before: stuck, or killed?" in shown
+    slow = make_folder("slow")
+    log(slow, 20, 50)  # 60 s between lines
+    assert "running" in text_of(read(slow), now=NOW - 60 + 179)
+    assert "no news" in text_of(read(slow), now=NOW - 60 + 181)
+
+
+def test_a_growing_and_a_cut_back_file(make_folder):
+    folder = make_folder()
+    watched = WatchedRun(folder.path)
+    log(folder, 1, 2, 3)
+    watched.read()
+    assert [line["step"] for line in watched.lines] == [1, 2, 3]
+    log(folder, 4)
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"step": 5, "entropy"')
+    watched.read()
+    assert [line["step"] for line in watched.lines] == [1, 2, 3, 4]
+    lines = folder.metrics_path.read_bytes().splitlines(keepends=True)
+    folder.metrics_path.write_bytes(b"".join(lines[:2]))
+    log(folder, 3, entropy=9.0)
+    watched.read()
+    assert [(line["step"], line["entropy"]) for line in watched.lines] == [
+        (1, 0.101),
+        (2, pytest.approx(0.102)),
+        (3, 9.0),
+    ]
+
+
+def test_a_resumed_run_goes_on_being_over_no_more(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2)
+    end(folder, 2)
+    watched = WatchedRun(folder.path)
+    watched.read()
+    assert watched.over
+    lines = folder.metrics_path.read_bytes().splitlines(keepends=True)
+    folder.metrics_path.write_bytes(lines[0])
+    (folder.path / "resumes.jsonl").write_text('{"step": 1}\n')
+    watched.read()
+    assert not watched.over
+    assert "resumed from step 1" in text_of(watched)
+
+
+def test_the_pace_leaves_out_the_time_before_a_resume():
+    lines = [
+        {"step": 0, "time": 0.0, "num_tokens": 0.0},
+        {"step": 10, "time": 20.0, "num_tokens": 1000.0},
+        {"step": 20, "time": 9000.0, "num_tokens": 2000.0},  # resumed from step 15
+        {"step": 30, "time": 9040.0, "num_tokens": 3000.0},
+    ]
+    pace = pace_of(lines, [15])
+    # (20 s + 40 s) / 20 steps; 2000 tokens in 60 s
+    assert (pace.seconds_per_step, pace.longest) == (3.0, 40.0)
+    assert pace.tokens_per_second == pytest.approx(2000 / 60)
+    assert pace_of(lines[:1], []).seconds_per_step is None
+    assert pace_of([{"step": 1}, {"step": 2}], []).tokens_per_second is None
+
+
+def test_the_last_rollout_alone_is_read(make_folder):
+    folder = make_folder()
+    log(folder, 1)
+    folder.write_rollouts([rollout(1), rollout(7, reward=0.0, advantage=-0.5)])
+    with folder.rollouts_path.open("r+b") as file:
+        file.write(b"x")  # nothing but the last line may matter
+    watched = read(folder)
+    shown = text_of(watched)
+    assert "last stored rollout: step 7" in shown
+    assert "▣ How many 7s are in the picture?" in shown
+    assert "✗ wrong · expected 2 · 4 tokens · advantage -0.50" in shown
+    assert "focus 0.25 to 0.75 ▄▁█▄" in shown or "focus 0.25 to 0.75 ▅▁█▅" in shown
+    lines = watch.view(watched, 100, 40, NOW)
+    [tokens] = [line for line in lines if line.plain == "two: 2."]
+    styles = {tokens.plain[span.start : span.end]: str(span.style) for span in tokens.spans}
+    assert ":" not in styles  # the lowest focus has no shade
+    assert styles[" 2"] == f"{watch.SHADES[3]} underline"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"focus": None, "images": []},
+        {"focus": [None, 0.5, None, 0.5]},
+        {"tokens": [], "focus": [], "gate": [], "token_factor": []},
+        {"advantage": None, "rewards": {}, "answer": None},
+        {"tokens": ["x" * 100_000] * 4},
+        {"tokens": ["\u0301" * 300, "漢字" * 80, "\n" * 50, "\t"]},
+    ],
+)
+@pytest.mark.parametrize("size", [(80, 24), (33, 17), (200, 60)])
+def test_odd_rollouts_fit(make_folder, changes: dict, size: tuple[int, int]):
+    folder = make_folder()
+    log(folder, *range(1, 9))
+    folder.write_rollouts([rollout(8, **changes)])
+    check_fits(watch.view(read(folder), *size, NOW), *size)
+
+
+def check_fits(lines: list, width: int, height: int) -> None:
+    assert len(lines) <= height
+    assert all(line.cell_len <= width and "\n" not in line.plain for line in lines)
+
+
+@pytest.mark.parametrize("width", [1, 10, 25, 40, 53, 80, 132, 200])
+@pytest.mark.parametrize("height", [1, 5, 12, 24, 60])
+def test_every_size_is_filled_and_not_more(make_folder, width: int, height: int):
+    folder = make_folder()
+    log(folder, *range(1, 31), **{"alarm/answers_cut": 1.0})
+    folder.write_rollouts([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)])
+    lines = watch.view(read(folder), width, height, NOW)
+    check_fits(lines, width, height)
+    if (width, height) == (80, 24):
+        shown = "\n".join(line.plain for line in lines)
+        assert len(lines) == 24
+        assert len(re.findall("Training accuracy|length|Entropy|Focus|Late / early|Gradient", shown)) == 6
+        assert shown.count("word") >= 20
+        assert shown.endswith("…")
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_nasty_text_does_not_reach_the_terminal(make_folder, text: str):
+    folder = make_folder(model_name_or_path=text.encode(errors="replace").decode(), shaping="vgpo")
+    log(folder, 1, **{f"alarm/{text}": 1.0})
+    log(folder, 2)
+    texts = {
+        "problem": text,
+        "answer": text,
+        "completion": text,
+        "tokens": [text, "[bold red]"],
+        "rewards": {text: 1.0},
+    }
+    folder.write_rollouts([rollout(2, **texts, focus=[0.5, 0.6], gate=[True, False], token_factor=[1.0, 1.0])])
+    watched = read(folder)
+    assert not STEERING.search(text_of(watched).replace("\n", ""))
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    watch.show(watched, Console(file=stream, force_terminal=True, width=100, height=50, color_system="truecolor"))
+    stream.seek(0)
+    # Without what rich itself writes to colour and underline, nothing is left that steers.
+    assert not STEERING.search(re.sub(r"\x1b\[[0-9;]*m", "", stream.read()).replace("\n", ""))
+
+
+def test_a_broken_line_is_an_error_that_names_it(make_folder):
+    folder = make_folder()
+    folder.metrics_path.write_text("{broken\n")
+    done = CliRunner().invoke(app, ["watch", str(folder.path), "--once"])
+    assert done.exit_code == 2
+    assert "metrics.jsonl, line 1: not valid JSON" in done.stderr
+
+
+def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
+    folder = make_folder()
+    log(folder, 1, 2)
+    once = CliRunner().invoke(app, ["watch", str(folder.path), "--once"], env={"COLUMNS": "90", "LINES": "30"})
+    assert (once.exit_code, once.stderr) == (0, "")
+    assert "step 2 of 80" in once.stdout
+    assert len(once.stdout.splitlines()) <= 29
+    assert "\x1b" not in once.stdout
+    piped = CliRunner().invoke(app, ["watch", str(folder.path)])
+    assert piped.exit_code == 0
+    assert "not a terminal that can be drawn on: one view, as with --once" in piped.stderr
+    assert "step 2 of 80" in piped.stdout
+    nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
+    assert nothing.exit_code == 2
+    assert "holds no run" in nothing.stderr
+
+
+def terminal(**size: int) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, **{"width": 80, "height": 24, **size})
+
+
+def test_it_is_drawn_anew_until_the_run_is_over(make_folder, tmp_path: Path):
+    folder = RunFolder(tmp_path / "to-come")
+    console, pauses = terminal(), []
+
+    def go_on(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            make_folder("to-come")
+            log(folder, 1, 2)
+        elif len(pauses) == 2:
+            end(folder)
+
+    watch.follow(WatchedRun(folder.path), console, every=0.5, pause=go_on)
+    shown = console.file.getvalue()
+    places = [shown.index(part) for part in ("no run in", "step 2 of 80", "nothing more will come")]
+    assert places == sorted(places)
+    assert len(pauses) == 2
+    assert min(pauses) >= 0.5
+    assert shown.count("\x1b[?1049h") == shown.count("\x1b[?1049l") == 1
+
+
+def test_a_slow_view_is_drawn_less_often(make_folder, monkeypatch: pytest.MonkeyPatch):
+    clock, pauses = iter(range(0, 1000, 7)), []
+    monkeypatch.setattr(watch.time, "monotonic", lambda: float(next(clock)))
+
+    def stop(seconds: float) -> None:
+        pauses.append(seconds)
+        raise RunFolderError("enough")
+
+    with pytest.raises(RunFolderError, match="enough"):
+        watch.follow(WatchedRun(make_folder().path), terminal(), every=2, pause=stop)
+    assert pauses == [7 / 0.02]
+
+
+def test_ctrl_c_gives_the_terminal_back(make_folder, monkeypatch: pytest.MonkeyPatch):
+    folder = make_folder()
+    log(folder, 1, 2)
+    console = terminal()
+    monkeypatch.setattr(watch, "Console", lambda **options: console)
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.follow, "__kwdefaults__", {"pause": interrupt})
+    watch.run(folder.path, every=2, once=False)
+    shown = console.file.getvalue()
+    after = shown[shown.index("\x1b[?1049l") :]
+    assert "\x1b[?25h" in shown[shown.index("\x1b[?25l") :]
+    assert "step 2 of 80" in after
+
+
+def test_curve_of_a_straight_line():
+    # Eight dots across and eight down: the diagonal.
+    assert plots.curve([0, 7], [0, 7], width=4, height=2, low=0, high=7) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
+    assert plots.curve([5], [1.0], width=3, height=1, low=1, high=1) == ["⠄⠀⠀"]
+    # A jump is drawn as one upright line.
+    assert plots.curve([0, 1], [0, 1], width=1, height=1, low=0, high=1) == ["⡸"]
+
+
+def naive_columns(xs: list[float], ys: list[float], count: int) -> list[float]:
+    places = [round((count - 1) * (x - xs[0]) / (xs[-1] - xs[0])) for x in xs]
+    known = {p: sum(y for q, y in zip(places, ys, strict=True) if q == p) / places.count(p) for p in places}
+    values = []
+    for column in range(count):
+        left, right = max(p for p in known if p <= column), min(p for p in known if p >= column)
+        part = (column - left) / (right - left) if right > left else 0
+        values.append((1 - part) * known[left] + part * known[right])
+    return values
+
+
+@pytest.mark.parametrize("xs", [[1, 2], [1, 2, 30], list(range(100)), [0, 1, 1.5, 40, 80, 81]])
+def test_columns_against_the_naive_form(xs: list[float]):
+    ys = [(7 * x) % 5 - 2 for x in xs]
+    for count in (2, 3, 17, 64):
+        assert plots.columns(xs, ys, count) == pytest.approx(naive_columns(xs, ys, count))
+
+
+def test_bars():
+    assert plots.bars([0, 1, None, 7], 10) == "▁▂·█"
+    assert plots.bars([1, 1, 5, 5, 3, None], 3) == "▁█▅"
+    assert plots.bars([0.5], 5) == "▅"
+    assert plots.bars([None, None], 5) == "··"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.53625, "0.536"), (19.5533, "19.6"), (1234.5, "1,234"), (1e9, "1.0e+09"), (-0.00001, "-1e-05")],
+)
+def test_short_numbers(value: float, text: str):
+    assert plots.short(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.25, "3.2 s"), (-1, "0.0 s"), (45, "45 s"), (720, "12 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")],
+)
+def test_durations(seconds: float, text: str):
+    assert plots.duration(seconds) == text
