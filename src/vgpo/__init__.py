@@ -13,11 +13,23 @@ if TYPE_CHECKING:
         visual_prototype,
         visual_similarity,
     )
+    from vgpo.inspection.compute import inspect
+
+# Where each public name is defined.
+_HOMES = {
+    "ReweightedAdvantages": "vgpo.equations",
+    "VGPOSettings": "vgpo.equations",
+    "inspect": "vgpo.inspection.compute",
+    "reweight_advantages": "vgpo.equations",
+    "visual_prototype": "vgpo.equations",
+    "visual_similarity": "vgpo.equations",
+}
 
 __all__ = [
     "ReweightedAdvantages",
     "VGPOSettings",
     "__version__",
+    "inspect",
     "reweight_advantages",
     "visual_prototype",
     "visual_similarity",
@@ -26,6 +38,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: `vgpo --help` must not wait for torch.
-    if name in __all__:
-        return getattr(import_module("vgpo.equations"), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -139,6 +139,67 @@ def evaluate(
         )
 
 
+@app.command(name="inspect")
+def inspect_checkpoint(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Questions to answer, a data set as in a recipe. Default: what the checkpoint's run stored."
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Which rows, as in 0-49 or 0,3,7; of a run, which groups. Default: the first 50."),
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="Another checkpoint, asked the same and shown beside.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Responses to a question. Default: 1, which is greedy; more are drawn.")
+    ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="How the last layer's attention is divided; slow.")
+    ] = False,
+    without: Annotated[
+        bool, typer.Option("--without", help="Ask again with a blank picture, and with another question's.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="A folder for inspection.json and inspection.html, or the name of one of the two.")
+    ] = Path("inspection.html"),
+    format: Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
+    seed: Annotated[int, typer.Option(help="Draws the responses, where there are several to a question.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Show where a checkpoint looks: its answers, token by token, over their pictures, as one page."""
+    from vgpo.commands import inspect as command
+
+    with readable(command.ERRORS):
+        command.run(
+            checkpoint,
+            data=data,
+            rows=rows,
+            compare=compare,
+            samples=samples,
+            attention=attention,
+            without=without,
+            out=out,
+            format=format,
+            template=template,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            dtype=dtype,
+        )
+
+
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; their curves are drawn over each other.")],

@@ -90,6 +90,11 @@ def run(
 
 def settings_of_run(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint was trained with, out of the `config.yaml` of its run: RUN/checkpoints/CHECKPOINT."""
-    config = checkpoint.absolute().parents[1] / "config.yaml"
-    found = read_mapping(config) if checkpoint.is_dir() and config.is_file() else {}
+    found = config_of_run(checkpoint)
     return {name: found.get(name, default) for name, default in DEFAULTS.items()}
+
+
+def config_of_run(checkpoint: Path) -> dict[str, Any]:
+    """All that stands there; empty for a checkpoint that lies in no run."""
+    config = checkpoint.absolute().parents[1] / "config.yaml"
+    return read_mapping(config) if checkpoint.is_dir() and config.is_file() else {}

@@ -137,25 +137,33 @@ def grids_of(prompt: Prompt) -> list[Grid]:
     Raises:
         UnknownLayoutError: The family is not one of `LAYOUTS`, or the prompt has other tokens than its layout says.
     """
-    family = prompt.config.model_type
-    if family not in LAYOUTS:
-        raise UnknownLayoutError(
-            f"it is not known where a visual token of the family {family!r} stands in its picture (known: "
-            f"{', '.join(LAYOUTS)}), so there are no maps over pictures"
-        )
-    parts = list(LAYOUTS[family](prompt))
+    parts = list(layout_of(prompt.config)(prompt))
     expected = sum(part.num_tokens for part in parts)
     if expected != prompt.num_tokens:
         sizes = ", ".join(f"{width} x {height}" for height, width in prompt.sizes)
         raise UnknownLayoutError(
             f"a prompt with pictures of {sizes} pixels has {prompt.num_tokens} visual tokens, expected {expected} of "
-            f"the family {family!r}, so there are no maps over its pictures"
+            f"the family {prompt.config.model_type!r}, so there are no maps over its pictures"
         )
     grids, first = [], 0
     for part in parts:
         grids.append(part.grid(first))
         first += part.num_tokens
     return grids
+
+
+def layout_of(config: PretrainedConfig) -> Layout:
+    """The layout of a model's family.
+
+    Raises:
+        UnknownLayoutError: Nobody knows it here.
+    """
+    if config.model_type not in LAYOUTS:
+        raise UnknownLayoutError(
+            f"it is not known where a visual token of the family {config.model_type!r} stands in its picture (known: "
+            f"{', '.join(LAYOUTS)}), so there are no maps over pictures"
+        )
+    return LAYOUTS[config.model_type]
 
 
 def inside(start: float, stop: float, number: int) -> tuple[int, int]:

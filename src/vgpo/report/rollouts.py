@@ -162,9 +162,14 @@ def embed_image(folder: Path, name: str) -> dict[str, Any] | None:
             image = stored.convert("RGBA")
     except (OSError, SyntaxError):  # a disk that failed left a broken file
         return None
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return picture_entry(image)
+
+
+def picture_entry(image: Image.Image) -> dict[str, Any]:
+    """Return `{"uri", "width", "height"}` of a picture, at most 512 pixels a side; JPEG where PNG would be large."""
     page = Image.new("RGB", image.size, "white")
-    page.paste(image, mask=image.getchannel("A"))
+    page.paste(image, mask=image.convert("RGBA").getchannel("A"))
+    page.thumbnail((MAX_SIDE, MAX_SIDE))
     kind, data = "png", encode(page, "PNG")
     if len(data) > MAX_PNG_BYTES:  # a photograph
         kind, data = "jpeg", encode(page, "JPEG")

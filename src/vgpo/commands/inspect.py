@@ -1,0 +1,207 @@
+"""`vgpo inspect`: where a checkpoint looks while it answers, as a file of numbers and as a page."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import ProcessorMixin
+from trl import ModelConfig
+
+from vgpo.commands.evaluate import config_of_run, settings_of_run
+from vgpo.commands.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    picture_tokens,
+    quiet_libraries,
+)
+from vgpo.commands.recipe import RecipeError
+from vgpo.commands.terminal import say
+from vgpo.data import DataError
+from vgpo.equations import VGPOSettings
+from vgpo.inspection import Inspection, InspectionError, iter_questions, write_inspection
+from vgpo.inspection.attention import AttentionError
+from vgpo.inspection.compute import Inspector, Options
+from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
+from vgpo.inspection.questions import StoredQuestions, StoredRolloutsError, questions_of, stored_questions
+from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.storage import write_file
+
+ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError)
+NUM_ROWS = 50  # unless the user names rows
+NAME = "inspection"
+SUFFIXES = (".json", ".html")
+ROWS = re.compile(r"(\d+)(?:-(\d+))?")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What both models are asked, and how."""
+
+    questions: StoredQuestions
+    options: Options
+    dtype: str
+
+    def of(self, checkpoint: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+        """An inspection's head and questions for one checkpoint, which is loaded at once."""
+        source = ModelConfig(model_name_or_path=checkpoint, dtype=self.dtype)
+        processor = processor_of(source)
+        model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
+        check_image_token(model, processor)
+        inspector = Inspector(model, processor, self.options)
+        rows, numbers, stored = self.questions.rows, self.questions.numbers, self.questions.stored
+        questions = questions_of(rows, numbers, without=self.options.without, stored=stored)
+        return inspector.head(name_of(checkpoint), checkpoint), inspector.inspect(questions, len(rows), progress=True)
+
+
+def run(
+    checkpoint: str,
+    *,
+    data: str | None,
+    rows: str | None,
+    compare: str | None,
+    samples: int | None,
+    attention: bool,
+    without: bool,
+    out: Path,
+    format: str | None,
+    template: str | None,
+    max_new_tokens: int | None,
+    batch_size: int,
+    seed: int,
+    dtype: str,
+) -> None:
+    """Write the file and the page.
+
+    What is not given is that of the run that the checkpoint lies in: template, length of responses, arguments of the
+    chat template, settings of the method; without `data` its stored rollouts too. The other checkpoint is asked the
+    same in the same way.
+    """
+    quiet_libraries()
+    trained = settings_of_run(Path(checkpoint))
+    config = config_of_run(Path(checkpoint))
+    if data is None and samples is not None:
+        raise RecipeError(
+            "--samples is for the questions of --data, to which responses are drawn; without --data, those that the "
+            "checkpoint's run stored are looked at. Name a data set, or leave --samples out"
+        )
+    options = Options(
+        # Stored responses were drawn; other pictures are then asked about in the same way.
+        samples=(config.get("num_generations", 1) if data is None else samples) or 1,
+        temperature=config.get("temperature", 1.0),
+        max_new_tokens=max_new_tokens or trained["max_completion_length"],
+        batch_size=batch_size,
+        seed=seed,
+        attention=attention,
+        without=without,
+        settings=VGPOSettings(**{name: config[name] for name in vars(VGPOSettings()) if name in config}),
+        chat_template_kwargs=trained["chat_template_kwargs"] or {},
+    )
+    json_path, html_path = paths(out)
+    template = template or trained["template"]
+    with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
+        if data is None:
+            questions = stored_of_run(checkpoint, template, rows)
+        else:
+            questions = rows_of_set(checkpoint, data, template, rows, format=format, folder=Path(scratch))
+        write(json_path, Asked(questions, options, dtype), checkpoint, compare, Path(scratch))
+    write_file(html_path, Inspection.read(json_path).to_html().encode("utf-8"))
+    say(Console(), f"inspection: {html_path} (numbers: {json_path})")
+
+
+def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratch: Path) -> None:
+    """Write the inspection of one model or two; they are never held at the same time."""
+    if compare is None:
+        write_inspection(path, *asked.of(checkpoint))
+        return
+    first = scratch / "first.json"
+    write_inspection(first, *asked.of(checkpoint))
+    head, questions = asked.of(compare)
+    write_inspection(
+        path, compared_heads(read_head(first), head), compared_questions(iter_questions(first), questions)
+    )
+
+
+def rows_of_set(
+    checkpoint: str, data: str, template: str, rows: str | None, *, format: str | None, folder: Path
+) -> StoredQuestions:
+    """The wanted rows of a data set, whose responses are not there yet."""
+    source = ModelConfig(model_name_or_path=checkpoint)
+    wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
+    prompts = load_prompts(
+        data,
+        template,
+        toy_folder=folder,
+        format=format,
+        limit=max(wanted) + 1,
+        forbidden=picture_tokens(source, processor_of(source), trust_remote_code=False),
+    )
+    chosen = within(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
+    return StoredQuestions(prompts.select(chosen), chosen, [[] for _ in chosen])
+
+
+def stored_of_run(checkpoint: str, template: str, rows: str | None) -> StoredQuestions:
+    """The wanted groups of rollouts that the checkpoint's run stored, the newest first."""
+    path = Path(checkpoint)
+    if not config_of_run(path):
+        raise RecipeError(
+            f"{checkpoint!r} does not lie in the folder of a run, as RUN/checkpoints/checkpoint-80 does, so there are "
+            "no stored rollouts to look at. Name a data set: --data FILE"
+        )
+    folder = RunFolder.open(path.absolute().parents[1])
+    tokenizer = processor_of(ModelConfig(model_name_or_path=checkpoint)).tokenizer
+    wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
+    return stored_questions(folder, path, template, tokenizer, wanted)
+
+
+def processor_of(source: ModelConfig) -> ProcessorMixin:
+    return load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
+
+
+def parsed(rows: str) -> list[int]:
+    """The numbers in `0-49`, `0,3,7` or both, in their order and each once.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    numbers: dict[int, None] = {}
+    for part in rows.split(","):
+        found = ROWS.fullmatch(part.strip())
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first:
+            raise RecipeError(
+                f"--rows {rows}: found {part!r}, expected numbers from 0 and ranges, as in 0-49 or 0,3,7"
+            )
+        numbers |= dict.fromkeys(range(first, last + 1))
+    return list(numbers)
+
+
+def within(wanted: list[int], number: int, has: str, *, named: bool) -> list[int]:
+    """Those of the wanted rows that are there.
+
+    Raises:
+        RecipeError: One that the user named is not.
+    """
+    beyond = [row for row in wanted if row >= number]
+    if beyond and named:
+        raise RecipeError(f"--rows: there is no row {beyond[0]}: {has}, counted from 0")
+    return [row for row in wanted if row < number]
+
+
+def paths(out: Path) -> tuple[Path, Path]:
+    """The file and the page, for a folder or the name of one of the two."""
+    base = out.with_suffix("") if out.suffix in SUFFIXES else out / NAME
+    json_path, html_path = (base.with_name(base.name + suffix) for suffix in SUFFIXES)
+    return json_path, html_path
+
+
+def name_of(checkpoint: str) -> str:
+    """`run/checkpoint-80` for RUN/checkpoints/checkpoint-80, else what it is called."""
+    path = Path(checkpoint).absolute()
+    return f"{path.parents[1].name}/{path.name}" if config_of_run(Path(checkpoint)) else checkpoint

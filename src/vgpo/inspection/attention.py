@@ -1,0 +1,123 @@
+"""How the last layer of a model divides its attention over picture, question and its own words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vgpo.focus import decoder_of, visual_token_ids
+from vgpo.focus.recorder import layers_of
+from vgpo.inspection.reading import read
+from vgpo.inspection.weights import numbers
+from vgpo.study.evaluate import evaluation_mode
+from vgpo.study.responses import Responses
+from vgpo.trl.forward import padded_input
+
+SOURCES = ("image", "question", "generated")
+
+
+class AttentionError(ValueError):
+    """A model does not tell how it attends; the message says why."""
+
+
+def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[str, list[float]]]:
+    """Attention of each response token in the last layer that attends, mean over its heads, summed over what it is on.
+
+    `image`: visual tokens. `question`: all other tokens of the prompt, those of the chat template included.
+    `generated`: the response up to the token itself. The three add up to 1. Some tokens, the first of a prompt above
+    all, draw attention whatever they say: a share is not a sign of use.
+
+    One row at a time, in a pass of its own with the plain ("eager") attention, which alone tells its weights; other
+    layers' weights are let go at once.
+
+    Returns:
+        A dict for each response, with a number per token under each of `SOURCES`.
+
+    Raises:
+        AttentionError: The model's attention cannot be changed, or none of its layers has one.
+    """
+    shares = []
+    ids = visual_token_ids(model.config)
+    with evaluation_mode(model), plain_attention(model):
+        for row, mask in zip(responses.rows.chunks(1), responses.mask, strict=True):
+            inputs = padded_input(row, ids)
+            with kept_weights(attention_of(decoder_of(model))) as weights:
+                read(model, inputs)
+            shares.append(by_source(weights[0], inputs.visual_prompt[0], inputs.attention_mask[0], mask))
+    return shares
+
+
+def by_source(weights: Tensor, visual: Tensor, read: Tensor, mask: Tensor) -> dict[str, list[float]]:
+    """Sums over the sources, normalised to 1 and only for the response's tokens.
+
+    Args:
+        weights: (L, L), from each token to each.
+        visual: bool (P,), visual tokens of the prompt.
+        read: (L,), 0 at padding.
+        mask: bool (T,), the response.
+    """
+    rows = weights[len(visual) :][mask].double() * read  # (T', L)
+    prompt = rows[:, : len(visual)]
+    image = prompt[:, visual].sum(1)
+    sums = torch.stack([image, prompt.sum(1) - image, rows[:, len(visual) :].sum(1)])  # (3, T')
+    return {name: numbers(share) for name, share in zip(SOURCES, sums / sums.sum(0), strict=True)}
+
+
+def attention_of(decoder: nn.Module) -> nn.Module:
+    """The attention of the last layer that has one.
+
+    Raises:
+        AttentionError: None has.
+    """
+    attentions = [
+        module for layer in layers_of(decoder) for name, module in layer.named_children() if name == "self_attn"
+    ]
+    if not attentions:
+        raise AttentionError(
+            f"No layer of {type(decoder).__name__} has a module named 'self_attn' whose attention could be read. "
+            "Inspect this model without attention."
+        )
+    return attentions[-1]
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The text decoder attends in the plain way inside the block, and as before outside of it.
+
+    Raises:
+        AttentionError: It cannot be changed.
+    """
+    decoder = decoder_of(model)
+    assert isinstance(decoder, PreTrainedModel)
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    if decoder.config._attn_implementation != "eager":
+        raise AttentionError(
+            f"The attention of {type(decoder).__name__} stays {before!r}, which does not tell its weights. Load the "
+            "model with attn_implementation='eager', or inspect it without attention."
+        )
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(before)
+
+
+@contextmanager
+def kept_weights(attention: nn.Module) -> Iterator[list[Tensor]]:
+    """The attention weights of a module's passes inside the block, mean over heads and of the first row; (L, L)."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        del module, args
+        weights = output[1]
+        assert weights is not None
+        kept.append(weights[0].mean(0))
+
+    handle = attention.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()

@@ -1,0 +1,319 @@
+"""What a model does with questions: its responses, and where each token of them looks.
+
+Questions are worked through in batches and given away one by one; nothing of a batch is kept behind it.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from functools import cached_property
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from vgpo import __version__
+from vgpo.data.schema import META
+from vgpo.equations import VGPOSettings, check_number
+from vgpo.inspection.attention import attention_shares
+from vgpo.inspection.cells import cell_values, grid_entries, packed
+from vgpo.inspection.inspection import Inspection
+from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
+from vgpo.inspection.questions import BLANK, OTHER, Question, Row, questions_of
+from vgpo.inspection.reading import Reading
+from vgpo.inspection.schema import VERSION
+from vgpo.inspection.weights import NOTHING, group_advantages, numbers, weigh
+from vgpo.report.rollouts import picture_entry
+from vgpo.rewards import extract_boxed, grade
+from vgpo.study.evaluate import greedy_decoding, progress_bar
+from vgpo.study.responses import Responses, as_responses, encode, respond, sampling
+from vgpo.trl.prompts import EncodedPrompt
+
+logger = logging.getLogger(__name__)
+
+# Columns by which data sets tell kinds of problems apart, the first that is there.
+KINDS = ("kind", "category", "question_type", "subject", "type", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is drawn and measured.
+
+    Raises:
+        ValueError: A number out of its range.
+    """
+
+    samples: int = 1
+    """Responses to a question: one is greedy, several are drawn."""
+    temperature: float = 1.0
+    """Of drawn responses, > 0; top-p and top-k are off."""
+    max_new_tokens: int = 2048
+    """Longest response, in tokens."""
+    batch_size: int = 64
+    """Responses at a time: changes speed and memory, and which responses are drawn."""
+    seed: int = 0
+    """Draws the responses."""
+    attention: bool = False
+    """How the last layer's attention is divided; a slow pass more for each response."""
+    without: bool = False
+    """Each question again with a blank picture, and with another question's."""
+    settings: VGPOSettings = field(default_factory=VGPOSettings)
+    """Of gate, weight and factors."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """As in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            check_number(name, vars(self)[name], low=1, low_included=True)
+        check_number("temperature", self.temperature, low=0)
+
+
+def inspect(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: Dataset | Sequence[Row],
+    *,
+    numbers: Sequence[int] | None = None,
+    name: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Inspection:
+    """Answer questions, and see where each token of the answers looks.
+
+    All of it is held in memory; `vgpo inspect` writes it to a file as it goes. Two models are laid side by side by
+    `inspect(first, ...).compared_with(inspect(second, ...))`.
+
+    Args:
+        model: A vision-language model on its device; its mode is left as it was found.
+        processor: Its processor, with the pixel limits of training.
+        rows: Of `vgpo.data.to_prompts`.
+        numbers: What the rows are called; 0, 1, 2 by default.
+        name: What the model is called; by default, what it was loaded from.
+        progress: Show a progress bar.
+        options: Fields of `vgpo.inspection.compute.Options`.
+
+    Raises:
+        ValueError: No row, or an option out of its range.
+    """
+    inspector = Inspector(model, processor, Options(**options))
+    numbers = range(len(rows)) if numbers is None else numbers
+    if len(numbers) == 0 or len(numbers) != len(rows):
+        raise ValueError(f"found {len(rows)} rows and {len(numbers)} numbers for them, expected as many, one at least")
+    questions = questions_of(rows, numbers, without=inspector.options.without)
+    found = list(inspector.inspect(questions, len(rows), progress=progress))
+    path = model.name_or_path
+    return Inspection({**inspector.head(name or path, path), "questions": found})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions that are worked through together; the responses to each are neighbours.
+
+    Attributes:
+        questions: Some of them.
+        counts: How many responses each has.
+    """
+
+    questions: list[Question]
+    counts: list[int]
+
+    @property
+    def owners(self) -> list[int]:
+        """Which question each response belongs to."""
+        return [place for place, count in enumerate(self.counts) for _ in range(count)]
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where the responses to each question stand."""
+        return [slice(*ends) for ends in pairwise(accumulate(self.counts, initial=0))]
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """A model on its device, its processor, and what is asked of them."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    options: Options
+
+    def head(self, name: str, path: str) -> dict[str, Any]:
+        """What an inspection's file says before its questions, of a model of this name that was loaded from `path`."""
+        options = self.options
+        return {
+            "version": VERSION,
+            "vgpo": __version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "settings": asdict(options.settings),
+            "temperature": options.temperature if options.samples > 1 else 0.0,
+            "seed": options.seed,
+            "max_new_tokens": options.max_new_tokens,
+            "models": [{"name": name, "path": path, "family": self.model.config.model_type}],
+        }
+
+    def inspect(self, questions: Iterator[Question], total: int, *, progress: bool) -> Iterator[dict[str, Any]]:
+        """The questions as an inspection's file holds them, one after the other; `total` is their number."""
+        try:
+            layout_of(self.model.config)
+        except UnknownLayoutError as error:
+            logger.warning("%s", error)
+        with progress_bar(disable=not progress) as bar:
+            task = bar.add_task("inspecting", total=total)
+            for batch in self._batches(questions):
+                yield from self._entries(batch)
+                bar.advance(task, len(batch.questions))
+
+    @cached_property
+    def decoding(self) -> GenerationConfig:
+        length = self.options.max_new_tokens
+        if self.options.samples == 1:
+            return greedy_decoding(self.model, self.processor, length)
+        return sampling(self.model, self.processor, length, self.options.temperature)
+
+    def _batches(self, questions: Iterator[Question]) -> Iterator[Batch]:
+        """Neighbouring questions, as many as fill a batch with their responses, one at least."""
+        batch = Batch([], [])
+        for question in questions:
+            count = len(question.stored) or self.options.samples
+            if batch.questions and sum(batch.counts) + count > self.options.batch_size:
+                yield batch
+                batch = Batch([], [])
+            batch.questions.append(question)
+            batch.counts.append(count)
+        if batch.questions:
+            yield batch
+
+    def _entries(self, batch: Batch) -> Iterator[dict[str, Any]]:
+        prompts = [self._encode(question.row) for question in batch.questions]
+        reading = Reading.of(self.model, self._responses(batch, [prompts[owner] for owner in batch.owners]))
+        answers = self._answers(reading.responses, [batch.questions[owner].row["answer"] for owner in batch.owners])
+        attention: list[Any] = [None] * len(answers)
+        if self.options.attention:
+            attention = attention_shares(self.model, reading.responses)
+        without = self._asked_again(batch)
+        for question, prompt, place in zip(batch.questions, prompts, batch.slices, strict=True):
+            grids = self._grids(question, prompt)
+            measured = self._measured(question, reading, place, answers[place], grids)
+            rollouts = [
+                {
+                    "model": 0,
+                    "sample": sample,
+                    **answers[i],
+                    **measured[sample],
+                    "attention": attention[i],
+                    **without[i],
+                }
+                for sample, i in enumerate(range(place.start, place.stop))
+            ]
+            yield question_entry(question, grids, rollouts)
+
+    def _encode(self, row: Row) -> EncodedPrompt:
+        return encode(self.processor, row, self.options.chat_template_kwargs, self.model.device)
+
+    def _responses(self, batch: Batch, prompts: list[EncodedPrompt]) -> Responses:
+        """Those that the questions bring with them, or new ones."""
+        stored = [response.token_ids for question in batch.questions for response in question.stored]
+        if stored:
+            return as_responses(prompts, stored, self.decoding.pad_token_id, self.model.device)
+        return respond(self.model, prompts, self.decoding, seed=self._seed(batch))
+
+    def _seed(self, batch: Batch) -> int:
+        return self.options.seed + batch.questions[0].number
+
+    def _answers(self, responses: Responses, golds: list[str]) -> list[dict[str, Any]]:
+        """Tokens, text and verdict of each response."""
+        tokenizer, ends = self.processor.tokenizer, set(self.decoding.eos_token_id)
+        token_ids = [ids[mask].tolist() for ids, mask in zip(responses.ids, responses.mask, strict=True)]
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in token_ids]
+        return [
+            {
+                "tokens": [tokenizer.decode([token]) for token in ids],
+                "text": text,
+                "predicted": extract_boxed(text),
+                "correct": verdict,
+                "truncated": ends.isdisjoint(ids),
+            }
+            for ids, text, verdict in zip(token_ids, texts, grade(texts, golds), strict=True)
+        ]
+
+    def _measured(
+        self,
+        question: Question,
+        reading: Reading,
+        place: slice,
+        answers: Sequence[Mapping[str, Any]],
+        grids: Sequence[Grid],
+    ) -> list[dict[str, Any]]:
+        """The numbers of each response to a question, which stand at `place` of the batch."""
+        mask, similarity = reading.responses.mask[place], reading.similarity[place]
+        if not reading.visual[place].any():
+            return [{"similarity": None, **NOTHING, "patches": None}] * len(answers)
+        advantages = None
+        if len(answers) > 1:
+            correct = torch.tensor([float(answer["correct"]) for answer in answers], device=mask.device)
+            given = [response.advantage for response in question.stored]
+            advantages = torch.tensor(given, device=mask.device) if given else group_advantages(correct)
+        weights = weigh(similarity, mask, advantages, self.options.settings)
+        return [
+            {
+                "similarity": numbers(similarity[i][mask[i]]),
+                **weights.entry(i, mask[i]),
+                "patches": packed(cell_values(reading.cosines(place.start + i), grids)) if grids else None,
+            }
+            for i in range(len(answers))
+        ]
+
+    def _asked_again(self, batch: Batch) -> list[dict[str, Any]]:
+        """For each response, `without`: what is answered the same way to the question with other pictures."""
+        found: list[dict[str, Any]] = [
+            {"without": {BLANK: None, OTHER: None} if self.options.without and question.row["images"] else None}
+            for question in (batch.questions[owner] for owner in batch.owners)
+        ]
+        for name in (BLANK, OTHER) if self.options.without else ():
+            rows = [question.others[name] for question in batch.questions]
+            prompts = [None if row is None else self._encode(row) for row in rows]
+            places = [i for i, owner in enumerate(batch.owners) if prompts[owner] is not None]
+            if not places:
+                continue
+            of_each = [prompt for i in places if (prompt := prompts[batch.owners[i]]) is not None]
+            golds = [batch.questions[batch.owners[i]].row["answer"] for i in places]
+            answers = self._answers(respond(self.model, of_each, self.decoding, seed=self._seed(batch)), golds)
+            for i, answer in zip(places, answers, strict=True):
+                found[i]["without"][name] = {key: answer[key] for key in ("text", "predicted", "correct")}
+        return found
+
+    def _grids(self, question: Question, prompt: EncodedPrompt) -> list[Grid]:
+        """Where the visual tokens stand; none where that is not known."""
+        config, images = self.model.config, question.row["images"]
+        if config.model_type not in LAYOUTS:
+            return []
+        try:
+            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.pictures, picture_sizes(images)))
+        except UnknownLayoutError as error:
+            logger.warning("row %d: %s", question.number, error)
+            return []
+
+
+def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A question as an inspection's file holds it."""
+    row = question.row
+    return {
+        "row": question.number,
+        "problem": row["problem"],
+        "answer": row["answer"],
+        "kind": kind_of(row),
+        "images": [
+            {"width": image.width, "height": image.height, "data": picture_entry(image)["uri"]}
+            for image in row["images"]
+        ],
+        "grids": grid_entries(grids),
+        "rollouts": rollouts,
+    }
+
+
+def kind_of(row: Row) -> str | None:
+    """The kind of problem that the data set names, if it does."""
+    meta = row.get(META) or {}
+    return next((str(meta[name]) for name in KINDS if meta.get(name)), None)

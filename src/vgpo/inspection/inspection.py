@@ -1,0 +1,216 @@
+"""An inspection as data: a JSON file with one question a line, written and read as a stream."""
+
+import html
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgpo.inspection.schema import InspectionError, check_head, check_question
+from vgpo.report.storage import to_json, write_file
+
+if TYPE_CHECKING:
+    import pandas
+
+QUESTIONS = b'"questions": [\n'
+HEIGHT = 800  # pixels of the page in a notebook
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Where one model or two look while they answer questions; what its file holds (docs/inspect.md).
+
+    Shown as its page in a notebook.
+
+    Attributes:
+        data: The file's content.
+
+    Raises:
+        InspectionError: `data` is not an inspection; says where and what was expected.
+    """
+
+    data: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_head(self.data, "this inspection")
+        for place, question in enumerate(self.data["questions"]):
+            check_question(question, len(self.data["models"]), f"this inspection, question {place}")
+
+    @classmethod
+    def read(cls, path: Path | str) -> "Inspection":
+        """The inspection in a file, whole.
+
+        Raises:
+            InspectionError: It is not one; names the file.
+        """
+        try:
+            data = json.loads(Path(path).read_bytes())
+        except ValueError as error:
+            raise InspectionError(f"{path}: not valid JSON ({error}); write it anew with `vgpo inspect`") from error
+        try:
+            return cls(data)
+        except InspectionError as error:
+            raise InspectionError(f"{path}: {error}") from error
+
+    def write(self, path: Path | str) -> None:
+        """Write the file; whatever was there is replaced when it is complete."""
+        write_inspection(Path(path), self.head, self.questions)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """All but the questions."""
+        return {name: value for name, value in self.data.items() if name != "questions"}
+
+    @property
+    def questions(self) -> list[dict[str, Any]]:
+        return self.data["questions"]
+
+    def compared_with(self, other: "Inspection") -> "Inspection":
+        """Both in one, side by side: of one model each, over the same questions.
+
+        Raises:
+            InspectionError: They have more models, or other questions.
+        """
+        head = compared_heads(self.head, other.head)
+        return Inspection({**head, "questions": list(compared_questions(self.questions, other.questions))})
+
+    def to_html(self) -> str:
+        """The page: one self-contained file."""
+        from vgpo.inspection.page import render_inspection
+
+        return render_inspection(self.data)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """A row for each token: where it stands, its numbers, and what is known of its response."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                row
+                for question in self.questions
+                for rollout in question["rollouts"]
+                for row in token_rows(question, rollout, self.data["models"][rollout["model"]]["name"])
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        # In a frame of its own, without the notebook's origin: its text is a model's.
+        return (
+            f'<iframe sandbox="allow-scripts" width="100%" height="{HEIGHT}" '
+            f'srcdoc="{html.escape(self.to_html())}"></iframe>'
+        )
+
+
+PER_TOKEN = ("similarity", "focus", "gate", "weight", "token_factor", "advantage")
+PER_ROLLOUT = ("rollout_factor", "late_early_ratio", "predicted", "correct", "truncated")
+
+
+def token_rows(question: Mapping[str, Any], rollout: Mapping[str, Any], model: str) -> Iterator[dict[str, Any]]:
+    for position, token in enumerate(rollout["tokens"]):
+        yield {
+            "row": question["row"],
+            "model": model,
+            "sample": rollout["sample"],
+            "position": position,
+            "token": token,
+            **{name: rollout[name] and rollout[name][position] for name in PER_TOKEN},
+            **{f"attention_{source}": shares[position] for source, shares in (rollout["attention"] or {}).items()},
+            **{name: rollout[name] for name in PER_ROLLOUT},
+        }
+
+
+def write_inspection(path: Path, head: Mapping[str, Any], questions: Iterable[Mapping[str, Any]]) -> None:
+    """Write an inspection's file question by question, in memory that does not grow with their number.
+
+    Raises:
+        RunFolderError: The disk refused; an older file is as it was.
+    """
+    write_file(path, encoded(head, questions))
+
+
+def encoded(head: Mapping[str, Any], questions: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    yield to_json(head)[:-1] + b", " + QUESTIONS
+    separator = b""
+    for question in questions:
+        yield separator + to_json(question)
+        separator = b",\n"
+    yield b"\n]}\n"
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """All but the questions of a file that `write_inspection` wrote; errors as of `Inspection.read`."""
+    with path.open("rb") as lines:
+        return parse_head(lines.readline(), path)
+
+
+def iter_questions(path: Path) -> Iterator[dict[str, Any]]:
+    """The questions of a file that `write_inspection` wrote, one at a time; errors as of `Inspection.read`."""
+    with path.open("rb") as lines:
+        num_models = len(parse_head(lines.readline(), path)["models"])
+        for number, line in enumerate(lines, start=2):
+            if line == b"]}\n":
+                return
+            where = f"{path}, line {number}"
+            if not line.strip():
+                continue  # an inspection without questions
+            try:
+                question = json.loads(line.rstrip().removesuffix(b","))
+            except ValueError as error:
+                raise InspectionError(
+                    f"{where}: not valid JSON ({error}); write it anew with `vgpo inspect`"
+                ) from error
+            check_question(question, num_models, where)
+            yield question
+    raise InspectionError(f"{path}: ends in the midst of its questions; write it anew with `vgpo inspect`")
+
+
+def parse_head(line: bytes, path: Path) -> dict[str, Any]:
+    if not line.endswith(QUESTIONS):
+        raise InspectionError(
+            f"{path}: its first line does not end in {QUESTIONS.decode().strip()}, as `vgpo inspect` writes it; read "
+            "it whole, with Inspection.read, or write it anew"
+        )
+    head = json.loads(line + b"]}")
+    check_head(head, str(path))
+    return {name: value for name, value in head.items() if name != "questions"}
+
+
+def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The head of both inspections in one.
+
+    Raises:
+        InspectionError: There are more models than two, or they were asked in different ways.
+    """
+    if len(first["models"]) != 1 or len(second["models"]) != 1:
+        raise InspectionError(
+            f"the inspections are of {len(first['models'])} and {len(second['models'])} models; expected one each"
+        )
+    for name in ("settings", "temperature", "max_new_tokens"):
+        if first[name] != second[name]:
+            raise InspectionError(
+                f"the inspections differ in {name}: {first[name]} and {second[name]}; inspect both in the same way"
+            )
+    return {**first, "models": [*first["models"], *second["models"]]}
+
+
+def compared_questions(
+    first: Iterable[Mapping[str, Any]], second: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The questions of two inspections with the rollouts of both, question after question.
+
+    Raises:
+        InspectionError: They are not the same questions, or are seen in other patches.
+    """
+    for one, other in zip_longest(first, second):
+        if one is None or other is None:
+            raise InspectionError("one of the inspections has more questions; inspect the same rows with both models")
+        for name in ("row", "problem", "answer", "grids"):
+            if one[name] != other[name]:
+                raise InspectionError(
+                    f"row {one['row']}: the inspections differ in {name!r}; compare models of one family and with the "
+                    "same pixel limits, on the same rows and with the same template"
+                )
+        theirs = [{**rollout, "model": 1} for rollout in other["rollouts"]]
+        yield {**one, "rollouts": [*one["rollouts"], *theirs]}

@@ -1,0 +1,152 @@
+"""Questions to look at: rows of a data set, or those of a run with the responses that it stored."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from vgpo.data import to_prompts
+from vgpo.data.schema import IMAGE_MARK
+from vgpo.report import RunFolder
+from vgpo.study.probe import with_blank_pictures, with_other_pictures
+
+logger = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+BLANK, OTHER = "blank", "other"
+STEP = re.compile(r"checkpoint-(\d+)$")
+
+
+class StoredRolloutsError(ValueError):
+    """A run's stored rollouts cannot be looked at; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A response that is there already.
+
+    Attributes:
+        token_ids: With the end token, if it has one.
+        advantage: A_i that it was given.
+    """
+
+    token_ids: list[int]
+    advantage: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of `vgpo.data.to_prompts` to look at.
+
+    Attributes:
+        number: What it is called.
+        row: `prompt`, `images`, `problem`, `answer`, and `meta` where it has one.
+        others: The same row with other pictures, by their name; None where there are none.
+        stored: Its responses, or empty where they are to be drawn.
+    """
+
+    number: int
+    row: Row
+    others: Mapping[str, Row | None] = field(default_factory=dict)
+    stored: Sequence[Stored] = ()
+
+
+def questions_of(
+    rows: Dataset | Sequence[Row],
+    numbers: Sequence[int],
+    *,
+    without: bool,
+    stored: Sequence[Sequence[Stored]] | None = None,
+) -> Iterator[Question]:
+    """The rows as questions, made when they are asked for.
+
+    Args:
+        rows: Of `vgpo.data.to_prompts`.
+        numbers: What each is called.
+        without: Each with a blank picture too, and with the picture of the next that has as many.
+        stored: The responses to each, where they are there.
+    """
+    views = {BLANK: with_blank_pictures(rows), OTHER: with_other_pictures(rows)} if without else {}
+    places = {name: {row: place for place, row in enumerate(view.order)} for name, view in views.items()}
+    for i, number in enumerate(numbers):
+        others = {name: view[places[name][i]] if i in places[name] else None for name, view in views.items()}
+        yield Question(number, rows[i], others, stored[i] if stored else ())
+
+
+@dataclass(frozen=True)
+class StoredQuestions:
+    """Questions of a run with the responses that it stored; fields as `questions_of` takes them."""
+
+    rows: Dataset
+    numbers: list[int]
+    stored: list[list[Stored | None]]
+
+
+def stored_questions(
+    folder: RunFolder, checkpoint: Path, template: str, tokenizer: PreTrainedTokenizerBase, wanted: Sequence[int]
+) -> StoredQuestions:
+    """What a run stored last before a checkpoint was written, newest step first.
+
+    Args:
+        folder: Of the run.
+        checkpoint: `checkpoint-<step>`; another name stands for the end of the run.
+        template: Of the run's prompts.
+        tokenizer: Turns the stored tokens back into ids.
+        wanted: Which of the stored groups, 0 for the first of the newest step; beyond the last are left out.
+
+    Raises:
+        StoredRolloutsError: The run stored none, or of none do the tokens come back as they were.
+    """
+    place = STEP.search(checkpoint.name)
+    last = int(place[1]) if place else None
+    groups: dict[tuple[int, int], list[int]] = {}
+    for line, record in enumerate(folder.read_rollouts()):
+        if last is None or record["step"] <= last:
+            groups.setdefault((record["step"], record["group"]), []).append(line)
+    newest = sorted(groups, key=lambda key: (-key[0], key[1]))
+    chosen = [newest[i] for i in wanted if i < len(newest)]
+    if not chosen:
+        raise StoredRolloutsError(
+            f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
+            "wanted; name a data set with --data, whose questions are then answered anew"
+        )
+    lines = {line for key in chosen for line in groups[key]}
+    records = {line: record for line, record in enumerate(folder.read_rollouts()) if line in lines}
+    members = {key: [records[line] for line in groups[key]] for key in chosen}
+    stored = {key: [stored_response(record, tokenizer) for record in group] for key, group in members.items()}
+    whole = [key for key in chosen if None not in stored[key]]
+    if len(whole) < len(chosen):
+        logger.warning(
+            "%s: %d of %d groups are left out, because a text in them is cut into other tokens when it is read again",
+            folder.rollouts_path, len(chosen) - len(whole), len(chosen),
+        )  # fmt: skip
+    if not whole:
+        raise StoredRolloutsError(
+            f"{folder.rollouts_path}: no group of rollouts comes back as the tokens that it was; name a data set with "
+            "--data, whose questions are then answered anew"
+        )
+    firsts = [members[key][0] for key in whole]
+    columns = {
+        "images": [[str(folder.path / name) for name in first["images"]] for first in firsts],
+        # The stored pictures are in the order of the marks, numbered or not.
+        "problem": [IMAGE_MARK.sub("<image>", first["problem"]) for first in firsts],
+        "answer": [first["answer"] or "" for first in firsts],
+    }
+    rows = to_prompts(Dataset.from_dict(columns), template)
+    return StoredQuestions(rows, [first["row"] for first in firsts], [stored[key] for key in whole])
+
+
+def stored_response(record: Row, tokenizer: PreTrainedTokenizerBase) -> Stored | None:
+    """A stored rollout with the ids of its tokens; None if its text is now cut into other tokens."""
+    tokens = record["tokens"]
+    for size in dict.fromkeys((len(tokens), len(tokens) - 1)):  # with its end token, or that apart
+        ids = tokenizer("".join(tokens[:size]), add_special_tokens=False)["input_ids"]
+        ids += tokenizer.convert_tokens_to_ids(tokens[size:])
+        if [tokenizer.decode([token]) for token in ids] == list(tokens):
+            return Stored(ids, record["advantage"])
+    return None

@@ -1,0 +1,72 @@
+"""One pass of a model over prompts and responses: the similarity of each token with what it could look at."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import PreTrainedModel
+
+from vgpo.equations import visual_prototype, visual_similarity
+from vgpo.focus import decoder_of, last_hidden_state, visual_token_ids
+from vgpo.study.evaluate import evaluation_mode
+from vgpo.study.responses import Responses
+from vgpo.trl.forward import ModelInput, padded_input
+from vgpo.trl.prompts import joined_pictures
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of B prompts and their responses.
+
+    Attributes:
+        responses: What it read.
+        states: Hidden states behind the final norm; (B, P + T, D).
+        visual: Visual tokens of the prompts; bool (B, P).
+        similarity: Cosine of each response token with the mean of its prompt's visual tokens (Eq. 3); (B, T).
+    """
+
+    responses: Responses
+    states: Tensor
+    visual: Tensor
+    similarity: Tensor
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, responses: Responses) -> "Reading":
+        inputs = padded_input(responses.rows, visual_token_ids(model.config))
+        states, visual = last_states(model, inputs), inputs.visual_prompt
+        width = visual.shape[1]
+        similarity = visual_similarity(states[:, width:], visual_prototype(states[:, :width], visual))
+        return cls(responses, states, visual, similarity)
+
+    def cosines(self, row: int) -> Tensor:
+        """Cosine of each token of a response with each visual token of its prompt; (T, V), float32."""
+        visual, mask = self.visual[row], self.responses.mask[row]
+        width = len(visual)
+        states = normalize(self.states[row].float(), dim=-1)
+        return states[width:][mask] @ states[:width][visual].T
+
+
+def read(model: PreTrainedModel, inputs: ModelInput) -> None:
+    """Let the model read rows, for hooks to listen; its logits are not computed beyond the last."""
+    model(
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        logits_to_keep=1,
+        use_cache=False,
+        **inputs.token_types,
+        **joined_pictures(inputs.prompts),
+    )
+
+
+def last_states(model: PreTrainedModel, inputs: ModelInput) -> Tensor:
+    """Hidden states behind the final norm, from which the visual prototype (Eq. 2) is made; (B, P + T, D)."""
+    states: list[Tensor] = []
+    listener = decoder_of(model).register_forward_hook(
+        lambda decoder, args, output: states.append(last_hidden_state(output))
+    )
+    try:
+        with evaluation_mode(model):
+            read(model, inputs)
+    finally:
+        listener.remove()
+    return states[0]

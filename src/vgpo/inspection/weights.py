@@ -1,0 +1,91 @@
+"""What the method makes of the responses to one question, out of their similarities."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgpo.equations import VGPOSettings, compensated_weight, progress, reweight_advantages
+from vgpo.focus import focus_statistics
+
+SPREAD = 1e-4  # GRPO's guard against a group whose rewards are all alike
+PER_TOKEN = ("focus", "gate", "weight", "token_factor", "advantage")
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of G responses of up to T tokens, by their names in an inspection's file.
+
+    Attributes:
+        focus: rho (Eq. 4 of arXiv 2604.09349); (G, T).
+        gate: G of Eq. 6; bool (G, T).
+        weight: w of Eq. 5; (G, T).
+        token_factor: 1 + psi of Eq. 8; (G, T).
+        rollout_factor: 1 + phi of Eq. 11, (G,), or None for a single response.
+        advantage: A^V of Eq. 12, (G, T), or None for a single response.
+        late_early_ratio: As `vgpo.focus.focus_statistics` has it; None for a response of one token.
+    """
+
+    focus: Tensor
+    gate: Tensor
+    weight: Tensor
+    token_factor: Tensor
+    rollout_factor: Tensor | None
+    advantage: Tensor | None
+    late_early_ratio: list[float | None]
+
+    def entry(self, i: int, mask: Tensor) -> dict[str, Any]:
+        """Numbers of response `i`, whose tokens are at `mask`, bool (T,)."""
+        per_token = {name: vars(self)[name] for name in PER_TOKEN}
+        return {
+            **{name: None if values is None else numbers(values[i][mask]) for name, values in per_token.items()},
+            "rollout_factor": None if self.rollout_factor is None else round(float(self.rollout_factor[i]), DIGITS),
+            "late_early_ratio": self.late_early_ratio[i],
+        }
+
+
+# Of a question without a picture.
+NOTHING = dict.fromkeys((*PER_TOKEN, "rollout_factor", "late_early_ratio"))
+
+
+def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings: VGPOSettings) -> Weights:
+    """What the method makes of the responses of one group.
+
+    Args:
+        similarity: S of Eq. 3; (G, T).
+        mask: Tokens of the responses; bool (G, T).
+        advantages: A_i, (G,), or None where they are not known.
+        settings: Of the method.
+    """
+    number = len(similarity)
+    plain = similarity.new_zeros(number) if advantages is None else advantages
+    group = torch.zeros(number, dtype=torch.long, device=similarity.device)
+    shaped = reweight_advantages(plain, similarity, mask, group, settings)
+    growth = progress(mask.cumsum(1), mask.sum(1, keepdim=True), settings, shaped.focus.dtype)
+    visual = torch.ones(1, dtype=torch.bool, device=similarity.device)
+    decay = [
+        focus_statistics(rho[None], tokens[None], visual)["focus/late_early_ratio"]
+        for rho, tokens in zip(shaped.focus, mask, strict=True)
+    ]
+    alone = advantages is None
+    return Weights(
+        focus=shaped.focus,
+        gate=shaped.gate,
+        weight=compensated_weight(shaped.focus, shaped.gate, growth, settings.strength),
+        token_factor=shaped.token_factor,
+        rollout_factor=None if alone else shaped.rollout_factor,
+        advantage=None if alone else shaped.advantages,
+        late_early_ratio=[round(float(ratio.total), DIGITS) if ratio.number else None for ratio in decay],
+    )
+
+
+def group_advantages(rewards: Tensor) -> Tensor:
+    """GRPO's advantage of each of a group: (r - mean r) / (std r + 1e-4); (G,) -> (G,)."""
+    return (rewards - rewards.mean()) / (rewards.std() + SPREAD)
+
+
+def numbers(values: Tensor) -> list[Any]:
+    """Values of a tensor (T,), without the digits that nobody needs."""
+    return [value if isinstance(value, bool) else round(value, DIGITS) for value in values.tolist()]
