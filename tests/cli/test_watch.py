@@ -158,7 +158,7 @@ def test_a_run_that_is_silent_is_suspected(make_folder):
     log(folder, *range(1, 61))  # the last line is 40 s before NOW
     assert "running" in text_of(read(folder), now=NOW - 40 + 59)
     shown = text_of(read(folder), now=NOW - 40 + 600)
-    assert "no news for 10 min, where 2.0 s was the longest wait before: stuck, or killed?" in shown
+    assert "no news for 10 min, longest wait before 2.0 s: stuck or killed?" in shown
     slow = make_folder("slow")
     log(slow, 20, 50)  # 60 s between lines
     assert "running" in text_of(read(slow), now=NOW - 60 + 179)

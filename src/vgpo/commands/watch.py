@@ -15,7 +15,6 @@ from vgpo.commands import plots
 from vgpo.commands.plots import duration, short
 from vgpo.commands.terminal import say
 from vgpo.report import RunFolder, RunFolderError
-from vgpo.report.data import draw_charts
 from vgpo.report.watched import WatchedRun
 from vgpo.text import visible
 
@@ -90,7 +89,7 @@ def view(watched: WatchedRun, width: int, height: int, now: float) -> list[Text]
     """
     lines = header(watched, width, now)
     room = height - len(lines)
-    plotted = chart_rows(charts_of(watched), width, room)
+    plotted = chart_rows(charts_of(watched.charts), width, room)
     lines += plotted
     room -= len(plotted)
     if watched.rollout is not None and room >= MIN_ROLLOUT_HEIGHT:
@@ -131,11 +130,8 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     if not watched.lines:
         return "begun, no step logged yet", "bold"
     if silence is not None:
-        usual = duration(watched.pace().longest)
-        return (
-            f"no news for {duration(silence)}, where {usual} was the longest wait before: stuck, or killed?",
-            "bold red",
-        )
+        longest = duration(watched.pace().longest)
+        return f"no news for {duration(silence)}, longest wait before {longest}: stuck or killed?", "bold red"
     return "running", "bold"
 
 
@@ -150,7 +146,7 @@ def progress(watched: WatchedRun) -> Text:
         parts.append(f"{duration(pace.seconds_per_step)} a step")
     if pace.tokens_per_second is not None:
         parts.append(f"{pace.tokens_per_second:,.0f} tokens/s")
-    if planned and pace.seconds_per_step is not None and not watched.training_is_over:
+    if planned and watched.step < planned and pace.seconds_per_step is not None and not watched.training_is_over:
         parts.append(f"{duration((planned - watched.step) * pace.seconds_per_step)} left")
     return Text(" · ".join(parts))
 
@@ -187,7 +183,7 @@ def held_out(evaluation: dict[str, Any]) -> str:
 
 def alarm_lines(watched: WatchedRun) -> list[Text]:
     """Alarms that hold, and those that did; none is said too, in a word."""
-    alarms = watched.alarms()
+    alarms = watched.alarms
     if not alarms:
         return [Text("alarms: none")] if watched.last_line else []
     holding = [f"{one_line(one['name'])} since step {one['first_step']}" for one in alarms if one["holds"]]
@@ -200,8 +196,9 @@ def alarm_lines(watched: WatchedRun) -> list[Text]:
     return lines + ([Text(f"earlier alarms: {'; '.join(earlier)}")] if earlier else [])
 
 
-def charts_of(watched: WatchedRun) -> list[dict[str, Any]]:
-    drawn = {chart["id"]: chart for chart in draw_charts([watched.lines])}
+def charts_of(charts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that are shown here, in their order."""
+    drawn = {chart["id"]: chart for chart in charts}
     score = drawn.get("accuracy", drawn.get("reward"))
     return [chart for chart in [score, *(drawn.get(name) for name in CHARTS)] if chart is not None]
 

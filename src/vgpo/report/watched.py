@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from vgpo.report.data import alarms_of, drop_abandoned_steps
+from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps
 from vgpo.report.rollouts import rollout_entry
 from vgpo.report.run_folder import SUMMARY, RunFolder
 from vgpo.report.storage import last_complete_line, parse_object, read_object, read_records
@@ -57,6 +57,8 @@ class WatchedRun:
 
     Attributes:
         lines: the metrics lines, without those of steps that were repeated.
+        charts: what the page would draw of them, as of `report_data`.
+        alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
         rollout: the rollout stored last, as of `rollout_entry`, or None.
         config, evaluation: as they stand in their files; empty while there is none.
         checkpoint: step of the newest whole checkpoint and the time of its end (seconds since 1970), or None.
@@ -65,6 +67,8 @@ class WatchedRun:
     def __init__(self, path: Path | str) -> None:
         self.folder = RunFolder(Path(path))
         self.lines: list[dict[str, Any]] = []
+        self.charts: list[dict[str, Any]] = []
+        self.alarms: list[dict[str, Any]] = []
         self.rollout: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
@@ -87,9 +91,17 @@ class WatchedRun:
         self.resumed_from = self._resumes.get() or []
         self.rollout = self._rollout.get()
         self.checkpoint = newest_checkpoint(self.folder.checkpoints_path)
-        new = list(self._metrics.read(self.lines.clear))
-        if new:
-            self.lines = drop_abandoned_steps([*self.lines, *new])
+        self._read_metrics()
+
+    def _read_metrics(self) -> None:
+        kept = list(self.lines)
+        new = list(self._metrics.read(kept.clear))
+        if not new and len(kept) == len(self.lines):
+            return
+        self.lines = drop_abandoned_steps([*kept, *new])
+        self.charts = draw_charts([self.lines])
+        holding = [name for name, value in self.last_line.items() if value]
+        self.alarms = [{**alarm, "holds": f"alarm/{alarm['name']}" in holding} for alarm in alarms_of(self.lines)]
 
     @property
     def begun(self) -> bool:
@@ -142,12 +154,6 @@ class WatchedRun:
             return None
         silence = now - last
         return silence if silence > max(SILENCE, 3 * self.pace().longest) else None
-
-    def alarms(self) -> list[dict[str, Any]]:
-        """Those of `alarms_of`, with `holds`: whether the newest line has it."""
-        return [
-            {**alarm, "holds": bool(self.last_line.get(f"alarm/{alarm['name']}"))} for alarm in alarms_of(self.lines)
-        ]
 
 
 def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pace:
