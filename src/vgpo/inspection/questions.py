@@ -84,7 +84,7 @@ class StoredQuestions:
 
     rows: Dataset
     numbers: list[int]
-    stored: list[list[Stored | None]]
+    stored: list[list[Stored]]
 
 
 def stored_questions(
@@ -118,8 +118,8 @@ def stored_questions(
     lines = {line for key in chosen for line in groups[key]}
     records = {line: record for line, record in enumerate(folder.read_rollouts()) if line in lines}
     members = {key: [records[line] for line in groups[key]] for key in chosen}
-    stored = {key: [stored_response(record, tokenizer) for record in group] for key, group in members.items()}
-    whole = [key for key in chosen if None not in stored[key]]
+    read = {key: stored_responses(group, tokenizer) for key, group in members.items()}
+    whole = {key: responses for key, responses in read.items() if responses is not None}
     if len(whole) < len(chosen):
         logger.warning(
             "%s: %d of %d groups are left out, because a text in them is cut into other tokens when it is read again",
@@ -138,7 +138,14 @@ def stored_questions(
         "answer": [first["answer"] or "" for first in firsts],
     }
     rows = to_prompts(Dataset.from_dict(columns), template)
-    return StoredQuestions(rows, [first["row"] for first in firsts], [stored[key] for key in whole])
+    return StoredQuestions(rows, [first["row"] for first in firsts], list(whole.values()))
+
+
+def stored_responses(records: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Stored] | None:
+    """The stored rollouts of a group, or None if the tokens of one do not come back."""
+    responses = [stored_response(record, tokenizer) for record in records]
+    known = [response for response in responses if response is not None]
+    return known if len(known) == len(records) else None
 
 
 def stored_response(record: Row, tokenizer: PreTrainedTokenizerBase) -> Stored | None:
