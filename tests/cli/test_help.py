@@ -25,7 +25,8 @@ def modules_after(*words: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("quickstart",), ("train",), ("eval",), ("inspect",), ("report",), ("compare",), ("toy",)]
+    "command",
+    [(), ("quickstart",), ("train",), ("eval",), ("inspect",), ("report",), ("watch",), ("compare",), ("toy",)],
 )
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     loaded = modules_after(*command, "--help")
@@ -40,5 +41,5 @@ def test_help_takes_less_than_a_second() -> None:
         done = subprocess.run([sys.executable, "-m", "vgpo.cli", "--help"], capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - started)
     assert min(seconds) < 1
-    for command in ("quickstart", "train", "eval", "inspect", "report", "compare", "toy"):
+    for command in ("quickstart", "train", "eval", "inspect", "report", "watch", "compare", "toy"):
         assert command in done.stdout

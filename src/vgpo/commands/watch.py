@@ -51,7 +51,7 @@ def run(path: Path, *, every: float, once: bool) -> None:
     if once or not console.is_terminal or console.is_dumb_terminal:
         if not once:
             say(Console(stderr=True), "not a terminal that can be drawn on: one view, as with --once")
-        RunFolder.open(path)
+        RunFolder.open(path)  # or say what is missing
         watched.read()
     else:
         with contextlib.suppress(KeyboardInterrupt):
