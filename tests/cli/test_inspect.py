@@ -1,0 +1,114 @@
+"""`vgpo inspect`, from checkpoints to a file and a page."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+from tests.report.run_records import rollout
+from vgpo.cli import app
+from vgpo.commands import inspect as command
+from vgpo.commands.recipe import RecipeError
+from vgpo.inspection import Inspection
+from vgpo.report import RunFolder
+from vgpo.toy import checkpoint_path
+
+CONFIG = {
+    "template": "think_boxed",
+    "max_completion_length": 5,
+    "chat_template_kwargs": None,
+    "strength": 0.9,
+    "temperature": 0.5,
+    "num_generations": 2,
+}
+
+
+def invoke(*words: object, status: int = 0) -> str:
+    done = CliRunner().invoke(app, ["inspect", *map(str, words)])
+    assert done.exit_code == status, done.output
+    assert "Traceback" not in done.output
+    return done.output
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run with a checkpoint whose weights are not those of the start, and one stored group."""
+    run = RunFolder.create(tmp_path / "runs" / "study", CONFIG, seed=0, command=["vgpo"])
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint_path())
+    processor = AutoProcessor.from_pretrained(checkpoint_path())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    checkpoint = run.checkpoints_path / "checkpoint-4"
+    model.save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+    ids = [processor.tokenizer(text)["input_ids"] for text in ("row 1: 7", "row 1: 8<|im_end|>")]
+    for advantage, tokens in zip((-1.0, 1.0), ids, strict=True):
+        told = [processor.tokenizer.decode([token]) for token in tokens]
+        run.write_rollouts([rollout(4, 0, tokens=told, completion="".join(told), advantage=advantage)])
+    return run.path
+
+
+def test_questions_of_a_data_set(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
+    out = tmp_path / "out"
+    said = invoke("toy", "--data", toy_files[1], "--rows", "1,4-5", "--max-new-tokens", 8, "--out", out, "--without")
+    assert str(out / "inspection.html") in said
+    found = Inspection.read(out / "inspection.json")
+    assert (out / "inspection.html").read_text("utf-8") == found.to_html()
+    assert [question["row"] for question in found.questions] == [1, 4, 5]
+    assert found.data["models"] == [{"name": "toy", "path": "toy", "family": "qwen2_5_vl"}]
+    assert (found.data["temperature"], found.data["max_new_tokens"]) == (0.0, 8)
+    assert found.data["settings"]["strength"] == 0.3
+    assert found.questions[0]["rollouts"][0]["without"]["blank"]["correct"] in (True, False)
+
+
+def test_a_checkpoint_of_a_run_beside_its_start(
+    tmp_path: Path, toy_files: tuple[Path, Path], run_folder: Path
+) -> None:
+    checkpoint = run_folder / "checkpoints" / "checkpoint-4"
+    words = ["--compare", "toy", "--rows", "0-2", "--samples", 2, "--out", tmp_path / "page.html"]
+    invoke(checkpoint, "--data", toy_files[1], *words)
+    found = Inspection.read(tmp_path / "page.json")
+    assert [model["name"] for model in found.data["models"]] == ["study/checkpoint-4", "toy"]
+    assert (found.data["settings"]["strength"], found.data["temperature"]) == (0.9, 0.5)
+    assert found.data["max_new_tokens"] == 5
+    for question in found.questions:
+        assert [(one["model"], one["sample"]) for one in question["rollouts"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_responses_that_a_run_stored(tmp_path: Path, run_folder: Path) -> None:
+    checkpoint = run_folder / "checkpoints" / "checkpoint-4"
+    invoke(checkpoint, "--out", tmp_path / "a.json")
+    (question,) = Inspection.read(tmp_path / "a.json").questions
+    assert ["".join(one["tokens"]) for one in question["rollouts"]] == ["row 1: 7", "row 1: 8<|im_end|>"]
+    assert question["row"] == 7
+    assert sum(question["rollouts"][0]["advantage"]) < 0 < sum(question["rollouts"][1]["advantage"])
+    assert "--samples is for the questions of --data" in invoke(checkpoint, "--samples", 2, status=2)
+
+
+def test_what_cannot_be_inspected_is_said(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
+    assert "'toy' does not lie in the folder of a run" in invoke("toy", status=2)
+    output = " ".join(invoke("toy", "--data", toy_files[1], "--rows", "3,12", status=2).split())
+    assert f"there is no row 12: {toy_files[1]} has 12 rows, counted from 0" in output
+    assert "cannot be loaded" in invoke(tmp_path / "none", "--data", toy_files[1], status=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("5, 0-2,1", [5, 0, 1, 2]), ("2-2", [2])]
+)
+def test_rows(words: str, rows: list[int]) -> None:
+    assert command.parsed(words) == rows
+
+
+@pytest.mark.parametrize("words", ["", "a", "3-1", "-1", "1,,2", "1-", "1.5"])
+def test_rows_that_are_none(words: str) -> None:
+    with pytest.raises(RecipeError, match=r"expected numbers from 0 and ranges, as in 0-49 or 0,3,7"):
+        command.parsed(words)
+
+
+def test_names_of_the_two_files() -> None:
+    assert command.paths(Path("a/b.c.html")) == (Path("a/b.c.json"), Path("a/b.c.html"))
+    assert command.paths(Path("v1.2")) == (Path("v1.2/inspection.json"), Path("v1.2/inspection.html"))
