@@ -65,7 +65,7 @@ def test_a_run_that_goes_on(make_folder):
     shown = text_of(read(folder), now=NOW - 40)
     assert "seed-0 · Qwen2.5-VL-7B · vgpo · running" in shown
     # 60 of 80 steps of 2 s and 3000 tokens each: 20 x 2 s are left.
-    assert "step 60 of 80 ████████████░░░░ 75% · 2.0 s a step · 1,500 tokens/s · 40 s left" in shown
+    assert "step 60 of 80 ████████████░░░░ 75 % · 2.0 s a step · 1,500 tokens/s · 40 s left" in shown
     assert "generation 50 % · reward 12 % · update 38 %" in shown
     assert "no checkpoint yet" in shown
     assert "alarms: none" in shown
@@ -338,6 +338,8 @@ def test_it_is_drawn_anew_until_the_run_is_over(make_folder, tmp_path: Path):
             log(folder, 1, 2)
         elif len(pauses) == 2:
             end(folder)
+        else:
+            raise AssertionError("the run is over, and it is still drawn")
 
     watch.follow(WatchedRun(folder.path), console, every=0.5, pause=go_on)
     shown = console.file.getvalue()

@@ -141,7 +141,7 @@ def progress(watched: WatchedRun) -> Text:
     if planned:
         share = min(1.0, watched.step / planned)
         filled = round(16 * share)
-        parts = [f"step {watched.step} of {planned} {'█' * filled}{'░' * (16 - filled)} {share:.0%}"]
+        parts = [f"step {watched.step} of {planned} {'█' * filled}{'░' * (16 - filled)} {100 * share:.0f} %"]
     if pace.seconds_per_step is not None:
         parts.append(f"{duration(pace.seconds_per_step)} a step")
     if pace.tokens_per_second is not None:
