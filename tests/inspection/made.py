@@ -99,7 +99,7 @@ def rollout(
         "token_factor": factor.tolist(),
         "rollout_factor": 1.1,
         "advantage": (0.7 * factor * 1.1).tolist(),
-        "late_early_ratio": float(focus[half:].mean() / focus[:half].mean()),
+        "late_early_ratio": float(focus[half:].mean() / focus[:half].mean()) if half else None,
         "patches": pack(patches),
         "attention": attention(num_tokens),
         "without": {
@@ -151,10 +151,12 @@ def odd() -> dict[str, Any]:
     return inspection(
         [
             question(3, [rollout(m, num_visual=num_visual(tiles), seed=m) for m in (0, 1)], grids=tiles, kind="tiles"),
-            question(1, [rollout(m, num_visual=12, seed=m) for m in (0, 1)], images=[picture(1), picture(2)], grids=two),
+            question(
+                1, [rollout(m, num_visual=12, seed=m) for m in (0, 1)], images=[picture(1), picture(2)], grids=two
+            ),
             without_picture(2),
             question(4, [rollout(m, sample=s, seed=10 * m + s) for m in (0, 1) for s in range(3)]),
-            question(5, [empty, rollout(1, 1, truncated=True, late_early_ratio=None)]),
+            question(5, [empty, rollout(1, 1, truncated=True)]),
             question(6, [rollout(0, attention=None, without=None, patches=None), rollout(1, advantage=None)]),
             question(7, [rollout(1)], kind=None),
         ]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MAP_BYTES = 2_400_000  # of all maps of a page together
+MAP_BYTES = 2_600_000  # of all maps of a page together
 
 
 class Fineness(NamedTuple):
@@ -17,7 +17,7 @@ class Fineness(NamedTuple):
     block: int
 
 
-FINENESSES = tuple(Fineness(*pair) for pair in ((256, 1), (64, 1), (64, 2), (64, 4), (64, 8)))
+FINENESSES = tuple(Fineness(*pair) for pair in ((256, 1), (64, 1), (32, 1), (32, 2), (32, 4), (32, 8)))
 
 
 def pack_maps(
@@ -53,7 +53,7 @@ def pack_map(
     cells = np.concatenate([average(values[:, one["tokens"]], one, fineness.block) for one in grids], axis=1)
     levels = np.round(cells * (fineness.levels - 1)).astype(np.uint8)
     changes = np.diff(levels, axis=0, prepend=np.zeros_like(levels[:1]))  # uint8 wraps around
-    data = base64.b64encode(zlib.compress(changes.tobytes(), 9)).decode("ascii")
+    data = base64.b64encode(zlib.compress(changes.tobytes())).decode("ascii")
     return {"low": patches["low"], "high": patches["high"], "cells": levels.shape[1], "data": data}
 
 

@@ -17,8 +17,9 @@ from vgpo.report.rollouts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
 SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
-QUESTION_BYTES = 4_500_000  # of all questions of a page together
+QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_CELL_CHARACTERS = 120
+MAX_ANSWERS = 200  # rows of the table of answers without the picture
 PER_TOKEN = ("similarity", "focus", "weight", "token_factor", "advantage")
 
 
@@ -44,7 +45,8 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     return environment.get_template("inspection.html.jinja").render(
         data=data,
         page=page,
-        asked_again=asked_again(data["questions"]),
+        answers=asked_again(data["questions"]),
+        max_answers=MAX_ANSWERS,
         embedded=embed_json(page),
         style=Markup(style),
         script=Markup(script),
@@ -116,8 +118,8 @@ def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> 
 
 
 def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rollouts whose questions were asked again without their picture, with what changed."""
-    return [
+    """The rollouts whose questions were asked again without their picture; those with a changed answer first."""
+    answers = [
         {
             "number": number,
             "row": question["row"],
@@ -134,6 +136,7 @@ def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for rollout in question["rollouts"]
         if rollout["without"]
     ]
+    return sorted(answers, key=lambda answer: not answer["changed"])
 
 
 def read(name: str, folder: Path) -> str:

@@ -19,8 +19,8 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
     Returns:
         dict: `num_rollouts`, `num_correct`, `num_truncated`; `focus`, mean over rollouts of their mean rho, or None;
         `outcomes`, for `correct` and `wrong`: `deciles` (see `mean_deciles`) and `late_early` (see `distribution`);
-        `attention`, None or `deciles` for `image`, `question` and `generated`; `without`, None or for `blank` and
-        `other`: `num_rollouts` (asked again so), `num_correct` and `num_changed` answers.
+        `attention`, None or `deciles` for `image`, `question` and `generated`; `without`, None or what came of asking
+        again without the picture, for `blank` and `other`: see `summarise_without`.
     """
     rollouts = [one for question in questions for one in question["rollouts"] if one["model"] == model]
     means = [mean for one in rollouts if (mean := mean_of(one["focus"])) is not None]
@@ -53,9 +53,11 @@ def summarise_outcome(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_without(picture: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """`num_rollouts` asked again with that picture; `num_correct_before`, with the true one, `num_correct`, `num_changed`."""
     asked = [(one, one["without"][picture]) for one in rollouts if one["without"].get(picture)]
     return {
         "num_rollouts": len(asked),
+        "num_correct_before": sum(one["correct"] for one, _ in asked),
         "num_correct": sum(again["correct"] for _, again in asked),
         "num_changed": sum(again["predicted"] != one["predicted"] for one, again in asked),
     }
@@ -96,7 +98,13 @@ def distribution(values: Sequence[float]) -> dict[str, Any] | None:
     if not values:
         return None
     low, median, high = quantiles(values, method="inclusive") if len(values) > 1 else values * 3
-    return {"values": sorted(values), "mean": fmean(values), "low": low, "median": median, "high": high}
+    return {
+        "values": [round(value, 4) for value in sorted(values)],
+        "mean": fmean(values),
+        "low": low,
+        "median": median,
+        "high": high,
+    }
 
 
 def difference(question: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,5 +1,7 @@
 // The pictures of a question, with the similarity of a token to each of their patches drawn over them.
 
+const MAX_LABELS = 16; // cells of a picture: more labels than that cannot be read
+
 // A map's levels, one byte per token and cell: they are stored as differences to the token before.
 async function unpackLevels(map) {
   const packed = Uint8Array.from(atob(map.data), (character) => character.charCodeAt(0));
@@ -37,17 +39,22 @@ function questionCells(question) {
     .map((cell, index) => ({ ...cell, index, image: cell.grid.image }));
 }
 
+function gridName(grid) {
+  return grid.name ?? "whole";
+}
+
 // What can be drawn over a picture: its only grid; or all its tiles together, and each grid by itself.
 function gridChoices(grids) {
-  const named = grids.map((grid) => [grid.name ?? "whole", [grid]]);
-  const tiles = grids.filter((grid) => (grid.name ?? "whole") !== "whole");
+  const named = grids.map((grid) => [gridName(grid), [grid]]);
+  const tiles = grids.filter((grid) => gridName(grid) !== "whole");
   return tiles.length > 1 ? [["all tiles", tiles], ...named] : named;
 }
 
-// Dark to light in even steps of lightness, one hue.
+// Dark to light in even steps of lightness, one hue, as colourful as a screen can show it.
 function heat(share) {
-  const s = Math.max(0, Math.min(1, share));
-  return `oklch(${(0.22 + 0.7 * s).toFixed(3)} ${(0.06 + 0.11 * Math.sin(Math.PI * Math.min(1, 0.25 + 0.6 * s))).toFixed(3)} 70)`;
+  const lightness = 0.22 + 0.7 * share;
+  const chroma = Math.min(0.21 * lightness, 0.75 * (1 - lightness));
+  return `oklch(${lightness.toFixed(3)} ${chroma.toFixed(3)} 70)`;
 }
 
 function pictureImage(image, i) {
@@ -59,7 +66,8 @@ function pictureImage(image, i) {
 
 function cellName(cell, question) {
   const where = question.images.length > 1 ? `picture ${cell.image + 1}, ` : "";
-  const of = cell.grid.name === undefined ? "" : `${cell.grid.name}, `;
+  const alone = question.grids.filter((grid) => grid.image === cell.image).length === 1;
+  const of = alone ? "" : `${gridName(cell.grid)}, `;
   return visible(`${where}${of}row ${cell.row + 1}, column ${cell.column + 1}`);
 }
 
@@ -74,7 +82,7 @@ function mappedPictures(question) {
   function mappedPicture(image, i) {
     const choices = gridChoices(question.grids.filter((grid) => grid.image === i));
     const svg = shape("svg", { class: "overlay", viewBox: `0 0 ${image.width} ${image.height}`, preserveAspectRatio: "none", role: "img", tabindex: "0" });
-    const frame = { image: i, svg, rects: new Map() };
+    const frame = { image: i, svg, rects: new Map(), labels: new Map() };
     const picture = element("div", { class: "picture" }, pictureImage(image, i), svg);
     const figure = element("figure", {}, picture);
     const lay = (grids) => layGrids(frame, grids);
@@ -96,11 +104,15 @@ function mappedPictures(question) {
 
   function layGrids(frame, grids) {
     frame.rects.clear();
-    for (const cell of cells.filter((one) => grids.includes(one.grid))) {
-      const { x, y, width, height } = cell;
-      frame.rects.set(cell.index, shape("rect", { class: "cell", x, y, width, height, "data-cell": cell.index }));
+    frame.labels.clear();
+    const shown = cells.filter((cell) => grids.includes(cell.grid));
+    for (const { index, x, y, width, height } of shown) {
+      frame.rects.set(index, shape("rect", { class: "cell", x, y, width, height, "data-cell": index }));
+      if (shown.length > MAX_LABELS) continue;
+      const size = Math.min(0.16 * height, 0.2 * width);
+      frame.labels.set(index, shape("text", { x: x + size / 2, y: y + height - size / 2, "font-size": size }));
     }
-    frame.svg.replaceChildren(...frame.rects.values());
+    frame.svg.replaceChildren(...frame.rects.values(), ...frame.labels.values());
   }
 
   function listen(frame) {
@@ -132,13 +144,14 @@ function mappedPictures(question) {
   function repaint() {
     if (map.values === null) return;
     map.peak = null;
-    for (const { svg, rects } of frames) {
+    for (const { svg, rects, labels } of frames) {
       svg.querySelector(".peak")?.remove();
       for (const [index, rect] of rects) {
         const value = map.values[index];
         rect.setAttribute("fill", heat((value - map.low) / (map.high - map.low || 1)));
         if (map.peak === null || value > map.values[map.peak]) map.peak = index;
       }
+      for (const [index, label] of labels) label.textContent = number(map.values[index], 2);
     }
     if (map.peak === null) return;
     const frame = frames.find(({ rects }) => rects.has(map.peak));

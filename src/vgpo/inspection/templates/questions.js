@@ -57,7 +57,11 @@ function fillSelect(id, options) {
 
 function listenToStrength() {
   const slider = document.getElementById("strength");
-  const set = () => document.getElementById("questions").style.setProperty("--strength", slider.value / 100);
+  const style = document.getElementById("questions").style;
+  const set = () => {
+    style.setProperty("--strength", slider.value / 100);
+    style.setProperty("--labels", slider.value > 0 ? "visible" : "hidden");
+  };
   slider.addEventListener("input", set);
   set();
 }

@@ -1,0 +1,247 @@
+"""The page of an inspection, from its dict and from nothing else."""
+
+import base64
+import json
+import re
+import zlib
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from tests.hostile.checks import Outline
+from tests.hostile.texts import NASTY
+from tests.inspection import made
+from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_maps, read_map
+from vgpo.inspection.page import page_data, render_inspection
+from vgpo.inspection.summary import difference, distribution, mean_deciles, paired_verdicts, summarise
+from vgpo.text import visible
+
+MAX_PAGE_BYTES = 5_000_000
+
+
+def embedded(page: str) -> dict:
+    return json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def unpacked(packed: dict) -> np.ndarray:
+    changes = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), dtype=np.uint8)
+    return changes.reshape(-1, packed["cells"]).cumsum(axis=0, dtype=np.uint8)
+
+
+def test_numbers_on_the_page_are_those_of_the_file():
+    data = made.odd()
+    page = embedded(render_inspection(data))
+    assert page == json.loads(json.dumps(page_data(data)))
+    assert page["num_questions"] == len(page["questions"]) == len(data["questions"])
+    for shown, question in zip(page["questions"], data["questions"], strict=True):
+        for name in ("row", "problem", "answer", "kind", "images"):
+            assert shown[name] == question[name]
+        for ours, theirs in zip(shown["rollouts"], question["rollouts"], strict=True):
+            for name in ("model", "sample", "correct", "predicted", "tokens", "rollout_factor", "late_early_ratio"):
+                assert ours[name] == theirs[name]
+            for name in ("similarity", "focus", "weight", "token_factor", "advantage"):
+                assert ours[name] == (None if theirs[name] is None else pytest.approx(theirs[name], abs=5.1e-5))
+            assert ours["gate"] == (theirs["gate"] or [])
+            assert (ours["attention"] is None) == (theirs["attention"] is None)
+
+
+def test_the_page_is_drawn_from_the_file_alone():
+    data = made.odd()
+    assert render_inspection(json.loads(json.dumps(data))) == render_inspection(data)
+
+
+def test_small_maps_come_through_whole():
+    data = made.odd()
+    fineness, packed = pack_maps(data["questions"])
+    assert fineness == (256, 1)
+    for question, maps in zip(data["questions"], packed, strict=True):
+        order = [token for grid in question["grids"] for token in grid["tokens"]]
+        for rollout, one in zip(question["rollouts"], maps, strict=True):
+            assert (one is None) == (rollout["patches"] is None)
+            if one is not None:
+                assert np.array_equal(unpacked(one), np.round(read_map(rollout["patches"])[:, order] * 255))
+                assert (one["low"], one["high"]) == (rollout["patches"]["low"], rollout["patches"]["high"])
+
+
+def test_maps_become_coarser_until_they_fit():
+    questions = made.odd()["questions"]
+    sizes = []
+    for fineness in FINENESSES:
+        budget = sizes[-1] - 1 if sizes else 10**9
+        found, packed = pack_maps(questions, budget)
+        assert found == fineness
+        sizes.append(sum(len(one["data"]) for maps in packed for one in maps if one is not None))
+    assert pack_maps(questions, 0)[0] == FINENESSES[-1] == Fineness(32, 8)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 8])
+def test_blocks_are_means_of_their_cells(block: int):
+    grid = made.grid(rows=5, columns=3)
+    values = np.random.default_rng(0).random((4, 15))
+    naive = [
+        [
+            fmean(
+                values[token, row * 3 + column]
+                for row in range(top, min(top + block, 5))
+                for column in range(left, min(left + block, 3))
+            )
+            for top in range(0, 5, block)
+            for left in range(0, 3, block)
+        ]
+        for token in range(4)
+    ]
+    assert average(values, grid, block) == pytest.approx(np.array(naive))
+
+
+def test_deciles_have_the_normal_interval_of_their_mean():
+    found = mean_deciles([[0.2] * 10, [0.4] * 10, [0.6]])
+    # mean of 0.2, 0.4, 0.6 in the first tenth: 0.4 +- 1.959964 * 0.2 / sqrt(3) = 0.4 +- 0.2263
+    assert (found["values"][0], found["low"][0], found["high"][0]) == (0.4, 0.1737, 0.6263)
+    # 0.3 +- 1.959964 * 0.141421 / sqrt(2) = 0.3 +- 0.1960 in the others
+    assert (found["values"][9], found["low"][9], found["high"][9]) == (0.3, 0.104, 0.496)
+    assert found["num_rollouts"] == 3
+    assert mean_deciles([[0.25]]) == {
+        "num_rollouts": 1,
+        "values": [0.25, *[None] * 9],
+        "low": [None] * 10,
+        "high": [None] * 10,
+    }
+
+
+def test_distribution_of_ratios():
+    assert distribution([]) is None
+    assert distribution([1.5]) == {"values": [1.5], "mean": 1.5, "low": 1.5, "median": 1.5, "high": 1.5}
+    five = distribution([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert five == {"values": [1.0, 2.0, 3.0, 4.0, 5.0], "mean": 3.0, "low": 2.0, "median": 3.0, "high": 4.0}
+
+
+def test_figures_of_a_model():
+    kept = {"predicted": "2", "correct": True}
+    lost = {"predicted": None, "correct": False}
+    again = {"blank": {"text": "", **lost}, "other": {"text": "", **kept}}
+    rollouts = [
+        made.rollout(1, correct=True, predicted="2", focus=[0.5, 0.7], late_early_ratio=1.4, without=again),
+        made.rollout(1, correct=False, predicted="3", focus=[None, 0.4], late_early_ratio=0.8, without=again),
+        made.rollout(1, correct=False, truncated=True, without=None, attention=None),
+        made.rollout(0),
+    ]
+    found = summarise(1, [made.question(0, rollouts[:2]), made.question(1, rollouts[2:]), made.without_picture()])
+    assert (found["num_rollouts"], found["num_correct"], found["num_truncated"]) == (4, 1 + 1, 1)
+    assert found["focus"] == pytest.approx(fmean([0.6, 0.4, fmean(rollouts[2]["focus"])]))
+    assert found["outcomes"]["correct"]["late_early"]["values"] == [1.4]
+    assert found["outcomes"]["wrong"]["late_early"]["values"] == [
+        0.8,
+        pytest.approx(rollouts[2]["late_early_ratio"], abs=5.1e-5),
+    ]
+    assert found["attention"]["image"]["num_rollouts"] == 2
+    assert found["without"]["blank"] == {
+        "num_rollouts": 2, "num_correct_before": 1, "num_correct": 0, "num_changed": 2
+    }  # fmt: skip
+    assert found["without"]["other"] == {
+        "num_rollouts": 2, "num_correct_before": 1, "num_correct": 2, "num_changed": 1
+    }  # fmt: skip
+    assert summarise(0, [made.without_picture()])["without"] is summarise(0, [made.without_picture()])["focus"] is None
+
+
+def test_differences_between_models():
+    def asked(first: list[bool], second: list[bool]) -> dict:
+        rollouts = [
+            made.rollout(model, correct=correct, focus=[0.5 + 0.1 * model])
+            for model, verdicts in enumerate((first, second))
+            for correct in verdicts
+        ]
+        return made.question(0, rollouts)
+
+    questions = [asked([True], [True]), asked([True, True], [True, False]), asked([False], [True]), asked([], [True])]
+    assert [difference(question)["correct"] for question in questions] == [0.0, -0.5, 1.0, None]
+    assert [difference(question)["focus"] for question in questions] == [pytest.approx(0.1)] * 3 + [None]
+    assert paired_verdicts(questions) == {"both": 1, "first": 1, "second": 1, "neither": 0}
+
+
+def test_figures_stand_in_the_tables():
+    rollouts = [made.rollout(0, correct=row < 2, predicted="2" if row < 2 else "3", seed=row) for row in range(3)]
+    data = made.inspection([made.question(row, [rollout]) for row, rollout in enumerate(rollouts)], ("vgpo",))
+    page = render_inspection(data)
+    assert '<b>66.7</b> <span class="range">2 of 3</span>' in page  # correct
+    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank picture
+    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's picture
+    [model] = page_data(data)["models"]
+    assert f'<td class="number">{model["focus"]:.3f}</td>' in page
+    ratios = model["outcomes"]["correct"]["late_early"]
+    spread = f"[{ratios['low']:.3f}, {ratios['high']:.3f}]"
+    assert f'<b>{ratios["median"]:.3f}</b> <span class="range">{spread}</span>' in page
+    deciles = model["outcomes"]["correct"]["deciles"]
+    bounds = f"[{deciles['low'][0]:.3f}, {deciles['high'][0]:.3f}]"
+    assert f'<td class="number">{deciles["values"][0]:.3f} <span class="range">{bounds}</span></td>' in page
+    assert page.count('data-changed="yes"') == 3
+
+
+def hostile(text: str) -> dict:
+    again = {"text": text, "predicted": text, "correct": False}
+    one = made.rollout(0, 1, tokens=[text], text=text, predicted=text, without={"blank": again, "other": again})
+    grids = [made.grid(name=text)]
+    data = made.inspection([made.question(0, [one], problem=text, answer=text, kind=text, grids=grids)], (text,))
+    data["models"][0] |= {"path": text, "family": text}
+    return data
+
+
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_nasty_text_stays_text(text: str):
+    outline = Outline(render_inspection(hostile(text)))
+    assert outline.elements == Outline(render_inspection(hostile("plain"))).elements
+    assert outline.other == []
+    assert outline.texts_of("code") == [visible(text)]
+    [question] = json.loads(outline.texts_of("script")[0])["questions"]
+    assert question["rollouts"][0]["tokens"][0].startswith(text[:400])
+    assert question["problem"] == question["answer"] == text
+
+
+def test_the_page_asks_nothing_of_the_network():
+    page = render_inspection(made.odd())
+    without_data = re.sub(r'id="report-data">.*?</script>', "></script>", page, flags=re.DOTALL)
+    assert re.findall(r"https?:|\bsrc=|\bhref=|url\(|@import", without_data) == []
+    [policy] = re.findall(r'Content-Security-Policy" content="(.*?)"', page)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_fifty_responses_stay_under_five_megabytes():
+    questions = [
+        made.question(
+            row,
+            [made.rollout(model, 300, 256, seed=2 * row + model) for model in (0, 1)],
+            grids=[made.grid(rows=16, columns=16)],
+            images=[made.picture(row, 512, 384)],
+        )
+        for row in range(25)
+    ]
+    page = render_inspection(made.inspection(questions))
+    data = embedded(page)
+    assert len(page.encode()) < MAX_PAGE_BYTES
+    assert len(data["questions"]) == 25
+    assert data["block"] == 1
+    assert f"rounded to {data['levels']} levels" in page
+
+
+def test_questions_that_do_not_fit_are_left_out_and_counted(monkeypatch: pytest.MonkeyPatch):
+    data = made.inspection([made.question(row) for row in range(6)])
+    size = len(json.dumps(page_data(data)["questions"]))
+    monkeypatch.setattr("vgpo.inspection.page.QUESTION_BYTES", size // 2)
+    page = render_inspection(data)
+    assert "3 questions do not fit into the page" in page
+    assert [question["number"] for question in embedded(page)["questions"]] == [0, 1, 2]
+    assert embedded(page)["models"][0]["num_rollouts"] == 6
+
+
+def test_long_texts_are_cut():
+    long = "word " * 200_000
+    page = render_inspection(hostile(long))
+    assert len(page) < 200_000
+    assert "more characters]" in embedded(page)["questions"][0]["problem"]
+
+
+def test_an_inspection_without_questions_says_so():
+    page = render_inspection(made.inspection([]))
+    assert "This inspection holds no question." in page
+    assert embedded(page)["questions"] == []
