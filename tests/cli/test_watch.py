@@ -102,6 +102,13 @@ def test_where_the_checkpoint_is_and_what_was_skipped(make_folder):
     assert "checkpoint-10, 3 min ago · steps skipped 3 · grader timeouts 0" in text_of(watched, now=moment + 180)
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_looked_at(make_folder, monkeypatch: pytest.MonkeyPatch):
+    folder = make_folder()
+    gone = folder.checkpoints_path / "checkpoint-10" / "manifest.json"
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: [gone])
+    assert read(folder).checkpoint is None
+
+
 def test_alarms_that_hold_and_that_did(make_folder):
     folder = make_folder()
     log(folder, 1)
@@ -185,6 +192,9 @@ def test_a_growing_and_a_cut_back_file(make_folder):
         (2, pytest.approx(0.102)),
         (3, 9.0),
     ]
+    folder.metrics_path.write_bytes(b"")
+    watched.read()
+    assert (watched.lines, watched.charts) == ([], [])
 
 
 def test_a_resumed_run_goes_on_being_over_no_more(make_folder):

@@ -101,12 +101,14 @@ def view(watched: WatchedRun, width: int, height: int, now: float) -> list[Text]
 
 def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
     """What run this is, how far it is, how fast it goes, and whether all is well."""
-    name = watched.folder.path.resolve().name
     if not watched.begun:
-        return [Text(f"{visible(name)}: no run in {visible(str(watched.folder.path))} yet; waiting. Ctrl-C leaves.")]
+        return [Text(f"no run in {one_line(str(watched.folder.path))} yet; waiting. Ctrl-C leaves.")]
     config = watched.config
     facts = [Path(str(config.get("model_name_or_path", ""))).name, str(config.get("shaping", ""))]
-    title = Text.assemble((one_line(name), "bold"), one_line("".join(f" · {fact}" for fact in facts if fact)))
+    title = Text.assemble(
+        (one_line(watched.folder.path.resolve().name), "bold"),
+        one_line("".join(f" · {fact}" for fact in facts if fact)),
+    )
     news = Text.assemble(state(watched, now))
     first = [Text(" · ").join([title, news])] if title.cell_len + 3 + news.cell_len <= width else [title, news]
     lines = [*first, progress(watched)]

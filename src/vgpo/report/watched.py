@@ -192,4 +192,7 @@ def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
     if not whole:
         return None
     step, path = max(whole)
-    return step, path.stat().st_mtime
+    try:
+        return step, path.stat().st_mtime
+    except FileNotFoundError:  # deleted in between; the next look finds the one that took its place
+        return None
