@@ -10,7 +10,7 @@ from tests.hostile.texts import NASTY
 from tests.inspection import made
 from tests.report.chromium import NEEDS_BROWSER, Chromium
 from vgpo.inspection.maps import Fineness, read_map
-from vgpo.inspection.page import render_inspection
+from vgpo.inspection.page import render_inspection, short
 from vgpo.text import visible
 
 pytestmark = NEEDS_BROWSER
@@ -43,7 +43,7 @@ FAINT = """(() => {
     const style = getComputedStyle(node);
     const pair = [light(over([...below, node.closest('svg') ? style.fill : style.color])), light(over(below))];
     const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (contrast < 4.5) faint.push([node.className.baseVal ?? node.className, node.textContent.slice(0, 30), contrast]);
+    if (contrast < 4.5) faint.push([node.outerHTML.slice(0, 80), contrast]);
   }
   return faint;
 })()"""
@@ -204,8 +204,13 @@ def test_pointing_looks_and_choosing_stays(browser: Chromium, page: Path):
 
 @pytest.mark.parametrize(
     ("label", "name", "centre"),
-    [("Similarity", "similarity", None), ("w", "weight", None), ("Token factor", "token_factor", 1.0), ("Advantage", "advantage", 0.0)],
-)  # fmt: skip
+    [
+        ("Similarity", "similarity", None),
+        ("w", "weight", None),
+        ("Token factor", "token_factor", 1.0),
+        ("Advantage", "advantage", 0.0),
+    ],
+)
 def test_shades_follow_the_switch(
     browser: Chromium, data: dict[str, Any], page: Path, label: str, name: str, centre: float | None
 ):
@@ -269,9 +274,7 @@ def test_questions_are_filtered(browser: Chromium, data: dict[str, Any], page: P
     questions = data["questions"]
 
     def rows() -> list[str]:
-        return browser.evaluate(
-            "[...document.querySelectorAll('#question-list .facts:last-child')].map((one) => one.textContent.split(' ')[1])"
-        )
+        return [about.split()[1] for about in texts_of(browser, "#question-list .facts:last-child")]
 
     def expect(wanted) -> None:
         assert sorted(rows()) == sorted(str(one["row"]) for one in questions if any(map(wanted, one["rollouts"])))
@@ -351,5 +354,5 @@ def test_hostile_text_is_shown_as_text(browser: Chromium, tmp_path: Path):
     assert texts_of(browser, "#question > .gold b") == [visible(everything)]
     assert texts_of(browser, "#question > .question") == [visible(everything.replace("<image>", "▣ "))]
     assert texts_of(browser, ".pane h3") == [visible(NASTY["script"])]
-    assert texts_of(browser, ".pane select option")[1:] == [visible(token) for token in tokens[:10]]
+    assert texts_of(browser, ".pane select option")[1:] == [visible(short(token)) for token in tokens[:10]]
     assert browser.complaints == []

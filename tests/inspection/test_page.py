@@ -13,7 +13,7 @@ from tests.hostile.checks import Outline
 from tests.hostile.texts import NASTY
 from tests.inspection import made
 from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_maps, read_map
-from vgpo.inspection.page import page_data, render_inspection
+from vgpo.inspection.page import page_data, render_inspection, short
 from vgpo.inspection.summary import difference, distribution, mean_deciles, paired_verdicts, summarise
 from vgpo.text import visible
 
@@ -191,7 +191,7 @@ def test_nasty_text_stays_text(text: str):
     outline = Outline(render_inspection(hostile(text)))
     assert outline.elements == Outline(render_inspection(hostile("plain"))).elements
     assert outline.other == []
-    assert outline.texts_of("code") == [visible(text)]
+    assert outline.texts_of("code") == [visible(short(text))]
     [question] = json.loads(outline.texts_of("script")[0])["questions"]
     assert question["rollouts"][0]["tokens"][0].startswith(text[:400])
     assert question["problem"] == question["answer"] == text

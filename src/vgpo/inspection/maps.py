@@ -30,9 +30,9 @@ def pack_maps(
         budget: characters that all maps may take.
 
     Returns:
-        The fineness, and per question a packed map per rollout (None where it has none): `low`, `high`, `cells` (of all
-        grids in their order, row by row) and `data`: per token the difference of each cell's level to that of the
-        token before (modulo 256), one byte each, compressed (zlib), base64.
+        The fineness, and per question a packed map per rollout (None where it has none): `low`, `high`; `cells`, the
+        number of cells of all grids in their order, row by row; `data`: per token the difference of each cell's level
+        to that of the token before (modulo 256), one byte each, compressed (zlib), base64.
     """
     for fineness in FINENESSES:
         packed = [

@@ -18,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
 SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
 QUESTION_BYTES = 4_600_000  # of all questions of a page together
-MAX_CELL_CHARACTERS = 120
+MAX_NAME_CHARACTERS = 200
 MAX_ANSWERS = 200  # rows of the table of answers without the picture
 PER_TOKEN = ("similarity", "focus", "weight", "token_factor", "advantage")
 
@@ -64,7 +64,7 @@ def page_data(data: Mapping[str, Any]) -> dict[str, Any]:
         inspection; `questions`: those that fit, each as `question_entry` makes it.
     """
     questions = data["questions"]
-    models = [{"name": model["name"], **summarise(i, questions)} for i, model in enumerate(data["models"])]
+    models = [{"name": short(model["name"]), **summarise(i, questions)} for i, model in enumerate(data["models"])]
     fineness, maps = pack_maps(questions)
     entries = []
     room = QUESTION_BYTES
@@ -93,12 +93,17 @@ def question_entry(
         "row": question["row"],
         "problem": cut(question["problem"], MAX_TEXT_CHARACTERS),
         "answer": cut(question["answer"], MAX_TEXT_CHARACTERS),
-        "kind": None if question["kind"] is None else cut(question["kind"], MAX_TOKEN_CHARACTERS),
+        "kind": short(question["kind"]),
         "images": question["images"],
-        "grids": [{key: value for key, value in one.items() if key != "tokens"} for one in question["grids"]],
+        "grids": [grid_entry(grid) for grid in question["grids"]],
         "difference": difference(question) if num_models == 2 else None,
         "rollouts": [rollout_entry(one, packed) for one, packed in zip(question["rollouts"], maps, strict=True)],
     }
+
+
+def grid_entry(grid: Mapping[str, Any]) -> dict[str, Any]:
+    name = short(grid.get("name", "whole"))
+    return {"name": name, **{key: grid[key] for key in ("image", "box", "rows", "columns")}}
 
 
 def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> dict[str, Any]:
@@ -148,4 +153,4 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def short(text: str | None) -> str | None:
-    return None if text is None else cut(text, MAX_CELL_CHARACTERS)
+    return None if text is None else cut(text, MAX_NAME_CHARACTERS)

@@ -53,7 +53,7 @@ def summarise_outcome(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_without(picture: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """`num_rollouts` asked again with that picture; `num_correct_before`, with the true one, `num_correct`, `num_changed`."""
+    """How many were asked again with that picture; were right before, are right so, changed their answer."""
     asked = [(one, one["without"][picture]) for one in rollouts if one["without"].get(picture)]
     return {
         "num_rollouts": len(asked),

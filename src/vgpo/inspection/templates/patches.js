@@ -22,11 +22,12 @@ function cellValues(map, levels, token) {
   return sums.map((sum) => map.low + unit * sum / count);
 }
 
-// The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's.
+// The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's. What
+// reaches beyond the picture, as blocks at its edges may, is cut off.
 function gridCells(grid, image) {
   const [left, top, right, bottom] = grid.box;
   const edges = (count, from, to, size) => Array.from({ length: Math.ceil(count / DATA.block) + 1 },
-    (_, i) => size * (from + (to - from) * Math.min(i * DATA.block, count) / count));
+    (_, i) => size * Math.min(1, from + (to - from) * Math.min(i * DATA.block, count) / count));
   const ys = edges(grid.rows, top, bottom, image.height);
   const xs = edges(grid.columns, left, right, image.width);
   return ys.slice(1).flatMap((y1, row) => xs.slice(1).map((x1, column) => (
@@ -39,14 +40,10 @@ function questionCells(question) {
     .map((cell, index) => ({ ...cell, index, image: cell.grid.image }));
 }
 
-function gridName(grid) {
-  return grid.name ?? "whole";
-}
-
 // What can be drawn over a picture: its only grid; or all its tiles together, and each grid by itself.
 function gridChoices(grids) {
-  const named = grids.map((grid) => [gridName(grid), [grid]]);
-  const tiles = grids.filter((grid) => gridName(grid) !== "whole");
+  const named = grids.map((grid) => [grid.name, [grid]]);
+  const tiles = grids.filter((grid) => grid.name !== "whole");
   return tiles.length > 1 ? [["all tiles", tiles], ...named] : named;
 }
 
@@ -67,7 +64,7 @@ function pictureImage(image, i) {
 function cellName(cell, question) {
   const where = question.images.length > 1 ? `picture ${cell.image + 1}, ` : "";
   const alone = question.grids.filter((grid) => grid.image === cell.image).length === 1;
-  const of = alone ? "" : `${gridName(cell.grid)}, `;
+  const of = alone ? "" : `${cell.grid.name}, `;
   return visible(`${where}${of}row ${cell.row + 1}, column ${cell.column + 1}`);
 }
 
