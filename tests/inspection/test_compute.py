@@ -11,6 +11,7 @@ from datasets import Dataset
 from tests.equations import naive
 from tests.inspection.small import inspected, plain_states, read_by, rows, small_model
 from vgpo.equations import VGPOSettings
+from vgpo.inspection import compute
 from vgpo.inspection.compute import Inspector, Options, inspect, kind_of
 from vgpo.inspection.patches import LAYOUTS
 from vgpo.inspection.questions import Question, Stored
@@ -197,6 +198,16 @@ def test_correct_is_what_the_grader_says() -> None:
     assert [rollout["predicted"] for rollout in found] == ["7", "8", None]
     assert [rollout["truncated"] for rollout in found] == [False, False, True]
     assert "".join(found[0]["tokens"]) == texts[0]
+
+
+def test_other_pictures_are_graded_by_their_own_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = small_model()
+    asked = [{**row, "answer": str(n)} for n, row in enumerate(rows(1, 1, 2, 1))]
+    monkeypatch.setattr(compute, "grade", lambda texts, golds: [gold in ("1", "3") for gold in golds])
+    for question in inspected(model, processor, asked, samples=2, without=True):
+        for rollout in question["rollouts"]:
+            verdicts = [rollout["correct"], *(again["correct"] for again in rollout["without"].values() if again)]
+            assert set(verdicts) == {question["answer"] in ("1", "3")}
 
 
 def test_kinds_are_those_that_the_data_set_names() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from tests.families.build import FAMILIES, LoadFamily, draw_weights, encode_prompts
 from vgpo.inspection.patches import LAYOUTS, Grid, Part, Prompt, UnknownLayoutError, grids_of, picture_sizes
@@ -143,6 +143,46 @@ def test_tiles_with_an_edge_that_no_patch_covers() -> None:
     assert tiles.box == pytest.approx((0, 0, 59 / 62, 59 / 62))
     for sizes in ([(62, 62)], [(50, 110)], SEVERAL):
         check_every_cell(model, processor, sizes)
+
+
+def of_full_size(family: str) -> tuple[PretrainedConfig, ProcessorMixin]:
+    """Tiles and patches of the family's published checkpoints."""
+    config, processor = FAMILIES[family]()
+    vision, images = config.vision_config, processor.image_processor
+    if family == "internvl":
+        vision.image_size, vision.patch_size, images.max_patches = [448, 448], [14, 14], 12
+        images.size, processor.image_seq_length = {"height": 448, "width": 448}, 256
+    elif family == "llava_onevision":
+        vision.image_size, vision.patch_size, processor.num_image_tokens = 384, 14, 729
+        images.size = {"height": 384, "width": 384}
+        pinpoints = [[384 * down, 384 * across] for down in range(1, 7) for across in range(1, 7)]
+        config.image_grid_pinpoints = images.image_grid_pinpoints = pinpoints
+    elif family == "llava_next":
+        vision.image_size = 336
+        images.size, images.crop_size = {"shortest_edge": 336}, {"height": 336, "width": 336}
+        pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+        config.image_grid_pinpoints = images.image_grid_pinpoints = pinpoints
+    else:
+        tile, vision.patch_size, config.scale_factor = (512, 16, 4) if family == "smolvlm" else (364, 14, 2)
+        images.size, images.max_image_size = {"longest_edge": 4 * tile}, {"longest_edge": tile}
+        vision.image_size = tile
+        processor.image_seq_len = (tile // vision.patch_size // config.scale_factor) ** 2
+    return config, processor
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision", "llava_next", "smolvlm", "idefics3"])
+def test_grids_of_full_size_checkpoints_cover_their_pictures(family: str) -> None:
+    config, processor = of_full_size(family)
+    for sizes in ([(640, 427)], [(300, 811)], [(1000, 1000)], [(33, 90)], [(640, 427), (101, 300)]):
+        fields = dict(encode_prompts(processor, [("How many?", plain_pictures(sizes))])[0])
+        token_ids = fields.pop("input_ids")[0].tolist()
+        # Raises where tokens are too many or too few.
+        grids = grids_of(Prompt(config, processor, token_ids, fields, picture_sizes(plain_pictures(sizes))))
+        for image in range(len(sizes)):
+            mine = [grid for grid in grids if grid.image == image]
+            for name in {grid.name.rstrip("0123456789 ") for grid in mine}:
+                left, top, right, bottom = zip(*(grid.box for grid in mine if grid.name.startswith(name)), strict=True)
+                assert (min(left), min(top), max(right), max(bottom)) == pytest.approx((0, 0, 1, 1), abs=0.12)
 
 
 def test_padding_stands_nowhere(load_family: LoadFamily) -> None:

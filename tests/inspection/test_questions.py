@@ -66,10 +66,10 @@ def test_tokens_come_back_or_their_group_is_left_out(tmp_path: Path, caplog: pyt
     tokenizer = small_model()[1].tokenizer
     good = record(1, 0, "row 1: 7<|im_end|>", tokenizer)
     assert stored_response(good, tokenizer) == Stored(tokenizer("row 1: 7<|im_end|>")["input_ids"], 0.7)
-    # Letter by letter, where the tokenizer makes one token of the word.
-    spelt = record(1, 1, "sum", tokenizer, tokens=["s", "u", "m"])
+    # Digit by digit, where the tokenizer makes one token of the number.
+    spelt = record(1, 1, "12 8", tokenizer, tokens=["1", "2", " 8"])
     assert stored_response(spelt, tokenizer) is None
-    run = run_with(tmp_path / "run", [good, record(1, 1, "sum", tokenizer), spelt])
+    run = run_with(tmp_path / "run", [good, record(1, 1, "12 8", tokenizer), spelt])
     found = stored_questions(run, tmp_path / "final", "plain", tokenizer, range(50))
     assert found.numbers == [10]
     assert "1 of 2 groups are left out" in caplog.text

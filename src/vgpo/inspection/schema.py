@@ -1,4 +1,27 @@
-"""What an inspection's file must hold: version 1."""
+"""What an inspection's file must hold: version 1.
+
+A JSON object: what stands in `HEAD`, of which `settings` are those of `vgpo.equations.VGPOSettings`, `temperature` is
+0 for greedy answers, and `models` are one or two, each with `name`, `path` and `family`. Of each question:
+
+- `row` of the data set, `problem`, `answer`, and the `kind` of problem that the data set names, or null.
+- `images`: `width` and `height` as the data set has them, and `data`, a data URI of the picture, made smaller.
+- `grids`: where the columns of the maps stand. `image`, from 0; `name`; `box`, left, top, right and bottom edge in
+  fractions of that picture, which reach out of [0, 1] where cells reach into padding; `rows` and `columns` of cells,
+  and `tokens`, a column for each cell, row by row. Grids of a picture that a model sees whole and in tiles lie over
+  each other. A column that stands for no place is in none. `averaged`, if it is there: rows and columns of visual
+  tokens in a cell. No grid at all where it is not known how the model cuts pictures up.
+- `rollouts`: by `model` (0 or 1) and `sample`, `tokens`, `text`, `predicted` (the boxed answer, or null), `correct`,
+  `truncated` (no end token). A number per token: `similarity` S (Eq. 3 of arXiv 2604.09349), `focus` rho (4), `gate`
+  (6), `weight` w (5), `token_factor` 1 + psi (8), `advantage` A^V (12); for the rollout, `rollout_factor` 1 + phi
+  (11) and `late_early_ratio`. `advantage` and `rollout_factor` are null for a response that has no group; their A_i
+  is the one that a stored rollout was given, else that of 0 / 1 accuracies. All are null where the question has no
+  picture.
+  - `patches`, or null: cosine of each token with each visual token, `columns` bytes per token in base64 (`data`),
+    value = `low` + (`high` - `low`) * byte / 255.
+  - `attention`, or null: a share per token under `image`, `question` and `generated`.
+  - `without`, or null: `blank` and `other`, each `text`, `predicted` and `correct` of the answer to the question with
+    a black picture, and with another question's (null where no other has as many pictures).
+"""
 
 import base64
 import binascii
