@@ -138,6 +138,12 @@ def blind(model: int = 0, **changes: Any) -> dict[str, Any]:
     return rollout(model, **{**nothing, **changes})
 
 
+def unmoved(model: int = 0, **changes: Any) -> dict[str, Any]:
+    """A rollout whose answer does not need its picture; no other picture was at hand."""
+    again = {"text": "7", "predicted": "7", "correct": False}
+    return rollout(model, predicted="7", correct=False, without={"blank": again, "other": None}, **changes)
+
+
 def without_picture(row: int = 0) -> dict[str, Any]:
     return question(row, [blind(0), blind(1)], problem="What is 1 + 1?", images=[], grids=[], kind=None)
 
@@ -157,7 +163,7 @@ def odd() -> dict[str, Any]:
             without_picture(2),
             question(4, [rollout(m, sample=s, seed=10 * m + s) for m in (0, 1) for s in range(3)]),
             question(5, [empty, rollout(1, 1, truncated=True)]),
-            question(6, [rollout(0, attention=None, without=None, patches=None), rollout(1, advantage=None)]),
+            question(6, [rollout(0, attention=None, without=None, patches=None), unmoved(1, advantage=None)]),
             question(7, [rollout(1)], kind=None),
         ]
     )

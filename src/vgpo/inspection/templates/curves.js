@@ -5,8 +5,8 @@ const SOURCES = ["image", "question", "generated"];
 function drawFocusByPosition() {
   const container = document.getElementById("focus-curves");
   if (container === null) return;
-  const runs = DATA.models.map((model, index) => (
-    { name: model.name, index, focus_curve: { correct: model.outcomes.correct.deciles, wrong: model.outcomes.wrong.deciles } }));
+  const runs = DATA.models.map(({ name, outcomes }, index) => (
+    { name, index, focus_curve: { correct: outcomes.correct.deciles, wrong: outcomes.wrong.deciles } }));
   const values = runs.flatMap(({ focus_curve: curve }) => [curve.correct, curve.wrong])
     .flatMap(({ values, low, high }) => [...values, ...low, ...high]).filter((value) => value !== null);
   const yRange = valueRange(values, false);
@@ -25,7 +25,8 @@ function drawAttention() {
     if (model.attention === null) return null;
     const lines = SOURCES.map((source) => ({ ...model.attention[source], outcome: source }));
     const caption = element("figcaption", {}, swatch(index), visible(model.name));
-    return positionFigure(caption, `${lines[0].num_rollouts} responses.`, `Attention along the response, ${model.name}`, index, lines, scale, [0, 1]);
+    const label = `Attention along the response, ${model.name}`;
+    return positionFigure(caption, `${lines[0].num_rollouts} responses.`, label, index, lines, scale, [0, 1]);
   });
   container.replaceChildren(...figures.filter((figure) => figure !== null));
 }
@@ -42,8 +43,9 @@ function drawRatios() {
 // A dot per response, stacked where they are many; box and line: middle half and median.
 function ratioFigure(model, index, xRange) {
   const height = 150;
-  const x = (value) => PLOT.left + (PLOT.width - PLOT.left - PLOT.right) * (value - xRange[0]) / (xRange[1] - xRange[0]);
-  const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${height}`, role: "img", "aria-label": `Late / early ratio of the responses, ${model.name}` });
+  const { x } = scales(xRange, [0, 1]);
+  const label = `Late / early ratio of the responses, ${model.name}`;
+  const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${height}`, role: "img", "aria-label": label });
   const { ticks, digits } = niceTicks(...xRange, 3);
   for (const tick of ticks) {
     svg.append(shape("line", { class: "grid", x1: x(tick), x2: x(tick), y1: PLOT.top, y2: height - PLOT.bottom }));
@@ -55,9 +57,11 @@ function ratioFigure(model, index, xRange) {
     svg.append(shape("text", { x: 0, y: y + 4 }, outcome));
     const found = model.outcomes[outcome].late_early;
     if (found === null) return;
-    const box = { class: "box", x: x(found.low), y: y - 25, width: Math.max(1, x(found.high) - x(found.low)), height: 50 };
-    const median = { class: "median", x1: x(found.median), x2: x(found.median), y1: y - 25, y2: y + 25 };
-    svg.append(shape("g", { class: outcome }, shape("rect", box), ...stackedDots(found.values.map(x), y), shape("line", median)));
+    const [low, median, high] = [found.low, found.median, found.high].map(x);
+    svg.append(shape("g", { class: outcome },
+      shape("rect", { class: "box", x: low, y: y - 25, width: Math.max(1, high - low), height: 50 }),
+      ...stackedDots(found.values.map(x), y),
+      shape("line", { class: "median", x1: median, x2: median, y1: y - 25, y2: y + 25 })));
   });
   return element("figure", {}, element("figcaption", {}, swatch(index), visible(model.name)), svg);
 }

@@ -27,26 +27,26 @@ function pane(question, rollouts, sample) {
 }
 
 function paneParts(question, rollout, rollouts, change) {
-  const { node: pictures, paint } = rollout.map === null ? plainPictures(question) : mappedPictures(question);
+  const mapped = rollout.map === null ? null : new MappedPictures(question);
+  const pictures = mapped === null ? plainPictures(question) : mapped.node;
   const measure = measureOf(rollout, view.measure);
   const strip = tokenStrip(measure, rollout.gate);
-  const readout = element("div", { class: "token-readout", "aria-live": "polite" }, HINT);
+  const readout = element("div", { class: "token-readout", "aria-live": "polite" });
   const showToken = (i, chosen) => {
     if (chosen) rollout.chosen = i;
     rollout.shown = i;
     readout.replaceChildren(...tokenNumbers(rollout, i));
     moveCursor(strip, i);
-    paintMap(rollout, paint);
+    paintMap(rollout, mapped);
   };
   const { text, choose } = tokenText(rollout, measure, showToken);
   if (rollout.num_tokens > 0) choose(rollout.chosen ?? startToken(rollout));
-  const key = measure.values === null ? element("div", { class: "key" }, absence(question, view.measure)) : shadeKey(measure);
+  const key = measure.values === null
+    ? element("div", { class: "key" }, absence(question, view.measure)) : shadeKey(measure);
   const words = element("div", { class: "words" }, facts(rollout), key, ...(strip ? [strip] : []), text, readout);
-  rollout.repaint = () => paintMap(rollout, paint);
+  rollout.repaint = () => paintMap(rollout, mapped);
   return [paneHead(rollout, rollouts, change), element("div", { class: "parts" }, pictures, words)];
 }
-
-const HINT = "Point at a token, tap it, or focus the text and use the arrow keys, to read its numbers.";
 
 // The page opens at the token that is nearest to the picture.
 function startToken(rollout) {
@@ -54,21 +54,22 @@ function startToken(rollout) {
   return Math.max(0, values.indexOf(Math.max(...values)));
 }
 
-async function paintMap(rollout, paint) {
-  if (paint === null || rollout.shown === undefined) return;
+async function paintMap(rollout, mapped) {
+  if (mapped === null || rollout.shown === undefined) return;
   rollout.levels ??= unpackLevels(rollout.map);
   const levels = await rollout.levels;
   const whole = view.map === "response";
   const values = cellValues(rollout.map, levels, whole ? null : rollout.shown);
   const [low, high] = whole || view.scale === "token" ? extent(values) : [rollout.map.low, rollout.map.high];
-  paint(values, low, high, whole ? "the mean token" : `token ${rollout.shown + 1}`);
+  mapped.paint(values, low, high, whole ? "the mean token" : `token ${rollout.shown + 1}`);
 }
 
 function paneHead(rollout, rollouts, change) {
   const model = DATA.models[rollout.model];
   const answered = rollout.predicted === null ? "no answer" : element("b", {}, visible(rollout.predicted));
+  const limit = rollout.truncated ? " · cut at the token limit" : "";
   const head = element("header", {}, element("h3", {}, swatch(rollout.model), visible(model.name)),
-    element("p", { class: "gold" }, verdict(rollout.correct), " · answered ", answered, rollout.truncated ? " · cut at the token limit" : ""));
+    element("p", { class: "gold" }, verdict(rollout.correct), " · answered ", answered, limit));
   if (rollouts.length > 1) head.append(sampleChoice(rollout, rollouts, change));
   return head;
 }
@@ -100,16 +101,19 @@ function definitions(entries) {
 function absence(question, key) {
   if (question.images.length === 0) return "Nothing to shade: the question has no picture.";
   if (key === "attention") return "Attention was not measured.";
-  return key === "advantage" ? "No advantage: it needs several samples of a question." : "Not measured for this response.";
+  if (key === "advantage") return "No advantage: it needs several samples of a question.";
+  return "Not measured for this response.";
 }
 
 function tokenNumbers(rollout, i) {
-  const entries = ["similarity", "focus", "weight", "token_factor"].map((key) => [MEASURES[key][1], number(rollout[key]?.[i], 3)]);
+  const entries = ["similarity", "focus", "weight", "token_factor"]
+    .map((key) => [MEASURES[key][1], number(rollout[key]?.[i], 3)]);
   entries.push(["advantage", signed(rollout.advantage?.[i], 3)]);
   if (rollout.attention !== null) {
     const shares = ["image", "question", "generated"].map((source) => number(rollout.attention[source][i], 2));
     entries.push(["attention: image / question / generated", shares.join(" / ")]);
   }
-  const head = element("p", {}, `token ${i + 1} of ${rollout.num_tokens} `, tokenCode(rollout.tokens[i]), ` · ${passedGate(rollout.gate[i])}`);
+  const head = element("p", {},
+    `token ${i + 1} of ${rollout.num_tokens} `, tokenCode(rollout.tokens[i]), ` · ${passedGate(rollout.gate[i])}`);
   return [head, definitions(entries)];
 }

@@ -22,8 +22,8 @@ function cellValues(map, levels, token) {
   return sums.map((sum) => map.low + unit * sum / count);
 }
 
-// The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's. What
-// reaches beyond the picture, as blocks at its edges may, is cut off.
+// The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's.
+// What reaches beyond the picture, as blocks at its edges may, is cut off.
 function gridCells(grid, image) {
   const [left, top, right, bottom] = grid.box;
   const edges = (count, from, to, size) => Array.from({ length: Math.ceil(count / DATA.block) + 1 },
@@ -68,43 +68,49 @@ function cellName(cell, question) {
   return visible(`${where}${of}row ${cell.row + 1}, column ${cell.column + 1}`);
 }
 
-// All pictures of a question side by side. `paint(values, low, high)` shades the cells of their grids.
-function mappedPictures(question) {
-  const cells = questionCells(question);
-  const readout = element("p", { class: "patch-readout", "aria-live": "polite" });
-  const key = element("div", { class: "key" });
-  const map = { values: null, low: 0, high: 1, peak: null };
-  const frames = question.images.map((image, i) => mappedPicture(image, i));
-
-  function mappedPicture(image, i) {
-    const choices = gridChoices(question.grids.filter((grid) => grid.image === i));
-    const svg = shape("svg", { class: "overlay", viewBox: `0 0 ${image.width} ${image.height}`, preserveAspectRatio: "none", role: "img", tabindex: "0" });
-    const frame = { image: i, svg, rects: new Map(), labels: new Map() };
-    const picture = element("div", { class: "picture" }, pictureImage(image, i), svg);
-    const figure = element("figure", {}, picture);
-    const lay = (grids) => layGrids(frame, grids);
-    if (choices.length > 0) lay(choices[0][1]);
-    if (choices.length > 1) figure.append(gridSelect(choices, i, lay));
-    listen(frame);
-    return { ...frame, figure };
+// All pictures of a question side by side, with the map of a rollout over them.
+class MappedPictures {
+  constructor(question) {
+    this.question = question;
+    this.cells = questionCells(question);
+    this.key = element("div", { class: "key" });
+    this.readout = element("p", { class: "patch-readout", "aria-live": "polite" });
+    this.values = null;
+    this.peak = null;
+    this.frames = question.images.map((image, i) => this.frame(image, i));
+    const row = element("div", { class: "row" }, ...this.frames.map(({ figure }) => figure));
+    this.node = element("div", { class: "pictures" }, row, this.key, this.readout);
   }
 
-  function gridSelect(choices, i, lay) {
+  frame(image, i) {
+    const viewBox = `0 0 ${image.width} ${image.height}`;
+    const svg = shape("svg", { class: "overlay", viewBox, preserveAspectRatio: "none", role: "img", tabindex: "0" });
+    const figure = element("figure", {}, element("div", { class: "picture" }, pictureImage(image, i), svg));
+    const frame = { svg, figure, rects: new Map(), labels: new Map() };
+    const grids = gridChoices(this.question.grids.filter((grid) => grid.image === i));
+    if (grids.length > 0) this.lay(frame, grids[0][1]);
+    if (grids.length > 1) figure.append(this.gridSelect(frame, grids, i));
+    this.listen(frame);
+    return frame;
+  }
+
+  gridSelect(frame, grids, i) {
     const select = element("select", { "aria-label": `Grid over picture ${i + 1}` },
-      ...choices.map(([name], place) => element("option", { value: place }, visible(name))));
+      ...grids.map(([name], place) => element("option", { value: place }, visible(name))));
     select.addEventListener("change", () => {
-      lay(choices[select.value][1]);
-      repaint();
+      this.lay(frame, grids[select.value][1]);
+      this.repaint();
     });
     return select;
   }
 
-  function layGrids(frame, grids) {
+  lay(frame, grids) {
     frame.rects.clear();
     frame.labels.clear();
-    const shown = cells.filter((cell) => grids.includes(cell.grid));
+    const shown = this.cells.filter((cell) => grids.includes(cell.grid));
     for (const { index, x, y, width, height } of shown) {
-      frame.rects.set(index, shape("rect", { class: "cell", x, y, width, height, "data-cell": index }));
+      const box = { class: "cell", fill: "none", x, y, width, height, "data-cell": index };
+      frame.rects.set(index, shape("rect", box));
       if (shown.length > MAX_LABELS) continue;
       const size = Math.min(0.16 * height, 0.2 * width);
       frame.labels.set(index, shape("text", { x: x + size / 2, y: y + height - size / 2, "font-size": size }));
@@ -112,62 +118,62 @@ function mappedPictures(question) {
     frame.svg.replaceChildren(...frame.rects.values(), ...frame.labels.values());
   }
 
-  function listen(frame) {
+  listen({ svg, rects }) {
     let at = null;
-    const say = (index) => {
+    const point = (index) => {
       at = index;
-      if (map.values !== null) readout.replaceChildren(`${cellName(cells[index], question)}: `, element("b", {}, number(map.values[index], 3)));
+      this.say("", index);
     };
-    frame.svg.addEventListener("pointerover", (event) => {
-      if (event.target.dataset.cell) say(Number(event.target.dataset.cell));
+    svg.addEventListener("pointerover", (event) => {
+      if (event.target.dataset.cell) point(Number(event.target.dataset.cell));
     });
-    frame.svg.addEventListener("pointerleave", sayPeak);
-    frame.svg.addEventListener("blur", sayPeak);
-    frame.svg.addEventListener("keydown", (event) => {
-      const shown = [...frame.rects.keys()];
+    for (const kind of ["pointerleave", "blur"]) svg.addEventListener(kind, () => this.say("highest: ", this.peak));
+    svg.addEventListener("keydown", (event) => {
+      const shown = [...rects.keys()];
       if (shown.length === 0) return;
-      const next = at === null || !frame.rects.has(at) ? shown[0] : besides(cells, shown, at, event.key);
+      const next = rects.has(at) ? besides(this.cells, shown, at, event.key) : shown[0];
       if (next === null) return;
       event.preventDefault();
-      say(next);
+      point(next);
     });
   }
 
-  function sayPeak() {
-    if (map.peak === null) return;
-    readout.replaceChildren(`highest: ${cellName(cells[map.peak], question)}, `, element("b", {}, number(map.values[map.peak], 3)));
+  say(before, index) {
+    if (this.values === null || index === null) return;
+    const value = element("b", {}, number(this.values[index], 3));
+    this.readout.replaceChildren(`${before}${cellName(this.cells[index], this.question)}: `, value);
   }
 
-  function repaint() {
-    if (map.values === null) return;
-    map.peak = null;
-    for (const { svg, rects, labels } of frames) {
+  // `values` of all cells, their shades from `low` to `high`; `about` names what they belong to.
+  paint(values, low, high, about) {
+    Object.assign(this, { values, low, high });
+    const ramp = element("span", { class: "ramp heat" });
+    this.key.replaceChildren(
+      element("span", {}, `similarity ${number(low, 3)}`, ramp, number(high, 3)),
+      element("span", {}, element("span", { class: "peak-sign" }), " highest"));
+    this.frames.forEach(({ svg }, i) => svg.setAttribute("aria-label",
+      `Similarity of ${about} to the patches of picture ${i + 1}; arrow keys read them`));
+    this.repaint();
+  }
+
+  repaint() {
+    if (this.values === null) return;
+    this.peak = null;
+    for (const { svg, rects, labels } of this.frames) {
       svg.querySelector(".peak")?.remove();
       for (const [index, rect] of rects) {
-        const value = map.values[index];
-        rect.setAttribute("fill", heat((value - map.low) / (map.high - map.low || 1)));
-        if (map.peak === null || value > map.values[map.peak]) map.peak = index;
+        const value = this.values[index];
+        rect.setAttribute("fill", heat((value - this.low) / (this.high - this.low || 1)));
+        if (this.peak === null || value > this.values[this.peak]) this.peak = index;
       }
-      for (const [index, label] of labels) label.textContent = number(map.values[index], 2);
+      for (const [index, label] of labels) label.textContent = number(this.values[index], 2);
     }
-    if (map.peak === null) return;
-    const frame = frames.find(({ rects }) => rects.has(map.peak));
-    const { x, y, width, height } = cells[map.peak];
-    frame.svg.append(shape("g", { class: "peak" }, ...["outer", "inner"].map((name) =>
-      shape("rect", { class: name, x, y, width, height }))));
-    sayPeak();
+    if (this.peak === null) return;
+    const { x, y, width, height } = this.cells[this.peak];
+    const rings = ["outer", "inner"].map((name) => shape("rect", { class: name, x, y, width, height }));
+    this.frames.find(({ rects }) => rects.has(this.peak)).svg.append(shape("g", { class: "peak" }, ...rings));
+    this.say("highest: ", this.peak);
   }
-
-  function paint(values, low, high, about) {
-    Object.assign(map, { values, low, high });
-    key.replaceChildren(element("span", {}, `similarity ${number(low, 3)}`, element("span", { class: "ramp heat" }), number(high, 3)),
-      element("span", {}, element("span", { class: "peak-sign" }), " highest"));
-    repaint();
-    for (const { svg, image } of frames) svg.setAttribute("aria-label", `Similarity of ${about} to the patches of picture ${image + 1}; arrow keys read them`);
-  }
-
-  const row = element("div", { class: "row" }, ...frames.map(({ figure }) => figure));
-  return { node: element("div", { class: "pictures" }, row, key, readout), paint };
 }
 
 // The cell that an arrow key leads to from cell `at`: the nearest one on that side.
@@ -192,8 +198,9 @@ function besides(cells, shown, at, key) {
 
 // Pictures of a rollout that has no map.
 function plainPictures(question) {
-  const note = question.images.length > 0 ? "No patch maps were stored for this response." : "A question without a picture.";
+  const note = question.images.length > 0
+    ? "This response has no map of its patches." : "A question without a picture.";
   const row = element("div", { class: "row" }, ...question.images.map((image, i) =>
     element("figure", {}, element("div", { class: "picture" }, pictureImage(image, i)))));
-  return { node: element("div", { class: "pictures" }, row, element("p", { class: "empty" }, note)), paint: null };
+  return element("div", { class: "pictures" }, row, element("p", { class: "empty" }, note));
 }

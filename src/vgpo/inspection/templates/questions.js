@@ -1,6 +1,8 @@
 // The browser of questions: filters, the list, and the chosen question with a response of each model.
 
 const OUTCOMES = [["all", "All"], ["correct", "✓ Correct"], ["wrong", "✗ Wrong"]];
+const MAPS = [["token", "Chosen token"], ["response", "Whole response"]];
+const SCALES = [["token", "Own range"], ["response", "Response’s range"]];
 const ORDERS = {
   differ: ["Largest difference first", (a, b) => byDifference(a, b)],
   data: ["Order of the data", (a, b) => a.number - b.number],
@@ -28,15 +30,16 @@ function drawQuestions() {
   const measures = Object.entries(MEASURES).filter(([key]) => attention || key !== "attention");
   choices(document.getElementById("measure-choice"), measures.map(([key, [label]]) => [key, label]), view.measure,
     (measure) => redraw({ measure }));
-  choices(document.getElementById("map-choice"), [["token", "Chosen token"], ["response", "Whole response"]], view.map, (map) => repaintMaps({ map }));
-  choices(document.getElementById("scale-choice"), [["token", "Own range"], ["response", "Response’s range"]], view.scale, (scale) => repaintMaps({ scale }));
+  choices(document.getElementById("map-choice"), MAPS, view.map, (map) => repaintMaps({ map }));
+  choices(document.getElementById("scale-choice"), SCALES, view.scale, (scale) => repaintMaps({ scale }));
   listenToFilters(compared);
   listenToStrength();
   return filter({});
 }
 
 function listenToFilters(compared) {
-  const on = (id, kind, change) => document.getElementById(id)?.addEventListener(kind, (event) => filter(change(event.target.value)));
+  const on = (id, kind, change) => document.getElementById(id)
+    ?.addEventListener(kind, (event) => filter(change(event.target.value)));
   const bound = (value, none) => (value === "" || Number.isNaN(Number(value)) ? none : Number(value));
   on("model-choice", "change", (value) => ({ model: value === "" ? null : Number(value) }));
   on("kind-choice", "change", (value) => ({ kind: value === "" ? null : KINDS[Number(value)] }));
@@ -44,7 +47,8 @@ function listenToFilters(compared) {
   on("ratio-high", "input", (value) => ({ high: bound(value, Infinity) }));
   on("text-choice", "input", (value) => ({ text: value.trim().toLowerCase() }));
   on("order-choice", "change", (order) => ({ order }));
-  fillSelect("order-choice", Object.entries(ORDERS).filter(([key]) => compared || key !== "differ").map(([key, [label]]) => [key, label]));
+  const orders = Object.entries(ORDERS).filter(([key]) => compared || key !== "differ");
+  fillSelect("order-choice", orders.map(([key, [label]]) => [key, label]));
   fillSelect("kind-choice", [["", "All kinds"], ...KINDS.map((kind, i) => [i, visible(kind)])]);
   fillSelect("model-choice", [["", "any model"], ...DATA.models.map((model, i) => [i, visible(model.name)])]);
 }
@@ -52,7 +56,8 @@ function listenToFilters(compared) {
 const KINDS = [...new Set(DATA.questions.map((question) => question.kind))].filter((kind) => kind !== null).sort();
 
 function fillSelect(id, options) {
-  document.getElementById(id)?.replaceChildren(...options.map(([value, label]) => element("option", { value }, label)));
+  const made = options.map(([value, label]) => element("option", { value }, label));
+  document.getElementById(id)?.replaceChildren(...made);
 }
 
 function listenToStrength() {
@@ -72,12 +77,13 @@ function rolloutWanted(rollout, question) {
   if (wanted.outcome === "correct" && !rollout.correct) return false;
   if (wanted.outcome === "wrong" && rollout.correct) return false;
   if (wanted.low === -Infinity && wanted.high === Infinity) return true;
-  return rollout.late_early_ratio !== null && rollout.late_early_ratio >= wanted.low && rollout.late_early_ratio <= wanted.high;
+  const ratio = rollout.late_early_ratio;
+  return ratio !== null && ratio >= wanted.low && ratio <= wanted.high;
 }
 
 function hasText(question) {
-  question.searched ??= [question.problem, question.answer, ...question.rollouts.map((rollout) => rollout.tokens.join(""))]
-    .join("\n").toLowerCase();
+  const responses = () => question.rollouts.map((rollout) => rollout.tokens.join(""));
+  question.searched ??= [question.problem, question.answer, ...responses()].join("\n").toLowerCase();
   return question.searched.includes(wanted.text);
 }
 
@@ -100,9 +106,12 @@ function listEntry(question) {
   const verdicts = DATA.models.map((_, i) => modelVerdict(question, i));
   const facts = element("span", { class: "facts" }, element("span", { class: "verdicts" }, ...verdicts));
   const focus = question.difference?.focus ?? null;
-  const about = [`row ${question.row}`, ...(question.kind === null ? [] : [visible(question.kind)]), ...(focus === null ? [] : [`Δρ ${signed(focus, 3)}`])];
+  const about = [`row ${question.row}`];
+  if (question.kind !== null) about.push(visible(question.kind));
+  if (focus !== null) about.push(`Δρ ${signed(focus, 3)}`);
   const excerpt = element("span", { class: "excerpt" }, questionText(question.problem).slice(0, 160));
-  const button = element("button", { type: "button" }, facts, excerpt, element("span", { class: "facts" }, about.join(" · ")));
+  const last = element("span", { class: "facts" }, about.join(" · "));
+  const button = element("button", { type: "button" }, facts, excerpt, last);
   button.addEventListener("click", () => chooseQuestion(question));
   question.button = button;
   return element("li", {}, button);
