@@ -70,6 +70,55 @@ def test_runs_are_methods_by_seeds_by_settings(write_study: Callable[..., Path])
     assert study.runs[1].values["shaping"] == "none"
 
 
+def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Path]) -> None:
+    methods = {"dapo": {"shaping": "none"}, "vgpo": {}, "strong": {"strength": 1.0}}
+    settings = {"short": {}, "long": {"max_completion_length": 99}}
+    comparisons = {
+        "rivals": {"base": "dapo", "methods": ["dapo", "vgpo"], "question": "Does it help?"},
+        "sweep": {"base": "vgpo", "methods": ["vgpo", "strong"], "seeds": [1, 2], "settings": ["short"]},
+    }
+    study = load_study(write_study(methods=methods, settings=settings, comparisons=comparisons, base="absent"))
+    assert [run.name for run in study.runs] == [
+        "short/start", "short/dapo/seed-0", "short/vgpo/seed-0", "short/dapo/seed-1", "short/vgpo/seed-1",
+        "long/start", "long/dapo/seed-0", "long/vgpo/seed-0", "long/dapo/seed-1", "long/vgpo/seed-1",
+        "short/strong/seed-1", "short/vgpo/seed-2", "short/strong/seed-2",
+    ]  # fmt: skip
+    rivals, sweep = study.comparisons
+    assert (rivals.question, rivals.base, rivals.seeds, rivals.settings) == (
+        "Does it help?", "dapo", [0, 1], ["short", "long"]
+    )  # fmt: skip
+    assert (sweep.question, sweep.base, sweep.methods, sweep.seeds) == (None, "vgpo", ["vgpo", "strong"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"comparisons": ["rivals"]}, "comparisons is a list"),
+        ({"comparisons": {"a/b": {}}}, "comparisons: the name 'a/b' becomes a folder"),
+        ({"comparisons": {"a": None}}, "comparisons: a is a NoneType"),
+        ({"comparisons": {"a": {"bases": "dapo"}}}, "a: unknown key 'bases'; did you mean 'base'"),
+        ({"comparisons": {"a": {"methods": ["dapo"]}}}, "a: base is missing"),
+        ({"comparisons": {"a": {"base": "vgpo", "methods": ["dapo"]}}}, "a: base: nothing is called 'vgpo'"),
+        (
+            {"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "vgp"]}}},
+            "methods: nothing is called 'vgp'; did",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "dapo"]}}}, "methods names one twice"),
+        ({"comparisons": {"a": {"base": "dapo", "methods": "dapo"}}}, "methods is 'dapo', expected a list"),
+        (
+            {"comparisons": {"a": {"base": "dapo", "settings": ["x"]}}},
+            "settings: nothing is called 'x'; there are def",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "seeds": []}}}, r"a: seeds is \[\], expected a list"),
+        ({"comparisons": {"a": {"base": "dapo", "question": 3}}}, "a: question is 3, expected a sentence"),
+        ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo"]}}}, "methods: vgpo in no comparison"),
+    ],
+)
+def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], changes: dict, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        load_study(write_study(base="absent", **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -78,7 +127,9 @@ def test_runs_are_methods_by_seeds_by_settings(write_study: Callable[..., Path])
         ({"seeds": [1, True]}, "expected a list of whole numbers"),
         ({"seeds": [3, 3]}, "seeds names one twice"),
         ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
-        ({"base": "dap"}, "base: no method is called 'dap'; did you mean 'dapo'"),
+        ({"base": "dap"}, "base: nothing is called 'dap'; did you mean 'dapo'"),
+        ({"base": "absent"}, "base is missing: name the method that the others are compared with"),
+        ({"comparisons": {"a": {"base": "dapo"}}}, "base: each comparison has its own; remove this one"),
         ({"methods": ["dapo"]}, "methods is a list"),
         ({"methods": {"dapo": ["none"]}}, "methods: dapo is a list"),
         ({"methods": {"dapo": {"shapping": "none"}}}, "methods: dapo: unknown field 'shapping'; did you"),

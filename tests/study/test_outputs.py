@@ -1,20 +1,18 @@
 """What is written of a study: figures, escapes, and the page in a browser."""
 
+import html
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.report.chromium import Chromium
 from tests.study.stand_in_run import LEVELS, write_run
 from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
-from vgpo.study.results import Place, study_data
+from vgpo.study.results import Comparison, Place, study_data
 from vgpo.study.runs import StudyRun
 
-PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -24,13 +22,17 @@ def study(tmp_path: Path, methods: tuple[str, ...] = ("dapo", "vgpo"), seeds: tu
                for seed in seeds]  # fmt: skip
     for place in places:
         write_run(place.path, place.method, place.seed)
-    return study_data(
-        places, name=f"trial {HOSTILE}", base="dapo", methods=methods, seeds=[0, 1, 2], settings=["default"]
-    )
+    return study_data(places, [comparison(methods=list(methods))], name=f"trial {HOSTILE}")
+
+
+def comparison(**changes: object) -> Comparison:
+    fields = {"name": f"rivals {HOSTILE}", "question": f"Does it help, {HOSTILE}?", "base": "dapo",
+              "methods": ["dapo", "vgpo"], "seeds": [0, 1, 2], "settings": ["default"]}  # fmt: skip
+    return Comparison(**{**fields, **changes})
 
 
 def test_figures_of_a_setting(tmp_path: Path) -> None:
-    (setting,) = study(tmp_path)["settings"]
+    (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     dapo, vgpo = setting["methods"]
     assert dapo["difference"] is None
     assert vgpo["looks"]["accuracy"]["mean"] == pytest.approx(0.61)
@@ -51,7 +53,7 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
 
 
 def test_curves_have_bands(tmp_path: Path) -> None:
-    (setting,) = study(tmp_path)["settings"]
+    (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     charts = {chart["id"]: chart for chart in setting["charts"]}
     assert list(charts) == ["accuracy", "length", "entropy", "late_early"]
     line = charts["length"]["series"][1]
@@ -66,11 +68,9 @@ def test_curves_have_bands(tmp_path: Path) -> None:
 
 def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "vgpo", 1)
-    data = study_data(
-        [Place("default", "vgpo", 1, tmp_path / "run")],
-        name="one", base="dapo", methods=["dapo", "vgpo"], seeds=[0, 1], settings=["default", "other"],
-    )  # fmt: skip
-    setting, other = data["settings"]
+    one = comparison(seeds=[0, 1], settings=["default", "other"])
+    data = study_data([Place("default", "vgpo", 1, tmp_path / "run")], [one], name="one")
+    setting, other = data["comparisons"][0]["settings"]
     assert setting["missing"] == [{"method": "dapo", "seeds": [0, 1]}, {"method": "vgpo", "seeds": [0]}]
     assert setting["methods"][0]["difference"] is None
     assert setting["methods"][0]["step_time"] is None
@@ -104,7 +104,7 @@ def test_rows_as_files(tmp_path: Path) -> None:
     data = study(tmp_path)
     lines = rows_as_csv(data["rows"]).splitlines()
     assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_blank")
-    assert lines[0].endswith("jobs,commit,dirty,steps_to_base")
+    assert lines[0].endswith("jobs,commit,dirty")
     assert len(lines) == 8
     assert len({line.count(",") for line in lines}) == 1
     paths = write_outputs(tmp_path / "out", data)
@@ -124,20 +124,26 @@ def test_a_seal_holds_for_its_files_only(tmp_path: Path) -> None:
     assert not run.is_done
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH")
-def test_the_page_is_drawn_without_a_complaint(tmp_path: Path) -> None:
-    page = write_outputs(tmp_path / "out", study(tmp_path, methods=("dapo", "vgpo", HOSTILE)))["page"]
-    browser = Chromium(str(PROGRAM), tmp_path / "profile")
-    try:
-        for width, theme in ((1280, "light"), (390, "dark")):
-            browser.show(page, width, theme=theme)
-            assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
-            assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 4
-            assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 12
-            assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
-            assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
-            assert browser.evaluate("document.documentElement.scrollWidth") == width
-            assert browser.complaints == []
-    finally:
-        browser.close()
+def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
+    places = [Place("default", method, seed, tmp_path / method / str(seed))
+              for method in ("dapo", "vgpo") for seed in (0, 1, 2)]  # fmt: skip
+    for place in places:
+        write_run(place.path, place.method, place.seed)
+    turned = comparison(name="turned", base="vgpo", methods=["vgpo", "dapo"], seeds=[1, 2], question=None)
+    data = study_data(places, [comparison(), turned], name="two")
+    assert len(data["rows"]) == 6
+    assert len(data["curves"]) == 6 * 20
+    assert data["curves"][0] == {
+        "setting": "default", "method": "dapo", "seed": 0, "step": 1, "accuracy": pytest.approx(0.05), "length": 21.0,
+        "entropy": 0.0, "late_early": 0.9,
+    }  # fmt: skip
+    (there,), (back,) = ([setting["methods"] for setting in one["settings"]] for one in data["comparisons"])
+    assert there[1]["difference"]["mean"] == pytest.approx(0.1)
+    assert back[1]["difference"]["mean"] == pytest.approx(-0.1)
+    assert (there[1]["num_runs"], back[1]["num_runs"]) == (3, 2)
+    text = markdown(data)
+    assert "Base dapo; seeds 0, 1, 2, with which p cannot be below 0.25." in text
+    assert "Base vgpo; seeds 1, 2, with which p cannot be below 0.5." in text
+    page = write_outputs(tmp_path / "out", data)["page"].read_text()
+    assert re.findall('<h2 id="comparison-.">(.*)</h2>', page) == [f"rivals {html.escape(HOSTILE)}", "turned"]
+    assert re.findall('href="#comparison-(.)"', page) == ["0", "1"]

@@ -281,9 +281,7 @@ def draw(study: Study, out: Path, console: Console) -> None:
     if not any(not place.is_start for place in done):
         say(console, "no run is done yet: nothing to compare")
         return
-    data = study_data(
-        done, name=study.path.stem, base=study.base, methods=study.methods, seeds=study.seeds, settings=study.settings
-    )
+    data = study_data(done, study.comparisons, name=study.path.stem)
     written = write_outputs(out, data)
     for table in terminal_tables(data):
         console.print(table)

@@ -68,6 +68,25 @@ class Place:
         return not (self.path / "metrics.jsonl").is_file()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which runs stand side by side, and beside which of them the others are measured.
+
+    Attributes:
+        name: Of the comparison.
+        question: What it is made to find out, a sentence, or None.
+        base: The method that the others are compared with, one of `methods`.
+        methods, seeds, settings: Names and numbers in the order in which they are shown.
+    """
+
+    name: str
+    question: str | None
+    base: str
+    methods: list[str]
+    seeds: list[int]
+    settings: list[str]
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run: its row, and its metrics lines (none for the start model)."""
@@ -124,55 +143,53 @@ def probe_columns(found: Mapping[str, Any]) -> Row:
     return row
 
 
-def study_data(
-    places: Sequence[Place],
-    *,
-    name: str,
-    base: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    settings: Sequence[str],
-) -> dict[str, Any]:
-    """Collect what a study's table and page show, from the runs that are done.
+def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, name: str) -> dict[str, Any]:
+    """Collect what a study's tables and page show, from the runs that are done.
 
     Returns:
         dict, JSON-able:
-        `version`, `name`, `base`, `seeds`, `methods` (names in order), `rows` (a flat dict for each run),
-        `commits`, `jobs` (all that occur), and `settings`: for each its `name`; `start`, the row of the start model or
-        None; `target`, the base's final training accuracy; `missing`, methods with the seeds that are not done;
-        `methods`, see `method_summary`; `charts`, as of `vgpo.report.report_data` with `low` and `high` in each
-        series and `run` a method's number.
+        `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits`, `jobs`
+        (all that occur), and `comparisons`, for each the fields of a `Comparison`, of which `settings` is a list of
+        dicts: `name`; `start`, the row of the start model or None; `target`, the base's final training accuracy;
+        `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as of
+        `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
     """
     results = [read_result(place) for place in places]
-    described = [describe_setting(setting, results, base=base, methods=methods, seeds=seeds) for setting in settings]
     rows = [result.row for result in results]
     return {
         "version": VERSION,
         "name": name,
-        "base": base,
-        "seeds": list(seeds),
-        "methods": list(methods),
-        "settings": described,
+        "comparisons": [
+            {**asdict(one), "settings": [describe_setting(setting, results, one) for setting in one.settings]}
+            for one in comparisons
+        ],
         "commits": sorted({row["commit"] for row in rows if row["commit"]}),
         "jobs": sorted({row["jobs"] for row in rows if row["jobs"]}),
         "rows": rows,
+        "curves": [step for result in results for step in curve_rows(result)],
     }
 
 
-def describe_setting(
-    setting: str, results: Sequence[Result], *, base: str, methods: Sequence[str], seeds: Sequence[int]
-) -> dict[str, Any]:
+def curve_rows(result: Result) -> list[Row]:
+    """What the curves are made of: a flat dict for each step of a run."""
+    place = {name: result.row[name] for name in ("setting", "method", "seed")}
+    return [{**place, "step": line["step"], **{one.id: one.read(line) for one in CURVES}} for line in result.lines]
+
+
+def describe_setting(setting: str, results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
     here = [result for result in results if result.row["setting"] == setting]
     of_method = {
-        method: {result.row["seed"]: result for result in here if result.lines and result.row["method"] == method}
-        for method in methods
+        method: {
+            result.row["seed"]: result
+            for result in here
+            if result.lines and result.row["method"] == method and result.row["seed"] in comparison.seeds
+        }
+        for method in comparison.methods
     }
+    base = of_method[comparison.base]
     start = next((result.row for result in here if not result.lines), None)
-    levels = column(of_method[base], "training_accuracy")
+    levels = column(base, "training_accuracy")
     target = sum(levels.values()) / len(levels) if levels else None
-    for runs in of_method.values():
-        for result in runs.values():
-            result.row["steps_to_base"] = reached(result, target)
     return {
         "name": setting,
         "start": start,
@@ -180,10 +197,10 @@ def describe_setting(
         "missing": [
             {"method": method, "seeds": missing}
             for method, runs in of_method.items()
-            if (missing := [seed for seed in seeds if seed not in runs])
+            if (missing := [seed for seed in comparison.seeds if seed not in runs])
         ],
         "methods": [
-            method_summary(method, number, runs, of_method[base])
+            method_summary(method, number, runs, base, target)
             for number, (method, runs) in enumerate(of_method.items())
             if runs
         ],
@@ -191,9 +208,13 @@ def describe_setting(
     }
 
 
-def reached(result: Result, target: float | None) -> int | None:
-    series = result.series(training_accuracy)
-    return None if target is None else steps_to_reach(list(series), list(series.values()), target)
+def steps_to_target(runs: Mapping[int, Result], target: float | None) -> list[int]:
+    """When the runs get there, of those that do."""
+    if target is None:
+        return []
+    found = [result.series(training_accuracy) for result in runs.values()]
+    reached = [steps_to_reach(list(series), list(series.values()), target) for series in found]
+    return [step for step in reached if step is not None]
 
 
 def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
@@ -201,11 +222,17 @@ def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
     return {seed: value for seed, result in runs.items() if (value := result.row[name]) is not None}
 
 
-def method_summary(method: str, number: int, runs: Mapping[int, Result], base: Mapping[int, Result]) -> dict[str, Any]:
+def method_summary(
+    method: str,
+    number: int,
+    runs: Mapping[int, Result],
+    base: Mapping[int, Result],
+    target: float | None,
+) -> dict[str, Any]:
     """What the table shows of a method.
 
     Returns:
-        dict: `name`; `number`, its place in the study; `num_runs`; `points`, seed -> held-out accuracy;
+        dict: `name`; `number`, its place in the comparison; `num_runs`; `points`, seed -> held-out accuracy;
         `difference` (None for the base), of held-out accuracy; `looks`, name -> mean over seeds with its interval, of
         the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
         `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
@@ -213,7 +240,7 @@ def method_summary(method: str, number: int, runs: Mapping[int, Result], base: M
     """
     is_base = runs is base
     accuracy = column(runs, "accuracy")
-    steps = column(runs, "steps_to_base")
+    steps = steps_to_target(runs, target)
     difference = None if is_base else paired_difference(accuracy, column(base, "accuracy"))
     return {
         "name": method,
@@ -223,7 +250,7 @@ def method_summary(method: str, number: int, runs: Mapping[int, Result], base: M
         "difference": difference and asdict(difference),
         "looks": {name: as_dict(mean_over_seeds(list(column(runs, name).values()))) for name in LOOKS},
         "steps_to_base": {
-            "mean": sum(steps.values()) / len(steps) if steps else None,
+            "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),
         },
         "step_time": as_dict(paired_ratio(column(runs, "step_time"), column(base, "step_time"))),

@@ -121,7 +121,7 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
         low=found.low,
         high=found.high,
         p_value=sign_flip_p_value(differences),
-        smallest_p_value=min(1.0, 2.0 ** (1 - len(seeds))),
+        smallest_p_value=smallest_p_value(len(seeds)),
         num_pairs=len(seeds),
     )
 
@@ -147,6 +147,11 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
     sums = np.abs(signs @ differences)
     observed = abs(differences.sum())
     return float((sums >= observed - TOLERANCE * np.abs(differences).sum()).mean())
+
+
+def smallest_p_value(num_pairs: int) -> float:
+    """What the sign-flip test gives at best: all differences of one sign."""
+    return min(1.0, 2.0 ** (1 - num_pairs))
 
 
 def smoothing_window(num_points: int) -> int:
