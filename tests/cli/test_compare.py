@@ -207,6 +207,26 @@ def test_a_study_is_run_once(
     )
 
 
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "expected"), [([], 2, {"None"}), (["4", "7"], 2, {"4", "7"}), (["4", "7"], 1, {"4"})]
+)
+def test_each_run_has_one_gpu(
+    write_study: Callable[..., Path],
+    stand_in: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[str],
+    jobs: int,
+    expected: set[str],
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(compare, "visible_gpus", lambda: gpus)
+    out = tmp_path / "out"
+    assert compare.run(write_study(), out=out, jobs=jobs)
+    started = [path.read_text().removeprefix("on ").strip() for path in (out / "runs").rglob("started")]
+    assert set(started) == expected
+
+
 def test_a_run_whose_files_changed_is_not_done(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -78,7 +79,7 @@ def wait_for_a_signal(folder: Path) -> None:
 def main(place: str, method: str, seed: str, *words: str) -> None:
     folder = Path(place)
     with (folder / "started").open("a") as started:
-        started.write("once\n")
+        started.write(f"on {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     if (folder.parents[3] / f"{method} fails").exists():
         sys.exit("line before\n\x1b[31mout of luck")
     if (folder.parents[3] / f"{method} waits").exists():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -42,6 +43,7 @@ class Child:
     run: PlannedRun
     process: subprocess.Popen[bytes]
     started: float
+    slot: int  # 0 to jobs - 1, which no other run at work has
 
 
 @dataclass
@@ -151,13 +153,13 @@ def run_all(
 ) -> Outcomes:
     """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
     outcomes = Outcomes()
-    waiting, active = list(todo), list[Child]()
+    waiting, active, devices = list(todo), list[Child](), visible_gpus()
     with terminable(), progress_bar(console) as bar:
         task = bar.add_task("all runs", total=len(todo))
         try:
             while waiting or active:
-                while waiting and len(active) < jobs:
-                    active.append(launch(waiting.pop(0), out, words, jobs, lock))
+                for slot in sorted(set(range(jobs)) - {child.slot for child in active})[: len(waiting)]:
+                    active.append(launch(waiting.pop(0), out, words, jobs, lock, slot=slot, devices=devices))
                 time.sleep(POLL_SECONDS)
                 for child in [child for child in active if child.process.poll() is not None]:
                     active.remove(child)
@@ -174,24 +176,42 @@ def run_all(
     return outcomes
 
 
-def launch(planned: PlannedRun, out: Path, words: Mapping[str, list[str]], jobs: int, lock: int) -> Child:
-    """Start a run; what it prints goes to its log."""
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used, none where there is none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def launch(
+    planned: PlannedRun,
+    out: Path,
+    words: Mapping[str, list[str]],
+    jobs: int,
+    lock: int,
+    *,
+    slot: int,
+    devices: Sequence[str],
+) -> Child:
+    """Start a run on the device of its slot; what it prints goes to its log."""
     one = folder_of(out, planned)
     one.path.mkdir(parents=True, exist_ok=True)
     if not one.recipe_path.is_file():
         write_recipe(one.recipe_path, planned.values)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"}
+    if devices:  # one for each run: several that are visible would share its batches
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     with one.log_path.open("ab") as log:
         process = subprocess.Popen(
             [*command_of(planned, one, jobs), *words[planned.setting]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"},
+            env=environment,
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C comes to us, and we tell them
         )
-    return Child(planned, process, time.monotonic())
+    return Child(planned, process, time.monotonic(), slot)
 
 
 def command_of(planned: PlannedRun, one: StudyRun, jobs: int) -> list[str]:

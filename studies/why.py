@@ -1,0 +1,229 @@
+"""What the signals of the methods see on the embedded task, where it is known which tokens need the picture.
+
+`python studies/why.py CHECKPOINT --data SOURCE` samples a response to each held-out question and prints
+
+1. a table of what each signal makes of each role that a token plays in a chain of thought;
+2. how well each signal tells tokens that need the picture (digits that are read off it) from those that do not: the
+   area under the ROC curve, 0.5 for a coin;
+3. how wrong answers come about.
+
+A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`. The state at a token's own position, which
+the focus score takes, is the one that predicts the *next* token. So every signal is judged twice: as the method uses
+it, at the token, and moved to the token that the state predicts.
+"""
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from trl import prepare_multimodal_messages
+from trl.trainer.utils import add_fused_lm_head
+
+from vgpo import VGPOSettings, reweight_advantages
+from vgpo.data import load_dataset, to_prompts
+from vgpo.focus import visual_token_ids
+from vgpo.rewards import grade
+from vgpo.shaping.dependency import token_dependency
+from vgpo.study.evaluate import evaluation_mode
+from vgpo.study.probe import Row, encode, response_mask, sampling
+from vgpo.trl.forward import Rows, score_rows
+
+READ = "digit read"
+ROW = re.compile(r"row (\d+):((?: \d+)+), ([\d ]+)\.")
+
+
+@dataclass
+class Token:
+    """A token of a response: its text and role, and what the signals say of it."""
+
+    text: str
+    role: str
+    signals: dict[str, float]
+
+
+@dataclass
+class Response:
+    """A sampled response to a question, its tokens, and whether it is right."""
+
+    problem: str
+    text: str
+    tokens: list[Token]
+    correct: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of the embedded model")
+    parser.add_argument("--data", required=True, type=Path, help="its held-out questions, parquet")
+    parser.add_argument("--limit", type=int, default=300, help="questions")
+    parser.add_argument("--max_new_tokens", type=int, default=56)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    model = AutoModelForImageTextToText.from_pretrained(arguments.checkpoint, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(arguments.checkpoint)
+    add_fused_lm_head(model, temperature=1.0, outputs=("log_probs", "entropy"))
+    questions = load_dataset(str(arguments.data))
+    prompts = to_prompts(questions.select(range(min(arguments.limit, len(questions)))))
+    responses = []
+    for start in range(0, len(prompts), 50):
+        rows = [prompts[i] for i in range(start, min(start + 50, len(prompts)))]
+        responses += look(model, processor, rows, arguments.max_new_tokens, arguments.seed + start)
+    print(f"## {arguments.checkpoint.name}: {len(responses)} responses, seed {arguments.seed}\n")
+    print(role_table(responses), separation_table(responses), outcome_table(responses), sep="\n\n")
+
+
+def look(
+    model: PreTrainedModel, processor: ProcessorMixin, rows: list[Row], max_new_tokens: int, seed: int
+) -> list[Response]:
+    """Sample a response to each question and ask every signal about each of its tokens."""
+    prompts = [encode(processor, row, {}, model.device) for row in rows]
+    black = [{**row, "images": [Image.new("RGB", image.size) for image in row["images"]]} for row in rows]
+    inputs = processor.apply_chat_template(
+        [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+    )
+    width = inputs["input_ids"].shape[1]
+    decoding = sampling(model, processor, max_new_tokens, temperature=1.0)
+    with evaluation_mode(model):
+        torch.manual_seed(seed)
+        sequences = model.generate(**inputs, generation_config=decoding)
+        mask = response_mask(sequences[:, width:], decoding.eos_token_id)
+        attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
+        ids = visual_token_ids(model.config)
+        seen, unseen = (
+            score_rows(
+                model, Rows(sequences, attention_mask, width, asked), ids, share=False, similarity=True,
+                layer_similarity=True,
+            )
+            for asked in (prompts, [encode(processor, row, {}, model.device) for row in black])
+        )  # fmt: skip
+    shaped = reweight_advantages(
+        torch.ones(len(rows)), seen.similarity, mask, torch.arange(len(rows)), VGPOSettings(inter=False)
+    )
+    signals = {
+        "focus": shaped.focus,
+        "token factor": shaped.token_factor,
+        "gate": shaped.gate.float(),
+        "layer similarity": seen.layer_similarity,
+        "dependency": token_dependency(seen.log_probs, unseen.log_probs, mask),
+        "entropy": seen.entropy,
+    }
+    texts = processor.batch_decode(sequences[:, width:], skip_special_tokens=True)
+    verdicts = grade(texts, [row["answer"] for row in rows])
+    return [
+        Response(
+            row["problem"],
+            texts[i],
+            tokens_of(processor, sequences[i, width:][mask[i]], {n: s[i][mask[i]] for n, s in signals.items()}),
+            verdicts[i],
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def tokens_of(processor: ProcessorMixin, ids: torch.Tensor, signals: dict[str, torch.Tensor]) -> list[Token]:
+    texts = [processor.tokenizer.decode([token]) for token in ids.tolist()]
+    return [
+        Token(text, role, {name: float(values[i]) for name, values in signals.items()})
+        for i, (text, role) in enumerate(zip(texts, roles(texts), strict=True))
+    ]
+
+
+def roles(texts: Sequence[str]) -> list[str]:
+    """What each token of a chain is for."""
+    found, state = [], "frame"
+    for text in texts:
+        word = text.strip()
+        if word.startswith("row "):
+            state = READ
+            found.append("row label")
+        elif word == ",":
+            state = "working"
+            found.append("punctuation")
+        elif word == ".":
+            state = "frame"
+            found.append("punctuation")
+        elif word.isdigit():
+            found.append(state if state != "frame" else "answer")
+        else:
+            found.append("frame")
+    return found
+
+
+def role_table(responses: Sequence[Response]) -> str:
+    """Mean of each signal over the tokens of each role."""
+    by_role: dict[str, list[Token]] = defaultdict(list)
+    for response in responses:
+        for token in response.tokens:
+            by_role[token.role].append(token)
+    total = sum(len(tokens) for tokens in by_role.values())
+    names = list(next(iter(by_role.values()))[0].signals)
+    rows = [
+        [role, f"{len(tokens) / total:.0%}", *(f"{np.mean([t.signals[n] for t in tokens]):.3f}" for n in names)]
+        for role, tokens in sorted(by_role.items(), key=lambda item: -len(item[1]))
+    ]
+    return table(["role of the token", "share", *names], rows)
+
+
+def separation_table(responses: Sequence[Response]) -> str:
+    """How well a signal ranks digits that are read above other tokens: at the token, and at the one before it."""
+    rows = []
+    for name in responses[0].tokens[0].signals:
+        at, before = [], []
+        for response in responses:
+            reads = [token.role == READ for token in response.tokens]
+            values = [token.signals[name] for token in response.tokens]
+            at += zip(values, reads, strict=True)
+            before += zip(values[:-1], reads[1:], strict=True)
+        rows.append([name, f"{area_under_curve(at):.2f}", f"{area_under_curve(before):.2f}"])
+    return table(["signal", "at the token", "at the token before"], rows)
+
+
+def area_under_curve(pairs: Sequence[tuple[float, bool]]) -> float:
+    """Chance that a token that needs the picture lies above one that does not; ties count half."""
+    values, needs = np.array([value for value, _ in pairs]), np.array([need for _, need in pairs])
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    num_needed = needs.sum()
+    return float((ranks[needs].sum() - num_needed * (num_needed + 1) / 2) / (num_needed * (~needs).sum()))
+
+
+def outcome_table(responses: Sequence[Response]) -> str:
+    """Right answers, and how wrong ones come about."""
+    outcomes = defaultdict(int)
+    most_rows = max(len(ROW.findall(response.text)) for response in responses)
+    for response in responses:
+        outcomes[outcome(response, most_rows)] += 1
+    rows = [[name, str(count), f"{count / len(responses):.1%}"] for name, count in sorted(outcomes.items())]
+    return table(["outcome", "responses", "share"], rows)
+
+
+def outcome(response: Response, most_rows: int) -> str:
+    """Of a right answer `right`; of a wrong one what came first."""
+    if response.correct:
+        return "right"
+    asks_for_a_row = re.search(r"sum of row (\d+)", response.problem)
+    rows = ROW.findall(response.text)
+    if len(rows) < (1 if asks_for_a_row else most_rows):
+        return "wrong: rows left out"
+    return "wrong: all rows read, a digit or a step is wrong"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
