@@ -191,7 +191,7 @@ def test_a_study_is_run_once(
     # average; 0.6 x 8/10 and 0.6 x 9/10 average 0.51 at step 9, and so does seed 1 with 0.5185.
     row = next(line for line in (out / "table.md").read_text().splitlines() if line.startswith("| vgpo"))
     held_out, cost = "60.5 [60.0, 61.0] | +10.0 [+10.0, +10.0] | 0.5", "1.10 [1.10, 1.10] | 1.00 [1.00, 1.00]"
-    assert row == f"| vgpo | 2 | {held_out} | 9 (2 of 2) | {cost} |"
+    assert row == f"| vgpo | 2 | {held_out} | +7.7 [+7.7, +7.8] | 0.5 | 9 (2 of 2) | {cost} |"
     assert times_started(out, "default/vgpo/seed-0") == 1
 
     assert compare.run(study, out=out, jobs=1)

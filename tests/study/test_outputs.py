@@ -39,6 +39,9 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
     assert vgpo["difference"]["mean"] == pytest.approx(0.1)
     # Three seeds of one sign: 2 / 2^3.
     assert vgpo["difference"]["p_value"] == 0.25
+    # Training accuracy is the held-out one times 0.1, 0.2 ... 1, and 1 from then on: 15.5 / 20 of it on average.
+    assert vgpo["learning"]["mean"] == pytest.approx(0.1 * 15.5 / 20)
+    assert dapo["learning"] is None
     assert vgpo["step_time"]["mean"] == pytest.approx(1.1)
     # The base ends at 0.51 on average; seed 0 stays at 0.50, seeds 1 and 2 are there from step 10 on, and their mean
     # with the step before (window 2) at 11.
@@ -76,7 +79,7 @@ def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     assert setting["methods"][0]["step_time"] is None
     assert other["methods"] == []
     text = markdown(data)
-    assert "| vgpo | 1 | 61.0 | – | – | – (0 of 1) | – | – |" in text
+    assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – |" in text
     assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
     assert {"page", "table"} <= write_outputs(tmp_path / "out", data).keys()
     assert setting["target"] is None

@@ -95,8 +95,9 @@ def notes(data: Mapping[str, Any]) -> list[str]:
         "Brackets: 95 % bootstrap interval of the mean over seeds, rather too narrow with few of them. Difference: "
         "mean over seeds of the method's held-out accuracy less the base's with the same seed, in points. p: exact "
         "two-sided sign-flip test of that difference, not corrected for the number of methods.",
-        "Steps: first step at which training accuracy (over all prompts drawn, running mean over a tenth of the run) "
-        "reaches the mean over seeds of the base's at its end; mean over the runs that get there.",
+        "Learning: the same difference of training accuracy (over all prompts drawn), averaged over all steps of a "
+        "run. Steps: first step at which the running mean of training accuracy over a tenth of the run reaches the "
+        "mean over seeds of the base's at its end; mean over the runs that get there.",
         "Step time (median of a run) and memory (peak): ratio to the base with the same seed. "
         f"Runs at a time: {jobs}; step times of runs beside others are rough.",
     ]
@@ -104,18 +105,22 @@ def notes(data: Mapping[str, Any]) -> list[str]:
 
 def comparison_cells(setting: Mapping[str, Any]) -> Cells:
     """The first table of a setting: does it help, and what does it cost?"""
-    head = ["method", "seeds", "held-out, %", "difference, points", "p", "steps", "step time", "memory"]
+    head = ["method", "seeds", "held-out, %", "difference, points", "p", "learning, points", "p", "steps", "step time",
+            "memory"]  # fmt: skip
     rows = []
     for method in setting["methods"]:
-        steps, change = method["steps_to_base"], method["difference"]
+        steps = method["steps_to_base"]
         reached = f" ({steps['num_reached']} of {method['num_runs']})"
         rows.append(
             [
                 method["name"],
                 str(method["num_runs"]),
                 interval(method["looks"]["accuracy"], 1, 100),
-                interval(change, 1, 100, signed=True),
-                NONE if change is None else f"{change['p_value']:.3g}",
+                *(
+                    text
+                    for change in (method["difference"], method["learning"])
+                    for text in (interval(change, 1, 100, signed=True), p_value(change))
+                ),
                 (NONE if steps["mean"] is None else f"{steps['mean']:.0f}") + reached,
                 interval(method["step_time"], 2),
                 interval(method["memory"], 2),
@@ -138,6 +143,10 @@ def look_cells(setting: Mapping[str, Any]) -> Cells:
         start = [interval({"mean": setting["start"][name]}, *form) for name, form in LOOK_FORMATS.items()]
         rows.insert(0, ["start", *start])
     return head, rows
+
+
+def p_value(change: Mapping[str, Any] | None) -> str:
+    return NONE if change is None else f"{change['p_value']:.3g}"
 
 
 def interval(found: Mapping[str, Any] | None, digits: int, factor: float = 1, *, signed: bool = False) -> str:

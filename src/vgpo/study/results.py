@@ -40,7 +40,8 @@ CURVES = (
 )  # fmt: skip
 # Columns that the start model has not.
 TRAINING_COLUMNS = (
-    "steps", "training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs", "commit", "dirty",
+    "steps", "training_accuracy", "mean_training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs",
+    "commit", "dirty",
 )  # fmt: skip
 # Of a run's row -> how the page calls it.
 LOOKS = {
@@ -113,9 +114,11 @@ def read_result(place: Place) -> Result:
     lines = drop_abandoned_steps(one.folder.read_metrics())
     usage, environment = read_object(one.usage_path), one.folder.read_environment()
     times = [line["step_time"] for line in lines if line.get("step_time") is not None]
+    accuracies = [value for line in lines if (value := training_accuracy(line)) is not None]
     trained = {
         "steps": max((line["step"] for line in lines), default=0),
-        "training_accuracy": final_level([v for line in lines if (v := training_accuracy(line)) is not None]),
+        "training_accuracy": final_level(accuracies),
+        "mean_training_accuracy": stdlib_statistics.fmean(accuracies) if accuracies else None,
         "step_time": stdlib_statistics.median(times) if times else None,
         **usage,
         "commit": environment["commit"],
@@ -233,21 +236,25 @@ def method_summary(
 
     Returns:
         dict: `name`; `number`, its place in the comparison; `num_runs`; `points`, seed -> held-out accuracy;
-        `difference` (None for the base), of held-out accuracy; `looks`, name -> mean over seeds with its interval, of
+        `difference` (None for the base), of held-out accuracy, and `learning`, of training accuracy averaged over all
+        steps; `looks`, name -> mean over seeds with its interval, of
         the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
         `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
         focus in each tenth of a response, None where there is none.
     """
     is_base = runs is base
-    accuracy = column(runs, "accuracy")
     steps = steps_to_target(runs, target)
-    difference = None if is_base else paired_difference(accuracy, column(base, "accuracy"))
+
+    def difference(name: str) -> dict[str, Any] | None:
+        return None if is_base else as_dict(paired_difference(column(runs, name), column(base, name)))
+
     return {
         "name": method,
         "number": number,
         "num_runs": len(runs),
-        "points": {str(seed): value for seed, value in accuracy.items()},
-        "difference": difference and asdict(difference),
+        "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
+        "difference": difference("accuracy"),
+        "learning": difference("mean_training_accuracy"),
         "looks": {name: as_dict(mean_over_seeds(list(column(runs, name).values()))) for name in LOOKS},
         "steps_to_base": {
             "mean": sum(steps) / len(steps) if steps else None,
