@@ -21,18 +21,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from trl import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo import VGPOSettings, reweight_advantages
 from vgpo.data import load_dataset, to_prompts
-from vgpo.focus import visual_token_ids
+from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import grade
 from vgpo.shaping.dependency import token_dependency
 from vgpo.study.evaluate import evaluation_mode
-from vgpo.study.probe import Row, encode, response_mask, sampling
+from vgpo.study.probe import Row, sample, sampling
+from vgpo.trl.corruption import VIEWS, View, prompt_columns, viewed
 from vgpo.trl.forward import Rows, score_rows
 
 READ = "digit read"
@@ -83,53 +82,51 @@ def look(
     model: PreTrainedModel, processor: ProcessorMixin, rows: list[Row], max_new_tokens: int, seed: int
 ) -> list[Response]:
     """Sample a response to each question and ask every signal about each of its tokens."""
-    prompts = [encode(processor, row, {}, model.device) for row in rows]
-    black = [{**row, "images": [Image.new("RGB", image.size) for image in row["images"]]} for row in rows]
-    inputs = processor.apply_chat_template(
-        [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-    )
-    width = inputs["input_ids"].shape[1]
     decoding = sampling(model, processor, max_new_tokens, temperature=1.0)
+    sampled, mask = sample(model, processor, rows, decoding, seed=seed, chat_template_kwargs={})
+    groups = torch.arange(len(rows))
+    ids, banned = visual_token_ids(model.config), banned_token_ids(model.config)
+    without = {}
     with evaluation_mode(model):
-        torch.manual_seed(seed)
-        sequences = model.generate(**inputs, generation_config=decoding)
-        mask = response_mask(sequences[:, width:], decoding.eos_token_id)
-        attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
-        ids = visual_token_ids(model.config)
-        seen, unseen = (
-            score_rows(
-                model, Rows(sequences, attention_mask, width, asked), ids, share=False, similarity=True,
-                layer_similarity=True,
-            )
-            for asked in (prompts, [encode(processor, row, {}, model.device) for row in black])
-        )  # fmt: skip
-    shaped = reweight_advantages(
-        torch.ones(len(rows)), seen.similarity, mask, torch.arange(len(rows)), VGPOSettings(inter=False)
-    )
+        seen = score_rows(model, sampled, ids, share=False, similarity=True, layer_similarity=True)
+        for name, make_view in VIEWS.items():
+            rows_without = behind(sampled, make_view(model.config, processor, seed, banned), groups)
+            without[name] = score_rows(model, rows_without, ids, share=False, similarity=False)
+    shaped = reweight_advantages(torch.ones(len(rows)), seen.similarity, mask, groups, VGPOSettings(inter=False))
     signals = {
         "focus": shaped.focus,
         "token factor": shaped.token_factor,
         "gate": shaped.gate.float(),
         "layer similarity": seen.layer_similarity,
-        "dependency": token_dependency(seen.log_probs, unseen.log_probs, mask),
+        "black patches": token_dependency(seen.log_probs, without["corrupted_log_probs"].log_probs, mask),
+        "no picture": token_dependency(seen.log_probs, without["blind_log_probs"].log_probs, mask),
         "entropy": seen.entropy,
     }
-    texts = processor.batch_decode(sequences[:, width:], skip_special_tokens=True)
+    responses = sampled.input_ids[:, sampled.prompt_width :]
+    texts = processor.batch_decode(responses, skip_special_tokens=True)
     verdicts = grade(texts, [row["answer"] for row in rows])
     return [
         Response(
             row["problem"],
             texts[i],
-            tokens_of(processor, sequences[i, width:][mask[i]], {n: s[i][mask[i]] for n, s in signals.items()}),
+            tokens_of(processor, responses[i][mask[i]], {name: each[i][mask[i]] for name, each in signals.items()}),
             verdicts[i],
         )
         for i, row in enumerate(rows)
     ]
+
+
+def behind(rows: Rows, view: View, groups: torch.Tensor) -> Rows:
+    """The same responses behind prompts with less to look at."""
+    prompts = viewed(rows.prompts, groups, view)
+    columns = prompt_columns(prompts, 0, rows.input_ids.device)
+    after = slice(rows.prompt_width, None)
+    return Rows(
+        torch.cat([columns["prompt_ids"], rows.input_ids[:, after]], dim=1),
+        torch.cat([columns["prompt_mask"], rows.attention_mask[:, after]], dim=1),
+        columns["prompt_ids"].shape[1],
+        prompts,
+    )
 
 
 def tokens_of(processor: ProcessorMixin, ids: torch.Tensor, signals: dict[str, torch.Tensor]) -> list[Token]:

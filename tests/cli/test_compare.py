@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,9 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
         ({"settings": {"a": {"intra": False}}, "methods": {"dapo": {"intra": True}}}, "intra is also set in settings"),
         ({"common": {"eval_data": None}}, "method dapo: eval_data is missing"),
         ({"methods": {"dapo": {"strength": -1.0}}}, "setting default, method dapo: .*strength"),
+        ({"common": {"dynamic_sampling": True, "rewards": ["format", "accuracy"]}}, "filters by 'format', and what"),
+        ({"methods": {"dapo": {}, "x": {"rewards": ["accuracy"]}}}, "methods: x: rewards would make runs that cannot"),
+        ({"methods": {"dapo": {}, "x": {"use_cpu": True}}}, "methods: dapo and x are the same"),
         ({"recipe": "quickstart_dapoo"}, "did you mean 'quickstart_dapo'"),
     ],
 )  # fmt: skip
@@ -227,17 +231,44 @@ def test_each_run_has_one_gpu(
     assert set(started) == expected
 
 
-def test_a_run_whose_files_changed_is_not_done(
-    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", '{"step": 21}\n', r"vgpo/seed-1: metrics\.jsonl changed after the run was done; put back"),
+        ("done.json", "{", r"done\.json"),
+    ],
+)
+def test_a_run_that_was_changed_when_it_was_done_is_not_taken(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     out, study = tmp_path / "out", write_study()
     compare.run(study, out=out, jobs=2)
-    with (out / "runs/default/dapo/seed-1/metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 21}\n')
-    (out / "runs/default/vgpo/seed-1/done.json").write_text("{")
-    compare.run(study, out=out, jobs=2)
-    assert times_started(out, "default/dapo/seed-1") == times_started(out, "default/vgpo/seed-1") == 2
+    run = out / "runs/default/vgpo/seed-1"
+    (run / name).write_text(text)
+    with pytest.raises(compare.ERRORS, match=message):
+        compare.run(study, out=out, jobs=2)
+    shutil.rmtree(run)
+    assert compare.run(study, out=out, jobs=2)
     assert times_started(out, "default/dapo/seed-0") == 1
+
+
+def test_another_start_under_the_same_name_is_not_taken(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+) -> None:
+    out, start, data = tmp_path / "out", tmp_path / "weights", tmp_path / "train.parquet"
+    start.mkdir()
+    (start / "model.safetensors").write_text("weights")
+    data.write_text("rows")
+    study = write_study(common={"max_steps": 4, "model_name_or_path": str(start), "train_data": str(data)})
+    compare.run(study, out=out, jobs=2)
+    assert compare.run(study, out=out, jobs=2)
+    (start / "model.safetensors").write_text("others!")
+    with pytest.raises(StudyError, match="setting default: model_name_or_path has other contents than when the runs"):
+        compare.run(study, out=out, jobs=2)
+    (start / "model.safetensors").write_text("weights")
+    data.write_text("more rows")
+    with pytest.raises(StudyError, match="setting default: train_data has other contents"):
+        compare.run(study, out=out, jobs=2)
 
 
 def test_a_failed_run_is_told_and_tried_again(
@@ -263,8 +294,8 @@ def test_a_changed_study_does_not_take_old_runs(
     compare.run(write_study(), out=out, jobs=2)
     with pytest.raises(StudyError, match=r"a run with other settings \(max_steps\)"):
         compare.run(write_study(common={"max_steps": 5}), out=out, jobs=2)
-    # Seeds may be added.
-    assert compare.run(write_study(seeds=[0, 1, 2]), out=out, jobs=2)
+    # Seeds may be added, also before the others.
+    assert compare.run(write_study(seeds=[2, 0, 1]), out=out, jobs=2)
     assert times_started(out, "default/dapo/seed-0") == times_started(out, "default/dapo/seed-2") == 1
 
 

@@ -45,6 +45,8 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
     if not recipe.exists():
         recipe.write_text("{}\n")
     (folder / "probe.json").write_text(json.dumps(probe(accuracy)))
+    when = "before" if method == "start" else "after"
+    (folder / "evaluation.json").write_text(json.dumps({when: {**scores(accuracy), "answers": []}}))
     if method != "start":
         lines = [
             {
@@ -54,8 +56,8 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
             }
             for step in range(1, steps + 1)
         ]  # fmt: skip
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (folder / "evaluation.json").write_text(json.dumps({"after": {**scores(accuracy), "answers": []}}))
+        whole = {"step": steps, "train_runtime": 60.0, "train_loss": 0.0}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, whole]))
         usage = {"peak_memory_bytes": 1_000_000, "memory_of": "process", "jobs": 1}
         (folder / "usage.json").write_text(json.dumps(usage))
         (folder / "environment.json").write_text(json.dumps({"commit": "0" * 40, "dirty": False}))

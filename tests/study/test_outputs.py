@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tests.study.stand_in_run import LEVELS, write_run
 from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
+from vgpo.study.page import render_study
 from vgpo.study.results import Comparison, Place, study_data
 from vgpo.study.runs import StudyRun
 
@@ -35,7 +36,7 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
     (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     dapo, vgpo = setting["methods"]
     assert dapo["difference"] is None
-    assert vgpo["looks"]["accuracy"]["mean"] == pytest.approx(0.61)
+    assert vgpo["accuracy"]["mean"] == vgpo["looks"]["accuracy_true"]["mean"] == pytest.approx(0.61)
     assert vgpo["difference"]["mean"] == pytest.approx(0.1)
     # Three seeds of one sign: 2 / 2^3.
     assert vgpo["difference"]["p_value"] == 0.25
@@ -106,7 +107,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_rows_as_files(tmp_path: Path) -> None:
     data = study(tmp_path)
     lines = rows_as_csv(data["rows"]).splitlines()
-    assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_blank")
+    assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_true,")
     assert lines[0].endswith("jobs,commit,dirty")
     assert len(lines) == 8
     assert len({line.count(",") for line in lines}) == 1
@@ -123,8 +124,10 @@ def test_a_seal_holds_for_its_files_only(tmp_path: Path) -> None:
     assert not run.is_done
     run.seal()
     assert run.is_done
+    assert run.changed_files() == []
     (run.path / "probe.json").unlink()
-    assert not run.is_done
+    (run.path / "usage.json").write_text("{}")
+    assert run.changed_files() == ["probe.json", "usage.json"]
 
 
 def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
@@ -150,3 +153,34 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
     page = write_outputs(tmp_path / "out", data)["page"].read_text()
     assert re.findall('<h2 id="comparison-.">(.*)</h2>', page) == [f"rivals {html.escape(HOSTILE)}", "turned"]
     assert re.findall('href="#comparison-(.)"', page) == ["0", "1"]
+
+
+def test_p_says_how_many_pairs_it_comes_from(tmp_path: Path) -> None:
+    places = [Place("default", method, seed, tmp_path / method / str(seed))
+              for method, seeds in (("dapo", (0, 1, 2)), ("vgpo", (1, 2))) for seed in seeds]  # fmt: skip
+    for place in places:
+        write_run(place.path, place.method, place.seed)
+    assert "| 0.5 (2 pairs) |" in markdown(study_data(places, [comparison()], name="one"))
+
+
+def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
+    data = study(tmp_path)
+    assert data["cautions"] == []
+    run = tmp_path / "1" / "2"  # vgpo, seed 2
+    usage = {"peak_memory_bytes": 5e9, "memory_of": "a GPU", "jobs": 2}
+    (run / "usage.json").write_text(json.dumps(usage))
+    (run / "environment.json").write_text(json.dumps({"commit": "1" * 40, "dirty": True}))
+    places = [Place("default", method, seed, tmp_path / str(i) / str(seed))
+              for i, method in enumerate(("dapo", "vgpo")) for seed in (0, 1, 2)]  # fmt: skip
+    data = study_data(places, [comparison()], name="one")
+    assert [caution.split(";")[0].split(",")[0] for caution in data["cautions"]] == [
+        "The runs were made by different commits of the code",
+        "Some runs were made with changes to the code that are in no commit (code.diff in their folders).",
+        "The runs were made on different devices",
+        "Runs shared the machine with others",
+    ]
+    # A GPU's bytes are no multiple of a process's.
+    memory = data["comparisons"][0]["settings"][0]["methods"][1]["memory"]
+    assert (memory["mean"], memory["num_seeds"]) == (1.0, 2)
+    assert all(caution in markdown(data) for caution in data["cautions"])
+    assert all(html.escape(caution) in render_study(data) for caution in data["cautions"])

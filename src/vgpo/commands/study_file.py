@@ -20,12 +20,12 @@ from vgpo.commands.recipe import (
     read_mapping,
     suggestion,
 )
-from vgpo.study.results import Comparison
+from vgpo.report.storage import write_file
+from vgpo.study.results import START, Comparison
 
 KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
 MAX_METHODS = 8  # in a comparison: more lines than that cannot be told apart
-START = "start"  # beside the methods: the model before training
 ONLY_SETTING = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too
 
@@ -44,7 +44,8 @@ GROUND = (
     "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
-    "num_train_epochs", "shuffle_dataset", "num_processes", "logging_steps", "logging_strategy", "temperature",
+    "num_train_epochs", "rewards", "filter_reward", "shuffle_dataset", "num_processes", "logging_steps",
+    "logging_strategy", "temperature",
 )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def load_study(path: Path) -> Study:
         values = read_study(path)
         base_values = read_mapping(find_recipe(values["recipe"]))
         check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
-        check_overrides(values, path)
+        check_overrides(values, base_values, path)
         comparisons = read_comparisons(values, path)
         runs = plan(path, values, base_values, comparisons)
     except RecipeError as error:
@@ -213,7 +214,7 @@ def check_known(name: Any, names: Collection[str], where: str) -> None:
         raise StudyError(f"{where}: nothing is called {name!r}{hint}")
 
 
-def check_overrides(values: Mapping[str, Any], path: Path) -> None:
+def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> None:
     """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared."""
     parts = {"common": values["common"]}
     parts |= {f"settings: {name}": overrides for name, overrides in values["settings"].items()}
@@ -235,8 +236,9 @@ def check_overrides(values: Mapping[str, Any], path: Path) -> None:
                     f"{path}: methods: {name}: {key} is also set in settings, and one would hide the other; "
                     "set it in one place"
                 )
-    refuse_same(values["methods"], f"{path}: methods", values["common"])
-    refuse_same(values["settings"], f"{path}: settings", values["common"])
+    ground = {**recipe, **values["common"]}
+    for key in ("methods", "settings"):
+        refuse_same(values[key], f"{path}: {key}", ground)
 
 
 def check_fields(values: Mapping[str, Any], where: str) -> None:
@@ -244,10 +246,11 @@ def check_fields(values: Mapping[str, Any], where: str) -> None:
     check_values(dict(values), where=where)
 
 
-def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, common: Mapping[str, Any]) -> None:
+def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:
+    """Two names for one thing, in the fields that are written out; a default that is written out hides it."""
     seen: dict[str, str] = {}
     for name, overrides in parts.items():
-        content = yaml.safe_dump({**common, **overrides})
+        content = yaml.safe_dump({**ground, **overrides})
         if content in seen:
             raise StudyError(f"{where}: {seen[content]} and {name} are the same; remove one")
         seen[content] = name
@@ -262,9 +265,8 @@ def plan(
         for setting in comparison.settings:
             ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
             ground |= {**values["common"], **values["settings"][setting], "evaluate_before": False}
-            # The start is the same whatever the method; its recipe is that of the study's first base.
-            of_start = {**ground, **values["methods"][comparisons[0].base], "seed": values["seeds"][0]}
-            planned = [PlannedRun(setting, START, values["seeds"][0], of_start, None)]
+            # The start is the same whatever the method and the seed.
+            planned = [PlannedRun(setting, START, 0, {**ground, "seed": 0}, None)]
             recipes = {method: {**ground, **values["methods"][method]} for method in comparison.methods}
             steps = {
                 method: max_steps(check_recipe(fields, f"{path}: setting {setting}, method {method}"))
@@ -294,11 +296,17 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             raise StudyError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
     if recipe.run.eval_data is None:
         raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
+    filtering = recipe.config.filter_reward or recipe.run.rewards[0]
+    if recipe.config.dynamic_sampling and "accuracy" not in filtering:
+        raise StudyError(
+            f"{where}: dynamic sampling filters by {filtering!r}, and what it tells of the prompts drawn is compared "
+            "as training accuracy; put a reward with 'accuracy' in its name first, or name one as filter_reward"
+        )
     return recipe
 
 
 def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
+    write_file(path, yaml.safe_dump(dict(values), sort_keys=False).encode("utf-8"))
     return path
 
 

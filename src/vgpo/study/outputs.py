@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vgpo.report.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import LOOKS
+from vgpo.study.results import LOOKS, NOTES
 from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
@@ -19,7 +19,7 @@ NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 # Column -> decimals and factor; shares are shown in per cent.
 LOOK_FORMATS = {
-    "accuracy": (1, 100),
+    "accuracy_true": (1, 100),
     "accuracy_blank": (1, 100),
     "accuracy_other": (1, 100),
     "late_early_correct": (3, 1),
@@ -68,12 +68,13 @@ def cell(value: Any) -> Any:
 
 def markdown(data: Mapping[str, Any]) -> str:
     """The tables of all comparisons and settings, with how to read them."""
-    parts = [f"# {escaped(data['name'])}", *notes(data)]
+    parts = [f"# {escaped(data['name'])}", *NOTES.values(), *data["cautions"]]
     for comparison in data["comparisons"]:
         parts += [f"## {escaped(comparison['name'])}", *questions(comparison)]
         for setting in comparison["settings"]:
             parts.append(f"### {escaped(setting['name'])}")
-            parts += [markdown_table(*comparison_cells(setting)), markdown_table(*look_cells(setting))]
+            cells = comparison_cells(setting, len(comparison["seeds"])), look_cells(setting)
+            parts += [markdown_table(*table) for table in cells]
             parts += [missing_note(setting)] if setting["missing"] else []
     return "\n\n".join(parts) + "\n"
 
@@ -88,22 +89,7 @@ def questions(comparison: Mapping[str, Any]) -> list[str]:
     return [*([escaped(comparison["question"])] if comparison["question"] else []), limits]
 
 
-def notes(data: Mapping[str, Any]) -> list[str]:
-    """How the figures are made, a text each."""
-    jobs = ", ".join(map(str, data["jobs"]))
-    return [
-        "Brackets: 95 % bootstrap interval of the mean over seeds, rather too narrow with few of them. Difference: "
-        "mean over seeds of the method's held-out accuracy less the base's with the same seed, in points. p: exact "
-        "two-sided sign-flip test of that difference, not corrected for the number of methods.",
-        "Learning: the same difference of training accuracy (over all prompts drawn), averaged over all steps of a "
-        "run. Steps: first step at which the running mean of training accuracy over a tenth of the run reaches the "
-        "mean over seeds of the base's at its end; mean over the runs that get there.",
-        "Step time (median of a run) and memory (peak): ratio to the base with the same seed. "
-        f"Runs at a time: {jobs}; step times of runs beside others are rough.",
-    ]
-
-
-def comparison_cells(setting: Mapping[str, Any]) -> Cells:
+def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
     """The first table of a setting: does it help, and what does it cost?"""
     head = ["method", "seeds", "held-out, %", "difference, points", "p", "learning, points", "p", "steps", "step time",
             "memory"]  # fmt: skip
@@ -115,11 +101,11 @@ def comparison_cells(setting: Mapping[str, Any]) -> Cells:
             [
                 method["name"],
                 str(method["num_runs"]),
-                interval(method["looks"]["accuracy"], 1, 100),
+                interval(method["accuracy"], 1, 100),
                 *(
                     text
                     for change in (method["difference"], method["learning"])
-                    for text in (interval(change, 1, 100, signed=True), p_value(change))
+                    for text in (interval(change, 1, 100, signed=True), p_value(change, num_seeds))
                 ),
                 (NONE if steps["mean"] is None else f"{steps['mean']:.0f}") + reached,
                 interval(method["step_time"], 2),
@@ -145,8 +131,12 @@ def look_cells(setting: Mapping[str, Any]) -> Cells:
     return head, rows
 
 
-def p_value(change: Mapping[str, Any] | None) -> str:
-    return NONE if change is None else f"{change['p_value']:.3g}"
+def p_value(change: Mapping[str, Any] | None, num_seeds: int) -> str:
+    """The figure, with the number of pairs where runs are missing."""
+    if change is None:
+        return NONE
+    pairs = "" if change["num_pairs"] == num_seeds else f" ({change['num_pairs']} pairs)"
+    return f"{change['p_value']:.3g}{pairs}"
 
 
 def interval(found: Mapping[str, Any] | None, digits: int, factor: float = 1, *, signed: bool = False) -> str:
@@ -184,7 +174,8 @@ def terminal_tables(data: Mapping[str, Any]) -> list[Table | Text]:
     for comparison in data["comparisons"]:
         for setting in comparison["settings"]:
             place = f"{comparison['name']}, {setting['name']}"
-            found.append(terminal_table(f"{place}: against {comparison['base']}", *comparison_cells(setting)))
+            cells = comparison_cells(setting, len(comparison["seeds"]))
+            found.append(terminal_table(f"{place}: against {comparison['base']}", *cells))
             found.append(terminal_table(f"{place}: does it look?", *look_cells(setting)))
             found += [Text(missing_note(setting))] if setting["missing"] else []
     return found

@@ -1,8 +1,9 @@
 """What a policy makes of held-out pictures: answers without them, and focus along its responses."""
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.report.rollouts import focus_by_decile
 from vgpo.rewards import grade
-from vgpo.study.evaluate import Evaluation, evaluate, evaluation_mode, greedy_decoding
+from vgpo.study.evaluate import Evaluation, count, evaluate, evaluation_mode, greedy_decoding
 from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
@@ -74,8 +75,8 @@ def probe(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     prompts: Dataset,
+    true: Evaluation,
     *,
-    true: Evaluation | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 2048,
     temperature: float = 1.0,
@@ -88,7 +89,7 @@ def probe(
         model: A vision-language model on its device; its forward is wrapped for scoring.
         processor: Its processor.
         prompts: Rows of `vgpo.data.to_prompts`.
-        true: Its greedy evaluation on these prompts, where that has been made already.
+        true: Its greedy evaluation on these prompts.
         batch_size: Questions at a time.
         max_new_tokens: Longest response, in tokens.
         temperature: Of the sampled responses; top-p and top-k are off.
@@ -97,8 +98,9 @@ def probe(
 
     Returns:
         dict, JSON-able: `accuracy` holds for `true`, `blank` (black pictures of the same sizes) and `other` (another
-        prompt's pictures) the counts of a greedy `Evaluation`, None where no question has a picture; `responses` holds
-        `Responses` for `all`, `correct` and `wrong`; `temperature` and `seed` are as given.
+        prompt's pictures) the counts of a greedy `Evaluation`, all over the questions for which other pictures can be
+        found, None where there are none; `responses` holds `Responses` for `all`, `correct` and `wrong`; `temperature`
+        and `seed` are as given.
     """
     answer = partial(
         evaluate,
@@ -109,12 +111,14 @@ def probe(
         chat_template_kwargs=chat_template_kwargs,
         progress=False,
     )
-    blank, other = with_blank_pictures(prompts), with_other_pictures(prompts)
-    accuracy = {
-        "true": true or answer(prompts),
-        "blank": answer(blank) if len(blank) else None,
-        "other": answer(other) if len(other) else None,
-    }
+    other = with_other_pictures(prompts)
+    accuracy: dict[str, Evaluation | None] = dict.fromkeys(("true", "blank", "other"))
+    if len(other):
+        accuracy = {
+            "true": count([true.answers[number] for number in other.order]),
+            "blank": answer(with_blank_pictures(other)),
+            "other": answer(other),
+        }
     # Behind the greedy answers: from here on the model's forward is the wrapped one.
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     decoding = sampling(model, processor, max_new_tokens, temperature)
@@ -136,28 +140,31 @@ def probe(
     }
 
 
-def with_blank_pictures(prompts: Dataset) -> OtherPictures:
-    """Questions that have pictures, with black ones of the same sizes in their place."""
-    order = [number for number, count in enumerate(picture_counts(prompts)) if count]
-    return OtherPictures(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
+def with_blank_pictures(others: OtherPictures) -> OtherPictures:
+    """The same questions, with black pictures of the sizes of their own."""
+    return replace(others, pictures_of=lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
 
 
 def with_other_pictures(prompts: Dataset) -> OtherPictures:
-    """Questions that have pictures, each with those of the next question that has as many.
+    """Questions that have pictures, each with those of the next question that has as many, and has others.
 
-    The last gets those of the first. A question that no other one matches in number is left out.
+    Behind the last comes the first. A question that finds none is left out.
     """
-    counts = picture_counts(prompts)
-    donors: dict[int, int] = {}
-    for count in sorted(set(counts) - {0}):
-        alike = [number for number, other in enumerate(counts) if other == count]
-        if len(alike) > 1:
-            donors |= dict(zip(alike, alike[1:] + alike[:1], strict=True))
-    return OtherPictures(prompts, sorted(donors), lambda number, row: prompts[donors[number]]["images"])
+    pictures = [tuple(fingerprint(image) for image in row["images"]) for row in prompts]
+    found = {number: next_donor(pictures, number) for number, own in enumerate(pictures) if own}
+    donors = {number: donor for number, donor in found.items() if donor is not None}
+    return OtherPictures(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
 
 
-def picture_counts(prompts: Dataset) -> list[int]:
-    return [len(row["images"]) for row in prompts]
+def next_donor(pictures: Sequence[tuple[str, ...]], number: int) -> int | None:
+    """The next row behind `number` with as many pictures that are not the same."""
+    own = pictures[number]
+    behind = [*range(number + 1, len(pictures)), *range(number)]
+    return next((row for row in behind if len(pictures[row]) == len(own) and pictures[row] != own), None)
+
+
+def fingerprint(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def sampling(
@@ -179,6 +186,28 @@ def sample_and_score(
     chat_template_kwargs: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has a picture."""
+    sampled, mask = sample(model, processor, rows, decoding, seed=seed, chat_template_kwargs=chat_template_kwargs)
+    similarity, entropy = score(model, sampled)
+    focus = focus_score(similarity, mask, "paper")
+    completions = processor.batch_decode(sampled.input_ids[:, sampled.prompt_width :], skip_special_tokens=True)
+    verdicts = grade(completions, [row["answer"] for row in rows])
+    visual = visual_token_mask(sampled.input_ids[:, : sampled.prompt_width], visual_token_ids(model.config)).any(1)
+    return [
+        {"correct": verdict, "entropy": entropy[i][mask[i]], "focus": focus[i][mask[i]], "visual": bool(visual[i])}
+        for i, verdict in enumerate(verdicts)
+    ]
+
+
+def sample(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    rows: list[Row],
+    decoding: GenerationConfig,
+    *,
+    seed: int,
+    chat_template_kwargs: Mapping[str, Any],
+) -> tuple[Rows, Tensor]:
+    """A sampled response to each question, ready to be scored, and which of its tokens count, bool (B, T)."""
     prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
     messages = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows]
     inputs = processor.apply_chat_template(
@@ -194,18 +223,9 @@ def sample_and_score(
     with evaluation_mode(model), torch.random.fork_rng():
         torch.manual_seed(seed)
         sequences = model.generate(**inputs, generation_config=decoding)
-    responses = sequences[:, width:]  # (rows, T)
-    mask = response_mask(responses, decoding.eos_token_id)
+    mask = response_mask(sequences[:, width:], decoding.eos_token_id)
     attention_mask = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
-    similarity, entropy = score(model, Rows(sequences, attention_mask, width, prompts))
-    focus = focus_score(similarity, mask, "paper")
-    completions = processor.batch_decode(responses, skip_special_tokens=True)
-    verdicts = grade(completions, [row["answer"] for row in rows])
-    visual = visual_token_mask(inputs["input_ids"], visual_token_ids(model.config)).any(1)
-    return [
-        {"correct": verdict, "entropy": entropy[i][mask[i]], "focus": focus[i][mask[i]], "visual": bool(visual[i])}
-        for i, verdict in enumerate(verdicts)
-    ]
+    return Rows(sequences, attention_mask, width, prompts), mask
 
 
 def encode(

@@ -20,6 +20,7 @@ from vgpo.study.statistics import (
 
 VERSION = 1
 NUM_DECILES = 10
+START = "start"  # beside the methods: the model before training
 Row = dict[str, Any]
 
 
@@ -38,6 +39,10 @@ CURVES = (
         metric("focus/late_early_ratio"),
     ),
 )  # fmt: skip
+# Column -> what `evaluation.json` calls it.
+EVALUATION_COLUMNS = {
+    "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "num_questions": "num_questions",
+}  # fmt: skip
 # Columns that the start model has not.
 TRAINING_COLUMNS = (
     "steps", "training_accuracy", "mean_training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs",
@@ -45,13 +50,29 @@ TRAINING_COLUMNS = (
 )  # fmt: skip
 # Of a run's row -> how the page calls it.
 LOOKS = {
-    "accuracy": "true picture",
+    "accuracy_true": "true picture",
     "accuracy_blank": "black picture",
     "accuracy_other": "another picture",
     "late_early_correct": "late / early, correct",
     "late_early_wrong": "late / early, wrong",
     "length": "length",
     "entropy": "entropy",
+}
+
+
+# How the figures of the two tables are made.
+NOTES = {
+    "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
+    "rather too narrow with few of them. Difference: mean over seeds of the method’s held-out accuracy less the "
+    "base’s with the same seed, in points. Learning: the same difference of training accuracy (over all prompts "
+    "drawn), averaged over all steps of a run. p: exact two-sided sign-flip test of the difference before it, not "
+    "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "
+    "tenth of the run reaches the mean over seeds of the base’s at its end; mean over the runs that get there. Step "
+    "time (median of a run) and memory (peak): ratio to the base with the same seed.",
+    "looks": "Greedy accuracy with the true picture, a black one of the same size, and the next question’s, over the "
+    "same questions; a model that does not need the picture keeps its accuracy without it. The other columns: one "
+    "response to each held-out question, sampled at the temperature of training. Late / early: mean focus ρ of the "
+    "last half of a response over that of its first half.",
 }
 
 
@@ -66,7 +87,7 @@ class Place:
 
     @property
     def is_start(self) -> bool:
-        return not (self.path / "metrics.jsonl").is_file()
+        return self.method == START
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +128,13 @@ def read_result(place: Place) -> Result:
         RunFolderError: A file of it is broken; names it.
     """
     one = StudyRun(place.path)
-    found = read_object(one.probe_path)
-    row: Row = {"setting": place.setting, "method": place.method, "seed": place.seed, **probe_columns(found)}
+    row: Row = {"setting": place.setting, "method": place.method, "seed": place.seed}
+    evaluation = (one.folder.read_evaluation() or {})["before" if place.is_start else "after"]
+    row |= {name: evaluation[key] for name, key in EVALUATION_COLUMNS.items()}
+    row |= probe_columns(read_object(one.probe_path))
     if place.is_start:
         return Result({**row, **dict.fromkeys(TRAINING_COLUMNS)}, [])
-    lines = drop_abandoned_steps(one.folder.read_metrics())
+    lines = [line for line in drop_abandoned_steps(one.folder.read_metrics()) if is_step(line)]
     usage, environment = read_object(one.usage_path), one.folder.read_environment()
     times = [line["step_time"] for line in lines if line.get("step_time") is not None]
     accuracies = [value for line in lines if (value := training_accuracy(line)) is not None]
@@ -127,14 +150,15 @@ def read_result(place: Place) -> Result:
     return Result({**row, **{name: trained[name] for name in TRAINING_COLUMNS}}, lines)
 
 
+def is_step(line: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a step, and not of the whole run behind its last."""
+    return any(one.read(line) is not None for one in CURVES)
+
+
 def probe_columns(found: Mapping[str, Any]) -> Row:
     """The flat columns of what `vgpo.study.probe.probe` returned."""
-    true, responses = found["accuracy"]["true"], found["responses"]
-    row: Row = {"accuracy": true["accuracy"], "accuracy_low": true["low"], "accuracy_high": true["high"]}
-    row["num_questions"] = true["num_questions"]
-    for name in ("blank", "other"):
-        scores = found["accuracy"][name]
-        row[f"accuracy_{name}"] = scores and scores["accuracy"]
+    responses = found["responses"]
+    row: Row = {f"accuracy_{name}": scores and scores["accuracy"] for name, scores in found["accuracy"].items()}
     row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}
     row["late_early"] = responses["all"]["late_early_ratio"]
     for outcome in ("correct", "wrong"):
@@ -151,14 +175,14 @@ def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, na
 
     Returns:
         dict, JSON-able:
-        `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits`, `jobs`
-        (all that occur), and `comparisons`, for each the fields of a `Comparison`, of which `settings` is a list of
-        dicts: `name`; `start`, the row of the start model or None; `target`, the base's final training accuracy;
-        `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as of
-        `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
+        `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
+        occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
+        is a list of dicts: `name`; `start`, the row of the start model or None; `target`, the base's final training
+        accuracy; `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as
+        of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
     """
-    results = [read_result(place) for place in places]
-    rows = [result.row for result in results]
+    results = {(place.setting, place.method, place.seed): read_result(place) for place in places}
+    rows = [result.row for result in results.values()]
     return {
         "version": VERSION,
         "name": name,
@@ -167,10 +191,29 @@ def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, na
             for one in comparisons
         ],
         "commits": sorted({row["commit"] for row in rows if row["commit"]}),
-        "jobs": sorted({row["jobs"] for row in rows if row["jobs"]}),
+        "cautions": cautions(rows),
         "rows": rows,
-        "curves": [step for result in results for step in curve_rows(result)],
+        "curves": [step for result in results.values() for step in curve_rows(result)],
     }
+
+
+def cautions(rows: Sequence[Row]) -> list[str]:
+    """What makes figures of these runs hard to compare."""
+    trained = [row for row in rows if row["method"] != START]
+    found = []
+    if len({row["commit"] for row in trained}) > 1:
+        found.append(
+            "The runs were made by different commits of the code; differences may be differences of the code."
+        )
+    if any(row["dirty"] for row in trained):
+        found.append(
+            "Some runs were made with changes to the code that are in no commit (code.diff in their folders)."
+        )
+    if len({row["memory_of"] for row in trained}) > 1:
+        found.append("The runs were made on different devices; times and memory are compared on the same device only.")
+    if any(row["jobs"] and row["jobs"] > 1 for row in trained):
+        found.append("Runs shared the machine with others, so that step times are rough.")
+    return found
 
 
 def curve_rows(result: Result) -> list[Row]:
@@ -179,23 +222,21 @@ def curve_rows(result: Result) -> list[Row]:
     return [{**place, "step": line["step"], **{one.id: one.read(line) for one in CURVES}} for line in result.lines]
 
 
-def describe_setting(setting: str, results: Sequence[Result], comparison: Comparison) -> dict[str, Any]:
-    here = [result for result in results if result.row["setting"] == setting]
+def describe_setting(
+    setting: str, results: Mapping[tuple[str, str, int], Result], comparison: Comparison
+) -> dict[str, Any]:
+    """Results by (setting, method, seed)."""
     of_method = {
-        method: {
-            result.row["seed"]: result
-            for result in here
-            if result.lines and result.row["method"] == method and result.row["seed"] in comparison.seeds
-        }
+        method: {seed: found for seed in comparison.seeds if (found := results.get((setting, method, seed)))}
         for method in comparison.methods
     }
     base = of_method[comparison.base]
-    start = next((result.row for result in here if not result.lines), None)
+    start = results.get((setting, START, 0))
     levels = column(base, "training_accuracy")
     target = sum(levels.values()) / len(levels) if levels else None
     return {
         "name": setting,
-        "start": start,
+        "start": start and start.row,
         "target": target,
         "missing": [
             {"method": method, "seeds": missing}
@@ -235,7 +276,8 @@ def method_summary(
     """What the table shows of a method.
 
     Returns:
-        dict: `name`; `number`, its place in the comparison; `num_runs`; `points`, seed -> held-out accuracy;
+        dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
+        interval, and `points`, the same by seed;
         `difference` (None for the base), of held-out accuracy, and `learning`, of training accuracy averaged over all
         steps; `looks`, name -> mean over seeds with its interval, of
         the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
@@ -252,6 +294,7 @@ def method_summary(
         "name": method,
         "number": number,
         "num_runs": len(runs),
+        "accuracy": as_dict(mean_over_seeds(list(column(runs, "accuracy").values()))),
         "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
         "difference": difference("accuracy"),
         "learning": difference("mean_training_accuracy"),
@@ -260,10 +303,20 @@ def method_summary(
             "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),
         },
-        "step_time": as_dict(paired_ratio(column(runs, "step_time"), column(base, "step_time"))),
-        "memory": as_dict(paired_ratio(column(runs, "peak_memory_bytes"), column(base, "peak_memory_bytes"))),
+        "step_time": cost_ratio("step_time", runs, base),
+        "memory": cost_ratio("peak_memory_bytes", runs, base),
         "deciles": {outcome: mean_deciles(runs, outcome) for outcome in ("correct", "wrong")},
     }
+
+
+def cost_ratio(name: str, runs: Mapping[int, Result], base: Mapping[int, Result]) -> dict[str, Any] | None:
+    """Mean ratio to the base with the same seed, of pairs that were measured on the same device."""
+    alike = {
+        seed: result
+        for seed, result in runs.items()
+        if seed in base and result.row["memory_of"] == base[seed].row["memory_of"]
+    }
+    return as_dict(paired_ratio(column(alike, name), column(base, name)))
 
 
 def as_dict(found: Any) -> dict[str, Any] | None:
