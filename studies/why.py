@@ -14,7 +14,7 @@ it, at the token, and moved to the token that the state predicts.
 
 import argparse
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from vgpo.rewards import grade
 from vgpo.shaping.dependency import token_dependency
 from vgpo.study.evaluate import evaluation_mode
 from vgpo.study.probe import Row, sample, sampling
+from vgpo.toy.scans import CELL
 from vgpo.trl.corruption import VIEWS, View, prompt_columns, viewed
 from vgpo.trl.forward import Rows, score_rows
 
@@ -49,9 +50,10 @@ class Token:
 
 @dataclass
 class Response:
-    """A sampled response to a question, its tokens, and whether it is right."""
+    """A sampled response to a question about a grid of digits, its tokens, and whether it is right."""
 
     problem: str
+    num_rows: int  # of the grid
     text: str
     tokens: list[Token]
     correct: bool
@@ -108,6 +110,7 @@ def look(
     return [
         Response(
             row["problem"],
+            row["images"][0].height // CELL,
             texts[i],
             tokens_of(processor, responses[i][mask[i]], {name: each[i][mask[i]] for name, each in signals.items()}),
             verdicts[i],
@@ -198,21 +201,17 @@ def area_under_curve(pairs: Sequence[tuple[float, bool]]) -> float:
 
 def outcome_table(responses: Sequence[Response]) -> str:
     """Right answers, and how wrong ones come about."""
-    outcomes = defaultdict(int)
-    most_rows = max(len(ROW.findall(response.text)) for response in responses)
-    for response in responses:
-        outcomes[outcome(response, most_rows)] += 1
+    outcomes = Counter(outcome(response) for response in responses)
     rows = [[name, str(count), f"{count / len(responses):.1%}"] for name, count in sorted(outcomes.items())]
     return table(["outcome", "responses", "share"], rows)
 
 
-def outcome(response: Response, most_rows: int) -> str:
+def outcome(response: Response) -> str:
     """Of a right answer `right`; of a wrong one what came first."""
     if response.correct:
         return "right"
     asks_for_a_row = re.search(r"sum of row (\d+)", response.problem)
-    rows = ROW.findall(response.text)
-    if len(rows) < (1 if asks_for_a_row else most_rows):
+    if len(ROW.findall(response.text)) < (1 if asks_for_a_row else response.num_rows):
         return "wrong: rows left out"
     return "wrong: all rows read, a digit or a step is wrong"
 

@@ -29,7 +29,7 @@ def test_a_signal_is_judged_at_the_token_and_at_the_one_before() -> None:
     found = roles(TEXTS)
     values = [float(following == READ) for following in [*found[1:], "frame"]]
     tokens = [Token(text, role, {"s": value}) for text, role, value in zip(TEXTS, found, values, strict=True)]
-    table = separation_table([Response("", CHAIN, tokens, True)])
+    table = separation_table([Response("", 2, CHAIN, tokens, True)])
     assert table.splitlines()[-1].startswith("| s | 0.")
     assert table.splitlines()[-1].endswith("| 1.00 |")
 
@@ -45,4 +45,4 @@ def test_a_signal_is_judged_at_the_token_and_at_the_one_before() -> None:
     ],
 )  # fmt: skip
 def test_where_wrong_answers_come_from(problem: str, text: str, correct: bool, expected: str) -> None:
-    assert outcome(Response(problem, text, [], correct), most_rows=2) == expected
+    assert outcome(Response(problem, 2, text, [], correct)) == expected
