@@ -2,14 +2,15 @@
 
 `python studies/why.py CHECKPOINT --data SOURCE` samples a response to each held-out question and prints
 
-1. a table of what each signal makes of each role that a token plays in a chain of thought;
-2. how well each signal tells tokens that need the picture (digits that are read off it) from those that do not: the
+1. what each signal makes of each role that a token plays in a chain of thought;
+2. how each method divides the credit of a rollout among these roles: the mean factor of its advantage, 1 for DAPO;
+3. how well each signal tells tokens that need the picture (digits that are read off it) from those that do not: the
    area under the ROC curve, 0.5 for a coin;
-3. how wrong answers come about.
+4. how wrong answers come about.
 
-A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`. The state at a token's own position, which
-the focus score takes, is the one that predicts the *next* token. So every signal is judged twice: as the method uses
-it, at the token, and moved to the token that the state predicts.
+A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: behind each row it goes on with the next, or
+stops with the closing word. The state at a token's own position, which the focus score takes, is the one that predicts
+the *next* token. So every signal is judged twice: as the methods use it, at the token, and at the token before.
 """
 
 import argparse
@@ -24,10 +25,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl.trainer.utils import add_fused_lm_head
 
-from vgpo import VGPOSettings, reweight_advantages
 from vgpo.data import load_dataset, to_prompts
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import grade
+from vgpo.shaping import Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
 from vgpo.study.evaluate import evaluation_mode
 from vgpo.study.probe import Row, sample, sampling
@@ -35,17 +36,20 @@ from vgpo.toy.scans import CELL
 from vgpo.trl.corruption import VIEWS, View, prompt_columns, viewed
 from vgpo.trl.forward import Rows, score_rows
 
-READ = "digit read"
+READ, GO_ON = "digit read", "go on or stop"
+METHODS = ("vgpo", "kl_perception", "pgpo", "pepo", "entropy")
+CLOSING = ("total", "largest")
 ROW = re.compile(r"row (\d+):((?: \d+)+), ([\d ]+)\.")
 
 
 @dataclass
 class Token:
-    """A token of a response: its text and role, and what the signals say of it."""
+    """A token of a response: its text and role, what the signals say of it, and its share of the credit by method."""
 
     text: str
     role: str
     signals: dict[str, float]
+    credit: dict[str, float]
 
 
 @dataclass
@@ -77,7 +81,8 @@ def main() -> None:
         rows = [prompts[i] for i in range(start, min(start + 50, len(prompts)))]
         responses += look(model, processor, rows, arguments.max_new_tokens, arguments.seed + start)
     print(f"## {arguments.checkpoint.name}: {len(responses)} responses, seed {arguments.seed}\n")
-    print(role_table(responses), separation_table(responses), outcome_table(responses), sep="\n\n")
+    tables = role_table(responses, "signals"), role_table(responses, "credit")
+    print(*tables, separation_table(responses), outcome_table(responses), sep="\n\n")
 
 
 def look(
@@ -94,14 +99,23 @@ def look(
         for name, make_view in VIEWS.items():
             rows_without = behind(sampled, make_view(model.config, processor, seed, banned), groups)
             without[name] = score_rows(model, rows_without, ids, share=False, similarity=False)
-    shaped = reweight_advantages(torch.ones(len(rows)), seen.similarity, mask, groups, VGPOSettings(inter=False))
+    told = Signals(
+        response_mask=mask,
+        group_ids=groups,
+        visual_rows=torch.ones(len(rows), dtype=torch.bool),
+        progress=torch.full((len(rows),), 0.5),
+        **seen.signals(),
+        **{name: scores.log_probs for name, scores in without.items()},
+    )
+    shaped = {name: build_shaping(name, {}).shape(torch.ones(len(rows)), told) for name in METHODS}
+    # Of a rollout: what a method does between rollouts is no matter of roles.
+    credit = {name: share_of_credit(each.advantages, mask) for name, each in shaped.items()}
     signals = {
-        "focus": shaped.focus,
-        "token factor": shaped.token_factor,
-        "gate": shaped.gate.float(),
+        "focus": (seen.similarity + 1) / 2,
+        "gate": shaped["vgpo"].trace["gate"].float(),
         "layer similarity": seen.layer_similarity,
-        "black patches": token_dependency(seen.log_probs, without["corrupted_log_probs"].log_probs, mask),
-        "no picture": token_dependency(seen.log_probs, without["blind_log_probs"].log_probs, mask),
+        "black patches": token_dependency(seen.log_probs, told.corrupted_log_probs, mask),
+        "no picture": token_dependency(seen.log_probs, told.blind_log_probs, mask),
         "entropy": seen.entropy,
     }
     responses = sampled.input_ids[:, sampled.prompt_width :]
@@ -112,11 +126,21 @@ def look(
             row["problem"],
             row["images"][0].height // CELL,
             texts[i],
-            tokens_of(processor, responses[i][mask[i]], {name: each[i][mask[i]] for name, each in signals.items()}),
+            tokens_of(
+                processor,
+                responses[i][mask[i]],
+                {name: each[i][mask[i]] for name, each in signals.items()},
+                {name: each[i][mask[i]] for name, each in credit.items()},
+            ),
             verdicts[i],
         )
         for i, row in enumerate(rows)
     ]
+
+
+def share_of_credit(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Advantages (B, T) by token as multiples of their mean over the rollout."""
+    return advantages / ((advantages * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
 
 
 def behind(rows: Rows, view: View, groups: torch.Tensor) -> Rows:
@@ -132,48 +156,58 @@ def behind(rows: Rows, view: View, groups: torch.Tensor) -> Rows:
     )
 
 
-def tokens_of(processor: ProcessorMixin, ids: torch.Tensor, signals: dict[str, torch.Tensor]) -> list[Token]:
+def tokens_of(
+    processor: ProcessorMixin, ids: torch.Tensor, signals: dict[str, torch.Tensor], credit: dict[str, torch.Tensor]
+) -> list[Token]:
     texts = [processor.tokenizer.decode([token]) for token in ids.tolist()]
+
+    def at(place: int, told: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: float(values[place]) for name, values in told.items()}
+
     return [
-        Token(text, role, {name: float(values[i]) for name, values in signals.items()})
+        Token(text, role, at(i, signals), at(i, credit))
         for i, (text, role) in enumerate(zip(texts, roles(texts), strict=True))
     ]
 
 
 def roles(texts: Sequence[str]) -> list[str]:
     """What each token of a chain is for."""
-    found, state = [], "frame"
+    found, state = [], "answer"
     for text in texts:
         word = text.strip()
-        if word.startswith("row "):
-            state = READ
-            found.append("row label")
+        if word.startswith("row ") or word in CLOSING:
+            state = READ if word.startswith("row ") else "answer"
+            found.append(GO_ON)
         elif word == ",":
             state = "working"
             found.append("punctuation")
         elif word == ".":
-            state = "frame"
+            state = "answer"
             found.append("punctuation")
         elif word.isdigit():
-            found.append(state if state != "frame" else "answer")
+            found.append(state)
         else:
             found.append("frame")
     return found
 
 
-def role_table(responses: Sequence[Response]) -> str:
-    """Mean of each signal over the tokens of each role."""
+def role_table(responses: Sequence[Response], what: str) -> str:
+    """Mean of each signal, or of each method's credit, over the tokens of each role."""
     by_role: dict[str, list[Token]] = defaultdict(list)
     for response in responses:
         for token in response.tokens:
             by_role[token.role].append(token)
     total = sum(len(tokens) for tokens in by_role.values())
-    names = list(next(iter(by_role.values()))[0].signals)
+    names = list(vars(responses[0].tokens[0])[what])
     rows = [
-        [role, f"{len(tokens) / total:.0%}", *(f"{np.mean([t.signals[n] for t in tokens]):.3f}" for n in names)]
+        [
+            role,
+            f"{len(tokens) / total:.0%}",
+            *(f"{np.mean([vars(t)[what][name] for t in tokens]):.2f}" for name in names),
+        ]
         for role, tokens in sorted(by_role.items(), key=lambda item: -len(item[1]))
     ]
-    return table(["role of the token", "share", *names], rows)
+    return table([f"{what} by role", "share", *names], rows)
 
 
 def separation_table(responses: Sequence[Response]) -> str:

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from studies.why import READ, Response, Token, area_under_curve, outcome, roles, separation_table
+from studies.why import GO_ON, READ, Response, Token, area_under_curve, outcome, roles, separation_table
 
 CHAIN = "<think>row 1: 7 4 3, 1. row 2: 1 9 9, 0. total 2</think>\\boxed{2}"
 TEXTS = ["<think>", "row 1:", " 7", " 4", " 3", ",", " 1", ".", " row 2:", " 1", " 9", " 9", ",", " 0", ".", " total",
@@ -11,9 +11,9 @@ TEXTS = ["<think>", "row 1:", " 7", " 4", " 3", ",", " 1", ".", " row 2:", " 1",
 
 
 def test_roles_of_a_chain() -> None:
-    expected = ["frame", "row label", READ, READ, READ, "punctuation", "working", "punctuation"]
-    expected += ["row label", READ, READ, READ, "punctuation", "working", "punctuation"]
-    expected += ["frame", "answer", "frame", "frame", "answer", "frame"]
+    expected = ["frame", GO_ON, READ, READ, READ, "punctuation", "working", "punctuation"]
+    expected += [GO_ON, READ, READ, READ, "punctuation", "working", "punctuation"]
+    expected += [GO_ON, "answer", "frame", "frame", "answer", "frame"]
     assert roles(TEXTS) == expected
 
 
@@ -28,7 +28,7 @@ def test_a_signal_is_judged_at_the_token_and_at_the_one_before() -> None:
     # High before each digit that is read, and nowhere else.
     found = roles(TEXTS)
     values = [float(following == READ) for following in [*found[1:], "frame"]]
-    tokens = [Token(text, role, {"s": value}) for text, role, value in zip(TEXTS, found, values, strict=True)]
+    tokens = [Token(text, role, {"s": value}, {}) for text, role, value in zip(TEXTS, found, values, strict=True)]
     table = separation_table([Response("", 2, CHAIN, tokens, True)])
     assert table.splitlines()[-1].startswith("| s | 0.")
     assert table.splitlines()[-1].endswith("| 1.00 |")
