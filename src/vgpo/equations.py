@@ -20,10 +20,10 @@ No function reads a tensor's value on the host or loops over rows or tokens.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from math import inf, isfinite
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,18 +86,11 @@ class VGPOSettings:
         check_choice("intra", self.intra, (True, False))
         check_choice("inter", self.inter, (True, False))
         check_choice("rollout_score", self.rollout_score, get_args(RolloutScore))
-        self._check_used("exponent", schedule="exponential")
-        self._check_used("step", schedule="step")
-        self._check_used("rollout_score", inter=True)
-
-    def _check_used(self, name: str, **needed: str | bool) -> None:
-        value, default = vars(self)[name], type(self).__dataclass_fields__[name].default
-        ((other, wanted),) = needed.items()
-        if value != default and vars(self)[other] != wanted:
-            raise ValueError(
-                f"{name}={value} has no effect with {other}={vars(self)[other]!r}: "
-                f"set {other}={wanted!r} or leave {name} out."
-            )
+        check_used(self, "strength", intra=True, inter=True)
+        check_used(self, "schedule", intra=True, inter=True)
+        check_used(self, "exponent", schedule="exponential")
+        check_used(self, "step", schedule="step")
+        check_used(self, "rollout_score", inter=True)
 
 
 @dataclass(frozen=True)
@@ -134,15 +127,7 @@ def visual_prototype(hidden: Tensor, visual_mask: Tensor) -> Tensor:
     _check_shape("hidden", hidden, ("B", "L", "D"))
     _check_shape("visual_mask", visual_mask, ("B", "L"), hidden.shape[:2])
     _check_bool("visual_mask", visual_mask)
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    integer = torch.int64 if dtype == torch.float64 else torch.int32
-    # All bits of a visual token and none of another: 0 * NaN is NaN, and `where` takes three times as long.
-    bits = visual_mask.to(integer).neg()[..., None]  # (B, L, 1)
-    total = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=dtype)
-    for block in _token_blocks(hidden):
-        states = hidden[:, block].to(dtype).view(integer)
-        total += (states & bits[:, block]).view(dtype).sum(dim=1)
-    return total / visual_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return _visual_mean(hidden, visual_mask, directions=False)
 
 
 @torch.no_grad()
@@ -189,11 +174,10 @@ def mean_visual_cosine(hidden: Tensor, prompt_hidden: Tensor, visual_mask: Tenso
     Returns:
         (B, T) in [-1, 1], float32 or better; 0 where a row has no visual token.
     """
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    unit, prompt_unit = (torch.nn.functional.normalize(h.to(dtype), dim=-1) for h in (hidden, prompt_hidden))
-    mean_direction = visual_prototype(prompt_unit, visual_mask)  # (B, D)
-    with _without_autocast(hidden.device):
-        return torch.bmm(mean_direction[:, None], unit.transpose(1, 2))[:, 0].clamp(min=-1, max=1)
+    # sum_k cos(h, h_k) / V = h m / |h| = cos(h, m) |m|, where m is the mean of h_k / |h_k|.
+    mean_direction = _visual_mean(prompt_hidden, visual_mask, directions=True)  # (B, D)
+    length = torch.linalg.vector_norm(mean_direction, dim=-1, keepdim=True).clamp(max=1)  # (B, 1)
+    return visual_similarity(hidden, mean_direction) * length
 
 
 @torch.no_grad()
@@ -372,6 +356,21 @@ def visual_advantage(
     return advantages[:, None] * torch.where(response_mask, token_factor * rollout_factor[:, None], 1)
 
 
+def _visual_mean(hidden: Tensor, visual_mask: Tensor, *, directions: bool) -> Tensor:
+    """Mean state of each row's visual tokens, or of their directions h / |h|. (B, L, D), bool (B, L) -> (B, D)."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    integer = torch.int64 if dtype == torch.float64 else torch.int32
+    # All bits of a visual token and none of another: 0 * NaN is NaN, and `where` takes three times as long.
+    bits = visual_mask.to(integer).neg()[..., None]  # (B, L, 1)
+    total = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=dtype)
+    for block in _token_blocks(hidden):
+        states = hidden[:, block].to(dtype)
+        if directions:
+            states = torch.nn.functional.normalize(states, dim=-1)
+        total += (states.view(integer) & bits[:, block]).view(dtype).sum(dim=1)
+    return total / visual_mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 def _token_blocks(hidden: Tensor) -> list[slice]:
     """Cut axis 1 of (B, L, D) into runs of tokens that stay in cache."""
     B, L, D = hidden.shape
@@ -440,3 +439,17 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     # By type too: 1 == True, and "False" is no bool.
     if type(value) is not type(choices[0]) or value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
+
+
+def check_used(settings: Any, name: str, **needed: str | bool) -> None:
+    """Raise a ValueError if field ``name`` of a dataclass is not at its default, but has no effect.
+
+    It has one where any other field has the value that is ``needed`` of it.
+    """
+    values = vars(settings)
+    default = next(field.default for field in fields(settings) if field.name == name)
+    if values[name] == default or any(values[other] == wanted for other, wanted in needed.items()):
+        return
+    found = " and ".join(f"{other}={values[other]!r}" for other in needed)
+    wanted = " or ".join(f"{other}={value!r}" for other, value in needed.items())
+    raise ValueError(f"{name}={values[name]} has no effect with {found}: set {wanted} or leave {name} out.")

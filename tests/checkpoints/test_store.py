@@ -336,7 +336,7 @@ def test_a_file_that_cannot_be_read_is_a_reason(checkpoints, monkeypatch):
     def refuse(file, *, sync=False):
         raise OSError(errno.EIO, "Input/output error", str(file))
 
-    monkeypatch.setattr(store, "_fingerprint", refuse)
+    monkeypatch.setattr(store, "file_entry", refuse)
     assert checkpoints.verify(path) == f"{path / 'model.safetensors'} cannot be read: Input/output error"
     assert checkpoints.verify(path, contents=False) is None
 

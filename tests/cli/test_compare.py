@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,55 @@ def test_runs_are_methods_by_seeds_by_settings(write_study: Callable[..., Path])
     assert study.runs[1].values["shaping"] == "none"
 
 
+def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Path]) -> None:
+    methods = {"dapo": {"shaping": "none"}, "vgpo": {}, "strong": {"strength": 1.0}}
+    settings = {"short": {}, "long": {"max_completion_length": 99}}
+    comparisons = {
+        "rivals": {"base": "dapo", "methods": ["dapo", "vgpo"], "question": "Does it help?"},
+        "sweep": {"base": "vgpo", "methods": ["vgpo", "strong"], "seeds": [1, 2], "settings": ["short"]},
+    }
+    study = load_study(write_study(methods=methods, settings=settings, comparisons=comparisons, base="absent"))
+    assert [run.name for run in study.runs] == [
+        "short/start", "short/dapo/seed-0", "short/vgpo/seed-0", "short/dapo/seed-1", "short/vgpo/seed-1",
+        "long/start", "long/dapo/seed-0", "long/vgpo/seed-0", "long/dapo/seed-1", "long/vgpo/seed-1",
+        "short/strong/seed-1", "short/vgpo/seed-2", "short/strong/seed-2",
+    ]  # fmt: skip
+    rivals, sweep = study.comparisons
+    assert (rivals.question, rivals.base, rivals.seeds, rivals.settings) == (
+        "Does it help?", "dapo", [0, 1], ["short", "long"]
+    )  # fmt: skip
+    assert (sweep.question, sweep.base, sweep.methods, sweep.seeds) == (None, "vgpo", ["vgpo", "strong"], [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"comparisons": ["rivals"]}, "comparisons is a list"),
+        ({"comparisons": {"a/b": {}}}, "comparisons: the name 'a/b' becomes a folder"),
+        ({"comparisons": {"a": None}}, "comparisons: a is a NoneType"),
+        ({"comparisons": {"a": {"bases": "dapo"}}}, "a: unknown key 'bases'; did you mean 'base'"),
+        ({"comparisons": {"a": {"methods": ["dapo"]}}}, "a: base is missing"),
+        ({"comparisons": {"a": {"base": "vgpo", "methods": ["dapo"]}}}, "a: base: nothing is called 'vgpo'"),
+        (
+            {"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "vgp"]}}},
+            "methods: nothing is called 'vgp'; did",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "dapo"]}}}, "methods names one twice"),
+        ({"comparisons": {"a": {"base": "dapo", "methods": "dapo"}}}, "methods is 'dapo', expected a list"),
+        (
+            {"comparisons": {"a": {"base": "dapo", "settings": ["x"]}}},
+            "settings: nothing is called 'x'; there are def",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "seeds": []}}}, r"a: seeds is \[\], expected a list"),
+        ({"comparisons": {"a": {"base": "dapo", "question": 3}}}, "a: question is 3, expected a sentence"),
+        ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo"]}}}, "methods: vgpo in no comparison"),
+    ],
+)
+def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], changes: dict, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        load_study(write_study(base="absent", **changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -78,7 +128,9 @@ def test_runs_are_methods_by_seeds_by_settings(write_study: Callable[..., Path])
         ({"seeds": [1, True]}, "expected a list of whole numbers"),
         ({"seeds": [3, 3]}, "seeds names one twice"),
         ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
-        ({"base": "dap"}, "base: no method is called 'dap'; did you mean 'dapo'"),
+        ({"base": "dap"}, "base: nothing is called 'dap'; did you mean 'dapo'"),
+        ({"base": "absent"}, "base is missing: name the method that the others are compared with"),
+        ({"comparisons": {"a": {"base": "dapo"}}}, "base: each comparison has its own; remove this one"),
         ({"methods": ["dapo"]}, "methods is a list"),
         ({"methods": {"dapo": ["none"]}}, "methods: dapo is a list"),
         ({"methods": {"dapo": {"shapping": "none"}}}, "methods: dapo: unknown field 'shapping'; did you"),
@@ -99,6 +151,9 @@ def test_runs_are_methods_by_seeds_by_settings(write_study: Callable[..., Path])
         ({"settings": {"a": {"intra": False}}, "methods": {"dapo": {"intra": True}}}, "intra is also set in settings"),
         ({"common": {"eval_data": None}}, "method dapo: eval_data is missing"),
         ({"methods": {"dapo": {"strength": -1.0}}}, "setting default, method dapo: .*strength"),
+        ({"common": {"dynamic_sampling": True, "rewards": ["format", "accuracy"]}}, "filters by 'format', and what"),
+        ({"methods": {"dapo": {}, "x": {"rewards": ["accuracy"]}}}, "methods: x: rewards would make runs that cannot"),
+        ({"methods": {"dapo": {}, "x": {"use_cpu": True}}}, "methods: dapo and x are the same"),
         ({"recipe": "quickstart_dapoo"}, "did you mean 'quickstart_dapo'"),
     ],
 )  # fmt: skip
@@ -140,7 +195,7 @@ def test_a_study_is_run_once(
     # average; 0.6 x 8/10 and 0.6 x 9/10 average 0.51 at step 9, and so does seed 1 with 0.5185.
     row = next(line for line in (out / "table.md").read_text().splitlines() if line.startswith("| vgpo"))
     held_out, cost = "60.5 [60.0, 61.0] | +10.0 [+10.0, +10.0] | 0.5", "1.10 [1.10, 1.10] | 1.00 [1.00, 1.00]"
-    assert row == f"| vgpo | 2 | {held_out} | 9 (2 of 2) | {cost} |"
+    assert row == f"| vgpo | 2 | {held_out} | +7.7 [+7.7, +7.8] | 0.5 | 9 (2 of 2) | {cost} |"
     assert times_started(out, "default/vgpo/seed-0") == 1
 
     assert compare.run(study, out=out, jobs=1)
@@ -156,17 +211,64 @@ def test_a_study_is_run_once(
     )
 
 
-def test_a_run_whose_files_changed_is_not_done(
-    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "expected"), [([], 2, {"None"}), (["4", "7"], 2, {"4", "7"}), (["4", "7"], 1, {"4"})]
+)
+def test_each_run_has_one_gpu(
+    write_study: Callable[..., Path],
+    stand_in: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus: list[str],
+    jobs: int,
+    expected: set[str],
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(compare, "visible_gpus", lambda: gpus)
+    out = tmp_path / "out"
+    assert compare.run(write_study(), out=out, jobs=jobs)
+    started = [path.read_text().removeprefix("on ").strip() for path in (out / "runs").rglob("started")]
+    assert set(started) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", '{"step": 21}\n', r"vgpo/seed-1: metrics\.jsonl changed after the run was done; put back"),
+        ("done.json", "{", r"done\.json"),
+    ],
+)
+def test_a_run_that_was_changed_when_it_was_done_is_not_taken(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     out, study = tmp_path / "out", write_study()
     compare.run(study, out=out, jobs=2)
-    with (out / "runs/default/dapo/seed-1/metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 21}\n')
-    (out / "runs/default/vgpo/seed-1/done.json").write_text("{")
-    compare.run(study, out=out, jobs=2)
-    assert times_started(out, "default/dapo/seed-1") == times_started(out, "default/vgpo/seed-1") == 2
+    run = out / "runs/default/vgpo/seed-1"
+    (run / name).write_text(text)
+    with pytest.raises(compare.ERRORS, match=message):
+        compare.run(study, out=out, jobs=2)
+    shutil.rmtree(run)
+    assert compare.run(study, out=out, jobs=2)
     assert times_started(out, "default/dapo/seed-0") == 1
+
+
+def test_another_start_under_the_same_name_is_not_taken(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+) -> None:
+    out, start, data = tmp_path / "out", tmp_path / "weights", tmp_path / "train.parquet"
+    start.mkdir()
+    (start / "model.safetensors").write_text("weights")
+    data.write_text("rows")
+    study = write_study(common={"max_steps": 4, "model_name_or_path": str(start), "train_data": str(data)})
+    compare.run(study, out=out, jobs=2)
+    assert compare.run(study, out=out, jobs=2)
+    (start / "model.safetensors").write_text("others!")
+    with pytest.raises(StudyError, match="setting default: model_name_or_path has other contents than when the runs"):
+        compare.run(study, out=out, jobs=2)
+    (start / "model.safetensors").write_text("weights")
+    data.write_text("more rows")
+    with pytest.raises(StudyError, match="setting default: train_data has other contents"):
+        compare.run(study, out=out, jobs=2)
 
 
 def test_a_failed_run_is_told_and_tried_again(
@@ -192,8 +294,8 @@ def test_a_changed_study_does_not_take_old_runs(
     compare.run(write_study(), out=out, jobs=2)
     with pytest.raises(StudyError, match=r"a run with other settings \(max_steps\)"):
         compare.run(write_study(common={"max_steps": 5}), out=out, jobs=2)
-    # Seeds may be added.
-    assert compare.run(write_study(seeds=[0, 1, 2]), out=out, jobs=2)
+    # Seeds may be added, also before the others.
+    assert compare.run(write_study(seeds=[2, 0, 1]), out=out, jobs=2)
     assert times_started(out, "default/dapo/seed-0") == times_started(out, "default/dapo/seed-2") == 1
 
 

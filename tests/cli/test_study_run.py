@@ -10,7 +10,7 @@ import yaml
 from tests.study.stand_in_run import SEALED
 from vgpo.commands import study_run
 from vgpo.commands.study_file import load_study, write_recipe
-from vgpo.study.results import Place, study_data
+from vgpo.study.results import Comparison, Place, study_data
 from vgpo.study.runs import StudyRun
 
 STUDY = {
@@ -70,11 +70,17 @@ def test_a_run_is_trained_looked_at_and_sealed(
 
     start = run_one("start")
     assert start.is_done
-    assert {path.name for path in start.path.iterdir()} & set(SEALED) == {"recipe.yaml", "probe.json"}
+    assert {path.name for path in start.path.iterdir()} & set(SEALED) == {
+        "recipe.yaml",
+        "probe.json",
+        "evaluation.json",
+    }
+    assert list(start.folder.read_evaluation() or {}) == ["before"]
     places = [Place("default", name, 0, run.path) for name, run in (("start", start), ("dapo", again))]
-    (setting,) = study_data(
-        places, name="one", base="dapo", methods=["dapo"], seeds=[0], settings=["default"]
-    )["settings"]  # fmt: skip
+    comparison = Comparison(
+        name="one", question=None, base="dapo", methods=["dapo"], seeds=[0], settings=["default"]
+    )  # fmt: skip
+    (setting,) = study_data(places, [comparison], name="one")["comparisons"][0]["settings"]
     assert setting["methods"][0]["memory"] is None
     assert setting["methods"][0]["steps_to_base"]["num_reached"] == 1
     assert [chart["id"] for chart in setting["charts"]] == ["accuracy", "length", "entropy", "late_early"]

@@ -99,19 +99,20 @@ shares = st.sampled_from([0.01, 0.1, 0.2, 0.29, 0.3, 0.5, 0.7, 0.9, 1.0])
 
 @st.composite
 def vgpo_settings(draw: st.DrawFn) -> VGPOSettings:
-    schedule = draw(st.sampled_from(["linear", "exponential", "step"]))
+    intra, inter = draw(st.booleans()), draw(st.booleans())
+    weighs = intra or inter  # else strength and schedule have no effect, which is an error
+    schedule = draw(st.sampled_from(["linear", "exponential", "step"] if weighs else ["linear"]))
     extra = {
         "linear": {},
         "exponential": {"exponent": draw(st.sampled_from([0.5, 2.0, 3.0]))},
         "step": {"step": draw(shares)},
     }
-    inter = draw(st.booleans())
     return VGPOSettings(
-        strength=draw(st.sampled_from([0, 0.3, 2.0])),
+        strength=draw(st.sampled_from([0, 0.3, 2.0] if weighs else [0.3])),
         tail_ratio=draw(shares),
         gate_ratio=draw(shares),
         schedule=schedule,
-        intra=draw(st.booleans()),
+        intra=intra,
         inter=inter,
         rollout_score=draw(st.sampled_from(["sum", "mean"] if inter else ["sum"])),
         preset=draw(st.sampled_from(["paper", "released"])),

@@ -80,6 +80,12 @@ def test_values_at_the_edge_of_their_range_are_accepted(values: dict) -> None:
             r"step=0.7 has no effect with schedule='exponential': "
             r"set schedule='step' or leave step out\.",
         ),
+        (
+            {"strength": 1.0, "intra": False, "inter": False},
+            r"strength=1.0 has no effect with intra=False and inter=False: "
+            r"set intra=True or inter=True or leave strength out\.",
+        ),
+        ({"schedule": "step", "intra": False, "inter": False}, r"schedule=step has no effect with intra=False and"),
         ({"schedule": "step", "exponent": 1.0}, r"exponent=1.0 has no effect with schedule='step'"),
     ],
 )

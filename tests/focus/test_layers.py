@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 from trl.trainer.utils import add_fused_lm_head
 
+import vgpo.equations
 from tests.families.build import FAMILIES, draw_weights, encode_prompts, picture
 from vgpo.equations import mean_visual_cosine
 from vgpo.focus import named_visual_token_ids, record_layer_similarity
@@ -25,6 +27,46 @@ def test_mean_cosine_by_hand():
     found = mean_visual_cosine(hidden, prompt, torch.tensor([[True, False, True]]))
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5]]))
     assert mean_visual_cosine(hidden, prompt, torch.zeros(1, 3, dtype=torch.bool)).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("block_elements", [1, 500, 2**21])
+def test_mean_cosine_against_loops_in_blocks(dtype, block_elements, monkeypatch):
+    monkeypatch.setattr(vgpo.equations, "_BLOCK_ELEMENTS_CPU", block_elements)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 20, 33, generator=generator, dtype=torch.float64).to(dtype) + 0.3
+    visual = torch.rand(3, 11, generator=generator) < 0.6
+    visual[1] = False
+    prompt, hidden = states[:, :11], states[:, 11:]
+    expected = torch.zeros(3, 9, dtype=torch.float64)
+    for row in (0, 2):
+        seen = prompt[row, visual[row]].double()
+        expected[row] = F.cosine_similarity(hidden[row].double()[:, None], seen[None], dim=-1).mean(1)
+    prompt[~visual] = NAN
+    found = mean_visual_cosine(hidden, prompt, visual)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that is made inside the block."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {value.untyped_storage().data_ptr() for value in args if isinstance(value, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in given:
+            self.num_bytes = max(self.num_bytes, out.untyped_storage().nbytes())
+        return out
+
+
+def test_hidden_states_are_copied_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(vgpo.equations, "_BLOCK_ELEMENTS_CPU", 2**10)
+    states = torch.ones(2, 400, 64, dtype=torch.bfloat16)
+    with LargestTensor() as largest:
+        mean_visual_cosine(states[:, 200:], states[:, :200], torch.ones(2, 200, dtype=torch.bool))
+    assert 0 < largest.num_bytes <= 2**10 * 4  # a block in float32
 
 
 def plain_similarity(model, prompt, response):

@@ -24,15 +24,17 @@ def entropy(advantages: Row, entropies: Tensor, mask: Tensor, weight: float, div
     return shaped
 
 
-def dependency(seen: float, damaged: float) -> float:
+def dependency(seen: float, damaged: float, eps: float) -> float:
+    if abs(damaged - seen) < 16 * eps * max(1.0, abs(seen)):
+        return 0.0
     ratio = max(-20.0, min(20.0, damaged - seen))
     return max(0.0, min(10.0, exp(ratio) - ratio - 1))
 
 
 def kl_perception(
-    advantages: Row, seen: Tensor, damaged: Tensor, places: list[list[int]], keep: str, least: float
+    advantages: Row, seen: Tensor, damaged: Tensor, places: list[list[int]], keep: str, least: float, eps: float
 ) -> list[Row]:
-    scores = [[dependency(float(seen[i, t]), float(damaged[i, t])) for t in row] for i, row in enumerate(places)]
+    scores = [[dependency(float(seen[i, t]), float(damaged[i, t]), eps) for t in row] for i, row in enumerate(places)]
     means = {i: fsum(row) / len(row) for i, row in enumerate(scores) if row}
     low, high = min(means.values(), default=0.0), max(means.values(), default=0.0)
     scaled = {i: (mean - low) / (high - low) if high > low else 0.0 for i, mean in means.items()}
@@ -55,12 +57,15 @@ def scaled(row: Row) -> Row:
     return [(value - low) / (high - low) if high > low else 0.0 for value in row]
 
 
-def pgpo(advantages: Row, seen: Tensor, blind: Tensor, places: list[list[int]], tau: float, boost: float) -> list[Row]:
+def pgpo(
+    advantages: Row, seen: Tensor, blind: Tensor, places: list[list[int]], tau: float, boost: float, eps: float
+) -> list[Row]:
     shaped = []
     for i, advantage in enumerate(advantages):
         row = [advantage] * seen.shape[1]
         if places[i]:
-            importance = scaled([log(1 + dependency(float(seen[i, t]), float(blind[i, t]))) for t in places[i]])
+            scores = [dependency(float(seen[i, t]), float(blind[i, t]), eps) for t in places[i]]
+            importance = scaled([log(1 + score) for score in scores])
             weights = [x / tau if x < tau else 1 + boost * (x - tau) / (1 - tau) for x in importance]
             total = fsum(weights)
             for t, weight in zip(places[i], weights, strict=True):

@@ -59,13 +59,16 @@ def shape(name: str, advantages: torch.Tensor, signals: Signals, **options: obje
     return shaping.shape(advantages, dataclasses.replace(signals, **unseen))
 
 
-def looped(name: str, advantages: torch.Tensor, signals: Signals) -> torch.Tensor:
+def looped(name: str, advantages: torch.Tensor, signals: Signals, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """By plain loops; `dtype` is that in which log-probabilities were rounded."""
     numbers, places = advantages.tolist(), naive.judged_tokens(signals.response_mask, signals.visual_rows)
-    seen = signals.log_probs
+    seen, eps = signals.log_probs, torch.finfo(dtype).eps
     rows = {
         "entropy": lambda: naive.entropy(numbers, signals.entropy, signals.response_mask, 0.4, 2.0),
-        "kl_perception": lambda: naive.kl_perception(numbers, seen, signals.corrupted_log_probs, places, "0.4", 0.9),
-        "pgpo": lambda: naive.pgpo(numbers, seen, signals.blind_log_probs, places, 0.4, 2.0),
+        "kl_perception": lambda: naive.kl_perception(
+            numbers, seen, signals.corrupted_log_probs, places, "0.4", 0.9, eps
+        ),
+        "pgpo": lambda: naive.pgpo(numbers, seen, signals.blind_log_probs, places, 0.4, 2.0, eps),
         "pepo": lambda: naive.pepo(
             numbers, signals.layer_similarity, signals.entropy, places, float(signals.progress[0]), 0.05, 1.0
         ),
@@ -97,7 +100,7 @@ def test_float32_and_bfloat16_are_computed_in_float32(name):
         shaped = shape(name, advantages.float(), given).advantages
         assert shaped.dtype == torch.float32
         exact = dataclasses.replace(signals, **{signal: value.double() for signal, value in rounded.items()})
-        torch.testing.assert_close(shaped.double(), looped(name, advantages, exact), atol=1e-5, rtol=0)
+        torch.testing.assert_close(shaped.double(), looped(name, advantages, exact, dtype), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -191,6 +194,40 @@ def test_small_dependencies_are_not_rounded_away():
     ratio = torch.tensor([[1e-3]])
     found = token_dependency(torch.zeros(1, 1), ratio, torch.tensor([[True]]))
     assert float(found) == pytest.approx(5.0017e-7, rel=1e-4)  # d^2 / 2 + d^3 / 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("level", [-0.01, -1.0, -12.0])
+def test_log_probabilities_that_differ_by_rounding_alone_show_no_dependency(dtype, level):
+    """Two orders of one sum do; scaled to [0, 1] that would be weights of full range, others in each division."""
+    noise = torch.randint(-8, 9, (3, 20), generator=torch.Generator().manual_seed(0))
+    seen = torch.full((3, 20), level, dtype=dtype)
+    ulp = torch.finfo(dtype).eps * max(1.0, -level)
+    damaged = seen + noise * ulp
+    damaged[2] -= torch.linspace(0.1, 1, 20)
+    assert not torch.equal(damaged[:2], seen[:2])
+    given = Signals(
+        response_mask=torch.ones(3, 20, dtype=torch.bool), group_ids=torch.zeros(3, dtype=torch.int64),
+        visual_rows=torch.ones(3, dtype=torch.bool), log_probs=seen,
+    )  # fmt: skip
+    advantages = torch.ones(3, dtype=dtype)
+    grounded = build_shaping("pgpo", {}).shape(advantages, dataclasses.replace(given, blind_log_probs=damaged))
+    assert grounded.advantages[:2].eq(1).all()
+    assert grounded.advantages[2].std() > 0.5
+    kept = build_shaping("kl_perception", {"inter": False}).shape(
+        advantages, dataclasses.replace(given, corrupted_log_probs=damaged)
+    )
+    assert kept.advantages[:2, :8].eq(1).all()  # of equal tokens the earlier ones
+    assert kept.advantages[2, 12:].eq(1).all()
+    judged = given.response_mask[:2]
+    assert dependency_factor(token_dependency(seen[:2], damaged[:2], judged), judged, 0.9).tolist() == [1, 1]
+
+
+def test_log_probabilities_that_are_not_finite_do_not_pass_for_rounding():
+    seen = torch.tensor([[-1.0, -1.0, -math.inf]])
+    damaged = torch.tensor([[-math.inf, NAN, -1.0]])
+    found = token_dependency(seen, damaged, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(found, torch.tensor([[10.0, NAN, 10.0]]), equal_nan=True)
 
 
 @pytest.mark.parametrize(("length", "kept"), [(1, 1), (2, 1), (3, 2), (5, 2), (6, 3), (10, 4), (15, 6)])
@@ -300,6 +337,8 @@ def test_pepo_grows_in_with_training():
         ("entropy", {"bonus_divisor": 1.0}, "bonus_divisor is 1.0, expected a number > 1"),
         ("kl_perception", {"keep_ratio": 0}, "keep_ratio is 0, expected a number > 0 and <= 1"),
         ("kl_perception", {"least_factor": 1.1}, "least_factor is 1.1"),
+        ("kl_perception", {"intra": False, "keep_ratio": 0.2}, "keep_ratio=0.2 has no effect with intra=False"),
+        ("kl_perception", {"inter": False, "least_factor": 0.5}, "least_factor=0.5 has no effect with inter=False"),
         ("kl_perception", {"intra": "no"}, "intra is 'no', expected one of True, False"),
         ("pgpo", {"threshold": 1}, "threshold is 1, expected a number below 1"),
         ("pgpo", {"boost": NAN}, "boost is nan"),
@@ -308,7 +347,7 @@ def test_pepo_grows_in_with_training():
         ("pepo", {"alpha": 0.1}, "shaping 'pepo' has no option 'alpha'"),
     ],
 )
-def test_settings_out_of_range_are_refused(name, options, message):
+def test_settings_out_of_range_or_without_effect_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         build_shaping(name, options)
 

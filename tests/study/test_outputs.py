@@ -1,20 +1,19 @@
 """What is written of a study: figures, escapes, and the page in a browser."""
 
+import html
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tests.report.chromium import Chromium
 from tests.study.stand_in_run import LEVELS, write_run
 from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
-from vgpo.study.results import Place, study_data
+from vgpo.study.page import render_study
+from vgpo.study.results import Comparison, Place, study_data
 from vgpo.study.runs import StudyRun
 
-PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -24,19 +23,26 @@ def study(tmp_path: Path, methods: tuple[str, ...] = ("dapo", "vgpo"), seeds: tu
                for seed in seeds]  # fmt: skip
     for place in places:
         write_run(place.path, place.method, place.seed)
-    return study_data(
-        places, name=f"trial {HOSTILE}", base="dapo", methods=methods, seeds=[0, 1, 2], settings=["default"]
-    )
+    return study_data(places, [comparison(methods=list(methods))], name=f"trial {HOSTILE}")
+
+
+def comparison(**changes: object) -> Comparison:
+    fields = {"name": f"rivals {HOSTILE}", "question": f"Does it help, {HOSTILE}?", "base": "dapo",
+              "methods": ["dapo", "vgpo"], "seeds": [0, 1, 2], "settings": ["default"]}  # fmt: skip
+    return Comparison(**{**fields, **changes})
 
 
 def test_figures_of_a_setting(tmp_path: Path) -> None:
-    (setting,) = study(tmp_path)["settings"]
+    (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     dapo, vgpo = setting["methods"]
     assert dapo["difference"] is None
-    assert vgpo["looks"]["accuracy"]["mean"] == pytest.approx(0.61)
+    assert vgpo["accuracy"]["mean"] == vgpo["looks"]["accuracy_true"]["mean"] == pytest.approx(0.61)
     assert vgpo["difference"]["mean"] == pytest.approx(0.1)
     # Three seeds of one sign: 2 / 2^3.
     assert vgpo["difference"]["p_value"] == 0.25
+    # Training accuracy is the held-out one times 0.1, 0.2 ... 1, and 1 from then on: 15.5 / 20 of it on average.
+    assert vgpo["learning"]["mean"] == pytest.approx(0.1 * 15.5 / 20)
+    assert dapo["learning"] is None
     assert vgpo["step_time"]["mean"] == pytest.approx(1.1)
     # The base ends at 0.51 on average; seed 0 stays at 0.50, seeds 1 and 2 are there from step 10 on, and their mean
     # with the step before (window 2) at 11.
@@ -51,7 +57,7 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
 
 
 def test_curves_have_bands(tmp_path: Path) -> None:
-    (setting,) = study(tmp_path)["settings"]
+    (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     charts = {chart["id"]: chart for chart in setting["charts"]}
     assert list(charts) == ["accuracy", "length", "entropy", "late_early"]
     line = charts["length"]["series"][1]
@@ -66,17 +72,15 @@ def test_curves_have_bands(tmp_path: Path) -> None:
 
 def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "vgpo", 1)
-    data = study_data(
-        [Place("default", "vgpo", 1, tmp_path / "run")],
-        name="one", base="dapo", methods=["dapo", "vgpo"], seeds=[0, 1], settings=["default", "other"],
-    )  # fmt: skip
-    setting, other = data["settings"]
+    one = comparison(seeds=[0, 1], settings=["default", "other"])
+    data = study_data([Place("default", "vgpo", 1, tmp_path / "run")], [one], name="one")
+    setting, other = data["comparisons"][0]["settings"]
     assert setting["missing"] == [{"method": "dapo", "seeds": [0, 1]}, {"method": "vgpo", "seeds": [0]}]
     assert setting["methods"][0]["difference"] is None
     assert setting["methods"][0]["step_time"] is None
     assert other["methods"] == []
     text = markdown(data)
-    assert "| vgpo | 1 | 61.0 | – | – | – (0 of 1) | – | – |" in text
+    assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – |" in text
     assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
     assert {"page", "table"} <= write_outputs(tmp_path / "out", data).keys()
     assert setting["target"] is None
@@ -103,8 +107,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_rows_as_files(tmp_path: Path) -> None:
     data = study(tmp_path)
     lines = rows_as_csv(data["rows"]).splitlines()
-    assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_blank")
-    assert lines[0].endswith("jobs,commit,dirty,steps_to_base")
+    assert lines[0].startswith("setting,method,seed,accuracy,accuracy_low,accuracy_high,num_questions,accuracy_true,")
+    assert lines[0].endswith("jobs,commit,dirty")
     assert len(lines) == 8
     assert len({line.count(",") for line in lines}) == 1
     paths = write_outputs(tmp_path / "out", data)
@@ -120,24 +124,63 @@ def test_a_seal_holds_for_its_files_only(tmp_path: Path) -> None:
     assert not run.is_done
     run.seal()
     assert run.is_done
+    assert run.changed_files() == []
     (run.path / "probe.json").unlink()
-    assert not run.is_done
+    (run.path / "usage.json").write_text("{}")
+    assert run.changed_files() == ["probe.json", "usage.json"]
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH")
-def test_the_page_is_drawn_without_a_complaint(tmp_path: Path) -> None:
-    page = write_outputs(tmp_path / "out", study(tmp_path, methods=("dapo", "vgpo", HOSTILE)))["page"]
-    browser = Chromium(str(PROGRAM), tmp_path / "profile")
-    try:
-        for width, theme in ((1280, "light"), (390, "dark")):
-            browser.show(page, width, theme=theme)
-            assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
-            assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 4
-            assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 12
-            assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
-            assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
-            assert browser.evaluate("document.documentElement.scrollWidth") == width
-            assert browser.complaints == []
-    finally:
-        browser.close()
+def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
+    places = [Place("default", method, seed, tmp_path / method / str(seed))
+              for method in ("dapo", "vgpo") for seed in (0, 1, 2)]  # fmt: skip
+    for place in places:
+        write_run(place.path, place.method, place.seed)
+    turned = comparison(name="turned", base="vgpo", methods=["vgpo", "dapo"], seeds=[1, 2], question=None)
+    data = study_data(places, [comparison(), turned], name="two")
+    assert len(data["rows"]) == 6
+    assert len(data["curves"]) == 6 * 20
+    assert data["curves"][0] == {
+        "setting": "default", "method": "dapo", "seed": 0, "step": 1, "accuracy": pytest.approx(0.05), "length": 21.0,
+        "entropy": 0.0, "late_early": 0.9,
+    }  # fmt: skip
+    (there,), (back,) = ([setting["methods"] for setting in one["settings"]] for one in data["comparisons"])
+    assert there[1]["difference"]["mean"] == pytest.approx(0.1)
+    assert back[1]["difference"]["mean"] == pytest.approx(-0.1)
+    assert (there[1]["num_runs"], back[1]["num_runs"]) == (3, 2)
+    text = markdown(data)
+    assert "Base dapo; seeds 0, 1, 2, with which p cannot be below 0.25." in text
+    assert "Base vgpo; seeds 1, 2, with which p cannot be below 0.5." in text
+    page = write_outputs(tmp_path / "out", data)["page"].read_text()
+    assert re.findall('<h2 id="comparison-.">(.*)</h2>', page) == [f"rivals {html.escape(HOSTILE)}", "turned"]
+    assert re.findall('href="#comparison-(.)"', page) == ["0", "1"]
+
+
+def test_p_says_how_many_pairs_it_comes_from(tmp_path: Path) -> None:
+    places = [Place("default", method, seed, tmp_path / method / str(seed))
+              for method, seeds in (("dapo", (0, 1, 2)), ("vgpo", (1, 2))) for seed in seeds]  # fmt: skip
+    for place in places:
+        write_run(place.path, place.method, place.seed)
+    assert "| 0.5 (2 pairs) |" in markdown(study_data(places, [comparison()], name="one"))
+
+
+def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
+    data = study(tmp_path)
+    assert data["cautions"] == []
+    run = tmp_path / "1" / "2"  # vgpo, seed 2
+    usage = {"peak_memory_bytes": 5e9, "memory_of": "a GPU", "jobs": 2}
+    (run / "usage.json").write_text(json.dumps(usage))
+    (run / "environment.json").write_text(json.dumps({"commit": "1" * 40, "dirty": True}))
+    places = [Place("default", method, seed, tmp_path / str(i) / str(seed))
+              for i, method in enumerate(("dapo", "vgpo")) for seed in (0, 1, 2)]  # fmt: skip
+    data = study_data(places, [comparison()], name="one")
+    assert [caution.split(";")[0].split(",")[0] for caution in data["cautions"]] == [
+        "The runs were made by different commits of the code",
+        "Some runs were made with changes to the code that are in no commit (code.diff in their folders).",
+        "The runs were made on different devices",
+        "Runs shared the machine with others",
+    ]
+    # A GPU's bytes are no multiple of a process's.
+    memory = data["comparisons"][0]["settings"][0]["methods"][1]["memory"]
+    assert (memory["mean"], memory["num_seeds"]) == (1.0, 2)
+    assert all(caution in markdown(data) for caution in data["cautions"])
+    assert all(html.escape(caution) in render_study(data) for caution in data["cautions"])

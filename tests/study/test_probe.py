@@ -1,5 +1,7 @@
 """The probe: other pictures, where a response ends, and means over responses."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -36,7 +38,7 @@ def shades(rows: list[dict]) -> list[list[int]]:
 
 def test_blank_pictures_keep_their_sizes() -> None:
     rows = questions(1, 0, 2, 1)
-    blank = with_blank_pictures(rows)
+    blank = with_blank_pictures(rows, [0, 2, 3])
     found = [blank[i] for i in range(len(blank))]
     assert [row["problem"] for row in found] == [rows[i]["problem"] for i in (0, 2, 3)]
     assert shades(found) == [[0], [0, 0], [0]]
@@ -48,6 +50,15 @@ def test_other_pictures_are_those_of_the_next_question_with_as_many() -> None:
     found = [other[i] for i in range(len(other))]
     # The only question with three pictures, and the one with none, are left out.
     assert shades(found) == [[20], [40, 41], [60], [10, 11], [0]]
+
+
+def test_other_pictures_are_never_the_same_ones() -> None:
+    rows = questions(1, 1, 1, 2)
+    rows[1]["images"] = rows[0]["images"]  # two questions about one picture
+    other = with_other_pictures(rows)
+    assert shades([other[i] for i in range(len(other))]) == [[20], [20], [0]]
+    rows[2]["images"] = rows[0]["images"]
+    assert len(with_other_pictures(rows)) == 0
 
 
 def test_a_response_ends_with_its_first_end_token() -> None:
@@ -119,16 +130,18 @@ def test_scores_are_those_of_a_plain_forward() -> None:
 def test_a_probe_of_a_set_with_and_without_pictures() -> None:
     processor = build_processor()
     model = build_model(processor.tokenizer, seed=3)
-    rows = Dataset.from_list(questions(1, 0, 1))
+    rows = Dataset.from_list(questions(1, 0, 1, 2))
     true = evaluate(model, processor, rows, max_new_tokens=4, progress=False)
-    found = probe(model, processor, rows, true=true, batch_size=2, max_new_tokens=4)
+    # Of the questions that have other pictures, the first is right.
+    graded = [{**row, "correct": number in (0, 1, 3)} for number, row in enumerate(true.answers)]
+    found = probe(model, processor, rows, replace(true, answers=graded), batch_size=2, max_new_tokens=4)
     assert {name: scores["num_questions"] for name, scores in found["accuracy"].items()} == {
-        "true": 3, "blank": 2, "other": 2
+        "true": 2, "blank": 2, "other": 2
     }  # fmt: skip
-    assert found["accuracy"]["true"]["accuracy"] == true.accuracy
+    assert found["accuracy"]["true"]["accuracy"] == 0.5
     responses = found["responses"]
-    assert responses["all"]["num_responses"] == 3
-    assert responses["correct"]["num_responses"] + responses["wrong"]["num_responses"] == 3
-    text_only = probe(model, processor, Dataset.from_list(questions(0)), batch_size=2, max_new_tokens=4)
-    assert text_only["accuracy"]["blank"] is None
+    assert responses["all"]["num_responses"] == 4
+    assert responses["correct"]["num_responses"] + responses["wrong"]["num_responses"] == 4
+    text_only = probe(model, processor, Dataset.from_list(questions(0)), true, batch_size=2, max_new_tokens=4)
+    assert text_only["accuracy"] == {"true": None, "blank": None, "other": None}
     assert text_only["responses"]["all"]["deciles"] == [None] * 10

@@ -17,6 +17,7 @@ from vgpo.study.statistics import (
     resample_weights,
     running_mean,
     sign_flip_p_value,
+    smallest_p_value,
     smoothing_window,
     steps_to_reach,
 )
@@ -106,11 +107,11 @@ def test_pairs_are_matched_by_seed() -> None:
     found = paired_difference(values, base)
     assert found is not None
     assert found.mean == pytest.approx((0.3 + 0.1) / 2)
-    assert (found.num_pairs, found.p_value, found.smallest_p_value) == (2, 0.5, 0.5)
+    assert (found.num_pairs, found.p_value, smallest_p_value(2)) == (2, 0.5, 0.5)
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
     five = paired_difference(dict.fromkeys(range(5), 1.0), dict.fromkeys(range(5), 0.0))
     assert five is not None
-    assert five.p_value == five.smallest_p_value == 0.0625
+    assert five.p_value == smallest_p_value(5) == 0.0625
     ratio = paired_ratio({0: 3.0, 1: 8.0}, {0: 2.0, 1: 4.0, 2: 1.0})
     assert ratio is not None
     assert ratio.mean == pytest.approx(1.75)

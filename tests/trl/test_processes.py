@@ -13,9 +13,19 @@ SETTINGS = {
     "split": {"per_device_train_batch_size": GROUP // 2, "gradient_accumulation_steps": 4},
     "across": {"per_device_train_batch_size": GROUP // 2},
     "mixed": {"per_device_train_batch_size": GROUP, "mixed": True},
+    "kl_perception": {"per_device_train_batch_size": GROUP // 2, "shaping": "kl_perception"},
+    "kl_perception-mixed": {"per_device_train_batch_size": GROUP, "mixed": True, "shaping": "kl_perception"},
+    "pgpo": {"per_device_train_batch_size": GROUP // 2, "gradient_accumulation_steps": 2, "shaping": "pgpo"},
+    "pgpo-mixed": {"per_device_train_batch_size": GROUP, "mixed": True, "shaping": "pgpo"},
+    "pepo": {
+        "per_device_train_batch_size": GROUP // 2,
+        "shaping": "pepo",
+        "shaping_options": {"gradual": False},
+    },
 }
 """Settings of each of two processes: groups whole, one to a slice, cut into slices, cut between the processes, and
-mixed with text-only rows."""
+mixed with text-only rows; rivals with groups cut, and one process that sees pictures beside one that sees none."""
+DIVISION = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 DYNAMIC = {"per_device_train_batch_size": 2 * GROUP, "dynamic_sampling": True, "max_steps": 3}
 
 
@@ -31,8 +41,8 @@ def two_processes(tmp_path_factory):
 def test_two_processes_equal_one(tmp_path, two_processes, name):
     settings = SETTINGS[name]
     size = NUM_PROCESSES * settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
-    mixed = settings.get("mixed", False)
-    expected = rollout_worker.train(tmp_path, {"per_device_train_batch_size": size, "mixed": mixed})
+    undivided = {name: value for name, value in settings.items() if name not in DIVISION}
+    expected = rollout_worker.train(tmp_path, {**undivided, "per_device_train_batch_size": size})
     first, second = (torch.load(two_processes / f"{name}-{rank}.pt") for rank in range(NUM_PROCESSES))
     rollouts = first["rollouts"] | second["rollouts"]
     assert rollouts.keys() == expected["rollouts"].keys()

@@ -269,6 +269,15 @@ def test_a_model_without_a_decoder_is_refused(make_trainer, model, monkeypatch):
         make_trainer()
 
 
+def test_a_decoder_without_layers_is_refused_before_anything_is_generated(make_trainer, model):
+    decoder = model.get_decoder()
+    decoder.blocks = decoder.layers
+    del decoder.layers
+    with pytest.raises(ValueError, match="Qwen2_5_VLTextModel has no list of modules named 'layers'"):
+        make_trainer(shaping="pepo")
+    make_trainer(shaping="vgpo")
+
+
 def test_streams_are_rolled_out_in_order(make_trainer):
     dataset = rows_with_pictures().to_iterable_dataset()
     written = []

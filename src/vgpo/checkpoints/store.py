@@ -265,7 +265,7 @@ def _seal(staging: Path, step: int) -> None:
     files.pop(MANIFEST, None)
     if not files:
         raise CheckpointError(f"{staging} holds no file: nothing was written for step {step}.")
-    entries = {name: _fingerprint(_regular(name, file), sync=True) for name, file in files.items()}
+    entries = {name: file_entry(_regular(name, file), sync=True) for name, file in files.items()}
     _write(staging / MANIFEST, {"format": FORMAT, "step": step, "files": entries})
     for folder in folders:
         _sync(folder)
@@ -287,7 +287,7 @@ def _check(path: Path, contents: bool) -> None:
         if size != entry["size"]:
             raise CheckpointError(f"{name} has {size} bytes, expected {entry['size']}")
     for name, entry in entries.items():
-        if contents and _fingerprint(found[name]) != entry:
+        if contents and file_entry(found[name]) != entry:
             raise CheckpointError(f"{name} does not hold the bytes that were saved (its sha256 differs)")
 
 
@@ -334,7 +334,7 @@ def _regular(name: str, path: Path) -> Path:
     return path
 
 
-def _fingerprint(path: Path, *, sync: bool = False) -> dict[str, Any]:
+def file_entry(path: Path, *, sync: bool = False) -> dict[str, Any]:
     """Size and sha256 of a file, read in chunks; with `sync`, after it has reached the disk."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:

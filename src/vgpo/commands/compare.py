@@ -1,6 +1,7 @@
 """`vgpo compare`: all runs of a study, and the table, curves and page that are made of them."""
 
 import fcntl
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,24 +12,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from vgpo.checkpoints.store import file_entry
 from vgpo.commands.loading import is_toy, quiet_libraries, write_toy
-from vgpo.commands.recipe import read_mapping
+from vgpo.commands.recipe import RecipeError, read_mapping
 from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, load_study, write_recipe
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.report import RunFolderError
-from vgpo.report.storage import last_complete_line, parse_object
+from vgpo.report.storage import last_complete_line, parse_object, read_object, to_json, write_file
 from vgpo.study.outputs import terminal_tables, write_outputs
 from vgpo.study.results import Place, study_data
 from vgpo.study.runs import StudyRun
 from vgpo.text import visible
 
-ERRORS = (StudyError, DataError, RunFolderError)
+ERRORS = (StudyError, RecipeError, DataError, RunFolderError)
+GROUND_FILE = "ground.json"
 POLL_SECONDS = 0.5
 LOG_LINES = 15
 LOG_BYTES = 20_000
@@ -42,6 +47,7 @@ class Child:
     run: PlannedRun
     process: subprocess.Popen[bytes]
     started: float
+    slot: int  # 0 to jobs - 1, which no other run at work has
 
 
 @dataclass
@@ -65,6 +71,7 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
     out = out or Path("runs") / study_file.stem
     with locked(out) as lock:
         refuse_other_runs(study, out)
+        refuse_other_ground(study, out)
         todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
         outcomes = run_all(todo, out, words_by_setting(todo, out), jobs, lock, console)
@@ -125,6 +132,43 @@ def refuse_other_runs(study: Study, out: Path) -> None:
                 f"{one.path} is a run with other settings ({', '.join(changed)}); undo the change, delete this run, "
                 "or choose another --out"
             )
+        if one.is_done and (files := one.changed_files()):
+            raise StudyError(
+                f"{one.path}: {', '.join(files)} changed after the run was done; put back what was there, or delete "
+                "this run so that it is made again"
+            )
+
+
+def refuse_other_ground(study: Study, out: Path) -> None:
+    """Whether start and data, as far as they lie on this machine, are those of the runs that are there.
+
+    Raises:
+        StudyError: Other files lie at their paths; names setting and field.
+    """
+    path = out / GROUND_FILE
+    found = read_object(path) if path.is_file() else {}
+    now = {planned.setting: digests_of_ground(planned.values) for planned in study.runs if planned.is_start}
+    for setting, digests in now.items():
+        changed = [key for key in digests if found.get(setting, digests).get(key) != digests[key]]
+        if changed:
+            raise StudyError(
+                f"setting {setting}: {', '.join(changed)} has other contents than when the runs in {out} began; put "
+                "back what was there, or choose another --out"
+            )
+    write_file(path, to_json({**found, **now}, indent=2) + b"\n")
+
+
+def digests_of_ground(values: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> SHA-256 of what lies at its path, of the fields that name one."""
+    paths = {key: Path(values[key]) for key in ("model_name_or_path", "train_data", "eval_data")}
+    return {key: digest_of(path) for key, path in paths.items() if path.exists()}
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's bytes, or of names and bytes of all files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    lines = [f"{file.relative_to(path)} {file_entry(file)['sha256']}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode("utf-8")).hexdigest()
 
 
 def words_by_setting(todo: Sequence[PlannedRun], out: Path) -> dict[str, list[str]]:
@@ -151,13 +195,13 @@ def run_all(
 ) -> Outcomes:
     """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
     outcomes = Outcomes()
-    waiting, active = list(todo), list[Child]()
+    waiting, active, devices = list(todo), list[Child](), visible_gpus()
     with terminable(), progress_bar(console) as bar:
         task = bar.add_task("all runs", total=len(todo))
         try:
             while waiting or active:
-                while waiting and len(active) < jobs:
-                    active.append(launch(waiting.pop(0), out, words, jobs, lock))
+                for slot in sorted(set(range(jobs)) - {child.slot for child in active})[: len(waiting)]:
+                    active.append(launch(waiting.pop(0), out, words, jobs, lock, slot=slot, devices=devices))
                 time.sleep(POLL_SECONDS)
                 for child in [child for child in active if child.process.poll() is not None]:
                     active.remove(child)
@@ -168,30 +212,48 @@ def run_all(
                 bar.update(task, completed=ended + under_way, description=names or "all runs")
         except (KeyboardInterrupt, SystemExit) as stop:
             outcomes.stopped = stop.code if isinstance(stop, SystemExit) else STOPPED[0]  # type: ignore[assignment]
-            say(console, "stopping: the runs at work save their step; a second Ctrl-C ends them at once")
+            say(console, "stopping: the runs at work save their step; another signal ends them at once")
         finally:
             end_all(active)
     return outcomes
 
 
-def launch(planned: PlannedRun, out: Path, words: Mapping[str, list[str]], jobs: int, lock: int) -> Child:
-    """Start a run; what it prints goes to its log."""
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used, none where there is none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def launch(
+    planned: PlannedRun,
+    out: Path,
+    words: Mapping[str, list[str]],
+    jobs: int,
+    lock: int,
+    *,
+    slot: int,
+    devices: Sequence[str],
+) -> Child:
+    """Start a run on the device of its slot; what it prints goes to its log."""
     one = folder_of(out, planned)
     one.path.mkdir(parents=True, exist_ok=True)
     if not one.recipe_path.is_file():
         write_recipe(one.recipe_path, planned.values)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"}
+    if devices:  # one for each run: several that are visible would share its batches
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
     with one.log_path.open("ab") as log:
         process = subprocess.Popen(
             [*command_of(planned, one, jobs), *words[planned.setting]],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"},
+            env=environment,
             pass_fds=(lock,),
             start_new_session=True,  # Ctrl-C comes to us, and we tell them
         )
-    return Child(planned, process, time.monotonic())
+    return Child(planned, process, time.monotonic(), slot)
 
 
 def command_of(planned: PlannedRun, one: StudyRun, jobs: int) -> list[str]:
@@ -220,13 +282,13 @@ def share_done(child: Child, out: Path) -> float:
 
 
 def end_all(active: Sequence[Child]) -> None:
-    """Let the runs at work finish their step and save; a Ctrl-C in the meantime ends them at once."""
+    """Let the runs at work finish their step and save; another signal in the meantime ends them at once."""
     for child in active:
         child.process.terminate()
     try:
         for child in active:
             child.process.wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         for child in active:
             child.process.kill()
             child.process.wait()
@@ -281,9 +343,7 @@ def draw(study: Study, out: Path, console: Console) -> None:
     if not any(not place.is_start for place in done):
         say(console, "no run is done yet: nothing to compare")
         return
-    data = study_data(
-        done, name=study.path.stem, base=study.base, methods=study.methods, seeds=study.seeds, settings=study.settings
-    )
+    data = study_data(done, study.comparisons, name=study.path.stem)
     written = write_outputs(out, data)
     for table in terminal_tables(data):
         console.print(table)

@@ -1,8 +1,8 @@
-"""Study files: methods x settings x seeds over one recipe, checked key by key before anything runs."""
+"""Study files: methods x settings x seeds over one recipe, and what is compared, checked before anything runs."""
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from vgpo.commands.recipe import (
     read_mapping,
     suggestion,
 )
+from vgpo.report.storage import write_file
+from vgpo.study.results import START, Comparison
 
-KEYS = ("recipe", "base", "seeds", "common", "methods", "settings")
-MAX_METHODS = 8  # more lines than that cannot be told apart
-START = "start"  # beside the methods: the model before training
+KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
+KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
+MAX_METHODS = 8  # in a comparison: more lines than that cannot be told apart
 ONLY_SETTING = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too
 
@@ -42,7 +44,8 @@ GROUND = (
     "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
-    "num_train_epochs", "shuffle_dataset", "num_processes", "logging_steps", "logging_strategy", "temperature",
+    "num_train_epochs", "rewards", "filter_reward", "shuffle_dataset", "num_processes", "logging_steps",
+    "logging_strategy", "temperature",
 )  # fmt: skip
 
 
@@ -80,13 +83,10 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study; names are in the order of the file, runs seed by seed, so that all methods grow together."""
+    """A checked study; runs are in the order of the comparisons, seed by seed, so that all methods grow together."""
 
     path: Path
-    base: str
-    seeds: list[int]
-    methods: list[str]
-    settings: list[str]
+    comparisons: list[Comparison]
     runs: list[PlannedRun]
 
 
@@ -101,18 +101,12 @@ def load_study(path: Path) -> Study:
         values = read_study(path)
         base_values = read_mapping(find_recipe(values["recipe"]))
         check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
-        check_overrides(values, path)
-        runs = plan(path, values, base_values)
+        check_overrides(values, base_values, path)
+        comparisons = read_comparisons(values, path)
+        runs = plan(path, values, base_values, comparisons)
     except RecipeError as error:
         raise StudyError(str(error)) from error
-    return Study(
-        path=path,
-        base=values["base"],
-        seeds=values["seeds"],
-        methods=list(values["methods"]),
-        settings=list(values["settings"]),
-        runs=runs,
-    )
+    return Study(path, comparisons, runs)
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -123,17 +117,19 @@ def read_study(path: Path) -> dict[str, Any]:
     for key in values:
         if key not in KEYS:
             raise StudyError(f"{path}: unknown key {key!r}{suggestion(str(key), KEYS)}; it takes {', '.join(KEYS)}")
-    for key in ("recipe", "base", "seeds", "methods"):
+    for key in ("recipe", "seeds", "methods"):
         if not values.get(key) and values.get(key) != 0:
             raise StudyError(f"{path}: {key} is missing or empty")
-    for key in ("recipe", "base"):
-        if not isinstance(values[key], str):
-            raise StudyError(f"{path}: {key} is {values[key]!r}, expected a name")
+    if not isinstance(values["recipe"], str):
+        raise StudyError(f"{path}: recipe is {values['recipe']!r}, expected a name")
     values = {**values, "common": values.get("common") or {}, "settings": values.get("settings") or {ONLY_SETTING: {}}}
     for key in ("common", "methods", "settings"):
         check_mapping(values[key], f"{path}: {key}")
-    check_seeds(values["seeds"], path)
-    check_names(values, path)
+    check_seeds(values["seeds"], f"{path}: seeds")
+    for key in ("methods", "settings"):
+        check_names(list(values[key]), f"{path}: {key}")
+    if START in values["methods"]:
+        raise StudyError(f"{path}: methods: {START!r} stands for the model before training; rename the method")
     for key in ("methods", "settings"):
         values[key] = {name: overrides or {} for name, overrides in values[key].items()}
         for name, overrides in values[key].items():
@@ -146,35 +142,79 @@ def check_mapping(value: Any, where: str) -> None:
         raise StudyError(f"{where} is a {type(value).__name__} ({value!r}), expected 'name: value' lines")
 
 
-def check_seeds(seeds: Any, path: Path) -> None:
-    if not isinstance(seeds, list) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise StudyError(f"{path}: seeds is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4]")
+def check_seeds(seeds: Any, where: str) -> None:
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise StudyError(f"{where} is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4]")
     if len(set(seeds)) < len(seeds):
-        raise StudyError(f"{path}: seeds names one twice ({seeds}); a run more of the same seed is no evidence")
+        raise StudyError(f"{where} names one twice ({seeds}); a run more of the same seed is no evidence")
 
 
-def check_names(values: Mapping[str, Any], path: Path) -> None:
+def check_names(names: list[Any], where: str) -> None:
+    for name in names:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise StudyError(f"{where}: the name {name!r} becomes a folder; use up to 60 letters, digits and _ . + -")
+    lowered = [name.lower() for name in names]
+    twice = [name for name in names if lowered.count(name.lower()) > 1]
+    if twice:
+        raise StudyError(f"{where}: {twice[0]} and {twice[1]} differ in case alone; rename one")
+
+
+def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:
+    """What the file compares; without a word about it, all methods with `base`."""
+    given = values.get("comparisons")
+    if not given:
+        return [read_comparison(path.stem, {"base": values.get("base")}, values, str(path))]
+    check_mapping(given, f"{path}: comparisons")
+    if "base" in values:
+        raise StudyError(f"{path}: base: each comparison has its own; remove this one")
+    check_names(list(given), f"{path}: comparisons")
+    found = []
+    for name, keys in given.items():
+        where = f"{path}: comparisons: {name}"
+        check_mapping(keys, where)
+        for key in keys:
+            if key not in KEYS_OF_COMPARISON:
+                hint = suggestion(str(key), KEYS_OF_COMPARISON)
+                raise StudyError(f"{where}: unknown key {key!r}{hint}; it takes {', '.join(KEYS_OF_COMPARISON)}")
+        found.append(read_comparison(name, keys, values, where))
     for key in ("methods", "settings"):
-        names = list(values[key])
-        for name in names:
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise StudyError(
-                    f"{path}: {key}: the name {name!r} becomes a folder; use up to 60 letters, digits and _ . + -"
-                )
-        lowered = [name.lower() for name in names]
-        twice = [name for name in names if lowered.count(name.lower()) > 1]
-        if twice:
-            raise StudyError(f"{path}: {key}: {twice[0]} and {twice[1]} differ in case alone; rename one")
-    if START in values["methods"]:
-        raise StudyError(f"{path}: methods: {START!r} stands for the model before training; rename the method")
-    if len(values["methods"]) > MAX_METHODS:
-        raise StudyError(f"{path}: {len(values['methods'])} methods, expected at most {MAX_METHODS}; split the study")
-    if values["base"] not in values["methods"]:
-        hint = suggestion(values["base"], values["methods"]) or f"; the methods are {', '.join(values['methods'])}"
-        raise StudyError(f"{path}: base: no method is called {values['base']!r}{hint}")
+        unused = [name for name in values[key] if not any(name in vars(one)[key] for one in found)]
+        if unused:
+            raise StudyError(f"{path}: {key}: {', '.join(unused)} in no comparison; add to one, or remove")
+    return found
 
 
-def check_overrides(values: Mapping[str, Any], path: Path) -> None:
+def read_comparison(name: str, keys: Mapping[str, Any], values: Mapping[str, Any], where: str) -> Comparison:
+    """One comparison; of methods, seeds and settings that it does not name it takes all."""
+    base, question = keys.get("base"), keys.get("question")
+    if base is None:
+        raise StudyError(f"{where}: base is missing: name the method that the others are compared with")
+    if question is not None and not isinstance(question, str):
+        raise StudyError(f"{where}: question is {question!r}, expected a sentence")
+    seeds = keys.get("seeds", values["seeds"])
+    check_seeds(seeds, f"{where}: seeds")
+    names = {}
+    for key in ("methods", "settings"):
+        names[key] = keys.get(key, list(values[key]))
+        if not isinstance(names[key], list) or not names[key]:
+            raise StudyError(f"{where}: {key} is {names[key]!r}, expected a list of names")
+        for one in names[key]:
+            check_known(one, values[key], f"{where}: {key}")
+        if len(set(names[key])) < len(names[key]):
+            raise StudyError(f"{where}: {key} names one twice ({', '.join(names[key])})")
+    check_known(base, names["methods"], f"{where}: base")
+    if len(names["methods"]) > MAX_METHODS:
+        raise StudyError(f"{where}: {len(names['methods'])} methods, expected at most {MAX_METHODS}; split it")
+    return Comparison(name=name, question=question, base=base, seeds=seeds, **names)
+
+
+def check_known(name: Any, names: Collection[str], where: str) -> None:
+    if name not in names:
+        hint = suggestion(str(name), names) or f"; there are {', '.join(names)}"
+        raise StudyError(f"{where}: nothing is called {name!r}{hint}")
+
+
+def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> None:
     """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared."""
     parts = {"common": values["common"]}
     parts |= {f"settings: {name}": overrides for name, overrides in values["settings"].items()}
@@ -196,8 +236,9 @@ def check_overrides(values: Mapping[str, Any], path: Path) -> None:
                     f"{path}: methods: {name}: {key} is also set in settings, and one would hide the other; "
                     "set it in one place"
                 )
-    refuse_same(values["methods"], f"{path}: methods", values["common"])
-    refuse_same(values["settings"], f"{path}: settings", values["common"])
+    ground = {**recipe, **values["common"]}
+    for key in ("methods", "settings"):
+        refuse_same(values[key], f"{path}: {key}", ground)
 
 
 def check_fields(values: Mapping[str, Any], where: str) -> None:
@@ -205,37 +246,44 @@ def check_fields(values: Mapping[str, Any], where: str) -> None:
     check_values(dict(values), where=where)
 
 
-def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, common: Mapping[str, Any]) -> None:
+def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:
+    """Two names for one thing, in the fields that are written out; a default that is written out hides it."""
     seen: dict[str, str] = {}
     for name, overrides in parts.items():
-        content = yaml.safe_dump({**common, **overrides})
+        content = yaml.safe_dump({**ground, **overrides})
         if content in seen:
             raise StudyError(f"{where}: {seen[content]} and {name} are the same; remove one")
         seen[content] = name
 
 
-def plan(path: Path, values: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[PlannedRun]:
-    """All runs: for each setting the start, then seed by seed every method."""
-    runs = []
-    for setting, of_setting in values["settings"].items():
-        ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
-        ground |= {**values["common"], **of_setting, "evaluate_before": False}
-        recipes = {
-            method: check_recipe({**ground, **overrides}, f"{path}: setting {setting}, method {method}")
-            for method, overrides in values["methods"].items()
-        }
-        steps = {
-            method: steps if (steps := checked.config.max_steps) > 0 else None for method, checked in recipes.items()
-        }
-        first = values["seeds"][0]
-        of_base = {**ground, **values["methods"][values["base"]]}
-        runs.append(PlannedRun(setting, START, first, {**of_base, "seed": first}, None))
-        runs += [
-            PlannedRun(setting, method, seed, {**ground, **overrides, "seed": seed}, steps[method])
-            for seed in values["seeds"]
-            for method, overrides in values["methods"].items()
-        ]
-    return runs
+def plan(
+    path: Path, values: Mapping[str, Any], recipe: Mapping[str, Any], comparisons: Sequence[Comparison]
+) -> list[PlannedRun]:
+    """All runs, once each: for each comparison and setting the start, then seed by seed every method."""
+    runs: dict[str, PlannedRun] = {}
+    for comparison in comparisons:
+        for setting in comparison.settings:
+            ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
+            ground |= {**values["common"], **values["settings"][setting], "evaluate_before": False}
+            # The start is the same whatever the method and the seed.
+            planned = [PlannedRun(setting, START, 0, {**ground, "seed": 0}, None)]
+            recipes = {method: {**ground, **values["methods"][method]} for method in comparison.methods}
+            steps = {
+                method: max_steps(check_recipe(fields, f"{path}: setting {setting}, method {method}"))
+                for method, fields in recipes.items()
+            }
+            planned += [
+                PlannedRun(setting, method, seed, {**fields, "seed": seed}, steps[method])
+                for seed in comparison.seeds
+                for method, fields in recipes.items()
+            ]
+            runs |= {run.name: run for run in planned}
+    return list(runs.values())
+
+
+def max_steps(recipe: Recipe) -> int | None:
+    """Optimiser steps, None where a recipe counts epochs."""
+    return recipe.config.max_steps if recipe.config.max_steps > 0 else None
 
 
 def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
@@ -248,11 +296,17 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             raise StudyError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
     if recipe.run.eval_data is None:
         raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
+    filtering = recipe.config.filter_reward or recipe.run.rewards[0]
+    if recipe.config.dynamic_sampling and "accuracy" not in filtering:
+        raise StudyError(
+            f"{where}: dynamic sampling filters by {filtering!r}, and what it tells of the prompts drawn is compared "
+            "as training accuracy; put a reward with 'accuracy' in its name first, or name one as filter_reward"
+        )
     return recipe
 
 
 def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False), encoding="utf-8")
+    write_file(path, yaml.safe_dump(dict(values), sort_keys=False).encode("utf-8"))
     return path
 
 

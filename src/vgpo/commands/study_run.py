@@ -17,7 +17,7 @@ from vgpo.commands.recipe import Recipe, load_recipe
 from vgpo.commands.setup import Setup
 from vgpo.commands.terminal import say
 from vgpo.report.storage import to_json, write_file
-from vgpo.study import Evaluation
+from vgpo.study import Evaluation, evaluate
 from vgpo.study.probe import probe
 from vgpo.study.runs import StudyRun
 
@@ -53,7 +53,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
 
 
 def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
-    """Probe the trained model of a run, or its start, on the held-out questions."""
+    """Probe the trained model of a run, or its start, on the held-out questions; a start is also evaluated."""
     if not start:
         recipe = dataclasses.replace(
             recipe, model=dataclasses.replace(recipe.model, model_name_or_path=str(one.final_path))
@@ -62,17 +62,17 @@ def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
     setup = Setup(recipe, one.path / "data")
     model = setup.model.to(config.device)
     check_image_token(model, setup.processor)
-    known = None if start else (one.folder.read_evaluation() or {})["after"]
-    return probe(
-        model,
-        setup.processor,
-        setup.held_out,
-        true=known and Evaluation(**known),
-        batch_size=config.per_device_eval_batch_size,
-        max_new_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        chat_template_kwargs=config.chat_template_kwargs,
-    )
+    answering = {
+        "batch_size": config.per_device_eval_batch_size,
+        "max_new_tokens": config.max_completion_length,
+        "chat_template_kwargs": config.chat_template_kwargs,
+    }
+    if start:
+        true = evaluate(model, setup.processor, setup.held_out, progress=False, **answering)
+        one.folder.write_evaluation({"before": dataclasses.asdict(true)})
+    else:
+        true = Evaluation(**(one.folder.read_evaluation() or {})["after"])
+    return probe(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
 
 
 def memory_of() -> str:

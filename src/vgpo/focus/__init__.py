@@ -4,6 +4,7 @@ from vgpo.focus.recorder import (
     SimilarityRecorder,
     decoder_of,
     last_hidden_state,
+    layers_of,
     record_layer_similarity,
     record_similarity,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "decoder_of",
     "focus_statistics",
     "last_hidden_state",
+    "layers_of",
     "named_visual_token_ids",
     "record_layer_similarity",
     "record_similarity",

@@ -131,7 +131,11 @@ def record_layer_similarity(
 
 
 def layers_of(decoder: nn.Module) -> list[nn.Module]:
-    """The layers of a text decoder, in order."""
+    """The layers of a text decoder, in order.
+
+    Raises:
+        ValueError: if the decoder does not list them.
+    """
     layers = dict(decoder.named_children()).get("layers")
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(

@@ -71,7 +71,8 @@ def questions_of(
         without: Each with a blank picture too, and with the picture of the next that has as many.
         stored: The responses to each, where they are there.
     """
-    views = {BLANK: with_blank_pictures(rows), OTHER: with_other_pictures(rows)} if without else {}
+    pictured = [place for place, row in enumerate(rows) if row["images"]] if without else []
+    views = {BLANK: with_blank_pictures(rows, pictured), OTHER: with_other_pictures(rows)} if without else {}
     places = {name: {row: place for place, row in enumerate(view.order)} for name, view in views.items()}
     for i, number in enumerate(numbers):
         others = {name: view[places[name][i]] if i in places[name] else None for name, view in views.items()}

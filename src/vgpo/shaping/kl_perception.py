@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgpo.equations import as_fraction, check_choice, check_number, normalised_rollout_score
+from vgpo.equations import as_fraction, check_choice, check_number, check_used, normalised_rollout_score
 from vgpo.focus import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
 from vgpo.shaping.dependency import token_dependency
@@ -43,6 +43,8 @@ class KLPerceptionSettings:
         check_number("least_factor", self.least_factor, low=0, high=1)
         check_choice("intra", self.intra, (True, False))
         check_choice("inter", self.inter, (True, False))
+        check_used(self, "keep_ratio", intra=True)
+        check_used(self, "least_factor", inter=True)
 
 
 @torch.no_grad()

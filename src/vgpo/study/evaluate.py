@@ -95,8 +95,12 @@ def evaluate(
 def summarize(answers: list[dict[str, Any]]) -> Evaluation:
     """Grade the answers (dicts with `answer` and `completion`) and count."""
     verdicts = grade([row["completion"] for row in answers], [row["answer"] for row in answers])
-    graded = [{**row, "correct": verdict} for row, verdict in zip(answers, verdicts, strict=True)]
-    num_correct = sum(verdicts)
+    return count([{**row, "correct": verdict} for row, verdict in zip(answers, verdicts, strict=True)])
+
+
+def count(graded: list[dict[str, Any]]) -> Evaluation:
+    """The scores of answers that are graded."""
+    num_correct = sum(row["correct"] for row in graded)
     low, high = wilson_interval(num_correct, len(graded))
     return Evaluation(
         accuracy=num_correct / len(graded),

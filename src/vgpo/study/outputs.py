@@ -11,14 +11,15 @@ from rich.text import Text
 
 from vgpo.report.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import LOOKS
+from vgpo.study.results import LOOKS, NOTES
+from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 # Column -> decimals and factor; shares are shown in per cent.
 LOOK_FORMATS = {
-    "accuracy": (1, 100),
+    "accuracy_true": (1, 100),
     "accuracy_blank": (1, 100),
     "accuracy_other": (1, 100),
     "late_early_correct": (3, 1),
@@ -41,6 +42,7 @@ def write_outputs(out: Path, data: Mapping[str, Any]) -> dict[str, Path]:
     files = {
         "table": (out / "table.md", markdown(data)),
         "rows": (out / "runs.csv", rows_as_csv(data["rows"])),
+        "steps": (out / "curves.csv", rows_as_csv(data["curves"])),
         "rows as JSON": (out / "runs.json", to_json(data["rows"], indent=1).decode("ascii") + "\n"),
         "all that the page shows": (out / "study.json", to_json(data, indent=1).decode("ascii") + "\n"),
         "page": (out / "report.html", render_study(data)),
@@ -51,56 +53,60 @@ def write_outputs(out: Path, data: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a run, all columns; empty where there is no figure."""
+    """A line a row, all columns, numbers to six digits; empty where there is no figure."""
     names = dict.fromkeys(name for row in rows for name in row)
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(names), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([cell(row.get(name)) for name in names] for row in rows)
     return file.getvalue()
 
 
+def cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 def markdown(data: Mapping[str, Any]) -> str:
-    """The tables of all settings, with how to read them."""
-    parts = [f"# {escaped(data['name'])}", *notes(data)]
-    for setting in data["settings"]:
-        parts.append(f"## {escaped(setting['name'])}")
-        parts += [markdown_table(*comparison_cells(setting)), markdown_table(*look_cells(setting))]
-        parts += [missing_note(setting)] if setting["missing"] else []
+    """The tables of all comparisons and settings, with how to read them."""
+    parts = [f"# {escaped(data['name'])}", *NOTES.values(), *data["cautions"]]
+    for comparison in data["comparisons"]:
+        parts += [f"## {escaped(comparison['name'])}", *questions(comparison)]
+        for setting in comparison["settings"]:
+            parts.append(f"### {escaped(setting['name'])}")
+            cells = comparison_cells(setting, len(comparison["seeds"])), look_cells(setting)
+            parts += [markdown_table(*table) for table in cells]
+            parts += [missing_note(setting)] if setting["missing"] else []
     return "\n\n".join(parts) + "\n"
 
 
-def notes(data: Mapping[str, Any]) -> list[str]:
-    """How the figures are made, a text each."""
-    best = 2.0 ** (1 - len(data["seeds"]))
-    jobs = ", ".join(map(str, data["jobs"]))
-    return [
-        f"Seeds {', '.join(map(str, data['seeds']))}; base {escaped(data['base'])}. Brackets: 95 % bootstrap interval "
-        "of the mean over seeds, rather too narrow with few of them. Difference: mean over seeds of the method's "
-        "held-out accuracy less the base's with the same seed, in points.",
-        f"p: exact two-sided sign-flip test of that difference; {len(data['seeds'])} seeds cannot give less than "
-        f"{min(1.0, best):.4g}. Not corrected for the number of methods.",
-        "Steps: first step at which training accuracy (over all prompts drawn, running mean over a tenth of the run) "
-        "reaches the mean over seeds of the base's at its end; mean over the runs that get there.",
-        "Step time (median of a run) and memory (peak): ratio to the base with the same seed. "
-        f"Runs at a time: {jobs}; step times of runs beside others are rough.",
-    ]
+def questions(comparison: Mapping[str, Any]) -> list[str]:
+    """What a comparison asks, and what its seeds allow to answer."""
+    seeds = comparison["seeds"]
+    limits = (
+        f"Base {escaped(comparison['base'])}; seeds {', '.join(map(str, seeds))}, with which p cannot be below "
+        f"{smallest_p_value(len(seeds)):.4g}."
+    )
+    return [*([escaped(comparison["question"])] if comparison["question"] else []), limits]
 
 
-def comparison_cells(setting: Mapping[str, Any]) -> Cells:
+def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
     """The first table of a setting: does it help, and what does it cost?"""
-    head = ["method", "seeds", "held-out, %", "difference, points", "p", "steps", "step time", "memory"]
+    head = ["method", "seeds", "held-out, %", "difference, points", "p", "learning, points", "p", "steps", "step time",
+            "memory"]  # fmt: skip
     rows = []
     for method in setting["methods"]:
-        steps, change = method["steps_to_base"], method["difference"]
+        steps = method["steps_to_base"]
         reached = f" ({steps['num_reached']} of {method['num_runs']})"
         rows.append(
             [
                 method["name"],
                 str(method["num_runs"]),
-                interval(method["looks"]["accuracy"], 1, 100),
-                interval(change, 1, 100, signed=True),
-                NONE if change is None else f"{change['p_value']:.3g}",
+                interval(method["accuracy"], 1, 100),
+                *(
+                    text
+                    for change in (method["difference"], method["learning"])
+                    for text in (interval(change, 1, 100, signed=True), p_value(change, num_seeds))
+                ),
                 (NONE if steps["mean"] is None else f"{steps['mean']:.0f}") + reached,
                 interval(method["step_time"], 2),
                 interval(method["memory"], 2),
@@ -123,6 +129,14 @@ def look_cells(setting: Mapping[str, Any]) -> Cells:
         start = [interval({"mean": setting["start"][name]}, *form) for name, form in LOOK_FORMATS.items()]
         rows.insert(0, ["start", *start])
     return head, rows
+
+
+def p_value(change: Mapping[str, Any] | None, num_seeds: int) -> str:
+    """The figure, with the number of pairs where runs are missing."""
+    if change is None:
+        return NONE
+    pairs = "" if change["num_pairs"] == num_seeds else f" ({change['num_pairs']} pairs)"
+    return f"{change['p_value']:.3g}{pairs}"
 
 
 def interval(found: Mapping[str, Any] | None, digits: int, factor: float = 1, *, signed: bool = False) -> str:
@@ -155,19 +169,22 @@ def escaped(text: str) -> str:
 
 
 def terminal_tables(data: Mapping[str, Any]) -> list[Table | Text]:
-    """The tables of all settings for a terminal."""
+    """The tables of all comparisons and settings for a terminal."""
     found: list[Table | Text] = []
-    for setting in data["settings"]:
-        for title, (head, rows) in (
-            (f"{setting['name']}: against {data['base']}", comparison_cells(setting)),
-            (f"{setting['name']}: does it look?", look_cells(setting)),
-        ):
-            table = Table(title=visible(title), title_justify="left", box=None, pad_edge=False)
-            for number, name in enumerate(head):
-                table.add_column(name, justify="right" if number else "left")
-            for row in rows:
-                table.add_row(*(Text(visible(cell)) for cell in row))
-            found.append(table)
-        if setting["missing"]:
-            found.append(Text(missing_note(setting)))
+    for comparison in data["comparisons"]:
+        for setting in comparison["settings"]:
+            place = f"{comparison['name']}, {setting['name']}"
+            cells = comparison_cells(setting, len(comparison["seeds"]))
+            found.append(terminal_table(f"{place}: against {comparison['base']}", *cells))
+            found.append(terminal_table(f"{place}: does it look?", *look_cells(setting)))
+            found += [Text(missing_note(setting))] if setting["missing"] else []
     return found
+
+
+def terminal_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=visible(title), title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(Text(visible(text)) for text in row))
+    return table

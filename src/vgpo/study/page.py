@@ -11,6 +11,8 @@ from vgpo.pages import embed_json, page_environment
 from vgpo.report.page import SCRIPTS as REPORT_SCRIPTS
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
 from vgpo.report.page import content_hash, percent, points
+from vgpo.study.results import NOTES
+from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = tuple(name for name in REPORT_SCRIPTS if name in ("elements.js", "charts.js"))
@@ -20,24 +22,26 @@ MARGIN = 0.08  # of the range shown, at each end of the plot of accuracies
 def render_study(data: Mapping[str, Any]) -> str:
     """Draw the page of `vgpo.study.results.study_data`'s dict. Text in it is escaped; no other script can run."""
     environment = page_environment(PackageLoader("vgpo.study"))
-    environment.filters.update(percent=percent, points=points, fixed=fixed)
+    environment.filters.update(
+        percent=percent, points=points, fixed=fixed, accuracy_range=accuracy_range, smallest_p=smallest_p_value
+    )
     style = read("report.css", REPORT_TEMPLATES) + read("study.css", TEMPLATES)
     script = "\n".join([*(read(name, REPORT_TEMPLATES) for name in SHARED_SCRIPTS), read("study.js", TEMPLATES)])
     embedded = {
-        "settings": [
+        "parts": [
             {
                 "charts": setting["charts"],
                 "methods": [
                     {key: method[key] for key in ("name", "number", "deciles")} for method in setting["methods"]
                 ],
             }
-            for setting in data["settings"]
+            for comparison in data["comparisons"]
+            for setting in comparison["settings"]
         ]
     }
     return environment.get_template("study.html.jinja").render(
         data=data,
-        smallest_p=min(1.0, 2.0 ** (1 - len(data["seeds"]))),
-        ranges=[accuracy_range(setting) for setting in data["settings"]],
+        notes=NOTES,
         embedded=embed_json(embedded),
         style=Markup(style),
         script=Markup(script),

@@ -1,7 +1,8 @@
 """What a policy makes of held-out pictures: answers without them, and focus along its responses."""
 
+import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.report.rollouts import focus_by_decile
 from vgpo.rewards import grade
-from vgpo.study.evaluate import Evaluation, evaluate, evaluation_mode
+from vgpo.study.evaluate import Evaluation, count, evaluate, evaluation_mode
 from vgpo.study.responses import encode, respond, sampling
 from vgpo.trl.forward import Rows, score_rows
 
@@ -73,8 +74,8 @@ def probe(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     prompts: Dataset,
+    true: Evaluation,
     *,
-    true: Evaluation | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 2048,
     temperature: float = 1.0,
@@ -87,7 +88,7 @@ def probe(
         model: A vision-language model on its device; its forward is wrapped for scoring.
         processor: Its processor.
         prompts: Rows of `vgpo.data.to_prompts`.
-        true: Its greedy evaluation on these prompts, where that has been made already.
+        true: Its greedy evaluation on these prompts.
         batch_size: Questions at a time.
         max_new_tokens: Longest response, in tokens.
         temperature: Of the sampled responses; top-p and top-k are off.
@@ -96,8 +97,9 @@ def probe(
 
     Returns:
         dict, JSON-able: `accuracy` holds for `true`, `blank` (black pictures of the same sizes) and `other` (another
-        prompt's pictures) the counts of a greedy `Evaluation`, None where no question has a picture; `responses` holds
-        `Responses` for `all`, `correct` and `wrong`; `temperature` and `seed` are as given.
+        prompt's pictures) the counts of a greedy `Evaluation`, all over the questions for which other pictures can be
+        found, None where there are none; `responses` holds `Responses` for `all`, `correct` and `wrong`; `temperature`
+        and `seed` are as given.
     """
     answer = partial(
         evaluate,
@@ -108,12 +110,14 @@ def probe(
         chat_template_kwargs=chat_template_kwargs,
         progress=False,
     )
-    blank, other = with_blank_pictures(prompts), with_other_pictures(prompts)
-    accuracy = {
-        "true": true or answer(prompts),
-        "blank": answer(blank) if len(blank) else None,
-        "other": answer(other) if len(other) else None,
-    }
+    other = with_other_pictures(prompts)
+    accuracy: dict[str, Evaluation | None] = dict.fromkeys(("true", "blank", "other"))
+    if len(other):
+        accuracy = {
+            "true": count([true.answers[number] for number in other.order]),
+            "blank": answer(with_blank_pictures(prompts, other.order)),
+            "other": answer(other),
+        }
     # Behind the greedy answers: from here on the model's forward is the wrapped one.
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     decoding = sampling(model, processor, max_new_tokens, temperature)
@@ -135,28 +139,36 @@ def probe(
     }
 
 
-def with_blank_pictures(prompts: Dataset) -> OtherPictures:
-    """Questions that have pictures, with black ones of the same sizes in their place."""
-    order = [number for number, count in enumerate(picture_counts(prompts)) if count]
+def with_blank_pictures(prompts: Dataset, order: list[int]) -> OtherPictures:
+    """Questions with black pictures of the sizes of their own.
+
+    Args:
+        prompts: The set.
+        order: Which of its rows.
+    """
     return OtherPictures(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
 
 
 def with_other_pictures(prompts: Dataset) -> OtherPictures:
-    """Questions that have pictures, each with those of the next question that has as many.
+    """Questions that have pictures, each with those of the next question that has as many, and has others.
 
-    The last gets those of the first. A question that no other one matches in number is left out.
+    Behind the last comes the first. A question that finds none is left out.
     """
-    counts = picture_counts(prompts)
-    donors: dict[int, int] = {}
-    for count in sorted(set(counts) - {0}):
-        alike = [number for number, other in enumerate(counts) if other == count]
-        if len(alike) > 1:
-            donors |= dict(zip(alike, alike[1:] + alike[:1], strict=True))
-    return OtherPictures(prompts, sorted(donors), lambda number, row: prompts[donors[number]]["images"])
+    pictures = [tuple(fingerprint(image) for image in row["images"]) for row in prompts]
+    found = {number: next_donor(pictures, number) for number, own in enumerate(pictures) if own}
+    donors = {number: donor for number, donor in found.items() if donor is not None}
+    return OtherPictures(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
 
 
-def picture_counts(prompts: Dataset) -> list[int]:
-    return [len(row["images"]) for row in prompts]
+def next_donor(pictures: Sequence[tuple[str, ...]], number: int) -> int | None:
+    """The next row behind `number` with as many pictures that are not the same."""
+    own = pictures[number]
+    behind = [*range(number + 1, len(pictures)), *range(number)]
+    return next((row for row in behind if len(pictures[row]) == len(own) and pictures[row] != own), None)
+
+
+def fingerprint(image: Image.Image) -> str:
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def sample_and_score(

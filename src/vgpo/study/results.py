@@ -20,6 +20,7 @@ from vgpo.study.statistics import (
 
 VERSION = 1
 NUM_DECILES = 10
+START = "start"  # beside the methods: the model before training
 Row = dict[str, Any]
 
 
@@ -38,19 +39,40 @@ CURVES = (
         metric("focus/late_early_ratio"),
     ),
 )  # fmt: skip
+# Column -> what `evaluation.json` calls it.
+EVALUATION_COLUMNS = {
+    "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "num_questions": "num_questions",
+}  # fmt: skip
 # Columns that the start model has not.
 TRAINING_COLUMNS = (
-    "steps", "training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs", "commit", "dirty",
+    "steps", "training_accuracy", "mean_training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs",
+    "commit", "dirty",
 )  # fmt: skip
 # Of a run's row -> how the page calls it.
 LOOKS = {
-    "accuracy": "true picture",
+    "accuracy_true": "true picture",
     "accuracy_blank": "black picture",
     "accuracy_other": "another picture",
     "late_early_correct": "late / early, correct",
     "late_early_wrong": "late / early, wrong",
     "length": "length",
     "entropy": "entropy",
+}
+
+
+# How the figures of the two tables are made.
+NOTES = {
+    "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
+    "rather too narrow with few of them. Difference: mean over seeds of the method’s held-out accuracy less the "
+    "base’s with the same seed, in points. Learning: the same difference of training accuracy (over all prompts "
+    "drawn), averaged over all steps of a run. p: exact two-sided sign-flip test of the difference before it, not "
+    "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "
+    "tenth of the run reaches the mean over seeds of the base’s at its end; mean over the runs that get there. Step "
+    "time (median of a run) and memory (peak): ratio to the base with the same seed.",
+    "looks": "Greedy accuracy with the true picture, a black one of the same size, and the next question’s, over the "
+    "same questions; a model that does not need the picture keeps its accuracy without it. The other columns: one "
+    "response to each held-out question, sampled at the temperature of training. Late / early: mean focus ρ of the "
+    "last half of a response over that of its first half.",
 }
 
 
@@ -65,7 +87,26 @@ class Place:
 
     @property
     def is_start(self) -> bool:
-        return not (self.path / "metrics.jsonl").is_file()
+        return self.method == START
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which runs stand side by side, and beside which of them the others are measured.
+
+    Attributes:
+        name: Of the comparison.
+        question: What it is made to find out, a sentence, or None.
+        base: The method that the others are compared with, one of `methods`.
+        methods, seeds, settings: Names and numbers in the order in which they are shown.
+    """
+
+    name: str
+    question: str | None
+    base: str
+    methods: list[str]
+    seeds: list[int]
+    settings: list[str]
 
 
 @dataclass(frozen=True)
@@ -87,16 +128,20 @@ def read_result(place: Place) -> Result:
         RunFolderError: A file of it is broken; names it.
     """
     one = StudyRun(place.path)
-    found = read_object(one.probe_path)
-    row: Row = {"setting": place.setting, "method": place.method, "seed": place.seed, **probe_columns(found)}
+    row: Row = {"setting": place.setting, "method": place.method, "seed": place.seed}
+    evaluation = (one.folder.read_evaluation() or {})["before" if place.is_start else "after"]
+    row |= {name: evaluation[key] for name, key in EVALUATION_COLUMNS.items()}
+    row |= probe_columns(read_object(one.probe_path))
     if place.is_start:
         return Result({**row, **dict.fromkeys(TRAINING_COLUMNS)}, [])
-    lines = drop_abandoned_steps(one.folder.read_metrics())
+    lines = [line for line in drop_abandoned_steps(one.folder.read_metrics()) if is_step(line)]
     usage, environment = read_object(one.usage_path), one.folder.read_environment()
     times = [line["step_time"] for line in lines if line.get("step_time") is not None]
+    accuracies = [value for line in lines if (value := training_accuracy(line)) is not None]
     trained = {
         "steps": max((line["step"] for line in lines), default=0),
-        "training_accuracy": final_level([v for line in lines if (v := training_accuracy(line)) is not None]),
+        "training_accuracy": final_level(accuracies),
+        "mean_training_accuracy": stdlib_statistics.fmean(accuracies) if accuracies else None,
         "step_time": stdlib_statistics.median(times) if times else None,
         **usage,
         "commit": environment["commit"],
@@ -105,14 +150,15 @@ def read_result(place: Place) -> Result:
     return Result({**row, **{name: trained[name] for name in TRAINING_COLUMNS}}, lines)
 
 
+def is_step(line: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a step, and not of the whole run behind its last."""
+    return any(one.read(line) is not None for one in CURVES)
+
+
 def probe_columns(found: Mapping[str, Any]) -> Row:
     """The flat columns of what `vgpo.study.probe.probe` returned."""
-    true, responses = found["accuracy"]["true"], found["responses"]
-    row: Row = {"accuracy": true["accuracy"], "accuracy_low": true["low"], "accuracy_high": true["high"]}
-    row["num_questions"] = true["num_questions"]
-    for name in ("blank", "other"):
-        scores = found["accuracy"][name]
-        row[f"accuracy_{name}"] = scores and scores["accuracy"]
+    responses = found["responses"]
+    row: Row = {f"accuracy_{name}": scores and scores["accuracy"] for name, scores in found["accuracy"].items()}
     row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}
     row["late_early"] = responses["all"]["late_early_ratio"]
     for outcome in ("correct", "wrong"):
@@ -124,66 +170,81 @@ def probe_columns(found: Mapping[str, Any]) -> Row:
     return row
 
 
-def study_data(
-    places: Sequence[Place],
-    *,
-    name: str,
-    base: str,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    settings: Sequence[str],
-) -> dict[str, Any]:
-    """Collect what a study's table and page show, from the runs that are done.
+def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, name: str) -> dict[str, Any]:
+    """Collect what a study's tables and page show, from the runs that are done.
 
     Returns:
         dict, JSON-able:
-        `version`, `name`, `base`, `seeds`, `methods` (names in order), `rows` (a flat dict for each run),
-        `commits`, `jobs` (all that occur), and `settings`: for each its `name`; `start`, the row of the start model or
-        None; `target`, the base's final training accuracy; `missing`, methods with the seeds that are not done;
-        `methods`, see `method_summary`; `charts`, as of `vgpo.report.report_data` with `low` and `high` in each
-        series and `run` a method's number.
+        `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
+        occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
+        is a list of dicts: `name`; `start`, the row of the start model or None; `target`, the base's final training
+        accuracy; `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as
+        of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
     """
-    results = [read_result(place) for place in places]
-    described = [describe_setting(setting, results, base=base, methods=methods, seeds=seeds) for setting in settings]
-    rows = [result.row for result in results]
+    results = {(place.setting, place.method, place.seed): read_result(place) for place in places}
+    rows = [result.row for result in results.values()]
     return {
         "version": VERSION,
         "name": name,
-        "base": base,
-        "seeds": list(seeds),
-        "methods": list(methods),
-        "settings": described,
+        "comparisons": [
+            {**asdict(one), "settings": [describe_setting(setting, results, one) for setting in one.settings]}
+            for one in comparisons
+        ],
         "commits": sorted({row["commit"] for row in rows if row["commit"]}),
-        "jobs": sorted({row["jobs"] for row in rows if row["jobs"]}),
+        "cautions": cautions(rows),
         "rows": rows,
+        "curves": [step for result in results.values() for step in curve_rows(result)],
     }
+
+
+def cautions(rows: Sequence[Row]) -> list[str]:
+    """What makes figures of these runs hard to compare."""
+    trained = [row for row in rows if row["method"] != START]
+    found = []
+    if len({row["commit"] for row in trained}) > 1:
+        found.append(
+            "The runs were made by different commits of the code; differences may be differences of the code."
+        )
+    if any(row["dirty"] for row in trained):
+        found.append(
+            "Some runs were made with changes to the code that are in no commit (code.diff in their folders)."
+        )
+    if len({row["memory_of"] for row in trained}) > 1:
+        found.append("The runs were made on different devices; times and memory are compared on the same device only.")
+    if any(row["jobs"] and row["jobs"] > 1 for row in trained):
+        found.append("Runs shared the machine with others, so that step times are rough.")
+    return found
+
+
+def curve_rows(result: Result) -> list[Row]:
+    """What the curves are made of: a flat dict for each step of a run."""
+    place = {name: result.row[name] for name in ("setting", "method", "seed")}
+    return [{**place, "step": line["step"], **{one.id: one.read(line) for one in CURVES}} for line in result.lines]
 
 
 def describe_setting(
-    setting: str, results: Sequence[Result], *, base: str, methods: Sequence[str], seeds: Sequence[int]
+    setting: str, results: Mapping[tuple[str, str, int], Result], comparison: Comparison
 ) -> dict[str, Any]:
-    here = [result for result in results if result.row["setting"] == setting]
+    """Results by (setting, method, seed)."""
     of_method = {
-        method: {result.row["seed"]: result for result in here if result.lines and result.row["method"] == method}
-        for method in methods
+        method: {seed: found for seed in comparison.seeds if (found := results.get((setting, method, seed)))}
+        for method in comparison.methods
     }
-    start = next((result.row for result in here if not result.lines), None)
-    levels = column(of_method[base], "training_accuracy")
+    base = of_method[comparison.base]
+    start = results.get((setting, START, 0))
+    levels = column(base, "training_accuracy")
     target = sum(levels.values()) / len(levels) if levels else None
-    for runs in of_method.values():
-        for result in runs.values():
-            result.row["steps_to_base"] = reached(result, target)
     return {
         "name": setting,
-        "start": start,
+        "start": start and start.row,
         "target": target,
         "missing": [
             {"method": method, "seeds": missing}
             for method, runs in of_method.items()
-            if (missing := [seed for seed in seeds if seed not in runs])
+            if (missing := [seed for seed in comparison.seeds if seed not in runs])
         ],
         "methods": [
-            method_summary(method, number, runs, of_method[base])
+            method_summary(method, number, runs, base, target)
             for number, (method, runs) in enumerate(of_method.items())
             if runs
         ],
@@ -191,9 +252,13 @@ def describe_setting(
     }
 
 
-def reached(result: Result, target: float | None) -> int | None:
-    series = result.series(training_accuracy)
-    return None if target is None else steps_to_reach(list(series), list(series.values()), target)
+def steps_to_target(runs: Mapping[int, Result], target: float | None) -> list[int]:
+    """When the runs get there, of those that do."""
+    if target is None:
+        return []
+    found = [result.series(training_accuracy) for result in runs.values()]
+    reached = [steps_to_reach(list(series), list(series.values()), target) for series in found]
+    return [step for step in reached if step is not None]
 
 
 def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
@@ -201,35 +266,57 @@ def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
     return {seed: value for seed, result in runs.items() if (value := result.row[name]) is not None}
 
 
-def method_summary(method: str, number: int, runs: Mapping[int, Result], base: Mapping[int, Result]) -> dict[str, Any]:
+def method_summary(
+    method: str,
+    number: int,
+    runs: Mapping[int, Result],
+    base: Mapping[int, Result],
+    target: float | None,
+) -> dict[str, Any]:
     """What the table shows of a method.
 
     Returns:
-        dict: `name`; `number`, its place in the study; `num_runs`; `points`, seed -> held-out accuracy;
-        `difference` (None for the base), of held-out accuracy; `looks`, name -> mean over seeds with its interval, of
+        dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
+        interval, and `points`, the same by seed;
+        `difference` (None for the base), of held-out accuracy, and `learning`, of training accuracy averaged over all
+        steps; `looks`, name -> mean over seeds with its interval, of
         the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
         `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
         focus in each tenth of a response, None where there is none.
     """
     is_base = runs is base
-    accuracy = column(runs, "accuracy")
-    steps = column(runs, "steps_to_base")
-    difference = None if is_base else paired_difference(accuracy, column(base, "accuracy"))
+    steps = steps_to_target(runs, target)
+
+    def difference(name: str) -> dict[str, Any] | None:
+        return None if is_base else as_dict(paired_difference(column(runs, name), column(base, name)))
+
     return {
         "name": method,
         "number": number,
         "num_runs": len(runs),
-        "points": {str(seed): value for seed, value in accuracy.items()},
-        "difference": difference and asdict(difference),
+        "accuracy": as_dict(mean_over_seeds(list(column(runs, "accuracy").values()))),
+        "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
+        "difference": difference("accuracy"),
+        "learning": difference("mean_training_accuracy"),
         "looks": {name: as_dict(mean_over_seeds(list(column(runs, name).values()))) for name in LOOKS},
         "steps_to_base": {
-            "mean": sum(steps.values()) / len(steps) if steps else None,
+            "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),
         },
-        "step_time": as_dict(paired_ratio(column(runs, "step_time"), column(base, "step_time"))),
-        "memory": as_dict(paired_ratio(column(runs, "peak_memory_bytes"), column(base, "peak_memory_bytes"))),
+        "step_time": cost_ratio("step_time", runs, base),
+        "memory": cost_ratio("peak_memory_bytes", runs, base),
         "deciles": {outcome: mean_deciles(runs, outcome) for outcome in ("correct", "wrong")},
     }
+
+
+def cost_ratio(name: str, runs: Mapping[int, Result], base: Mapping[int, Result]) -> dict[str, Any] | None:
+    """Mean ratio to the base with the same seed, of pairs that were measured on the same device."""
+    alike = {
+        seed: result
+        for seed, result in runs.items()
+        if seed in base and result.row["memory_of"] == base[seed].row["memory_of"]
+    }
+    return as_dict(paired_ratio(column(alike, name), column(base, name)))
 
 
 def as_dict(found: Any) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from vgpo.report import RunFolder, RunFolderError
+from vgpo.report import RunFolder
 from vgpo.report.storage import read_object, to_json, write_file
 
 SEAL = "done.json"
@@ -17,7 +17,10 @@ SEALED = (RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment
 
 @dataclass(frozen=True)
 class StudyRun:
-    """The files of one run. It is done once it is sealed: `done.json`, written last, holds the SHA-256 of the rest."""
+    """The files of one run. It is done once it is sealed: `done.json`, written last, holds the SHA-256 of the rest.
+
+    Nobody can go on from a run that is done: its checkpoints but the last are gone.
+    """
 
     path: Path
 
@@ -61,12 +64,16 @@ class StudyRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is sealed, and its files are what they were then."""
-        path = self.path / SEAL
-        try:
-            return path.is_file() and read_object(path).get("files") == self._digests()
-        except RunFolderError:
-            return False  # a seal that cannot be read seals nothing
+        return (self.path / SEAL).is_file()
+
+    def changed_files(self) -> list[str]:
+        """Of a run that is done, the files that are not what they were when it was sealed.
+
+        Raises:
+            RunFolderError: The seal cannot be read.
+        """
+        sealed, found = read_object(self.path / SEAL).get("files", {}), self._digests()
+        return sorted(name for name in sealed.keys() | found.keys() if sealed.get(name) != found.get(name))
 
     def _digests(self) -> dict[str, str]:
         files = [self.path / name for name in SEALED]

@@ -38,7 +38,6 @@ class Difference:
         mean: Mean over seeds of (value - base's value of the same seed).
         low, high: Its 95 % interval, None for a single pair.
         p_value: Of the exact two-sided sign-flip test, in (0, 1].
-        smallest_p_value: What that test gives at best with so many pairs.
         num_pairs: Seeds that both have.
     """
 
@@ -46,7 +45,6 @@ class Difference:
     low: float | None
     high: float | None
     p_value: float
-    smallest_p_value: float
     num_pairs: int
 
 
@@ -121,7 +119,6 @@ def paired_difference(values: Mapping[int, float], base: Mapping[int, float]) ->
         low=found.low,
         high=found.high,
         p_value=sign_flip_p_value(differences),
-        smallest_p_value=min(1.0, 2.0 ** (1 - len(seeds))),
         num_pairs=len(seeds),
     )
 
@@ -147,6 +144,11 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
     sums = np.abs(signs @ differences)
     observed = abs(differences.sum())
     return float((sums >= observed - TOLERANCE * np.abs(differences).sum()).mean())
+
+
+def smallest_p_value(num_pairs: int) -> float:
+    """What the sign-flip test gives at best: all differences of one sign."""
+    return min(1.0, 2.0 ** (1 - num_pairs))
 
 
 def smoothing_window(num_points: int) -> int:

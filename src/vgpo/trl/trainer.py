@@ -41,6 +41,7 @@ from vgpo.focus import (
     banned_token_ids,
     decoder_of,
     focus_statistics,
+    layers_of,
     named_visual_token_ids,
     visual_token_ids,
     visual_token_mask,
@@ -125,8 +126,9 @@ class VGPOTrainer(ResumableTrainer):
             (see `vgpo.trl.rollouts`).
 
     Raises:
-        ValueError: if the model names no image token or has no text decoder although focus is wanted, if the data
-            set has no pictures, or if `args` is not a `VGPOConfig`.
+        ValueError: if the model names no image token or has no text decoder although focus is wanted, if that does not
+            list its layers although the shaping looks at them, if the data set has no pictures, or if `args` is not a
+            `VGPOConfig`.
     """
 
     _tag_names = ("trl", "vgpo")
@@ -172,7 +174,9 @@ class VGPOTrainer(ResumableTrainer):
         )
         self._refuse_small_dataset()
         if self._wants_pictures:
-            decoder_of(self.model)
+            decoder = decoder_of(self.model)
+            if "layer_similarity" in self._wanted:
+                layers_of(decoder)
         self._views = {
             name: make_view(config, self.processing_class, args.seed, self._banned_token_ids)
             for name, make_view in VIEWS.items()

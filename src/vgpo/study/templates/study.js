@@ -1,8 +1,8 @@
-// Curves and focus of each setting; DATA and the shapes are those of elements.js and charts.js.
-DATA.settings.forEach((setting, place) => {
+// Curves and focus of each comparison in each setting; DATA and the shapes are those of elements.js and charts.js.
+DATA.parts.forEach((part, place) => {
   const curves = document.getElementById(`curves-${place}`);
-  if (curves !== null) curves.replaceChildren(...setting.charts.map((chart) => chartFigure(chart, false)));
-  drawDeciles(document.getElementById(`deciles-${place}`), setting.methods);
+  if (curves !== null) curves.replaceChildren(...part.charts.map((chart) => chartFigure(chart, false)));
+  drawDeciles(document.getElementById(`deciles-${place}`), part.methods);
 });
 
 function drawDeciles(container, methods) {

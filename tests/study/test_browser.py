@@ -1,0 +1,22 @@
+"""The page of a study in a real browser."""
+
+from pathlib import Path
+
+from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.study.test_outputs import HOSTILE, study
+from vgpo.study.outputs import write_outputs
+
+pytestmark = NEEDS_BROWSER
+
+
+def test_the_page_is_drawn_without_a_complaint(tmp_path: Path, browser: Chromium) -> None:
+    page = write_outputs(tmp_path / "out", study(tmp_path, methods=("dapo", "vgpo", HOSTILE)))["page"]
+    for width, theme in ((1280, "light"), (390, "dark")):
+        browser.show(page, width, theme=theme)
+        assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
+        assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 4
+        assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 12
+        assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
+        assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
+        assert browser.evaluate("document.documentElement.scrollWidth") == width
+        assert browser.complaints == []
