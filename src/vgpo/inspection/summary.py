@@ -97,7 +97,7 @@ def distribution(values: Sequence[float]) -> dict[str, Any] | None:
     """`values` ascending, with `mean` and the quartiles `low`, `median`, `high`; None if there is no value."""
     if not values:
         return None
-    low, median, high = quantiles(values, method="inclusive") if len(values) > 1 else values * 3
+    low, median, high = quantiles(values, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {
         "values": [round(value, 4) for value in sorted(values)],
         "mean": fmean(values),
