@@ -155,6 +155,7 @@ def stored_response(record: Row, tokenizer: PreTrainedTokenizerBase) -> Stored |
     for size in dict.fromkeys((len(tokens), len(tokens) - 1)):  # with its end token, or that apart
         ids = tokenizer("".join(tokens[:size]), add_special_tokens=False)["input_ids"]
         ids += tokenizer.convert_tokens_to_ids(tokens[size:])
-        if [tokenizer.decode([token]) for token in ids] == list(tokens):
+        # A text that is no token's name has no id.
+        if None not in ids and [tokenizer.decode([token]) for token in ids] == list(tokens):
             return Stored(ids, record["advantage"])
     return None
