@@ -109,6 +109,17 @@ def test_rows_that_are_none(words: str) -> None:
         command.parsed(words)
 
 
+def test_two_checkpoints_never_have_one_name(tmp_path: Path) -> None:
+    finals = [tmp_path / method / "seed-0" / "checkpoints" / "final" for method in ("dapo", "vgpo")]
+    for final in finals:
+        final.mkdir(parents=True)
+        (final.parents[1] / "config.yaml").write_text("seed: 0\n")
+    assert command.different_names(str(finals[0]), str(finals[1])) == ("dapo", "vgpo")
+    assert command.different_names(str(finals[0]), "toy") == ("seed-0/final", "toy")
+    with pytest.raises(RecipeError, match=r"is the checkpoint itself"):
+        command.different_names(str(finals[0]), str(finals[0]))
+
+
 def test_names_of_the_two_files() -> None:
     assert command.paths(Path("a/b.c.html")) == (Path("a/b.c.json"), Path("a/b.c.html"))
     assert command.paths(Path("v1.2")) == (Path("v1.2/inspection.json"), Path("v1.2/inspection.html"))

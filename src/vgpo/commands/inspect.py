@@ -48,7 +48,7 @@ class Asked:
     options: Options
     dtype: str
 
-    def of(self, checkpoint: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    def of(self, checkpoint: str, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
         """An inspection's head and questions for one checkpoint, which is loaded at once."""
         source = ModelConfig(model_name_or_path=checkpoint, dtype=self.dtype)
         processor = processor_of(source)
@@ -57,7 +57,7 @@ class Asked:
         inspector = Inspector(model, processor, self.options)
         rows, numbers, stored = self.questions.rows, self.questions.numbers, self.questions.stored
         questions = questions_of(rows, numbers, without=self.options.without, stored=stored)
-        return inspector.head(name_of(checkpoint), checkpoint), inspector.inspect(questions, len(rows), progress=True)
+        return inspector.head(name, checkpoint), inspector.inspect(questions, len(rows), progress=True)
 
 
 def run(
@@ -118,11 +118,12 @@ def run(
 def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratch: Path) -> None:
     """Write the inspection of one model or two; they are never held at the same time."""
     if compare is None:
-        write_inspection(path, *asked.of(checkpoint))
+        write_inspection(path, *asked.of(checkpoint, name_of(checkpoint)))
         return
     first = scratch / "first.json"
-    write_inspection(first, *asked.of(checkpoint))
-    head, questions = asked.of(compare)
+    name, other = different_names(checkpoint, compare)
+    write_inspection(first, *asked.of(checkpoint, name))
+    head, questions = asked.of(compare, other)
     write_inspection(
         path, compared_heads(read_head(first), head), compared_questions(iter_questions(first), questions)
     )
@@ -205,3 +206,22 @@ def name_of(checkpoint: str) -> str:
     """`run/checkpoint-80` for RUN/checkpoints/checkpoint-80, else what it is called."""
     path = Path(checkpoint).absolute()
     return f"{path.parents[1].name}/{path.name}" if config_of_run(Path(checkpoint)) else checkpoint
+
+
+def different_names(checkpoint: str, other: str) -> tuple[str, str]:
+    """What tells two checkpoints apart: their names, or the parts in which paths with one name differ.
+
+    Raises:
+        RecipeError: It is one checkpoint.
+    """
+    names = name_of(checkpoint), name_of(other)
+    if names[0] != names[1]:
+        return names
+    paths = [Path(one).resolve().parts for one in (checkpoint, other)]
+    while all(paths) and paths[0][-1] == paths[1][-1]:
+        paths = [parts[:-1] for parts in paths]
+    while all(paths) and paths[0][0] == paths[1][0]:
+        paths = [parts[1:] for parts in paths]
+    if not all(paths):
+        raise RecipeError(f"--compare {other} is the checkpoint itself, or lies around it; name another one")
+    return "/".join(paths[0]), "/".join(paths[1])
