@@ -135,6 +135,7 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
     counts = {"#focus-curves .chart": 2, "#ratio-plots .chart": 2, "#attention-curves .chart": 2, ".list button": 7}
     for selector, count in counts.items():
         assert len(texts_of(browser, selector)) == count, selector
+    browser.keep_picture(f"inspection-{width}-{theme}")
     assert browser.complaints == []
 
 

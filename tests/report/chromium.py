@@ -1,5 +1,6 @@
 """A headless Chromium, spoken to over its debugging pipe: enough to open a page, press keys and look."""
 
+import base64
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
 NEEDS_BROWSER = [
     pytest.mark.browser,
@@ -102,6 +104,14 @@ class Chromium:
         reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in reply, reply
         return reply["result"].get("value")
+
+    def keep_picture(self, name: str) -> None:
+        """Write the whole page as it is shown to `artefacts/NAME.png`, for eyes."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        png = base64.b64decode(self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
+        ARTEFACTS.mkdir(exist_ok=True)
+        (ARTEFACTS / f"{name}.png").write_bytes(png)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):

@@ -27,6 +27,7 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
     assert browser.evaluate("document.querySelectorAll('#rollout-list button').length") == 12
     assert browser.evaluate("document.querySelector('#rollout img').naturalWidth") == 20
     assert browser.evaluate("document.documentElement.scrollWidth") == width
+    browser.keep_picture(f"report-{width}-{theme}")
     assert browser.complaints == []
 
 

@@ -19,4 +19,5 @@ def test_the_page_is_drawn_without_a_complaint(tmp_path: Path, browser: Chromium
         assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
         assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
         assert browser.evaluate("document.documentElement.scrollWidth") == width
+        browser.keep_picture(f"study-{width}-{theme}")
         assert browser.complaints == []
