@@ -1,6 +1,10 @@
 """Pages drawn from untrusted text: in every one of them all text is made visible and escaped, without asking."""
 
+import base64
+import hashlib
 import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -30,6 +34,26 @@ def embed_json(data: object) -> Markup:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def inlined(styles: Iterable[Path], scripts: Iterable[Path]) -> dict[str, Markup | str]:
+    """Files of the package for a page that loads nothing, as a template takes them.
+
+    Returns:
+        `style` and `script`, and `style_hash` and `script_hash`, by which a content security policy allows just these.
+    """
+    style = "".join(path.read_text(encoding="utf-8") for path in styles)
+    script = "\n".join(path.read_text(encoding="utf-8") for path in scripts)
+    return {
+        "style": Markup(style),
+        "script": Markup(script),
+        "style_hash": _content_hash(style),
+        "script_hash": _content_hash(script),
+    }
+
+
+def _content_hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
 
 
 def _shown(value: Any) -> Any:

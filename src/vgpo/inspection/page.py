@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import PackageLoader
-from markupsafe import Markup
 
 from vgpo.inspection.maps import pack_maps
 from vgpo.inspection.summary import OTHER_PICTURES, difference, paired_verdicts, summarise
-from vgpo.pages import embed_json, page_environment
+from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
-from vgpo.report.page import content_hash, date, percent
+from vgpo.report.page import date, percent
 from vgpo.report.rollouts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, cut, rounded
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -37,10 +36,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     """
     environment = page_environment(PackageLoader("vgpo.inspection"))
     environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
-    style = read("report.css", REPORT_TEMPLATES) + read("inspection.css", TEMPLATES)
-    script = "\n".join(
-        [*(read(name, REPORT_TEMPLATES) for name in SHARED_SCRIPTS), *(read(name, TEMPLATES) for name in SCRIPTS)]
-    )
+    scripts = [*(REPORT_TEMPLATES / name for name in SHARED_SCRIPTS), *(TEMPLATES / name for name in SCRIPTS)]
     page = page_data(data)
     return environment.get_template("inspection.html.jinja").render(
         data=data,
@@ -48,10 +44,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
         answers=asked_again(data["questions"]),
         max_answers=MAX_ANSWERS,
         embedded=embed_json(page),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=content_hash(style),
-        script_hash=content_hash(script),
+        **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "inspection.css"], scripts),
     )
 
 
@@ -142,10 +135,6 @@ def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if rollout["without"]
     ]
     return sorted(answers, key=lambda answer: not answer["changed"])
-
-
-def read(name: str, folder: Path) -> str:
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def fixed(value: float | None, digits: int) -> str:

@@ -1,16 +1,13 @@
 """The report page: one HTML file that needs no network, drawn from `report_data` and from nothing else."""
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import PackageLoader
-from markupsafe import Markup
 
-from vgpo.pages import embed_json, page_environment
+from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.data import report_data
 from vgpo.report.storage import write_file
 
@@ -42,21 +39,11 @@ def render(data: Mapping[str, Any]) -> str:
     """Draw the page of `report_data`'s dict. Text in it is escaped, and no script but the page's own can run."""
     environment = page_environment(PackageLoader("vgpo.report"))
     environment.filters.update(percent=percent, points=points, date=date, header_facts=header_facts)
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("report.html.jinja").render(
         data=data,
         embedded=embed_json(data),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=content_hash(style),
-        script_hash=content_hash(script),
+        **inlined([TEMPLATES / "report.css"], [TEMPLATES / name for name in SCRIPTS]),
     )
-
-
-def content_hash(text: str) -> str:
-    """Return the source expression by which a content security policy allows exactly this text."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
 
 
 def percent(share: float) -> str:

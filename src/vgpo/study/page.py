@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import PackageLoader
-from markupsafe import Markup
 
-from vgpo.pages import embed_json, page_environment
+from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.page import SCRIPTS as REPORT_SCRIPTS
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
-from vgpo.report.page import content_hash, percent, points
+from vgpo.report.page import percent, points
 from vgpo.study.results import NOTES
 from vgpo.study.statistics import smallest_p_value
 
@@ -25,8 +24,7 @@ def render_study(data: Mapping[str, Any]) -> str:
     environment.filters.update(
         percent=percent, points=points, fixed=fixed, accuracy_range=accuracy_range, smallest_p=smallest_p_value
     )
-    style = read("report.css", REPORT_TEMPLATES) + read("study.css", TEMPLATES)
-    script = "\n".join([*(read(name, REPORT_TEMPLATES) for name in SHARED_SCRIPTS), read("study.js", TEMPLATES)])
+    scripts = [*(REPORT_TEMPLATES / name for name in SHARED_SCRIPTS), TEMPLATES / "study.js"]
     embedded = {
         "parts": [
             {
@@ -43,15 +41,8 @@ def render_study(data: Mapping[str, Any]) -> str:
         data=data,
         notes=NOTES,
         embedded=embed_json(embedded),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=content_hash(style),
-        script_hash=content_hash(script),
+        **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "study.css"], scripts),
     )
-
-
-def read(name: str, folder: Path) -> str:
-    return (folder / name).read_text(encoding="utf-8")
 
 
 def accuracy_range(setting: Mapping[str, Any]) -> tuple[float, float]:

@@ -110,14 +110,7 @@ def probe(
         chat_template_kwargs=chat_template_kwargs,
         progress=False,
     )
-    other = with_other_pictures(prompts)
-    accuracy: dict[str, Evaluation | None] = dict.fromkeys(("true", "blank", "other"))
-    if len(other):
-        accuracy = {
-            "true": count([true.answers[number] for number in other.order]),
-            "blank": answer(with_blank_pictures(prompts, other.order)),
-            "other": answer(other),
-        }
+    accuracy = asked_again(prompts, true, answer)
     # Behind the greedy answers: from here on the model's forward is the wrapped one.
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
     decoding = sampling(model, processor, max_new_tokens, temperature)
@@ -136,6 +129,20 @@ def probe(
         "responses": {name: asdict(summarize_responses(parts)) for name, parts in outcomes.items()},
         "temperature": temperature,
         "seed": seed,
+    }
+
+
+def asked_again(
+    prompts: Dataset, true: Evaluation, answer: Callable[[OtherPictures], Evaluation]
+) -> dict[str, Evaluation | None]:
+    """Greedy answers with the true, a black and another picture, over the questions for which there are others."""
+    other = with_other_pictures(prompts)
+    if not len(other):
+        return dict.fromkeys(("true", "blank", "other"))
+    return {
+        "true": count([true.answers[number] for number in other.order]),
+        "blank": answer(with_blank_pictures(prompts, other.order)),
+        "other": answer(other),
     }
 
 
