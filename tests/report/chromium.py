@@ -40,7 +40,10 @@ class Chromium:
         # Chromium reads commands from descriptor 3 and answers on 4.
         shell = f"exec {program} {' '.join(FLAGS)} --user-data-dir={profile} 3<&{to_browser} 4>&{from_browser}"
         self.process = subprocess.Popen(
-            ["bash", "-c", shell], pass_fds=(to_browser, from_browser), stderr=subprocess.DEVNULL
+            ["bash", "-c", shell],
+            pass_fds=(to_browser, from_browser),
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(profile)},  # what it leaves behind goes with the profile
         )
         os.close(to_browser)
         os.close(from_browser)
