@@ -26,7 +26,9 @@ gradient_checkpointing: false
 def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
     def write(lines: str) -> Path:
         path = tmp_path / "recipe.yaml"
-        path.write_text(MINIMAL + lines)
+        given = {line.partition(":")[0] for line in lines.splitlines()}
+        kept = [line for line in MINIMAL.splitlines() if line.partition(":")[0] not in given]
+        path.write_text("\n".join([*kept, lines]))
         return path
 
     return write

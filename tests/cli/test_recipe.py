@@ -95,6 +95,7 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("strength: -1", [], ["recipe.yaml", "strength", "-1"]),
         ("rewards: [accurcy]", [], ["'accurcy'", "did you mean 'accuracy'"]),
         ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
+        ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' stands twice; keep one of them", "line 9"]),
         ("min_pixels: 9\nmax_pixels: 5", [], ["min_pixels (9) is above max_pixels (5)"]),
         ("eval_limit: 0", [], ["eval_limit", "at least 1"]),
         ("train_data: [x]", [], ["recipe.yaml", "train_data is a list (['x'])", "expected a single value"]),

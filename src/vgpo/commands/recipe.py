@@ -241,10 +241,26 @@ def recipe_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice; YAML's own loader takes the last one without a word."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands twice; keep one of them", problem_mark=key.start_mark
+                )
+            seen.add(name)
+        return node
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
