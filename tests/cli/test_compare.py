@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.study import stand_in_run
-from vgpo.commands import compare
+from vgpo.commands import compare, study_jobs
 from vgpo.commands.study_file import PlannedRun, StudyError, load_study
 from vgpo.study.runs import StudyRun
 
@@ -174,8 +174,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(planned: PlannedRun, one: StudyRun, jobs: int) -> list[str]:
         return [sys.executable, stand_in_run.__file__, str(one.path), planned.method, str(planned.seed)]
 
-    monkeypatch.setattr(compare, "command_of", command)
-    monkeypatch.setattr(compare, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(study_jobs, "command_of", command)
+    monkeypatch.setattr(study_jobs, "POLL_SECONDS", 0.01)
 
 
 def times_started(out: Path, name: str) -> int:
@@ -224,7 +224,7 @@ def test_each_run_has_one_gpu(
     expected: set[str],
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(compare, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(study_jobs, "visible_gpus", lambda: gpus)
     out = tmp_path / "out"
     assert compare.run(write_study(), out=out, jobs=jobs)
     started = [path.read_text().removeprefix("on ").strip() for path in (out / "runs").rglob("started")]

@@ -3,30 +3,23 @@
 import fcntl
 import hashlib
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vgpo.checkpoints.store import file_entry
 from vgpo.commands.loading import is_toy, quiet_libraries, write_toy
 from vgpo.commands.recipe import RecipeError, read_mapping
-from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, load_study, write_recipe
+from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, load_study
+from vgpo.commands.study_jobs import Workers, folder_of
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.report import RunFolderError
-from vgpo.report.storage import last_complete_line, parse_object, read_object, to_json, write_file
+from vgpo.report.storage import read_object, to_json, write_file
 from vgpo.study.outputs import terminal_tables, write_outputs
 from vgpo.study.results import Place, study_data
 from vgpo.study.runs import StudyRun
@@ -34,28 +27,8 @@ from vgpo.text import visible
 
 ERRORS = (StudyError, RecipeError, DataError, RunFolderError)
 GROUND_FILE = "ground.json"
-POLL_SECONDS = 0.5
 LOG_LINES = 15
 LOG_BYTES = 20_000
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-
-
-@dataclass
-class Child:
-    """A run at work."""
-
-    run: PlannedRun
-    process: subprocess.Popen[bytes]
-    started: float
-    slot: int  # 0 to jobs - 1, which no other run at work has
-
-
-@dataclass
-class Outcomes:
-    """What came of the runs that were not done: failed ones with their exit status, and the status of a stop."""
-
-    failed: list[tuple[PlannedRun, int]] = field(default_factory=list)
-    stopped: int | None = None
 
 
 def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
@@ -74,17 +47,13 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
         refuse_other_ground(study, out)
         todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
-        outcomes = run_all(todo, out, words_by_setting(todo, out), jobs, lock, console)
+        outcomes = Workers(out, words_by_setting(todo, out), jobs, lock, console).run_all(todo)
         for planned, status in outcomes.failed:
             report_failure(folder_of(out, planned), planned, status, console)
         draw(study, out, console)
     if outcomes.stopped is not None:
         raise SystemExit(outcomes.stopped)
     return not outcomes.failed
-
-
-def folder_of(out: Path, planned: PlannedRun) -> StudyRun:
-    return StudyRun(out / "runs" / planned.name)
 
 
 @contextmanager
@@ -183,143 +152,6 @@ def words_by_setting(todo: Sequence[PlannedRun], out: Path) -> dict[str, list[st
             for word in (f"--{key}", str(write_toy(source, out / "data" / planned.setting)))
         ]
     return words
-
-
-def run_all(
-    todo: Sequence[PlannedRun],
-    out: Path,
-    words: Mapping[str, list[str]],
-    jobs: int,
-    lock: int,
-    console: Console,
-) -> Outcomes:
-    """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
-    outcomes = Outcomes()
-    waiting, active, devices = list(todo), list[Child](), visible_gpus()
-    with terminable(), progress_bar(console) as bar:
-        task = bar.add_task("all runs", total=len(todo))
-        try:
-            while waiting or active:
-                for slot in sorted(set(range(jobs)) - {child.slot for child in active})[: len(waiting)]:
-                    active.append(launch(waiting.pop(0), out, words, jobs, lock, slot=slot, devices=devices))
-                time.sleep(POLL_SECONDS)
-                for child in [child for child in active if child.process.poll() is not None]:
-                    active.remove(child)
-                    note(child, out, outcomes, console)
-                under_way = sum(share_done(child, out) for child in active)
-                names = ", ".join(child.run.name for child in active)
-                ended = len(todo) - len(waiting) - len(active)
-                bar.update(task, completed=ended + under_way, description=names or "all runs")
-        except (KeyboardInterrupt, SystemExit) as stop:
-            outcomes.stopped = stop.code if isinstance(stop, SystemExit) else STOPPED[0]  # type: ignore[assignment]
-            say(console, "stopping: the runs at work save their step; another signal ends them at once")
-        finally:
-            end_all(active)
-    return outcomes
-
-
-def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used, none where there is none."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
-
-
-def launch(
-    planned: PlannedRun,
-    out: Path,
-    words: Mapping[str, list[str]],
-    jobs: int,
-    lock: int,
-    *,
-    slot: int,
-    devices: Sequence[str],
-) -> Child:
-    """Start a run on the device of its slot; what it prints goes to its log."""
-    one = folder_of(out, planned)
-    one.path.mkdir(parents=True, exist_ok=True)
-    if not one.recipe_path.is_file():
-        write_recipe(one.recipe_path, planned.values)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120"}
-    if devices:  # one for each run: several that are visible would share its batches
-        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
-    with one.log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [*command_of(planned, one, jobs), *words[planned.setting]],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C comes to us, and we tell them
-        )
-    return Child(planned, process, time.monotonic(), slot)
-
-
-def command_of(planned: PlannedRun, one: StudyRun, jobs: int) -> list[str]:
-    start = ["--start"] if planned.is_start else []
-    return [sys.executable, "-m", "vgpo.cli", "compare-run", str(one.path), "--jobs", str(jobs), *start]
-
-
-def note(child: Child, out: Path, outcomes: Outcomes, console: Console) -> None:
-    """Say what came of a run that has ended."""
-    status, one = child.process.returncode, folder_of(out, child.run)
-    seconds = time.monotonic() - child.started
-    if status == 0 and one.is_done:
-        say(console, f"{child.run.name}: done in {seconds:.0f} s")
-        return
-    outcomes.failed.append((child.run, status))
-    say(console, f"{child.run.name}: failed after {seconds:.0f} s, exit status {status}")
-
-
-def share_done(child: Child, out: Path) -> float:
-    """How much of a run's training is behind it, in [0, 1); 0 where its length is not known."""
-    metrics = folder_of(out, child.run).folder.metrics_path
-    _, line = last_complete_line(metrics)
-    if not line or not child.run.max_steps:
-        return 0.0
-    return min(parse_object(line, str(metrics))["step"] / (child.run.max_steps + 1), 1.0)
-
-
-def end_all(active: Sequence[Child]) -> None:
-    """Let the runs at work finish their step and save; another signal in the meantime ends them at once."""
-    for child in active:
-        child.process.terminate()
-    try:
-        for child in active:
-            child.process.wait()
-    except (KeyboardInterrupt, SystemExit):
-        for child in active:
-            child.process.kill()
-            child.process.wait()
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside the block SIGTERM raises SystemExit(143), so that children are told."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        # The runs so far say how long the rest takes, not the last half minute.
-        speed_estimate_period=86_400,
-    )
 
 
 def report_failure(one: StudyRun, planned: PlannedRun, status: int, console: Console) -> None:

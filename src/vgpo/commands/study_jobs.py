@@ -1,0 +1,189 @@
+"""The runs of a study at work: each a process of its own, so many at a time, each on a device of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vgpo.commands.study_file import PlannedRun, write_recipe
+from vgpo.commands.terminal import say
+from vgpo.report.storage import last_complete_line, parse_object
+from vgpo.study.runs import StudyRun
+
+POLL_SECONDS = 0.5
+INTERRUPTED = 128 + signal.SIGINT
+
+
+@dataclass
+class Child:
+    """A run at work."""
+
+    run: PlannedRun
+    files: StudyRun
+    process: subprocess.Popen[bytes]
+    started: float
+    slot: int  # 0 to jobs - 1, which no other run at work has
+
+
+@dataclass
+class Outcomes:
+    """What came of the runs that were not done: failed ones with their exit status, and the status of a stop."""
+
+    failed: list[tuple[PlannedRun, int]] = field(default_factory=list)
+    stopped: int | None = None
+
+
+@dataclass
+class Workers:
+    """Processes that share the machine, and what came of those that have ended.
+
+    out: folder of the study. words: by setting, `--field value` words beside the recipe. jobs: how many run at a time.
+    lock: descriptor that they hold as long as they live. console: where it is told how they get on.
+    """
+
+    out: Path
+    words: Mapping[str, list[str]]
+    jobs: int
+    lock: int
+    console: Console
+    active: list[Child] = field(default_factory=list)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+    def run_all(self, todo: Sequence[PlannedRun]) -> Outcomes:
+        """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
+        waiting = list(todo)
+        with terminable(), progress_bar(self.console) as bar:
+            task = bar.add_task("all runs", total=len(todo))
+            try:
+                while waiting or self.active:
+                    self.launch_some(waiting)
+                    time.sleep(POLL_SECONDS)
+                    self.collect()
+                    ended = len(todo) - len(waiting) - len(self.active)
+                    under_way = sum(share_done(child) for child in self.active)
+                    names = ", ".join(child.run.name for child in self.active)
+                    bar.update(task, completed=ended + under_way, description=names or "all runs")
+            except (KeyboardInterrupt, SystemExit) as stop:
+                self.outcomes.stopped = stop.code if isinstance(stop, SystemExit) else INTERRUPTED  # type: ignore[assignment]
+                say(self.console, "stopping: the runs at work save their step; another signal ends them at once")
+            finally:
+                end_all(self.active)
+        return self.outcomes
+
+    def launch_some(self, waiting: list[PlannedRun]) -> None:
+        """Give each free slot the first of those that wait."""
+        free = sorted(set(range(self.jobs)) - {child.slot for child in self.active})
+        for slot in free[: len(waiting)]:
+            self.active.append(self.launch(waiting.pop(0), slot))
+
+    def launch(self, planned: PlannedRun, slot: int) -> Child:
+        """Start a run on the device of its slot; what it prints goes to its log."""
+        folder = folder_of(self.out, planned)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not folder.recipe_path.is_file():
+            write_recipe(folder.recipe_path, planned.values)
+        with folder.log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [*command_of(planned, folder, self.jobs), *self.words[planned.setting]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment_of(slot, self.jobs),
+                pass_fds=(self.lock,),
+                start_new_session=True,  # Ctrl-C comes to us, and we tell them
+            )
+        return Child(planned, folder, process, time.monotonic(), slot)
+
+    def collect(self) -> None:
+        """Take the runs that have ended off the list, and say what came of them."""
+        for child in [child for child in self.active if child.process.poll() is not None]:
+            self.active.remove(child)
+            status, seconds = child.process.returncode, time.monotonic() - child.started
+            if status == 0 and child.files.is_done:
+                say(self.console, f"{child.run.name}: done in {seconds:.0f} s")
+            else:
+                self.outcomes.failed.append((child.run, status))
+                say(self.console, f"{child.run.name}: failed after {seconds:.0f} s, exit status {status}")
+
+
+def folder_of(out: Path, planned: PlannedRun) -> StudyRun:
+    return StudyRun(out / "runs" / planned.name)
+
+
+def command_of(planned: PlannedRun, folder: StudyRun, jobs: int) -> list[str]:
+    start = ["--start"] if planned.is_start else []
+    return [sys.executable, "-m", "vgpo.cli", "compare-run", str(folder.path), "--jobs", str(jobs), *start]
+
+
+def environment_of(slot: int, jobs: int) -> dict[str, str]:
+    """A share of the cores, and one GPU: of several that are visible, each would get a part of the batch."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    devices = visible_gpus()
+    device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
+    return {**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120", **device}
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used, none where there is none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def share_done(child: Child) -> float:
+    """How much of a run's training is behind it, in [0, 1); 0 where its length is not known."""
+    metrics = child.files.folder.metrics_path
+    _, line = last_complete_line(metrics)
+    if not line or not child.run.max_steps:
+        return 0.0
+    return min(parse_object(line, str(metrics))["step"] / (child.run.max_steps + 1), 1.0)
+
+
+def end_all(active: Sequence[Child]) -> None:
+    """Let the runs at work finish their step and save; another signal in the meantime ends them at once."""
+    for child in active:
+        child.process.terminate()
+    try:
+        for child in active:
+            child.process.wait()
+    except (KeyboardInterrupt, SystemExit):
+        for child in active:
+            child.process.kill()
+            child.process.wait()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside the block SIGTERM raises SystemExit(143), so that children are told."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        # The runs so far say how long the rest takes, not the last half minute.
+        speed_estimate_period=86_400,
+    )
