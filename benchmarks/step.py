@@ -413,20 +413,23 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def measure_all(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    bench, results = BENCHES[arguments.device], []
+    results: list[dict[str, Any]] = []
     runs = [(case, group) for case in arguments.cases if case != EMBEDDED for group in arguments.groups]
     runs += [(EMBEDDED, HEADLINE)] if EMBEDDED in arguments.cases else []
     with tempfile.TemporaryDirectory() as folder:
         for case, group in runs:
             with console.status(f"{case}, {group} rollouts a group ({len(results) + 1} of {len(runs)})"):
-                if case == EMBEDDED:
-                    work = embedded_workload(Path(folder), arguments.seed)
-                else:
-                    num_steps = total_steps(arguments.steps)
-                    work = random_workload(bench, bench.cases[case], group, num_steps, arguments.seed)
+                work = workload(case, group, arguments, Path(folder))
                 results.append({"case": case, **measure(work, arguments.steps, arguments.seed, arguments.device)})
                 gc.collect()  # trainers hold themselves in cycles
     return results
+
+
+def workload(case: str, group: int, arguments: argparse.Namespace, folder: Path) -> Workload:
+    if case == EMBEDDED:
+        return embedded_workload(folder, arguments.seed)
+    bench = BENCHES[arguments.device]
+    return random_workload(bench, bench.cases[case], group, total_steps(arguments.steps), arguments.seed)
 
 
 def report(record: dict[str, Any], console: Console) -> None:
