@@ -60,6 +60,11 @@ class Shaped:
     """Metrics of this batch by their full name."""
 
 
+def unshaped(advantages: Tensor, signals: Signals) -> Shaped:
+    """Every token of a rollout has its rollout's advantage, as in GRPO and DAPO."""
+    return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+
+
 def spread(factor: Tensor, mask: Tensor) -> Ratio:
     """Mean distance of a factor from 1 where `mask` holds; both (B, T) or both (B,)."""
     return Ratio((factor - 1).abs().mul(mask).sum(), mask.sum())

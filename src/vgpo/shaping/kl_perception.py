@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vgpo.equations import as_fraction, check_choice, check_number, check_used, normalised_rollout_score
 from vgpo.focus import Ratio
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
 from vgpo.shaping.dependency import token_dependency
 
 
@@ -97,7 +97,7 @@ class KLPerceptionShaping(Shaping):
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:
-            return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+            return unshaped(advantages, signals)
         assert signals.log_probs is not None
         assert signals.corrupted_log_probs is not None
         judged = signals.judged

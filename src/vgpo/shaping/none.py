@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, unshaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,4 @@ class NoShaping(Shaping):
         return "rollout"
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
-        return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+        return unshaped(advantages, signals)

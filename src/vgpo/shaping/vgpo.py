@@ -4,7 +4,7 @@ from torch import Tensor
 
 from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
 from vgpo.focus import Ratio
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
 
 
 class VGPOShaping(Shaping):
@@ -28,7 +28,7 @@ class VGPOShaping(Shaping):
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:
-            return Shaped(advantages[:, None].expand(signals.response_mask.shape))
+            return unshaped(advantages, signals)
         assert signals.similarity is not None
         reweighted = reweight_advantages(
             advantages,
@@ -48,12 +48,9 @@ class VGPOShaping(Shaping):
 
 def _statistics(reweighted: ReweightedAdvantages, signals: Signals) -> dict[str, Ratio]:
     """Gate rate, and the mean distance of both factors from 1, over rows with a picture."""
-    mask = signals.response_mask & signals.visual_rows[:, None]
-    num_tokens = mask.sum()
-    token_spread = (reweighted.token_factor - 1).abs().mul(mask).sum()
-    rollout_spread = (reweighted.rollout_factor - 1).abs().mul(signals.visual_rows).sum()
+    judged = signals.judged
     return {
-        "focus/gate_rate": Ratio(reweighted.gate.sum(), num_tokens),
-        "focus/token_factor_spread": Ratio(token_spread, num_tokens),
-        "focus/rollout_factor_spread": Ratio(rollout_spread, signals.visual_rows.sum()),
+        "focus/gate_rate": Ratio(reweighted.gate.sum(), judged.sum()),
+        "focus/token_factor_spread": spread(reweighted.token_factor, judged),
+        "focus/rollout_factor_spread": spread(reweighted.rollout_factor, signals.visual_rows),
     }
