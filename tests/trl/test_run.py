@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.focus import banned_token_ids
 from vgpo.trl import VGPOTrainer
+from vgpo.trl.rollouts import rollout_records
 
 
 def test_picture_tokens_are_never_sampled(make_trainer, model):
@@ -244,6 +245,51 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
         assert "What is the largest digit" in record["problem"]
         assert any(record["gate"])
     assert len(written[0]) == min(size, GROUP)
+
+
+def test_a_rollout_that_is_cut_off_and_masked_is_stored_with_its_text(make_trainer):
+    written = []
+    trainer = make_trainer(
+        mask_truncated_completions=True,
+        max_steps=1,
+        log_rollouts_steps=1,
+        log_rollouts_groups=2,
+        trainer_kwargs={"rollout_writer": written.extend},
+    )
+    trainer.train()
+    cut = [record for record in written if set(record["focus"]) == {None}]
+    assert cut
+    for record in cut:
+        assert len(record["tokens"]) == 6
+        assert record["completion"]
+        assert record["gate"] == record["token_factor"] == [None] * 6
+
+
+def test_what_a_tool_says_is_stored_without_measures(processor):
+    tokenizer = processor.tokenizer
+    padding = tokenizer.pad_token_id
+    ids = tokenizer("7 is the largest", add_special_tokens=False)["input_ids"]
+    completion = torch.tensor([[*ids, padding, padding]])
+    own = torch.tensor([[i != 1 and i < len(ids) for i in range(len(ids) + 2)]])
+    [record] = rollout_records(
+        step=1,
+        batch={
+            "prompt_ids": torch.tensor([ids]), "prompt_mask": torch.ones(1, len(ids)),
+            "completion_ids": completion, "completion_mask": (completion != padding).long(),
+            "visual_rows": torch.tensor([True]), "scalar_advantages": torch.zeros(1), "rewards": torch.ones(1, 1),
+            "group_ids": torch.zeros(1), "row_index": torch.zeros(1),
+        },
+        dataset_rows=[{}],
+        reward_names=["coin"],
+        own_tokens=own,
+        focus=own * 0.5,
+        trace={"token_factor": own * 1.5, "rollout_factor": torch.tensor([0.75])},
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    assert "".join(record["tokens"]) == record["completion"] == "7 is the largest"
+    assert record["focus"] == [0.5, None, *[0.5] * (len(ids) - 2)]
+    assert record["token_factor"] == [1.5, None, *[1.5] * (len(ids) - 2)]
+    assert record["rollout_factor"] == 0.75
 
 
 def test_rows_are_read_once_a_prompt(make_trainer):

@@ -136,7 +136,7 @@ def rollout_entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in record["tokens"][:MAX_TOKENS]],
         "num_tokens": len(record["tokens"]),
         "focus": focus if any(rho is not None for rho in focus) else None,
-        "gate": [int(gated) for gated in record.get("gate", [])[:MAX_TOKENS]],
+        "gate": [int(bool(gated)) for gated in record.get("gate", [])[:MAX_TOKENS]],
         "token_factor": rounded(record["token_factor"]) if "token_factor" in record else None,
         "rollout_factor": record.get("rollout_factor"),
         "advantage": record["advantage"],

@@ -87,7 +87,7 @@ def distinct_pictures(records: Records) -> dict[int, Image.Image]:
 
 def fields(record: dict[str, Any]) -> dict[str, Any]:
     """What a table shows of a rollout, texts with nothing in them that steers a terminal or a page."""
-    focus = record["focus"]
+    focus = [rho for rho in record["focus"] or [] if rho is not None]
     return {
         "step": record["step"],
         "row": record["row"],

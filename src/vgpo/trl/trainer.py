@@ -723,12 +723,14 @@ class VGPOTrainer(ResumableTrainer):
         self._rollouts_step = step
         num_rows = min(self.args.log_rollouts_groups * self.num_generations, len(inputs["row_index"]))
         rows = inputs["row_index"][:num_rows].tolist()
+        own_tokens = self._response_mask(inputs)
         records = rollout_records(
             step=step + 1,
             batch=inputs,
             dataset_rows=[{}] * num_rows if isinstance(self.train_dataset, IterableDataset) else self._fetch(rows),
             reward_names=self.reward_func_names,
-            focus=None if similarity is None else focus_score(similarity, self._response_mask(inputs), "paper"),
+            own_tokens=own_tokens,
+            focus=None if similarity is None else focus_score(similarity, own_tokens, "paper"),
             trace=trace,
             tokenizer=self._tokenizer,
         )
