@@ -233,11 +233,18 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
     assert [records[0]["step"] for records in written] == [1, 3]
     for record in [record for records in written for record in records]:
         assert record.keys() == {
-            "step", "group", "row", "id", "problem", "answer", "images", "completion", "tokens", "focus", "gate",
-            "token_factor", "rollout_factor", "advantage", "rewards",
+            "step", "group", "row", "id", "problem", "answer", "images", "completion", "token_ids", "tokens", "focus",
+            "gate", "token_factor", "rollout_factor", "advantage", "rewards",
         }  # fmt: skip
         length = len(record["tokens"])
-        assert length == len(record["focus"]) == len(record["gate"]) == len(record["token_factor"])
+        assert processor.tokenizer.decode(record["token_ids"], skip_special_tokens=True) == record["completion"]
+        assert (
+            length
+            == len(record["token_ids"])
+            == len(record["focus"])
+            == len(record["gate"])
+            == len(record["token_factor"])
+        )
         assert record["answer"] == str(record["row"])
         assert record["rewards"].keys() == {"coin"}
         assert record["images"][0].size[0] == 56

@@ -48,6 +48,7 @@ def rollout_records(
             "answer": row.get("answer"),
             "images": list(row.get("images") or filter(None, [row.get("image")])),
             "completion": tokenizer.decode(ids, skip_special_tokens=True),
+            "token_ids": ids,
             "tokens": [tokenizer.decode([token]) for token in ids],
             "focus": None if focus is None or not batch["visual_rows"][i] else of_own(focus[i], own),
             "advantage": float(batch["scalar_advantages"][i]),
