@@ -14,9 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.cli import sharded_cli
 from tests.trl.tiny import GROUP, coin, rows_with_pictures
-from vgpo.checkpoints import weight_hash
+from vgpo.checkpoints import CheckpointError, weight_hash
 from vgpo.toy import checkpoint_path
 from vgpo.trl import VGPOConfig, VGPOTrainer
+from vgpo.trl.resumable import of_main_process
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -79,6 +80,19 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
         "trained_on": trainer.trained_on,
     }
     (folder / f"process-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
+
+
+def fail_on_the_main_process(folder: Path) -> None:
+    """Write down what each process hears of a failure of the main one."""
+
+    def fail() -> None:
+        raise KeyError("the reason")
+
+    state.PartialState(cpu=True)
+    try:
+        of_main_process(fail)
+    except (KeyError, CheckpointError) as error:
+        (folder / f"heard-{torch.distributed.get_rank()}").write_text(repr(error))
 
 
 def train_without_loading(folder: Path, checkpoint: Path, settings: dict[str, Any]) -> None:

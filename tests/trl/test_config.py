@@ -36,6 +36,12 @@ def test_defaults_are_those_of_the_settings(tmp_path):
         ({"shaping": "vpgo"}, "did you mean 'vgpo'"),
         ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of VGPOConfig"),
         ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
+        ({"measure_focus": False}, "measure_focus=False has no effect with shaping='vgpo', which needs the focus"),
+        ({"save_total_limit": 0}, "save_total_limit=0, expected 1 or more, or None to keep every checkpoint"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
+            "load_best_model_at_end=True cannot be.*`vgpo eval`",
+        ),
         ({"max_skipped_steps": 0}, "max_skipped_steps=0, expected 1 or more"),
         ({"accuracy_low": 0.2}, r"accuracy_low=0.2 has no effect without dynamic_sampling"),
         ({"max_sampling_rounds": 0}, "max_sampling_rounds=0, expected 1 or more"),

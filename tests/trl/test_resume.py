@@ -16,6 +16,7 @@ from tests.trl.tiny import GROUP, coin, rows_with_pictures, told
 from vgpo.checkpoints import CheckpointError, CheckpointStore, weight_hash
 from vgpo.toy import checkpoint_path
 from vgpo.trl import VGPOConfig, VGPOTrainer
+from vgpo.trl.resumable import of_main_process
 
 STEPS = 8
 STOPS = (1, 3, 6)  # the first step, in the midst of a generation's updates, and the end of an epoch of most cases
@@ -127,6 +128,52 @@ def test_adapters_are_resumed_too(tmp_path: Path, whole_run: Callable[..., Any])
     resumed, later_rollouts = resumed_run(tmp_path, folder, 3, **settings)
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
     assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > 3]
+
+
+def test_weights_of_two_kinds_are_resumed(tmp_path: Path) -> None:
+    def train(folder: Path, checkpoint: Path | None) -> VGPOTrainer:
+        trainer = build(folder, [], max_steps=2, freeze=["vision", "projector"])
+        trainer.model.get_encoder(modality="image").bfloat16()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return trainer
+
+    whole = train(tmp_path / "whole", None)
+    resumed = train(tmp_path / "resumed", tmp_path / "whole/checkpoint-1")
+    assert {weight.dtype for weight in resumed.model.parameters()} == {torch.bfloat16, torch.float32}
+    assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps_per_generation": 2}, "steps_per_generation was 4, is 2"),
+        ({"steps_per_generation": 4, "num_iterations": 2}, "num_iterations was 1, is 2"),
+        ({"steps_per_generation": 4, "dynamic_sampling": True}, "dynamic_sampling was False, is True"),
+    ],
+    ids=str,
+)
+def test_rollouts_that_wait_are_not_cut_in_another_way(
+    tmp_path: Path, whole_run: Callable[..., Any], settings: dict[str, Any], message: str
+) -> None:
+    _, _, folder = whole_run("four updates a generation", **CASES["four updates a generation"])
+    with pytest.raises(CheckpointError, match=f"checkpoint-3 holds the rows and rollouts.*{message}"):
+        resumed_run(tmp_path, folder, 3, **settings)
+
+
+def test_weights_alone_are_not_resumed(tmp_path: Path) -> None:
+    build(tmp_path, [], max_steps=1, save_only_model=True).train()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-1 was saved with save_only_model=True.*name it as the model"
+    ):
+        build(tmp_path, []).train(resume_from_checkpoint=True)
+
+
+def test_what_the_main_process_fails_with_is_raised() -> None:
+    def fail() -> None:
+        raise KeyError("what it fails with")
+
+    with pytest.raises(KeyError, match="what it fails with"):
+        of_main_process(fail)
 
 
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(

@@ -75,3 +75,9 @@ def test_a_sharded_checkpoint_is_one_of_the_hub_format(checkpoint_of: Callable[[
     assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     gathered = torch.load(checkpoint / "pytorch_model_fsdp.bin", weights_only=True)
     assert weight_hash(model.state_dict().items()) == weight_hash(gathered.items())
+
+
+def test_all_processes_hear_what_the_main_one_fails_with(tmp_path: Path) -> None:
+    run_in_processes(resume_worker.fail_on_the_main_process, tmp_path)
+    heard = [(tmp_path / f"heard-{rank}").read_text() for rank in range(NUM_PROCESSES)]
+    assert heard == ["KeyError('the reason')", "CheckpointError(\"The main process failed: KeyError: 'the reason'\")"]

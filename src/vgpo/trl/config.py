@@ -167,8 +167,9 @@ class VGPOConfig(GRPOConfig):
         except ValueError as error:
             self._explain_batch_sizes(error)
             raise
-        self.build_shaping()  # a wrong setting must not wait until a model is loaded
+        self._check_signals()  # a wrong setting must not wait until a model is loaded
         self._check_ranges()
+        self._check_checkpoints()
         self._check_alarms()
         if self.dynamic_sampling:
             self._check_dynamic_sampling()
@@ -238,6 +239,25 @@ class VGPOConfig(GRPOConfig):
         for name, minimum in least.items():
             if self.__dict__[name] < minimum:
                 raise ValueError(f"{name}={self.__dict__[name]}, expected {minimum} or more.")
+
+    def _check_signals(self) -> None:
+        signals = self.build_shaping().signals
+        if not self.measure_focus and "similarity" in signals:
+            raise ValueError(
+                f"measure_focus=False has no effect with shaping={self.shaping!r}, which needs the focus. Remove it."
+            )
+
+    def _check_checkpoints(self) -> None:
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(
+                f"save_total_limit={self.save_total_limit}, expected 1 or more, or None to keep every checkpoint."
+            )
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end=True cannot be: the parent looks for the best checkpoint where it wrote it, "
+                "and it is moved to its place once it is whole. Keep all checkpoints (save_total_limit=None) "
+                "and compare them with `vgpo eval`."
+            )
 
     def _check_alarms(self) -> None:
         if self.alarms not in ("warn", "stop", "off"):

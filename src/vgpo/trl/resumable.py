@@ -17,7 +17,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers.utils import logging
@@ -43,6 +42,10 @@ logger = logging.get_logger(__name__)
 IDENTITY = "run_identity.json"
 # Of a group of parameters; what else stands there may be the state of an optimiser.
 OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
+# By these rows are drawn and cut into the updates of a generation, of which a checkpoint holds what is left.
+DRAWING = (
+    "num_generations", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "dynamic_sampling",
+)  # fmt: skip
 # What the parents carry from step to step, and do not save.
 COUNTERS = ("_step", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_entropy_window_stats")
 
@@ -90,6 +93,15 @@ class ResumableTrainer(GRPOTrainer):
                 "sync_ref_model changes the reference model, which no checkpoint holds: such a run cannot be resumed. "
                 "Start a new one, or set sync_ref_model=False."
             )
+        path = self._whole(wanted)
+        if not any(path.glob("rng_state*.pth")):
+            raise CheckpointError(
+                f"{path} was saved with save_only_model=True: it holds the weights, and neither optimiser nor random "
+                "numbers to go on with. Begin a new run from it: name it as the model."
+            )
+        return path
+
+    def _whole(self, wanted: str | bool | Found) -> Path:
         if isinstance(wanted, str | Path):
             if reason := of_main_process(lambda: CheckpointStore.verify(Path(wanted))):
                 raise CheckpointError(f"{wanted} cannot be resumed: {reason}. Name another checkpoint.")
@@ -140,7 +152,7 @@ class ResumableTrainer(GRPOTrainer):
         error: Exception | None = None
         try:
             yield
-        except (OSError, SafetensorError, CheckpointError, RuntimeError) as caught:
+        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait for ever
             error = caught
         failures = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
         first = next((failure for failure in failures if failure is not None), None)
@@ -158,10 +170,14 @@ class ResumableTrainer(GRPOTrainer):
         """What this process carries from one step to the next, as a tree for `vgpo.checkpoints.save_tree`."""
         return {
             "weights": self._weight_hashes(),
+            "drawing": self._drawing(),
             "counters": {name: vars(self)[name] for name in COUNTERS},
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
             "window": self._window_state(),
         }
+
+    def _drawing(self) -> dict[str, Any]:
+        return {name: vars(self.args)[name] for name in DRAWING}
 
     def _window_state(self) -> dict[str, Any] | None:
         """The rollouts of a generation that has updates left; each prompt once, as rows hold them by number."""
@@ -195,8 +211,11 @@ class ResumableTrainer(GRPOTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or isinstance(target, PeftModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
+        kinds = {weight.dtype for weight in target.state_dict().values() if weight.is_floating_point()}
         loaded, report = type(target).from_pretrained(
-            resume_from_checkpoint, dtype=target.dtype, output_loading_info=True
+            resume_from_checkpoint,
+            dtype=kinds.pop() if len(kinds) == 1 else torch.float32,  # which holds each of several exactly
+            output_loading_info=True,
         )
         lost = {name: sorted(map(str, report[f"{name}_keys"])) for name in ("missing", "unexpected", "mismatched")}
         weights = loaded.state_dict()
@@ -215,6 +234,7 @@ class ResumableTrainer(GRPOTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             self._saved_state = self._read_step_state(Path(resume_from_checkpoint))
+            self._refuse_other_drawing(resume_from_checkpoint, self._saved_state["drawing"])
             self._refuse_other_weights(resume_from_checkpoint, self._saved_state["weights"])
             self._skip_epochs(int(self.state.epoch or 0))
         return prepared
@@ -253,6 +273,16 @@ class ResumableTrainer(GRPOTrainer):
         if isinstance(self._sampler, RepeatSampler) and self._sampler.shuffle:
             for _ in range(num_epochs):
                 torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
+
+    def _refuse_other_drawing(self, checkpoint: str, saved: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} was {saved[name]}, is {value}" for name, value in self._drawing().items() if value != saved[name]
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{checkpoint} holds the rows and rollouts that come next as they were drawn and cut with other "
+                f"settings: {'; '.join(changed)}. Resume with those, or begin a new run from these weights."
+            )
 
     def _refuse_other_weights(self, checkpoint: str, saved: Mapping[str, str]) -> None:
         """Compare what was saved with what is in the model now, sum for sum."""
@@ -309,9 +339,18 @@ def newest_checkpoint(store: CheckpointStore) -> Found:
 
 
 def of_main_process(compute: Callable[[], T]) -> T:
-    """What the main process computes, on every process."""
-    results = [compute() if PartialState().is_main_process else None]
-    return broadcast_object_list(results)[0]
+    """What the main process computes, on every process; what it raises ends them all."""
+    result, error = None, None
+    if PartialState().is_main_process:
+        try:
+            result = compute()
+        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait for ever
+            error = caught
+    failure = None if error is None else f"{type(error).__name__}: {error}"
+    result, failure = broadcast_object_list([result, failure])
+    if failure is not None:
+        raise error or CheckpointError(f"The main process failed: {failure}")
+    return result
 
 
 def to_device(value: Any, device: torch.device) -> Any:

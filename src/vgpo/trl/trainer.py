@@ -691,7 +691,6 @@ class VGPOTrainer(ResumableTrainer):
                 torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                 batch["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
-                compute_entropy="entropy" in wanted,
             )
         return heard[0]
 
