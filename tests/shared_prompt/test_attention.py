@@ -7,12 +7,20 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vgpo.shared_prompt import enable_layouts, pack_prompts, packed_rows
-from vgpo.shared_prompt.attention import LAYOUT, BlockAttention, LayoutAttention, PromptLayout, attend
+from vgpo.shared_prompt import attention, enable_layouts, pack_prompts, packed_rows
+from vgpo.shared_prompt.attention import (
+    LAYOUT,
+    BlockAttention,
+    LayoutAttention,
+    PromptLayout,
+    attend,
+    attend_end_to_end,
+)
 
 HEADS, HEAD_DIM = 4, 8
 SCALE = HEAD_DIM**-0.5
@@ -179,12 +187,29 @@ def test_the_rule_of_flex_attention_is_the_same(layout: PromptLayout) -> None:
 
 @ALL
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # it is slow here, and right
-def test_flex_attention_gives_the_same(layout: PromptLayout) -> None:
+def test_rows_end_to_end_attend_alike(layout: PromptLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "compiled", lambda function: function)
     heads = [head.detach() for head in random_heads(layout, torch.float32)[:3]]
     tokens = real_tokens(layout)
-    ends = [head.transpose(0, 1).flatten(1, 2)[None] for head in heads]
-    out = flex_attention(*ends, block_mask=layout.block_mask, scale=SCALE)[0].transpose(0, 1)
-    torch.testing.assert_close(out[tokens.flatten()], attend(*heads, layout, SCALE)[tokens], rtol=0, atol=1e-5)
+    out = attend_end_to_end(*heads, layout, SCALE)
+    torch.testing.assert_close(out[tokens], attend(*heads, layout, SCALE)[tokens], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_flex_attention_is_compiled_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else torch ends the run at the ninth: as one graph it does not fall back to running uncompiled."""
+    counter = CompileCounter()
+    graph = torch.compile(flex_attention, backend=counter, dynamic=True, fullgraph=True)
+    monkeypatch.setattr(attention, "compiled", lambda function: graph)
+    counts = []
+    for size in range(1, 17):
+        rows = 1 + size % 3
+        layout = PromptLayout((3 * size,) * rows, ((size, 2 * size + 1),) * rows, 6 * size + 1, torch.device("cpu"))
+        heads = [head.detach() for head in random_heads(layout, torch.float32)[:3]]
+        out = attend_end_to_end(*heads, layout, SCALE)
+        torch.testing.assert_close(out, attend(*heads, layout, SCALE), rtol=0, atol=1e-5)
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[9] <= 4  # by then one row and several, of one block and of several, have been seen
 
 
 @pytest.fixture

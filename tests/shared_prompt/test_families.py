@@ -209,7 +209,7 @@ def test_positions_are_those_of_separate_rows(case: Case) -> None:
     shared_rows(case, case.responses)
     handle.remove()
     rows = padded(case, case.responses, ROWS)
-    packing = rows.packing()
+    packing = rows.packing([])
     tokens = packing.attention_mask.bool()
     [received] = calls
     # (A, n, L) with one axis, or those of time, height and width.

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -13,6 +14,7 @@ from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.focus import banned_token_ids
 from vgpo.trl import VGPOTrainer
 from vgpo.trl.rollouts import rollout_records
+from vgpo.trl.trainer import has_picture_column
 
 
 def test_picture_tokens_are_never_sampled(make_trainer, model):
@@ -162,6 +164,16 @@ def test_the_model_card_names_the_paper(make_trainer, tmp_path):
     card = (tmp_path / "run" / "README.md").read_text()
     assert "2604.09349" in card
     assert "DeepSeekMath" not in card
+
+
+def test_pictures_within_messages_are_pictures():
+    def asked(*content):
+        return [{"role": "user", "content": list(content)}]
+
+    text, picture = {"type": "text", "text": "Why?"}, {"type": "image", "image": Image.new("RGB", (8, 8))}
+    assert has_picture_column(Dataset.from_list([{"prompt": asked(text)}, {"prompt": asked(picture, text)}]))
+    assert not has_picture_column(Dataset.from_list([{"prompt": asked(text)}]))
+    assert not has_picture_column(Dataset.from_list([{"prompt": asked(text), "images": []}]))
 
 
 def test_a_prompt_that_lost_its_image_token_is_named(make_trainer, processor):

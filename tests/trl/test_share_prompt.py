@@ -334,10 +334,29 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     num_tokens = int(added.prod()) // config.vision_config.spatial_merge_size**2
     tool = [config.vision_start_token_id, *[config.image_token_id] * num_tokens, config.vision_end_token_id, 40, 41]
     rows = rows_of({**batch, **with_response(batch, 1, tool), "prompts": after})
-    assert len(rows.packing().owners) == 3
+    assert len(rows.packing([]).owners) == 3
     response = rows.attention_mask[:, rows.prompt_width :].bool()
     expected = scored(trainer.model, rows, trainer, share=False)
     assert_alike(scored(trainer.model, rows, trainer, share=True), expected, response)
+
+
+def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
+    trainer = make_trainer(mask_truncated_completions=True)
+    trainer._prompts, trainer._images = [None], [[]]
+    trainer._add_tool_pictures([[]])
+    with pytest.raises(
+        ValueError, match=r"put a picture into a rollout, but mask_truncated_completions.*Set it to False"
+    ):
+        trainer._add_tool_pictures([[PIL.Image.new("RGB", (56, 56))]])
+
+
+def test_prompts_that_end_in_a_picture_token_are_read_row_by_row(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    trainer.train()
+    rows = rows_of(trainer._buffered_inputs[0])
+    last = rows.prompts[0].token_ids[-1]
+    assert rows.packing([last + 1]) is not None
+    assert rows.packing([last]) is None
 
 
 def with_response(batch, row, tokens):

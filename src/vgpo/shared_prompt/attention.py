@@ -175,7 +175,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scal
     query, key, value = (heads.to(dtype) for heads in (query, key, value))
     if device == "cpu":
         return BlockAttention.apply(query, key, value, layout, scale).transpose(1, 2)
-    # One row of all rows: for a shape of one kind FlexAttention is compiled once.
+    return attend_end_to_end(query, key, value, layout, scale)
+
+
+def attend_end_to_end(query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scale: float) -> Tensor:
+    """As `attend`, on a GPU: one row of all rows, so that FlexAttention is compiled once for a shape of one kind."""
     ends = (heads.transpose(0, 1).flatten(1, 2).unsqueeze(0) for heads in (query, key, value))
     out = compiled(flex_attention)(*ends, block_mask=layout.block_mask, scale=scale)
     return out.squeeze(0).unflatten(1, (-1, layout.length)).permute(1, 2, 0, 3)

@@ -62,10 +62,15 @@ class Rows:
             for part in parts
         ]
 
-    def packing(self) -> Packing | None:
-        """How the rows can be packed, or None if no two of them share a prompt."""
+    def packing(self, visual_token_ids: Sequence[int]) -> Packing | None:
+        """How the rows can be packed, or None if no two of them share a prompt.
+
+        Nor if a prompt ends in a picture token: a prompt's last token is repeated, and this one has but one feature.
+        """
         prompt_of_row = [id(prompt) for prompt in self.prompts]
         if len(set(prompt_of_row)) == len(self.prompts):
+            return None
+        if any(prompt.token_ids[-1] in visual_token_ids for prompt in self.prompts):
             return None
         return pack_prompts(self.attention_mask, self.prompt_width, prompt_of_row)
 
@@ -180,7 +185,7 @@ def _score_chunk(
     blank: dict[str, Tensor] | None,
     **kwargs: Any,
 ) -> Scores:
-    packing = rows.packing() if share else None
+    packing = rows.packing(visual_token_ids) if share else None
     inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
     recorder = layer_mean = None
     with ExitStack() as stack:

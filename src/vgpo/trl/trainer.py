@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import IterableDataset
+from datasets import Image, IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
@@ -369,6 +369,11 @@ class VGPOTrainer(ResumableTrainer):
 
     def _add_tool_pictures(self, tool_images: list[list[Any]]) -> None:
         """Rollouts into which a tool has put pictures have a prompt of their own, with these behind its own ones."""
+        if any(tool_images) and self.args.mask_truncated_completions:
+            raise ValueError(
+                "A tool has put a picture into a rollout, but mask_truncated_completions takes the tokens of one "
+                "that is cut off away, and not its pictures. Set it to False, or let the tool return text."
+            )
         for i, added in enumerate(tool_images):
             if added:
                 self._images[i] = [*self._images[i], *added]
@@ -833,12 +838,21 @@ def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:
 def has_picture_column(dataset: Any) -> bool:
     """Whether a data set holds any picture: a column of that name with a value in it.
 
-    A column that is made on access (by a transform), or streamed, is believed to hold one.
+    A column that is made on access (by a transform), or streamed, is believed to hold one, and so are messages with a
+    place for pictures.
     """
-    names = [name for name in ("images", "image") if name in (dataset.column_names or ())]
     if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
         return True
-    return any(_has_value(dataset.data.column(name)) for name in names)
+    features = dict(dataset.features)
+    columns = [dataset.data.column(name) for name in ("images", "image") if features.pop(name, None) is not None]
+    return any(map(_has_value, columns)) or any(map(_has_place, features.values()))
+
+
+def _has_place(feature: Any) -> bool:
+    """Whether values of a feature may hold a picture, as the content of a message may."""
+    if isinstance(feature, dict):
+        return "image" in feature or any(map(_has_place, feature.values()))
+    return isinstance(feature, Image) or ("feature" in vars(feature) and _has_place(feature.feature))
 
 
 def _has_value(column: pa.ChunkedArray) -> bool:
