@@ -242,9 +242,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines without those that a run, resumed from an earlier step, left behind."""
     kept: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if "step" not in line:
-            raise RunFolderError(f"metrics.jsonl, line {number}: found no step; restore or delete the line.")
+    for line in lines:
         while kept and kept[-1]["step"] > line["step"]:
             kept.pop()
         kept.append(line)
