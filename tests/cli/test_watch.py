@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.report.run_records import evaluation, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
 from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.storage import append_records
 from vgpo.report.watched import WatchedRun, pace_of
 
 NOW = 10_000.0
@@ -43,6 +45,16 @@ def log(folder: RunFolder, *steps: int, **more: object) -> None:
         figures |= {"focus/late_early_ratio": 1.1, "grad_norm": 0.5 + step % 3, "reward": step / 80}
         phases = {"time/generation": 1.0, "time/update": 0.75, "time/reward": 0.25}
         folder.log_metrics({**line, **figures, **phases, "rewards/accuracy_reward/mean": step / 80, **more})
+
+
+def resume(folder: RunFolder, step: int, moment: float = NOW) -> None:
+    """Go on from `step`, as `RunFolder.resume` does it, at that moment."""
+    lines = [line for line in folder.read_metrics() if line["step"] <= step and "train_runtime" not in line]
+    folder.metrics_path.unlink()
+    for line in lines:
+        folder.log_metrics(line)
+    started = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
+    append_records(folder.resumes_path, [{"step": step, "started": started}])
 
 
 def end(folder: RunFolder, step: int = 80) -> None:
@@ -146,7 +158,9 @@ def test_held_out_questions_come_after_training(make_folder):
     log(folder, *range(1, 81))
     end(folder)
     assert not read(folder).over
-    assert "training is over; held-out questions come next" in text_of(read(folder))
+    assert "training ended 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
+    # Killed in the midst of them, a run looks like this for ever: what is said stays true.
+    assert "training ended 10 h 0 min ago; no held-out accuracy after it yet" in text_of(read(folder), now=NOW + 36e3)
     folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
     assert read(folder).over
     assert "held-out accuracy before 40.0 %, after 60.0 %" in text_of(read(folder))
@@ -165,11 +179,34 @@ def test_a_run_that_is_silent_is_suspected(make_folder):
     log(folder, *range(1, 61))  # the last line is 40 s before NOW
     assert "running" in text_of(read(folder), now=NOW - 40 + 59)
     shown = text_of(read(folder), now=NOW - 40 + 600)
-    assert "no news for 10 min, longest wait before 2.0 s: stuck or killed?" in shown
+    assert "last news 10 min ago, longest wait before 2.0 s: stuck or killed?" in shown
     slow = make_folder("slow")
     log(slow, 20, 50)  # 60 s between lines
     assert "running" in text_of(read(slow), now=NOW - 60 + 179)
-    assert "no news" in text_of(read(slow), now=NOW - 60 + 181)
+    assert "last news 3 min ago, longest wait before 60 s" in text_of(read(slow), now=NOW - 60 + 181)
+
+
+def test_nothing_is_suspected_while_no_wait_is_known(make_folder):
+    folder = make_folder()
+    log(folder, 80)
+    shown = text_of(read(folder), now=NOW + 80)
+    assert "last news 80 s ago; too few lines yet to know its pace" in shown
+    assert "stuck" not in shown
+
+
+def test_silence_is_counted_from_a_resume(make_folder):
+    folder = make_folder()
+    log(folder, *range(1, 41))  # the last line is 80 s before NOW
+    assert "stuck" in text_of(read(folder), now=NOW + 36e3)
+    resume(folder, 30, NOW + 36e3 - 1)
+    assert "running" in text_of(read(folder), now=NOW + 36e3)
+    assert "last news 5 min ago, longest wait before 2.0 s" in text_of(read(folder), now=NOW + 36e3 + 299)
+
+
+def test_a_run_that_has_logged_nothing_says_when_it_began(make_folder):
+    folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
+    began = datetime.fromisoformat(folder.read_environment()["started"]).timestamp()
+    assert "begun 20 min ago, no step logged yet" in text_of(read(folder), now=began + 1200)
 
 
 def test_a_growing_and_a_cut_back_file(make_folder):
@@ -204,9 +241,7 @@ def test_a_resumed_run_goes_on_being_over_no_more(make_folder):
     watched = WatchedRun(folder.path)
     watched.read()
     assert watched.over
-    lines = folder.metrics_path.read_bytes().splitlines(keepends=True)
-    folder.metrics_path.write_bytes(lines[0])
-    (folder.path / "resumes.jsonl").write_text('{"step": 1}\n')
+    resume(folder, 1)
     watched.read()
     assert not watched.over
     assert "resumed from step 1" in text_of(watched)
@@ -314,6 +349,25 @@ def test_a_broken_line_is_an_error_that_names_it(make_folder):
     done = CliRunner().invoke(app, ["watch", str(folder.path), "--once"])
     assert done.exit_code == 2
     assert "metrics.jsonl, line 1: not valid JSON" in done.stderr
+
+
+def test_a_line_without_a_step_is_named_until_it_is_mended(make_folder):
+    folder = make_folder()
+    watched = WatchedRun(folder.path)
+    log(folder, 1, 2, 3, 1)  # steps that are repeated
+    watched.read()
+    log(folder, 2)
+    whole = folder.metrics_path.read_bytes()
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"loss": 1.0}\n')
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match=r"seed-0/metrics\.jsonl, line 6: found no step; restore or delete"):
+            watched.read()
+    folder.metrics_path.write_bytes(whole)
+    log(folder, 3)
+    watched.read()
+    assert [line["step"] for line in watched.lines] == [1, 1, 2, 3]
+    assert watched.charts[0]["series"][0]["steps"] == [1, 1, 2, 3]
 
 
 def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):

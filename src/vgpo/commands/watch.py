@@ -122,18 +122,20 @@ def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
 
 def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     """Whether the run goes on, as a sentence and its style."""
-    silence = watched.silent_for(now)
+    silence, longest = watched.silent_for(now), watched.pace().longest
+    ago = "" if silence is None else f" {duration(silence)} ago"
     if watched.ended_early:
         return "ended before its last step" + ("; --resume true goes on" if watched.checkpoint else ""), "bold"
     if watched.over:
         return "ended; nothing more will come", "bold"
     if watched.training_is_over:
-        return "training is over; held-out questions come next", "bold"
+        return f"training ended{ago}; no held-out accuracy after it yet", "bold"
     if not watched.lines:
-        return "begun, no step logged yet", "bold"
-    if silence is not None:
-        longest = duration(watched.pace().longest)
-        return f"no news for {duration(silence)}, longest wait before {longest}: stuck or killed?", "bold red"
+        return f"begun{ago}, no step logged yet", "bold"
+    if longest is None:
+        return f"last news{ago}; too few lines yet to know its pace", "bold"
+    if watched.is_late(now):
+        return f"last news{ago}, longest wait before {duration(longest)}: stuck or killed?", "bold red"
     return "running", "bold"
 
 
