@@ -1,6 +1,8 @@
 """`vgpo watch` on made-up runs in every state, at every size, with text that would steer a terminal."""
 
 import io
+import math
+import random
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -450,24 +452,45 @@ def test_curve_of_a_straight_line():
     assert plots.curve([5], [1.0], width=3, height=1, low=1, high=1) == ["⠄⠀⠀"]
     # A jump is drawn as one upright line.
     assert plots.curve([0, 1], [0, 1], width=1, height=1, low=0, high=1) == ["⡸"]
+    # Nothing on the way to a gap, nor from it; what stands alone is a dot.
+    assert plots.curve([0, 2, 4, 7], [0, None, 0, 0], width=4, height=1, low=0, high=1) == ["⡀⠀⣀⣀"]
+
+
+def test_a_run_with_steps_that_are_not_finite(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2)
+    log(folder, 3, entropy=None, grad_norm=None)
+    assert re.search(r"Entropy +nan\b", text_of(read(folder)))
+    empty = make_folder("empty")
+    log(empty, 1, 2, 3, entropy=None)
+    shown = text_of(read(empty))
+    assert "Entropy" not in shown
+    assert "Response length" in shown
 
 
 def naive_columns(xs: list[float], ys: list[float], count: int) -> list[float]:
+    """With NaN for a gap."""
     places = [round((count - 1) * (x - xs[0]) / (xs[-1] - xs[0])) for x in xs]
-    known = {p: sum(y for q, y in zip(places, ys, strict=True) if q == p) / places.count(p) for p in places}
+    there = {p: [y for q, y in zip(places, ys, strict=True) if q == p and not math.isnan(y)] for p in places}
+    means = {p: sum(some) / len(some) if some else math.nan for p, some in there.items()}
     values = []
     for column in range(count):
-        left, right = max(p for p in known if p <= column), min(p for p in known if p >= column)
+        left, right = max(p for p in means if p <= column), min(p for p in means if p >= column)
         part = (column - left) / (right - left) if right > left else 0
-        values.append((1 - part) * known[left] + part * known[right])
+        values.append((1 - part) * means[left] + part * means[right])
     return values
 
 
 @pytest.mark.parametrize("xs", [[1, 2], [1, 2, 30], list(range(100)), [0, 1, 1.5, 40, 80, 81]])
-def test_columns_against_the_naive_form(xs: list[float]):
-    ys = [(7 * x) % 5 - 2 for x in xs]
+@pytest.mark.parametrize("gaps", [[], [1], [0], [1, 2, 3], [-1, 2]])
+def test_columns_against_the_naive_form(xs: list[float], gaps: list[int]):
+    ys: list = [(7 * x) % 5 - 2 for x in xs]
+    for gap in gaps:
+        ys[gap % len(xs)] = None
     for count in (2, 3, 17, 64):
-        assert plots.columns(xs, ys, count) == pytest.approx(naive_columns(xs, ys, count))
+        values = [math.nan if y is None else y for y in plots.columns(xs, ys, count)]
+        expected = naive_columns(xs, [math.nan if y is None else y for y in ys], count)
+        assert values == pytest.approx(expected, nan_ok=True)
 
 
 def test_bars():
@@ -479,10 +502,35 @@ def test_bars():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.53625, "0.536"), (19.5533, "19.6"), (1234.5, "1,234"), (1e9, "1.0e+09"), (-0.00001, "-1e-05")],
+    [
+        (0, "0"),
+        (0.53625, "0.536"),
+        (19.5533, "19.6"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (1234.5, "1,234"),
+        (123_456.0, "123,456"),
+        (-123_456.0, "-1e+05"),
+        (1e9, "1.0e+09"),
+        (-0.00123, "-0.0012"),
+        (-0.00001, "-1e-05"),
+    ],
 )
 def test_short_numbers(value: float, text: str):
     assert plots.short(value) == text
+
+
+def test_short_numbers_of_every_size():
+    draw = random.Random(0)
+    for exponent in range(-300, 300):
+        for digits in (1.0, 9.996, 9.5, draw.uniform(1, 10)):
+            for sign in (1, -1):
+                value = sign * digits * 10.0**exponent
+                text = plots.short(value)
+                assert len(text) <= 7
+                # One digit is left of the longest, three of what metrics mostly are.
+                precision = 0.0051 if 0.001 <= value < 1e5 else 0.34
+                assert float(text.replace(",", "")) == pytest.approx(value, rel=precision)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from vgpo.commands import plots
-from vgpo.commands.plots import duration, short
+from vgpo.commands.plots import SHORT, duration, short
 from vgpo.commands.terminal import say
 from vgpo.report import RunFolder, RunFolderError
 from vgpo.report.watched import WatchedRun
@@ -30,7 +30,7 @@ CHARTS = (
 )  # behind accuracy, or the reward where there is none
 CHART_WIDTH = 26  # at least, with a column between two
 MAX_CHART_COLUMNS = 6
-LABEL_WIDTH = 7
+LABEL_WIDTH = SHORT
 MIN_ROLLOUT_HEIGHT = 4
 # From the lowest focus of a rollout to its highest; each with its own text colour, so that it reads on any background.
 SHADES = ("", "black on #c6dbef", "black on #7fb8da", "white on #08519c")
@@ -229,8 +229,9 @@ def chart_cell(chart: dict[str, Any], width: int, height: int) -> list[Text]:
     """Title with the newest value, and `height` lines of curve with the values of top and bottom before it."""
     [line] = chart["series"]
     values = line["values"]
-    low, high = min(values), max(values)
-    newest = short(values[-1])
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    newest = "nan" if values[-1] is None else short(values[-1])
     title = set_cell_size(chart["title"], max(0, width - cell_len(newest) - 1))
     labels = [short(high), *[""] * (height - 2), short(low)]
     drawn = plots.curve(line["steps"], values, width=width - LABEL_WIDTH - 1, height=height, low=low, high=high)
