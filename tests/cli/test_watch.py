@@ -2,8 +2,12 @@
 
 import io
 import math
+import os
 import random
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -387,6 +391,28 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
     assert nothing.exit_code == 2
     assert "holds no run" in nothing.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str):
+    folder = make_folder("läuft")
+    log(folder, *range(1, 61))
+    folder.write_rollouts([rollout(60, answer="字")])
+    words = ["-m", "vgpo.cli", "watch", str(folder.path), "--once"]
+    given = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1", "COLUMNS": "100", "LINES": "40"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, env={**os.environ, **given}, check=True)
+    shown, expected = done.stdout.decode(encoding), text_of(read(folder), 100, 39, time.time())
+    assert len(shown.splitlines()) == len(expected.splitlines())
+    name, dot = {"ascii": ("l?uft", "-"), "latin-1": ("läuft", "·"), "utf-8": ("läuft", "·")}[encoding]
+    assert f"{name} {dot} Qwen2.5-VL-7B {dot} vgpo" in shown
+    if encoding == "utf-8":
+        assert "expected 字" in shown
+    else:
+        assert "############...." in shown
+        assert "expected ?" in shown
+        assert re.search(r"0\.75 .*\* ", shown)
+        # The gold, and two that end sentences.
+        assert shown.count("?") == 3 + (name == "l?uft")
 
 
 def terminal(**size: int) -> Console:
