@@ -180,6 +180,21 @@ def test_a_run_that_was_stopped_is_over_before_its_end(make_folder):
     assert "ended before its last step" in text_of(read(folder))
 
 
+def test_a_run_that_an_error_ended_says_by_what(make_folder):
+    folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
+    log(folder, *range(1, 31))
+    folder.write_broken_off(30, ValueError("no picture\x1b[2J in row 7\nsecond line"))
+    watched = read(folder)
+    assert watched.over
+    shown = text_of(watched, now=folder.read_broken_off()["time"] + 720)
+    assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
+    assert "second line" not in shown
+    assert "left" not in shown
+    RunFolder.resume(folder.path, 20, seed=0, command=[])
+    watched.read()
+    assert not watched.over
+
+
 def test_a_run_that_is_silent_is_suspected(make_folder):
     folder = make_folder()
     log(folder, *range(1, 61))  # the last line is 40 s before NOW

@@ -124,8 +124,12 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     """Whether the run goes on, as a sentence and its style."""
     silence, longest = watched.silent_for(now), watched.pace().longest
     ago = "" if silence is None else f" {duration(silence)} ago"
+    goes_on = "; --resume true goes on" if watched.checkpoint else ""
+    if watched.broken_off is not None:
+        end = watched.broken_off
+        return f"ended {duration(now - end['time'])} ago by {one_line(end['reason'])}{goes_on}", "bold"
     if watched.ended_early:
-        return "ended before its last step" + ("; --resume true goes on" if watched.checkpoint else ""), "bold"
+        return f"ended before its last step{goes_on}", "bold"
     if watched.over:
         return "ended; nothing more will come", "bold"
     if watched.training_is_over:
@@ -150,7 +154,12 @@ def progress(watched: WatchedRun) -> Text:
         parts.append(f"{duration(pace.seconds_per_step)} a step")
     if pace.tokens_per_second is not None:
         parts.append(f"{pace.tokens_per_second:,.0f} tokens/s")
-    if planned and watched.step < planned and pace.seconds_per_step is not None and not watched.training_is_over:
+    if (
+        planned
+        and watched.step < planned
+        and pace.seconds_per_step is not None
+        and not (watched.training_is_over or watched.over)
+    ):
         parts.append(f"{duration((planned - watched.step) * pace.seconds_per_step)} left")
     return Text(" · ".join(parts))
 

@@ -1,5 +1,7 @@
 """The run folder: what a run was (config, code, machine) and what it did (metrics, rollouts, evaluation)."""
 
+import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +32,8 @@ from vgpo.report.storage import (
 # Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
 MAX_ROLLOUT_BYTES = 1024**3
+MAX_REASON = 300  # characters
+STATUS_OF_SIGNALS = {128 + number: number.name for number in signal.Signals}
 SUMMARY = "train_runtime"  # stands in the line that a trainer logs when it ends, early or not
 # What readers of the files rest on.
 ENVIRONMENT: Fields = {
@@ -41,6 +45,7 @@ ENVIRONMENT: Fields = {
     "started": str,
 }
 RESUMED: Fields = {**STEP, "started": str}
+BROKEN_OFF: Fields = {**STEP, "time": NUMBER, "reason": str}
 EVALUATION: Fields = {
     "accuracy": NUMBER,
     "low": NUMBER,
@@ -110,9 +115,9 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
 
-        Metrics and rollouts of later steps go, the line that sums up a training that ended, and the evaluation after
-        training; resumes.jsonl gets a line. Each file changes at once: after a kill in the midst of it, call this
-        again.
+        Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
+        training, and the mark of an early end; resumes.jsonl gets a line. Each file changes at once: after a kill in
+        the midst of it, call this again.
 
         Args:
             path: folder of the run.
@@ -131,6 +136,7 @@ class RunFolder:
         evaluation = folder.read_evaluation() or {}
         if evaluation.pop("after", None) is not None:
             folder.write_evaluation(evaluation)
+        folder.broken_off_path.unlink(missing_ok=True)
         resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
         append_records(folder.resumes_path, [resumed])
         return folder
@@ -184,6 +190,10 @@ class RunFolder:
     @property
     def evaluation_path(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def broken_off_path(self) -> Path:
+        return self.path / "broken_off.json"
 
     @property
     def report_path(self) -> Path:
@@ -270,3 +280,23 @@ class RunFolder:
             if scores is not None:
                 check_fields(scores, f"{self.evaluation_path}, {when}", EVALUATION)
         return evaluation
+
+    def write_broken_off(self, step: int, error: BaseException) -> None:
+        """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.
+
+        Raises:
+            RunFolderError: the disk refused.
+        """
+        mark = {"step": step, "time": time.time(), "reason": reason_of(error)}
+        write_file(self.broken_off_path, to_json(mark, indent=2) + b"\n")
+
+    def read_broken_off(self) -> dict[str, Any] | None:
+        """Return the mark of an early end; None of a run that goes on, ended as planned, or was killed."""
+        return read_object(self.broken_off_path, BROKEN_OFF) if self.broken_off_path.exists() else None
+
+
+def reason_of(error: BaseException) -> str:
+    """The signal that led to an exit status, or kind and first line of an error."""
+    if isinstance(error, SystemExit) and error.code in STATUS_OF_SIGNALS:
+        return STATUS_OF_SIGNALS[error.code]
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:MAX_REASON]

@@ -64,6 +64,7 @@ class WatchedRun:
         alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
         rollout: the rollout stored last, as of `rollout_entry`, or None.
         config, evaluation: as they stand in their files; empty while there is none.
+        broken_off: the mark that an error or a signal has ended the run, or None.
         checkpoint: step of the newest whole checkpoint and the time of its end (seconds since 1970), or None.
     """
 
@@ -75,6 +76,7 @@ class WatchedRun:
         self.rollout: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
+        self.broken_off: dict[str, Any] | None = None
         self.resumed_from: list[int] = []
         self.checkpoint: tuple[int, float] | None = None
         self._started: float | None = None  # when it began or was last resumed, in seconds since 1970
@@ -84,6 +86,7 @@ class WatchedRun:
         self._config = Cached(self.folder.config_path, self.folder.read_config)
         self._environment = Cached(self.folder.environment_path, self.folder.read_environment)
         self._evaluation = Cached(self.folder.evaluation_path, self.folder.read_evaluation)
+        self._broken_off = Cached(self.folder.broken_off_path, self.folder.read_broken_off)
         self._resumes = Cached(self.folder.resumes_path, self.folder.read_resumes)
 
     def read(self) -> None:
@@ -94,6 +97,7 @@ class WatchedRun:
         """
         self.config = self._config.get() or {}
         self.evaluation = self._evaluation.get() or {}
+        self.broken_off = self._broken_off.get()
         resumes, environment = self._resumes.get() or [], self._environment.get()
         self.resumed_from = [resumed["step"] for resumed in resumes]
         starts = [start["started"] for start in (environment, *resumes) if start is not None]
@@ -140,6 +144,8 @@ class WatchedRun:
     @property
     def over(self) -> bool:
         """Whether nothing more is to come: a run that went to its end is evaluated after training."""
+        if self.broken_off is not None:
+            return True
         evaluates = self.config.get("eval_data") is not None and not self.ended_early
         return self.training_is_over and (not evaluates or self.evaluation.get("after") is not None)
 
