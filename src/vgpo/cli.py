@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
+from vgpo.commands.terminal import take_any_text
 from vgpo.text import visible
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def main() -> None:
     """Entry point of the console script."""
+    take_any_text(sys.stdout)
     app(prog_name="vgpo")
 
 

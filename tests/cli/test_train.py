@@ -144,14 +144,20 @@ def invoke_stand_in(
 
 
 @pytest.mark.parametrize(
-    ("ending", "status"),
-    [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (NonFiniteError("loss is nan"), 2), (OSError("other"), 1)],
+    ("ending", "status", "reason"),
+    [
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
+        (SystemExit(143), 143, "SIGTERM"),
+        (NonFiniteError("loss is nan\nand more"), 2, "NonFiniteError: loss is nan"),
+        (OSError("other"), 1, "OSError: other"),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_run_that_ends_early_has_its_report(
-    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], ending: BaseException, status: int
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], ending: BaseException, status: int, reason: str
 ) -> None:
     done, folder = invoke_stand_in(ending=ending)
+    assert {**folder.read_broken_off(), "time": 0} == {"step": 2, "time": 0, "reason": reason}
     assert done.exit_code == status
     assert f"stopped at step 2; metrics, rollouts and report are in {folder.path}" in done.stdout
     assert "Traceback" not in done.output

@@ -1,8 +1,15 @@
 """`vgpo watch` on made-up runs in every state, at every size, with text that would steer a terminal."""
 
 import io
+import math
+import os
+import random
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -15,6 +22,7 @@ from tests.report.run_records import evaluation, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
 from vgpo.report import RunFolder, RunFolderError
+from vgpo.report.storage import append_records
 from vgpo.report.watched import WatchedRun, pace_of
 
 NOW = 10_000.0
@@ -43,6 +51,16 @@ def log(folder: RunFolder, *steps: int, **more: object) -> None:
         figures |= {"focus/late_early_ratio": 1.1, "grad_norm": 0.5 + step % 3, "reward": step / 80}
         phases = {"time/generation": 1.0, "time/update": 0.75, "time/reward": 0.25}
         folder.log_metrics({**line, **figures, **phases, "rewards/accuracy_reward/mean": step / 80, **more})
+
+
+def resume(folder: RunFolder, step: int, moment: float = NOW) -> None:
+    """Go on from `step`, as `RunFolder.resume` does it, at that moment."""
+    lines = [line for line in folder.read_metrics() if line["step"] <= step and "train_runtime" not in line]
+    folder.metrics_path.unlink()
+    for line in lines:
+        folder.log_metrics(line)
+    started = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
+    append_records(folder.resumes_path, [{"step": step, "started": started}])
 
 
 def end(folder: RunFolder, step: int = 80) -> None:
@@ -146,7 +164,9 @@ def test_held_out_questions_come_after_training(make_folder):
     log(folder, *range(1, 81))
     end(folder)
     assert not read(folder).over
-    assert "training is over; held-out questions come next" in text_of(read(folder))
+    assert "training ended 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
+    # Killed in the midst of them, a run looks like this for ever: what is said stays true.
+    assert "training ended 10 h 0 min ago; no held-out accuracy after it yet" in text_of(read(folder), now=NOW + 36e3)
     folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
     assert read(folder).over
     assert "held-out accuracy before 40.0 %, after 60.0 %" in text_of(read(folder))
@@ -160,16 +180,54 @@ def test_a_run_that_was_stopped_is_over_before_its_end(make_folder):
     assert "ended before its last step" in text_of(read(folder))
 
 
+def test_a_run_that_an_error_ended_says_by_what(make_folder):
+    folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
+    log(folder, *range(1, 31))
+    folder.write_broken_off(30, ValueError("no picture\x1b[2J in row 7\nsecond line"))
+    watched = read(folder)
+    assert watched.over
+    shown = text_of(watched, now=folder.read_broken_off()["time"] + 720)
+    assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
+    assert "second line" not in shown
+    assert "left" not in shown
+    RunFolder.resume(folder.path, 20, seed=0, command=[])
+    watched.read()
+    assert not watched.over
+
+
 def test_a_run_that_is_silent_is_suspected(make_folder):
     folder = make_folder()
     log(folder, *range(1, 61))  # the last line is 40 s before NOW
     assert "running" in text_of(read(folder), now=NOW - 40 + 59)
     shown = text_of(read(folder), now=NOW - 40 + 600)
-    assert "no news for 10 min, longest wait before 2.0 s: stuck or killed?" in shown
+    assert "last news 10 min ago, longest wait before 2.0 s: stuck or killed?" in shown
     slow = make_folder("slow")
     log(slow, 20, 50)  # 60 s between lines
     assert "running" in text_of(read(slow), now=NOW - 60 + 179)
-    assert "no news" in text_of(read(slow), now=NOW - 60 + 181)
+    assert "last news 3 min ago, longest wait before 60 s" in text_of(read(slow), now=NOW - 60 + 181)
+
+
+def test_nothing_is_suspected_while_no_wait_is_known(make_folder):
+    folder = make_folder()
+    log(folder, 80)
+    shown = text_of(read(folder), now=NOW + 80)
+    assert "last news 80 s ago; too few lines yet to know its pace" in shown
+    assert "stuck" not in shown
+
+
+def test_silence_is_counted_from_a_resume(make_folder):
+    folder = make_folder()
+    log(folder, *range(1, 41))  # the last line is 80 s before NOW
+    assert "stuck" in text_of(read(folder), now=NOW + 36e3)
+    resume(folder, 30, NOW + 36e3 - 1)
+    assert "running" in text_of(read(folder), now=NOW + 36e3)
+    assert "last news 5 min ago, longest wait before 2.0 s" in text_of(read(folder), now=NOW + 36e3 + 299)
+
+
+def test_a_run_that_has_logged_nothing_says_when_it_began(make_folder):
+    folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
+    began = datetime.fromisoformat(folder.read_environment()["started"]).timestamp()
+    assert "begun 20 min ago, no step logged yet" in text_of(read(folder), now=began + 1200)
 
 
 def test_a_growing_and_a_cut_back_file(make_folder):
@@ -204,9 +262,7 @@ def test_a_resumed_run_goes_on_being_over_no_more(make_folder):
     watched = WatchedRun(folder.path)
     watched.read()
     assert watched.over
-    lines = folder.metrics_path.read_bytes().splitlines(keepends=True)
-    folder.metrics_path.write_bytes(lines[0])
-    (folder.path / "resumes.jsonl").write_text('{"step": 1}\n')
+    resume(folder, 1)
     watched.read()
     assert not watched.over
     assert "resumed from step 1" in text_of(watched)
@@ -316,6 +372,25 @@ def test_a_broken_line_is_an_error_that_names_it(make_folder):
     assert "metrics.jsonl, line 1: not valid JSON" in done.stderr
 
 
+def test_a_line_without_a_step_is_named_until_it_is_mended(make_folder):
+    folder = make_folder()
+    watched = WatchedRun(folder.path)
+    log(folder, 1, 2, 3, 1)  # steps that are repeated
+    watched.read()
+    log(folder, 2)
+    whole = folder.metrics_path.read_bytes()
+    with folder.metrics_path.open("ab") as file:
+        file.write(b'{"loss": 1.0}\n')
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match=r"seed-0/metrics\.jsonl, line 6: found no step; restore or delete"):
+            watched.read()
+    folder.metrics_path.write_bytes(whole)
+    log(folder, 3)
+    watched.read()
+    assert [line["step"] for line in watched.lines] == [1, 1, 2, 3]
+    assert watched.charts[0]["series"][0]["steps"] == [1, 1, 2, 3]
+
+
 def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     folder = make_folder()
     log(folder, 1, 2)
@@ -331,6 +406,28 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
     assert nothing.exit_code == 2
     assert "holds no run" in nothing.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str):
+    folder = make_folder("läuft")
+    log(folder, *range(1, 61))
+    folder.write_rollouts([rollout(60, answer="字")])
+    words = ["-m", "vgpo.cli", "watch", str(folder.path), "--once"]
+    given = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1", "COLUMNS": "100", "LINES": "40"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, env={**os.environ, **given}, check=True)
+    shown, expected = done.stdout.decode(encoding), text_of(read(folder), 100, 39, time.time())
+    assert len(shown.splitlines()) == len(expected.splitlines())
+    name, dot = {"ascii": ("l?uft", "-"), "latin-1": ("läuft", "·"), "utf-8": ("läuft", "·")}[encoding]
+    assert f"{name} {dot} Qwen2.5-VL-7B {dot} vgpo" in shown
+    if encoding == "utf-8":
+        assert "expected 字" in shown
+    else:
+        assert "############...." in shown
+        assert "expected ?" in shown
+        assert re.search(r"0\.75 .*\* ", shown)
+        # The gold, and two that end sentences.
+        assert shown.count("?") == 3 + (name == "l?uft")
 
 
 def terminal(**size: int) -> Console:
@@ -396,24 +493,45 @@ def test_curve_of_a_straight_line():
     assert plots.curve([5], [1.0], width=3, height=1, low=1, high=1) == ["⠄⠀⠀"]
     # A jump is drawn as one upright line.
     assert plots.curve([0, 1], [0, 1], width=1, height=1, low=0, high=1) == ["⡸"]
+    # Nothing on the way to a gap, nor from it; what stands alone is a dot.
+    assert plots.curve([0, 2, 4, 7], [0, None, 0, 0], width=4, height=1, low=0, high=1) == ["⡀⠀⣀⣀"]
+
+
+def test_a_run_with_steps_that_are_not_finite(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2)
+    log(folder, 3, entropy=None, grad_norm=None)
+    assert re.search(r"Entropy +nan\b", text_of(read(folder)))
+    empty = make_folder("empty")
+    log(empty, 1, 2, 3, entropy=None)
+    shown = text_of(read(empty))
+    assert "Entropy" not in shown
+    assert "Response length" in shown
 
 
 def naive_columns(xs: list[float], ys: list[float], count: int) -> list[float]:
+    """With NaN for a gap."""
     places = [round((count - 1) * (x - xs[0]) / (xs[-1] - xs[0])) for x in xs]
-    known = {p: sum(y for q, y in zip(places, ys, strict=True) if q == p) / places.count(p) for p in places}
+    there = {p: [y for q, y in zip(places, ys, strict=True) if q == p and not math.isnan(y)] for p in places}
+    means = {p: sum(some) / len(some) if some else math.nan for p, some in there.items()}
     values = []
     for column in range(count):
-        left, right = max(p for p in known if p <= column), min(p for p in known if p >= column)
+        left, right = max(p for p in means if p <= column), min(p for p in means if p >= column)
         part = (column - left) / (right - left) if right > left else 0
-        values.append((1 - part) * known[left] + part * known[right])
+        values.append((1 - part) * means[left] + part * means[right])
     return values
 
 
 @pytest.mark.parametrize("xs", [[1, 2], [1, 2, 30], list(range(100)), [0, 1, 1.5, 40, 80, 81]])
-def test_columns_against_the_naive_form(xs: list[float]):
-    ys = [(7 * x) % 5 - 2 for x in xs]
+@pytest.mark.parametrize("gaps", [[], [1], [0], [1, 2, 3], [-1, 2]])
+def test_columns_against_the_naive_form(xs: list[float], gaps: list[int]):
+    ys: list = [(7 * x) % 5 - 2 for x in xs]
+    for gap in gaps:
+        ys[gap % len(xs)] = None
     for count in (2, 3, 17, 64):
-        assert plots.columns(xs, ys, count) == pytest.approx(naive_columns(xs, ys, count))
+        values = [math.nan if y is None else y for y in plots.columns(xs, ys, count)]
+        expected = naive_columns(xs, [math.nan if y is None else y for y in ys], count)
+        assert values == pytest.approx(expected, nan_ok=True)
 
 
 def test_bars():
@@ -425,10 +543,35 @@ def test_bars():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.53625, "0.536"), (19.5533, "19.6"), (1234.5, "1,234"), (1e9, "1.0e+09"), (-0.00001, "-1e-05")],
+    [
+        (0, "0"),
+        (0.53625, "0.536"),
+        (19.5533, "19.6"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (1234.5, "1,234"),
+        (123_456.0, "123,456"),
+        (-123_456.0, "-1e+05"),
+        (1e9, "1.0e+09"),
+        (-0.00123, "-0.0012"),
+        (-0.00001, "-1e-05"),
+    ],
 )
 def test_short_numbers(value: float, text: str):
     assert plots.short(value) == text
+
+
+def test_short_numbers_of_every_size():
+    draw = random.Random(0)
+    for exponent in range(-300, 300):
+        for digits in (1.0, 9.996, 9.5, draw.uniform(1, 10)):
+            for sign in (1, -1):
+                value = sign * digits * 10.0**exponent
+                text = plots.short(value)
+                assert len(text) <= 7
+                # One digit is left of the longest, three of what metrics mostly are.
+                precision = 0.0051 if 0.001 <= value < 1e5 else 0.34
+                assert float(text.replace(",", "")) == pytest.approx(value, rel=precision)
 
 
 @pytest.mark.parametrize(

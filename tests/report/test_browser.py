@@ -1,5 +1,7 @@
 """The page in a real browser."""
 
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from tests.report.chromium import NEEDS_BROWSER, Chromium
 from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
 from vgpo.report import write_report
+from vgpo.report.storage import append_records
 
 pytestmark = NEEDS_BROWSER
 
@@ -72,6 +75,35 @@ def test_charts_read_out_a_step(browser: Chromium, page: Path):
     browser.evaluate("document.querySelector('#charts svg').focus()")
     browser.press("ArrowLeft")
     assert browser.evaluate("document.querySelector('#charts .readout').textContent") == "step 292.9002.900"
+
+
+def test_gaps_and_means_are_told(browser: Chromium, make_run, tmp_path: Path):
+    runs = [make_run("short"), make_run("long")]
+    for folder, num_steps in zip(runs, (8, 800), strict=True):
+        values = [math.nan if step in (3, 5, 8, 401, 402) else 1.0 for step in range(1, num_steps + 1)]
+        lines = [{"step": step, "entropy": value} for step, value in enumerate(values, start=1)]
+        append_records(folder.metrics_path, lines)
+    browser.show(write_report([folder.path for folder in runs], tmp_path / "gaps.html"))
+    drawn = "document.querySelector('#charts .run-0 .run-line').getAttribute('d')"
+    assert re.sub("[0-9. ]+", "", browser.evaluate(drawn)) == "MLMML"  # 1 2, 4, 6 7
+    assert browser.evaluate(drawn).count(" 88.0") == 5  # in the middle of the height: a gap is no 0
+    smoothed = browser.evaluate("document.querySelector('#charts .run-1 .run-line:not(.raw)').getAttribute('d')")
+    assert smoothed.count("M") == 2
+    assert browser.evaluate("document.querySelectorAll('#charts g.run-0 circle').length") == 1
+    assert browser.evaluate("document.querySelectorAll('#charts g.run-1 path.raw').length") == 1
+    note = "Each point is the mean of 1 to 2 logged steps, by the length of its run."
+    assert browser.evaluate("document.querySelector('#charts figure p').textContent").endswith(note)
+    assert browser.evaluate("document.querySelector('#charts .readout').textContent") == "last–1.000"
+    browser.evaluate("document.querySelector('#charts svg').focus()")
+    browser.press("Home")
+    readout, marks = [], []
+    for _ in range(3):
+        browser.press("ArrowRight")
+        marks.append(browser.evaluate("document.querySelectorAll('#charts .marks circle').length"))
+        readout.append(browser.evaluate("document.querySelector('#charts .readout').textContent"))
+    assert readout == ["step 21.0001.000", "step 3–1.000", "step 41.0001.000"]
+    assert marks == [2, 1, 2]
+    assert browser.complaints == []
 
 
 def test_hostile_text_is_shown_as_text(browser: Chromium, make_run, tmp_path: Path):

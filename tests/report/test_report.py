@@ -61,8 +61,30 @@ def test_long_curves_are_averaged(make_run):
     folder.metrics_path.write_text("".join(f'{{"step": {step}, "entropy": {step}}}\n' for step in range(1, 1001)))
     [line] = charts_of(report_data([folder.path]))["entropy"]["series"]
     assert line["averaged"] == 3
-    assert (line["steps"][:2], line["values"][:2]) == ([3, 6], [2.0, 5.0])
+    assert (line["steps"][:2], line["values"][:2]) == ([2, 5], [2.0, 5.0])
     assert (line["steps"][-1], line["values"][-1]) == (1000, 1000.0)
+
+
+def test_what_is_not_finite_is_a_gap(make_run):
+    folder = make_run()
+    entropies = [None, 1.0, None, 2.0]
+    folder.metrics_path.write_text(
+        "".join(json.dumps({"step": i, "entropy": e}) + "\n" for i, e in enumerate(entropies))
+    )
+    folder.log_metrics({"step": 4, "loss": 1.0})  # says nothing of entropy: no gap
+    folder.log_metrics({"step": 5, "entropy": math.nan, "sampling/groups_kept": math.nan, "sampling/groups_drawn": 3})
+    charts = charts_of(report_data([folder.path]))
+    assert list(charts) == ["entropy"]
+    [line] = charts["entropy"]["series"]
+    assert (line["steps"], line["values"]) == ([0, 1, 2, 3, 5], [None, 1.0, None, 2.0, None])
+
+
+def test_a_mean_is_of_what_is_finite(make_run):
+    folder = make_run()
+    for step in range(1, 802):  # three a point
+        folder.log_metrics({"step": step, "entropy": math.nan if step in (2, 4, 5, 6) else step})
+    [line] = charts_of(report_data([folder.path]))["entropy"]["series"]
+    assert (line["steps"][:3], line["values"][:3]) == ([2, 5, 8], [2.0, None, 8.0])
 
 
 def test_a_resumed_run_replaces_the_steps_it_repeats():

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import re
 import resource
 import subprocess
 from enum import Enum
@@ -12,9 +13,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.report.run_records import evaluation, rollout
-from vgpo.report import RunFolder, RunFolderError, storage
+from vgpo.cli import app
+from vgpo.report import RunFolder, RunFolderError, report_data, storage
 
 
 class Schedule(str, Enum):
@@ -195,6 +198,75 @@ def test_a_broken_line_is_named(make_run):
         file.write(b"oops\n[1]\n")
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: not valid JSON"):
         folder.read_metrics()
+
+
+BROKEN = {
+    "config.yaml": {
+        None: "config.yaml is missing",
+        "": r"config\.yaml: found nothing, expected a mapping",
+        "- a\n": r"config\.yaml: found list, expected a mapping",
+        "a: [1,": r"config\.yaml: not valid YAML \(.*\); restore it",
+        "a: 2020-13-45": r"config\.yaml: not valid YAML \(month must be in",
+    },
+    "environment.json": {
+        None: r"environment\.json could not be read: No such file or directory; restore it",
+        "": r"environment\.json: not valid JSON",
+        "{}": r"environment\.json: found no commit",
+    },
+    "metrics.jsonl": {
+        "{}\n": r"metrics\.jsonl, line 1: found no step; restore or delete it",
+        '{"step": 1}\n{"step": "2"}\n': r"metrics\.jsonl, line 2: found str as step, expected int \| float",
+        '{"step": null}\n': r"metrics\.jsonl, line 1: found nothing as step",
+    },
+    "rollouts.jsonl": {
+        '{"step": 1}\n': r"rollouts\.jsonl, (last line|line 1): found no images",
+        '{"step": 1, "images": "a.png"}\n': r"rollouts\.jsonl, .*: found str as images, expected list",
+    },
+    "resumes.jsonl": {'{"step": 1}\n': r"resumes\.jsonl, line 1: found no started"},
+    "evaluation.json": {
+        "[]": r"evaluation\.json: found list, expected a mapping",
+        '{"after": 1}': r"evaluation\.json, after: found int, expected a mapping",
+        '{"after": {"accuracy": 1.0}}': r"evaluation\.json, after: found no low",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"), [(name, *case) for name, cases in BROKEN.items() for case in cases.items()]
+)
+def test_what_is_broken_is_named_by_report_and_watch(make_run, name: str, text: str | None, told: str):
+    path = make_run(max_steps=1).path
+    (path / name).unlink(missing_ok=True)
+    if text is not None:
+        (path / name).write_text(text)
+    for command in (["report", str(path), "--out", str(path / "report.html")], ["watch", str(path), "--once"]):
+        done = CliRunner().invoke(app, command, env={"COLUMNS": "500"})
+        # An environment that is lost says nothing that a watcher needs.
+        if (name, text, command[0]) != ("environment.json", None, "watch"):
+            assert (done.exit_code, type(done.exception)) == (2, SystemExit)
+            assert re.search(told, done.stderr)
+
+
+def test_an_answer_that_is_no_text_is_shown(make_run):
+    folder = make_run()
+    folder.write_rollouts([rollout(answer=42)])
+    assert report_data([folder.path])["runs"][0]["rollouts"][0]["gold"] == "42"
+
+
+@pytest.mark.parametrize("error", [ValueError("no part"), KeyboardInterrupt(), OSError(errno.EIO, "not of this file")])
+def test_parts_that_cannot_be_had_leave_nothing_behind(tmp_path: Path, error: BaseException):
+    (tmp_path / "whole").write_bytes(b"before")
+
+    def parts():
+        yield b"half"
+        assert (tmp_path / ".whole.partial").read_bytes() == b"half"
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        storage.write_file(tmp_path / "whole", parts())
+    assert caught.value is error
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    assert (tmp_path / "whole").read_bytes() == b"before"
 
 
 def fail_after(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:

@@ -74,8 +74,9 @@ def test_a_broken_line_is_named(tmp_path: Path):
     reader.look()
     with path.open("ab") as file:
         file.write(b"not JSON\n")
-    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: not valid JSON"):
-        reader.look()
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: not valid JSON"):
+            reader.look()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -60,10 +60,15 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, whole]))
         usage = {"peak_memory_bytes": 1_000_000, "memory_of": "process", "jobs": 1}
         (folder / "usage.json").write_text(json.dumps(usage))
-        (folder / "environment.json").write_text(json.dumps({"commit": "0" * 40, "dirty": False}))
+        write_environment(folder, commit="0" * 40, dirty=False)
     files = [folder / name for name in SEALED]
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
     (folder / "done.json").write_text(json.dumps({"files": digests}))
+
+
+def write_environment(folder: Path, *, commit: str, dirty: bool) -> None:
+    machine = {"cpu_count": 2, "devices": [], "seed": 0, "started": "2026-01-01T00:00:00+00:00"}
+    (folder / "environment.json").write_text(json.dumps({"commit": commit, "dirty": dirty, **machine}))
 
 
 def wait_for_a_signal(folder: Path) -> None:

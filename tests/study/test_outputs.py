@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.study.stand_in_run import LEVELS, write_run
+from tests.study.stand_in_run import LEVELS, write_environment, write_run
 from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
 from vgpo.study.page import render_study
 from vgpo.study.results import Comparison, Place, study_data
@@ -169,7 +169,7 @@ def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
     run = tmp_path / "1" / "2"  # vgpo, seed 2
     usage = {"peak_memory_bytes": 5e9, "memory_of": "a GPU", "jobs": 2}
     (run / "usage.json").write_text(json.dumps(usage))
-    (run / "environment.json").write_text(json.dumps({"commit": "1" * 40, "dirty": True}))
+    write_environment(run, commit="1" * 40, dirty=True)
     places = [Place("default", method, seed, tmp_path / str(i) / str(seed))
               for i, method in enumerate(("dapo", "vgpo")) for seed in (0, 1, 2)]  # fmt: skip
     data = study_data(places, [comparison()], name="one")

@@ -107,8 +107,8 @@ def train(
     start_folder(recipe, command, resume)
     try:
         return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
-    except BaseException:
-        end_early(folder, trainer, console)
+    except BaseException as error:
+        end_early(folder, trainer, console, error)
         raise
 
 
@@ -204,15 +204,16 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
         ) from error
 
 
-def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console) -> None:
-    """Draw the report of a run that an error or a signal ends; that error stays the one to be told."""
+def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
+    """Mark a run that an error or a signal ends, and draw its report; that error stays the one to be told."""
     if not trainer.args.should_save:
         return
+    step = trainer.state.global_step
     try:
+        folder.write_broken_off(step, error)
         write_report([folder.path], folder.report_path)
     except Exception:
-        logger.warning("The report of the stopped run could not be drawn.", exc_info=True)
-    step = trainer.state.global_step
+        logger.warning("The stopped run could not be marked, or its report could not be drawn.", exc_info=True)
     say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
     newest = trainer.checkpoints.newest_valid(contents=False)  # whoever sent a signal may not wait long
     if newest.path is not None:

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from vgpo.commands import plots
-from vgpo.commands.plots import duration, short
+from vgpo.commands.plots import SHORT, duration, short
 from vgpo.commands.terminal import say
 from vgpo.report import RunFolder, RunFolderError
 from vgpo.report.watched import WatchedRun
@@ -30,7 +30,7 @@ CHARTS = (
 )  # behind accuracy, or the reward where there is none
 CHART_WIDTH = 26  # at least, with a column between two
 MAX_CHART_COLUMNS = 6
-LABEL_WIDTH = 7
+LABEL_WIDTH = SHORT
 MIN_ROLLOUT_HEIGHT = 4
 # From the lowest focus of a rollout to its highest; each with its own text colour, so that it reads on any background.
 SHADES = ("", "black on #c6dbef", "black on #7fb8da", "white on #08519c")
@@ -122,18 +122,24 @@ def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
 
 def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     """Whether the run goes on, as a sentence and its style."""
-    silence = watched.silent_for(now)
+    silence, longest = watched.silent_for(now), watched.pace().longest
+    ago = "" if silence is None else f" {duration(silence)} ago"
+    goes_on = "; --resume true goes on" if watched.checkpoint else ""
+    if watched.broken_off is not None:
+        end = watched.broken_off
+        return f"ended {duration(now - end['time'])} ago by {one_line(end['reason'])}{goes_on}", "bold"
     if watched.ended_early:
-        return "ended before its last step" + ("; --resume true goes on" if watched.checkpoint else ""), "bold"
+        return f"ended before its last step{goes_on}", "bold"
     if watched.over:
         return "ended; nothing more will come", "bold"
     if watched.training_is_over:
-        return "training is over; held-out questions come next", "bold"
+        return f"training ended{ago}; no held-out accuracy after it yet", "bold"
     if not watched.lines:
-        return "begun, no step logged yet", "bold"
-    if silence is not None:
-        longest = duration(watched.pace().longest)
-        return f"no news for {duration(silence)}, longest wait before {longest}: stuck or killed?", "bold red"
+        return f"begun{ago}, no step logged yet", "bold"
+    if longest is None:
+        return f"last news{ago}; too few lines yet to know its pace", "bold"
+    if watched.is_late(now):
+        return f"last news{ago}, longest wait before {duration(longest)}: stuck or killed?", "bold red"
     return "running", "bold"
 
 
@@ -148,7 +154,12 @@ def progress(watched: WatchedRun) -> Text:
         parts.append(f"{duration(pace.seconds_per_step)} a step")
     if pace.tokens_per_second is not None:
         parts.append(f"{pace.tokens_per_second:,.0f} tokens/s")
-    if planned and watched.step < planned and pace.seconds_per_step is not None and not watched.training_is_over:
+    if (
+        planned
+        and watched.step < planned
+        and pace.seconds_per_step is not None
+        and not (watched.training_is_over or watched.over)
+    ):
         parts.append(f"{duration((planned - watched.step) * pace.seconds_per_step)} left")
     return Text(" · ".join(parts))
 
@@ -227,8 +238,9 @@ def chart_cell(chart: dict[str, Any], width: int, height: int) -> list[Text]:
     """Title with the newest value, and `height` lines of curve with the values of top and bottom before it."""
     [line] = chart["series"]
     values = line["values"]
-    low, high = min(values), max(values)
-    newest = short(values[-1])
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    newest = "nan" if values[-1] is None else short(values[-1])
     title = set_cell_size(chart["title"], max(0, width - cell_len(newest) - 1))
     labels = [short(high), *[""] * (height - 2), short(low)]
     drawn = plots.curve(line["steps"], values, width=width - LABEL_WIDTH - 1, height=height, low=low, high=high)

@@ -20,7 +20,7 @@ SETTINGS_OF_PLACE = ("run_dir", "output_dir", "run_name", "logging_dir", "report
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of the page. `read` takes a metrics line and gives the value at that step, None if absent."""
+    """A chart of the page. `read` takes a metrics line and gives the value at that step, None if none was logged."""
 
     id: str
     title: str
@@ -102,7 +102,8 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
             `rollouts` (the shown ones: see `vgpo.report.rollouts.rollout_entry`).
         `settings`: the settings in which the runs differ: `name` and `values`, one text per run.
         `charts`: `id`, `title`, `caption`, `unit`, `digits`, `from_zero` and `series`, each `run` (index),
-            `steps`, `values` and `averaged` (logged steps per point). Only charts that have a value.
+            `steps`, `values` (None where what was logged is not finite) and `averaged` (logged steps per point: the
+            mean of what is finite, at the step in their middle). Only charts that have a value.
         `images`: name -> None (no longer stored) or `uri` (data URI), `width`, `height` in pixels.
         `live`: None, or of a page that will be drawn again, because its run goes on: `drawn` (UTC, ISO 8601) and
             `every` (seconds until then).
@@ -242,9 +243,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines without those that a run, resumed from an earlier step, left behind."""
     kept: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if "step" not in line:
-            raise RunFolderError(f"metrics.jsonl, line {number}: found no step; restore or delete the line.")
+    for line in lines:
         while kept and kept[-1]["step"] > line["step"]:
             kept.pop()
         kept.append(line)
@@ -253,9 +252,10 @@ def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 def draw_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     charts: list[dict[str, Any]] = []
+    logged = [[with_nan(line) for line in lines] for lines in metrics]
     for chart in CHARTS:
-        series = [draw_line(chart, run, lines) for run, lines in enumerate(metrics)]
-        series = [line for line in series if line["steps"]]
+        series = [draw_line(chart, run, lines) for run, lines in enumerate(logged)]
+        series = [line for line in series if any(value is not None for value in line["values"])]
         # With accuracy as the only reward the two are one chart.
         repeated = chart.id == "reward" and any(drawn["series"] == series for drawn in charts)
         if series and not repeated:
@@ -271,7 +271,20 @@ def draw_line(chart: Chart, run: int, lines: Sequence[Mapping[str, Any]]) -> dic
     stretches = [points[start : start + stretch] for start in range(0, len(points), stretch)]
     return {
         "run": run,
-        "steps": [part[-1][0] for part in stretches],
-        "values": [float(f"{sum(value for _, value in part) / len(part):.5g}") for part in stretches],
+        "steps": [part[(len(part) - 1) // 2][0] for part in stretches],
+        "values": [finite_mean([value for _, value in part]) for part in stretches],
         "averaged": stretch,
     }
+
+
+def with_nan(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A metrics line as it was before null stood in it for what is not finite."""
+    if None not in line.values():
+        return line
+    return {key: math.nan if value is None else value for key, value in line.items()}
+
+
+def finite_mean(values: Sequence[float]) -> float | None:
+    """With five digits; None if no value is finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    return float(f"{sum(finite) / len(finite):.5g}") if finite else None

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 
 from vgpo.report.data import collect
 from vgpo.report.page import render
+from vgpo.report.rollout_log import ROLLOUT
 from vgpo.report.rollouts import RolloutSummary
 from vgpo.report.run_folder import RunFolder
 from vgpo.report.storage import write_file
@@ -29,7 +30,7 @@ class LiveReport:
         self.folder = folder
         self.clock = clock
         self.pause = MIN_PAUSE
-        self._rollouts = Tail(folder.rollouts_path)
+        self._rollouts = Tail(folder.rollouts_path, ROLLOUT)
         self._summary = RolloutSummary()
         self._failing = False
         self.start()

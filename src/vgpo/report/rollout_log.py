@@ -8,9 +8,22 @@ from typing import Any
 
 from PIL import Image
 
-from vgpo.report.storage import append_records, keep_lines, read_records, read_steps, write_file
+from vgpo.report.storage import NUMBER, STEP, Fields, append_records, keep_lines, read_records, write_file
 
 PNG_MODES = ("1", "L", "LA", "RGB", "RGBA")
+STORED: Fields = {**STEP, "images": list}
+# What readers of a record rest on.
+ROLLOUT: Fields = {
+    **STORED,
+    "group": int,
+    "row": int,
+    "problem": str,
+    "answer": object,
+    "tokens": list,
+    "focus": list | None,
+    "advantage": NUMBER | None,
+    "rewards": dict,
+}
 
 
 class RolloutLog:
@@ -40,12 +53,19 @@ class RolloutLog:
             self._drop_oldest()
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield the records in order, one at a time (the file may be larger than memory)."""
-        return read_records(self.path)
+        """Yield the records in order, one at a time (the file may be larger than memory).
+
+        Raises:
+            RunFolderError: a line is broken, or lacks a field; names it.
+        """
+        return read_records(self.path, ROLLOUT)
 
     def cut_back(self, step: int) -> None:
         """Drop the records of later steps, and the pictures that none of the others names."""
-        self._keep([written <= step for written in read_steps(self.path)])
+        self._keep([record["step"] <= step for record in self._stored()])
+
+    def _stored(self) -> Iterator[dict[str, Any]]:
+        return read_records(self.path, STORED)
 
     def _save(self, image: Image.Image) -> tuple[str, int]:
         """Save as PNG under a name made of its content, unless it is there.
@@ -67,7 +87,7 @@ class RolloutLog:
     def _drop_oldest(self) -> None:
         with self.path.open("rb") as lines:
             lengths = [len(line) for line in lines]
-        names = [record["images"] for record in self.read()]
+        names = [record["images"] for record in self._stored()]
         sizes = {f"images/{picture.name}": picture.stat().st_size for picture in self.images_path.glob("*.png")}
         room = self.max_bytes // 2
         keep = [False] * len(names)
@@ -82,7 +102,7 @@ class RolloutLog:
     def _keep(self, keep: Sequence[bool]) -> None:
         """Keep these records and their pictures. The records first: none that is left ever lacks its picture."""
         keep_lines(self.path, keep)
-        named = {name for record in self.read() for name in record["images"]}
+        named = {name for record in self._stored() for name in record["images"]}
         for picture in self.images_path.glob("*.png"):
             if f"images/{picture.name}" not in named:
                 picture.unlink()

@@ -131,7 +131,7 @@ def rollout_entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "row": record["row"],
         "correct": is_correct(record["rewards"]),
         "question": cut(record["problem"], MAX_TEXT_CHARACTERS),
-        "gold": cut(record["answer"] or "", MAX_TEXT_CHARACTERS),
+        "gold": cut("" if record["answer"] is None else str(record["answer"]), MAX_TEXT_CHARACTERS),
         "images": [Path(name).stem for name in record["images"]],
         "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in record["tokens"][:MAX_TOKENS]],
         "num_tokens": len(record["tokens"]),

@@ -1,5 +1,7 @@
 """The run folder: what a run was (config, code, machine) and what it did (metrics, rollouts, evaluation)."""
 
+import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +13,18 @@ import yaml
 from vgpo.report.environment import code_diff, describe_environment, hide_secrets
 from vgpo.report.rollout_log import RolloutLog
 from vgpo.report.storage import (
+    ANY,
+    NUMBER,
+    STEP,
+    Fields,
     RunFolderError,
     append_records,
+    check_fields,
     keep_lines,
     plain,
     read_object,
     read_records,
-    read_steps,
+    read_whole,
     to_json,
     write_file,
 )
@@ -25,7 +32,27 @@ from vgpo.report.storage import (
 # Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
 MAX_ROLLOUT_BYTES = 1024**3
+MAX_REASON = 300  # characters
+STATUS_OF_SIGNALS = {128 + number: number.name for number in signal.Signals}
 SUMMARY = "train_runtime"  # stands in the line that a trainer logs when it ends, early or not
+# What readers of the files rest on.
+ENVIRONMENT: Fields = {
+    "commit": str | None,
+    "dirty": bool | None,
+    "cpu_count": int | None,
+    "devices": list,
+    "seed": int,
+    "started": str,
+}
+RESUMED: Fields = {**STEP, "started": str}
+BROKEN_OFF: Fields = {**STEP, "time": NUMBER, "reason": str}
+EVALUATION: Fields = {
+    "accuracy": NUMBER,
+    "low": NUMBER,
+    "high": NUMBER,
+    "num_questions": int,
+    "num_correct": int,
+}
 
 
 @dataclass(frozen=True)
@@ -62,10 +89,10 @@ class RunFolder:
                 f"{folder.images_path} could not be made: {error.strerror}. Choose another output folder."
             ) from error
         environment = describe_environment(seed, command)
-        write_file(folder.path / "environment.json", to_json(environment, indent=2) + b"\n")
+        write_file(folder.environment_path, to_json(environment, indent=2) + b"\n")
         write_file(folder.path / "code.diff", code_diff().encode("utf-8"))
         resolved = hide_secrets(plain(config, other=str))
-        write_file(folder.path / "config.yaml", yaml.safe_dump(resolved, sort_keys=False).encode("ascii"))
+        write_file(folder.config_path, yaml.safe_dump(resolved, sort_keys=False).encode("ascii"))
         return folder
 
     @classmethod
@@ -76,7 +103,7 @@ class RunFolder:
             RunFolderError: there is no run in it.
         """
         folder = cls(Path(path))
-        if not (folder.path / "config.yaml").is_file():
+        if not folder.config_path.is_file():
             raise RunFolderError(
                 f"{folder.path} holds no run: config.yaml is missing. Pass the folder that training wrote."
             )
@@ -88,9 +115,9 @@ class RunFolder:
     ) -> "RunFolder":
         """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
 
-        Metrics and rollouts of later steps go, the line that sums up a training that ended, and the evaluation after
-        training; resumes.jsonl gets a line. Each file changes at once: after a kill in the midst of it, call this
-        again.
+        Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
+        training, and the mark of an early end; resumes.jsonl gets a line. Each file changes at once: after a kill in
+        the midst of it, call this again.
 
         Args:
             path: folder of the run.
@@ -102,13 +129,14 @@ class RunFolder:
             RunFolderError: there is no run in it, a line is broken (names it), or the disk refused.
         """
         folder = cls.open(path)
-        steps, lines = read_steps(folder.metrics_path), read_records(folder.metrics_path)
-        keep = [written <= step and SUMMARY not in line for written, line in zip(steps, lines, strict=True)]
+        lines = read_records(folder.metrics_path, STEP)
+        keep = [line["step"] <= step and SUMMARY not in line for line in lines]
         keep_lines(folder.metrics_path, keep)
         folder.rollouts.cut_back(step)
         evaluation = folder.read_evaluation() or {}
         if evaluation.pop("after", None) is not None:
             folder.write_evaluation(evaluation)
+        folder.broken_off_path.unlink(missing_ok=True)
         resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
         append_records(folder.resumes_path, [resumed])
         return folder
@@ -126,6 +154,14 @@ class RunFolder:
                 f"{self.path} already holds a run ({', '.join(held)}). Choose another output folder, "
                 "or move or delete this one."
             )
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
 
     @property
     def metrics_path(self) -> Path:
@@ -156,14 +192,34 @@ class RunFolder:
         return self.path / "evaluation.json"
 
     @property
+    def broken_off_path(self) -> Path:
+        return self.path / "broken_off.json"
+
+    @property
     def report_path(self) -> Path:
         return self.path / "report.html"
 
     def read_config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_bytes())
+        """Return the settings.
+
+        Raises:
+            RunFolderError: config.yaml cannot be read, or holds no settings by name.
+        """
+        text = read_whole(self.config_path)
+        try:
+            settings = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:  # the latter is a date that there is not
+            reason = " ".join(str(error).split())
+            raise RunFolderError(f"{self.config_path}: not valid YAML ({reason}); restore it.") from error
+        return check_fields(settings, str(self.config_path), ANY)
 
     def read_environment(self) -> dict[str, Any]:
-        return read_object(self.path / "environment.json")
+        """Return what `vgpo.report.environment.describe_environment` found when the run began.
+
+        Raises:
+            RunFolderError: environment.json cannot be read, or lacks what a report shows.
+        """
+        return read_object(self.environment_path, ENVIRONMENT)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line; needs the key `step`. A float that is not finite is written as null.
@@ -174,8 +230,12 @@ class RunFolder:
         append_records(self.metrics_path, [metrics])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines in order, as written."""
-        return list(read_records(self.metrics_path))
+        """Return the logged lines in order, as written.
+
+        Raises:
+            RunFolderError: a line is broken, or has no step; names it.
+        """
+        return list(read_records(self.metrics_path, STEP))
 
     def write_rollouts(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append rollout records; the `rollout_writer` of the trainer.
@@ -192,17 +252,51 @@ class RunFolder:
         self.rollouts.write(records)
 
     def read_rollouts(self) -> Iterator[dict[str, Any]]:
-        """Yield the records in order, one at a time (the file may be larger than memory)."""
+        """Yield the records in order, one at a time (the file may be larger than memory).
+
+        Raises:
+            RunFolderError: a line is broken, or lacks a field; names it.
+        """
         return self.rollouts.read()
 
     def read_resumes(self) -> list[dict[str, Any]]:
         """Return what `resume` recorded, in order: `step`, `changes`, and the fields of environment.json then."""
-        return list(read_records(self.resumes_path))
+        return list(read_records(self.resumes_path, RESUMED))
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.study.Evaluation`."""
         write_file(self.evaluation_path, to_json(evaluation, indent=2) + b"\n")
 
     def read_evaluation(self) -> dict[str, Any] | None:
-        """Return what `write_evaluation` wrote, None before it was called."""
-        return read_object(self.evaluation_path) if self.evaluation_path.exists() else None
+        """Return what `write_evaluation` wrote, None before it was called.
+
+        Raises:
+            RunFolderError: evaluation.json is broken, or a part of it lacks a figure; names that.
+        """
+        if not self.evaluation_path.exists():
+            return None
+        evaluation = read_object(self.evaluation_path)
+        for when, scores in evaluation.items():
+            if scores is not None:
+                check_fields(scores, f"{self.evaluation_path}, {when}", EVALUATION)
+        return evaluation
+
+    def write_broken_off(self, step: int, error: BaseException) -> None:
+        """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.
+
+        Raises:
+            RunFolderError: the disk refused.
+        """
+        mark = {"step": step, "time": time.time(), "reason": reason_of(error)}
+        write_file(self.broken_off_path, to_json(mark, indent=2) + b"\n")
+
+    def read_broken_off(self) -> dict[str, Any] | None:
+        """Return the mark of an early end; None of a run that goes on, ended as planned, or was killed."""
+        return read_object(self.broken_off_path, BROKEN_OFF) if self.broken_off_path.exists() else None
+
+
+def reason_of(error: BaseException) -> str:
+    """The signal that led to an exit status, or kind and first line of an error."""
+    if isinstance(error, SystemExit) and error.code in STATUS_OF_SIGNALS:
+        return STATUS_OF_SIGNALS[error.code]
+    return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:MAX_REASON]

@@ -5,13 +5,20 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
+from types import MappingProxyType, UnionType
 from typing import Any
+
+Fields = Mapping[str, type | UnionType]  # what an object has to hold, and of what type
 
 FIRST_BLOCK = 1 << 16  # bytes read in search of the last line; doubled until they hold it
 RESTART = "Free space on this disk and run the same command with --resume true."
+NUMBER = int | float
+ANY: Fields = MappingProxyType({})
+STEP: Fields = MappingProxyType({"step": NUMBER})
 
 
 class RunFolderError(RuntimeError):
@@ -57,21 +64,34 @@ def to_json(value: object, indent: int | None = None) -> bytes:
 def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a whole file, or its parts in order, beside its place and rename it there.
 
-    A reader, and whoever comes after a kill, sees the old file or the new one.
+    A reader, and whoever comes after a kill, sees the old file or the new one. Whatever ends the writing, an error of
+    the parts too, leaves nothing of the new one behind.
 
     Raises:
         RunFolderError: the disk refused; an older file at `path` is left as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_all(partial, b"")
+        with refusal_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_all(partial, b"")
         for part in [data] if isinstance(data, bytes) else data:
-            write_all(partial, part, append=True)
-        partial.replace(path)
-    except OSError as error:
+            with refusal_told(path):
+                write_all(partial, part, append=True)
+        with refusal_told(path):
+            partial.replace(path)
+    except BaseException:
         if partial.exists():
             partial.unlink()
+        raise
+
+
+@contextmanager
+def refusal_told(path: Path) -> Iterator[None]:
+    """What the disk refuses inside the block is told as an error about `path`."""
+    try:
+        yield
+    except OSError as error:
         raise RunFolderError(
             f"{path} could not be written: {error.strerror}. Nothing of it was left behind. "
             "Free space on this disk, or choose a folder on another one, and run again."
@@ -112,25 +132,11 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
         write_file(path, iter(lambda: b"".join(itertools.islice(left, 100)), b""))
 
 
-def read_steps(path: Path) -> list[int]:
-    """The step of each record of a JSON-lines file.
-
-    Raises:
-        RunFolderError: a complete line is not a JSON object with a step; names file and line.
-    """
-    steps = []
-    for number, record in enumerate(read_records(path), start=1):
-        if "step" not in record:
-            raise RunFolderError(f"{path}, line {number}: found no step; restore or delete the line.")
-        steps.append(record["step"])
-    return steps
-
-
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
+def read_records(path: Path, fields: Fields = ANY) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSON-lines file; a last line that was never finished is left out.
 
     Raises:
-        RunFolderError: a complete line is not a JSON object; names file and line.
+        RunFolderError: a complete line is not a JSON object with these fields; names file and line.
     """
     if not path.exists():
         return
@@ -138,22 +144,54 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield parse_object(line, f"{path}, line {number}")
+            yield parse_object(line, f"{path}, line {number}", fields)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object."""
-    return parse_object(path.read_bytes(), str(path))
+def read_object(path: Path, fields: Fields = ANY) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        RunFolderError: it cannot be read, or is not a JSON object with these fields; names it.
+    """
+    return parse_object(read_whole(path), str(path), fields)
 
 
-def parse_object(text: bytes, where: str) -> dict[str, Any]:
+def read_whole(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path} could not be read: {error.strerror}; restore it.") from error
+
+
+def parse_object(text: bytes, where: str, fields: Fields = ANY) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
         raise RunFolderError(f"{where}: not valid JSON ({error}); restore or delete it.") from error
+    return check_fields(value, where, fields)
+
+
+def check_fields(value: Any, where: str, fields: Fields) -> dict[str, Any]:
+    """`value`, if it is a mapping that holds these fields.
+
+    Raises:
+        RunFolderError: it does not; names the field.
+    """
     if not isinstance(value, dict):
-        raise RunFolderError(f"{where}: found {type(value).__name__}, expected a JSON object; restore or delete it.")
+        raise RunFolderError(f"{where}: found {type_name(value)}, expected a mapping; restore or delete it.")
+    for name, expected in fields.items():
+        if name not in value:
+            raise RunFolderError(f"{where}: found no {name}; restore or delete it.")
+        if not isinstance(value[name], expected):
+            kind = expected.__name__ if isinstance(expected, type) else expected
+            raise RunFolderError(
+                f"{where}: found {type_name(value[name])} as {name}, expected {kind}; restore or delete it."
+            )
     return value
+
+
+def type_name(value: object) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def write_all(path: Path, data: bytes, append: bool = False) -> None:

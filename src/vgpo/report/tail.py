@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vgpo.report.storage import parse_object
+from vgpo.report.storage import ANY, Fields, parse_object
 
 
 class Tail:
@@ -14,8 +14,9 @@ class Tail:
     resumed run has cut the file back, or its oldest records have gone), the file is read from its beginning again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fields: Fields = ANY) -> None:
         self.path = path
+        self.fields = fields
         self._end: int  # bytes read
         self._last: bytes  # the last line read
         self._number: int  # of that line
@@ -28,7 +29,8 @@ class Tail:
             restart: called before the first record where the file is read from its beginning again.
 
         Raises:
-            RunFolderError: a complete line is not a JSON object; names file and line.
+            RunFolderError: a complete line is not a JSON object with `fields`; names file and line, and does so
+                again until the line is mended.
         """
         if not self.path.exists():
             if self._end:
@@ -44,8 +46,9 @@ class Tail:
             for line in lines:
                 if not line.endswith(b"\n"):
                     return
+                record = parse_object(line, f"{self.path}, line {self._number + 1}", self.fields)
                 self._end, self._last, self._number = self._end + len(line), line, self._number + 1
-                yield parse_object(line, f"{self.path}, line {self._number}")
+                yield record
 
     def _forget(self) -> None:
         self._end, self._last, self._number = 0, b"", 0

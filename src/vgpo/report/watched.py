@@ -3,13 +3,15 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps
+from vgpo.report.rollout_log import ROLLOUT
 from vgpo.report.rollouts import rollout_entry
 from vgpo.report.run_folder import SUMMARY, RunFolder
-from vgpo.report.storage import last_complete_line, parse_object, read_object, read_records
+from vgpo.report.storage import STEP, last_complete_line, parse_object
 from vgpo.report.tail import Tail
 
 RECENT = 50  # logged lines by which the pace is judged
@@ -19,9 +21,9 @@ T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """What `read` makes of a file, made anew when the file has changed."""
+    """What `read` makes of the file `path`, made anew when the file has changed."""
 
-    def __init__(self, path: Path, read: Callable[[Path], T]) -> None:
+    def __init__(self, path: Path, read: Callable[[], T]) -> None:
         self.path = path
         self.read = read
         self._signature: tuple[int, int, int] | None = None
@@ -29,13 +31,14 @@ class Cached(Generic[T]):
 
     def get(self) -> T | None:
         """None while there is no file."""
-        if not self.path.exists():
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
             self._signature, self._value = None, None
             return None
-        stat = self.path.stat()
         signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if signature != self._signature:
-            self._signature, self._value = signature, self.read(self.path)
+            self._signature, self._value = signature, self.read()
         return self._value
 
 
@@ -44,12 +47,12 @@ class Pace:
     """How fast the last lines came, in wall-clock time, with evaluations and checkpoints in it.
 
     seconds_per_step, tokens_per_second: of prompts and responses; None where two lines are lacking.
-    longest: seconds, of the longest wait between two lines.
+    longest: seconds, of the longest wait between two lines; None where no wait is known.
     """
 
     seconds_per_step: float | None
     tokens_per_second: float | None
-    longest: float
+    longest: float | None
 
 
 class WatchedRun:
@@ -61,6 +64,7 @@ class WatchedRun:
         alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
         rollout: the rollout stored last, as of `rollout_entry`, or None.
         config, evaluation: as they stand in their files; empty while there is none.
+        broken_off: the mark that an error or a signal has ended the run, or None.
         checkpoint: step of the newest whole checkpoint and the time of its end (seconds since 1970), or None.
     """
 
@@ -72,13 +76,18 @@ class WatchedRun:
         self.rollout: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
+        self.broken_off: dict[str, Any] | None = None
         self.resumed_from: list[int] = []
         self.checkpoint: tuple[int, float] | None = None
-        self._metrics = Tail(self.folder.metrics_path)
-        self._rollout = Cached(self.folder.rollouts_path, last_rollout)
-        self._config = Cached(self.folder.path / "config.yaml", lambda path: self.folder.read_config())
-        self._evaluation = Cached(self.folder.evaluation_path, read_object)
-        self._resumes = Cached(self.folder.resumes_path, lambda path: [line["step"] for line in read_records(path)])
+        self._started: float | None = None  # when it began or was last resumed, in seconds since 1970
+        self._drawn = True  # whether charts and alarms are those of `lines`
+        self._metrics = Tail(self.folder.metrics_path, STEP)
+        self._rollout = Cached(self.folder.rollouts_path, lambda: last_rollout(self.folder.rollouts_path))
+        self._config = Cached(self.folder.config_path, self.folder.read_config)
+        self._environment = Cached(self.folder.environment_path, self.folder.read_environment)
+        self._evaluation = Cached(self.folder.evaluation_path, self.folder.read_evaluation)
+        self._broken_off = Cached(self.folder.broken_off_path, self.folder.read_broken_off)
+        self._resumes = Cached(self.folder.resumes_path, self.folder.read_resumes)
 
     def read(self) -> None:
         """Look at every file again.
@@ -88,20 +97,30 @@ class WatchedRun:
         """
         self.config = self._config.get() or {}
         self.evaluation = self._evaluation.get() or {}
-        self.resumed_from = self._resumes.get() or []
+        self.broken_off = self._broken_off.get()
+        resumes, environment = self._resumes.get() or [], self._environment.get()
+        self.resumed_from = [resumed["step"] for resumed in resumes]
+        starts = [start["started"] for start in (environment, *resumes) if start is not None]
+        self._started = datetime.fromisoformat(starts[-1]).timestamp() if starts else None
         self.rollout = self._rollout.get()
         self.checkpoint = newest_checkpoint(self.folder.checkpoints_path)
         self._read_metrics()
 
     def _read_metrics(self) -> None:
-        kept = list(self.lines)
-        new = list(self._metrics.read(kept.clear))
-        if not new and len(kept) == len(self.lines):
+        for line in self._metrics.read(self._forget_lines):
+            self.lines.append(line)
+            self._drawn = False
+        if self._drawn:
             return
-        self.lines = drop_abandoned_steps([*kept, *new])
+        self.lines = drop_abandoned_steps(self.lines)
         self.charts = draw_charts([self.lines])
         holding = [name for name, value in self.last_line.items() if value]
         self.alarms = [{**alarm, "holds": f"alarm/{alarm['name']}" in holding} for alarm in alarms_of(self.lines)]
+        self._drawn = True
+
+    def _forget_lines(self) -> None:
+        self.lines.clear()
+        self._drawn = False
 
     @property
     def begun(self) -> bool:
@@ -125,6 +144,8 @@ class WatchedRun:
     @property
     def over(self) -> bool:
         """Whether nothing more is to come: a run that went to its end is evaluated after training."""
+        if self.broken_off is not None:
+            return True
         evaluates = self.config.get("eval_data") is not None and not self.ended_early
         return self.training_is_over and (not evaluates or self.evaluation.get("after") is not None)
 
@@ -145,15 +166,18 @@ class WatchedRun:
         return pace_of([line for line in self.lines[-RECENT - 1 :] if SUMMARY not in line], self.resumed_from)
 
     def silent_for(self, now: float) -> float | None:
-        """Seconds since the last line where that is longer than a run of this pace would take; else None.
+        """Seconds since the last sign of life, a line or a start; None if neither says when it was.
 
         now: seconds since 1970.
         """
-        last = self.lines[-1].get("time") if self.lines else None
-        if last is None or self.training_is_over:
-            return None
-        silence = now - last
-        return silence if silence > max(SILENCE, 3 * self.pace().longest) else None
+        signs = [self._started, self.lines[-1].get("time") if self.lines else None]
+        known = [sign for sign in signs if sign is not None]
+        return now - max(known) if known else None
+
+    def is_late(self, now: float) -> bool:
+        """Whether the next line is due for longer than a run of this pace would take. now: seconds since 1970."""
+        silence, longest = self.silent_for(now), self.pace().longest
+        return silence is not None and longest is not None and silence > max(SILENCE, 3 * longest)
 
 
 def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pace:
@@ -174,13 +198,13 @@ def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pac
     return Pace(
         seconds_per_step=sum(waits) / steps if steps else None,
         tokens_per_second=tokens / seconds if seconds > 0 else None,
-        longest=max(waits, default=0.0),
+        longest=max(waits, default=None),
     )
 
 
 def last_rollout(path: Path) -> dict[str, Any] | None:
     _, line = last_complete_line(path)
-    return rollout_entry(parse_object(line, f"{path}, last line")) if line else None
+    return rollout_entry(parse_object(line, f"{path}, last line", ROLLOUT)) if line else None
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, float] | None:

@@ -66,11 +66,12 @@ function band(scale, { steps, low, high }) {
   return `${there}L${path(scale, back.map((point) => point[0]), back.map((point) => point[1])).slice(1)}Z`;
 }
 
-// Centred mean over a tenth of the points, over what there is of it at the ends.
+// Centred mean over a tenth of the points, over what there is of it at the ends and beside gaps.
 function runningMean(values) {
   const reach = Math.floor(values.length / 20);
-  return values.map((_, i) => {
-    const part = values.slice(Math.max(0, i - reach), i + reach + 1);
+  return values.map((own, i) => {
+    if (own === null) return null;
+    const part = values.slice(Math.max(0, i - reach), i + reach + 1).filter((value) => value !== null);
     return part.reduce((sum, value) => sum + value, 0) / part.length;
   });
 }
@@ -79,7 +80,7 @@ function drawMetric(chart, smooth) {
   const steps = chart.series.flatMap((line) => line.steps);
   const xRange = [Math.min(0, ...steps), Math.max(...steps)];
   const shown = chart.series.flatMap((line) => [...line.values, ...(line.low ?? []), ...(line.high ?? [])]);
-  const yRange = valueRange(shown, chart.from_zero);
+  const yRange = valueRange(shown.filter((value) => value !== null), chart.from_zero);
   const scale = scales(xRange, yRange);
   const { ticks } = niceTicks(...xRange, 3);
   const svg = shape("svg", { class: "chart", viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img" });
@@ -92,12 +93,17 @@ function drawMetric(chart, smooth) {
     if (smoothed) group.append(shape("path", { class: "run-line raw", d: path(scale, line.steps, line.values) }));
     const values = smoothed ? runningMean(line.values) : line.values;
     group.append(shape("path", { class: "run-line", d: path(scale, line.steps, values) }));
-    if (line.steps.length === 1) {
-      group.append(shape("circle", { class: "dot", r: 3.5, cx: scale.x(line.steps[0]), cy: scale.y(values[0]) }));
-    }
+    values.forEach((value, i) => {
+      const alone = value !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null;
+      if (alone) group.append(dot(scale, line, i, value));
+    });
     svg.append(group);
   }
   return { svg, scale };
+}
+
+function dot(scale, line, i, value) {
+  return shape("circle", { class: `dot run-${line.run}`, r: 3.5, cx: scale.x(line.steps[i]), cy: scale.y(value) });
 }
 
 function nearest(steps, step) {
@@ -122,8 +128,7 @@ function readOut(chart, scale, svg, readout, step) {
   for (const line of chart.series) {
     const at = nearest(line.steps, step);
     const value = line.values[at];
-    const where = { class: `dot run-${line.run}`, r: 3.5, cx: scale.x(line.steps[at]), cy: scale.y(value) };
-    marks.append(shape("circle", where));
+    if (value !== null) marks.append(dot(scale, line, at, value));
     parts.push(element("span", { class: "mark" }, swatch(line.run), number(value, chart.digits)));
   }
   svg.append(marks);
@@ -162,8 +167,10 @@ function chartFigure(chart, smooth) {
   });
   show(null);
   const title = chart.unit ? `${chart.title}, ${chart.unit}` : chart.title;
-  const averaged = Math.max(...chart.series.map((line) => line.averaged));
-  const note = averaged > 1 ? ` Each point is the mean of ${averaged} logged steps.` : "";
+  const averaged = chart.series.map((line) => line.averaged);
+  const [least, most] = [Math.min(...averaged), Math.max(...averaged)];
+  const stretch = least < most ? `${least} to ${most} logged steps, by the length of its run` : `${most} logged steps`;
+  const note = most > 1 ? ` Each point is the mean of ${stretch}.` : "";
   const caption = element("figcaption", {}, title);
   return element("figure", {}, caption, element("p", {}, chart.caption + note), svg, readout);
 }
