@@ -21,7 +21,12 @@ QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_NAME_CHARACTERS = 200
 MAX_ANSWERS = 200  # rows of the table of answers without the picture
 MEASURES = tuple(name for name in PER_TOKEN if name != "gate")  # which is a sign and no number
-IN_PLACE = {BLANK: "a blank one", OTHER: "another question’s", AGAIN: "the same picture, drawn again"}
+# What is asked with in place of the true picture: in full, and at the head of a column.
+IN_PLACE = {
+    BLANK: ("a blank one", "Blank"),
+    OTHER: ("another question’s", "Another’s"),
+    AGAIN: ("the same picture, drawn again", "Drawn again"),
+}
 
 
 def render_inspection(data: Mapping[str, Any]) -> str:
