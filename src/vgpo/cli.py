@@ -149,14 +149,16 @@ def inspect_checkpoint(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Questions to answer, a data set as in a recipe. Default: what the checkpoint's run stored."
+            help="Questions to answer, a data set as in a recipe. Default: none; what the run stored is looked at."
         ),
     ] = None,
     rows: Annotated[
         str | None,
         typer.Option(help="Which rows, as in 0-49 or 0,3,7; of a run, which groups. Default: the first 50."),
     ] = None,
-    compare: Annotated[str | None, typer.Option(help="Another checkpoint, asked the same and shown beside.")] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Another checkpoint, which answers the same and is shown beside.")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Responses to a question. Default: 1, which is greedy; more are drawn.")
     ] = None,
@@ -177,7 +179,9 @@ def inspect_checkpoint(
         int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
-    seed: Annotated[int, typer.Option(help="Draws the responses, where there are several to a question.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Draws the responses, where there are several to a question. Default: 0.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
     """Show where a checkpoint looks: its answers, token by token, over their pictures, as one page."""

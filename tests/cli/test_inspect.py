@@ -59,7 +59,7 @@ def test_questions_of_a_data_set(tmp_path: Path, toy_files: tuple[Path, Path]) -
     assert (out / "inspection.html").read_text("utf-8") == found.to_html()
     assert [question["row"] for question in found.questions] == [1, 4, 5]
     assert found.data["models"] == [{"name": "toy", "path": "toy", "family": "qwen2_5_vl"}]
-    assert (found.data["temperature"], found.data["max_new_tokens"]) == (0.0, 8)
+    assert found.data["responses"] == {"from": "answers", "temperature": 0.0, "seed": 0, "max_new_tokens": 8}
     assert found.data["settings"]["strength"] == 0.3
     assert found.questions[0]["rollouts"][0]["without"]["blank"]["correct"] in (True, False)
 
@@ -72,8 +72,8 @@ def test_a_checkpoint_of_a_run_beside_its_start(
     invoke(checkpoint, "--data", toy_files[1], *words)
     found = Inspection.read(tmp_path / "page.json")
     assert [model["name"] for model in found.data["models"]] == ["study/checkpoint-4", "toy"]
-    assert (found.data["settings"]["strength"], found.data["temperature"]) == (0.9, 0.5)
-    assert found.data["max_new_tokens"] == 5
+    assert found.data["settings"]["strength"] == 0.9
+    assert found.data["responses"] == {"from": "answers", "temperature": 0.5, "seed": 0, "max_new_tokens": 5}
     for question in found.questions:
         assert [(one["model"], one["sample"]) for one in question["rollouts"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert not list(tmp_path.glob(".*partial"))
@@ -86,7 +86,30 @@ def test_responses_that_a_run_stored(tmp_path: Path, run_folder: Path) -> None:
     assert ["".join(one["tokens"]) for one in question["rollouts"]] == ["row 1: 7", "row 1: 8<|im_end|>"]
     assert question["row"] == 7
     assert sum(question["rollouts"][0]["advantage"]) < 0 < sum(question["rollouts"][1]["advantage"])
-    assert "--samples is for the questions of --data" in invoke(checkpoint, "--samples", 2, status=2)
+    assert Inspection.read(tmp_path / "a.json").data["responses"] == {"from": "rollouts", "steps": [4, 4]}
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert "rollouts that the run drew and stored at step 4, read by this checkpoint" in page
+    assert "sampled at temperature" not in page
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--compare", "toy"],
+        ["--without"],
+        ["--samples", 1],
+        ["--seed", 0],
+        ["--max-new-tokens", 8],
+        ["--format", "table"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_stored_responses_are_not_answered_anew(tmp_path: Path, run_folder: Path, words: list[object]) -> None:
+    checkpoint = run_folder / "checkpoints" / "checkpoint-4"
+    said = " ".join(invoke(checkpoint, *words, "--out", tmp_path / "a.json", status=2).split())
+    assert f"{words[0]}: without --data, the responses that the checkpoint's run stored are looked at" in said
+    assert f"--data FILE, or leave {words[0]} out" in said
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_what_cannot_be_inspected_is_said(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:

@@ -18,9 +18,7 @@ def inspection(questions: list[dict[str, Any]], models: tuple[str, ...] = ("star
         "vgpo": "0.1.0",
         "created": "2026-11-23T04:05:06+00:00",
         "settings": vars(VGPOSettings()),
-        "temperature": 0.0,
-        "seed": 0,
-        "max_new_tokens": 64,
+        "responses": {"from": "answers", "temperature": 0.0, "seed": 0, "max_new_tokens": 64},
         "models": [{"name": name, "path": f"runs/{name}", "family": "vgpo_toy"} for name in models],
         "questions": questions,
     }
@@ -70,9 +68,18 @@ def num_visual(grids: list[dict[str, Any]]) -> int:
 
 
 def rollout(
-    model: int = 0, num_tokens: int = 12, num_visual: int = 6, *, seed: int = 0, **changes: Any
+    model: int = 0,
+    num_tokens: int = 12,
+    num_visual: int = 6,
+    *,
+    seed: int = 0,
+    grids: list[dict[str, Any]] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """A rollout whose numbers agree with each other as the equations want it (beta 0.3, gate on the last tokens)."""
+    """A rollout whose numbers agree with each other as the equations want it (beta 0.3, gate on the last tokens).
+
+    `grids` of its question; by default one over all visual tokens.
+    """
     random = np.random.default_rng(seed)
     places = np.arange(1, num_tokens + 1)
     patches = smooth(random.normal(size=(num_tokens, num_visual))) * 0.3
@@ -100,7 +107,7 @@ def rollout(
         "rollout_factor": 1.1,
         "advantage": (0.7 * factor * 1.1).tolist(),
         "late_early_ratio": float(focus[half:].mean() / focus[:half].mean()) if half else None,
-        "patches": pack(patches),
+        "patches": pack(patches, grids),
         "attention": attention(num_tokens),
         "without": {
             "blank": {"text": "3", "predicted": "3", "correct": False},
@@ -117,12 +124,15 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def pack(patches: np.ndarray) -> dict[str, Any]:
+def pack(patches: np.ndarray, grids: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """`patches` (T, V) as the file holds them."""
+    columns = [one["tokens"] for one in grids] if grids else [list(range(patches.shape[1]))]
+    rows = [*patches, patches.mean(axis=0)]
+    peaks = [sorted((max(ones, key=row.__getitem__) for ones in columns), key=lambda one: -row[one]) for row in rows]
     low, high = float(patches.min()), float(patches.max())
     levels = np.round((patches - low) / ((high - low) or 1) * 255).astype(np.uint8)
     data = base64.b64encode(levels.tobytes()).decode("ascii")
-    return {"low": low, "high": high, "columns": patches.shape[1], "data": data}
+    return {"low": low, "high": high, "columns": patches.shape[1], "data": data, "peaks": peaks}
 
 
 def attention(num_tokens: int) -> dict[str, list[float]]:
@@ -156,9 +166,17 @@ def odd() -> dict[str, Any]:
     empty = rollout(0, 1, **nothing, advantage=[], late_early_ratio=None, patches=None, attention=None, predicted=None)
     return inspection(
         [
-            question(3, [rollout(m, num_visual=num_visual(tiles), seed=m) for m in (0, 1)], grids=tiles, kind="tiles"),
             question(
-                1, [rollout(m, num_visual=12, seed=m) for m in (0, 1)], images=[picture(1), picture(2)], grids=two
+                3,
+                [rollout(m, num_visual=num_visual(tiles), seed=m, grids=tiles) for m in (0, 1)],
+                grids=tiles,
+                kind="tiles",
+            ),
+            question(
+                1,
+                [rollout(m, num_visual=12, seed=m, grids=two) for m in (0, 1)],
+                images=[picture(1), picture(2)],
+                grids=two,
             ),
             without_picture(2),
             question(4, [rollout(m, sample=s, seed=10 * m + s) for m in (0, 1) for s in range(3)]),

@@ -245,6 +245,56 @@ def test_cells_are_read_by_key(browser: Chromium, data: dict[str, Any], page: Pa
     assert texts_of(browser, ".patch-readout")[0] == f"picture 2, row 2, column 2: {number}"
 
 
+def test_digits_are_those_that_the_levels_tell_apart(
+    browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    values = np.linspace(-0.3, 0.3, 72).reshape(12, 6)
+    question = made.question(0, [made.rollout(0, patches=made.pack(values))])
+    for levels, digits in ((256, 3), (32, 2), (4, 1)):  # steps of 0.0024, 0.019 and 0.2
+        monkeypatch.setattr("vgpo.inspection.maps.FINENESSES", (Fineness(levels, 1),))
+        show(browser, write(made.inspection([question], ("one",)), tmp_path))
+        choose_token(browser, 11)
+        assert texts_of(browser, ".patch-readout") == [f"highest: row 2, column 3: {0.3:.{digits}f}"]
+        assert texts_of(browser, ".overlay text")[-1] == f"{0.3:.{min(2, digits)}f}"
+
+
+def test_of_cells_in_one_level_the_highest_is_framed(browser: Chromium, tmp_path: Path):
+    values = np.zeros((3, 6))
+    values[0] = [-1, 1, 0, 0, 0, 0]
+    values[1, 4], values[2, 3] = 1e-4, 1e-4
+    question = made.question(0, [made.rollout(0, 3, patches=made.pack(values))])
+    show(browser, write(made.inspection([question], ("one",)), tmp_path))
+    for token, place in ((1, "row 2, column 2"), (2, "row 2, column 1")):
+        choose_token(browser, token)
+        assert texts_of(browser, ".patch-readout")[0].startswith(f"highest: {place}: ")
+
+
+def test_cells_in_the_padding_stay_within_the_picture(browser: Chromium, tmp_path: Path):
+    padded = made.grid(box=[-0.056, -0.25, 1.056, 1.25])
+    show(browser, write(made.inspection([made.question(0, [made.rollout(0)], grids=[padded])], ("one",)), tmp_path))
+    places = "[...document.querySelectorAll('.cell')].map((one) => ['x', 'y', 'width', 'height']" + (
+        ".map((name) => Number(one.getAttribute(name))))"
+    )
+    x, y, width, height = np.array(browser.evaluate(places)).T
+    assert (x.min(), y.min()) == (0, 0)
+    assert ((x + width).max(), (y + height).max()) == pytest.approx((96, 64))
+    assert (width > 0).all()
+
+
+def test_tokens_without_a_number_are_drawn(browser: Chromium, tmp_path: Path):
+    holes = {name: [None, *made.rollout()[name][1:]] for name in ("similarity", "focus", "weight")}
+    similarity = [None, -0.5, -0.2, *[-0.4] * 9]
+    none = {"token_factor": [None] * 12, "advantage": [None] * 12, "patches": None, "rollout_factor": None}
+    rollout = made.rollout(0, **{**holes, **none, "similarity": similarity})
+    show(browser, write(made.inspection([made.question(0, [rollout])], ("one",)), tmp_path))
+    assert texts_of(browser, ".token-readout p")[0].startswith("token 3 of 12")  # opened at the highest
+    browser.evaluate("document.querySelectorAll('.token')[0].click()")
+    assert texts_of(browser, ".token-readout dd")[:5] == ["–"] * 5
+    for label in ("ρ", "w", "Token factor", "Advantage"):
+        press_button(browser, "measure-choice", label)
+    assert browser.complaints == []
+
+
 def test_tiles_and_the_whole_are_chosen(browser: Chromium, data: dict[str, Any], page: Path):
     show(browser, page)
     open_question(browser, 0)
@@ -329,6 +379,8 @@ def test_samples_are_chosen(browser: Chromium, data: dict[str, Any], page: Path)
     )
     assert tokens == [token.replace("\n", "↵\n") for token in rollout["tokens"]]
     assert browser.evaluate("document.activeElement.textContent").endswith("3")
+    press_button(browser, "measure-choice", "w")  # and the sample stays
+    assert [text[-1] for text in texts_of(browser, ".pane .choices [aria-pressed=true]")] == ["3", "1"]
 
 
 def test_answers_without_the_picture(browser: Chromium, data: dict[str, Any], page: Path):
@@ -347,6 +399,27 @@ def test_answers_without_the_picture(browser: Chromium, data: dict[str, Any], pa
     browser.evaluate("document.querySelector('#answers button[data-question=\"4\"]').click()")
     painted(browser)
     assert texts_of(browser, "#question > .gold") == ["Expected 2 · row 5"]
+
+
+def test_an_answer_opens_its_own_sample(browser: Chromium, data: dict[str, Any], page: Path, tmp_path: Path):
+    row = 'document.querySelector(\'#answers button[data-question="3"][data-model="1"][data-sample="2"]\')'
+    pressed = ".pane .choices [aria-pressed=true]"
+    show(browser, page)
+    assert texts_of(browser, "#answers th")[:3] == ["Row", "Model", "Sample"]
+    assert browser.evaluate(f"{row}.closest('tr').children[2].textContent") == "3"
+    browser.evaluate(f"{row}.click()")
+    painted(browser)
+    assert [text[-1] for text in texts_of(browser, pressed)] == ["1", "3"]
+    press_button(browser, "measure-choice", "w")
+    assert [text[-1] for text in texts_of(browser, pressed)] == ["1", "3"]  # and stays
+    open_question(browser, 3)
+    assert [text[-1] for text in texts_of(browser, pressed)] == ["1", "1"]
+    one = made.inspection([made.question(0, [made.rollout(0, sample=n, seed=n) for n in range(3)])], ("one",))
+    show(browser, write(one, tmp_path))
+    assert texts_of(browser, "#answers th")[:2] == ["Row", "Sample"]
+    browser.evaluate("document.querySelector('#answers button[data-sample=\"1\"]').click()")
+    painted(browser)
+    assert [text[-1] for text in texts_of(browser, pressed)] == ["2"]
 
 
 def test_hostile_text_is_shown_as_text(browser: Chromium, tmp_path: Path):

@@ -46,7 +46,8 @@ def test_cells_of_large_grids_are_means_over_blocks() -> None:
 
 def test_packed_values_come_back_within_half_a_level() -> None:
     values = torch.randn(4, 7)
-    found = packed(values)
+    found = packed(values, [range(7)])
+    assert found is not None
     step = (found["high"] - found["low"]) / 255
     levels = base64.b64decode(found["data"])
     assert found["columns"] == 7
@@ -56,5 +57,27 @@ def test_packed_values_come_back_within_half_a_level() -> None:
 
 
 def test_a_map_of_one_value_is_packed() -> None:
-    found = packed(torch.full((2, 2), 0.25))
+    found = packed(torch.full((2, 2), 0.25), [range(2)])
+    assert found is not None
     assert (found["low"], found["high"], base64.b64decode(found["data"])) == (0.25, 0.25, bytes(4))
+
+
+def test_peaks_are_those_of_the_values_before_they_became_bytes() -> None:
+    values = torch.rand(30, 9)
+    values[0, :2] = torch.tensor([0.0, 1.0])
+    values[1:] = 0.5 + values[1:] / 1000  # all in one level or two
+    grids = [[0, 1, 2], [5, 4, 3, 7]]  # columns 6 and 8 stand nowhere
+    found = packed(values, grids)
+    assert found is not None
+    with_mean = torch.cat([values, values.mean(0, keepdim=True)]).tolist()
+    for row, peaks in zip(with_mean, found["peaks"], strict=True):
+        tops = [max(columns, key=row.__getitem__) for columns in grids]
+        assert peaks == sorted(tops, key=lambda column: -row[column])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_no_map(value: float) -> None:
+    values = torch.randn(4, 7)
+    values[2, 3] = value
+    assert packed(values, [range(7)]) is None
+    assert packed(values[:0], [range(7)]) is None

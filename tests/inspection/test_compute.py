@@ -1,17 +1,20 @@
 """Numbers of an inspection against naive loops, and what they must not depend on."""
 
 import base64
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 
 from tests.equations import naive
 from tests.inspection.small import inspected, plain_states, read_by, rows, small_model
 from vgpo.equations import VGPOSettings
-from vgpo.inspection import compute
+from vgpo.focus import decoder_of
+from vgpo.inspection import Inspection, compute
 from vgpo.inspection.compute import Inspector, Options, inspect, kind_of
 from vgpo.inspection.patches import LAYOUTS
 from vgpo.inspection.questions import Question, Stored
@@ -81,6 +84,69 @@ def test_a_response_alone_has_no_group() -> None:
         assert alone[name] == pytest.approx(among[name], abs=2e-5), name
 
 
+def test_focus_is_the_papers_whatever_the_preset() -> None:
+    model, processor = small_model()
+    (asked,) = rows(1)
+    paper, released = (
+        read_by(model, processor, asked, RESPONSES, settings=VGPOSettings(preset=preset))["rollouts"]
+        for preset in ("paper", "released")
+    )
+    for one, other in zip(paper, released, strict=True):
+        assert other["focus"] == pytest.approx([(s + 1) / 2 for s in other["similarity"]], abs=1e-6)
+        assert (one["focus"], one["late_early_ratio"]) == (other["focus"], other["late_early_ratio"])
+        assert one["weight"] != other["weight"]
+
+
+@pytest.mark.parametrize("responses", [[[], RESPONSES[0]], [RESPONSES[1], [], []], [[]], [[], []]])
+def test_a_response_without_a_token_has_no_map(responses: list[list[int]]) -> None:
+    model, processor = small_model()
+    (asked,) = rows(1)
+    found = read_by(model, processor, asked, responses, attention=True)
+    for response, rollout in zip(responses, found["rollouts"], strict=True):
+        assert (rollout["patches"] is None) == (response == [])
+        for name in ("similarity", "focus", "gate", "weight", "token_factor"):
+            assert len(rollout[name] or ()) == len(response)
+        assert [len(shares) for shares in rollout["attention"].values()] == [len(response)] * 3
+        if not response:
+            assert rollout["late_early_ratio"] is rollout["predicted"] is None
+    whole = Inspection({**Inspector(model, processor, Options()).head("small", "small"), "questions": [found]})
+    assert len(whole.to_dataframe()) == sum(map(len, responses))
+    assert "<html" in whole.to_html()
+
+
+def test_a_large_grid_of_an_empty_response_is_no_map() -> None:
+    model, processor = small_model()
+    (asked,) = rows(1, sizes=((28 * 17, 56),))
+    first, second = read_by(model, processor, asked, [[], RESPONSES[0]])["rollouts"]
+    assert first["patches"] is None
+    assert second["patches"]["columns"] == 9 * 2
+
+
+def overflow(length: int) -> torch.Tensor:
+    """Of the last position but three; (L, 1)."""
+    return torch.where(torch.arange(length) == length - 4, math.inf, 1.0)[:, None]
+
+
+def test_states_that_are_not_finite_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, processor = small_model()
+    asked = rows(1, 1)
+    # The fourth of 7 tokens, and what pads the 3 of the other response.
+    decoder_of(model).norm.register_forward_hook(lambda norm, args, states: states * overflow(states.shape[1]))
+    inspector = Inspector(model, processor, Options())
+    stored = [Stored(ids, float(n)) for n, ids in enumerate(RESPONSES[:2])]
+    questions = [Question(n, row, stored=stored) for n, row in enumerate(asked)]
+    found = list(inspector.inspect(iter(questions), 2, progress=False))
+    assert "2 of 4 responses have hidden states that are not finite (in torch.float32)" in caplog.text
+    broken, whole = found[0]["rollouts"]
+    assert broken["patches"] is broken["late_early_ratio"] is None
+    assert [value is None for value in broken["similarity"]] == [place == 3 for place in range(7)]
+    assert None not in whole["similarity"]
+    assert whole["patches"] is not None
+    told = Inspection({**inspector.head("small", "small"), "questions": found})
+    assert "<html" in told.to_html()
+    assert told.to_dataframe()["focus"].isna().sum() == 2
+
+
 def test_a_question_without_a_picture_has_no_focus() -> None:
     model, processor = small_model()
     with_picture, without = inspected(model, processor, rows(1, 0), without=True, attention=True)
@@ -141,6 +207,26 @@ def test_samples_are_drawn_with_the_seed() -> None:
     assert [rollout["sample"] for rollout in first[1]["rollouts"]] == [0, 1, 2]
 
 
+def test_sampled_answers_are_drawn_again_with_the_same_picture() -> None:
+    model, processor = small_model()
+    asked = rows(1, 1)
+    sampled = inspected(model, processor, asked, samples=4, without=True)
+    again = [[one["without"]["again"]["text"] for one in question["rollouts"]] for question in sampled]
+    first = [[one["text"] for one in question["rollouts"]] for question in sampled]
+    assert all(one not in mine for texts, mine in zip(again, first, strict=True) for one in texts)
+    (greedy,) = inspected(model, processor, asked[:1], without=True)
+    assert set(greedy["rollouts"][0]["without"]) == {"blank", "other"}
+
+
+def test_every_picture_has_draws_of_its_own() -> None:
+    # With the draws of the true picture, answers that do not depend on it would agree, below the floor.
+    model, processor = small_model()
+    blind = [{**row, "images": [Image.new("RGB", (56, 56))]} for row in rows(1)]
+    (question,) = inspected(model, processor, blind, samples=4, without=True)
+    first = [one["text"] for one in question["rollouts"]]
+    assert first != [one["without"]["blank"]["text"] for one in question["rollouts"]]
+
+
 def test_questions_stream() -> None:
     model, processor = small_model()
     taken = []
@@ -176,7 +262,7 @@ def test_inspect_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     assert [question["row"] for question in found.questions] == [4, 9]
     assert found.data["models"] == [{"name": "", "path": "", "family": "qwen2_5_vl"}]
-    assert (found.data["temperature"], found.data["max_new_tokens"]) == (0.0, 4)
+    assert found.data["responses"] == {"from": "answers", "temperature": 0.0, "seed": 0, "max_new_tokens": 4}
     with pytest.raises(ValueError, match="found 2 rows and 1 numbers"):
         inspect(model, processor, rows(1, 2), numbers=[4])
     with pytest.raises(ValueError, match="samples is 0"):

@@ -63,16 +63,62 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no version": (lambda data: data.pop("version"), r"found version None, expected 1"),
     "head": (lambda data: data.pop("settings"), "settings missing"),
     "models": (lambda data: data.update(models=[]), "found 0 models, expected one or two"),
+    "models' kind": (lambda data: data.update(models=3), "models: found int, expected a list"),
+    "settings": (lambda data: data.update(settings=[]), "settings: found list, expected an object"),
+    "created": (lambda data: data.update(created="today"), "created: found 'today', expected a time of ISO 8601"),
+    "before responses were told": (lambda data: data.pop("responses"), "responses missing; write it anew"),
+    "responses": (lambda data: data["responses"].update({"from": "hearsay"}), "responses: found from 'hearsay', expe"),
+    "unhashable": (
+        lambda data: data["responses"].update({"from": []}),
+        r"responses: found from \[\], expected one of",
+    ),
+    "temperature": (
+        lambda data: data["responses"].update(temperature=None),
+        "temperature: found NoneType, expected a",
+    ),
+    "steps": (
+        lambda data: data.update(responses={"from": "rollouts", "steps": [1]}),
+        "responses, steps: found 1 values, expected 2",
+    ),
     "model": (lambda data: data["models"][1].pop("family"), "model 1: family missing"),
     "question": (lambda data: data["questions"][2].pop("kind"), "question 2: kind missing"),
     "no object": (lambda data: data["questions"].__setitem__(0, []), "question 0: found list, expected an object"),
     "image": (lambda data: first(data)["images"][0].pop("data"), "question 0, image 0: data missing"),
     "grid": (lambda data: first(data)["grids"][0].update(image=3), "grid 0: found image 3, expected one of the 1"),
+    "images": (lambda data: first(data).update(images=None), "images: found NoneType, expected a list"),
+    "box": (lambda data: first(data)["grids"][0]["box"].pop(), "grid 0, box: found 3 values, expected 4"),
+    "edge": (lambda data: first(data)["grids"][0].update(box=[0, 0, 1, "1"]), "box: found str among its values, exp"),
+    "rows": (lambda data: first(data)["grids"][0].update(rows="2"), "rows: found str, expected a whole number"),
+    "token": (lambda data: first(data)["grids"][0].update(tokens=[0, -1, 2, 3]), "grid 0: found no token or one belo"),
     "cells": (lambda data: first(data)["grids"][0].update(rows=9), "found 4 tokens, expected 9 rows x 2 columns"),
     "rollout": (lambda data: rollout_of(data).pop("focus"), "question 0, rollout 1: focus missing"),
     "which model": (lambda data: rollout_of(data).update(model=2), "rollout 1: found model 2, expected one of 2"),
-    "length": (lambda data: rollout_of(data)["focus"].pop(), "'focus' has 11 values, expected one for each of 12"),
-    "attention": (lambda data: rollout_of(data)["attention"]["image"].pop(), "'image' has 11 values"),
+    "sign": (lambda data: rollout_of(data).update(model=True), "rollout 1, model: found bool, expected a whole num"),
+    "tokens": (lambda data: rollout_of(data).update(tokens=5), "rollout 1, tokens: found int, expected a list"),
+    "no text": (lambda data: rollout_of(data)["tokens"].__setitem__(3, None), "tokens: found NoneType among its val"),
+    "no number": (lambda data: rollout_of(data)["focus"].__setitem__(3, "0.1"), "focus: found str among its values"),
+    "infinite": (lambda data: rollout_of(data).update(late_early_ratio=float("inf")), "ratio: found inf, expected a"),
+    "gate": (
+        lambda data: rollout_of(data)["gate"].__setitem__(3, 1),
+        "gate: found int among its values, expected tru",
+    ),
+    "sources": (lambda data: rollout_of(data)["attention"].pop("image"), "rollout 1, attention: image missing"),
+    "without": (
+        lambda data: rollout_of(data)["without"]["blank"].pop("text"),
+        "rollout 1, without blank: text missin",
+    ),
+    "length": (lambda data: rollout_of(data)["focus"].pop(), "rollout 1, focus: found 11 values, expected 12"),
+    "attention": (
+        lambda data: rollout_of(data)["attention"]["image"].pop(),
+        "rollout 1, image: found 11 values, expected 12",
+    ),
+    "low": (lambda data: rollout_of(data)["patches"].update(low=None), "low: found NoneType, expected a number"),
+    "nan": (lambda data: rollout_of(data)["patches"].update(high=float("nan")), "high: found nan, expected a number"),
+    "peaks": (lambda data: rollout_of(data)["patches"]["peaks"].pop(), "peaks: found 12 values, expected 13"),
+    "peak": (
+        lambda data: rollout_of(data)["patches"]["peaks"].__setitem__(4, [0, 2]),
+        r"patches, peaks 4: found \[0, 2\], expected columns that the grids name",
+    ),
     "base64": (lambda data: rollout_of(data)["patches"].update(data="?"), "rollout 1, patches: data is not base64"),
     "bytes": (
         lambda data: rollout_of(data)["patches"].update(data="AAAA"),
@@ -115,6 +161,10 @@ def test_files_that_are_cut_or_laid_out_anew_are_told(tmp_path: Path) -> None:
         list(iter_questions(path))
     with pytest.raises(InspectionError, match=r"not valid JSON .*; write it anew"):
         Inspection.read(path)
+    path.write_bytes(b"".join([b"{" + lines[0], *lines[1:]]))
+    for read in (read_head, lambda path: list(iter_questions(path))):
+        with pytest.raises(InspectionError, match=rf"^{path}, line 1: not valid JSON"):
+            read(path)
     path.write_bytes(b"".join([*lines[:2], lines[2][:50] + b"\n", *lines[3:]]))
     with pytest.raises(InspectionError, match=r"line 3: not valid JSON"):
         list(iter_questions(path))
@@ -137,12 +187,18 @@ def test_two_models_side_by_side() -> None:
     assert [model["name"] for model in both.data["models"]] == ["start", "trained"]
     assert [[one["model"] for one in question["rollouts"]] for question in both.questions] == [[0, 1], [0, 1]]
     assert [question["row"] for question in both.questions] == [4, 7]
+    other_seed = of_one_model("trained", responses={**both.data["responses"], "seed": 5})
+    assert of_one_model("start").compared_with(other_seed).data["responses"] == both.data["responses"]
 
 
 def test_two_models_that_were_asked_other_things_are_not_compared() -> None:
     start = of_one_model("start")
-    with pytest.raises(InspectionError, match=r"differ in temperature: 0\.0 and 1\.0"):
-        start.compared_with(of_one_model("trained", temperature=1.0))
+    drawn = {**start.data["responses"], "temperature": 1.0}
+    with pytest.raises(InspectionError, match=r"differ in responses: .*0\.0.* and .*1\.0"):
+        start.compared_with(of_one_model("trained", responses=drawn))
+    stored = {"from": "rollouts", "steps": [2, 4]}
+    with pytest.raises(InspectionError, match="differ in responses"):
+        start.compared_with(of_one_model("trained", responses=stored))
     with pytest.raises(InspectionError, match="one of the inspections has more questions"):
         start.compared_with(of_one_model("trained", questions=start.questions[:1]))
     with pytest.raises(InspectionError, match="row 4: the inspections differ in 'row'"):

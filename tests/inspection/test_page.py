@@ -12,7 +12,8 @@ import pytest
 from tests.hostile.checks import Outline
 from tests.hostile.texts import NASTY
 from tests.inspection import made
-from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_maps, read_map
+from vgpo.inspection import maps
+from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_map, pack_maps, packed_at, read_map, size_of
 from vgpo.inspection.page import page_data, render_inspection, short
 from vgpo.inspection.summary import difference, distribution, mean_deciles, paired_verdicts, summarise
 from vgpo.text import visible
@@ -55,9 +56,9 @@ def test_small_maps_come_through_whole():
     data = made.odd()
     fineness, packed = pack_maps(data["questions"])
     assert fineness == (256, 1)
-    for question, maps in zip(data["questions"], packed, strict=True):
+    for question, packed_maps in zip(data["questions"], packed, strict=True):
         order = [token for grid in question["grids"] for token in grid["tokens"]]
-        for rollout, one in zip(question["rollouts"], maps, strict=True):
+        for rollout, one in zip(question["rollouts"], packed_maps, strict=True):
             assert (one is None) == (rollout["patches"] is None)
             if one is not None:
                 assert np.array_equal(unpacked(one), np.round(read_map(rollout["patches"])[:, order] * 255))
@@ -73,6 +74,40 @@ def test_maps_become_coarser_until_they_fit():
         assert found == fineness
         sizes.append(sum(len(one["data"]) for maps in packed for one in maps if one is not None))
     assert pack_maps(questions, 0)[0] == FINENESSES[-1] == Fineness(32, 8)
+
+
+def test_the_step_to_begin_with_is_told_from_a_few_of_many(monkeypatch: pytest.MonkeyPatch):
+    questions = [made.without_picture(), *(made.question(row) for row in range(40)), made.without_picture()]
+    whole, packed = pack_maps(questions, 10**9)
+    size = size_of(packed)
+    assert whole == FINENESSES[0]
+    tried = []
+    monkeypatch.setattr(maps, "packed_at", lambda step, some: tried.append((step, len(some))) or packed_at(step, some))
+    found, packed = pack_maps(questions, size // 2)
+    assert size_of(packed) <= size // 2
+    assert next(step for step, number in tried if number == 42) != FINENESSES[0]
+    assert tried[-1] == (found, 42)
+
+
+def exact_cells(values: np.ndarray, grids: list[dict], block: int) -> list[np.ndarray]:
+    """Of each grid, the means over its blocks; (T, blocks)."""
+    return [average(values[:, one["tokens"]], one, block) for one in grids]
+
+
+@pytest.mark.parametrize("fineness", FINENESSES)
+def test_peaks_are_the_highest_cells_at_every_fineness(fineness: Fineness):
+    grids = [made.grid(rows=3, columns=5), made.grid(rows=4, columns=4, first=16)]  # column 15 stands nowhere
+    values = np.random.default_rng(1).normal(size=(20, 32))
+    values[1:] /= 1000  # within a level or two of the file
+    patches = made.pack(values, grids)
+    packed = pack_map(patches, grids, fineness)
+    # The file knows the values from before they became bytes; blocks are means of its bytes.
+    known = values if fineness.block == 1 else read_map(patches)
+    with_mean = np.concatenate([known, known.mean(axis=0, keepdims=True)])
+    first, second = exact_cells(with_mean, grids, fineness.block)
+    for one, other, peaks in zip(first, second, packed["peaks"], strict=True):
+        tops = [(one.max(), one.argmax()), (other.max(), first.shape[1] + other.argmax())]
+        assert peaks == [cell for _, cell in sorted(tops, key=lambda top: -top[0])]
 
 
 @pytest.mark.parametrize("block", [1, 2, 4, 8])
@@ -157,6 +192,38 @@ def test_differences_between_models():
     assert [difference(question)["correct"] for question in questions] == [0.0, -0.5, 1.0, None]
     assert [difference(question)["focus"] for question in questions] == [pytest.approx(0.1)] * 3 + [None]
     assert paired_verdicts(questions) == {"both": 1, "first": 1, "second": 1, "neither": 0}
+
+
+@pytest.mark.parametrize(
+    ("responses", "told"),
+    [
+        ({"temperature": 0.0}, "greedy answers of at most 64 tokens"),
+        ({"temperature": 0.7, "seed": 3}, "answers of at most 64 tokens, sampled at temperature 0.7, seed 3"),
+        ({"from": "rollouts", "steps": [20, 80]}, "rollouts that the run drew and stored at steps 20 to 80, read by"),
+        ({"from": "rollouts", "steps": [80, 80]}, "rollouts that the run drew and stored at step 80, read by"),
+    ],
+)
+def test_the_page_says_where_responses_come_from(responses: dict, told: str):
+    data = made.inspection([made.question()])
+    data["responses"] |= responses
+    page = render_inspection(data)
+    assert page.count(told) == 2  # at the head and among the settings
+    sampled = responses.get("temperature") != 0.0
+    assert ("Sampled responses, so correct is a mean over samples" in page) == sampled
+    assert ("is not the accuracy of this checkpoint" in page) == (data["responses"]["from"] == "rollouts")
+
+
+def test_what_changes_by_drawing_again_stands_beside_what_changes_by_pictures():
+    answers = {name: {"text": "", "predicted": text, "correct": False} for name, text in zip("ab", "23", strict=True)}
+    without = {"blank": answers["b"], "other": answers["b"], "again": answers["a"]}
+    rollouts = [made.rollout(0, sample=n, predicted="23"[n % 2], correct=False, without=without) for n in range(3)]
+    page = render_inspection(made.inspection([made.question(0, rollouts)], ("one",)))
+    [row] = re.findall(r"<td>the same picture, drawn again</td>(.*?)</tr>", page, re.DOTALL)
+    assert '<b>33.3</b> <span class="range">1 of 3</span>' in row
+    assert "Only what changes more often than there can come of the picture" in page
+    greedy = render_inspection(made.odd())
+    assert re.findall("drawn again", greedy, re.IGNORECASE) == []
+    assert "Only what changes more often" not in greedy
 
 
 def test_figures_stand_in_the_tables():

@@ -2,8 +2,8 @@
 
 import re
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from vgpo.inspection import Inspection, InspectionError, iter_questions, write_i
 from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
-from vgpo.inspection.questions import StoredQuestions, StoredRolloutsError, questions_of, stored_questions
+from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, questions_of, stored_questions
 from vgpo.report import RunFolder, RunFolderError
 from vgpo.report.storage import write_file
 
@@ -44,7 +44,7 @@ ROWS = re.compile(r"(\d+)(?:-(\d+))?")
 class Asked:
     """What both models are asked, and how."""
 
-    questions: StoredQuestions
+    questions: QuestionSet
     options: Options
     dtype: str
 
@@ -55,9 +55,10 @@ class Asked:
         model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
         check_image_token(model, processor)
         inspector = Inspector(model, processor, self.options)
-        rows, numbers, stored = self.questions.rows, self.questions.numbers, self.questions.stored
-        questions = questions_of(rows, numbers, without=self.options.without, stored=stored)
-        return inspector.head(name, checkpoint), inspector.inspect(questions, len(rows), progress=True)
+        asked = self.questions
+        questions = questions_of(asked.rows, asked.numbers, pictures=self.options.pictures, stored=asked.stored)
+        head = inspector.head(name, checkpoint, asked.responses)
+        return head, inspector.inspect(questions, len(asked.rows), progress=True)
 
 
 def run(
@@ -74,37 +75,22 @@ def run(
     template: str | None,
     max_new_tokens: int | None,
     batch_size: int,
-    seed: int,
+    seed: int | None,
     dtype: str,
 ) -> None:
     """Write the file and the page.
 
     What is not given is that of the run that the checkpoint lies in: template, length of responses, arguments of the
-    chat template, settings of the method; without `data` its stored rollouts too. The other checkpoint is asked the
-    same in the same way.
+    chat template, settings of the method; without `data` its stored rollouts too, and nothing is answered. The other
+    checkpoint is asked the same in the same way.
     """
     quiet_libraries()
-    trained = settings_of_run(Path(checkpoint))
-    config = config_of_run(Path(checkpoint))
-    if data is None and samples is not None:
-        raise RecipeError(
-            "--samples is for the questions of --data, to which responses are drawn; without --data, those that the "
-            "checkpoint's run stored are looked at. Name a data set, or leave --samples out"
-        )
-    options = Options(
-        # Stored responses were drawn; other pictures are then asked about in the same way.
-        samples=(config.get("num_generations", 1) if data is None else samples) or 1,
-        temperature=config.get("temperature", 1.0),
-        max_new_tokens=max_new_tokens or trained["max_completion_length"],
-        batch_size=batch_size,
-        seed=seed,
-        attention=attention,
-        without=without,
-        settings=VGPOSettings(**{name: config[name] for name in vars(VGPOSettings()) if name in config}),
-        chat_template_kwargs=trained["chat_template_kwargs"] or {},
-    )
+    answering = given(samples=samples, seed=seed, max_new_tokens=max_new_tokens, without=without)
+    if data is None:
+        refuse_answering({**answering, **given(compare=compare, format=format)})
+    options = replace(options_of_run(Path(checkpoint)), batch_size=batch_size, attention=attention, **answering)
+    template = template or settings_of_run(Path(checkpoint))["template"]
     json_path, html_path = paths(out)
-    template = template or trained["template"]
     with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
         if data is None:
             questions = stored_of_run(checkpoint, template, rows)
@@ -113,6 +99,36 @@ def run(
         write(json_path, Asked(questions, options, dtype), checkpoint, compare, Path(scratch))
     write_file(html_path, Inspection.read(json_path).to_html().encode("utf-8"))
     say(Console(), f"inspection: {html_path} (numbers: {json_path})")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those of the command's options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
+def refuse_answering(options: Mapping[str, Any]) -> None:
+    """Without a data set nothing is answered.
+
+    Raises:
+        RecipeError: An option says how to.
+    """
+    if options:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise RecipeError(
+            f"{names}: without --data, the responses that the checkpoint's run stored are looked at, and nothing is "
+            f"answered. Name a data set whose questions are to be answered, --data FILE, or leave {names} out"
+        )
+
+
+def options_of_run(checkpoint: Path) -> Options:
+    """As the run that the checkpoint lies in draws responses and weighs them."""
+    config, trained = config_of_run(checkpoint), settings_of_run(checkpoint)
+    return Options(
+        max_new_tokens=trained["max_completion_length"],
+        settings=VGPOSettings(**{name: config[name] for name in vars(VGPOSettings()) if name in config}),
+        chat_template_kwargs=trained["chat_template_kwargs"] or {},
+        **{name: config[name] for name in ("temperature",) if name in config},
+    )
 
 
 def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratch: Path) -> None:
@@ -131,7 +147,7 @@ def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratc
 
 def rows_of_set(
     checkpoint: str, data: str, template: str, rows: str | None, *, format: str | None, folder: Path
-) -> StoredQuestions:
+) -> QuestionSet:
     """The wanted rows of a data set, whose responses are not there yet."""
     source = ModelConfig(model_name_or_path=checkpoint)
     wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
@@ -144,10 +160,10 @@ def rows_of_set(
         forbidden=picture_tokens(source, processor_of(source), trust_remote_code=False),
     )
     chosen = within(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
-    return StoredQuestions(prompts.select(chosen), chosen, [[] for _ in chosen])
+    return QuestionSet(prompts.select(chosen), chosen)
 
 
-def stored_of_run(checkpoint: str, template: str, rows: str | None) -> StoredQuestions:
+def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionSet:
     """The wanted groups of rollouts that the checkpoint's run stored, the newest first."""
     path = Path(checkpoint)
     if not config_of_run(path):

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 from vgpo.focus import decoder_of, visual_token_ids
 from vgpo.focus.recorder import layers_of
 from vgpo.inspection.reading import read
-from vgpo.inspection.weights import numbers
+from vgpo.inspection.schema import ATTENDED
+from vgpo.inspection.weights import json_values
 from vgpo.study.evaluate import evaluation_mode
 from vgpo.study.responses import Responses
 from vgpo.trl.forward import padded_input
-
-SOURCES = ("image", "question", "generated")
 
 
 class AttentionError(ValueError):
@@ -34,7 +33,7 @@ def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[
     layers' weights are let go at once.
 
     Returns:
-        A dict for each response, with a number per token under each of `SOURCES`.
+        A dict for each response, with a number per token under each of `ATTENDED`.
 
     Raises:
         AttentionError: The model's attention cannot be changed, or none of its layers has one.
@@ -63,7 +62,7 @@ def by_source(weights: Tensor, visual: Tensor, read: Tensor, mask: Tensor) -> di
     prompt = rows[:, : len(visual)]
     image = prompt[:, visual].sum(1)
     sums = torch.stack([image, prompt.sum(1) - image, rows[:, len(visual) :].sum(1)])  # (3, T')
-    return {name: numbers(share) for name, share in zip(SOURCES, sums / sums.sum(0), strict=True)}
+    return {name: json_values(share) for name, share in zip(ATTENDED, sums / sums.sum(0), strict=True)}
 
 
 def attention_of(decoder: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from vgpo.inspection.maps import highest
 from vgpo.inspection.patches import Grid
 
 MAX_SIDE = 16  # cells along a grid
@@ -70,13 +71,25 @@ def is_averaged(grids: Sequence[Grid]) -> bool:
     return any(block_of(grid) != (1, 1) for grid in grids)
 
 
-def packed(values: Tensor) -> dict[str, Any]:
-    """A map (T, C) as the file keeps it: value = low + (high - low) * byte / 255."""
+def packed(values: Tensor, grids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+    """A map (T, C) as the file keeps it: value = low + (high - low) * byte / 255.
+
+    Args:
+        values: Of each token in each column.
+        grids: The columns of each grid.
+
+    Returns:
+        None where there is no value, or one that is not finite.
+    """
+    if values.numel() == 0 or not values.isfinite().all():
+        return None
     low, high = float(values.min()), float(values.max())
     levels = ((values - low) * (LEVELS / ((high - low) or 1.0))).round().to(torch.uint8)
+    with_mean = torch.cat([values, values.mean(0, keepdim=True)])
     return {
         "low": low,
         "high": high,
         "columns": values.shape[1],
         "data": base64.b64encode(levels.cpu().numpy().tobytes()).decode("ascii"),
+        "peaks": highest(with_mean.cpu().numpy(), grids),
     }

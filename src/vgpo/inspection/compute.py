@@ -4,6 +4,7 @@ Questions are worked through in batches and given away one by one; nothing of a 
 """
 
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -22,10 +23,10 @@ from vgpo.inspection.attention import attention_shares
 from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
 from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
-from vgpo.inspection.questions import BLANK, OTHER, Question, Row, questions_of
+from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import Reading
-from vgpo.inspection.schema import VERSION
-from vgpo.inspection.weights import NOTHING, group_advantages, numbers, weigh
+from vgpo.inspection.schema import AGAIN, ANSWER, PICTURES, VERSION
+from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
 from vgpo.report.rollouts import picture_entry
 from vgpo.rewards import extract_boxed, grade
 from vgpo.study.evaluate import greedy_decoding, progress_bar
@@ -59,7 +60,8 @@ class Options:
     attention: bool = False
     """How the last layer's attention is divided; a slow pass more for each response."""
     without: bool = False
-    """Each question again with a blank picture, and with another question's."""
+    """Each question again with a blank picture, and with another question's; beside drawn responses also with its own,
+    drawn once more."""
     settings: VGPOSettings = field(default_factory=VGPOSettings)
     """Of gate, weight and factors."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +71,23 @@ class Options:
         for name in ("samples", "max_new_tokens", "batch_size"):
             check_number(name, vars(self)[name], low=1, low_included=True)
         check_number("temperature", self.temperature, low=0)
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """With which pictures questions are asked again."""
+        if not self.without:
+            return ()
+        return PICTURES if self.samples > 1 else tuple(name for name in PICTURES if name != AGAIN)
+
+    @property
+    def responses(self) -> dict[str, Any]:
+        """What an inspection's file says of responses that these options made."""
+        return {
+            "from": "answers",
+            "temperature": self.temperature if self.samples > 1 else 0.0,
+            "seed": self.seed,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
 
 def inspect(
@@ -102,7 +121,7 @@ def inspect(
     numbers = range(len(rows)) if numbers is None else numbers
     if len(numbers) == 0 or len(numbers) != len(rows):
         raise ValueError(f"found {len(rows)} rows and {len(numbers)} numbers for them, expected as many, one at least")
-    questions = questions_of(rows, numbers, without=inspector.options.without)
+    questions = questions_of(rows, numbers, pictures=inspector.options.pictures)
     found = list(inspector.inspect(questions, len(rows), progress=progress))
     path = model.name_or_path
     return Inspection({**inspector.head(name or path, path), "questions": found})
@@ -139,17 +158,20 @@ class Inspector:
     processor: ProcessorMixin
     options: Options
 
-    def head(self, name: str, path: str) -> dict[str, Any]:
-        """What an inspection's file says before its questions, of a model of this name that was loaded from `path`."""
-        options = self.options
+    def head(self, name: str, path: str, responses: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What an inspection's file says before its questions.
+
+        Args:
+            name: What the model is called.
+            path: What it was loaded from.
+            responses: Where they come from, if they are not to be drawn.
+        """
         return {
             "version": VERSION,
             "vgpo": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "settings": asdict(options.settings),
-            "temperature": options.temperature if options.samples > 1 else 0.0,
-            "seed": options.seed,
-            "max_new_tokens": options.max_new_tokens,
+            "settings": asdict(self.options.settings),
+            "responses": responses or self.options.responses,
             "models": [{"name": name, "path": path, "family": self.model.config.model_type}],
         }
 
@@ -159,11 +181,21 @@ class Inspector:
             layout_of(self.model.config)
         except UnknownLayoutError as error:
             logger.warning("%s", error)
+        num_rollouts = num_broken = 0
         with progress_bar(disable=not progress) as bar:
             task = bar.add_task("inspecting", total=total)
             for batch in self._batches(questions):
-                yield from self._entries(batch)
+                for entry in self._entries(batch):
+                    num_rollouts += len(entry["rollouts"])
+                    num_broken += sum(None in (one["similarity"] or ()) for one in entry["rollouts"])
+                    yield entry
                 bar.advance(task, len(batch.questions))
+        if num_broken:
+            logger.warning(
+                "%d of %d responses have hidden states that are not finite (in %s): they have no map, and no number "
+                "at such a token. Load the model in bfloat16 or float32.",
+                num_broken, num_rollouts, self.model.dtype,
+            )  # fmt: skip
 
     @cached_property
     def decoding(self) -> GenerationConfig:
@@ -219,8 +251,9 @@ class Inspector:
             return as_responses(prompts, stored, self.decoding.pad_token_id, self.model.device)
         return respond(self.model, prompts, self.decoding, seed=self._seed(batch))
 
-    def _seed(self, batch: Batch) -> int:
-        return self.options.seed + batch.questions[0].number
+    def _seed(self, batch: Batch, picture: str = "") -> int:
+        """Of the draws of a batch; with the true picture's for all, blind answers would agree by the seed alone."""
+        return random.Random(f"{self.options.seed} {batch.questions[0].number} {picture}").getrandbits(63)
 
     def _answers(self, responses: Responses, golds: list[str]) -> list[dict[str, Any]]:
         """Tokens, text and verdict of each response."""
@@ -248,7 +281,7 @@ class Inspector:
     ) -> list[dict[str, Any]]:
         """The numbers of each response to a question, which stand at `place` of the batch."""
         mask, similarity = reading.responses.mask[place], reading.similarity[place]
-        if not reading.visual[place].any():
+        if not (reading.visual[place].any() and mask.any()):
             return [{"similarity": None, **NOTHING, "patches": None}] * len(answers)
         advantages = None
         if len(answers) > 1:
@@ -256,22 +289,24 @@ class Inspector:
             given = [response.advantage for response in question.stored]
             advantages = torch.tensor(given, device=mask.device) if given else group_advantages(correct)
         weights = weigh(similarity, mask, advantages, self.options.settings)
+        columns = [entry["tokens"] for entry in grid_entries(grids)]
         return [
             {
-                "similarity": numbers(similarity[i][mask[i]]),
+                "similarity": json_values(similarity[i][mask[i]]),
                 **weights.entry(i, mask[i]),
-                "patches": packed(cell_values(reading.cosines(place.start + i), grids)) if grids else None,
+                "patches": packed(cell_values(reading.cosines(place.start + i), grids), columns) if grids else None,
             }
             for i in range(len(answers))
         ]
 
     def _asked_again(self, batch: Batch) -> list[dict[str, Any]]:
         """For each response, `without`: what is answered the same way to the question with other pictures."""
+        pictures = self.options.pictures
         found: list[dict[str, Any]] = [
-            {"without": {BLANK: None, OTHER: None} if self.options.without and question.row["images"] else None}
+            {"without": dict.fromkeys(pictures) if pictures and question.row["images"] else None}
             for question in (batch.questions[owner] for owner in batch.owners)
         ]
-        for name in (BLANK, OTHER) if self.options.without else ():
+        for name in pictures:
             rows = [question.others[name] for question in batch.questions]
             prompts = [None if row is None else self._encode(row) for row in rows]
             places = [i for i, owner in enumerate(batch.owners) if prompts[owner] is not None]
@@ -279,9 +314,10 @@ class Inspector:
                 continue
             of_each = [prompt for i in places if (prompt := prompts[batch.owners[i]]) is not None]
             golds = [batch.questions[batch.owners[i]].row["answer"] for i in places]
-            answers = self._answers(respond(self.model, of_each, self.decoding, seed=self._seed(batch)), golds)
+            seed = self._seed(batch, name)
+            answers = self._answers(respond(self.model, of_each, self.decoding, seed=seed), golds)
             for i, answer in zip(places, answers, strict=True):
-                found[i]["without"][name] = {key: answer[key] for key in ("text", "predicted", "correct")}
+                found[i]["without"][name] = {key: answer[key] for key in ANSWER}
         return found
 
     def _grids(self, question: Question, prompt: EncodedPrompt) -> list[Grid]:

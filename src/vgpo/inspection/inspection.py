@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgpo.inspection.schema import InspectionError, check_head, check_question
+from vgpo.inspection.schema import PER_TOKEN, InspectionError, check_head, check_question
 from vgpo.report.storage import to_json, write_file
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ class Inspection:
         Raises:
             InspectionError: It is not one; names the file.
         """
-        try:
-            data = json.loads(Path(path).read_bytes())
-        except ValueError as error:
-            raise InspectionError(f"{path}: not valid JSON ({error}); write it anew with `vgpo inspect`") from error
+        data = parsed(Path(path).read_bytes(), str(path))
         try:
             return cls(data)
         except InspectionError as error:
@@ -103,7 +100,6 @@ class Inspection:
         )
 
 
-PER_TOKEN = ("similarity", "focus", "gate", "weight", "token_factor", "advantage")
 PER_ROLLOUT = ("rollout_factor", "late_early_ratio", "predicted", "correct", "truncated")
 
 
@@ -155,12 +151,7 @@ def iter_questions(path: Path) -> Iterator[dict[str, Any]]:
             where = f"{path}, line {number}"
             if not line.strip():
                 continue  # an inspection without questions
-            try:
-                question = json.loads(line.rstrip().removesuffix(b","))
-            except ValueError as error:
-                raise InspectionError(
-                    f"{where}: not valid JSON ({error}); write it anew with `vgpo inspect`"
-                ) from error
+            question = parsed(line.rstrip().removesuffix(b","), where)
             check_question(question, num_models, where)
             yield question
     raise InspectionError(f"{path}: ends in the midst of its questions; write it anew with `vgpo inspect`")
@@ -172,9 +163,21 @@ def parse_head(line: bytes, path: Path) -> dict[str, Any]:
             f"{path}: its first line does not end in {QUESTIONS.decode().strip()}, as `vgpo inspect` writes it; read "
             "it whole, with Inspection.read, or write it anew"
         )
-    head = json.loads(line + b"]}")
+    head = parsed(line + b"]}", f"{path}, line 1")
     check_head(head, str(path))
     return {name: value for name, value in head.items() if name != "questions"}
+
+
+def parsed(text: bytes, where: str) -> Any:
+    """What JSON says.
+
+    Raises:
+        InspectionError: It is none; says `where`.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InspectionError(f"{where}: not valid JSON ({error}); write it anew with `vgpo inspect`") from error
 
 
 def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,8 +190,9 @@ def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[
         raise InspectionError(
             f"the inspections are of {len(first['models'])} and {len(second['models'])} models; expected one each"
         )
-    for name in ("settings", "temperature", "max_new_tokens"):
-        if first[name] != second[name]:
+    for name in ("settings", "responses"):
+        one, other = ({**head[name], "seed": None} for head in (first, second))  # each may have its own draws
+        if one != other:
             raise InspectionError(
                 f"the inspections differ in {name}: {first[name]} and {second[name]}; inspect both in the same way"
             )

@@ -3,11 +3,13 @@
 import base64
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 MAP_BYTES = 2_600_000  # of all maps of a page together
+FEW = 24  # questions, among which the fineness is sought
 
 
 class Fineness(NamedTuple):
@@ -25,6 +27,8 @@ def pack_maps(
 ) -> tuple[Fineness, list[list[dict[str, Any] | None]]]:
     """Pack all maps of an inspection at the finest step at which they fit, or at the coarsest.
 
+    Where maps are many, the step to begin with is told from a few of them.
+
     Args:
         questions: as in the inspection's file.
         budget: characters that all maps may take.
@@ -32,16 +36,29 @@ def pack_maps(
     Returns:
         The fineness, and per question a packed map per rollout (None where it has none): `low`, `high`; `cells`, the
         number of cells of all grids in their order, row by row; `data`: per token the difference of each cell's level
-        to that of the token before (modulo 256), one byte each, compressed (zlib), base64.
+        to that of the token before (modulo 256), one byte each, compressed (zlib), base64; `peaks`: per token, and
+        last for their mean, each grid's highest cell, highest first.
     """
-    for fineness in FINENESSES:
-        packed = [
-            [pack_map(rollout["patches"], question["grids"], fineness) for rollout in question["rollouts"]]
-            for question in questions
-        ]
-        if sum(len(one["data"]) for maps in packed for one in maps if one is not None) <= budget:
-            break
+    mapped = [question for question in questions if any(one["patches"] for one in question["rollouts"])]
+    few = mapped[:: -(-len(mapped) // FEW) or 1]
+    share = budget * len(few) / max(1, len(mapped))
+    finenesses = iter(FINENESSES)
+    fineness = next((one for one in finenesses if size_of(packed_at(one, few)) <= share), FINENESSES[-1])
+    packed = packed_at(fineness, questions)
+    while size_of(packed) > budget and (coarser := next(finenesses, None)):
+        fineness, packed = coarser, packed_at(coarser, questions)
     return fineness, packed
+
+
+def packed_at(fineness: Fineness, questions: Sequence[Mapping[str, Any]]) -> list[list[dict[str, Any] | None]]:
+    return [
+        [pack_map(rollout["patches"], question["grids"], fineness) for rollout in question["rollouts"]]
+        for question in questions
+    ]
+
+
+def size_of(packed: Sequence[Sequence[Mapping[str, Any] | None]]) -> int:
+    return sum(len(one["data"]) for maps in packed for one in maps if one is not None)
 
 
 def pack_map(
@@ -50,11 +67,43 @@ def pack_map(
     if patches is None or not grids:
         return None
     values = read_map(patches)
-    cells = np.concatenate([average(values[:, one["tokens"]], one, fineness.block) for one in grids], axis=1)
+    parts = [average(values[:, one["tokens"]], one, fineness.block) for one in grids]
+    cells = np.concatenate(parts, axis=1)
     levels = np.round(cells * (fineness.levels - 1)).astype(np.uint8)
     changes = np.diff(levels, axis=0, prepend=np.zeros_like(levels[:1]))  # uint8 wraps around
-    data = base64.b64encode(zlib.compress(changes.tobytes())).decode("ascii")
-    return {"low": patches["low"], "high": patches["high"], "cells": levels.shape[1], "data": data}
+    return {
+        "low": patches["low"],
+        "high": patches["high"],
+        "cells": levels.shape[1],
+        "data": base64.b64encode(zlib.compress(changes.tobytes())).decode("ascii"),
+        "peaks": peaks_of_file(patches, grids) if fineness.block == 1 else peaks_of_blocks(parts),
+    }
+
+
+def peaks_of_file(patches: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The file's peaks, which are of values before they became levels, as numbers of cells."""
+    cell_of = {column: cell for cell, column in enumerate(token for one in grids for token in one["tokens"])}
+    return [[cell_of[column] for column in columns] for columns in patches["peaks"]]
+
+
+def peaks_of_blocks(parts: Sequence[np.ndarray]) -> list[list[int]]:
+    """Those of means over the file's cells, (T, blocks) for each grid."""
+    ends = accumulate((part.shape[1] for part in parts), initial=0)
+    cells = np.concatenate(parts, axis=1)
+    with_mean = np.concatenate([cells, cells.mean(0, keepdims=True)])
+    return highest(with_mean, [range(*pair) for pair in pairwise(ends)])
+
+
+def highest(values: np.ndarray, grids: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The column of the highest value of each grid, highest first, in each row.
+
+    Args:
+        values: (N, C).
+        grids: the columns of each.
+    """
+    peaks = np.stack([np.asarray(columns)[values[:, columns].argmax(1)] for columns in grids], axis=1)  # (N, grids)
+    order = np.argsort(-np.take_along_axis(values, peaks, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(peaks, order, axis=1).tolist()
 
 
 def read_map(patches: Mapping[str, Any]) -> np.ndarray:

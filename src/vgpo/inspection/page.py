@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import PackageLoader
 
 from vgpo.inspection.maps import pack_maps
-from vgpo.inspection.summary import OTHER_PICTURES, difference, paired_verdicts, summarise
+from vgpo.inspection.schema import AGAIN, ATTENDED, BLANK, OTHER, PER_TOKEN
+from vgpo.inspection.summary import difference, paired_verdicts, summarise
 from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
 from vgpo.report.page import date, percent
@@ -19,7 +20,13 @@ SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
 QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_NAME_CHARACTERS = 200
 MAX_ANSWERS = 200  # rows of the table of answers without the picture
-PER_TOKEN = ("similarity", "focus", "weight", "token_factor", "advantage")
+MEASURES = tuple(name for name in PER_TOKEN if name != "gate")  # which is a sign and no number
+# What is asked with in place of the true picture: in full, and at the head of a column.
+IN_PLACE = {
+    BLANK: ("a blank one", "Blank"),
+    OTHER: ("another question’s", "Another’s"),
+    AGAIN: ("the same picture, drawn again", "Drawn again"),
+}
 
 
 def render_inspection(data: Mapping[str, Any]) -> str:
@@ -38,9 +45,13 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
     scripts = [*(REPORT_TEMPLATES / name for name in SHARED_SCRIPTS), *(TEMPLATES / name for name in SCRIPTS)]
     page = page_data(data)
+    asked_with = [name for name in IN_PLACE if any(name in (model["without"] or ()) for model in page["models"])]
     return environment.get_template("inspection.html.jinja").render(
         data=data,
         page=page,
+        responses=about_responses(data["responses"]),
+        sampled=data["responses"]["from"] == "rollouts" or data["responses"]["temperature"] > 0,
+        asked_with={name: IN_PLACE[name] for name in asked_with},
         answers=asked_again(data["questions"]),
         max_answers=MAX_ANSWERS,
         embedded=embed_json(page),
@@ -94,6 +105,18 @@ def question_entry(
     }
 
 
+def about_responses(responses: Mapping[str, Any]) -> str:
+    """Where the responses come from, in the words of the page."""
+    if responses["from"] == "rollouts":
+        first, last = responses["steps"]
+        when = f"step {last}" if first == last else f"steps {first} to {last}"
+        return f"rollouts that the run drew and stored at {when}, read by this checkpoint"
+    limit = f"of at most {responses['max_new_tokens']} tokens"
+    if responses["temperature"] == 0:
+        return f"greedy answers {limit}"
+    return f"answers {limit}, sampled at temperature {responses['temperature']}, seed {responses['seed']}"
+
+
 def grid_entry(grid: Mapping[str, Any]) -> dict[str, Any]:
     name = short(grid.get("name", "whole"))
     return {"name": name, **{key: grid[key] for key in ("image", "box", "rows", "columns")}}
@@ -107,8 +130,8 @@ def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> 
         "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in rollout["tokens"][:MAX_TOKENS]],
         "num_tokens": len(rollout["tokens"]),
         "gate": [int(passed) for passed in (rollout["gate"] or [])[:MAX_TOKENS]],
-        **{name: None if rollout[name] is None else rounded(rollout[name]) for name in PER_TOKEN},
-        "attention": attention and {source: rounded(shares) for source, shares in attention.items()},
+        **{name: None if rollout[name] is None else rounded(rollout[name]) for name in MEASURES},
+        "attention": attention and {source: rounded(attention[source]) for source in ATTENDED},
         "rollout_factor": rollout["rollout_factor"],
         "late_early_ratio": rollout["late_early_ratio"],
         "map": packed,
@@ -126,8 +149,8 @@ def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "rollout": rollout,
             "changed": [
                 name
-                for name in OTHER_PICTURES
-                if (again := rollout["without"].get(name)) and again["predicted"] != rollout["predicted"]
+                for name, again in rollout["without"].items()
+                if again and again["predicted"] != rollout["predicted"]
             ],
         }
         for number, question in enumerate(questions)

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
+from vgpo.inspection.schema import AGAIN, BLANK, OTHER
 from vgpo.report import RunFolder
-from vgpo.study.probe import with_blank_pictures, with_other_pictures
+from vgpo.study.probe import OtherPictures, with_blank_pictures, with_other_pictures
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-BLANK, OTHER = "blank", "other"
 STEP = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -60,7 +60,7 @@ def questions_of(
     rows: Dataset | Sequence[Row],
     numbers: Sequence[int],
     *,
-    without: bool,
+    pictures: Sequence[str] = (),
     stored: Sequence[Sequence[Stored]] | None = None,
 ) -> Iterator[Question]:
     """The rows as questions, made when they are asked for.
@@ -68,29 +68,54 @@ def questions_of(
     Args:
         rows: Of `vgpo.data.to_prompts`.
         numbers: What each is called.
-        without: Each with a blank picture too, and with the picture of the next that has as many.
+        pictures: Which others each is asked with too: a blank one, that of the next question that has as many, its
+            own again.
         stored: The responses to each, where they are there.
     """
-    pictured = [place for place, row in enumerate(rows) if row["images"]] if without else []
-    views = {BLANK: with_blank_pictures(rows, pictured), OTHER: with_other_pictures(rows)} if without else {}
+    views = {name: with_pictures(name, rows) for name in pictures}
     places = {name: {row: place for place, row in enumerate(view.order)} for name, view in views.items()}
     for i, number in enumerate(numbers):
         others = {name: view[places[name][i]] if i in places[name] else None for name, view in views.items()}
         yield Question(number, rows[i], others, stored[i] if stored else ())
 
 
+def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> OtherPictures:
+    """The rows that have pictures, with those of this name."""
+    if name == OTHER:
+        return with_other_pictures(rows)
+    pictured = [place for place, row in enumerate(rows) if row["images"]]
+    if name == BLANK:
+        return with_blank_pictures(rows, pictured)
+    assert name == AGAIN
+    return OtherPictures(rows, pictured, lambda number, row: row["images"])
+
+
 @dataclass(frozen=True)
-class StoredQuestions:
-    """Questions of a run with the responses that it stored; fields as `questions_of` takes them."""
+class QuestionSet:
+    """Questions to look at, and where the responses to them come from; fields as `questions_of` takes them.
+
+    Attributes:
+        stored: None where they are to be drawn.
+        steps: The first and the last at which they were stored.
+    """
 
     rows: Dataset
     numbers: list[int]
-    stored: list[list[Stored]]
+    stored: list[list[Stored]] | None = None
+    steps: tuple[int, int] | None = None
+
+    @property
+    def responses(self) -> dict[str, Any] | None:
+        """What an inspection's file says of stored responses."""
+        return None if self.steps is None else {"from": "rollouts", "steps": list(self.steps)}
+
+
+Group = tuple[int, int]  # step, and number in the step
 
 
 def stored_questions(
     folder: RunFolder, checkpoint: Path, template: str, tokenizer: PreTrainedTokenizerBase, wanted: Sequence[int]
-) -> StoredQuestions:
+) -> QuestionSet:
     """What a run stored last before a checkpoint was written, newest step first.
 
     Args:
@@ -103,9 +128,43 @@ def stored_questions(
     Raises:
         StoredRolloutsError: The run stored none, or of none do the tokens come back as they were.
     """
+    members = wanted_groups(folder, checkpoint, wanted)
+    read = {key: stored_responses(group, tokenizer) for key, group in members.items()}
+    whole = {key: responses for key, responses in read.items() if responses is not None}
+    if not whole:
+        raise StoredRolloutsError(
+            f"{folder.rollouts_path}: no group of rollouts comes back as the tokens that it was; name a data set with "
+            "--data, whose questions are then answered anew"
+        )
+    if len(whole) < len(members):
+        logger.warning(
+            "%s: %d of %d groups are left out, because a text in them is cut into other tokens when it is read again",
+            folder.rollouts_path, len(members) - len(whole), len(members),
+        )  # fmt: skip
+    firsts = [members[key][0] for key in whole]
+    columns = {
+        "images": [[str(folder.path / name) for name in first["images"]] for first in firsts],
+        # The stored pictures are in the order of the marks, numbered or not.
+        "problem": [IMAGE_MARK.sub("<image>", first["problem"]) for first in firsts],
+        "answer": [first["answer"] or "" for first in firsts],
+    }
+    return QuestionSet(
+        rows=to_prompts(Dataset.from_dict(columns), template),
+        numbers=[first["row"] for first in firsts],
+        stored=list(whole.values()),
+        steps=(min(step for step, _ in whole), max(step for step, _ in whole)),
+    )
+
+
+def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) -> dict[Group, list[Row]]:
+    """The records of each wanted group, as `stored_questions` counts them.
+
+    Raises:
+        StoredRolloutsError: None of them is there.
+    """
     place = STEP.search(checkpoint.name)
     last = int(place[1]) if place else None
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[Group, list[int]] = {}
     for line, record in enumerate(folder.read_rollouts()):
         if last is None or record["step"] <= last:
             groups.setdefault((record["step"], record["group"]), []).append(line)
@@ -116,30 +175,10 @@ def stored_questions(
             f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
             "wanted; name a data set with --data, whose questions are then answered anew"
         )
+    # Read once more, so that only what is wanted is held.
     lines = {line for key in chosen for line in groups[key]}
     records = {line: record for line, record in enumerate(folder.read_rollouts()) if line in lines}
-    members = {key: [records[line] for line in groups[key]] for key in chosen}
-    read = {key: stored_responses(group, tokenizer) for key, group in members.items()}
-    whole = {key: responses for key, responses in read.items() if responses is not None}
-    if len(whole) < len(chosen):
-        logger.warning(
-            "%s: %d of %d groups are left out, because a text in them is cut into other tokens when it is read again",
-            folder.rollouts_path, len(chosen) - len(whole), len(chosen),
-        )  # fmt: skip
-    if not whole:
-        raise StoredRolloutsError(
-            f"{folder.rollouts_path}: no group of rollouts comes back as the tokens that it was; name a data set with "
-            "--data, whose questions are then answered anew"
-        )
-    firsts = [members[key][0] for key in whole]
-    columns = {
-        "images": [[str(folder.path / name) for name in first["images"]] for first in firsts],
-        # The stored pictures are in the order of the marks, numbered or not.
-        "problem": [IMAGE_MARK.sub("<image>", first["problem"]) for first in firsts],
-        "answer": [first["answer"] or "" for first in firsts],
-    }
-    rows = to_prompts(Dataset.from_dict(columns), template)
-    return StoredQuestions(rows, [first["row"] for first in firsts], list(whole.values()))
+    return {key: [records[line] for line in groups[key]] for key in chosen}
 
 
 def stored_responses(records: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Stored] | None:

@@ -5,12 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, fmean, quantiles, stdev
 from typing import Any
 
+from vgpo.inspection.schema import ATTENDED, PICTURES
 from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 
 Z_95 = NormalDist().inv_cdf(0.975)
 OUTCOMES = (("correct", True), ("wrong", False))
-SOURCES = ("image", "question", "generated")
-OTHER_PICTURES = ("blank", "other")
 
 
 def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -20,7 +19,7 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
         dict: `num_rollouts`, `num_correct`, `num_truncated`; `focus`, mean over rollouts of their mean rho, or None;
         `outcomes`, for `correct` and `wrong`: `deciles` (see `mean_deciles`) and `late_early` (see `distribution`);
         `attention`, None or `deciles` for `image`, `question` and `generated`; `without`, None or what came of asking
-        again without the picture, for `blank` and `other`: see `summarise_without`.
+        again, for each of `PICTURES` with which that was done: see `summarise_without`.
     """
     rollouts = [one for question in questions for one in question["rollouts"] if one["model"] == model]
     means = [mean for one in rollouts if (mean := mean_of(one["focus"])) is not None]
@@ -35,12 +34,15 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
             name: summarise_outcome([one for one in rollouts if one["correct"] is correct])
             for name, correct in OUTCOMES
         },
-        "attention": {source: mean_deciles(one[source] for one in attention) for source in SOURCES}
+        "attention": {source: mean_deciles(one[source] for one in attention) for source in ATTENDED}
         if attention
         else None,
-        "without": {picture: summarise_without(picture, asked_again) for picture in OTHER_PICTURES}
-        if asked_again
-        else None,
+        "without": {
+            picture: summarise_without(picture, asked_again)
+            for picture in PICTURES
+            if any(picture in one["without"] for one in asked_again)
+        }
+        or None,
     }
 
 

@@ -1,16 +1,18 @@
 """What the method makes of the responses to one question, out of their similarities."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vgpo.equations import VGPOSettings, compensated_weight, progress, reweight_advantages
+from vgpo.equations import VGPOSettings, compensated_weight, focus_score, progress, reweight_advantages
 from vgpo.focus import focus_statistics
+from vgpo.inspection.schema import PER_TOKEN
 
 SPREAD = 1e-4  # GRPO's guard against a group whose rewards are all alike
-PER_TOKEN = ("focus", "gate", "weight", "token_factor", "advantage")
+WEIGHED = tuple(name for name in PER_TOKEN if name != "similarity")  # what is made of it
 DIGITS = 6
 
 
@@ -19,7 +21,7 @@ class Weights:
     """Numbers of G responses of up to T tokens, by their names in an inspection's file.
 
     Attributes:
-        focus: rho (Eq. 4 of arXiv 2604.09349); (G, T).
+        focus: rho (Eq. 4 of arXiv 2604.09349), whatever the preset; (G, T).
         gate: G of Eq. 6; bool (G, T).
         weight: w of Eq. 5; (G, T).
         token_factor: 1 + psi of Eq. 8; (G, T).
@@ -38,16 +40,16 @@ class Weights:
 
     def entry(self, i: int, mask: Tensor) -> dict[str, Any]:
         """Numbers of response `i`, whose tokens are at `mask`, bool (T,)."""
-        per_token = {name: vars(self)[name] for name in PER_TOKEN}
+        per_token = {name: vars(self)[name] for name in WEIGHED}
         return {
-            **{name: None if values is None else numbers(values[i][mask]) for name, values in per_token.items()},
-            "rollout_factor": None if self.rollout_factor is None else round(float(self.rollout_factor[i]), DIGITS),
+            **{name: None if values is None else json_values(values[i][mask]) for name, values in per_token.items()},
+            "rollout_factor": None if self.rollout_factor is None else json_values(self.rollout_factor)[i],
             "late_early_ratio": self.late_early_ratio[i],
         }
 
 
-# Of a question without a picture.
-NOTHING = dict.fromkeys((*PER_TOKEN, "rollout_factor", "late_early_ratio"))
+# Of a question without a picture, or without a token in its responses.
+NOTHING = dict.fromkeys((*WEIGHED, "rollout_factor", "late_early_ratio"))
 
 
 def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings: VGPOSettings) -> Weights:
@@ -64,21 +66,24 @@ def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings:
     group = torch.zeros(number, dtype=torch.long, device=similarity.device)
     shaped = reweight_advantages(plain, similarity, mask, group, settings)
     growth = progress(mask.cumsum(1), mask.sum(1, keepdim=True), settings, shaped.focus.dtype)
-    visual = torch.ones(1, dtype=torch.bool, device=similarity.device)
-    decay = [
-        focus_statistics(rho[None], tokens[None], visual)["focus/late_early_ratio"]
-        for rho, tokens in zip(shaped.focus, mask, strict=True)
-    ]
+    focus = focus_score(similarity, mask, "paper")
     alone = advantages is None
     return Weights(
-        focus=shaped.focus,
+        focus=focus,
         gate=shaped.gate,
         weight=compensated_weight(shaped.focus, shaped.gate, growth, settings.strength),
         token_factor=shaped.token_factor,
         rollout_factor=None if alone else shaped.rollout_factor,
         advantage=None if alone else shaped.advantages,
-        late_early_ratio=[round(float(ratio.total), DIGITS) if ratio.number else None for ratio in decay],
+        late_early_ratio=[late_early_ratio(*row) for row in zip(focus, mask, strict=True)],
     )
+
+
+def late_early_ratio(focus: Tensor, mask: Tensor) -> float | None:
+    """Of one response, as `vgpo.focus.focus_statistics` has it; (T,), bool (T,)."""
+    visual = mask.new_ones(1)
+    ratio = focus_statistics(focus[None], mask[None], visual)["focus/late_early_ratio"]
+    return json_value(float(ratio.total)) if ratio.number else None
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
@@ -86,6 +91,13 @@ def group_advantages(rewards: Tensor) -> Tensor:
     return (rewards - rewards.mean()) / (rewards.std() + SPREAD)
 
 
-def numbers(values: Tensor) -> list[Any]:
-    """Values of a tensor (T,), without the digits that nobody needs."""
-    return [value if isinstance(value, bool) else round(value, DIGITS) for value in values.tolist()]
+def json_values(values: Tensor) -> list[Any]:
+    """Values of a tensor (T,) as the file keeps them."""
+    return [json_value(value) for value in values.tolist()]
+
+
+def json_value(value: float) -> float | None:
+    """Without the digits that nobody needs; None if it is not finite."""
+    if isinstance(value, bool):
+        return value
+    return round(value, DIGITS) if isfinite(value) else None

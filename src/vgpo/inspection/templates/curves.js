@@ -1,7 +1,5 @@
 // Curves and distributions over all responses, one chart a model on common scales.
 
-const SOURCES = ["image", "question", "generated"];
-
 function drawFocusByPosition() {
   const container = document.getElementById("focus-curves");
   if (container === null) return;
@@ -23,7 +21,7 @@ function drawAttention() {
   const scale = scales([0, 100], [0, 1]);
   const figures = DATA.models.map((model, index) => {
     if (model.attention === null) return null;
-    const lines = SOURCES.map((source) => ({ ...model.attention[source], outcome: source }));
+    const lines = Object.entries(model.attention).map(([source, deciles]) => ({ ...deciles, outcome: source }));
     const caption = element("figcaption", {}, swatch(index), visible(model.name));
     const label = `Attention along the response, ${model.name}`;
     return positionFigure(caption, `${lines[0].num_rollouts} responses.`, label, index, lines, scale, [0, 1]);
@@ -92,11 +90,12 @@ function listenToAnswers() {
   for (const button of table.querySelectorAll("button")) {
     const question = DATA.questions.find((one) => one.number === Number(button.dataset.question));
     button.disabled = question === undefined;
-    button.addEventListener("click", () => openQuestion(question));
+    const samples = { [button.dataset.model]: Number(button.dataset.sample) };
+    button.addEventListener("click", () => openQuestion(question, samples));
   }
 }
 
-function openQuestion(question) {
-  chooseQuestion(question);
+function openQuestion(question, samples) {
+  chooseQuestion(question, samples);
   document.getElementById("responses").scrollIntoView();
 }

@@ -15,14 +15,15 @@ function measureOf(rollout, key) {
   return { name, values: values?.some((value) => value !== null) ? values : null, digits, centre };
 }
 
-function pane(question, rollouts, sample) {
+function pane(question, rollouts, first) {
   const article = element("article", { class: "pane" });
   const change = (rollout) => {
+    view.samples[rollout.model] = rollout.sample;
     show(rollout);
     article.querySelector(".choices [aria-pressed='true']").focus();
   };
   const show = (rollout) => article.replaceChildren(...paneParts(question, rollout, rollouts, change));
-  show(rollouts.find((rollout) => rollout.sample === sample) ?? rollouts[0]);
+  show(first);
   return article;
 }
 
@@ -51,7 +52,7 @@ function paneParts(question, rollout, rollouts, change) {
 // The page opens at the token that is nearest to the picture.
 function startToken(rollout) {
   const values = rollout.similarity ?? [];
-  return Math.max(0, values.indexOf(Math.max(...values)));
+  return Math.max(0, values.indexOf(extent(values)[1]));
 }
 
 async function paintMap(rollout, mapped) {
@@ -61,7 +62,14 @@ async function paintMap(rollout, mapped) {
   const whole = view.map === "response";
   const values = cellValues(rollout.map, levels, whole ? null : rollout.shown);
   const [low, high] = whole || view.scale === "token" ? extent(values) : [rollout.map.low, rollout.map.high];
-  mapped.paint(values, low, high, whole ? "the mean token" : `token ${rollout.shown + 1}`);
+  mapped.paint({
+    values,
+    low,
+    high,
+    peaks: rollout.map.peaks.at(whole ? -1 : rollout.shown),
+    digits: mapDigits(rollout.map),
+    about: whole ? "the mean token" : `token ${rollout.shown + 1}`,
+  });
 }
 
 function paneHead(rollout, rollouts, change) {
@@ -93,11 +101,6 @@ function facts(rollout) {
   return definitions(entries);
 }
 
-function definitions(entries) {
-  return element("dl", { class: "numbers" }, ...entries.map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
-}
-
 function absence(question, key) {
   if (question.images.length === 0) return "Nothing to shade: the question has no picture.";
   if (key === "attention") return "Attention was not measured.";
@@ -110,10 +113,8 @@ function tokenNumbers(rollout, i) {
     .map((key) => [MEASURES[key][1], number(rollout[key]?.[i], 3)]);
   entries.push(["advantage", signed(rollout.advantage?.[i], 3)]);
   if (rollout.attention !== null) {
-    const shares = ["image", "question", "generated"].map((source) => number(rollout.attention[source][i], 2));
-    entries.push(["attention: image / question / generated", shares.join(" / ")]);
+    const shares = Object.values(rollout.attention).map((values) => number(values[i], 2));
+    entries.push([`attention: ${Object.keys(rollout.attention).join(" / ")}`, shares.join(" / ")]);
   }
-  const head = element("p", {},
-    `token ${i + 1} of ${rollout.num_tokens} `, tokenCode(rollout.tokens[i]), ` · ${passedGate(rollout.gate[i])}`);
-  return [head, definitions(entries)];
+  return [element("p", {}, ...tokenHead(rollout, i), passedGate(rollout.gate[i])), definitions(entries)];
 }

@@ -1,6 +1,7 @@
 // The pictures of a question, with the similarity of a token to each of their patches drawn over them.
 
 const MAX_LABELS = 16; // cells of a picture: more labels than that cannot be read
+const MAX_DIGITS = 3;
 
 // A map's levels, one byte per token and cell: they are stored as differences to the token before.
 async function unpackLevels(map) {
@@ -22,16 +23,26 @@ function cellValues(map, levels, token) {
   return sums.map((sum) => map.low + unit * sum / count);
 }
 
+// As many digits as the levels of a map tell apart.
+function mapDigits({ low, high }) {
+  const step = (high - low) / (DATA.levels - 1);
+  return Math.min(MAX_DIGITS, Math.max(0, Math.ceil(-Math.log10(step))));
+}
+
 // The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's.
-// What reaches beyond the picture, as blocks at its edges may, is cut off.
+// What reaches beyond the picture, as blocks at its edges and cells in its padding may, is cut off.
 function gridCells(grid, image) {
   const [left, top, right, bottom] = grid.box;
   const edges = (count, from, to, size) => Array.from({ length: Math.ceil(count / DATA.block) + 1 },
-    (_, i) => size * Math.min(1, from + (to - from) * Math.min(i * DATA.block, count) / count));
+    (_, i) => size * clamped(from + (to - from) * Math.min(i * DATA.block, count) / count));
   const ys = edges(grid.rows, top, bottom, image.height);
   const xs = edges(grid.columns, left, right, image.width);
   return ys.slice(1).flatMap((y1, row) => xs.slice(1).map((x1, column) => (
     { x: xs[column], y: ys[row], width: x1 - xs[column], height: y1 - ys[row], row, column, grid })));
+}
+
+function clamped(share) {
+  return Math.min(1, Math.max(0, share));
 }
 
 // All cells of a question in the order of its maps; `image` is the number of their picture.
@@ -52,13 +63,6 @@ function heat(share) {
   const lightness = 0.22 + 0.7 * share;
   const chroma = Math.min(0.21 * lightness, 0.75 * (1 - lightness));
   return `oklch(${lightness.toFixed(3)} ${chroma.toFixed(3)} 70)`;
-}
-
-function pictureImage(image, i) {
-  const attributes = { width: image.width, height: image.height, alt: `Picture ${i + 1} of the question` };
-  const img = element("img", { ...attributes, class: image.width <= 160 ? "small" : "" });
-  img.src = image.data;
-  return img;
 }
 
 function cellName(cell, question) {
@@ -85,7 +89,8 @@ class MappedPictures {
   frame(image, i) {
     const viewBox = `0 0 ${image.width} ${image.height}`;
     const svg = shape("svg", { class: "overlay", viewBox, preserveAspectRatio: "none", role: "img", tabindex: "0" });
-    const figure = element("figure", {}, element("div", { class: "picture" }, pictureImage(image, i), svg));
+    const picture = pictureImage(image.data, image, i);
+    const figure = element("figure", {}, element("div", { class: "picture" }, picture, svg));
     const frame = { svg, figure, rects: new Map(), labels: new Map() };
     const grids = gridChoices(this.question.grids.filter((grid) => grid.image === i));
     if (grids.length > 0) this.lay(frame, grids[0][1]);
@@ -140,16 +145,17 @@ class MappedPictures {
 
   say(before, index) {
     if (this.values === null || index === null) return;
-    const value = element("b", {}, number(this.values[index], 3));
+    const value = element("b", {}, number(this.values[index], this.digits));
     this.readout.replaceChildren(`${before}${cellName(this.cells[index], this.question)}: `, value);
   }
 
-  // `values` of all cells, their shades from `low` to `high`; `about` names what they belong to.
-  paint(values, low, high, about) {
-    Object.assign(this, { values, low, high });
+  // `values` of all cells, told with so many `digits`, their shades from `low` to `high`; `peaks`: the highest cell of
+  // each grid, highest first; `about` names what they belong to.
+  paint({ values, low, high, peaks, digits, about }) {
+    Object.assign(this, { values, low, high, peaks, digits });
     const ramp = element("span", { class: "ramp heat" });
     this.key.replaceChildren(
-      element("span", {}, `similarity ${number(low, 3)}`, ramp, number(high, 3)),
+      element("span", {}, `similarity ${number(low, digits)}`, ramp, number(high, digits)),
       element("span", {}, element("span", { class: "peak-sign" }), " highest"));
     this.frames.forEach(({ svg }, i) => svg.setAttribute("aria-label",
       `Similarity of ${about} to the patches of picture ${i + 1}; arrow keys read them`));
@@ -158,16 +164,14 @@ class MappedPictures {
 
   repaint() {
     if (this.values === null) return;
-    this.peak = null;
     for (const { svg, rects, labels } of this.frames) {
       svg.querySelector(".peak")?.remove();
       for (const [index, rect] of rects) {
-        const value = this.values[index];
-        rect.setAttribute("fill", heat((value - this.low) / (this.high - this.low || 1)));
-        if (this.peak === null || value > this.values[this.peak]) this.peak = index;
+        rect.setAttribute("fill", heat((this.values[index] - this.low) / (this.high - this.low || 1)));
       }
-      for (const [index, label] of labels) label.textContent = number(this.values[index], 2);
+      for (const [index, label] of labels) label.textContent = number(this.values[index], Math.min(2, this.digits));
     }
+    this.peak = this.peaks.find((index) => this.frames.some(({ rects }) => rects.has(index))) ?? null;
     if (this.peak === null) return;
     const { x, y, width, height } = this.cells[this.peak];
     const rings = ["outer", "inner"].map((name) => shape("rect", { class: name, x, y, width, height }));
@@ -201,6 +205,6 @@ function plainPictures(question) {
   const note = question.images.length > 0
     ? "This response has no map of its patches." : "A question without a picture.";
   const row = element("div", { class: "row" }, ...question.images.map((image, i) =>
-    element("figure", {}, element("div", { class: "picture" }, pictureImage(image, i)))));
+    element("figure", {}, element("div", { class: "picture" }, pictureImage(image.data, image, i)))));
   return element("div", { class: "pictures" }, row, element("p", { class: "empty" }, note));
 }

@@ -1,6 +1,5 @@
 // The browser of questions: filters, the list, and the chosen question with a response of each model.
 
-const OUTCOMES = [["all", "All"], ["correct", "✓ Correct"], ["wrong", "✗ Wrong"]];
 const MAPS = [["token", "Chosen token"], ["response", "Whole response"]];
 const SCALES = [["token", "Own range"], ["response", "Response’s range"]];
 const ORDERS = {
@@ -8,7 +7,8 @@ const ORDERS = {
   data: ["Order of the data", (a, b) => a.number - b.number],
   ratio: ["Lowest late / early first", (a, b) => leastRatio(a) - leastRatio(b)],
 };
-const view = { measure: "similarity", map: "token", scale: "token", question: null };
+// `samples`: which one of each model is asked for, where it is not the first that meets the filters.
+const view = { measure: "similarity", map: "token", scale: "token", question: null, samples: {} };
 const wanted = { outcome: "all", model: null, kind: null, low: -Infinity, high: Infinity, text: "", order: "data" };
 
 function byDifference(a, b) {
@@ -126,9 +126,9 @@ function modelVerdict(question, model) {
   return element("span", {}, ...mark, `${right} of ${rollouts.length} ✓`);
 }
 
-function chooseQuestion(question) {
+function chooseQuestion(question, samples = {}) {
   view.question?.button.removeAttribute("aria-current");
-  view.question = question;
+  Object.assign(view, { question, samples });
   question?.button.setAttribute("aria-current", "true");
   return redraw({});
 }
@@ -143,12 +143,17 @@ function redraw(change) {
   }
   const panes = DATA.models.map((_, model) => question.rollouts.filter((rollout) => rollout.model === model))
     .filter((rollouts) => rollouts.length > 0)
-    .map((rollouts) => pane(question, rollouts, rollouts.find((rollout) => rolloutWanted(rollout, question))?.sample));
+    .map((rollouts) => pane(question, rollouts, shownRollout(question, rollouts)));
   container.replaceChildren(
     element("p", { class: "question" }, questionText(question.problem)),
-    element("p", { class: "gold" }, "Expected ", element("b", {}, visible(question.answer)), ` · row ${question.row}`),
+    expectedAnswer(question.answer, `row ${question.row}`),
     element("div", { class: panes.length > 1 ? "panes two" : "panes" }, ...panes));
   return Promise.all(question.rollouts.map((rollout) => rollout.repaint?.()));
+}
+
+function shownRollout(question, rollouts) {
+  return rollouts.find(({ model, sample }) => view.samples[model] === sample)
+    ?? rollouts.find((rollout) => rolloutWanted(rollout, question)) ?? rollouts[0];
 }
 
 function repaintMaps(change) {

@@ -38,6 +38,18 @@ function swatch(run) {
   return shape("svg", { class: `swatch run-${run}`, viewBox: "0 0 34 8", "aria-hidden": "true" }, line);
 }
 
+// Names and values side by side.
+function definitions(entries) {
+  return element("dl", { class: "numbers" }, ...entries.map(([name, value]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+}
+
+// Picture `i` of a question; one of few pixels is shown larger.
+function pictureImage(src, { width, height }, i) {
+  const alt = `Picture ${i + 1} of the question`;
+  return element("img", { src, width, height, alt, class: width <= 160 ? "small" : "" });
+}
+
 // A row of buttons of which one is pressed; `choose` is called with its value.
 function choices(container, options, chosen, choose) {
   container.replaceChildren(...options.map(([value, ...label]) => {

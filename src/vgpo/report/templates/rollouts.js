@@ -1,4 +1,3 @@
-const OUTCOMES = [["all", "All"], ["correct", "✓ Correct"], ["wrong", "✗ Wrong"]];
 const SHADES = [["focus", "Focus"], ["token_factor", "Token factor"]];
 const state = { run: 0, outcome: "all", shade: "focus", shown: null };
 
@@ -47,7 +46,7 @@ function drawRollout() {
   }
   const head = element("div", {},
     element("p", { class: "question" }, questionText(rollout.question)),
-    element("p", { class: "gold" }, "Expected ", element("b", {}, visible(rollout.gold)), " · ", verdict(rollout.correct)));
+    expectedAnswer(rollout.gold, verdict(rollout.correct)));
   const body = element("div", {}, head, numbers(rollout), ...drawTokens(rollout));
   article.replaceChildren(pictures(rollout), body);
 }
@@ -64,8 +63,7 @@ function pictures(rollout) {
       column.append(element("p", { class: "empty" }, "This picture is no longer in the run folder."));
       return;
     }
-    const size = { width: image.width, height: image.height, alt: `Picture ${i + 1} of the question` };
-    column.append(element("img", { ...size, src: image.uri, class: image.width <= 160 ? "small" : "" }));
+    column.append(pictureImage(image.uri, image, i));
   });
   if (rollout.images.length === 0) column.append(element("p", { class: "empty" }, "A question without a picture."));
   return column;
@@ -73,14 +71,12 @@ function pictures(rollout) {
 
 function numbers(rollout) {
   const rewards = Object.entries(rollout.rewards).map(([name, value]) => [visible(name), number(value, 2)]);
-  const facts = [
+  return definitions([
     ...rewards,
     ["advantage", signed(rollout.advantage, 3)],
     ["rollout factor", number(rollout.rollout_factor, 3)],
     ["tokens", String(rollout.num_tokens)],
-  ];
-  return element("dl", { class: "numbers" }, ...facts.map(([name, value]) =>
-    element("div", {}, element("dt", {}, name), element("dd", {}, value))));
+  ]);
 }
 
 function drawTokens(rollout) {
@@ -112,5 +108,5 @@ function tokenNumbers(rollout, i) {
     `advantage ${signed(weighted, 3)}`,
     passedGate(rollout.gate[i]),
   ];
-  return [`token ${i + 1} of ${rollout.num_tokens} `, tokenCode(rollout.tokens[i]), ` · ${parts.join(" · ")}`];
+  return [...tokenHead(rollout, i), parts.join(" · ")];
 }

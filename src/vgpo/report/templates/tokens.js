@@ -1,6 +1,8 @@
 // Tokens of a response, shaded by a measure, with a strip of it by position. A measure is
 // { name, values (one per token, or null), digits, centre (null, or what no shade means) }.
 
+const OUTCOMES = [["all", "All"], ["correct", "✓ Correct"], ["wrong", "✗ Wrong"]];
+
 // The question, with a sign where a picture stands.
 function questionText(problem) {
   return visible(problem.replaceAll("<image>", "▣ "));
@@ -8,6 +10,10 @@ function questionText(problem) {
 
 function verdict(correct) {
   return element("span", { class: correct ? "right" : "wrong-answer" }, correct ? "✓ correct" : "✗ wrong");
+}
+
+function expectedAnswer(answer, ...about) {
+  return element("p", { class: "gold" }, "Expected ", element("b", {}, visible(answer)), " · ", ...about);
 }
 
 function extent(values) {
@@ -145,6 +151,11 @@ function onNextLine(spans, current, direction) {
 
 function tokenCode(token) {
   return element("code", {}, visible(token).replaceAll("\n", "↵"));
+}
+
+// What the numbers of a token begin with.
+function tokenHead({ tokens, num_tokens: numTokens }, i) {
+  return [`token ${i + 1} of ${numTokens} `, tokenCode(tokens[i]), " · "];
 }
 
 function passedGate(gate) {
