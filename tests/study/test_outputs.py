@@ -82,8 +82,12 @@ def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     text = markdown(data)
     assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – |" in text
     assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
-    assert {"page", "table"} <= write_outputs(tmp_path / "out", data).keys()
+    written = write_outputs(tmp_path / "out", data)
+    assert {"page", "table"} <= written.keys()
     assert setting["target"] is None
+    page = written["page"].read_text()
+    assert '<td class="number none">–</td><td class="number none">–</td>' in page
+    assert '<td class="number none">base</td>' not in page  # vgpo, whose base is not done, is not the base
 
 
 def test_intervals_as_text() -> None:
@@ -153,6 +157,7 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
     page = write_outputs(tmp_path / "out", data)["page"].read_text()
     assert re.findall('<h2 id="comparison-.">(.*)</h2>', page) == [f"rivals {html.escape(HOSTILE)}", "turned"]
     assert re.findall('href="#comparison-(.)"', page) == ["0", "1"]
+    assert page.count('<td class="number none">base</td>') == 2 * 2  # difference and learning, in each
 
 
 def test_p_says_how_many_pairs_it_comes_from(tmp_path: Path) -> None:
