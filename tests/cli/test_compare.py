@@ -18,7 +18,8 @@ import yaml
 
 from tests.study import stand_in_run
 from vgpo.commands import compare, study_jobs
-from vgpo.commands.study_file import PlannedRun, StudyError, load_study
+from vgpo.commands.recipe import field_names
+from vgpo.commands.study_file import GROUND, PlannedRun, StudyError, load_study
 from vgpo.study.runs import StudyRun
 
 RECIPE = """
@@ -104,6 +105,13 @@ def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Pa
             {"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "vgp"]}}},
             "methods: nothing is called 'vgp'; did",
         ),
+        (
+            {"comparisons": {"a": {"base": "dapo", "methods": [{"dapo": None}, "vgpo"]}}},
+            "called {'dapo': None}; there",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "methods": [["dapo", "vgpo"]]}}}, r"called \['dapo', 'vgpo'\]; there"),
+        ({"comparisons": {"a": {"base": ["dapo"]}}}, r"a: base: nothing is called \['dapo'\]"),
+        ({"comparisons": {"a": {"base": "dapo", "settings": [{"default": {}}]}}}, "settings: nothing is called {'def"),
         ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "dapo"]}}}, "methods names one twice"),
         ({"comparisons": {"a": {"base": "dapo", "methods": "dapo"}}}, "methods is 'dapo', expected a list"),
         (
@@ -160,6 +168,25 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
 def test_what_breaks_a_study_is_refused(write_study: Callable[..., Path], changes: dict, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         load_study(write_study(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("generation_kwargs", {"do_sample": False}), ("top_p", 0.9), ("top_k", 5), ("min_p", 0.1),
+        ("repetition_penalty", 1.1), ("reward_weights", [2.0]), ("per_device_eval_batch_size", 3),
+    ],
+)  # fmt: skip
+def test_all_methods_sample_score_and_evaluate_alike(
+    write_study: Callable[..., Path], name: str, value: object
+) -> None:
+    with pytest.raises(StudyError, match=f"methods: x: {name} would make runs that cannot be compared"):
+        load_study(write_study(methods={"dapo": {}, "x": {name: value}}))
+    assert load_study(write_study(common={name: value}, methods={"dapo": {}, "x": {"shaping": "none"}}))
+
+
+def test_what_methods_share_are_fields_of_a_recipe() -> None:
+    assert [name for name in GROUND if not any(field.startswith(name) for field in field_names())] == []
 
 
 def test_a_missing_study_is_named(tmp_path: Path) -> None:

@@ -38,14 +38,16 @@ SET_BY_STUDY = {
     "allow_changes": "a study is made of equal runs",
     "evaluate_before": "the start model is looked at once for each setting",
 }
-# What all methods of a setting share: start, data and their order, length of training, questions and answers.
+# What all methods of a setting share: start, data and their order, length of training, questions, how they are
+# answered, and what an answer is worth.
 GROUND = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
     "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
-    "num_train_epochs", "rewards", "filter_reward", "shuffle_dataset", "num_processes", "logging_steps",
-    "logging_strategy", "temperature",
+    "num_train_epochs", "rewards", "reward_weights", "filter_reward", "shuffle_dataset", "num_processes",
+    "logging_steps", "logging_strategy", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "generation_kwargs", "per_device_eval_batch_size",
 )  # fmt: skip
 
 
@@ -209,7 +211,7 @@ def read_comparison(name: str, keys: Mapping[str, Any], values: Mapping[str, Any
 
 
 def check_known(name: Any, names: Collection[str], where: str) -> None:
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         hint = suggestion(str(name), names) or f"; there are {', '.join(names)}"
         raise StudyError(f"{where}: nothing is called {name!r}{hint}")
 
@@ -229,7 +231,7 @@ def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: 
             if key.startswith(GROUND):
                 raise StudyError(
                     f"{path}: methods: {name}: {key} would make runs that cannot be compared: all methods have the "
-                    "same start, data, order, length and questions; set it in common or in settings"
+                    "same start, data, order, length, questions, sampling and rewards; set it in common or in settings"
                 )
             if key in of_settings:
                 raise StudyError(
