@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
-from vgpo.report.rollouts import focus_by_decile
+from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 from vgpo.rewards import grade
 from vgpo.study.evaluate import Evaluation, count, evaluate, evaluation_mode
 from vgpo.study.responses import encode, respond, sampling
@@ -215,7 +215,7 @@ def score(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
 def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
     """Means over responses (dicts of `sample_and_score`)."""
     if not parts:
-        return Responses(0, None, None, None, None, [None] * 10)
+        return Responses(0, None, None, None, None, [None] * NUM_DECILES)
     lengths = torch.tensor([len(part["focus"]) for part in parts])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     focus = torch.zeros(mask.shape).masked_scatter(mask, torch.cat([part["focus"] for part in parts]).float().cpu())
@@ -230,7 +230,7 @@ def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
         late_early_ratio=ratios["focus/late_early_ratio"],
         deciles=[mean([value for value in tenth if value is not None]) for tenth in zip(*tenths, strict=True)]
         if tenths
-        else [None] * 10,
+        else [None] * NUM_DECILES,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
+from vgpo.report.rollouts import NUM_DECILES
 from vgpo.report.storage import read_object
 from vgpo.study.runs import StudyRun
 from vgpo.study.statistics import (
@@ -19,7 +20,6 @@ from vgpo.study.statistics import (
 )
 
 VERSION = 1
-NUM_DECILES = 10
 START = "start"  # beside the methods: the model before training
 Row = dict[str, Any]
 
