@@ -32,10 +32,10 @@ from vgpo.shaping import Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
 from vgpo.study.evaluate import evaluation_mode
 from vgpo.study.probe import Row
-from vgpo.study.responses import encode, respond, sampling
+from vgpo.study.responses import Responses, encode, respond, sampling
 from vgpo.toy.scans import CELL
 from vgpo.trl.corruption import VIEWS, View, prompt_columns, viewed
-from vgpo.trl.forward import Rows, score_rows
+from vgpo.trl.forward import Rows, Scores, score_rows
 
 READ, GO_ON = "digit read", "go on or stop"
 METHODS = ("vgpo", "kl_perception", "pgpo", "pepo", "entropy")
@@ -93,24 +93,52 @@ def look(
     decoding = sampling(model, processor, max_new_tokens, temperature=1.0)
     prompts = [encode(processor, row, {}, model.device) for row in rows]
     drawn = respond(model, prompts, decoding, seed=seed)
-    sampled, mask = drawn.rows, drawn.mask
-    groups = torch.arange(len(rows))
+    signals, credit = judged(*scored(model, processor, drawn, seed))
+    texts = processor.batch_decode(drawn.ids, skip_special_tokens=True)
+    verdicts = grade(texts, [row["answer"] for row in rows])
+    return [
+        Response(
+            row["problem"],
+            row["images"][0].height // CELL,
+            texts[i],
+            tokens_of(
+                processor,
+                drawn.ids[i][drawn.mask[i]],
+                {name: each[i][drawn.mask[i]] for name, each in signals.items()},
+                {name: each[i][drawn.mask[i]] for name, each in credit.items()},
+            ),
+            verdicts[i],
+        )
+        for i, row in enumerate(rows)
+    ]
+
+
+def scored(model: PreTrainedModel, processor: ProcessorMixin, drawn: Responses, seed: int) -> tuple[Scores, Signals]:
+    """Scores of the responses behind their pictures, and all that shapings are told, halfway through a training."""
+    num_rows = len(drawn.ids)
+    groups = torch.arange(num_rows)
     ids, banned = visual_token_ids(model.config), banned_token_ids(model.config)
     without = {}
     with evaluation_mode(model):
-        seen = score_rows(model, sampled, ids, share=False, similarity=True, layer_similarity=True)
+        seen = score_rows(model, drawn.rows, ids, share=False, similarity=True, layer_similarity=True)
         for name, make_view in VIEWS.items():
-            rows_without = behind(sampled, make_view(model.config, processor, seed, banned), groups)
+            rows_without = behind(drawn.rows, make_view(model.config, processor, seed, banned), groups)
             without[name] = score_rows(model, rows_without, ids, share=False, similarity=False)
     told = Signals(
-        response_mask=mask,
+        response_mask=drawn.mask,
         group_ids=groups,
-        visual_rows=torch.ones(len(rows), dtype=torch.bool),
-        progress=torch.full((len(rows),), 0.5),
+        visual_rows=torch.ones(num_rows, dtype=torch.bool),
+        progress=torch.full((num_rows,), 0.5),
         **seen.signals(),
         **{name: scores.log_probs for name, scores in without.items()},
     )
-    shaped = {name: build_shaping(name, {}).shape(torch.ones(len(rows)), told) for name in METHODS}
+    return seen, told
+
+
+def judged(seen: Scores, told: Signals) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What each signal, and each method's credit, makes of the tokens; (B, T) each."""
+    mask = told.response_mask
+    shaped = {name: build_shaping(name, {}).shape(torch.ones(len(mask)), told) for name in METHODS}
     # Of a rollout: what a method does between rollouts is no matter of roles.
     credit = {name: share_of_credit(each.advantages, mask) for name, each in shaped.items()}
     signals = {
@@ -121,23 +149,7 @@ def look(
         "no picture": token_dependency(seen.log_probs, told.blind_log_probs, mask),
         "entropy": seen.entropy,
     }
-    texts = processor.batch_decode(drawn.ids, skip_special_tokens=True)
-    verdicts = grade(texts, [row["answer"] for row in rows])
-    return [
-        Response(
-            row["problem"],
-            row["images"][0].height // CELL,
-            texts[i],
-            tokens_of(
-                processor,
-                drawn.ids[i][mask[i]],
-                {name: each[i][mask[i]] for name, each in signals.items()},
-                {name: each[i][mask[i]] for name, each in credit.items()},
-            ),
-            verdicts[i],
-        )
-        for i, row in enumerate(rows)
-    ]
+    return signals, credit
 
 
 def share_of_credit(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -4,27 +4,31 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
 from tests.study import stand_in_run
-from vgpo.commands import compare, study_jobs
-from vgpo.commands.study_file import PlannedRun, StudyError, load_study
+from vgpo.commands import compare, study_checks, study_file, study_jobs
+from vgpo.commands.recipe import field_names, load_recipe
+from vgpo.commands.study_file import GROUND, PlannedRun, StudyError, load_study
 from vgpo.study.runs import StudyRun
+from vgpo.toy import checkpoint_path, write_datasets
 
 RECIPE = """
 model_name_or_path: toy
-train_data: train.parquet
-eval_data: test.parquet
+train_data: {train}
+eval_data: {test}
 use_cpu: true
 bf16: false
 gradient_checkpointing: false
@@ -41,11 +45,18 @@ methods:
 """
 
 
+@pytest.fixture(scope="module")
+def few_rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_datasets(tmp_path_factory.mktemp("rows"), num_train=8, num_test=4, progress=False)
+
+
 @pytest.fixture
-def write_study(tmp_path: Path) -> Callable[..., Path]:
+def write_study(tmp_path: Path, few_rows: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
     def write(lines: str = "", **changes: object) -> Path:
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(RECIPE)
+        recipe.write_text(RECIPE.format(train=few_rows[0], test=few_rows[1]))
         values = yaml.safe_load(STUDY.format(recipe=recipe) + lines) | changes
         path = tmp_path / "study.yaml"
         kept = {key: value for key, value in values.items() if value != "absent"}
@@ -91,6 +102,18 @@ def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Pa
     assert (sweep.question, sweep.base, sweep.methods, sweep.seeds) == (None, "vgpo", ["vgpo", "strong"], [1, 2])
 
 
+def test_a_recipe_is_read_once_for_all_its_runs(
+    write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(study_file, "load_recipe", lambda path: read.append(path) or load_recipe(path))
+    comparisons = {name: {"base": "dapo"} for name in ("one", "two")}
+    load_study(
+        write_study(settings={"a": {}, "b": {"max_completion_length": 9}}, comparisons=comparisons, base="absent")
+    )
+    assert len(read) == 2 * 3  # of each setting the start, dapo and vgpo
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -104,6 +127,13 @@ def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Pa
             {"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "vgp"]}}},
             "methods: nothing is called 'vgp'; did",
         ),
+        (
+            {"comparisons": {"a": {"base": "dapo", "methods": [{"dapo": None}, "vgpo"]}}},
+            "called {'dapo': None}; there",
+        ),
+        ({"comparisons": {"a": {"base": "dapo", "methods": [["dapo", "vgpo"]]}}}, r"called \['dapo', 'vgpo'\]; there"),
+        ({"comparisons": {"a": {"base": ["dapo"]}}}, r"a: base: nothing is called \['dapo'\]"),
+        ({"comparisons": {"a": {"base": "dapo", "settings": [{"default": {}}]}}}, "settings: nothing is called {'def"),
         ({"comparisons": {"a": {"base": "dapo", "methods": ["dapo", "dapo"]}}}, "methods names one twice"),
         ({"comparisons": {"a": {"base": "dapo", "methods": "dapo"}}}, "methods is 'dapo', expected a list"),
         (
@@ -126,6 +156,7 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
         ({"seeds": "absent"}, "seeds is missing or empty"),
         ({"seeds": 5}, r"seeds is 5, expected a list of whole numbers such as \[0, 1"),
         ({"seeds": [1, True]}, "expected a list of whole numbers"),
+        ({"seeds": [0, 2**33]}, r"seeds is \[0, 8589934592\], expected .* below 2\^32"),
         ({"seeds": [3, 3]}, "seeds names one twice"),
         ({"seed": [0]}, "unknown key 'seed'; did you mean 'seeds'"),
         ({"base": "dap"}, "base: nothing is called 'dap'; did you mean 'dapo'"),
@@ -160,6 +191,25 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
 def test_what_breaks_a_study_is_refused(write_study: Callable[..., Path], changes: dict, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         load_study(write_study(**changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("generation_kwargs", {"do_sample": False}), ("top_p", 0.9), ("top_k", 5), ("min_p", 0.1),
+        ("repetition_penalty", 1.1), ("reward_weights", [2.0]), ("per_device_eval_batch_size", 3),
+    ],
+)  # fmt: skip
+def test_all_methods_sample_score_and_evaluate_alike(
+    write_study: Callable[..., Path], name: str, value: object
+) -> None:
+    with pytest.raises(StudyError, match=f"methods: x: {name} would make runs that cannot be compared"):
+        load_study(write_study(methods={"dapo": {}, "x": {name: value}}))
+    assert load_study(write_study(common={name: value}, methods={"dapo": {}, "x": {"shaping": "none"}}))
+
+
+def test_what_methods_share_are_fields_of_a_recipe() -> None:
+    assert [name for name in GROUND if not any(field.startswith(name) for field in field_names())] == []
 
 
 def test_a_missing_study_is_named(tmp_path: Path) -> None:
@@ -234,7 +284,7 @@ def test_each_run_has_one_gpu(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("metrics.jsonl", '{"step": 21}\n', r"vgpo/seed-1: metrics\.jsonl changed after the run was done; put back"),
+        ("metrics.jsonl", '{"step": 21}\n', r"vgpo/seed-1: metrics\.jsonl changed after the run was done\n"),
         ("done.json", "{", r"done\.json"),
     ],
 )
@@ -253,22 +303,145 @@ def test_a_run_that_was_changed_when_it_was_done_is_not_taken(
 
 
 def test_another_start_under_the_same_name_is_not_taken(
-    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+    write_study: Callable[..., Path], stand_in: None, few_rows: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out, start, data = tmp_path / "out", tmp_path / "weights", tmp_path / "train.parquet"
-    start.mkdir()
-    (start / "model.safetensors").write_text("weights")
-    data.write_text("rows")
     study = write_study(common={"max_steps": 4, "model_name_or_path": str(start), "train_data": str(data)})
-    compare.run(study, out=out, jobs=2)
+    shutil.copy(few_rows[0], data)
+    with pytest.raises(
+        StudyError, match=r"setting default: processor: model_name_or_path: .*weights' cannot be loaded"
+    ):
+        compare.run(study, out=out, jobs=2)
+    shutil.copytree(checkpoint_path(), start)  # what was not there cannot have changed
     assert compare.run(study, out=out, jobs=2)
+    weights = (start / "model.safetensors").read_bytes()
     (start / "model.safetensors").write_text("others!")
-    with pytest.raises(StudyError, match="setting default: model_name_or_path has other contents than when the runs"):
+    with pytest.raises(StudyError, match=r"other contents than when the runs in .*\n  setting default: model_name_"):
         compare.run(study, out=out, jobs=2)
-    (start / "model.safetensors").write_text("weights")
+    (start / "model.safetensors").write_bytes(weights)
+    data.unlink()
+    assert compare.run(study, out=out, jobs=2)  # draws what is done
     data.write_text("more rows")
-    with pytest.raises(StudyError, match="setting default: train_data has other contents"):
+    with pytest.raises(StudyError, match="setting default: train_data"):
         compare.run(study, out=out, jobs=2)
+
+
+def test_a_setting_without_a_run_may_get_other_data(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    easy, hard = tmp_path / "easy.parquet", tmp_path / "hard.parquet"
+    settings = {"easy": {"train_data": str(easy)}, "hard": {"train_data": str(hard)}}
+    study, out = load_study(write_study(settings=settings)), tmp_path / "out"
+    easy.write_text("rows")
+    hard.write_text("rows")
+    study_checks.refuse_other_ground(study, out)
+    stand_in_run.write_run(out / "runs/easy/dapo/seed-0", "dapo", 0)  # stopped here
+    hard.write_text("harder rows")
+    study_checks.refuse_other_ground(study, out)
+    easy.write_text("other rows")
+    with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nPut back"):
+        study_checks.refuse_other_ground(study, out)
+    # From now on the harder rows are those of the setting, be its run only half done.
+    easy.write_text("rows")
+    config = out / "runs/hard/vgpo/seed-1/config.yaml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    study_checks.refuse_other_ground(study, out)
+    hard.write_text("rows")
+    with pytest.raises(StudyError, match="setting hard: train_data"):
+        study_checks.refuse_other_ground(study, out)
+
+
+def test_what_cannot_be_seen_from_elsewhere_stays_known(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = load_study(write_study(common={"train_data": "rows.parquet"})), tmp_path / "out"
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    (here / "rows.parquet").write_text("rows")
+    monkeypatch.chdir(here)
+    study_checks.refuse_other_ground(study, out)
+    stand_in_run.write_run(out / "runs/default/dapo/seed-0", "dapo", 0)
+    monkeypatch.chdir(elsewhere)
+    study_checks.refuse_other_ground(study, out)
+    monkeypatch.chdir(here)
+    (here / "rows.parquet").write_text("other rows")
+    with pytest.raises(StudyError, match="setting default: train_data"):
+        study_checks.refuse_other_ground(study, out)
+    (here / "rows.parquet").write_text("rows")
+    study_checks.refuse_other_ground(study, out)
+
+
+REWARD = "def always(completions, **kwargs):\n    return [1.0] * len(completions)\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "source", "file", "named"),
+    [
+        ("train_data", "{}/rows.parquet@train", "rows.parquet", "train_data"),
+        ("eval_data", "{}/sets@test", "sets/test.parquet", "eval_data"),
+        ("template", "{}/my.jinja", "my.jinja", "template"),
+        ("rewards", "{}/mine.py:always", "mine.py", "reward {}/mine.py:always"),
+    ],
+)
+def test_what_all_runs_share_is_known_by_its_contents(
+    write_study: Callable[..., Path], tmp_path: Path, field: str, source: str, file: str, named: str
+) -> None:
+    path, out = tmp_path / file, tmp_path / "out"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(REWARD)
+    value = source.format(tmp_path)
+    study = load_study(write_study(common={field: [value] if field == "rewards" else value}))
+    study_checks.refuse_other_ground(study, out)
+    stand_in_run.write_run(out / "runs/default/dapo/seed-0", "dapo", 0)
+    study_checks.refuse_other_ground(study, out)
+    path.write_text(f"{REWARD}\n")
+    with pytest.raises(StudyError, match=f"setting default: {re.escape(named.format(tmp_path))}\n"):
+        study_checks.refuse_other_ground(study, out)
+
+
+def test_runs_that_could_not_begin_are_not_started(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+) -> None:
+    missing = {"train_data": str(tmp_path / "no.parquet"), "eval_data": str(tmp_path / "nor.parquet")}
+    study = write_study(
+        methods={"dapo": {"shaping": "none"}, "vgpo": {"use_vllm": True}},
+        settings={
+            "rows": missing,
+            "weights": {"model_name_or_path": str(tmp_path / "none")},
+            "words": {"template": "none.jinja"},
+            "many": {"num_processes": 8},
+        },
+    )
+    with pytest.raises(StudyError) as refused:
+        compare.run(study, out=tmp_path / "out", jobs=2)
+    head, *lines = str(refused.value).splitlines()
+    assert head == f"{study}: nothing was started, for these runs could not begin:"
+    expected = [
+        "setting rows: data: there is no file or folder .*no.parquet",
+        "setting rows: held-out data: there is no file or folder .*nor.parquet",
+        "setting weights: processor: model_name_or_path: .*none' cannot be loaded",
+        "setting words: data: there is no prompt template 'none.jinja'",
+        "setting words: held-out data: there is no prompt template 'none.jinja'",
+        r"setting rows, method vgpo \(and 2 more\): processes: use_vllm: true .* needs vLLM",
+        r"setting many, start \(and 2 more\): processes: .* num_processes=8, but 1 started",
+    ]
+    assert [bool(re.match(f"  {text}", line)) for text, line in zip(expected, lines, strict=True)] == [True] * 7
+    assert list((tmp_path / "out").rglob("started")) == []
+
+
+def test_what_never_began_takes_a_mended_study(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "vgpo fails").mkdir(parents=True)
+    methods = {"dapo": {"shaping": "none"}, "vgpo": {"strength": 0.5}}
+    assert not compare.run(write_study(methods=methods), out=out, jobs=2)
+    (out / "vgpo fails").rmdir()
+    methods["vgpo"]["strength"] = 0.4
+    assert compare.run(write_study(methods=methods), out=out, jobs=2)
+    assert times_started(out, "default/vgpo/seed-0") == 2
+    assert times_started(out, "default/dapo/seed-0") == 1
+    assert yaml.safe_load((out / "runs/default/vgpo/seed-0/recipe.yaml").read_text())["strength"] == 0.4
 
 
 def test_a_failed_run_is_told_and_tried_again(
@@ -292,8 +465,9 @@ def test_a_changed_study_does_not_take_old_runs(
 ) -> None:
     out = tmp_path / "out"
     compare.run(write_study(), out=out, jobs=2)
-    with pytest.raises(StudyError, match=r"a run with other settings \(max_steps\)"):
+    with pytest.raises(StudyError) as refused:
         compare.run(write_study(common={"max_steps": 5}), out=out, jobs=2)
+    assert str(refused.value).count("a run with other settings (max_steps)\n") == 5  # names them all
     # Seeds may be added, also before the others.
     assert compare.run(write_study(seeds=[2, 0, 1]), out=out, jobs=2)
     assert times_started(out, "default/dapo/seed-0") == times_started(out, "default/dapo/seed-2") == 1
@@ -320,6 +494,28 @@ def test_a_run_that_was_left_behind_keeps_the_folder_locked(tmp_path: Path) -> N
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
+def compare_and_send(signals: Sequence[tuple[Path, int]], study: Path, out: Path) -> object:
+    """Compare, and send ourselves each signal once its file is there; the exit status."""
+
+    def send() -> None:
+        for mark, number in signals:
+            while not mark.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    # A test runner in the background of a shell is started deaf to SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(SystemExit) as stop:
+            compare.run(study, out=out, jobs=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    sender.join()
+    return stop.value.code
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_runs_save(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path, number: int, status: int
@@ -327,23 +523,22 @@ def test_a_signal_lets_runs_save(
     out = tmp_path / "out"
     (out / "vgpo waits").mkdir(parents=True)
     run = out / "runs/default/vgpo/seed-0"
-
-    def tell() -> None:
-        while not (run / "training").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    # A test runner in the background of a shell is started deaf to SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    teller = threading.Thread(target=tell)
-    teller.start()
-    try:
-        with pytest.raises(SystemExit) as stop:
-            compare.run(write_study(), out=out, jobs=1)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    teller.join()
-    assert stop.value.code == status
+    assert compare_and_send([(run / "training", number)], write_study(), out) == status
     assert (run / "saved").exists()
     assert times_started(out, "default/dapo/seed-1") == 0
     assert (out / "table.md").exists()  # of what is done
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_another_signal_ends_runs_at_once(
+    write_study: Callable[..., Path], stand_in: None, tmp_path: Path, second: int
+) -> None:
+    out = tmp_path / "out"
+    (out / "vgpo takes its time").mkdir(parents=True)
+    run, started = out / "runs/default/vgpo/seed-0", time.monotonic()
+    signals = [(run / "training", signal.SIGTERM), (run / "told", second)]
+    assert compare_and_send(signals, write_study(), out) == 143  # of the first
+    assert time.monotonic() - started < 30  # its step would take a minute
+    assert not (run / "saved").exists()
+    with compare.locked(out):  # nobody is left behind
+        pass

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.study.stand_in_run import SEALED
@@ -46,6 +47,7 @@ def run_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> Callable[[str], Stu
 def test_a_run_is_trained_looked_at_and_sealed(
     run_one: Callable[[str], StudyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(study_run, "memory_of", lambda device: f"that of {device}")
     one = run_one("dapo")
     assert one.is_done
     assert one.final_path.is_dir()
@@ -57,7 +59,9 @@ def test_a_run_is_trained_looked_at_and_sealed(
     assert found["accuracy"]["true"]["accuracy"] == evaluation["after"]["accuracy"]
     assert found["accuracy"]["blank"]["num_questions"] == found["accuracy"]["other"]["num_questions"] == 12
     assert found["responses"]["all"]["num_responses"] == 12
-    assert json.loads(one.usage_path.read_text())["peak_memory_bytes"] > 50e6
+    usage = json.loads(one.usage_path.read_text())
+    assert usage["memory_of"] == "that of cpu"  # of the recipe (use_cpu: true), whatever the machine has
+    assert usage["peak_memory_bytes"] > 50e6
 
     # Killed behind the training: nothing is trained again.
     for name in ("done.json", "probe.json", "usage.json"):
@@ -84,3 +88,13 @@ def test_a_run_is_trained_looked_at_and_sealed(
     assert setting["methods"][0]["memory"] is None
     assert setting["methods"][0]["steps_to_base"]["num_reached"] == 1
     assert [chart["id"] for chart in setting["charts"]] == ["accuracy", "length", "entropy", "late_early"]
+
+
+def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the GPU {device}")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu, cpu = torch.device("cuda", 1), torch.device("cpu")
+    assert (study_run.memory_of(gpu), study_run.peak_memory(gpu)) == ("the GPU cuda:1", 7)
+    assert study_run.memory_of(cpu) == "process"
+    assert study_run.peak_memory(cpu) > 50e6

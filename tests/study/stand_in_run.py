@@ -71,14 +71,17 @@ def write_environment(folder: Path, *, commit: str, dirty: bool) -> None:
     (folder / "environment.json").write_text(json.dumps({"commit": commit, "dirty": dirty, **machine}))
 
 
-def wait_for_a_signal(folder: Path) -> None:
+def wait_for_a_signal(folder: Path, *, step_takes: float) -> None:
     """As a run in training: it finishes its step when it is told to stop."""
 
     def leave(*_: object) -> None:
+        (folder / "told").touch()
+        time.sleep(step_takes)
         (folder / "saved").touch()
         sys.exit(143)
 
     signal.signal(signal.SIGTERM, leave)
+    (folder / "config.yaml").write_text("{}\n")
     (folder / "training").touch()
     time.sleep(60)  # and no longer, should nobody tell it
 
@@ -90,7 +93,9 @@ def main(place: str, method: str, seed: str, *words: str) -> None:
     if (folder.parents[3] / f"{method} fails").exists():
         sys.exit("line before\n\x1b[31mout of luck")
     if (folder.parents[3] / f"{method} waits").exists():
-        wait_for_a_signal(folder)
+        wait_for_a_signal(folder, step_takes=0)
+    if (folder.parents[3] / f"{method} takes its time").exists():
+        wait_for_a_signal(folder, step_takes=60)
     write_run(folder, method, int(seed))
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from tests.study.stand_in_run import LEVELS, write_environment, write_run
-from vgpo.study.outputs import escaped, interval, markdown, rows_as_csv, terminal_tables, write_outputs
+from vgpo.study.outputs import escaped, interval, look_cells, markdown, rows_as_csv, terminal_tables, write_outputs
 from vgpo.study.page import render_study
 from vgpo.study.results import Comparison, Place, study_data
 from vgpo.study.runs import StudyRun
@@ -82,8 +82,28 @@ def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     text = markdown(data)
     assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – |" in text
     assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
-    assert {"page", "table"} <= write_outputs(tmp_path / "out", data).keys()
+    written = write_outputs(tmp_path / "out", data)
+    assert {"page", "table"} <= written.keys()
     assert setting["target"] is None
+    page = written["page"].read_text()
+    assert '<td class="number none">–</td><td class="number none">–</td>' in page
+    assert '<td class="number none">base</td>' not in page  # vgpo, whose base is not done, is not the base
+
+
+def test_whether_it_looks_stands_alike_in_table_and_page(tmp_path: Path) -> None:
+    data = study(tmp_path)
+    text = markdown(data)
+    assert "| start | 30.0 | 10.0 | 20.0 | 0.950 | – | 20.9 | 0.180 |" in text
+    # Of 27 resample means the outer ones are 60.00 and 60.33; the quantile lies 0.65 into the gap.
+    assert "| vgpo | 61.0 [60.2, 61.8] | 10.0 [10.0, 10.0] | 20.0 [20.0, 20.0] | 0.950 [0.950, 0.950] | – |" in text
+    head, rows = look_cells(data["comparisons"][0]["settings"][0])
+    _, table = render_study(data).split("does it look at the picture?")
+    lines = [
+        re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in table.split("<tr")[1 : 2 + len(rows)]
+    ]
+    cells = [[re.sub("<[^>]*>", "", cell).strip() for cell in line] for line in lines]
+    assert [cell.lower() for cell in cells[0]] == head
+    assert [line[1:] for line in cells[1:]] == [row[1:] for row in rows]  # but for the names
 
 
 def test_intervals_as_text() -> None:
@@ -153,6 +173,7 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
     page = write_outputs(tmp_path / "out", data)["page"].read_text()
     assert re.findall('<h2 id="comparison-.">(.*)</h2>', page) == [f"rivals {html.escape(HOSTILE)}", "turned"]
     assert re.findall('href="#comparison-(.)"', page) == ["0", "1"]
+    assert page.count('<td class="number none">base</td>') == 2 * 2  # difference and learning, in each
 
 
 def test_p_says_how_many_pairs_it_comes_from(tmp_path: Path) -> None:

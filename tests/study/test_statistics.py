@@ -102,6 +102,14 @@ def test_many_pairs_are_flipped_at_random() -> None:
     assert 0 < sign_flip_p_value(np.ones(20)) <= 4 / 65_537
 
 
+def test_no_p_value_is_below_the_smallest() -> None:
+    # All of one sign: of 2^16 patterns the observed and its mirror image, of 65,536 drawn ones and itself one or more.
+    for num_pairs in (1, 2, 5, 16):
+        assert sign_flip_p_value(np.ones(num_pairs)) == smallest_p_value(num_pairs) == 2 / 2**num_pairs
+    assert smallest_p_value(17) == smallest_p_value(40) == sign_flip_p_value(np.ones(40)) == 1 / 65_537
+    assert sign_flip_p_value(np.ones(17)) >= smallest_p_value(17)
+
+
 def test_pairs_are_matched_by_seed() -> None:
     values, base = {0: 0.5, 1: 0.7, 7: 0.9}, {7: 0.8, 1: 0.4, 2: 0.1}
     found = paired_difference(values, base)

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import requires, version
 from pathlib import Path
@@ -88,6 +88,12 @@ def processor(setup: Setup) -> Finding:
 
 def data(setup: Setup) -> Finding:
     return Finding("pass", f"{len(setup.prompts)} prompts from {setup.recipe.run.train_data}")
+
+
+def held_out(setup: Setup) -> Finding:
+    if setup.held_out is None:
+        return Finding("pass", "none (eval_data)")
+    return Finding("pass", f"{len(setup.held_out)} questions from {setup.recipe.run.eval_data}")
 
 
 def arithmetic(setup: Setup) -> Finding:
@@ -204,6 +210,7 @@ CHECKS = {
     "trackers": Check(trackers),
     "processor": Check(processor),
     "data": Check(data, ("processor",)),
+    "held-out data": Check(held_out, ("processor",)),
     "batches": Check(arithmetic, ("data",)),
     "rewards": Check(rewards, ("data",)),
     "model": Check(model, ("processor",)),
@@ -233,13 +240,20 @@ def run(config: str, overrides: Sequence[str]) -> bool:
     recipe = load_recipe(config, overrides)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder, console.status("") as status:
-        setup = Setup(recipe, Path(folder))
-        findings: dict[str, Finding] = {}
-        for name in CHECKS:
-            status.update(f"checking {name}")
-            findings[name] = examine(name, setup, findings)
+        findings = examine_all(CHECKS, Setup(recipe, Path(folder)), lambda name: status.update(f"checking {name}"))
     console.print(table(findings))
     return not any(finding.status == "fail" for finding in findings.values())
+
+
+def examine_all(
+    names: Iterable[str], setup: Setup, announce: Callable[[str], None] = lambda name: None
+) -> dict[str, Finding]:
+    """The findings of these checks, in order; `announce` is told each before it is made."""
+    findings: dict[str, Finding] = {}
+    for name in names:
+        announce(name)
+        findings[name] = examine(name, setup, findings)
+    return findings
 
 
 def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
@@ -258,15 +272,23 @@ def refuse_hopeless(setup: Setup, names: Sequence[str], console: Console) -> Non
     """Make some of the checks at the start of a run, and print what is amiss.
 
     Raises:
-        RecipeError: One fails.
+        RecipeError: Some fail.
     """
-    findings = {name: examine(name, setup, {}) for name in names}
-    for name, finding in findings.items():
-        if finding.status == "fail":
-            raise RecipeError(f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}")
+    findings = examine_all(names, setup)
+    if faults := failures(findings):
+        raise RecipeError("\n".join(faults))
     amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
     if amiss:
         console.print(table(amiss))
+
+
+def failures(findings: Mapping[str, Finding]) -> list[str]:
+    """What failed and how to mend it, a text for each check that did."""
+    return [
+        f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}"
+        for name, finding in findings.items()
+        if finding.status == "fail"
+    ]
 
 
 def table(findings: dict[str, Finding]) -> Table:

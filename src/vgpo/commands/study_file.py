@@ -26,6 +26,7 @@ from vgpo.study.results import START, Comparison
 KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
 MAX_METHODS = 8  # in a comparison: more lines than that cannot be told apart
+MAX_SEED = 2**32  # NumPy takes no larger one
 ONLY_SETTING = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too
 
@@ -38,14 +39,16 @@ SET_BY_STUDY = {
     "allow_changes": "a study is made of equal runs",
     "evaluate_before": "the start model is looked at once for each setting",
 }
-# What all methods of a setting share: start, data and their order, length of training, questions and answers.
+# What all methods of a setting share: start, data and their order, length of training, questions, how they are
+# answered, and what an answer is worth.
 GROUND = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
     "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
-    "num_train_epochs", "rewards", "filter_reward", "shuffle_dataset", "num_processes", "logging_steps",
-    "logging_strategy", "temperature",
+    "num_train_epochs", "rewards", "reward_weights", "filter_reward", "shuffle_dataset", "num_processes",
+    "logging_steps", "logging_strategy", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "generation_kwargs", "per_device_eval_batch_size",
 )  # fmt: skip
 
 
@@ -83,10 +86,18 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study; runs are in the order of the comparisons, seed by seed, so that all methods grow together."""
+    """A checked study.
+
+    Attributes:
+        path: Of its file.
+        comparisons: What is compared.
+        recipes: By setting and method, `START` among them; of any seed.
+        runs: In the order of the comparisons, seed by seed, so that all methods grow together.
+    """
 
     path: Path
     comparisons: list[Comparison]
+    recipes: dict[tuple[str, str], Recipe]
     runs: list[PlannedRun]
 
 
@@ -103,10 +114,14 @@ def load_study(path: Path) -> Study:
         check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
         check_overrides(values, base_values, path)
         comparisons = read_comparisons(values, path)
-        runs = plan(path, values, base_values, comparisons)
     except RecipeError as error:
         raise StudyError(str(error)) from error
-    return Study(path, comparisons, runs)
+    fields = fields_by_place(values, base_values, comparisons)
+    recipes = {place: read_recipe(one, f"{path}: {place_name(*place)}") for place, one in fields.items()}
+    for (setting, method), recipe in recipes.items():
+        if method != START:
+            check_comparable(recipe, f"{path}: {place_name(setting, method)}")
+    return Study(path, comparisons, recipes, plan(fields, recipes, comparisons))
 
 
 def read_study(path: Path) -> dict[str, Any]:
@@ -143,8 +158,9 @@ def check_mapping(value: Any, where: str) -> None:
 
 
 def check_seeds(seeds: Any, where: str) -> None:
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise StudyError(f"{where} is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4]")
+    whole = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < MAX_SEED for seed in seeds)
+    if not whole or not seeds:
+        raise StudyError(f"{where} is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4], below 2^32")
     if len(set(seeds)) < len(seeds):
         raise StudyError(f"{where} names one twice ({seeds}); a run more of the same seed is no evidence")
 
@@ -209,7 +225,7 @@ def read_comparison(name: str, keys: Mapping[str, Any], values: Mapping[str, Any
 
 
 def check_known(name: Any, names: Collection[str], where: str) -> None:
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         hint = suggestion(str(name), names) or f"; there are {', '.join(names)}"
         raise StudyError(f"{where}: nothing is called {name!r}{hint}")
 
@@ -229,7 +245,7 @@ def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: 
             if key.startswith(GROUND):
                 raise StudyError(
                     f"{path}: methods: {name}: {key} would make runs that cannot be compared: all methods have the "
-                    "same start, data, order, length and questions; set it in common or in settings"
+                    "same start, data, order, length, questions, sampling and rewards; set it in common or in settings"
                 )
             if key in of_settings:
                 raise StudyError(
@@ -256,29 +272,44 @@ def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapp
         seen[content] = name
 
 
+def fields_by_place(
+    values: Mapping[str, Any], recipe: Mapping[str, Any], comparisons: Sequence[Comparison]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """(setting, method) -> all fields of its recipes but the seed, in the order in which the runs are made."""
+    ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY} | values["common"]
+    methods = {START: {}, **values["methods"]}
+    return {
+        (setting, method): {**ground, **values["settings"][setting], "evaluate_before": False, **methods[method]}
+        for comparison in comparisons
+        for setting in comparison.settings
+        for method in (START, *comparison.methods)
+    }
+
+
+def place_name(setting: str, method: str) -> str:
+    """A place in the study, for messages."""
+    return f"setting {setting}, " + (START if method == START else f"method {method}")
+
+
 def plan(
-    path: Path, values: Mapping[str, Any], recipe: Mapping[str, Any], comparisons: Sequence[Comparison]
+    fields: Mapping[tuple[str, str], Mapping[str, Any]],
+    recipes: Mapping[tuple[str, str], Recipe],
+    comparisons: Sequence[Comparison],
 ) -> list[PlannedRun]:
     """All runs, once each: for each comparison and setting the start, then seed by seed every method."""
-    runs: dict[str, PlannedRun] = {}
-    for comparison in comparisons:
-        for setting in comparison.settings:
-            ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
-            ground |= {**values["common"], **values["settings"][setting], "evaluate_before": False}
-            # The start is the same whatever the method and the seed.
-            planned = [PlannedRun(setting, START, 0, {**ground, "seed": 0}, None)]
-            recipes = {method: {**ground, **values["methods"][method]} for method in comparison.methods}
-            steps = {
-                method: max_steps(check_recipe(fields, f"{path}: setting {setting}, method {method}"))
-                for method, fields in recipes.items()
-            }
-            planned += [
-                PlannedRun(setting, method, seed, {**fields, "seed": seed}, steps[method])
-                for seed in comparison.seeds
-                for method, fields in recipes.items()
-            ]
-            runs |= {run.name: run for run in planned}
-    return list(runs.values())
+    places = [
+        place
+        for one in comparisons
+        for setting in one.settings
+        # The start is the same whatever the method and the seed.
+        for place in ((setting, START, 0), *((setting, method, seed) for seed in one.seeds for method in one.methods))
+    ]
+    return [
+        PlannedRun(
+            setting, method, seed, {**fields[setting, method], "seed": seed}, max_steps(recipes[setting, method])
+        )
+        for setting, method, seed in dict.fromkeys(places)
+    ]
 
 
 def max_steps(recipe: Recipe) -> int | None:
@@ -286,14 +317,18 @@ def max_steps(recipe: Recipe) -> int | None:
     return recipe.config.max_steps if recipe.config.max_steps > 0 else None
 
 
-def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe of a run, checked as `vgpo train` will."""
+def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Fields as `vgpo train` reads them."""
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
         path = write_recipe(Path(folder) / "recipe.yaml", values)
         try:
-            recipe = load_recipe(path)
+            return load_recipe(path)
         except RecipeError as error:
             raise StudyError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def check_comparable(recipe: Recipe, where: str) -> None:
+    """Whether there is what methods are compared by: held-out questions, and training accuracy."""
     if recipe.run.eval_data is None:
         raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
     filtering = recipe.config.filter_reward or recipe.run.rewards[0]
@@ -302,7 +337,6 @@ def check_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             f"{where}: dynamic sampling filters by {filtering!r}, and what it tells of the prompts drawn is compared "
             "as training accuracy; put a reward with 'accuracy' in its name first, or name one as filter_reward"
         )
-    return recipe
 
 
 def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:

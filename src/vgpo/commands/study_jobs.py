@@ -47,12 +47,18 @@ class Outcomes:
 class Workers:
     """Processes that share the machine, and what came of those that have ended.
 
-    out: folder of the study. words: by setting, `--field value` words beside the recipe. jobs: how many run at a time.
-    lock: descriptor that they hold as long as they live. console: where it is told how they get on.
+    Attributes:
+        out: Folder of the study.
+        written: By setting, fields of the recipe that name files of the study.
+        jobs: How many run at a time.
+        lock: Descriptor that they hold as long as they live.
+        console: Where it is told how they get on.
+        active: Those at work.
+        outcomes: Of those that have ended.
     """
 
     out: Path
-    words: Mapping[str, list[str]]
+    written: Mapping[str, Mapping[str, str]]
     jobs: int
     lock: int
     console: Console
@@ -90,11 +96,11 @@ class Workers:
         """Start a run on the device of its slot; what it prints goes to its log."""
         folder = folder_of(self.out, planned)
         folder.path.mkdir(parents=True, exist_ok=True)
-        if not folder.recipe_path.is_file():
-            write_recipe(folder.recipe_path, planned.values)
+        write_recipe(folder.recipe_path, planned.values)  # over that of a run that never began
+        words = [word for key, path in self.written[planned.setting].items() for word in (f"--{key}", path)]
         with folder.log_path.open("ab") as log:
             process = subprocess.Popen(
-                [*command_of(planned, folder, self.jobs), *self.words[planned.setting]],
+                [*command_of(planned, folder, self.jobs), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -37,15 +37,16 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     quiet_libraries()
     one = StudyRun(folder)
     words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
+    recipe = load_recipe(one.recipe_path, words)
     if not start:
         peak = None  # of a process that was killed behind its training
         if not one.is_trained:
             train.run(str(one.recipe_path), words, command=sys.argv)
-            peak = peak_memory()
+            peak = peak_memory(recipe.config.device)
         if peak is not None or not one.usage_path.is_file():
-            usage = {"peak_memory_bytes": peak, "memory_of": memory_of(), "jobs": jobs}
+            usage = {"peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs}
             write_file(one.usage_path, to_json(usage) + b"\n")
-    write_file(one.probe_path, to_json(look_at(load_recipe(one.recipe_path, words), one, start=start)) + b"\n")
+    write_file(one.probe_path, to_json(look_at(recipe, one, start=start)) + b"\n")
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # nobody goes on from here; the final weights stay
     one.seal()
@@ -75,13 +76,14 @@ def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
     return probe(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
 
 
-def memory_of() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "process"
+def memory_of(device: torch.device) -> str:
+    """Whose memory is measured of a run on this device: the GPU's by name, or the process's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "process"
 
 
-def peak_memory() -> int:
+def peak_memory(device: torch.device) -> int:
     """Most bytes held at a time: by PyTorch on the GPU, or without one by this process, libraries included."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * KIB

@@ -46,7 +46,7 @@ def load_dataset(source: str, split: str | None = None, format: str | None = Non
 
 
 def _load(source: str, split: str | None) -> datasets.Dataset:
-    name, split = _parse(source, split)
+    name, split = name_and_split(source, split)
     path = Path(name).expanduser()
     if path.is_file():
         return _load_file(path, split)
@@ -58,7 +58,8 @@ def _load(source: str, split: str | None) -> datasets.Dataset:
     return _load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT)
 
 
-def _parse(source: str, split: str | None) -> tuple[str, str | None]:
+def name_and_split(source: str, split: str | None = None) -> tuple[str, str | None]:
+    """What comes before and after the last `@` of a source; what exists under its whole name has no split in it."""
     if Path(source).expanduser().exists() or "@" not in source:
         return source, split
     name, _, named_split = source.rpartition("@")

@@ -11,22 +11,12 @@ from rich.text import Text
 
 from vgpo.report.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import LOOKS, NOTES
+from vgpo.study.results import LOOKS, NOTES, START
 from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
-# Column -> decimals and factor; shares are shown in per cent.
-LOOK_FORMATS = {
-    "accuracy_true": (1, 100),
-    "accuracy_blank": (1, 100),
-    "accuracy_other": (1, 100),
-    "late_early_correct": (3, 1),
-    "late_early_wrong": (3, 1),
-    "length": (1, 1),
-    "entropy": (3, 1),
-}
 Cells = tuple[list[str], list[list[str]]]
 
 
@@ -117,18 +107,13 @@ def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
 
 def look_cells(setting: Mapping[str, Any]) -> Cells:
     """The second table: does it look at the picture?"""
-    head = [
-        "method",
-        *(f"{LOOKS[name]}, %" if factor == 100 else LOOKS[name] for name, (_, factor) in LOOK_FORMATS.items()),
-    ]
-    rows = [
-        [method["name"], *(interval(method["looks"][name], *form) for name, form in LOOK_FORMATS.items())]
-        for method in setting["methods"]
-    ]
+    lines = [(method["name"], method["looks"]) for method in setting["methods"]]
     if setting["start"]:
-        start = [interval({"mean": setting["start"][name]}, *form) for name, form in LOOK_FORMATS.items()]
-        rows.insert(0, ["start", *start])
-    return head, rows
+        lines.insert(0, (START, {look.column: {"mean": setting["start"][look.column]} for look in LOOKS}))
+    rows = [
+        [name, *(interval(looks[look.column], look.digits, look.factor) for look in LOOKS)] for name, looks in lines
+    ]
+    return ["method", *(look.heading for look in LOOKS)], rows
 
 
 def p_value(change: Mapping[str, Any] | None, num_seeds: int) -> str:

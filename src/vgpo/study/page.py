@@ -10,7 +10,7 @@ from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.page import SCRIPTS as REPORT_SCRIPTS
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
 from vgpo.report.page import percent, points
-from vgpo.study.results import NOTES
+from vgpo.study.results import LOOKS, NOTES
 from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -40,6 +40,7 @@ def render_study(data: Mapping[str, Any]) -> str:
     return environment.get_template("study.html.jinja").render(
         data=data,
         notes=NOTES,
+        looks=LOOKS,
         embedded=embed_json(embedded),
         **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "study.css"], scripts),
     )

@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
-from vgpo.report.rollouts import focus_by_decile
+from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 from vgpo.rewards import grade
 from vgpo.study.evaluate import Evaluation, count, evaluate, evaluation_mode
 from vgpo.study.responses import encode, respond, sampling
@@ -101,15 +101,11 @@ def probe(
         found, None where there are none; `responses` holds `Responses` for `all`, `correct` and `wrong`; `temperature`
         and `seed` are as given.
     """
+    kwargs = chat_template_kwargs or {}
     answer = partial(
-        evaluate,
-        model,
-        processor,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        chat_template_kwargs=chat_template_kwargs,
+        evaluate, model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens, chat_template_kwargs=kwargs,
         progress=False,
-    )
+    )  # fmt: skip
     accuracy = asked_again(prompts, true, answer)
     # Behind the greedy answers: from here on the model's forward is the wrapped one.
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
@@ -117,33 +113,23 @@ def probe(
     sampled: list[dict[str, Any]] = []
     for start in range(0, len(prompts), batch_size):
         rows = [prompts[i] for i in range(start, min(start + batch_size, len(prompts)))]
-        kwargs = chat_template_kwargs or {}
         sampled += sample_and_score(model, processor, rows, decoding, seed=seed + start, chat_template_kwargs=kwargs)
-    outcomes = {
-        "all": sampled,
-        "correct": [part for part in sampled if part["correct"]],
-        "wrong": [part for part in sampled if not part["correct"]],
-    }
-    return {
-        "accuracy": {name: scores and {key: vars(scores)[key] for key in COUNTS} for name, scores in accuracy.items()},
-        "responses": {name: asdict(summarize_responses(parts)) for name, parts in outcomes.items()},
-        "temperature": temperature,
-        "seed": seed,
-    }
+    return {"accuracy": accuracy, "responses": by_outcome(sampled), "temperature": temperature, "seed": seed}
 
 
 def asked_again(
     prompts: Dataset, true: Evaluation, answer: Callable[[OtherPictures], Evaluation]
-) -> dict[str, Evaluation | None]:
-    """Greedy answers with the true, a black and another picture, over the questions for which there are others."""
+) -> dict[str, dict[str, Any] | None]:
+    """Counts of greedy answers with the true, a black and another picture, to the questions that have others."""
     other = with_other_pictures(prompts)
     if not len(other):
         return dict.fromkeys(("true", "blank", "other"))
-    return {
+    found = {
         "true": count([true.answers[number] for number in other.order]),
         "blank": answer(with_blank_pictures(prompts, other.order)),
         "other": answer(other),
     }
+    return {name: {key: vars(scores)[key] for key in COUNTS} for name, scores in found.items()}
 
 
 def with_blank_pictures(prompts: Dataset, order: list[int]) -> OtherPictures:
@@ -212,10 +198,20 @@ def score(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
     return scores.similarity, scores.entropy
 
 
+def by_outcome(sampled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`Responses` as dicts, of all responses (dicts of `sample_and_score`), of correct and of wrong ones."""
+    outcomes = {
+        "all": sampled,
+        "correct": [part for part in sampled if part["correct"]],
+        "wrong": [part for part in sampled if not part["correct"]],
+    }
+    return {name: asdict(summarize_responses(parts)) for name, parts in outcomes.items()}
+
+
 def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
     """Means over responses (dicts of `sample_and_score`)."""
     if not parts:
-        return Responses(0, None, None, None, None, [None] * 10)
+        return Responses(0, None, None, None, None, [None] * NUM_DECILES)
     lengths = torch.tensor([len(part["focus"]) for part in parts])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
     focus = torch.zeros(mask.shape).masked_scatter(mask, torch.cat([part["focus"] for part in parts]).float().cpu())
@@ -230,7 +226,7 @@ def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
         late_early_ratio=ratios["focus/late_early_ratio"],
         deciles=[mean([value for value in tenth if value is not None]) for tenth in zip(*tenths, strict=True)]
         if tenths
-        else [None] * 10,
+        else [None] * NUM_DECILES,
     )
 
 

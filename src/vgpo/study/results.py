@@ -4,9 +4,10 @@ import statistics as stdlib_statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
+from vgpo.report.rollouts import NUM_DECILES
 from vgpo.report.storage import read_object
 from vgpo.study.runs import StudyRun
 from vgpo.study.statistics import (
@@ -19,7 +20,6 @@ from vgpo.study.statistics import (
 )
 
 VERSION = 1
-NUM_DECILES = 10
 START = "start"  # beside the methods: the model before training
 Row = dict[str, Any]
 
@@ -48,18 +48,27 @@ TRAINING_COLUMNS = (
     "steps", "training_accuracy", "mean_training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs",
     "commit", "dirty",
 )  # fmt: skip
-# Of a run's row -> how the page calls it.
-LOOKS = {
-    "accuracy_true": "true picture",
-    "accuracy_blank": "black picture",
-    "accuracy_other": "another picture",
-    "late_early_correct": "late / early, correct",
-    "late_early_wrong": "late / early, wrong",
-    "length": "length",
-    "entropy": "entropy",
-}
 
 
+class Look(NamedTuple):
+    """A column of the second table: `factor` times a column of the rows, with so many digits behind the point."""
+
+    column: str
+    heading: str
+    digits: int
+    factor: float
+
+
+# Does it look at the picture?
+LOOKS = (
+    Look("accuracy_true", "true picture, %", 1, 100),
+    Look("accuracy_blank", "black picture, %", 1, 100),
+    Look("accuracy_other", "another picture, %", 1, 100),
+    Look("late_early_correct", "late / early, correct", 3, 1),
+    Look("late_early_wrong", "late / early, wrong", 3, 1),
+    Look("length", "length", 1, 1),
+    Look("entropy", "entropy", 3, 1),
+)
 # How the figures of the two tables are made.
 NOTES = {
     "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
@@ -277,10 +286,9 @@ def method_summary(
 
     Returns:
         dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
-        interval, and `points`, the same by seed;
-        `difference` (None for the base), of held-out accuracy, and `learning`, of training accuracy averaged over all
-        steps; `looks`, name -> mean over seeds with its interval, of
-        the columns in `LOOKS`; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
+        interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
+        `learning`, of training accuracy averaged over all steps; `looks`, for each column in `LOOKS` the mean over
+        seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
         `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
         focus in each tenth of a response, None where there is none.
     """
@@ -298,7 +306,7 @@ def method_summary(
         "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
         "difference": difference("accuracy"),
         "learning": difference("mean_training_accuracy"),
-        "looks": {name: as_dict(mean_over_seeds(list(column(runs, name).values()))) for name in LOOKS},
+        "looks": {look.column: as_dict(mean_over_seeds(list(column(runs, look.column).values()))) for look in LOOKS},
         "steps_to_base": {
             "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),

@@ -50,6 +50,11 @@ class StudyRun:
         return self.folder.checkpoints_path / "final"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is something of it: its training began, which writes `config.yaml`, or it is done."""
+        return (self.path / "config.yaml").is_file() or self.is_done
+
+    @property
     def is_trained(self) -> bool:
         """Whether training and evaluation are over; the weights are written before the evaluation."""
         return "after" in (self.folder.read_evaluation() or {}) and self.final_path.is_dir()

@@ -147,7 +147,9 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
 
 
 def smallest_p_value(num_pairs: int) -> float:
-    """What the sign-flip test gives at best: all differences of one sign."""
+    """What `sign_flip_p_value` cannot be below: the observed pattern and its mirror image, of drawn ones the first."""
+    if 2**num_pairs > MAX_ENUMERATED_FLIPS:
+        return 1 / (MAX_ENUMERATED_FLIPS + 1)
     return min(1.0, 2.0 ** (1 - num_pairs))
 
 

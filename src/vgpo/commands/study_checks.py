@@ -1,0 +1,135 @@
+"""What stops a study before its first run: what lies in its folder, and what no run could begin with."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vgpo.checkpoints.store import file_entry
+from vgpo.commands.doctor import examine_all, failures
+from vgpo.commands.recipe import TOY_MODEL, Recipe, read_mapping
+from vgpo.commands.resume import digest, source_digest
+from vgpo.commands.setup import Setup
+from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, place_name
+from vgpo.commands.study_jobs import folder_of
+from vgpo.data import template_text
+from vgpo.data.sources import name_and_split
+from vgpo.report.storage import read_object, to_json, write_file
+from vgpo.study.results import START
+from vgpo.study.runs import StudyRun
+
+GROUND_FILE = "ground.json"
+# What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
+OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
+OF_METHOD = ("processes", "trackers")
+
+
+def refuse_other_runs(study: Study, out: Path) -> None:
+    """Whether the runs in the folder are of this study; those that it no longer names, or never began, are left alone.
+
+    Raises:
+        StudyError: Some have other recipes, or were changed when they were done; names them and what differs.
+    """
+    faults = [
+        f"  {one.path}: {fault}"
+        for planned in study.runs
+        if (one := folder_of(out, planned)).has_begun and (fault := fault_of(one, planned))
+    ]
+    if faults:
+        listed = "\n".join(faults)
+        raise StudyError(
+            f"not all runs in {out} are of this study:\n{listed}\nUndo the change, delete these runs so that they are "
+            "made again, or choose another --out"
+        )
+
+
+def fault_of(one: StudyRun, planned: PlannedRun) -> str | None:
+    """Why a run that began is not the one that is planned."""
+    found = read_mapping(one.recipe_path) if one.recipe_path.is_file() else planned.values
+    if changed := differing(found, planned.values):
+        return f"a run with other settings ({', '.join(changed)})"
+    if one.is_done and (files := one.changed_files()):
+        return f"{', '.join(files)} changed after the run was done"
+    return None
+
+
+def refuse_other_ground(study: Study, out: Path) -> None:
+    """Whether start, data, template and rewards, as far as they lie on this machine, are those of the runs that began.
+
+    What is not there now is not compared, and stays known.
+
+    Raises:
+        StudyError: Other files lie at their paths; names setting and field.
+    """
+    path = out / GROUND_FILE
+    recorded = read_object(path) if path.is_file() else {}
+    begun = {planned.setting for planned in study.runs if folder_of(out, planned).has_begun}
+    known = {setting: digests for setting, digests in recorded.items() if setting in begun}
+    now = {
+        setting: digests_of_ground(recipe) for (setting, method), recipe in study.recipes.items() if method == START
+    }
+    changed = [
+        f"  setting {setting}: {name}"
+        for setting, digests in now.items()
+        for name, digest in digests.items()
+        if known.get(setting, {}).get(name, digest) != digest
+    ]
+    if changed:
+        listed = "\n".join(changed)
+        raise StudyError(
+            f"other contents than when the runs in {out} began:\n{listed}\nPut back what was there, or choose another "
+            "--out"
+        )
+    joined = {setting: {**known.get(setting, {}), **digests} for setting, digests in now.items()}
+    write_file(path, to_json({**recorded, **joined}, indent=2) + b"\n")
+
+
+def digests_of_ground(recipe: Recipe) -> dict[str, str]:
+    """Field -> SHA-256 of what lies at its path, of the fields that all methods share and that name files."""
+    run, model = recipe.run, str(recipe.model.model_name_or_path)
+    sources = {"train_data": run.train_data, "eval_data": run.eval_data}
+    paths = {name: Path(name_and_split(source)[0]).expanduser() for name, source in sources.items() if source}
+    if model != TOY_MODEL:
+        paths["model_name_or_path"] = Path(model)
+    found = {name: digest_of(path) for name, path in paths.items() if path.exists()}
+    if Path(run.template).expanduser().is_file():
+        found["template"] = digest(template_text(run.template))
+    return found | {f"reward {name}": text for name in run.rewards if (text := source_digest(name))}
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's bytes, or of names and bytes of all files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    lines = [f"{file.relative_to(path)} {file_entry(file)['sha256']}" for file in files]
+    return digest("\n".join(lines))
+
+
+def refuse_hopeless(
+    study: Study, todo: Sequence[PlannedRun], written: Mapping[str, Mapping[str, Any]], out: Path
+) -> None:
+    """Whether the runs can begin: what each would find for itself, one after the other, before it loads a model.
+
+    Args:
+        study: Which they are of.
+        todo: The runs to make.
+        written: By setting, the fields whose data lie in files of the study.
+        out: Its folder.
+
+    Raises:
+        StudyError: Some cannot; names every fault, and where it is.
+    """
+    recipes = {(planned.setting, planned.method): study.recipes[planned.setting, planned.method] for planned in todo}
+    places: dict[str, list[str]] = {}
+    for setting, recipe in {setting: recipe for (setting, _), recipe in recipes.items()}.items():
+        on_disk = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **written[setting]))
+        for fault in failures(examine_all(OF_SETTING, Setup(on_disk, out))):
+            places.setdefault(fault, []).append(f"setting {setting}")
+    for place, recipe in recipes.items():
+        for fault in failures(examine_all(OF_METHOD, Setup(recipe, out))):
+            places.setdefault(fault, []).append(place_name(*place))
+    if places:
+        listed = "\n".join(
+            f"  {first}{f' (and {len(others)} more)' if others else ''}: {fault}"
+            for fault, (first, *others) in places.items()
+        )
+        raise StudyError(f"{study.path}: nothing was started, for these runs could not begin:\n{listed}")
