@@ -47,7 +47,9 @@ def run_folder(tmp_path: Path) -> Path:
     ids = [processor.tokenizer(text)["input_ids"] for text in ("row 1: 7", "row 1: 8<|im_end|>")]
     for advantage, tokens in zip((-1.0, 1.0), ids, strict=True):
         told = [processor.tokenizer.decode([token]) for token in tokens]
-        run.write_rollouts([rollout(4, 0, tokens=told, completion="".join(told), advantage=advantage)])
+        run.write_rollouts(
+            [rollout(4, 0, token_ids=tokens, tokens=told, completion="".join(told), advantage=advantage)]
+        )
     return run.path
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.families.build import picture
 from tests.inspection.small import read_by, row, small_model
 from tests.report.run_records import rollout
-from vgpo.inspection.questions import Stored, StoredRolloutsError, questions_of, stored_questions, stored_response
+from vgpo.inspection.questions import StoredRolloutsError, questions_of, stored_questions
 from vgpo.report import RunFolder
 
 FIRST, SECOND = picture(56, 28, seed=1), picture(28, 28, seed=2)
@@ -25,7 +25,12 @@ def run_with(folder: Path, records: Sequence[dict[str, Any]]) -> RunFolder:
 def record(step: int, group: int, text: str, tokenizer: Any, **changes: Any) -> dict[str, Any]:
     ids = tokenizer(text)["input_ids"]
     tokens = [tokenizer.decode([token]) for token in ids]
-    told = {"images": [FIRST], "tokens": tokens, "completion": tokenizer.decode(ids, skip_special_tokens=True)}
+    told = {
+        "images": [FIRST],
+        "token_ids": ids,
+        "tokens": tokens,
+        "completion": tokenizer.decode(ids, skip_special_tokens=True),
+    }
     return rollout(step, group, **{**told, "row": 10 * step + group, **changes})
 
 
@@ -38,13 +43,13 @@ def test_the_newest_groups_before_a_checkpoint(tmp_path: Path) -> None:
         for i, text in enumerate(group)
     ]
     run = run_with(tmp_path / "run", records)
-    found = stored_questions(run, tmp_path / "checkpoint-4", "plain", tokenizer, range(50))
+    found = stored_questions(run, tmp_path / "checkpoint-4", "plain", range(50))
     assert found.numbers == [40, 20, 21]
     assert [[tokenizer.decode(one.token_ids) for one in group] for group in found.stored] == [
         texts[4, 0], texts[2, 0], texts[2, 1]
     ]  # fmt: skip
     assert [one.advantage for one in found.stored[1]] == [-0.5, 0.5]
-    some = stored_questions(run, tmp_path / "final", "plain", tokenizer, [0, 2, 99])
+    some = stored_questions(run, tmp_path / "final", "plain", [0, 2, 99])
     assert some.numbers == [65, 20]
     questions = list(questions_of(found.rows, found.numbers, pictures=("blank",), stored=found.stored))
     assert [question.number for question in questions] == found.numbers
@@ -56,32 +61,27 @@ def test_stored_pictures_stay_in_the_order_of_their_marks(tmp_path: Path) -> Non
     tokenizer = small_model()[1].tokenizer
     problem = "First <image 2>, then <image 1>: which?"
     run = run_with(tmp_path / "run", [record(1, 0, "the", tokenizer, problem=problem, images=[FIRST, SECOND])])
-    (question,) = stored_questions(run, tmp_path / "final", "plain", tokenizer, [0]).rows
+    (question,) = stored_questions(run, tmp_path / "final", "plain", [0]).rows
     assert [image.size for image in question["images"]] == [FIRST.size, SECOND.size]
     kinds = [part.get("text", part["type"]) for part in question["prompt"][0]["content"]]
     assert kinds == ["First ", "image", ", then ", "image", ": which?"]
 
 
-def test_tokens_come_back_or_their_group_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_rollouts_of_an_older_version_are_refused(tmp_path: Path) -> None:
     tokenizer = small_model()[1].tokenizer
-    good = record(1, 0, "row 1: 7<|im_end|>", tokenizer)
-    assert stored_response(good, tokenizer) == Stored(tokenizer("row 1: 7<|im_end|>")["input_ids"], 0.7)
-    # Digit by digit, where the tokenizer makes one token of the number.
-    spelt = record(1, 1, "12 8", tokenizer, tokens=["1", "2", " 8"])
-    assert stored_response(spelt, tokenizer) is None
-    run = run_with(tmp_path / "run", [good, record(1, 1, "12 8", tokenizer), spelt])
-    found = stored_questions(run, tmp_path / "final", "plain", tokenizer, range(50))
-    assert found.numbers == [10]
-    assert "1 of 2 groups are left out" in caplog.text
-    with pytest.raises(StoredRolloutsError, match="no group of rollouts comes back"):
-        stored_questions(run, tmp_path / "final", "plain", tokenizer, [1])
+    records = [record(1, group, "row 1: 7", tokenizer) for group in (0, 1)]
+    del records[1]["token_ids"]
+    run = run_with(tmp_path / "run", records)
+    assert stored_questions(run, tmp_path / "final", "plain", [0]).numbers == [10]
+    with pytest.raises(StoredRolloutsError, match=r"rollouts\.jsonl: found rollouts without token_ids.*--data"):
+        stored_questions(run, tmp_path / "final", "plain", [0, 1])
 
 
 def test_a_run_without_rollouts_is_said(tmp_path: Path) -> None:
     tokenizer = small_model()[1].tokenizer
     run = run_with(tmp_path / "run", [record(8, 0, "the", tokenizer)])
     with pytest.raises(StoredRolloutsError, match=r"has 0 groups of rollouts up to checkpoint-4.*--data"):
-        stored_questions(run, tmp_path / "checkpoint-4", "plain", tokenizer, range(50))
+        stored_questions(run, tmp_path / "checkpoint-4", "plain", range(50))
 
 
 def test_stored_responses_are_read_as_they_are() -> None:

@@ -172,9 +172,8 @@ def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionS
             "no stored rollouts to look at. Name a data set: --data FILE"
         )
     folder = RunFolder.open(path.absolute().parents[1])
-    tokenizer = processor_of(ModelConfig(model_name_or_path=checkpoint)).tokenizer
     wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
-    return stored_questions(folder, path, template, tokenizer, wanted)
+    return stored_questions(folder, path, template, wanted)
 
 
 def processor_of(source: ModelConfig) -> ProcessorMixin:

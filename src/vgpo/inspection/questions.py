@@ -1,6 +1,5 @@
 """Questions to look at: rows of a data set, or those of a run with the responses that it stored."""
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
 from vgpo.inspection.schema import AGAIN, BLANK, OTHER
 from vgpo.report import RunFolder
 from vgpo.study.probe import OtherPictures, with_blank_pictures, with_other_pictures
-
-logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 STEP = re.compile(r"checkpoint-(\d+)$")
@@ -113,35 +109,25 @@ class QuestionSet:
 Group = tuple[int, int]  # step, and number in the step
 
 
-def stored_questions(
-    folder: RunFolder, checkpoint: Path, template: str, tokenizer: PreTrainedTokenizerBase, wanted: Sequence[int]
-) -> QuestionSet:
+def stored_questions(folder: RunFolder, checkpoint: Path, template: str, wanted: Sequence[int]) -> QuestionSet:
     """What a run stored last before a checkpoint was written, newest step first.
 
     Args:
         folder: Of the run.
         checkpoint: `checkpoint-<step>`; another name stands for the end of the run.
         template: Of the run's prompts.
-        tokenizer: Turns the stored tokens back into ids.
         wanted: Which of the stored groups, 0 for the first of the newest step; beyond the last are left out.
 
     Raises:
-        StoredRolloutsError: The run stored none, or of none do the tokens come back as they were.
+        StoredRolloutsError: The run stored none, or an older version stored them without the ids of their tokens.
     """
     members = wanted_groups(folder, checkpoint, wanted)
-    read = {key: stored_responses(group, tokenizer) for key, group in members.items()}
-    whole = {key: responses for key, responses in read.items() if responses is not None}
-    if not whole:
+    if any("token_ids" not in record for group in members.values() for record in group):
         raise StoredRolloutsError(
-            f"{folder.rollouts_path}: no group of rollouts comes back as the tokens that it was; name a data set with "
-            "--data, whose questions are then answered anew"
+            f"{folder.rollouts_path}: found rollouts without token_ids, as an older version stored them; name a data "
+            "set with --data, whose questions are then answered anew"
         )
-    if len(whole) < len(members):
-        logger.warning(
-            "%s: %d of %d groups are left out, because a text in them is cut into other tokens when it is read again",
-            folder.rollouts_path, len(members) - len(whole), len(members),
-        )  # fmt: skip
-    firsts = [members[key][0] for key in whole]
+    firsts = [group[0] for group in members.values()]
     columns = {
         "images": [[str(folder.path / name) for name in first["images"]] for first in firsts],
         # The stored pictures are in the order of the marks, numbered or not.
@@ -151,8 +137,8 @@ def stored_questions(
     return QuestionSet(
         rows=to_prompts(Dataset.from_dict(columns), template),
         numbers=[first["row"] for first in firsts],
-        stored=list(whole.values()),
-        steps=(min(step for step, _ in whole), max(step for step, _ in whole)),
+        stored=[[Stored(record["token_ids"], record["advantage"]) for record in group] for group in members.values()],
+        steps=(min(step for step, _ in members), max(step for step, _ in members)),
     )
 
 
@@ -179,22 +165,3 @@ def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) ->
     lines = {line for key in chosen for line in groups[key]}
     records = {line: record for line, record in enumerate(folder.read_rollouts()) if line in lines}
     return {key: [records[line] for line in groups[key]] for key in chosen}
-
-
-def stored_responses(records: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Stored] | None:
-    """The stored rollouts of a group, or None if the tokens of one do not come back."""
-    responses = [stored_response(record, tokenizer) for record in records]
-    known = [response for response in responses if response is not None]
-    return known if len(known) == len(records) else None
-
-
-def stored_response(record: Row, tokenizer: PreTrainedTokenizerBase) -> Stored | None:
-    """A stored rollout with the ids of its tokens; None if its text is now cut into other tokens."""
-    tokens = record["tokens"]
-    for size in dict.fromkeys((len(tokens), len(tokens) - 1)):  # with its end token, or that apart
-        ids = tokenizer("".join(tokens[:size]), add_special_tokens=False)["input_ids"]
-        ids += tokenizer.convert_tokens_to_ids(tokens[size:])
-        # A text that is no token's name has no id.
-        if None not in ids and [tokenizer.decode([token]) for token in ids] == list(tokens):
-            return Stored(ids, record["advantage"])
-    return None
