@@ -13,8 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.focus import banned_token_ids
 from vgpo.trl import VGPOTrainer
+from vgpo.trl.picture_columns import has_picture_column
 from vgpo.trl.rollouts import rollout_records
-from vgpo.trl.trainer import has_picture_column
 
 
 def test_picture_tokens_are_never_sampled(make_trainer, model):

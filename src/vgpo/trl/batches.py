@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
 Batch = dict[str, Any]
 
+# The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
+TRACE = "trace/"
 PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the right
 
 
@@ -62,3 +65,17 @@ def pad_to_widest(values: list[Tensor], fill: int, *, left: bool) -> list[Tensor
         pads = [side for short in reversed(shorts) for side in ((short, 0) if left else (0, short))]
         padded.append(F.pad(value, pads, value=fill))
     return padded
+
+
+def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """The rows of all processes, padded to the widest of them."""
+    if rows.ndim == 1:
+        return accelerator.gather(rows)
+    # Padding would make integers of booleans, on those processes only that have to pad.
+    values = rows.byte() if rows.dtype == torch.bool else rows
+    return accelerator.gather(accelerator.pad_across_processes(values, dim=1)).to(rows.dtype)
+
+
+def split_trace(batch: Batch) -> dict[str, Tensor]:
+    """What the shaping left in a batch that was shaped before it was cut."""
+    return {name.removeprefix(TRACE): value for name, value in batch.items() if name.startswith(TRACE)}

@@ -24,12 +24,9 @@ from operator import is_
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Image, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoConfig, PretrainedConfig
@@ -49,7 +46,7 @@ from vgpo.focus import (
 from vgpo.shaping import PICTURE_SIGNALS, Shaped, Signals
 from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
 from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
-from vgpo.trl.batches import Batch, group_order, join_rows, select_rows
+from vgpo.trl.batches import TRACE, Batch, gather_rows, group_order, join_rows, select_rows, split_trace
 from vgpo.trl.blank_picture import blank_picture, blank_prompt
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.corruption import VIEWS, prompt_columns, viewed
@@ -58,6 +55,7 @@ from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.freeze import freeze_parts
 from vgpo.trl.guard import FiniteGuard, NonFiniteError
 from vgpo.trl.metrics import PhaseTimer, RunningRatios, means
+from vgpo.trl.picture_columns import has_picture_column
 from vgpo.trl.prompts import (
     EncodedPrompt,
     encoded_prompt,
@@ -73,8 +71,6 @@ from vgpo.trl.rollouts import RolloutWriter, rollout_records
 logger = logging.getLogger(__name__)
 
 NEVER = -100.0  # a logit bias with which vLLM never samples a token
-# The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
-TRACE = "trace/"
 
 
 # What the parent makes of pictures that it sees in rows, which only an environment lets it.
@@ -173,10 +169,7 @@ class VGPOTrainer(ResumableTrainer):
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *positional, **kwargs
         )
         self._refuse_small_dataset()
-        if self._wants_pictures:
-            decoder = decoder_of(self.model)
-            if "layer_similarity" in self._wanted:
-                layers_of(decoder)
+        self._refuse_unreadable_model()
         self._views = {
             name: make_view(config, self.processing_class, args.seed, self._banned_token_ids)
             for name, make_view in VIEWS.items()
@@ -192,8 +185,18 @@ class VGPOTrainer(ResumableTrainer):
         self._ban_picture_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
         self._filter_column = self._find_filter_column()
-        fitting = {"rollout", "group"} if args.groups_fit_micro_batch else {"rollout"}
-        self._shapes_in_update = self.shaping.scope in fitting
+
+    @property
+    def _shapes_in_update(self) -> bool:
+        """Whether a micro-batch holds all that the result of the shaping depends on."""
+        return self.shaping.scope in ({"rollout", "group"} if self.args.groups_fit_micro_batch else {"rollout"})
+
+    def _refuse_unreadable_model(self) -> None:
+        """A model whose decoder, or its layers where the shaping looks at them, cannot be found."""
+        if self._wants_pictures:
+            decoder = decoder_of(self.model)
+            if "layer_similarity" in self._wanted:
+                layers_of(decoder)
 
     def _refuse_small_dataset(self) -> None:
         """Fewer rows than one generation takes would train no step at all, without a word."""
@@ -833,43 +836,3 @@ def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:
         return model.config
     kwargs = {name: value for name, value in (args.model_init_kwargs or {}).items() if name == "revision"}
     return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **kwargs)
-
-
-def has_picture_column(dataset: Any) -> bool:
-    """Whether a data set holds any picture: a column of that name with a value in it.
-
-    A column that is made on access (by a transform), or streamed, is believed to hold one, and so are messages with a
-    place for pictures.
-    """
-    if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
-        return True
-    features = dict(dataset.features)
-    columns = [dataset.data.column(name) for name in ("images", "image") if features.pop(name, None) is not None]
-    return any(map(_has_value, columns)) or any(map(_has_place, features.values()))
-
-
-def _has_place(feature: Any) -> bool:
-    """Whether values of a feature may hold a picture, as the content of a message may."""
-    if isinstance(feature, dict):
-        return "image" in feature or any(map(_has_place, feature.values()))
-    return isinstance(feature, Image) or ("feature" in vars(feature) and _has_place(feature.feature))
-
-
-def _has_value(column: pa.ChunkedArray) -> bool:
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return (pc.max(pc.list_value_length(column)).as_py() or 0) > 0
-    return column.null_count < len(column)
-
-
-def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """The rows of all processes, padded to the widest of them."""
-    if rows.ndim == 1:
-        return accelerator.gather(rows)
-    # Padding would make integers of booleans, on those processes only that have to pad.
-    values = rows.byte() if rows.dtype == torch.bool else rows
-    return accelerator.gather(accelerator.pad_across_processes(values, dim=1)).to(rows.dtype)
-
-
-def split_trace(batch: Batch) -> dict[str, Tensor]:
-    """What the shaping left in a batch that was shaped before it was cut."""
-    return {name.removeprefix(TRACE): value for name, value in batch.items() if name.startswith(TRACE)}

@@ -1,0 +1,33 @@
+"""Whether a data set holds pictures, told without decoding one."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Image, IterableDataset
+
+
+def has_picture_column(dataset: Any) -> bool:
+    """Whether a data set holds any picture: a column of that name with a value in it.
+
+    A column that is made on access (by a transform), or streamed, is believed to hold one, and so are messages with a
+    place for pictures.
+    """
+    if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
+        return True
+    features = dict(dataset.features)
+    columns = [dataset.data.column(name) for name in ("images", "image") if features.pop(name, None) is not None]
+    return any(map(_has_value, columns)) or any(map(_has_place, features.values()))
+
+
+def _has_place(feature: Any) -> bool:
+    """Whether values of a feature may hold a picture, as the content of a message may."""
+    if isinstance(feature, dict):
+        return "image" in feature or any(map(_has_place, feature.values()))
+    return isinstance(feature, Image) or ("feature" in vars(feature) and _has_place(feature.feature))
+
+
+def _has_value(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return (pc.max(pc.list_value_length(column)).as_py() or 0) > 0
+    return column.null_count < len(column)
