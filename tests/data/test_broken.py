@@ -159,6 +159,24 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         ["field 'prompt'", "'video' without text, expected 'text' or 'image'"],
     ),
     (
+        "assistant turn in a prompt",
+        {**TRL, "prompt": [{"role": "user", "content": "<image>a"}]},
+        {"prompt": [{"role": "user", "content": "<image>a"}, {"role": "assistant", "content": "7"}]},
+        ["field 'prompt'", "an assistant turn", "Remove it"],
+    ),
+    (
+        "assistant turn before the question",
+        {**SHARE, "answer": "7"},
+        {"conversations": [{"from": "gpt", "value": "Hello."}, *SHARE["conversations"]]},
+        ["field 'conversations'", "an assistant turn", "Remove it"],
+    ),
+    (
+        "number as a picture",
+        SOUND,
+        {"images": [5]},
+        ["field 'images', picture 0", "no picture file", "/5; correct the path"],
+    ),
+    (
         "no solution",
         {**TRL, "prompt": "<image>a"},
         {"solution": None},
@@ -252,14 +270,33 @@ def test_no_rows_unknown_split_and_unknown_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .*; correct the line"),
-        ("7", "line 3: a int, expected"),
+        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .* line 1 column 17 .*; correct it"),
+        ("7", "line 3: a int, expected {column: value}; correct it"),
+        ('{"problem": "\\ud800"}', "line 3: no UTF-8 text .*surrogates not allowed"),
+        (
+            '{"problem": ' + "[" * 2000 + "]" * 2000 + "}",
+            "line 3: brackets in brackets too deep to be read; correct it",
+        ),
     ],
 )
 def test_line_that_is_no_row(tmp_path: Path, line: str, message: str) -> None:
     path = write_jsonl(tmp_path, SOUND, SOUND)
     path.write_text(path.read_text() + f"\n{line}\n")
     with pytest.raises(DataError, match=message):
+        load_dataset(str(path))
+
+
+def test_file_of_another_encoding(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    path.write_bytes(path.read_bytes() + '\n{"problem": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: no UTF-8 text .*; write the file again in UTF-8"):
+        load_dataset(str(path))
+
+
+def test_list_with_what_is_no_row(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    path.write_text(json.dumps([SOUND, "a"]))
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1: a str, expected \{column: value\}"):
         load_dataset(str(path))
 
 
@@ -272,11 +309,38 @@ def test_template_with_an_unknown_variable(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path)
-    with pytest.raises(DataError, match=r"cannot read .*rows\.jsonl: it holds no row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl holds no row; expected at least one"):
         load_dataset(str(path))
     datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"cannot read .*none\.parquet: .* no data"):
+    with pytest.raises(DataError, match=r"none\.parquet holds no row; expected at least one"):
         load_dataset(str(tmp_path / "none.parquet"))
+
+
+def test_answers_of_bytes(tmp_path: Path) -> None:
+    rows = {"images": [["a.png"]], "problem": ["a"], "answer": [b"7"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="row 0, field 'answer': is of type bytes, expected text or an integer"):
+        load_dataset(str(tmp_path / "rows.parquet"))
+
+
+def test_saved_folders_that_are_none(tmp_path: Path) -> None:
+    for name in ("cut", "foreign", "empty"):
+        (tmp_path / name).mkdir()
+    datasets.Dataset.from_list([SOUND]).save_to_disk(tmp_path / "cut")
+    (arrow,) = (tmp_path / "cut").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:50])
+    (tmp_path / "foreign" / "state.json").write_text("{}")
+    datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).save_to_disk(tmp_path / "empty")
+    for name, reason in (("cut", "Expected to read"), ("foreign", "neither"), ("empty", "no rows were saved")):
+        with pytest.raises(DataError, match=rf"cannot read .*/{name}, which looks like .*{reason}.*; save it again"):
+            load_dataset(str(tmp_path / name))
+
+
+def test_parquet_file_with_a_column_more_is_named(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([SOUND]).to_parquet(tmp_path / "train-0.parquet")
+    datasets.Dataset.from_list([{**SOUND, "level": 1}]).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*train-1.parquet: .*'level'.* those of .*train-0.parquet"):
+        load_dataset(str(tmp_path))
 
 
 def test_text_of_a_set_does_not_steer_the_terminal(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vgpo.data.images import verify_image
 from vgpo.data.progress import with_bar
 
 IMAGES, PROBLEM, ANSWER, ID, META = "images", "problem", "answer", "id", "meta"
-IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")  # <image>, <image 1>, <image_1>
+IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")  # <image>, <image 1>, <image_1>, <image1>
 
 MAX_FAULTS = 10
 _ROWS_PER_BATCH = 64  # pictures of one batch are held as bytes at once
