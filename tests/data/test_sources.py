@@ -3,6 +3,7 @@ import socket
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from vgpo.data import DataError, check_dataset, load_dataset, to_prompts
@@ -192,9 +193,11 @@ def test_name_is_no_pattern(small, png, tmp_path: Path, name: str) -> None:
 
 
 def test_parquet_file_without_rows_among_others(small, tmp_path: Path) -> None:
-    small.select([]).to_parquet(tmp_path / "train-0.parquet")
     small.to_parquet(tmp_path / "train-1.parquet")
+    pq.write_table(pq.read_table(tmp_path / "train-1.parquet").slice(0, 0), tmp_path / "train-0.parquet")
     assert answers(load_dataset(str(tmp_path))) == ["0", "1", "2"]
+    with pytest.raises(DataError, match=r"train-0.parquet holds no row; expected at least one"):
+        load_dataset(str(tmp_path / "train-0.parquet"))
 
 
 def test_pictures_stay_where_they_are_stored(small, tmp_path: Path) -> None:
