@@ -82,6 +82,13 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
     ("web address", SOUND, {"images": ["https://example.org/a.png"]}, ["picture 0", "web address", "store its bytes"]),
     ("data URI of no base64", SOUND, {"images": ["data:image/png;base64,?"]}, ["picture 0", "not valid base64"]),
     ("data URI of another kind", SOUND, {"images": ["data:text/plain,a"]}, ["picture 0", "not of the form data:"]),
+    (
+        "base64 alone",
+        SOUND,
+        {"images": ["iVBORw0K" * 600]},
+        ["picture 0", "/iVBORw0K", "too long for a path; write base64 as data:image/png;base64,"],
+    ),
+    ("long name", SOUND, {"images": ["a" * 300]}, ["picture 0", "File name too long", "replace or drop it"]),
     ("cut JPEG", SOUND, {"images": [uri(picture()[:-400])]}, ["picture 0", "damaged", "replace or drop it"]),
     (
         "one pixel",
@@ -274,7 +281,7 @@ def test_no_rows_unknown_split_and_unknown_format(tmp_path: Path) -> None:
         ("7", "line 3: a int, expected {column: value}; correct it"),
         ('{"problem": "\\ud800"}', "line 3: no UTF-8 text .*surrogates not allowed"),
         (
-            '{"problem": ' + "[" * 2000 + "]" * 2000 + "}",
+            '{"problem": ' + "[" * 100_000 + "]" * 100_000 + "}",
             "line 3: brackets in brackets too deep to be read; correct it",
         ),
     ],

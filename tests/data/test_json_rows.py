@@ -75,6 +75,13 @@ def test_meta_keeps_types_and_is_text_where_they_are_mixed(write) -> None:
     ]
 
 
+@pytest.mark.parametrize("depth", [30, 40, 100, 500])
+def test_meta_of_brackets_in_brackets(write, depth: int) -> None:
+    value = json.loads("[" * depth + "]" * depth)
+    meta = load_dataset(write({**ROW, "deep": value}))[0]["meta"]
+    assert meta == {"deep": value if depth < 32 else json.dumps(value)}
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -21,6 +21,7 @@ _PILLOW_ERRORS = (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,
 )
+_LONGEST_PATH = 4096  # characters
 MIN_SIDE = 2
 MAX_PIXELS = 80_000_000  # below where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 200  # at which Qwen's processors refuse a picture
@@ -159,6 +160,11 @@ def _source(value: Any) -> io.BytesIO | Path:
         return io.BytesIO(_data_uri_bytes(value))
     if isinstance(value, str) and "://" in value:
         raise DataError(f"the picture {_describe(value)} is a web address; store its bytes or a local path")
+    if isinstance(value, str) and len(value) > _LONGEST_PATH:
+        raise DataError(
+            f"the picture {_describe(value)}... is of {len(value)} characters, too long for a path; write base64 as "
+            "data:image/png;base64,..."
+        )
     if isinstance(value, str | Path):
         return Path(value).expanduser()
     raise DataError(

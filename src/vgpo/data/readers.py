@@ -29,6 +29,7 @@ LETTERS = "ABCDEFGHIJ"
 IN_PICTURE = "Answer the question in the picture."
 
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
+_DEEPEST = 32  # types in one another in a column of meta; Arrow does not pass on more than 64
 
 logger = logging.getLogger(__name__)
 
@@ -184,10 +185,19 @@ def _typed(values: list[Any]) -> pa.Array:
     """A column of `meta`; as text, with other values in JSON, where no one type holds them all."""
     try:
         column = pa.array(values)
-        datasets.Features.from_arrow_schema(pa.schema([("", column.type)]))
-    except (pa.ArrowException, OverflowError, RecursionError):
+    except (pa.ArrowException, OverflowError):
+        column = None
+    if column is None or _depth(column.type) > _DEEPEST:
         return pa.array(map(_as_text, values), pa.string())
     return column
+
+
+def _depth(kind: pa.DataType) -> int:
+    """How many types there are inside one another."""
+    depth, level = 0, [kind]
+    while level:
+        depth, level = depth + 1, [inner.field(index).type for inner in level for index in range(inner.num_fields)]
+    return depth
 
 
 def _as_text(value: Any) -> str | None:

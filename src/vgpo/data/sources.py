@@ -187,7 +187,14 @@ def _leads_out(path: str) -> bool:
 
 
 def _anchored(path: str, folders: Sequence[Path]) -> str:
-    return str(next((folder / path for folder in folders if (folder / path).is_file()), folders[0] / path))
+    return str(next((folder / path for folder in folders if _is_file(folder / path)), folders[0] / path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text that is too long for a name; the check of the set says so, with its row
+        return False
 
 
 def _holds_text(dataset: datasets.Dataset, column: str) -> bool:
