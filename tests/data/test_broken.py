@@ -28,6 +28,13 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+def levels() -> bytes:
+    """A picture of floating-point numbers."""
+    file = io.BytesIO()
+    PIL.Image.new("F", (4, 4), 0.5).save(file, "TIFF")
+    return file.getvalue()
+
+
 def bomb() -> bytes:
     """A PNG whose header alone says 30,000 x 30,000 pixels."""
 
@@ -97,6 +104,12 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         ["picture 0", "1 x 1 pixels", "resize or replace"],
     ),
     ("too flat", SOUND, {"images": [uri(picture("PNG", (800, 4)))]}, ["picture 0", "800 x 4", "less than 200 times"]),
+    (
+        "levels without a range",
+        SOUND,
+        {"images": [uri(levels())]},
+        ["picture 0", "mode 'F', which does not say which level is white", "save it with 8 bits"],
+    ),
     ("bomb", SOUND, {"images": [uri(bomb())]}, ["picture 0", "pixels", "replace"]),
     ("same id", {**SOUND, "id": "x"}, {}, ["field 'id'", "'x' is also the id of row 0", "give each row its own"]),
     (
@@ -316,10 +329,10 @@ def test_template_with_an_unknown_variable(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path)
-    with pytest.raises(DataError, match=r"rows\.jsonl holds no row; expected at least one"):
+    with pytest.raises(DataError, match=r"rows\.jsonl has no row; expected at least one"):
         load_dataset(str(path))
     datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"none\.parquet holds no row; expected at least one"):
+    with pytest.raises(DataError, match=r"none\.parquet has no row; expected at least one"):
         load_dataset(str(tmp_path / "none.parquet"))
 
 

@@ -75,11 +75,25 @@ def test_meta_keeps_types_and_is_text_where_they_are_mixed(write) -> None:
     ]
 
 
+def test_record_in_meta_stays_a_record_where_one_of_its_fields_is_mixed(write) -> None:
+    infos = [{"index": 0, "gold": "05"}, None, {"index": 2, "gold": 5, "more": {"unit": "cm"}}]
+    dataset = load_dataset(write(*({**ROW, "extra_info": info} for info in infos)))
+    assert [meta["extra_info"] for meta in dataset["meta"]] == [
+        {"index": 0, "gold": "05", "more": None},
+        None,
+        {"index": 2, "gold": "5", "more": {"unit": "cm"}},
+    ]
+
+
 @pytest.mark.parametrize("depth", [30, 40, 100, 500])
 def test_meta_of_brackets_in_brackets(write, depth: int) -> None:
     value = json.loads("[" * depth + "]" * depth)
-    meta = load_dataset(write({**ROW, "deep": value}))[0]["meta"]
-    assert meta == {"deep": value if depth < 32 else json.dumps(value)}
+    records = json.loads('{"a": ' * depth + "[1]" + "}" * depth)
+    meta = load_dataset(write({**ROW, "deep": value, "records": records}))[0]["meta"]
+    assert meta["deep"] == (value if depth < 32 else json.dumps(value))
+    for _ in range(min(depth, 32)):
+        meta["records"] = meta["records"]["a"]
+    assert meta["records"] == [1] if depth < 32 else '{"a": ' in meta["records"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from typing import Any
 import datasets
 import pytest
 
-from vgpo.data import FORMATS, check_dataset, to_prompts
+from vgpo.data import FORMATS, DataError, check_dataset, to_prompts
 from vgpo.data.readers import to_canonical
 from vgpo.rewards import strip_outer_box
 
@@ -226,6 +226,12 @@ def test_numbered_picture_columns_become_one(png) -> None:
     assert first["problem"] == "See <image 1> and <image 2>.\nA. (image 1)\nB. none"
     assert [image.getpixel((0, 0))[0] for image in first["images"]] == [1, 2]
     assert [image.getpixel((0, 0))[0] for image in second["images"]] == [3]
+
+
+def test_set_without_rows_is_told_as_such() -> None:
+    rows = datasets.Dataset.from_list([{"problem": "a", "answer": "7", "images": ["a.png"], "level": 3}])
+    with pytest.raises(DataError, match="has no row; expected at least one"):
+        to_canonical(rows.select([]))
 
 
 def test_row_without_a_name_gets_one_that_is_free() -> None:

@@ -196,7 +196,7 @@ def test_parquet_file_without_rows_among_others(small, tmp_path: Path) -> None:
     small.to_parquet(tmp_path / "train-1.parquet")
     pq.write_table(pq.read_table(tmp_path / "train-1.parquet").slice(0, 0), tmp_path / "train-0.parquet")
     assert answers(load_dataset(str(tmp_path))) == ["0", "1", "2"]
-    with pytest.raises(DataError, match=r"train-0.parquet holds no row; expected at least one"):
+    with pytest.raises(DataError, match=r"train-0.parquet has no row; expected at least one"):
         load_dataset(str(tmp_path / "train-0.parquet"))
 
 

@@ -13,7 +13,7 @@ import datasets
 
 from vgpo.data.errors import DataError
 from vgpo.data.readers import Row, StoredSet
-from vgpo.data.schema import IMAGES, as_list
+from vgpo.data.schema import IMAGES, as_list, no_row
 
 _NAMES = datasets.Features({IMAGES: datasets.List(datasets.Value("string"))})
 
@@ -29,7 +29,7 @@ def stored_json(file: Path) -> StoredSet:
         columns |= dict.fromkeys(row)
         num_rows += 1
     if not num_rows:
-        raise DataError(f"{file} holds no row; expected at least one. Write the file again")
+        raise no_row(file)
 
     def texts(names: list[str]) -> Iterator[Row]:
         return ({name: row.get(name) for name in names} for row in json_rows(file))

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
-from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column
+from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column, no_row
 from vgpo.rewards import strip_outer_box
 
 Row = dict[str, Any]
@@ -92,7 +92,7 @@ def to_canonical(dataset: datasets.Dataset, name: str | None = None) -> datasets
     Pictures stay undecoded and where they are stored; texts are held in memory. Rows keep their numbers. A column of
     `meta` whose rows are of several types is text.
     name: a key of `FORMATS`; None recognises the format by its columns, and a log line says which it is.
-    DataError for an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
+    DataError for no row, an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
     """
     return canonical(stored(dataset), name)
 
@@ -111,6 +111,8 @@ def stored(dataset: datasets.Dataset) -> StoredSet:
 
 def canonical(rows: StoredSet, name: str | None) -> datasets.Dataset:
     """`rows` as `to_canonical` gives them."""
+    if not rows.num_rows:
+        raise no_row("the data set")
     found = rows.columns
     layout = FORMATS[name] if name in FORMATS else _recognised(name, found)
     for column in layout.missing(found):
@@ -151,26 +153,24 @@ def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.D
     )
 
 
-def _read_texts(stored: StoredSet, columns: list[str], layout: Format) -> datasets.Dataset:
+def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> datasets.Dataset:
     extra = [column for column in columns if column not in layout.taken()]
     rows: list[Row] = []
-    meta: dict[str, list[Any]] = {column: [] for column in extra}
+    meta: list[Row | None] = []
     faults: list[str] = []
-    for number, row in with_bar(enumerate(stored.texts(columns)), "Reading the rows", rows=stored.num_rows):
+    for number, row in with_bar(enumerate(source.texts(columns)), "Reading the rows", rows=source.num_rows):
         try:
             rows.append({**layout.read(row), ID: row.get(layout.id)})
         except RowError as fault:
             faults.append(f"row {number}, {fault}")
-        for column, values in meta.items():
-            values.append(row[column])
+        meta.append({column: row[column] for column in extra})
     if faults:
-        raise DataError(f"the data set of {count(stored.num_rows, 'row')} cannot be read:\n{listed(faults)}")
+        raise DataError(f"the data set of {count(source.num_rows, 'row')} cannot be read:\n{listed(faults)}")
     texts = {name: [row[name] for row in rows] for name in (PROBLEM, ANSWER)}
     texts[ID] = _identifiers([row[ID] for row in rows])
     table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
-    if meta:
-        struct = pa.StructArray.from_arrays([_typed(values) for values in meta.values()], names=extra)
-        table = table.append_column(META, struct)
+    if extra:
+        table = table.append_column(META, _records(meta, _DEEPEST))
     return datasets.Dataset(table)
 
 
@@ -181,15 +181,24 @@ def _identifiers(names: list[Any]) -> list[str]:
     return [number if name is None else str(name) for name, number in zip(names, numbers, strict=True)]
 
 
-def _typed(values: list[Any]) -> pa.Array:
-    """A column of `meta`; as text, with other values in JSON, where no one type holds them all."""
+def _records(values: list[Row | None], levels: int) -> pa.Array:
+    """Records of `meta`, each of their fields typed by itself; levels: how deep they may be nested."""
+    names = list(dict.fromkeys(name for value in values for name in value or ()))
+    fields = [_typed([(value or {}).get(name) for value in values], levels) for name in names]
+    return pa.StructArray.from_arrays(fields, names, mask=pa.array([value is None for value in values]))
+
+
+def _typed(values: list[Any], levels: int) -> pa.Array:
+    """A field of `meta`; as text, with other values in JSON, where no one type holds them all."""
     try:
         column = pa.array(values)
     except (pa.ArrowException, OverflowError):
         column = None
-    if column is None or _depth(column.type) > _DEEPEST:
-        return pa.array(map(_as_text, values), pa.string())
-    return column
+    if column is not None and _depth(column.type) <= levels:
+        return column
+    if levels > 0 and all(value is None or isinstance(value, dict) for value in values):
+        return _records(values, levels - 1)
+    return pa.array(map(_as_text, values), pa.string())
 
 
 def _depth(kind: pa.DataType) -> int:

@@ -45,7 +45,7 @@ def check_dataset(
     if IMAGES not in dataset.column_names:
         raise missing_column(IMAGES, dataset.column_names)
     if len(dataset) == 0:
-        raise DataError("the data set has no row; expected at least one. Check the file, the split and any filter")
+        raise no_row("the data set")
     found = _faults(dataset, template_text(template), forbidden, max_pictures, progress)
     faults = list(itertools.islice(found, MAX_FAULTS + 1))
     if faults:
@@ -107,6 +107,11 @@ def mark_fault(text: str, num_images: int) -> str | None:
             "in the order of the pictures. Correct the marks, or drop the row"
         )
     return None
+
+
+def no_row(source: object) -> DataError:
+    """The error of a set without a row."""
+    return DataError(f"{source} has no row; expected at least one. Check the file, the split and any filter")
 
 
 def missing_column(name: str, found: list[str]) -> DataError:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from vgpo.data.errors import DataError
 from vgpo.data.json_rows import stored_json
 from vgpo.data.readers import PICTURES, StoredSet, canonical, stored
-from vgpo.data.schema import as_list, is_text, listed
+from vgpo.data.schema import as_list, is_text, listed, no_row
 
 _JSON = (".json", ".jsonl")
 _FILE_TYPES = (*_JSON, ".parquet")
@@ -31,8 +31,8 @@ _HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
 def load_dataset(source: str, split: str | None = None, format: str | None = None) -> datasets.Dataset:
     """The data set at `source` with the columns images, problem, answer, id and, where it has more, meta.
 
-    `source` is a .parquet, .jsonl or .json file, a folder of parquet files or one written by `save_to_disk`, or a
-    name on the hub, as `owner/name` or `owner/name/configuration`.
+    `source` is a .parquet, .jsonl or .json file (one row a line, or one list of rows), a folder of parquet files, one
+    written by `save_to_disk`, or a name on the hub, as `owner/name` or `owner/name/configuration`.
 
     `source` may end in `@split`; the default is train. In a folder, a file belongs to the split that it is named
     after (`test.parquet`, `test-00000-of-00002.parquet`); a file, and a folder whose files name no split, hold
@@ -151,7 +151,7 @@ def _with_rows(files: list[Path]) -> list[Path]:
             )
         found += [file] if head.num_rows else []
     if not found:
-        raise DataError(f"{files[0]} holds no row; expected at least one. Write the file again")
+        raise no_row(files[0])
     return found
 
 
