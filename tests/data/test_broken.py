@@ -313,6 +313,24 @@ def test_file_of_another_encoding(tmp_path: Path) -> None:
         load_dataset(str(path))
 
 
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write_jsonl(tmp_path, SOUND)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*rows\.jsonl: .*Permission denied.*; correct its permissions"):
+        load_dataset(str(path))
+
+
+def test_disk_that_takes_no_names_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    (tmp_path / "cache").write_text("a file where a folder is expected")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(DataError, match=r"cannot keep the names of the pictures .*rows\.jsonl on the disk: .*cache"):
+        load_dataset(str(path))
+
+
 def test_list_with_what_is_no_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, SOUND)
     path.write_text(json.dumps([SOUND, "a"]))

@@ -7,7 +7,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 
@@ -37,14 +37,18 @@ def stored_json(file: Path) -> StoredSet:
     def pictures(names: list[str]) -> datasets.Dataset:
         written = file.stat()  # part of the key under which the column is kept on the disk
         key = {"file": str(file.absolute()), "names": tuple(names), "written": (written.st_mtime_ns, written.st_size)}
-        return datasets.Dataset.from_generator(_picture_names, features=_NAMES, gen_kwargs=key)
+        try:
+            return datasets.Dataset.from_generator(_picture_names, features=_NAMES, gen_kwargs=key)
+        except (datasets.exceptions.DatasetGenerationError, OSError) as error:
+            reason = error.__cause__ or error
+            raise DataError(f"cannot keep the names of the pictures of {file} on the disk: {reason}") from error
 
     return StoredSet(list(columns), num_rows, texts, pictures)
 
 
 def json_rows(file: Path) -> Iterator[Row]:
     """The rows of a file of one row a line, or of one list. DataError names the line, or the row of a list."""
-    with file.open("rb") as lines:
+    with _opened(file) as lines:
         if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             lines.seek(0)
         for number, line in enumerate(lines, start=1):
@@ -52,6 +56,13 @@ def json_rows(file: Path) -> Iterator[Row]:
                 yield from _listed_rows(line + lines.read(), file)
             elif line.strip():
                 yield _row(_parsed(line.strip(), f"{file}, line {number}"), f"{file}, line {number}")
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error}; correct its permissions or the path") from error
 
 
 def _listed_rows(text: bytes, file: Path) -> Iterator[Row]:
