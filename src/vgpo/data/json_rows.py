@@ -15,6 +15,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.readers import Row, StoredSet
 from vgpo.data.schema import IMAGES, as_list, no_row
 
+_ROWS_AT_ONCE = 64  # whose pictures are held while the column is written
 _NAMES = datasets.Features({IMAGES: datasets.List(datasets.Value("string"))})
 
 
@@ -38,7 +39,9 @@ def stored_json(file: Path) -> StoredSet:
         written = file.stat()  # part of the key under which the column is kept on the disk
         key = {"file": str(file.absolute()), "names": tuple(names), "written": (written.st_mtime_ns, written.st_size)}
         try:
-            return datasets.Dataset.from_generator(_picture_names, features=_NAMES, gen_kwargs=key)
+            return datasets.Dataset.from_generator(
+                _picture_names, features=_NAMES, gen_kwargs=key, writer_batch_size=_ROWS_AT_ONCE
+            )
         except (datasets.exceptions.DatasetGenerationError, OSError) as error:
             reason = error.__cause__ or error
             raise DataError(f"cannot keep the names of the pictures of {file} on the disk: {reason}") from error
