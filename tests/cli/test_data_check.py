@@ -126,6 +126,8 @@ def test_hostile_text_is_shown_and_not_obeyed(check: Callable[..., Result], geom
         (["--template", "gone.jinja"], "there is no prompt template 'gone.jinja'"),
         (["--train_format", "verl"], "the data set has no column 'prompt'"),
         (["--train_data", "gone.parquet"], "there is no file or folder 'gone.parquet'"),
+        (["--html", "."], "--html: cannot write . ([Errno 21] Is a directory: '.'); name a file"),
+        (["--html", "/dev/null/page.html"], "--html: cannot write /dev/null/page.html ([Errno 17]"),
     ],
 )
 def test_wrong_words(check: Callable[..., Result], geometry: Path, words: list[object], message: str) -> None:
@@ -133,6 +135,18 @@ def test_wrong_words(check: Callable[..., Result], geometry: Path, words: list[o
     assert done.exit_code == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.output
+
+
+def test_template_that_asks_for_a_picture_and_a_set_of_one_row(
+    check: Callable[..., Result], geometry: Path, tmp_path: Path
+) -> None:
+    datasets.Dataset.from_parquet(str(geometry)).select([0]).to_parquet(geometry)
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ problem }}<|image_pad|>")
+    done = check("--train_data", geometry, "--eval_limit", 1, "--template", template)
+    assert done.exit_code == 2
+    assert "row 0, field 'problem': with the prompt template around it: contains '<|image_pad|>'" in done.stderr
+    assert "1 row" in lines(done)
 
 
 def test_documentation_shows_what_is_printed(

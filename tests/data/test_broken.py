@@ -28,6 +28,13 @@ def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 
 
+def levels() -> bytes:
+    """A picture of floating-point numbers."""
+    file = io.BytesIO()
+    PIL.Image.new("F", (4, 4), 0.5).save(file, "TIFF")
+    return file.getvalue()
+
+
 def bomb() -> bytes:
     """A PNG whose header alone says 30,000 x 30,000 pixels."""
 
@@ -82,6 +89,13 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
     ("web address", SOUND, {"images": ["https://example.org/a.png"]}, ["picture 0", "web address", "store its bytes"]),
     ("data URI of no base64", SOUND, {"images": ["data:image/png;base64,?"]}, ["picture 0", "not valid base64"]),
     ("data URI of another kind", SOUND, {"images": ["data:text/plain,a"]}, ["picture 0", "not of the form data:"]),
+    (
+        "base64 alone",
+        SOUND,
+        {"images": ["iVBORw0K" * 600]},
+        ["picture 0", "/iVBORw0K", "too long for a path; write base64 as data:image/png;base64,"],
+    ),
+    ("long name", SOUND, {"images": ["a" * 300]}, ["picture 0", "File name too long", "replace or drop it"]),
     ("cut JPEG", SOUND, {"images": [uri(picture()[:-400])]}, ["picture 0", "damaged", "replace or drop it"]),
     (
         "one pixel",
@@ -90,6 +104,12 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         ["picture 0", "1 x 1 pixels", "resize or replace"],
     ),
     ("too flat", SOUND, {"images": [uri(picture("PNG", (800, 4)))]}, ["picture 0", "800 x 4", "less than 200 times"]),
+    (
+        "levels without a range",
+        SOUND,
+        {"images": [uri(levels())]},
+        ["picture 0", "mode 'F', which does not say which level is white", "save it with 8 bits"],
+    ),
     ("bomb", SOUND, {"images": [uri(bomb())]}, ["picture 0", "pixels", "replace"]),
     ("same id", {**SOUND, "id": "x"}, {}, ["field 'id'", "'x' is also the id of row 0", "give each row its own"]),
     (
@@ -157,6 +177,24 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         {**TRL, "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]},
         {"prompt": [{"role": "user", "content": [{"type": "video"}]}]},
         ["field 'prompt'", "'video' without text, expected 'text' or 'image'"],
+    ),
+    (
+        "assistant turn in a prompt",
+        {**TRL, "prompt": [{"role": "user", "content": "<image>a"}]},
+        {"prompt": [{"role": "user", "content": "<image>a"}, {"role": "assistant", "content": "7"}]},
+        ["field 'prompt'", "an assistant turn", "Remove it"],
+    ),
+    (
+        "assistant turn before the question",
+        {**SHARE, "answer": "7"},
+        {"conversations": [{"from": "gpt", "value": "Hello."}, *SHARE["conversations"]]},
+        ["field 'conversations'", "an assistant turn", "Remove it"],
+    ),
+    (
+        "number as a picture",
+        SOUND,
+        {"images": [5]},
+        ["field 'images', picture 0", "no picture file", "/5; correct the path"],
     ),
     (
         "no solution",
@@ -252,14 +290,51 @@ def test_no_rows_unknown_split_and_unknown_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .*; correct the line"),
-        ("7", "line 3: a int, expected"),
+        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .* line 1 column 17 .*; correct it"),
+        ("7", "line 3: a int, expected {column: value}; correct it"),
+        ('{"problem": "\\ud800"}', "line 3: no UTF-8 text .*surrogates not allowed"),
+        (
+            '{"problem": ' + "[" * 100_000 + "]" * 100_000 + "}",
+            "line 3: brackets in brackets too deep to be read; correct it",
+        ),
     ],
 )
 def test_line_that_is_no_row(tmp_path: Path, line: str, message: str) -> None:
     path = write_jsonl(tmp_path, SOUND, SOUND)
     path.write_text(path.read_text() + f"\n{line}\n")
     with pytest.raises(DataError, match=message):
+        load_dataset(str(path))
+
+
+def test_file_of_another_encoding(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    path.write_bytes(path.read_bytes() + '\n{"problem": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: no UTF-8 text .*; write the file again in UTF-8"):
+        load_dataset(str(path))
+
+
+def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    path = write_jsonl(tmp_path, SOUND)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*rows\.jsonl: .*Permission denied.*; correct its permissions"):
+        load_dataset(str(path))
+
+
+def test_disk_that_takes_no_names_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    (tmp_path / "cache").write_text("a file where a folder is expected")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    with pytest.raises(DataError, match=r"cannot keep the names of the pictures .*rows\.jsonl on the disk: .*cache"):
+        load_dataset(str(path))
+
+
+def test_list_with_what_is_no_row(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path, SOUND)
+    path.write_text(json.dumps([SOUND, "a"]))
+    with pytest.raises(DataError, match=r"rows\.jsonl, row 1: a str, expected \{column: value\}"):
         load_dataset(str(path))
 
 
@@ -272,11 +347,38 @@ def test_template_with_an_unknown_variable(tmp_path: Path) -> None:
 
 def test_empty_file(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path)
-    with pytest.raises(DataError, match=r"cannot read .*rows\.jsonl: it holds no row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl has no row; expected at least one"):
         load_dataset(str(path))
     datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).to_parquet(tmp_path / "none.parquet")
-    with pytest.raises(DataError, match=r"cannot read .*none\.parquet: .* no data"):
+    with pytest.raises(DataError, match=r"none\.parquet has no row; expected at least one"):
         load_dataset(str(tmp_path / "none.parquet"))
+
+
+def test_answers_of_bytes(tmp_path: Path) -> None:
+    rows = {"images": [["a.png"]], "problem": ["a"], "answer": [b"7"]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match="row 0, field 'answer': is of type bytes, expected text or an integer"):
+        load_dataset(str(tmp_path / "rows.parquet"))
+
+
+def test_saved_folders_that_are_none(tmp_path: Path) -> None:
+    for name in ("cut", "foreign", "empty"):
+        (tmp_path / name).mkdir()
+    datasets.Dataset.from_list([SOUND]).save_to_disk(tmp_path / "cut")
+    (arrow,) = (tmp_path / "cut").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:50])
+    (tmp_path / "foreign" / "state.json").write_text("{}")
+    datasets.Dataset.from_dict({"images": [], "problem": [], "answer": []}).save_to_disk(tmp_path / "empty")
+    for name, reason in (("cut", "Expected to read"), ("foreign", "neither"), ("empty", "no rows were saved")):
+        with pytest.raises(DataError, match=rf"cannot read .*/{name}, which looks like .*{reason}.*; save it again"):
+            load_dataset(str(tmp_path / name))
+
+
+def test_parquet_file_with_a_column_more_is_named(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([SOUND]).to_parquet(tmp_path / "train-0.parquet")
+    datasets.Dataset.from_list([{**SOUND, "level": 1}]).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(DataError, match=r"cannot read .*train-1.parquet: .*'level'.* those of .*train-0.parquet"):
+        load_dataset(str(tmp_path))
 
 
 def test_text_of_a_set_does_not_steer_the_terminal(tmp_path: Path) -> None:

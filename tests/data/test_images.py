@@ -45,6 +45,67 @@ def test_every_mode_becomes_rgb(mode: str, kind: str) -> None:
     assert decode_image(encoded(mode, kind)).mode == "RGB"
 
 
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def transparent(mode: str) -> bytes:
+    """Black throughout; the pixels from left to right are opaque, clear and, in modes that can, half clear."""
+    file = io.BytesIO()
+    if mode == "P":
+        picture = PIL.Image.new("P", (3, 2), 0)
+        picture.putpalette([0] * 9)
+        picture.putdata([0, 1, 1] * 2)
+        picture.save(file, "PNG", transparency=1)
+        return file.getvalue()
+    picture = PIL.Image.new(mode, (3, 2))
+    black = (0,) * (len(mode) - 1)
+    picture.putdata([(*black, alpha) for alpha in (255, 0, 128)] * 2)
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("RGBA", [BLACK, WHITE, (127, 127, 127)]),
+        ("LA", [BLACK, WHITE, (127, 127, 127)]),
+        ("P", [BLACK, WHITE, WHITE]),
+    ],
+)
+def test_transparent_picture_lies_on_white(mode: str, expected: list[tuple[int, int, int]]) -> None:
+    data = transparent(mode)
+    for picture in (decode_image(data), PIL.Image.open(io.BytesIO(encoded_image(data)["bytes"]))):
+        assert (picture.mode, [picture.getpixel((x, 0)) for x in range(3)]) == ("RGB", expected)
+
+
+def ramp(mode: str) -> PIL.Image.Image:
+    """Levels 0, 2,570 and 65,535, which are 0, 10 and 255 in 8 bits."""
+    order = "big" if mode == "I;16B" else "little"
+    return PIL.Image.frombytes(mode, (3, 2), b"".join(n.to_bytes(2, order) for n in (0, 2570, 65535)) * 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I;16", "PPM"), ("I;16", None)]
+)
+def test_16_bits_become_8(mode: str, kind: str | None) -> None:
+    value: object = ramp(mode)
+    if kind is not None:
+        file = io.BytesIO()
+        ramp(mode).save(file, kind)
+        value = file.getvalue()
+    verify_image(value)
+    for picture in (decode_image(value), decode_image(encoded_image(value))):
+        assert [picture.getpixel((x, 0)) for x in range(3)] == [BLACK, (10, 10, 10), WHITE]
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+@pytest.mark.parametrize("read", [verify_image, decode_image, image_size, encoded_image])
+def test_levels_of_unknown_range_are_refused(mode: str, read: Callable[[object], object]) -> None:
+    for value in (encoded(mode, "TIFF"), PIL.Image.new(mode, (3, 2))):
+        with pytest.raises(DataError, match=rf"has the pixel mode '{mode}', which .*; save it with 8 bits"):
+            read(value)
+
+
 def test_orientation_is_applied() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # a quarter turn

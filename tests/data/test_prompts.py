@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from vgpo.data import DataError, template_text, to_prompts
+from vgpo.data import DataError, check_dataset, template_text, to_prompts
 
 
 def prompt_of(make_dataset, problem: str, images: list[bytes], template: str = "plain") -> tuple[list, list[int]]:
@@ -29,6 +29,7 @@ IMAGE = {"type": "image"}
         ("<image 1> or <image_2>", 2, [IMAGE, " or ", IMAGE], [0, 1]),
         ("<image 2> or <image 1>", 2, [IMAGE, " or ", IMAGE], [1, 0]),
         ("<image_4>How many?", 1, [IMAGE, "How many?"], [0]),
+        ("<image2>, not <image1>", 2, [IMAGE, ", not ", IMAGE], [1, 0]),
         ("How many?", 2, [IMAGE, IMAGE, "How many?"], [0, 1]),
         ("How many?", 0, ["How many?"], []),
         ("{{ 7 * 7 }} <images>", 1, [IMAGE, "{{ 7 * 7 }} <images>"], [0]),
@@ -89,6 +90,7 @@ def test_template_from_a_file(png, make_dataset, tmp_path: Path) -> None:
         ("Solve it.", r"uses the variables \[\]; expected exactly \['problem'\]"),
         ("{{ problem }} {{ name }}", r"uses the variables \['name', 'problem'\]; expected exactly \['problem'\]"),
         ("a\n{{ problem ", "has an error in line 2"),
+        ("{{ problem | shout }}", "has an error in line 1: No filter named 'shout'"),
     ],
 )
 def test_bad_template(png, make_dataset, tmp_path: Path, text: str | None, message: str) -> None:
@@ -97,6 +99,32 @@ def test_bad_template(png, make_dataset, tmp_path: Path, text: str | None, messa
         path.write_text(text)
     with pytest.raises(DataError, match=message):
         to_prompts(make_dataset([{"images": [png()], "problem": "a", "answer": "7"}]), str(path))
+
+
+def test_template_of_another_encoding(make_dataset, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_bytes("{{ problem }} é".encode("latin-1"))
+    with pytest.raises(DataError, match=r"mine.jinja is no UTF-8 text .*; write it again in UTF-8"):
+        to_prompts(make_dataset([{"images": [], "problem": "a", "answer": "7"}]), str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ problem.x.y }}", "UndefinedError: 'str object' has no attribute 'x'"),
+        ("{{ problem + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ problem }}{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ problem.__class__.__base__ }}", "SecurityError: access to attribute '__class__'"),
+    ],
+)
+def test_template_that_cannot_be_filled_in(png, make_dataset, tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    dataset = make_dataset([{"images": [png()], "problem": "Which?", "answer": "7"}])
+    with pytest.raises(DataError, match=rf"cannot be filled in \({reason}.*\); correct it. The problem is 'Which\?'"):
+        check_dataset(dataset, template=str(path))
+    with pytest.raises(DataError, match=r"cannot be filled in"):
+        to_prompts(dataset, str(path))[0]
 
 
 @pytest.mark.parametrize(

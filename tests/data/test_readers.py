@@ -4,8 +4,9 @@ from typing import Any
 import datasets
 import pytest
 
-from vgpo.data import FORMATS, check_dataset, to_prompts
+from vgpo.data import FORMATS, DataError, check_dataset, to_prompts
 from vgpo.data.readers import to_canonical
+from vgpo.rewards import strip_outer_box
 
 IMAGE = datasets.Image()
 IMAGE_ROW = {"type": "image", "text": None}
@@ -225,6 +226,25 @@ def test_numbered_picture_columns_become_one(png) -> None:
     assert first["problem"] == "See <image 1> and <image 2>.\nA. (image 1)\nB. none"
     assert [image.getpixel((0, 0))[0] for image in first["images"]] == [1, 2]
     assert [image.getpixel((0, 0))[0] for image in second["images"]] == [3]
+
+
+def test_set_without_rows_is_told_as_such() -> None:
+    rows = datasets.Dataset.from_list([{"problem": "a", "answer": "7", "images": ["a.png"], "level": 3}])
+    with pytest.raises(DataError, match="has no row; expected at least one"):
+        to_canonical(rows.select([]))
+
+
+def test_row_without_a_name_gets_one_that_is_free() -> None:
+    rows = [{"id": name, "problem": "a", "answer": "7"} for name in (None, "0", None, "3")]
+    assert to_canonical(datasets.Dataset.from_list(rows))["id"][:] == ["row 0", "0", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "answer", ["\\boxed{ 5 }", " \\boxed{\\frac{1}{2}} ", "\\boxed{1}, \\boxed{2}", "\\boxed{1", "5"]
+)
+def test_box_around_an_answer_is_that_of_the_rewards(answer: str) -> None:
+    canonical = to_canonical(datasets.Dataset.from_list([{"problem": "a", "answer": answer}]))
+    assert canonical["answer"][:] == [strip_outer_box(answer)]
 
 
 def test_pictures_of_columns_that_no_format_names_are_left_out(png) -> None:

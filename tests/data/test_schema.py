@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import pytest
 
@@ -89,6 +91,21 @@ def test_texts_that_stand_for_a_picture_are_refused_but_not_marks(png, make_data
         "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', which stands for "
         "a picture in this model's prompts; write <image> where a picture goes, or remove it"
     )
+
+
+def test_template_is_checked_with_the_problem(png, make_dataset, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    for text, fault in (
+        ("{{ problem }}<|image_pad|>", "contains '<|image_pad|>', which stands for a picture"),
+        ("<image>{{ problem }}", "2 <image> marks but 1 in field 'images'"),
+    ):
+        template.write_text(text)
+        with pytest.raises(DataError) as caught:
+            check_dataset(make_dataset([row(png)]), template=str(template), forbidden=["<|image_pad|>"])
+        assert f"row 0, field 'problem': with the prompt template around it: {fault}" in str(caught.value)
+    template.write_text("{{ problem | replace('<|image_pad|>', '') }}")
+    with pytest.raises(DataError, match=r"row 0, field 'problem': contains '<\|image_pad"):
+        check_dataset(make_dataset([row(png, problem="<|image_pad|>")]), forbidden=["<|image_pad|>"])
 
 
 def test_empty_set(png, make_dataset) -> None:

@@ -3,6 +3,7 @@ import socket
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 
 from vgpo.data import DataError, check_dataset, load_dataset, to_prompts
@@ -170,9 +171,33 @@ def test_nothing_is_fetched_and_no_code_is_run(tmp_path: Path, monkeypatch: pyte
         load_dataset(str(tmp_path / "scripted"))
 
 
-def test_answers_of_two_types_are_read_as_text(tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", {"images": [], "answer": 7}, {"images": [], "answer": "8"})
-    assert answers(load_dataset(str(path))) == ["7", "8"]
+@pytest.mark.parametrize("name", ["set[1]", "set*", "set?", "s{1,2}t", "[!a]", "a#b 100%"])
+def test_name_is_no_pattern(small, png, tmp_path: Path, name: str) -> None:
+    for folder, rows in (("set1", small.select([0])), (name, small.select([2]))):
+        place = tmp_path / folder
+        place.mkdir()
+        rows.to_parquet(place / "train.parquet")
+        rows.to_parquet(place / f"{folder}.parquet")
+        rows.save_to_disk(place / "saved")
+        (place / "a.png").write_bytes(png(5))
+        for stem in ("train", folder):
+            write_rows(place / f"{stem}.jsonl", {"images": ["a.png"], "answer": rows[0]["answer"]})
+    place = tmp_path / name
+    sources = (place / "train.parquet", place / f"{name}.parquet", place / "saved", place)
+    lines = (place / "train.jsonl", place / f"{name}.jsonl")
+    for source in map(str, (*sources, *lines)):
+        dataset = load_dataset(source)
+        check_dataset(dataset)
+        assert answers(dataset) == ["2"]
+    assert load_dataset(str(lines[0]))["images"][0] == [str(place / "a.png")]
+
+
+def test_parquet_file_without_rows_among_others(small, tmp_path: Path) -> None:
+    small.to_parquet(tmp_path / "train-1.parquet")
+    pq.write_table(pq.read_table(tmp_path / "train-1.parquet").slice(0, 0), tmp_path / "train-0.parquet")
+    assert answers(load_dataset(str(tmp_path))) == ["0", "1", "2"]
+    with pytest.raises(DataError, match=r"train-0.parquet has no row; expected at least one"):
+        load_dataset(str(tmp_path / "train-0.parquet"))
 
 
 def test_pictures_stay_where_they_are_stored(small, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from vgpo.commands.recipe import ON_CPU, Recipe, RecipeError, load_recipe
 from vgpo.commands.terminal import right, say
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
+from vgpo.data.schema import count
 from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError)
@@ -29,7 +30,7 @@ def check(config: str, overrides: Sequence[str], *, html: Path | None) -> None:
     Loads the processor and no weights.
 
     Raises:
-        RecipeError: The recipe, or its model's processor.
+        RecipeError: The recipe, its model's processor, or the page that cannot be written.
         DataError: The faults of all sets, by field of the recipe and row.
     """
     quiet_libraries()
@@ -52,7 +53,19 @@ def check(config: str, overrides: Sequence[str], *, html: Path | None) -> None:
         if faults:
             raise DataError("\n".join(faults))
         if html is not None:
-            say(console, f"page: {write_page(checks, html, recipe=config)}")
+            say(console, f"page: {written(checks, html, config)}")
+
+
+def written(checks: Sequence[SetCheck], html: Path, config: str) -> Path:
+    """The page of the checks, at `html`.
+
+    Raises:
+        RecipeError: It cannot be written there.
+    """
+    try:
+        return write_page(checks, html, recipe=config)
+    except OSError as error:
+        raise RecipeError(f"--html: cannot write {html} ({error}); name a file to be written") from error
 
 
 def check_set(
@@ -69,9 +82,9 @@ def check_set(
     rows = read_dataset(source, toy_folder=folder, format=form, limit=None if is_train else run.eval_limit)
     console.rule(Text(f"{field}: {visible(source)}"), align="left")
     summary = summarize(rows)
-    say(console, f"{summary.num_rows} rows")
+    say(console, count(summary.num_rows, "row"))
     console.print(counts(summary))
-    check_dataset(rows, forbidden=forbidden)
+    check_dataset(rows, template=run.template, forbidden=forbidden)
     lengths = prompt_lengths(rows, run.template, processor, chat)
     left_out = drop_long(rows, lengths, run.max_prompt_length if is_train else None)[1]
     found = SetCheck(field, source, summary, lengths, left_out, previews(rows, run.template, processor, lengths, chat))

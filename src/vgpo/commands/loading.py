@@ -69,7 +69,7 @@ def load_prompts(
         DataError: A row or column that cannot be trained on; names it.
     """
     dataset = read_dataset(source, toy_folder=toy_folder, format=format, limit=limit)
-    check_dataset(dataset, forbidden=forbidden)
+    check_dataset(dataset, template=template, forbidden=forbidden)
     if max_prompt_length is not None:
         assert processor is not None
         lengths = prompt_lengths(dataset, template, processor, chat_template_kwargs)

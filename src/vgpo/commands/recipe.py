@@ -260,7 +260,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 def read_mapping(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
+        values = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"

@@ -5,8 +5,9 @@ One row: `problem` (text, with `<image>` where a picture goes), `images`, `answe
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import decode_image, image_size
-from vgpo.data.prompts import template_text, to_prompts
+from vgpo.data.prompts import to_prompts
 from vgpo.data.readers import FORMATS, to_canonical
+from vgpo.data.rendering import template_text
 from vgpo.data.schema import check_dataset
 from vgpo.data.sources import load_dataset
 from vgpo.data.summary import DatasetSummary, answer_kind, summarize

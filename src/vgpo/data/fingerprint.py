@@ -31,11 +31,17 @@ def fingerprint(dataset: datasets.Dataset) -> str:
 
 def _described(pictures: pa.Array) -> list[list[object]]:
     """Number of pictures a row, and what is known of each of them without reading it."""
-    if pa.types.is_struct(pictures.type):  # one picture a row
-        counts, flat = [1] * len(pictures), pictures
-    else:
-        counts, flat = pc.list_value_length(pictures).to_pylist(), pc.list_flatten(pictures)
-    if not pa.types.is_struct(flat.type):
-        return [counts, flat.to_pylist()]
-    sizes, paths = pc.binary_length(pc.struct_field(flat, "bytes")), pc.struct_field(flat, "path")
-    return [counts, sizes.to_pylist(), paths.to_pylist()]
+    kind = pictures.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [pc.list_value_length(pictures).to_pylist(), *_known(pc.list_flatten(pictures))]
+    return [[1] * len(pictures), *_known(pictures)]
+
+
+def _known(pictures: pa.Array) -> list[list[object]]:
+    """The sizes of stored pictures, the texts that name the others."""
+    if pa.types.is_struct(pictures.type):
+        names = [field.name for field in pictures.type]
+        fields = [pc.struct_field(pictures, name) for name in ("bytes", "path") if name in names]
+        return [known for field in fields for known in _known(field)]
+    is_stored = "binary" in str(pictures.type)
+    return [(pc.binary_length(pictures) if is_stored else pictures).to_pylist()]

@@ -21,22 +21,25 @@ _PILLOW_ERRORS = (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,
 )
+_LONGEST_PATH = 4096  # characters
 MIN_SIDE = 2
 MAX_PIXELS = 80_000_000  # below where Pillow begins to warn of decompression bombs
 MAX_ASPECT = 200  # at which Qwen's processors refuse a picture
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _SELF_CHECKED = ("PNG", "WEBP")  # Pillow tells a cut file of these from its chunks, undecoded
 _JPEG_END = b"\xff\xd9"
+_SIXTEEN_BIT = ("PNG", "PPM")  # what Pillow opens in mode I of these has levels of 0 to 65,535
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
-    """The picture as RGB, upright (EXIF orientation applied), loaded.
+    """The picture as RGB, upright (EXIF orientation applied), loaded; on white where it is transparent.
 
-    value: PIL image, bytes, {"bytes", "path"}, path, or base64 data URI. DataError says why one cannot be read.
+    16 bits of grey become 8. value: PIL image, bytes, {"bytes", "path"}, path, or base64 data URI. DataError says why
+    one cannot be read.
     """
     image = _open(value)
     try:
-        return PIL.ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(PIL.ImageOps.exif_transpose(image))
     except _PILLOW_ERRORS as error:
         raise DataError(f"the picture {_describe(value)} cannot be decoded ({error}); replace or drop it") from error
 
@@ -54,11 +57,14 @@ def image_size(value: Any) -> tuple[int, int]:
 
 
 def encoded_image(value: Any) -> dict[str, Any]:
-    """{"bytes", "path"} with the stored bytes, or PNG of a PIL image. DataError as of `decode_image`."""
+    """{"bytes", "path"} with the stored bytes; PNG of what `decode_image` gives where another reader would differ.
+
+    That is a PIL image, and a picture that is transparent or of 16 bits. DataError as of `decode_image`.
+    """
     image = _open(value)
-    if image is value:
+    if image is value or image.has_transparency_data or _has_16_bits(image):
         file = io.BytesIO()
-        image.save(file, "PNG")
+        decode_image(value).save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
     source = _source(value)
     return {"bytes": source.read_bytes() if isinstance(source, Path) else source.getvalue(), "path": None}
@@ -88,7 +94,28 @@ def _open(value: Any) -> PIL.Image.Image:
             f"the picture {_describe(value)} has {width} x {height} pixels; expected sides of at least {MIN_SIDE}, at "
             f"most {MAX_PIXELS:,} pixels, and one side less than {MAX_ASPECT} times the other; resize or replace it"
         )
+    if image.mode in ("I", "F") and image.format not in _SIXTEEN_BIT:
+        raise DataError(
+            f"the picture {_describe(value)} has the pixel mode {image.mode!r}, which does not say which level is "
+            "white; save it with 8 bits a channel, or as a PNG of 16 bits"
+        )
     return image
+
+
+def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    if _has_16_bits(image):
+        grey = image.convert("I").point(lambda level: level * (1 / 257) + 0.5)  # 65,535 is 255
+        return grey.convert("L").convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    white = PIL.Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
+
+
+def _has_16_bits(image: PIL.Image.Image) -> bool:
+    """Whether it is grey of 16 bits; for a picture of `_open`."""
+    return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def _opened(value: Any) -> PIL.Image.Image:
@@ -133,6 +160,11 @@ def _source(value: Any) -> io.BytesIO | Path:
         return io.BytesIO(_data_uri_bytes(value))
     if isinstance(value, str) and "://" in value:
         raise DataError(f"the picture {_describe(value)} is a web address; store its bytes or a local path")
+    if isinstance(value, str) and len(value) > _LONGEST_PATH:
+        raise DataError(
+            f"the picture {_describe(value)}... is of {len(value)} characters, too long for a path; write base64 as "
+            "data:image/png;base64,..."
+        )
     if isinstance(value, str | Path):
         return Path(value).expanduser()
     raise DataError(

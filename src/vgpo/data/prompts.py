@@ -1,21 +1,15 @@
-"""Prompts from rows: a jinja template around the problem, pictures at their `<image>` marks."""
+"""Prompts from rows: a template around the problem, pictures at their `<image>` marks."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import datasets
-import jinja2
-import jinja2.meta
-import jinja2.sandbox
 
 from vgpo.data.errors import DataError
 from vgpo.data.images import decode_image
+from vgpo.data.rendering import compiled, render, template_text
 from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, as_list, check_columns, mark_fault
-
-_FOLDER = Path(__file__).parent / "templates"
 
 
 def to_prompts(
@@ -34,24 +28,13 @@ def to_prompts(
     check_columns(dataset)
     columns = [name for name in (IMAGES, PROBLEM, ANSWER, ID, META) if name in dataset.column_names]
     text = template_text(template)
-    _compile(text)
+    compiled(text)
     prompts = dataset.select_columns(columns).with_transform(_PromptTransform(text, read))
     # Undecoded, so that a bad picture reaches decode_image and is told with its problem; the stored data is the same.
     prompts.info.features = datasets.Features(
         {name: _undecoded(feature) for name, feature in dataset.features.items() if name in columns}
     )
     return prompts
-
-
-def template_text(name_or_path: str) -> str:
-    """The source of a template: "plain", "think_boxed" or the path of a jinja file. DataError if unknown."""
-    packaged = {path.stem: path for path in sorted(_FOLDER.glob("*.jinja"))}
-    path = packaged.get(name_or_path, Path(name_or_path).expanduser())
-    if not path.is_file():
-        raise DataError(
-            f"there is no prompt template {name_or_path!r}; use one of {list(packaged)} or the path of a jinja file"
-        )
-    return path.read_text(encoding="utf-8")
 
 
 def _undecoded(feature: Any) -> Any:
@@ -82,7 +65,7 @@ class _PromptTransform:
         }
 
     def _row(self, problem: str, images: list[Any]) -> tuple[list[dict[str, str]], list[Any]]:
-        text = _compile(self.template).render(problem=problem)
+        text = render(self.template, problem)
         marks = list(IMAGE_MARK.finditer(text))
         if fault := mark_fault(text, len(images)):
             raise DataError(f"{fault} (row with the problem {problem[:80]!r})")
@@ -110,19 +93,3 @@ def _picture_order(marks: list[Any], num_images: int) -> list[int]:
     """Pictures in the order of their marks: by number if the marks are numbered 1 to N, else as stored."""
     numbers = [int(mark.group(1)) - 1 for mark in marks if mark.group(1)]
     return numbers if sorted(numbers) == list(range(num_images)) else list(range(num_images))
-
-
-@functools.cache
-def _compile(text: str) -> jinja2.Template:
-    # Not HTML, hence no escaping; the sandbox keeps a downloaded template from reaching Python.
-    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-    try:
-        variables = jinja2.meta.find_undeclared_variables(environment.parse(text))
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(f"the prompt template has an error in line {error.lineno}: {error.message}") from error
-    if variables != {PROBLEM}:
-        raise DataError(
-            f"the prompt template uses the variables {sorted(variables)}; expected exactly ['problem'], as in "
-            "{{ problem }}"
-        )
-    return environment.from_string(text)

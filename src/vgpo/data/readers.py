@@ -5,17 +5,20 @@ A reader sees the texts of a row and never its pictures; those stay where they a
 
 import ast
 import difflib
+import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
-from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, count, listed, missing_column
+from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column, no_row
+from vgpo.rewards import strip_outer_box
 
 Row = dict[str, Any]
 Turns = list[tuple[str, str]]
@@ -25,8 +28,8 @@ ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYST
 LETTERS = "ABCDEFGHIJ"
 IN_PICTURE = "Answer the question in the picture."
 
-_NUMBERED_MARK = re.compile(r"<image[ _]?(\d+)>")
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
+_DEEPEST = 32  # types in one another in a column of meta; Arrow does not pass on more than 64
 
 logger = logging.getLogger(__name__)
 
@@ -69,24 +72,57 @@ class Format:
         return parts - set(self.kept)
 
 
+@dataclass(frozen=True)
+class StoredSet:
+    """A set in the columns in which it is stored, whose texts are read without its pictures.
+
+    texts: the rows of these columns. pictures: these columns as one, `images`. binary: columns that hold bytes.
+    """
+
+    columns: list[str]
+    num_rows: int
+    texts: Callable[[list[str]], Iterable[Row]]
+    pictures: Callable[[list[str]], datasets.Dataset]
+    binary: frozenset[str] = frozenset()
+
+
 def to_canonical(dataset: datasets.Dataset, name: str | None = None) -> datasets.Dataset:
     """`dataset` with the columns images, problem, answer, id (text) and, where it has more columns, meta.
 
-    Pictures stay undecoded and where they are stored; texts are held in memory. Rows keep their numbers.
+    Pictures stay undecoded and where they are stored; texts are held in memory. Rows keep their numbers. A column of
+    `meta` whose rows are of several types is text.
     name: a key of `FORMATS`; None recognises the format by its columns, and a log line says which it is.
-    DataError for an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
+    DataError for no row, an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
     """
-    found = dataset.column_names
+    return canonical(stored(dataset), name)
+
+
+def stored(dataset: datasets.Dataset) -> StoredSet:
+    """A data set in memory or in Arrow files, as it is."""
+    kinds = {field.name: str(field.type) for field in dataset.features.arrow_schema}
+    return StoredSet(
+        columns=dataset.column_names,
+        num_rows=len(dataset),
+        texts=dataset.select_columns,
+        pictures=lambda names: _picture_column(dataset, names),
+        binary=frozenset(name for name, kind in kinds.items() if "binary" in kind),
+    )
+
+
+def canonical(rows: StoredSet, name: str | None) -> datasets.Dataset:
+    """`rows` as `to_canonical` gives them."""
+    if not rows.num_rows:
+        raise no_row("the data set")
+    found = rows.columns
     layout = FORMATS[name] if name in FORMATS else _recognised(name, found)
     for column in layout.missing(found):
         raise missing_column(column.replace("|", "' or '"), found)
     pictures = layout.picture_columns(found)
     # A column of pictures that the format does not name stays out of meta: it would be read with every row.
-    texts = [column for column in found if column not in pictures and not _holds_bytes(dataset, column)]
-    rows = _read_texts(dataset.select_columns(texts), layout)
-    if not pictures:
-        return rows
-    return datasets.concatenate_datasets([_picture_column(dataset, pictures), rows], axis=1)
+    aside = {*pictures, *(rows.binary - (layout.taken() - set(PICTURES)))}
+    texts = [column for column in found if column not in aside]
+    read = _read_texts(rows, texts, layout)
+    return datasets.concatenate_datasets([rows.pictures(pictures), read], axis=1) if pictures else read
 
 
 def _recognised(name: str | None, found: list[str]) -> Format:
@@ -100,10 +136,6 @@ def _recognised(name: str | None, found: list[str]) -> Format:
                 logger.warning("The data set is read as %r, recognised by its columns %s.", key, found)
             return layout
     return FORMATS[PLAIN]
-
-
-def _holds_bytes(dataset: datasets.Dataset, column: str) -> bool:
-    return "binary" in str(dataset.features.arrow_schema.field(column).type)
 
 
 def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
@@ -121,27 +153,64 @@ def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.D
     )
 
 
-def _read_texts(texts: datasets.Dataset, layout: Format) -> datasets.Dataset:
-    taken = layout.taken()
-    extra = [column for column in texts.column_names if column not in taken]
+def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> datasets.Dataset:
+    extra = [column for column in columns if column not in layout.taken()]
     rows: list[Row] = []
+    meta: list[Row | None] = []
     faults: list[str] = []
-    numbered = with_bar(enumerate(texts), "Reading the rows", rows=len(texts))
-    for number, row in numbered:
+    for number, row in with_bar(enumerate(source.texts(columns)), "Reading the rows", rows=source.num_rows):
         try:
-            canonical = layout.read(row)
+            rows.append({**layout.read(row), ID: row.get(layout.id)})
         except RowError as fault:
             faults.append(f"row {number}, {fault}")
-            continue
-        name = row.get(layout.id)
-        rows.append({**canonical, ID: str(number if name is None else name), META: {key: row[key] for key in extra}})
+        meta.append({column: row[column] for column in extra})
     if faults:
-        raise DataError(f"the data set of {count(len(texts), 'row')} cannot be read:\n{listed(faults)}")
-    features = {name: datasets.Value("string") for name in (PROBLEM, ANSWER, ID)}
+        raise DataError(f"the data set of {count(source.num_rows, 'row')} cannot be read:\n{listed(faults)}")
+    texts = {name: [row[name] for row in rows] for name in (PROBLEM, ANSWER)}
+    texts[ID] = _identifiers([row[ID] for row in rows])
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
     if extra:
-        features[META] = {key: texts.features[key] for key in extra}
-    columns = {name: [row[name] for row in rows] for name in features}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        table = table.append_column(META, _records(meta, _DEEPEST))
+    return datasets.Dataset(table)
+
+
+def _identifiers(names: list[Any]) -> list[str]:
+    """The names of the rows, and for a row without one its number, told apart from a row that has it as its name."""
+    given = {str(name) for name in names if name is not None}
+    numbers = [f"row {number}" if str(number) in given else str(number) for number in range(len(names))]
+    return [number if name is None else str(name) for name, number in zip(names, numbers, strict=True)]
+
+
+def _records(values: list[Row | None], levels: int) -> pa.Array:
+    """Records of `meta`, each of their fields typed by itself; levels: how deep they may be nested."""
+    names = list(dict.fromkeys(name for value in values for name in value or ()))
+    fields = [_typed([(value or {}).get(name) for value in values], levels) for name in names]
+    return pa.StructArray.from_arrays(fields, names, mask=pa.array([value is None for value in values]))
+
+
+def _typed(values: list[Any], levels: int) -> pa.Array:
+    """A field of `meta`; as text, with other values in JSON, where no one type holds them all."""
+    try:
+        column = pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        column = None
+    if column is not None and _depth(column.type) <= levels:
+        return column
+    if levels > 0 and all(value is None or isinstance(value, dict) for value in values):
+        return _records(values, levels - 1)
+    return pa.array(map(_as_text, values), pa.string())
+
+
+def _depth(kind: pa.DataType) -> int:
+    """How many types there are inside one another."""
+    depth, level = 0, [kind]
+    while level:
+        depth, level = depth + 1, [inner.field(index).type for inner in level for index in range(inner.num_fields)]
+    return depth
+
+
+def _as_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _text(row: Row, field: str) -> str:
@@ -156,18 +225,7 @@ def _answer(value: Any, field: str) -> str:
     """A gold answer as text, without the `\\boxed{}` that may be around all of it."""
     if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
         raise RowError(field, f"is of type {type(value).__name__}, expected text or an integer. Write it as text")
-    text = "" if value is None else str(value).strip()
-    inner = text.removeprefix("\\boxed{").removesuffix("}")
-    return inner if text == f"\\boxed{{{inner}}}" and _is_balanced(inner) else text
-
-
-def _is_balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth < 0:
-            return False
-    return depth == 0
+    return "" if value is None else strip_outer_box(str(value))
 
 
 def _gold(row: Row, *fields: str) -> str:
@@ -218,6 +276,8 @@ def _question(turns: Turns, field: str) -> str:
     asked = [text for role, text in turns if role == USER]
     if len(asked) != 1:
         raise RowError(field, f"{count(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
+    if any(role == ASSISTANT for role, _ in turns):
+        raise RowError(field, "an assistant turn among what is asked, where a prompt is one user turn. Remove it")
     return "\n\n".join([*(text for role, text in turns if role == SYSTEM and text.strip()), *asked])
 
 
@@ -271,7 +331,7 @@ def read_sharegpt(row: Row) -> Row:
     if row.get(field) is None:
         raise RowError(field, "empty; expected a list of messages. Fill it or drop the row")
     turns = _turns(row, field)
-    problem = _question([turn for turn in turns if turn[0] != ASSISTANT], field)
+    problem = _question(turns[:-1] if turns[-1][0] == ASSISTANT else turns, field)
     if row.get(ANSWER) is not None or row.get("solution") is not None:
         return {PROBLEM: problem, ANSWER: _gold(row, ANSWER, "solution")}
     if turns[-1][0] != ASSISTANT:
@@ -344,11 +404,13 @@ def _first_marks(text: str) -> str:
 
     def mention(mark: re.Match[str]) -> str:
         number = mark.group(1)
+        if number is None:
+            return mark.group()
         again = number in seen
         seen.add(number)
         return f"(image {number})" if again else mark.group()
 
-    return _NUMBERED_MARK.sub(mention, text)
+    return IMAGE_MARK.sub(mention, text)
 
 
 PLAIN = "easyr1"

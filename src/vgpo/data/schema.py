@@ -12,9 +12,10 @@ import pyarrow as pa
 from vgpo.data.errors import DataError
 from vgpo.data.images import verify_image
 from vgpo.data.progress import with_bar
+from vgpo.data.rendering import render, template_text
 
 IMAGES, PROBLEM, ANSWER, ID, META = "images", "problem", "answer", "id", "meta"
-IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")  # <image>, <image 1>, <image_1>
+IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")  # <image>, <image 1>, <image_1>, <image1>
 
 MAX_FAULTS = 10
 _ROWS_PER_BATCH = 64  # pictures of one batch are held as bytes at once
@@ -23,6 +24,7 @@ _ROWS_PER_BATCH = 64  # pictures of one batch are held as bytes at once
 def check_dataset(
     dataset: datasets.Dataset,
     *,
+    template: str = "plain",
     forbidden: Sequence[str] = (),
     max_pictures: int | None = None,
     progress: bool = True,
@@ -30,8 +32,10 @@ def check_dataset(
     """Raise one DataError that lists the first ten faults of `dataset`, each with its row, field and fix.
 
     A fault is an empty problem or answer, an `id` that an earlier row has, `<image>` marks that do not fit the
-    pictures (see `mark_fault`), a text of `forbidden` in a problem, a picture that does not open, is cut short or
-    has an absurd size, or no picture in the whole set. A missing column is an error of its own.
+    pictures (see `mark_fault`) or a text of `forbidden`, in a problem or with the template around it, a picture that
+    does not open, is cut short or has an absurd size, or no picture in the whole set. A missing column, and a
+    template that cannot be filled in, is an error of its own.
+    template: of `to_prompts`.
     forbidden: what stands for a picture in the model's prompts, such as `<|image_pad|>`; `<image>` stays allowed.
     Pictures are opened, and decoded only where nothing cheaper tells that they are whole (a sound JPEG or PNG is
     not): all of them, or the first `max_pictures`.
@@ -41,8 +45,9 @@ def check_dataset(
     if IMAGES not in dataset.column_names:
         raise missing_column(IMAGES, dataset.column_names)
     if len(dataset) == 0:
-        raise DataError("the data set has no row; expected at least one. Check the file, the split and any filter")
-    faults = list(itertools.islice(_faults(dataset, forbidden, max_pictures, progress), MAX_FAULTS + 1))
+        raise no_row("the data set")
+    found = _faults(dataset, template_text(template), forbidden, max_pictures, progress)
+    faults = list(itertools.islice(found, MAX_FAULTS + 1))
     if faults:
         raise DataError(f"the data set of {count(len(dataset), 'row')} cannot be used:\n{listed(faults)}")
 
@@ -104,6 +109,11 @@ def mark_fault(text: str, num_images: int) -> str | None:
     return None
 
 
+def no_row(source: object) -> DataError:
+    """The error of a set without a row."""
+    return DataError(f"{source} has no row; expected at least one. Check the file, the split and any filter")
+
+
 def missing_column(name: str, found: list[str]) -> DataError:
     """The error of a set without a column, with the column that may be meant."""
     close = difflib.get_close_matches(name, found, n=1)
@@ -112,12 +122,12 @@ def missing_column(name: str, found: list[str]) -> DataError:
 
 
 def _faults(
-    dataset: datasets.Dataset, forbidden: Sequence[str], max_pictures: int | None, progress: bool
+    dataset: datasets.Dataset, template: str, forbidden: Sequence[str], max_pictures: int | None, progress: bool
 ) -> Iterator[str]:
     num_pictures = 0
     first_rows: dict[str, int] = {}
     for row, (images, problem, answer, name) in enumerate(_rows(dataset, progress)):
-        for fault in _problem_faults(problem or "", len(images), forbidden):
+        for fault in _problem_faults(problem or "", template, len(images), forbidden):
             yield f"row {row}, field {PROBLEM!r}: {fault}"
         if answer is None or not str(answer).strip():
             yield f"row {row}, field {ANSWER!r}: empty; expected a checkable answer. Fill it or drop the row"
@@ -151,16 +161,24 @@ def _rows(dataset: datasets.Dataset, progress: bool) -> Iterator[tuple[list[Any]
         yield from zip(map(as_list, images), problems, answers, names, strict=True)
 
 
-def _problem_faults(problem: str, num_images: int, forbidden: Sequence[str]) -> Iterator[str]:
+def _problem_faults(problem: str, template: str, num_images: int, forbidden: Sequence[str]) -> Iterator[str]:
     if not problem.strip():
         yield "empty; expected the question. Fill it or drop the row"
-    if fault := mark_fault(problem, num_images):
+    faults = list(_text_faults(problem, num_images, forbidden))
+    yield from faults
+    if not faults:
+        for fault in _text_faults(render(template, problem), num_images, forbidden):
+            yield f"with the prompt template around it: {fault}"
+
+
+def _text_faults(text: str, num_images: int, forbidden: Sequence[str]) -> Iterator[str]:
+    if fault := mark_fault(text, num_images):
         yield fault
-    unmarked = IMAGE_MARK.sub(" ", problem)  # a mark becomes a picture, even where a model's own token is <image>
-    for text in forbidden:
-        if text in unmarked:
+    unmarked = IMAGE_MARK.sub(" ", text)  # a mark becomes a picture, even where a model's own token is <image>
+    for token in forbidden:
+        if token in unmarked:
             yield (
-                f"contains {text!r}, which stands for a picture in this model's prompts; write <image> where a "
+                f"contains {token!r}, which stands for a picture in this model's prompts; write <image> where a "
                 "picture goes, or remove it"
             )
 

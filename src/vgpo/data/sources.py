@@ -1,24 +1,24 @@
 """Loading a data set from a file, a folder or the hub, without running code that comes with it."""
 
-import json
+import glob
 import os.path
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vgpo.data.errors import DataError
-from vgpo.data.readers import PICTURES, to_canonical
-from vgpo.data.schema import as_list, is_text, listed
+from vgpo.data.json_rows import stored_json
+from vgpo.data.readers import PICTURES, StoredSet, canonical, stored
+from vgpo.data.schema import as_list, is_text, listed, no_row
 
-_READERS = {
-    ".parquet": datasets.Dataset.from_parquet,
-    ".jsonl": datasets.Dataset.from_json,
-    ".json": datasets.Dataset.from_json,
-}
+_JSON = (".json", ".jsonl")
+_FILE_TYPES = (*_JSON, ".parquet")
 _DEFAULT_SPLIT = "train"
 _SHARD = re.compile(r"(?:^|[-_.])\d+(?:-of-\d+(?:-[0-9a-f]+)?)?$")
 _LEADS_OUT = (
@@ -31,8 +31,8 @@ _HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
 def load_dataset(source: str, split: str | None = None, format: str | None = None) -> datasets.Dataset:
     """The data set at `source` with the columns images, problem, answer, id and, where it has more, meta.
 
-    `source` is a .parquet, .jsonl or .json file, a folder of parquet files or one written by `save_to_disk`, or a
-    name on the hub, as `owner/name` or `owner/name/configuration`.
+    `source` is a .parquet, .jsonl or .json file (one row a line, or one list of rows), a folder of parquet files, one
+    written by `save_to_disk`, or a name on the hub, as `owner/name` or `owner/name/configuration`.
 
     `source` may end in `@split`; the default is train. In a folder, a file belongs to the split that it is named
     after (`test.parquet`, `test-00000-of-00002.parquet`); a file, and a folder whose files name no split, hold
@@ -42,20 +42,20 @@ def load_dataset(source: str, split: str | None = None, format: str | None = Non
     Nothing is decoded, no address is fetched, and no code that comes with the data is run.
     DataError if it cannot be found or read, or has no such split or format.
     """
-    return to_canonical(_load(source, split), format)
+    return canonical(_load(source, split), format)
 
 
-def _load(source: str, split: str | None) -> datasets.Dataset:
+def _load(source: str, split: str | None) -> StoredSet:
     name, split = name_and_split(source, split)
     path = Path(name).expanduser()
     if path.is_file():
         return _load_file(path, split)
     if path.is_dir():
-        return _load_folder(path, split)
+        return stored(_load_folder(path, split))
     hub = _HUB_NAME.fullmatch(name)
-    if path.suffix in _READERS or hub is None:
+    if path.suffix in _FILE_TYPES or hub is None:
         raise DataError(f"there is no file or folder {name!r} (looked at {path.absolute()}); correct the path")
-    return _load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT)
+    return stored(_load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT))
 
 
 def name_and_split(source: str, split: str | None = None) -> tuple[str, str | None]:
@@ -68,30 +68,44 @@ def name_and_split(source: str, split: str | None = None) -> tuple[str, str | No
     return name, named_split
 
 
-def _load_file(path: Path, split: str | None) -> datasets.Dataset:
-    if path.suffix not in _READERS:
+def _load_file(path: Path, split: str | None) -> StoredSet:
+    if path.suffix not in _FILE_TYPES:
         raise DataError(
-            f"{path} has the unknown file type {path.suffix!r}; expected one of {sorted(_READERS)} or a folder"
+            f"{path} has the unknown file type {path.suffix!r}; expected one of {list(_FILE_TYPES)} or a folder"
         )
     if split not in (None, _DEFAULT_SPLIT, path.stem):
         raise DataError(f"{path} is one file and has no split {split!r}; leave the split out")
-    return _read([path], path.parent)
+    if path.suffix in _JSON:
+        rows = stored_json(path)
+        return replace(rows, pictures=lambda names: _anchor_paths(rows.pictures(names), path.parent))
+    return stored(_read_parquet([path], path.parent))
 
 
 def _load_folder(path: Path, split: str | None) -> datasets.Dataset:
     if (path / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(path))
+        splits = _load_from_disk(path)
         if (split or _DEFAULT_SPLIT) not in splits:
             raise _no_such_split(path, split or _DEFAULT_SPLIT, sorted(splits))
         return _anchor_paths(splits[split or _DEFAULT_SPLIT], path)
     if (path / "state.json").is_file():
         if split not in (None, _DEFAULT_SPLIT):
             raise DataError(f"{path} holds one data set and has no split {split!r}; leave the split out")
-        return _anchor_paths(datasets.load_from_disk(str(path)), path)
+        return _anchor_paths(_load_from_disk(path), path)
     files = sorted(path.rglob("*.parquet"))
     if not files:
         raise DataError(f"the folder {path} holds no parquet file and no data set of save_to_disk; correct the path")
-    return _read(_files_of_split(path, files, split), path)
+    return _read_parquet(_files_of_split(path, files, split), path)
+
+
+def _load_from_disk(folder: Path) -> Any:
+    """What `save_to_disk` wrote: a data set, or several under the names of their splits."""
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = "no rows were saved" if isinstance(error, IndexError) else error
+        raise DataError(
+            f"cannot read {folder}, which looks like a data set of save_to_disk: {reason}; save it again"
+        ) from error
 
 
 def _files_of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
@@ -109,29 +123,37 @@ def _no_such_split(source: object, split: str, found: list[str]) -> DataError:
     return DataError(f"{source} has no split {split!r}; found {found}. Write {source}@SPLIT with one of them")
 
 
-def _read(files: list[Path], folder: Path) -> datasets.Dataset:
+def _read_parquet(files: list[Path], folder: Path) -> datasets.Dataset:
+    # A name may hold [, * or ?, which would be read as a pattern, and another file in its place.
+    patterns = [glob.escape(str(file)) for file in _with_rows(files)]
     try:
-        dataset = _READERS[files[0].suffix]([str(file) for file in files])
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, StopIteration) as error:
-        reason = str(error.__cause__ or error) or "it holds no row"
-        broken = None if files[0].suffix == ".parquet" else _broken_line(files[0])
-        raise DataError(broken or f"cannot read {files[0]}: {reason}; write the file again") from error
+        dataset = datasets.Dataset.from_parquet(patterns)
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        read = str(files[0]) if len(files) == 1 else f"the {len(files)} files from {files[0]} to {files[-1]}"
+        raise DataError(f"cannot read {read}: {error.__cause__ or error}; write the data set again") from error
     return _anchor_paths(dataset, files[0].parent, folder)
 
 
-def _broken_line(file: Path) -> str | None:
-    """What is wrong with the first line that is no row, for a file of one row a line."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1 and line.startswith("["):
-                return None
-            try:
-                row = json.loads(line or "{}") if line.strip() else {}
-            except ValueError as error:
-                return f"{file}, line {number}: no valid JSON ({error}); correct the line, or write one row a line"
-            if not isinstance(row, dict):
-                return f"{file}, line {number}: a {type(row).__name__}, expected {{column: value}}; correct the line"
-    return None
+def _with_rows(files: list[Path]) -> list[Path]:
+    """Those of the parquet files that hold a row. DataError if none does, or one cannot be opened or joined."""
+    found = []
+    columns: list[str] | None = None
+    for file in files:
+        try:
+            head = pq.read_metadata(file)
+            names = sorted(head.schema.to_arrow_schema().names)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"cannot read {file}: {error}; write the file again") from error
+        columns = columns or names
+        if names != columns:
+            raise DataError(
+                f"cannot read {file}: its columns are {names}, but those of {files[0]} are {columns}; the files of "
+                "one set need the same columns"
+            )
+        found += [file] if head.num_rows else []
+    if not found:
+        raise no_row(files[0])
+    return found
 
 
 def _anchor_paths(dataset: datasets.Dataset, *folders: Path) -> datasets.Dataset:
@@ -166,7 +188,14 @@ def _leads_out(path: str) -> bool:
 
 
 def _anchored(path: str, folders: Sequence[Path]) -> str:
-    return str(next((folder / path for folder in folders if (folder / path).is_file()), folders[0] / path))
+    return str(next((folder / path for folder in folders if _is_file(folder / path)), folders[0] / path))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a text that is too long for a name; the check of the set says so, with its row
+        return False
 
 
 def _holds_text(dataset: datasets.Dataset, column: str) -> bool:

@@ -29,7 +29,8 @@ _ROWS_PER_GROUP = 100
 def write_trl(dataset: datasets.Dataset, path: Path, template: str = "plain") -> Path:
     """Write `dataset`, of `load_dataset`, as a parquet file with TRL's columns.
 
-    prompt: one user message with parts. images: the stored bytes, not encoded anew, in the order of their marks.
+    prompt: one user message with parts. images: the stored bytes, in the order of their marks; encoded anew only where
+    another reader would see something else, see `encoded_image`.
     solution: the answer in a \\boxed{}, for TRL's own rewards skip or misread a bare letter or radical. answer, id.
     Rows are read one by one; pictures are never all held at once. Returns `path`.
     """

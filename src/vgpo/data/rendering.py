@@ -1,0 +1,58 @@
+"""The text of a prompt: a jinja template around the problem."""
+
+import functools
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from vgpo.data.errors import DataError
+
+_VARIABLE = "problem"
+_FOLDER = Path(__file__).parent / "templates"
+# What an expression of a template may raise, such as {{ problem.x }} or {{ problem + 1 }}.
+_FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+
+
+def template_text(name_or_path: str) -> str:
+    """The source of a template: "plain", "think_boxed" or the path of a jinja file. DataError if unknown."""
+    packaged = {path.stem: path for path in sorted(_FOLDER.glob("*.jinja"))}
+    path = packaged.get(name_or_path, Path(name_or_path).expanduser())
+    if not path.is_file():
+        raise DataError(
+            f"there is no prompt template {name_or_path!r}; use one of {list(packaged)} or the path of a jinja file"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt template {path} is no UTF-8 text ({error}); write it again in UTF-8") from error
+
+
+def render(template: str, problem: str) -> str:
+    """The text around and with `problem`; template: of `template_text`. DataError if it cannot be made."""
+    try:
+        return compiled(template).render(problem=problem)
+    except _FAULTS as error:
+        raise DataError(
+            f"the prompt template cannot be filled in ({type(error).__name__}: {error}); correct it. The problem is "
+            f"{problem[:80]!r}"
+        ) from error
+
+
+@functools.cache
+def compiled(text: str) -> jinja2.Template:
+    """The template of this source. DataError for a mistake in it, or other variables than `problem`."""
+    # Not HTML, hence no escaping; the sandbox keeps a downloaded template from reaching Python.
+    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(text))
+        template = environment.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"the prompt template has an error in line {error.lineno}: {error.message}") from error
+    if variables != {_VARIABLE}:
+        raise DataError(
+            f"the prompt template uses the variables {sorted(variables)}; expected exactly ['problem'], as in "
+            "{{ problem }}"
+        )
+    return template
