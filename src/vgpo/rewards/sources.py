@@ -97,7 +97,6 @@ def _import_error(source: str, place: str, folder: Path, error: Exception) -> Re
 
 def _cure(folder: Path, name: str) -> str:
     """How a module that lies in `folder` is found; nothing for one that does not."""
-    name = name.partition(".")[0]
     if not (folder / name).is_dir() and not (folder / f"{name}.py").is_file():
         return ""
     return f". {name} lies in {folder}, where Python does not look: start the command with PYTHONPATH={folder}"
