@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from vgpo.cli import app
@@ -14,6 +15,7 @@ from vgpo.commands.setup import Setup
 from vgpo.commands.train import train
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
+from vgpo.trl.freeze import count_parameters, lora_targets
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,16 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert findings["batches"].found == "needs data"
 
 
+def test_a_broken_held_out_set_fails(tmp_path, train_file):
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    checks = ["processor", "data", "held-out data"]
+    findings = examined(tmp_path, train_file, "--eval_data", str(tmp_path / "broken.parquet"), checks=checks)
+    assert [findings[name].status for name in checks] == ["pass", "pass", "fail"]
+    assert "broken.parquet" in findings["held-out data"].found
+    finding = examined(tmp_path, train_file, "--eval_data", str(train_file), "--eval_limit", "7", checks=checks)
+    assert finding["held-out data"].found == f"7 questions from {train_file}"
+
+
 def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
     findings = examined(tmp_path, train_file, "--model_name_or_path", str(tmp_path / "none"))
     assert findings["processor"].status == "fail"
@@ -70,10 +82,55 @@ def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):
 FREE = namedtuple("FREE", "free")
 
 
+SAVING = ("--save_strategy", "steps", "--save_total_limit", "2")
+
+
 def test_a_full_disk_is_seen(tmp_path, train_file, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(2**20))
-    finding = examined(tmp_path, train_file, checks=["disk"])["disk"]
+    finding = examined(tmp_path, train_file, *SAVING, checks=["disk"])["disk"]
     assert (finding.status, "save_total_limit" in finding.fix) == ("fail", True)
+    finding = examined(tmp_path, train_file, "--save_strategy", "no", checks=["disk"])["disk"]
+    assert (finding.status, finding.fix) == ("fail", "move run_dir")
+
+
+@pytest.mark.parametrize(
+    ("words", "weights", "copies"),
+    [
+        (["--save_strategy", "no"], "all", 1),  # the trained model at the end
+        (SAVING, "all", 3 * 3),  # weights and two moments, in two checkpoints and the one that is being written
+        ([*SAVING, "--save_only_model", "true"], "all", 3),
+        ([*SAVING, "--optim", "sgd"], "all", 3),
+        ([*SAVING, "--use_peft", "true"], "adapters", 3 * 3),
+        (["--save_strategy", "no", "--use_peft", "true"], "adapters", 1),
+        (["--save_strategy", "no", "--use_peft", "true", "--lora_vision", "true"], "adapters in vision", 1),
+    ],
+)
+def test_the_disk_needs_what_is_saved(tmp_path, train_file, monkeypatch, words, weights, copies):
+    setup = Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file), *words]), tmp_path)
+    model = setup.model
+    sizes = {"all": sum(p.numel() for p in model.parameters())}
+    for name, vision in (("adapters", False), ("adapters in vision", True)):
+        layers = [model.get_submodule(target) for target in lora_targets(model, vision=vision)]
+        sizes[name] = sum(setup.recipe.model.lora_r * (layer.in_features + layer.out_features) for layer in layers)
+    needed = 4 * copies * sizes[weights]
+    for free, status in ((needed + 1, "pass"), (needed, "fail")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: FREE(free))
+        assert doctor.disk(setup).status == status
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_what_is_frozen_has_no_moments_on_the_disk(tmp_path, train_file):
+    words = ["--train_data", str(train_file), "--freeze", "language_model"]
+    setup = Setup(load_recipe("quickstart_vgpo", words), tmp_path)
+    weights, trained = doctor.saved_bytes(setup)
+    assert weights == 4 * sum(p.numel() for p in setup.model.parameters())
+    assert 0 < trained == 4 * sum(count.trainable for count in count_parameters(setup.model).values()) < weights
+
+
+def test_a_run_of_adapters_begins_where_all_weights_would_not_fit(tmp_path, train_file, monkeypatch):
+    setup = Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file), "--use_peft", "true"]), tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(4 * setup.model.num_parameters()))
+    doctor.refuse_hopeless(setup, ["disk"], Console())
 
 
 def test_too_little_memory_is_seen(tmp_path, train_file, monkeypatch):
@@ -118,7 +175,7 @@ def test_weights_that_change_on_the_way_are_seen(tmp_path, train_file, monkeypat
 def test_a_run_that_cannot_end_well_does_not_begin(tmp_path, train_file, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(2**20))
     words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
-    with pytest.raises(RecipeError, match=r"disk: .* GiB for 2 checkpoints, 0\.0 GiB free\. lower save_total_limit"):
+    with pytest.raises(RecipeError, match=r"disk: .* GiB for the trained model, 0\.0 GiB free\. move run_dir"):
         train(load_recipe("quickstart_vgpo", words), command=["vgpo"])
     assert not (tmp_path / "run" / "config.yaml").exists()
 

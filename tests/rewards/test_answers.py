@@ -3,7 +3,7 @@ import time
 import pytest
 
 from vgpo.rewards import extract_boxed
-from vgpo.rewards.answers import is_refused, strip_outer_box, textual_verdict
+from vgpo.rewards.answers import canonical, choice_letter, is_refused, strip_outer_box, textual_verdict
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,12 @@ from vgpo.rewards.answers import is_refused, strip_outer_box, textual_verdict
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed{\boxed{7}}", "7"),
         (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{x \} y}", r"x \} y"),
+        (
+            r"\boxed{\left\{\begin{array}{l}x=1\\y=2\end{array}\right.}",
+            r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right.",
+        ),
+        (r"\boxed{5\\}", r"5\\"),
         (r"\boxed{None}", "None"),
         (r"\boxed{}", ""),
         (r"\boxed{5} then \boxed{", None),
@@ -61,11 +67,66 @@ def test_one_enclosing_box_is_stripped_from_golds(gold: str, bare: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["A", "(A)", "A.", "A:", "A: 12", "A. a cat", "a", "(a)", r"\text{A}", r"\textbf{A}", r"\text{(A)}", "$A$"],
-)
+    [
+        "A", "(A)", "A.", "A:", "A)", "A: 12", "A. a cat", "a) 12", "(A) 12", "a", "(a)", r"\text{A}", r"\textbf{A}",
+        r"\text{(A)}", r"(\text{A})", r"\textbf{A.} 12", "$A$", "A. oranges", "A. Figure B.", "A. Figure (b)", "A: B",
+        "A. the lines a and b",
+    ],
+)  # fmt: skip
 def test_choice_letter_is_read(answer: str) -> None:
-    assert textual_verdict(answer, "A") is True
-    assert textual_verdict(answer, "C") is False
+    for right in ("A", "(A)", "A.", "A:", "A)", r"\text{A}", "$A$", r"(\text{A})"):
+        assert textual_verdict(answer, right) is True
+    for wrong in ("C", "(C)", "C.", r"\text{C}"):
+        assert textual_verdict(answer, wrong) is False
+
+
+@pytest.mark.parametrize("gold", ["a", "(a)", "AC", "K", "A. 12", "(A", "(A).", "A, C", "None", ""])
+def test_other_golds_are_no_choice_letter(gold: str) -> None:
+    assert choice_letter(gold) is None
+
+
+def test_a_choice_letter_in_a_box() -> None:
+    assert choice_letter(r"\boxed{(B)}") == "B"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A) or B)", "(A) or (B)", "(A) and (B)", "A.  or B", "A. B. C.", "A) B)", "(A) (B)", "A) 3 B) 4",
+        "(A) 3 (B) 4", "A. 3, B. 4", "A)\nB)",
+    ],
+)  # fmt: skip
+def test_two_letters_are_no_choice(answer: str) -> None:
+    assert textual_verdict(answer, "A") is False
+    assert textual_verdict(answer, "B") is False
+
+
+@pytest.mark.parametrize(
+    "text", ["A." + " " * 1_000_000, "A." + " b." * 300_000, r"\text{" * 100_000, "A) " + "(" * 1_000_000]
+)
+def test_a_choice_of_a_megabyte_takes_linear_time(text: str) -> None:
+    start = time.process_time()
+    textual_verdict(text, "C")
+    canonical("1 " * 500_000 + text)
+    assert time.process_time() - start < 5.0  # quadratic: minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("−5", "-5"),
+        ("90°", r"90^\circ"),
+        ("1 1/2", "1+1/2"),
+        ("2  3\n5", "2+3+5"),
+        ("1 000 000", "1000000"),
+        ("0.123 456", "0.123456"),
+        (r"\dfrac 1 2", r"\dfrac 1 2"),
+        (r"2 \sqrt { 221 }", r"2 \sqrt { 221 }"),
+        ("12 cm", "12 cm"),
+    ],
+)
+def test_signs_and_blanks_between_digits(text: str, read: str) -> None:
+    assert canonical(text) == read
 
 
 @pytest.mark.parametrize(
@@ -86,7 +147,7 @@ def test_other_text_is_no_choice_letter(answer: str) -> None:
         ("Left", "left", True),
         (r"\text{left}", "left", True),
         (r"2 \sqrt { 221 }", r"2\sqrt{221}", True),
-        ("1 1/2", "11/2", None),  # blanks between digits mean something: not equal as text
+        ("1+1/2", "11/2", None),
         (r"\sqrt{12}", r"2\sqrt{3}", None),
         ("", "7", False),
         (None, "7", False),

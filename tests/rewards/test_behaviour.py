@@ -11,6 +11,8 @@ from vgpo.rewards.answers import is_words, textual_verdict
 
 HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 
+SYSTEM = r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right."  # an escaped brace that nothing closes
+
 # gold, answer in the box, mathruler, ours, ours with math-verify
 BEHAVIOUR = [
     # one letter: the strict path; mathruler's reading but for two forms that name the letter plainly
@@ -21,6 +23,12 @@ BEHAVIOUR = [
     ("A", "a", True, True, True),
     ("A", "A.", False, True, True),
     ("A", "A. 12", False, True, True),
+    ("A", "A)", False, True, True),
+    ("A", "(A) 12", False, True, True),
+    ("A", "A. 3 B. 4", False, False, False),
+    ("A.", "(A)", False, True, True),
+    ("(A)", "A. 12", False, True, True),
+    (r"\text{A}", "A)", False, True, True),
     ("A", "Option A", False, False, False),
     ("A", "A or B", False, False, False),
     ("A", r"\frac{A}{1}", True, False, False),
@@ -44,7 +52,8 @@ BEHAVIOUR = [
     ("12", "12 cm", True, True, True),
     ("12", r"12\text{ cm}", True, True, True),
     ("30", r"30^\circ", True, True, True),
-    ("30", "30°", False, False, False),
+    ("30", "30°", False, True, True),
+    ("30°", r"30^\circ", False, True, True),
     ("50", "50%", True, True, True),
     ("0.5", r"50\%", False, False, True),
     ("2 m/s", "2", False, False, False),
@@ -55,6 +64,14 @@ BEHAVIOUR = [
     ("0.5", r"\frac{1}{2}", True, True, True),
     ("0.33", r"\frac13", False, False, False),
     ("1000", "1,000", True, True, True),
+    ("1000", "1 000", True, True, True),
+    ("1000", "10 00", True, False, False),
+    ("-5", "−5", False, True, True),
+    ("3/2", "1 1/2", True, True, True),
+    ("11/2", "1 1/2", True, False, False),
+    ("11/2", r"1 1/2\text{ cm}", True, False, False),
+    ("123/4", "12 3/4", True, False, False),
+    ("235", "2 3 5", True, False, False),
     ("1.2e3", "1200", True, True, True),
     (r"2\sqrt{3}", r"\sqrt{12}", True, True, True),
     (r"2\sqrt{3}", "2", False, False, False),
@@ -67,6 +84,7 @@ BEHAVIOUR = [
     ("(1,2)", "1,2", False, False, True),
     ("1,2", "2,1", False, False, True),
     (r"\{1,2\}", r"\{2,1\}", False, False, True),
+    (SYSTEM, SYSTEM, True, True, True),
     ("x>3", r"(3,\infty)", False, False, True),
     (r"(-\infty,3)", "x<3", False, False, False),
     # words

@@ -167,6 +167,25 @@ def test_a_mistake_is_named_with_its_cure(own: Path, source: str, expected: list
         assert part in str(raised.value)
 
 
+def test_a_module_that_lies_where_python_does_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "of_mine.py").write_text("from beside_it.parts import size\n\ndef good(completions, **kwargs): ...\n")
+    (folder / "beside_it").mkdir()
+    (folder / "beside_it" / "parts.py").write_text("size = 1\n")
+    monkeypatch.chdir(folder)
+    for source, name in (("of_mine:good", "of_mine"), (f"{folder}/of_mine.py:good", "beside_it")):
+        with pytest.raises(RewardError) as raised:
+            load_reward(source)
+        assert f"{name} lies in {folder}, where Python does not look" in str(raised.value)
+        assert str(raised.value).endswith(f"PYTHONPATH={folder}")
+    monkeypatch.syspath_prepend(folder)
+    assert load_reward("of_mine:good") is not None
+    with pytest.raises(RewardError) as raised:
+        load_reward("elsewhere:good")
+    assert "PYTHONPATH" not in str(raised.value)
+
+
 def test_the_error_of_the_function_is_the_cause(own: Path) -> None:
     with pytest.raises(RewardError) as raised:
         call("own.py:raises_in_row_3")

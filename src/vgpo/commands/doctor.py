@@ -11,6 +11,7 @@ from typing import NamedTuple
 import psutil
 import torch
 from packaging.requirements import Requirement
+from peft import get_peft_model, get_peft_model_state_dict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,8 +19,8 @@ from transformers import AutoModelForImageTextToText
 from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.loading import check_image_token, quiet_libraries
-from vgpo.commands.memory import GIB
+from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
+from vgpo.commands.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
@@ -33,8 +34,6 @@ ERRORS = (RecipeError,)
 FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
 PINNED = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-# An optimiser step of AdamW holds weights, gradients and two moments.
-COPIES_IN_TRAINING = 4
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,31 @@ def memory(setup: Setup) -> Finding:
 
 
 def disk(setup: Setup) -> Finding:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in setup.model.parameters())
-    kept = 1 + (setup.recipe.config.save_total_limit or 1)
-    needed = weights * (1 if setup.recipe.config.save_only_model else COPIES_IN_TRAINING - 1) * kept
+    config = setup.recipe.config
+    weights, trained = saved_bytes(setup)
+    needed, what, fix = weights, "the trained model", "move run_dir"
+    if config.save_strategy != "no":
+        kept = 1 + (config.save_total_limit or 1)  # an older one goes when the next is there
+        state = 0 if config.save_only_model else trained * optimiser_bytes(config) // FLOAT32
+        needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
     place = Path(setup.recipe.run.run_dir).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
-    found = f"{needed / GIB:.2f} GiB for {kept} checkpoints, {free / GIB:.1f} GiB free"
-    return Finding("pass" if needed < free else "fail", found, "lower save_total_limit, or move run_dir")
+    found = f"{needed / GIB:.2f} GiB for {what}, {free / GIB:.1f} GiB free"
+    return Finding("pass" if needed < free else "fail", found, fix)
+
+
+def saved_bytes(setup: Setup) -> tuple[int, int]:
+    """Bytes of the weights that are saved, and of those among them that are trained."""
+    recipe, model = setup.recipe, setup.model
+    if not recipe.model.use_peft:
+        freeze_parts(model, recipe.config.freeze)
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    with torch.device("meta"):  # adapters would change the model itself
+        bare = type(model)(model.config)
+    adapted = get_peft_model(bare, adapter_config(recipe.model, bare, vision=recipe.run.lora_vision))
+    adapters = FLOAT32 * sum(weight.numel() for weight in get_peft_model_state_dict(adapted).values())
+    return adapters, adapters
 
 
 def picture(setup: Setup) -> Finding:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
+from transformers import ProcessorMixin
 from trl import ModelConfig
 
 from vgpo.commands.loading import (
@@ -21,9 +23,9 @@ from vgpo.commands.loading import (
 from vgpo.commands.recipe import RecipeError, read_mapping
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
-from vgpo.study import evaluate
+from vgpo.study import Evaluation, evaluate
 
-ERRORS = (RecipeError, DataError)
+ERRORS = (RecipeError, DataError, OSError)
 
 # Of a checkpoint that no run of ours has left.
 DEFAULTS = {"template": "plain", "max_completion_length": 2048, "chat_template_kwargs": None}
@@ -49,6 +51,8 @@ def run(
     the checkpoint lies in; pixel limits are those saved with the checkpoint.
     """
     quiet_libraries()
+    if out is not None:
+        refuse_unwritable(out)
     trained = settings_of_run(Path(checkpoint))
     template = template or trained["template"]
     max_new_tokens = max_new_tokens or trained["max_completion_length"]
@@ -63,10 +67,8 @@ def run(
             limit=limit,
             forbidden=picture_tokens(source, processor, trust_remote_code=False),
         )
-        model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
-        check_image_token(model, processor)
-        scores = evaluate(
-            model,
+        scores = answer_all(
+            source,
             processor,
             prompts,
             batch_size=batch_size,
@@ -75,17 +77,38 @@ def run(
         )
     say(Console(), f"{checkpoint} on {data}: {scores}")
     if out is not None:
-        settings = {
-            "checkpoint": checkpoint,
-            "data": data,
-            "template": template,
-            "limit": limit,
-            "max_new_tokens": max_new_tokens,
-            "image_size": dict(processor.image_processor.size),
-            "decoding": "greedy",
-        }
+        settings = {"checkpoint": checkpoint, "data": data, "template": template, "limit": limit}
+        settings |= {"max_new_tokens": max_new_tokens, "image_size": dict(processor.image_processor.size)}
+        write_answers(out, settings, scores)
+
+
+def answer_all(source: ModelConfig, processor: ProcessorMixin, prompts: Dataset, **options: Any) -> Evaluation:
+    """Load the model and let it answer; `options` are those of `evaluate`."""
+    model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
+    check_image_token(model, processor)
+    return evaluate(model, processor, prompts, **options)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Make the folder of `out` and open it, before an evaluation is made in vain; what stands there stays.
+
+    Raises:
+        RecipeError: It cannot be written.
+    """
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(settings | dataclasses.asdict(scores), indent=2) + "\n", encoding="utf-8")
+        is_new = not out.exists()
+        out.open("a").close()
+        if is_new:
+            out.unlink()
+    except OSError as error:
+        raise RecipeError(f"--out {out}: {error.strerror}; name a file in a folder that can be written to") from error
+
+
+def write_answers(out: Path, settings: dict[str, Any], scores: Evaluation) -> None:
+    """The figures and every answer, under the settings that they were found with."""
+    found = {**settings, "decoding": "greedy", **dataclasses.asdict(scores)}
+    out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def settings_of_run(checkpoint: Path) -> dict[str, Any]:
@@ -96,5 +119,12 @@ def settings_of_run(checkpoint: Path) -> dict[str, Any]:
 
 def config_of_run(checkpoint: Path) -> dict[str, Any]:
     """All that stands there; empty for a checkpoint that lies in no run."""
-    config = checkpoint.absolute().parents[1] / "config.yaml"
-    return read_mapping(config) if checkpoint.is_dir() and config.is_file() else {}
+    run = run_of(checkpoint)
+    return read_mapping(run / "config.yaml") if run else {}
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in, whatever path leads to it; None where there is none."""
+    # `checkpoints` may be a link to another disk, and the checkpoint a link to one of a run.
+    runs = [place.parent.parent for place in (checkpoint.absolute(), checkpoint.resolve())]
+    return next((run for run in runs if checkpoint.is_dir() and (run / "config.yaml").is_file()), None)

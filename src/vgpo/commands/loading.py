@@ -30,6 +30,8 @@ NAMING_CODE = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer_config.json",
 )  # fmt: skip
+# What a processor calls its limits, and what we call them.
+PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
 
 
@@ -137,15 +139,25 @@ def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: i
     """Resize every image to between so many pixels; None keeps the limit that is there.
 
     Raises:
-        RecipeError: This kind of processor resizes in another way.
+        RecipeError: A limit is no number of pixels, or above the other one, or this kind of processor resizes in
+            another way.
     """
-    limits = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-    limits = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
-    if limits and "max_pixels" not in image_processor.valid_kwargs.__annotations__:
+    given = zip(PIXEL_FIELDS, (min_pixels, max_pixels), strict=True)
+    limits = {edge: pixels for edge, pixels in given if pixels is not None}
+    if not limits:
+        return
+    if "max_pixels" not in image_processor.valid_kwargs.__annotations__:
         name = type(image_processor).__name__
         raise RecipeError(f"{name} has no pixel limits; remove min_pixels and max_pixels from the recipe")
     for edge, pixels in limits.items():
+        if pixels < 1:
+            raise RecipeError(f"{PIXEL_FIELDS[edge]} is {pixels}, expected at least 1 pixel; or leave it out")
         image_processor.size[edge] = pixels  # numbers of pixels, under the names of edges
+    lowest, highest = (image_processor.size[edge] for edge in PIXEL_FIELDS)
+    if lowest > highest:
+        raise RecipeError(
+            f"min_pixels ({lowest}) is above max_pixels ({highest}); what you do not set is the checkpoint's own"
+        )
 
 
 def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -78,7 +78,7 @@ def memory_estimate(
     frozen_bytes = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
     # Gradients lie a second time in the buckets that replicas exchange.
     replicated = 2 if config.world_size > 1 and shards == 1 else 1
-    optimiser = OPTIMISER_BYTES.get(OptimizerNames(config.optim).value, ADAM_BYTES) * sum(p.numel() for p in trained)
+    optimiser = optimiser_bytes(config) * sum(p.numel() for p in trained)
     tokens, responses = tokens_per_micro_batch(config, prompt_tokens, shares_prompts=shares_prompts)
     return MemoryEstimate(
         weights=(trained_bytes + frozen_bytes) // shards,
@@ -88,6 +88,11 @@ def memory_estimate(
         activations=tokens * decoder_bytes_per_token(model, computing, checkpointing=config.gradient_checkpointing),
         head=head_bytes(model, computing, responses),
     )
+
+
+def optimiser_bytes(config: VGPOConfig) -> int:
+    """What the optimiser keeps for a float32 parameter."""
+    return OPTIMISER_BYTES.get(OptimizerNames(config.optim).value, ADAM_BYTES)
 
 
 def shards_of(config: VGPOConfig) -> int:

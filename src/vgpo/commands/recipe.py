@@ -41,7 +41,9 @@ COUNTS = (
     "num_iterations",
     "num_processes",
     "max_completion_length",
+    "lora_r",
 )
+POSITIVE = ("temperature", "num_train_epochs")
 NO_GPU_THERE = "doesn't support bf16"  # in the message of transformers
 COMMIT = re.compile("[0-9a-f]{40}")
 DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
@@ -57,7 +59,7 @@ class RunArguments:
     """What a run reads and writes; the method and the optimiser are `VGPOConfig`, the model is `ModelConfig`.
 
     Raises:
-        ValueError: An unknown reward, or pixel limits that leave no image size.
+        ValueError: An unknown reward, or a value that no run can have.
     """
 
     train_data: str = field(
@@ -133,12 +135,12 @@ class RunArguments:
     )
 
     def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("rewards is empty; name one at least, as in rewards: [accuracy]")
         names = [reward_name(load_reward(source)) for source in self.rewards]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"rewards: two are called {twice[0]!r}; metrics need names that differ, rename one")
-        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels ({self.min_pixels}) is above max_pixels ({self.max_pixels})")
         for name, kind in (("train_format", self.train_format), ("eval_format", self.eval_format)):
             if kind is not None and kind not in FORMATS:
                 raise ValueError(f"{name}: unknown format {kind!r}{suggestion(kind, FORMATS)}")
@@ -183,7 +185,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     check_values(values, where=str(path))
     parser.set_values(values)
     try:
-        check_counts(vars(parser.parse_known_args(list(overrides))[0]))
+        check_numbers(vars(parser.parse_known_args(list(overrides))[0]))
         run, config, model, rest = parser.parse_args_into_dataclasses(
             args=list(overrides), return_remaining_strings=True, look_for_args_file=False
         )
@@ -292,12 +294,16 @@ def check_values(values: dict[str, Any], *, where: str) -> None:
             raise RecipeError(
                 f"{where}: {key} is {value}, which is how YAML reads a bare on, off, yes or no; put it in quotes"
             )
+        if isinstance(value, list) and list[str] in (hints[key], *get_args(hints[key])):
+            for item in value:
+                if not isinstance(item, str):
+                    raise RecipeError(f"{where}: {key} has {item!r} in its list, expected names; put it in quotes")
         if isinstance(value, list | dict) and type(value) not in taken:
             raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({value!r}), expected a single value")
 
 
-def check_counts(values: dict[str, Any]) -> None:
-    """Whether all sizes are positive; checked before TRL divides by them.
+def check_numbers(values: dict[str, Any]) -> None:
+    """Whether all sizes are positive, and what draws the responses can; checked before TRL divides by them.
 
     Raises:
         ValueError: One is not; names it.
@@ -305,6 +311,11 @@ def check_counts(values: dict[str, Any]) -> None:
     for name in COUNTS:
         if values[name] is not None and values[name] < 1:
             raise ValueError(f"{name} is {values[name]}, expected at least 1")
+    for name in POSITIVE:
+        if not values[name] > 0:
+            raise ValueError(f"{name} is {values[name]:g}, expected a number above 0")
+    if not 0 < values["top_p"] <= 1:
+        raise ValueError(f"top_p is {values['top_p']:g}, expected a number above 0 and at most 1, which keeps all")
     if values["max_steps"] == 0 or values["max_steps"] < -1:
         raise ValueError(f"max_steps is {values['max_steps']}, expected at least 1, or -1 to train num_train_epochs")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from vgpo.toy import TaskSettings, WarmstartLog, WarmstartSettings, parse_task, write_datasets
 from vgpo.toy import warmstart as make_checkpoint
 
-ERRORS = (ValueError, FileExistsError)
+ERRORS = (ValueError, OSError)
 
 
 def warmstart(out: Path, seed: int = 0, task: str | None = None) -> None:

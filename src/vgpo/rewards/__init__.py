@@ -5,7 +5,7 @@ reading of multiple-choice letters, and in worker processes that are killed when
 A model's text is never evaluated in the calling process. `load_reward` finds a reward function of ours or of yours.
 """
 
-from vgpo.rewards.answers import extract_boxed, strip_outer_box
+from vgpo.rewards.answers import choice_letter, extract_boxed, strip_outer_box
 from vgpo.rewards.checked import (
     GIVEN,
     RewardError,
@@ -29,6 +29,7 @@ __all__ = [
     "accuracy_reward",
     "check_arguments",
     "checked",
+    "choice_letter",
     "default_grader",
     "extract_boxed",
     "format_reward",

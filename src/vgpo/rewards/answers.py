@@ -10,11 +10,21 @@ _BOX = "\\boxed{"
 _MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-# A blank between two digits is kept: "1 1/2" is not "11/2".
-_IDLE_BLANK = re.compile(r"(?<![0-9]) | (?![0-9])")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: where mathruler's float comparison is still exact
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,6})?")  # beyond 6 places mathruler rounds to an integer
-_CHOICE = re.compile(r"\(([a-j])\)|([a-j])(?:[.:](?:\s.*)?)?", re.DOTALL)
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a macro or an escaped brace is passed over
+_SIGNS = {"−": "-", "°": r"^\circ"}  # as Unicode has them and as LaTeX does
+_GROUPING_BLANK = re.compile(r"(?<=[0-9])\s(?=[0-9]{3}(?![0-9]))")
+_ADDING_BLANK = re.compile(r"(?<=[0-9])(?<!frac [0-9])\s+(?=[0-9])")
+_GOLD_CHOICE = re.compile(r"\(([A-J])\)|([A-J])[.:)]?")
+_CHOICE = re.compile(
+    r"""(?:\(([a-j])\)|([a-j])[.:)])                    # (A), A., A: or A)
+        (?:(?=\s)(?!\s*(?:or|and|\(?[a-j]\))(?!\w))     # and a text that does not go on with another letter,
+           (?:(?!\s\(?[a-j][.:)]\s).)*)?                # nor names one like the first
+      | ([a-j])
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
 _ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
 _REFUSED = re.compile(
@@ -48,19 +58,36 @@ def strip_outer_box(gold: str) -> str:
     return gold
 
 
+def canonical(text: str) -> str:
+    """`text` with minus and degree signs as LaTeX writes them, and without blanks between digits.
+
+    "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler would read it so too, but for 11/2 before that.
+    """
+    for sign, latex in _SIGNS.items():
+        text = text.replace(sign, latex)
+    return _ADDING_BLANK.sub("+", _GROUPING_BLANK.sub("", text))
+
+
+def choice_letter(gold: str) -> str | None:
+    r"""The capital letter, A-J, of a gold that is one choice: `A`, `(A)`, `A.`, `A:`, `A)`, also inside `\text{}`."""
+    choice = _GOLD_CHOICE.fullmatch(_without_macros(strip_outer_box(gold)))
+    return choice and (choice[1] or choice[2])
+
+
 def textual_verdict(answer: str | None, gold: str) -> bool | None:
     """Whether `answer` is right, as far as text alone can tell; None leaves it to the symbolic check.
 
-    `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box.
-    A gold of one capital letter A-J is a multiple-choice answer and always decided here. A gold of several, "A, C"
+    `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box; both
+    are `canonical`.
+    A gold that is a `choice_letter` is a multiple-choice answer and always decided here. A gold of several, "A, C"
     or "AC" in alphabetical order, is a set: another list of letters is right if it is the same set.
     """
     if not answer:
         return False
     if answer == gold:
         return True
-    if re.fullmatch("[A-J]", gold):
-        return _choice_letter(answer) == gold
+    if letter := choice_letter(gold):
+        return _chosen(answer) == letter
     if max(len(answer), len(gold)) > _MAX_SYMBOLIC_LENGTH:
         return False
     right, given = _gold_choices(gold), _choice_letters(answer)
@@ -89,8 +116,8 @@ def is_words(text: str) -> bool:
 def _closing_brace(text: str, start: int) -> int | None:
     """Index of the brace that closes a group whose content begins at `start`; None if it stays open."""
     depth = 1
-    for brace in re.compile("[{}]").finditer(text, start):
-        depth += 1 if brace.group() == "{" else -1
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
         if depth == 0:
             return brace.start()
     return None
@@ -103,14 +130,19 @@ def _unwrap(text: str) -> str:
     return macro.group(1).strip() if macro else text
 
 
+def _without_macros(text: str) -> str:
+    r"""`text` without `$` around it and with the content of each `\text{}` and `\textbf{}` in its place."""
+    return _TEXT_MACRO.sub(r"\1", text.strip().strip("$")).strip()
+
+
 def _normalise(text: str) -> str:
-    return _IDLE_BLANK.sub("", " ".join(_unwrap(text).split())).lower()
+    return "".join(_unwrap(text).split()).lower()
 
 
-def _choice_letter(answer: str) -> str | None:
-    r"""The letter of `A`, `(A)`, `A.`, `A:`, `A. text`, `A: text`, also in lower case or inside `\text{}`."""
-    choice = _CHOICE.fullmatch(_unwrap(answer).lower())
-    return (choice.group(1) or choice.group(2)).upper() if choice else None
+def _chosen(answer: str) -> str | None:
+    """The letter of an answer like a `choice_letter`, in lower case too, alone or before the text of the choice."""
+    choice = _CHOICE.fullmatch(_without_macros(answer).lower())
+    return (choice[1] or choice[2] or choice[3]).upper() if choice else None
 
 
 def _choice_letters(text: str) -> list[str] | None:

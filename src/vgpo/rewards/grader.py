@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.rewards.answers import extract_boxed, is_refused, strip_outer_box, textual_verdict
+from vgpo.rewards.answers import canonical, extract_boxed, is_refused, strip_outer_box, textual_verdict
 from vgpo.rewards.process import SymbolicWorker
 
 _LOGGER = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Grader:
                 f"{len(predictions)} predictions but {len(golds)} golds: give one gold for each prediction"
             )
         pairs = [
-            (extract_boxed(_as_response(row, prediction)), _as_gold(row, gold))
+            (_as_answer(row, prediction), _as_gold(row, gold))
             for row, (prediction, gold) in enumerate(zip(predictions, golds, strict=True))
         ]
         verdicts = [textual_verdict(answer, gold) for answer, gold in pairs]
@@ -191,10 +191,11 @@ def grade(predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
     return default_grader().grade(predictions, golds)
 
 
-def _as_response(row: int, prediction: object) -> str:
+def _as_answer(row: int, prediction: object) -> str | None:
     if not isinstance(prediction, str):
         raise TypeError(f"row {row}: the prediction is {type(prediction).__name__}, expected str (the whole response)")
-    return prediction
+    answer = extract_boxed(prediction)
+    return answer and canonical(answer)
 
 
 def _as_gold(row: int, gold: object) -> str:
@@ -205,4 +206,4 @@ def _as_gold(row: int, gold: object) -> str:
     text = strip_outer_box(str(gold))
     if not text:
         raise ValueError(f"row {row}: the answer is empty, expected text to grade against; drop the row")
-    return text
+    return canonical(text)

@@ -67,7 +67,7 @@ def _load_module(source: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise _import_error(source, name, error) from error
+        raise _import_error(source, name, Path.cwd(), error) from error
 
 
 def _load_file(source: str, path: Path) -> ModuleType:
@@ -82,13 +82,21 @@ def _load_file(source: str, path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise _import_error(source, str(path), error) from error
+        raise _import_error(source, str(path), path.resolve().parent, error) from error
     return module
 
 
-def _import_error(source: str, place: str, error: Exception) -> RewardError:
+def _import_error(source: str, place: str, folder: Path, error: Exception) -> RewardError:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     line = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
-    return RewardError(f"reward {source!r}: importing {place} failed: {type(error).__name__}: {error}{line}")
+    cure = _cure(folder, error.name) if isinstance(error, ModuleNotFoundError) and error.name else ""
+    return RewardError(f"reward {source!r}: importing {place} failed: {type(error).__name__}: {error}{line}{cure}")
+
+
+def _cure(folder: Path, name: str) -> str:
+    """How a module that lies in `folder` is found; nothing for one that does not."""
+    if not (folder / name).is_dir() and not (folder / f"{name}.py").is_file():
+        return ""
+    return f". {name} lies in {folder}, where Python does not look: start the command with PYTHONPATH={folder}"
