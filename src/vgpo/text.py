@@ -1,6 +1,8 @@
-"""Text that others wrote (a model, a data set, a file name), made safe to show to people."""
+"""Text that others wrote (a model, a data set, a file name), made safe to show to people, or set right."""
 
+import difflib
 import unicodedata
+from collections.abc import Iterable
 
 # Unicode's categories of control, format and surrogate characters, and of line and paragraph ends.
 _UNSHOWABLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
@@ -12,6 +14,12 @@ def visible(text: str) -> str:
     Line breaks and tabs stay. Linear in `len(text)`.
     """
     return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean ...?)"` with the known name that is nearest to a wrong one, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _visible(character: str) -> str:

@@ -120,7 +120,7 @@ def test_hostile_text_is_shown_and_not_obeyed(check: Callable[..., Result], geom
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--train_format", "easyrl"], "train_format: unknown format 'easyrl'; did you mean 'easyr1'?"),
+        (["--train_format", "easyrl"], "train_format: unknown format 'easyrl' (did you mean 'easyr1'?)"),
         (["--max_prompt_length", 0], "max_prompt_length is 0, expected at least 1"),
         (["--max_prompt_length", 3], "has more than max_prompt_length=3 tokens; the shortest has"),
         (["--template", "gone.jinja"], "there is no prompt template 'gone.jinja'"),

@@ -59,7 +59,7 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
         ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
         ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
-        ({"problem": ["a"], "answers": ["b"]}, "Did you mean 'answers'? Rename it to 'answer' (dataset.rename_col"),
+        ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
         ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Rename or"),
         ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has a picture"),
         ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has a picture"),
@@ -76,8 +76,8 @@ def test_misnamed_picture_column_is_one_error() -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(datasets.Dataset.from_list(rows))
     assert str(caught.value) == (
-        "the data set has no column 'images'; its columns are ['image', 'problem', 'answer']. Did you mean 'image'? "
-        "Rename it to 'images' (dataset.rename_column)"
+        "the data set has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
+        "Rename or add it (dataset.rename_column)"
     )
 
 

@@ -37,7 +37,7 @@ def test_every_parameter_is_in_the_part_that_its_name_tells(family: str, load_fa
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (["visoin"], r"unknown part 'visoin', .*Did you mean 'vision'\?"),
+        (["visoin"], r"unknown part 'visoin' \(did you mean 'vision'\?\), expected some of"),
         (["head"], "unknown part 'head', expected some of"),
         ("vision", r"is a str, expected a list: freeze=\['vision'\]"),
         (["vision", "language_model", "projector"], "leaves nothing to train"),
@@ -69,7 +69,7 @@ def test_a_part_that_a_model_lacks_is_refused(load_family: LoadFamily) -> None:
     [
         ("lora_vision: true", "lora_vision has no effect without use_peft; set use_peft: true"),
         ("use_peft: true\nfreeze: [vision]", r"freeze \(\['vision'\]\) has no effect with use_peft"),
-        ("freeze: [projecter]", "Did you mean 'projector'"),
+        ("freeze: [projecter]", "did you mean 'projector'"),
     ],
 )
 def test_a_recipe_that_contradicts_itself(lines: str, message: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from tests.hostile.checks import check_extraction, check_grade, check_verdict, check_visible
 from tests.hostile.texts import LONG, NASTY, hostile_text
 from vgpo.rewards import Grader, accuracy_reward, extract_boxed, format_reward, strip_outer_box
-from vgpo.rewards.answers import is_refused, textual_verdict
+from vgpo.rewards.answers import canonical, is_refused, textual_verdict
 from vgpo.text import visible
 
 GOLDS = ["A", "A, C", "12", "1.5", "\\frac{1}{2}", "left", *NASTY.values()]
@@ -50,9 +50,9 @@ def test_the_box_that_was_written_last_is_the_one_read(text: str):
 
 
 def test_a_blank_between_digits_is_kept_however_wide():
-    assert textual_verdict("1  1/2", "11/2") is None
-    assert textual_verdict("1 \t1", "11") is None
-    assert textual_verdict("x  =  2", "x=2") is True
+    assert textual_verdict(canonical("1  1/2"), canonical("11/2")) is None
+    assert textual_verdict(canonical("1 \t1"), canonical("11")) is None
+    assert textual_verdict(canonical("x  =  2"), canonical("x=2")) is True
 
 
 def test_what_is_too_long_for_algebra_is_compared_as_text():

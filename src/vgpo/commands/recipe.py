@@ -1,7 +1,6 @@
 """Recipes: YAML files that only pick values, checked key by key before anything heavy is loaded."""
 
 import dataclasses
-import difflib
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -16,9 +15,12 @@ from trl.import_utils import is_vllm_available
 from vgpo.data import FORMATS
 from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
 from vgpo.rewards import REWARDS, load_reward, reward_name
+from vgpo.text import did_you_mean
 from vgpo.trl import VGPOConfig
 
 logger = logging.getLogger(__name__)
+
+suggestion = did_you_mean  # as study files know it
 
 TOY_MODEL = "toy"
 ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs can be looked at on any machine
@@ -143,7 +145,7 @@ class RunArguments:
             raise ValueError(f"rewards: two are called {twice[0]!r}; metrics need names that differ, rename one")
         for name, kind in (("train_format", self.train_format), ("eval_format", self.eval_format)):
             if kind is not None and kind not in FORMATS:
-                raise ValueError(f"{name}: unknown format {kind!r}{suggestion(kind, FORMATS)}")
+                raise ValueError(f"{name}: unknown format {kind!r}{did_you_mean(kind, FORMATS)}")
         if self.max_prompt_length is not None and self.max_prompt_length < 1:
             raise ValueError(f"max_prompt_length is {self.max_prompt_length}, expected at least 1; or leave it out")
         if self.max_rollout_bytes < 1:
@@ -232,7 +234,7 @@ def find_recipe(source: str | Path) -> Path:
     name = Path(source).stem
     if name in shipped and Path(source).parent in (Path(), Path("recipes")):
         return shipped[name]
-    hint = suggestion(name, shipped) or f"; the package has {', '.join(sorted(shipped))}"
+    hint = did_you_mean(name, shipped) or f"; the package has {', '.join(sorted(shipped))}"
     raise RecipeError(f"{source}: no such recipe file{hint}")
 
 
@@ -280,7 +282,7 @@ def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None
         if key in REFUSED_KEYS:
             raise RecipeError(f"{where}: {key} cannot be set: {REFUSED_KEYS[key]}")
         if key not in known:
-            raise RecipeError(f"{where}: unknown field {key!r}{suggestion(str(key), known)}")
+            raise RecipeError(f"{where}: unknown field {key!r}{did_you_mean(str(key), known)}")
 
 
 def check_values(values: dict[str, Any], *, where: str) -> None:
@@ -386,12 +388,6 @@ def check_vllm(config: VGPOConfig) -> None:
             f"use_vllm: true (vllm_mode: {config.vllm_mode}) needs vLLM, which is not installed: `pip install vllm`, "
             "a version that this TRL names, or set use_vllm: false to generate with transformers"
         )
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' with the nearest known name, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@ A reader sees the texts of a row and never its pictures; those stay where they a
 """
 
 import ast
-import difflib
 import json
 import logging
 import re
@@ -19,6 +18,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column, no_row
 from vgpo.rewards import strip_outer_box
+from vgpo.text import did_you_mean
 
 Row = dict[str, Any]
 Turns = list[tuple[str, str]]
@@ -127,9 +127,10 @@ def canonical(rows: StoredSet, name: str | None) -> datasets.Dataset:
 
 def _recognised(name: str | None, found: list[str]) -> Format:
     if name is not None:
-        close = difflib.get_close_matches(name, FORMATS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "leave it out to have it recognised by the columns"
-        raise DataError(f"there is no data format {name!r}; the formats are {list(FORMATS)}: {hint}")
+        raise DataError(
+            f"there is no data format {name!r}{did_you_mean(name, FORMATS)}; the formats are {list(FORMATS)}. "
+            "Name one, or leave it out to have it recognised by the columns"
+        )
     for key, layout in FORMATS.items():
         if not layout.missing(found) and layout.picture_columns(found):
             if key != PLAIN:

@@ -1,6 +1,5 @@
 """The schema of a data set, and the check that every row keeps it."""
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.images import verify_image
 from vgpo.data.progress import with_bar
 from vgpo.data.rendering import render, template_text
+from vgpo.text import did_you_mean
 
 IMAGES, PROBLEM, ANSWER, ID, META = "images", "problem", "answer", "id", "meta"
 IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")  # <image>, <image 1>, <image_1>, <image1>
@@ -116,9 +116,10 @@ def no_row(source: object) -> DataError:
 
 def missing_column(name: str, found: list[str]) -> DataError:
     """The error of a set without a column, with the column that may be meant."""
-    close = difflib.get_close_matches(name, found, n=1)
-    fix = f"Did you mean {close[0]!r}? Rename it to {name!r}" if close else "Rename or add it"
-    return DataError(f"the data set has no column {name!r}; its columns are {found}. {fix} (dataset.rename_column)")
+    return DataError(
+        f"the data set has no column {name!r}{did_you_mean(name, found)}; its columns are {found}. Rename or add it "
+        "(dataset.rename_column)"
+    )
 
 
 def _faults(

@@ -117,7 +117,10 @@ def _closing_brace(text: str, start: int) -> int | None:
     """Index of the brace that closes a group whose content begins at `start`; None if it stays open."""
     depth = 1
     for brace in _BRACE.finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if brace[0] == "{":
+            depth += 1
+        elif brace[0] == "}":
+            depth -= 1
         if depth == 0:
             return brace.start()
     return None

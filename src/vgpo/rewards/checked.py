@@ -5,7 +5,6 @@ A reward function has TRL's signature: it is called with keyword arguments only,
 `log_extra` and `log_metric`. It returns one number a completion, or None where it does not apply; it may be `async`.
 """
 
-import difflib
 import functools
 import inspect
 import math
@@ -13,7 +12,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sized
 from typing import Any, SupportsFloat
 
-from vgpo.text import visible
+from vgpo.text import did_you_mean, visible
 
 RewardFunction = Callable[..., Any]
 
@@ -110,19 +109,13 @@ def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
         if key not in columns:
             raise RewardError(
                 f"reward {name!r} asks for {key!r}, which is no column of the data set"
-                f"{nearest(key, set(columns) - set(GIVEN))}: it is called with {sorted(columns)}. "
+                f"{did_you_mean(key, set(columns) - set(GIVEN))}: it is called with {sorted(columns)}. "
                 "Rename the argument, or give it a default"
             )
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     unexpected = sorted(set(columns) - set(parameters))
     if unexpected and not takes_all:
         raise RewardError(f"reward {name!r} does not take {unexpected}; add **kwargs to its arguments")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean ...?)"` with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from vgpo.rewards.checked import RewardError, RewardFunction, checked, nearest
+from vgpo.rewards.checked import RewardError, RewardFunction, checked
 from vgpo.rewards.functions import accuracy_reward, format_reward, lenient_accuracy_reward
 from vgpo.rewards.grader import lenient_grader
+from vgpo.text import did_you_mean
 
 REWARDS: dict[str, RewardFunction] = {
     "accuracy": accuracy_reward,
@@ -35,7 +36,7 @@ def load_reward(source: str) -> RewardFunction:
     place, _, name = source.rpartition(":")
     module = _load_file(source, Path(place).expanduser()) if place.endswith(".py") else _load_module(source, place)
     if name not in vars(module):
-        raise RewardError(f"reward {source!r}: {place} has no {name!r}{nearest(name, vars(module))}")
+        raise RewardError(f"reward {source!r}: {place} has no {name!r}{did_you_mean(name, vars(module))}")
     function = vars(module)[name]
     if inspect.isclass(function) or not callable(function):
         raise RewardError(
@@ -52,7 +53,7 @@ def load_reward(source: str) -> RewardFunction:
 def _built_in(name: str) -> RewardFunction:
     if name not in REWARDS:
         raise RewardError(
-            f"unknown reward {name!r}{nearest(name, REWARDS)}; "
+            f"unknown reward {name!r}{did_you_mean(name, REWARDS)}; "
             f"rewards are {sorted(REWARDS)}, 'module:function' and 'path/to/file.py:function'"
         )
     if REWARDS[name] is lenient_accuracy_reward:

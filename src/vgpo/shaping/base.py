@@ -1,7 +1,6 @@
 """The interface of an advantage shaping."""
 
 import dataclasses
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from vgpo.focus import Ratio
+from vgpo.text import did_you_mean
 
 Scope = Literal["rollout", "group", "batch"]
 
@@ -102,18 +102,13 @@ def build_shaping(name: str, options: Mapping[str, Any]) -> Shaping:
     from vgpo.shaping import SHAPINGS  # the table imports this module
 
     if name not in SHAPINGS:
-        raise ValueError(f"shaping={name!r} is not known{_nearest(name, SHAPINGS)}. Known: {', '.join(SHAPINGS)}.")
+        raise ValueError(f"shaping={name!r} is not known{did_you_mean(name, SHAPINGS)}. Known: {', '.join(SHAPINGS)}.")
     shaping = SHAPINGS[name]
     known = [f.name for f in dataclasses.fields(shaping.Settings)]
     for option in options:
         if option not in known:
             raise ValueError(
-                f"shaping {name!r} has no option {option!r}{_nearest(option, known)}. "
+                f"shaping {name!r} has no option {option!r}{did_you_mean(option, known)}. "
                 f"Its options: {', '.join(known) or 'none'}."
             )
     return shaping(shaping.Settings(**options))
-
-
-def _nearest(name: str, known: Any) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""

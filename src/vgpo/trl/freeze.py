@@ -1,7 +1,6 @@
 """The parts of a vision-language model: which are trained, and which of their layers get LoRA adapters."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from accelerate.utils import extract_model_from_parallel
@@ -10,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from vgpo.focus import decoder_of
+from vgpo.text import did_you_mean
 
 FREEZABLE = ("vision", "projector", "language_model")
 PARTS = (*FREEZABLE, "head")
@@ -34,9 +34,8 @@ def check_freeze(parts: Sequence[str]) -> None:
         raise ValueError(f"freeze={parts!r} is a str, expected a list: freeze=[{parts!r}].")
     for part in parts:
         if part not in FREEZABLE:
-            nearest = get_close_matches(str(part), FREEZABLE, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"freeze: unknown part {part!r}, expected some of {list(FREEZABLE)}.{hint}")
+            hint = did_you_mean(str(part), FREEZABLE)
+            raise ValueError(f"freeze: unknown part {part!r}{hint}, expected some of {list(FREEZABLE)}.")
     if set(FREEZABLE) <= set(parts):
         raise ValueError(f"freeze={list(parts)} leaves nothing to train. Remove one of them.")
 
