@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import ProcessorMixin
 from trl import ModelConfig
 
-from vgpo.commands.evaluate import config_of_run, settings_of_run
+from vgpo.commands.evaluate import config_of_run, run_of, settings_of_run
 from vgpo.commands.loading import (
     check_image_token,
     load_model,
@@ -166,14 +166,14 @@ def rows_of_set(
 def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionSet:
     """The wanted groups of rollouts that the checkpoint's run stored, the newest first."""
     path = Path(checkpoint)
-    if not config_of_run(path):
+    run = run_of(path)
+    if run is None:
         raise RecipeError(
             f"{checkpoint!r} does not lie in the folder of a run, as RUN/checkpoints/checkpoint-80 does, so there are "
             "no stored rollouts to look at. Name a data set: --data FILE"
         )
-    folder = RunFolder.open(path.absolute().parents[1])
     wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
-    return stored_questions(folder, path, template, wanted)
+    return stored_questions(RunFolder.open(run), path.resolve(), template, wanted)
 
 
 def processor_of(source: ModelConfig) -> ProcessorMixin:
@@ -219,8 +219,8 @@ def paths(out: Path) -> tuple[Path, Path]:
 
 def name_of(checkpoint: str) -> str:
     """`run/checkpoint-80` for RUN/checkpoints/checkpoint-80, else what it is called."""
-    path = Path(checkpoint).absolute()
-    return f"{path.parents[1].name}/{path.name}" if config_of_run(Path(checkpoint)) else checkpoint
+    run = run_of(Path(checkpoint))
+    return f"{run.absolute().name}/{Path(checkpoint).resolve().name}" if run else checkpoint
 
 
 def different_names(checkpoint: str, other: str) -> tuple[str, str]:

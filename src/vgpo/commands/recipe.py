@@ -20,7 +20,6 @@ from vgpo.trl import VGPOConfig
 
 logger = logging.getLogger(__name__)
 
-suggestion = did_you_mean  # as study files know it
 
 TOY_MODEL = "toy"
 ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs can be looked at on any machine

@@ -200,7 +200,7 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
             raise RecipeError(f"--exempt {name}: the recipe's rewards are {names}")
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
         rows = read_dataset(run.train_data, toy_folder=Path(folder), format=run.train_format, limit=num_rows)
-        check_dataset(rows)
+        check_dataset(rows, template=run.template)
         prompts = to_prompts(rows, run.template)
         check_reward_columns(rewards, prompts)
         golds = [strip_outer_box(str(answer)) for answer in rows["answer"]]

@@ -18,10 +18,10 @@ from vgpo.commands.recipe import (
     find_recipe,
     load_recipe,
     read_mapping,
-    suggestion,
 )
 from vgpo.report.storage import write_file
 from vgpo.study.results import START, Comparison
+from vgpo.text import did_you_mean
 
 KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
@@ -131,7 +131,7 @@ def read_study(path: Path) -> dict[str, Any]:
     values = read_mapping(path)
     for key in values:
         if key not in KEYS:
-            raise StudyError(f"{path}: unknown key {key!r}{suggestion(str(key), KEYS)}; it takes {', '.join(KEYS)}")
+            raise StudyError(f"{path}: unknown key {key!r}{did_you_mean(str(key), KEYS)}; it takes {', '.join(KEYS)}")
     for key in ("recipe", "seeds", "methods"):
         if not values.get(key) and values.get(key) != 0:
             raise StudyError(f"{path}: {key} is missing or empty")
@@ -190,7 +190,7 @@ def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:
         check_mapping(keys, where)
         for key in keys:
             if key not in KEYS_OF_COMPARISON:
-                hint = suggestion(str(key), KEYS_OF_COMPARISON)
+                hint = did_you_mean(str(key), KEYS_OF_COMPARISON)
                 raise StudyError(f"{where}: unknown key {key!r}{hint}; it takes {', '.join(KEYS_OF_COMPARISON)}")
         found.append(read_comparison(name, keys, values, where))
     for key in ("methods", "settings"):
@@ -226,7 +226,7 @@ def read_comparison(name: str, keys: Mapping[str, Any], values: Mapping[str, Any
 
 def check_known(name: Any, names: Collection[str], where: str) -> None:
     if not isinstance(name, str) or name not in names:
-        hint = suggestion(str(name), names) or f"; there are {', '.join(names)}"
+        hint = did_you_mean(str(name), names) or f"; there are {', '.join(names)}"
         raise StudyError(f"{where}: nothing is called {name!r}{hint}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 
 from vgpo.data.schema import ANSWER, IMAGES, META, as_list, count
+from vgpo.rewards import choice_letter
 
 MAX_KINDS = 20
 MAX_COLUMNS = 3
@@ -16,7 +17,6 @@ MAX_COLUMNS = 3
 NAMES = ("category", "source", "data_source", "question_type", "problem_version", "subject", "skill", "task")
 
 _NUMBER = re.compile(r"[-+]?[$€]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?\s*(?:%|\\%|°)?|[-+]?\.\d+")
-_LETTER = re.compile(r"\(?[A-J]\)?\.?")
 _LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*[,;]\s*|\s+and\s+)\(?[A-J]\)?)+")
 _YES_NO = re.compile(r"(?i:yes|no|true|false)\.?")
 _SIGNS = re.compile(r"[\\^/=√π<>≤≥]")
@@ -58,7 +58,9 @@ def summarize(dataset: datasets.Dataset) -> DatasetSummary:
 def answer_kind(answer: str | None) -> str:
     """The type of an answer: number, choice letter, several letters, yes or no, expression, text, or empty."""
     text = (answer or "").strip()
-    patterns = {"number": _NUMBER, "choice letter": _LETTER, "several letters": _LETTERS, "yes or no": _YES_NO}
+    if choice_letter(text):
+        return "choice letter"
+    patterns = {"number": _NUMBER, "several letters": _LETTERS, "yes or no": _YES_NO}
     for name, pattern in patterns.items():
         if pattern.fullmatch(text):
             return name

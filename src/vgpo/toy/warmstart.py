@@ -14,6 +14,8 @@ import json
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,12 +98,15 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
     processor = build_processor()
     model = build_model(processor.tokenizer, settings.seed)
     trainer = _Warmstart(model, processor, settings)
-    with Progress() as progress:
-        trainer.see(progress)
-        trainer.read(progress)
-        trainer.forget(progress)
-    log = WarmstartLog(settings=settings, records=trainer.records)
-    _save(out, model, processor, log)
+    with _replacing(out) as fresh:
+        with Progress() as progress:
+            trainer.see(progress)
+            trainer.read(progress)
+            trainer.forget(progress)
+        log = WarmstartLog(settings=settings, records=trainer.records)
+        model.save_pretrained(fresh)
+        processor.save_pretrained(fresh)
+        (fresh / "warmstart.json").write_text(log.to_json(), encoding="utf-8")
     return log
 
 
@@ -281,18 +286,13 @@ def _linear(num_in: int, num_out: int, seed: int) -> torch.nn.Linear:
         return torch.nn.Linear(num_in, num_out)
 
 
-def _save(
-    out: Path,
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-    log: WarmstartLog,
-) -> None:
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `out` at the end; a disk that refuses says so at the start."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         fresh, old = Path(temporary) / "new", Path(temporary) / "old"
-        model.save_pretrained(fresh)
-        processor.save_pretrained(fresh)
-        (fresh / "warmstart.json").write_text(log.to_json(), encoding="utf-8")
+        yield fresh
         if out.exists():
             out.rename(old)
         fresh.rename(out)
