@@ -296,9 +296,9 @@ def check_values(values: dict[str, Any], *, where: str) -> None:
                 f"{where}: {key} is {value}, which is how YAML reads a bare on, off, yes or no; put it in quotes"
             )
         if isinstance(value, list) and list[str] in (hints[key], *get_args(hints[key])):
-            for item in value:
-                if not isinstance(item, str):
-                    raise RecipeError(f"{where}: {key} has {item!r} in its list, expected names; put it in quotes")
+            other = [item for item in value if not isinstance(item, str)]
+            if other:
+                raise RecipeError(f"{where}: {key} has {other[0]!r} in its list, expected names; put it in quotes")
         if isinstance(value, list | dict) and type(value) not in taken:
             raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({value!r}), expected a single value")
 
