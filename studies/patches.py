@@ -5,13 +5,10 @@ that a chain reads is known, and counts for each model how often the patch that 
 or to the token before it, whose state predicts the digit, is the one that is read.
 """
 
-import base64
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from vgpo.inspection import Inspection
 
@@ -36,12 +33,11 @@ def main(path: str) -> None:
 
 def brightest(rollout: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[tuple[int, int, int]]:
     """Of each digit that is read: brightest patch at its token, at the one before, and the patch that is read."""
-    patches = rollout["patches"]
-    levels = np.frombuffer(base64.b64decode(patches["data"]), np.uint8).reshape(-1, patches["columns"])
+    peaks = [first for first, *_ in rollout["patches"]["peaks"]]
     for place, row, column in reads(rollout["tokens"]):
         if row < grid["rows"] and column < grid["columns"]:
             read = grid["tokens"][row * grid["columns"] + column]
-            yield int(levels[place].argmax()), int(levels[place - 1].argmax()), read
+            yield peaks[place], peaks[place - 1], read
 
 
 def reads(tokens: list[str]) -> Iterator[tuple[int, int, int]]:
