@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 from vgpo.trl import metrics
 from vgpo.trl.metrics import PhaseTimer, RunningRatios
 

@@ -8,7 +8,7 @@ from vgpo.focus.recorder import (
     record_layer_similarity,
     record_similarity,
 )
-from vgpo.focus.statistics import Ratio, focus_statistics
+from vgpo.focus.statistics import focus_statistics
 from vgpo.focus.visual_tokens import (
     banned_token_ids,
     named_visual_token_ids,
@@ -17,7 +17,6 @@ from vgpo.focus.visual_tokens import (
 )
 
 __all__ = [
-    "Ratio",
     "SimilarityRecorder",
     "banned_token_ids",
     "decoder_of",

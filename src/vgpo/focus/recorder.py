@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from vgpo.equations import mean_visual_cosine, visual_prototype, visual_similarity
@@ -151,6 +150,8 @@ def decoder_of(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if the model does not say which of its modules that is.
     """
+    from accelerate.utils import extract_model_from_parallel  # `import vgpo.focus` needs torch only
+
     unwrapped = extract_model_from_parallel(model)
     try:
         decoder = unwrapped.get_decoder()

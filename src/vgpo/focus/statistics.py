@@ -1,15 +1,8 @@
 """Numbers that tell, over a batch, how a policy looks at its pictures."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-
-class Ratio(NamedTuple):
-    """A mean that adds up over micro-batches and processes: the sums first, the division last."""
-
-    total: Tensor
-    number: Tensor
+from vgpo.ratio import Ratio
 
 
 def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:

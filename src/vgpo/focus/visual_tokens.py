@@ -1,8 +1,14 @@
 """Which tokens stand for pictures, read from the model's own config."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Older families store `*_index`, newer ones `*_id`; both mean the placeholder that the vision features replace.
 VISUAL_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 from vgpo.text import did_you_mean
 
 Scope = Literal["rollout", "group", "batch"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vgpo.equations import as_fraction, check_choice, check_number, check_used, normalised_rollout_score
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
 from vgpo.shaping.dependency import token_dependency
 

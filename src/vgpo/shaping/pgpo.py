@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vgpo.equations import check_number, normalised_weight
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
 from vgpo.shaping.dependency import token_dependency
 

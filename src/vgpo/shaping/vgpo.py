@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
 
 

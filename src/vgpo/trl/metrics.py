@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vgpo.focus import Ratio
+from vgpo.ratio import Ratio
 
 
 class RunningRatios:
