@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -20,8 +22,10 @@ from transformers import (
     StaticCache,
 )
 
-from vgpo.shared_prompt.generation import prefill_once, why_not_prefill_once
+from vgpo.shared_prompt import generation
+from vgpo.shared_prompt.generation import PrefillError, prefill_once, why_not_prefill_once
 
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
 PAD, EOS, IMAGE, VOCABULARY = 0, 1, 5, 64
 SIDE, PATCH, HIDDEN = 28, 7, 32
 G = 3
@@ -438,7 +442,7 @@ def test_cache_that_is_passed_in_is_refused(kind):
     inputs = collate("qwen2_5_vl", TEXT_PROMPTS[:1])
     config = sampling(num_return_sequences=G)
     with prefill_once(model), pytest.raises(ValueError, match=reason):
-        model.generate(**inputs, past_key_values=cache, generation_config=config)
+        model.generate(**inputs, **{CACHE: cache}, generation_config=config)
 
 
 def test_states_that_are_not_keys_and_values_are_refused():
@@ -453,4 +457,41 @@ def test_encoder_decoder_is_refused():
 
 def test_module_that_does_not_generate_is_refused():
     with pytest.raises(ValueError, match="Linear has no part that generates"), prefill_once(nn.Linear(2, 2)):
+        pass
+
+
+def test_a_cache_under_an_unknown_name_is_refused_before_a_token_is_drawn(monkeypatch):
+    """As transformers 5.24 renamed it: `past_key_values` became `cache`."""
+    model = build_model("qwen2_5_vl")
+    monkeypatch.setattr(generation, "_CACHE_NAMES", ("kv_store",))
+    state = torch.get_rng_state()
+    with prefill_once(model), pytest.raises(PrefillError, match="passes no cache under the names kv_store"):
+        model.generate(**collate("qwen2_5_vl", PROMPTS), generation_config=sampling(num_return_sequences=G))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_generate_without_a_prefill_stage_is_refused(monkeypatch):
+    model = build_model("qwen2_5_vl")
+
+    def sample_without_prefill(*args, **kwargs):
+        raise RuntimeError("7 image features, 21 expected")
+
+    monkeypatch.setattr(type(model), "_sample", sample_without_prefill)
+    with pytest.raises(PrefillError, match="did not call _prefill") as caught, prefill_once(model):
+        model.generate(**collate("qwen2_5_vl", PROMPTS), generation_config=sampling(num_return_sequences=G))
+    assert "21 expected" in str(caught.value.__cause__)
+
+
+def renamed_parameter(input_ids, config, model_kwargs):
+    raise AssertionError("never called")
+
+
+@pytest.mark.parametrize("hook", ["_prefill", "_expand_inputs_for_generation", "_prepare_generation_config"])
+@pytest.mark.parametrize("other", [None, renamed_parameter], ids=["gone", "renamed"])
+def test_an_unknown_hook_is_named_and_never_used(hook, other, monkeypatch):
+    model = build_model("qwen2_5_vl")
+    monkeypatch.setattr(model, hook, other, raising=False)
+    reason = why_not_prefill_once(model, sampling())
+    assert hook in reason
+    with pytest.raises(PrefillError, match=hook), prefill_once(model):
         pass

@@ -1,5 +1,6 @@
 """A run that shares prompts is the run that does not, and reads each picture once."""
 
+import copy
 import logging
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from peft import LoraConfig
 
 import vgpo.trl.forward as forward
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
-from vgpo.shared_prompt import pack_prompts
+from vgpo.shared_prompt import generation, pack_prompts
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
 from vgpo.trl.forward import Rows, score_rows
@@ -397,6 +398,28 @@ def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, mod
     assert trainer.state.global_step == 2
     [message] = [record.message for record in caplog.records if "share_prompt" in record.message]
     assert "attn_implementation='eager'" in message
+
+
+@pytest.mark.parametrize(
+    ("hook", "reason"),
+    [("_CACHE_NAMES", "passes no cache under the names kv_store"), ("_HOOKS", "has no method kv_store")],
+    ids=["found in generate", "found before"],
+)
+def test_an_unknown_version_of_generate_samples_without_sharing_and_says_so_once(
+    make_trainer, model, caplog, monkeypatch, hook, reason
+):
+    weights = copy.deepcopy(model.state_dict())
+    plain = trained(make_trainer(policy=model, share_prompt="off"))
+    model.load_state_dict(weights)
+    monkeypatch.setattr(generation, hook, {"kv_store": ()})
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        numbers, _ = trained(make_trainer(policy=model))
+    [message] = [record.message for record in caplog.records if "once per rollout" in record.message]
+    assert reason in message
+    # Scoring still shares: the same rollouts, up to rounding.
+    assert [line["reward"] for line in numbers] == [line["reward"] for line in plain[0]]
+    with pytest.raises(ValueError, match=f"share_prompt='on' cannot be: .*{reason}"):
+        make_trainer(policy=model, share_prompt="on").train()
 
 
 @pytest.mark.parametrize("value", ["yes", "", None, True])

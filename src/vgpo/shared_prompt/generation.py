@@ -6,6 +6,7 @@ and values, and the logits of the first token) is repeated instead. Sampling is 
 the shape of every draw are those of prompts repeated beforehand.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,18 @@ from transformers.generation import GenerationMode
 
 # What only the reading of a prompt needs; decoding would repeat it for every rollout.
 _PICTURES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
+# Names under which `generate` hands its cache on: up to transformers 5.23, and from 5.24 on.
+_CACHE_NAMES = ("past_key_values", "cache")
+# Private methods of `generate` that are called or replaced here, with their leading parameters.
+_HOOKS = {
+    "_expand_inputs_for_generation": ("expand_size", "is_encoder_decoder", "input_ids"),
+    "_prefill": ("input_ids", "generation_config", "model_kwargs"),
+    "_prepare_generation_config": ("generation_config",),
+}
+
+
+class PrefillError(ValueError):
+    """`generate` cannot read each prompt once. Raised before a token is drawn: the call can be repeated without."""
 
 
 @contextmanager
@@ -32,10 +45,13 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         model: a decoder-only model of transformers, with or without pictures, wrapped or not.
 
     Raises:
-        ValueError: if no part of `model` generates; out of `generate`, for the reasons of `why_not_prefill_once`
-            and for a `past_key_values` argument that is not an empty DynamicCache.
+        ValueError: if no part of `model` generates.
+        PrefillError: from `generate`, for the reasons of `why_not_prefill_once`, for a cache argument that is not an
+            empty DynamicCache, and where `generate` has no cache or no prefill stage of its own.
     """
     generator = _generator_of(model)
+    if reason := _why_not_hook(generator):
+        raise PrefillError(f"prefill_once() cannot be used: {reason}.")
     expand_inputs, prefill = generator._expand_inputs_for_generation, generator._prefill
     prompt_inputs: dict[str, Any] = {}  # n rows each, from their expansion until they are read
 
@@ -47,26 +63,32 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         input_ids, text = expand_inputs(expand_size, is_encoder_decoder, input_ids, **kwargs)
         return input_ids, {**text, **pictures}
 
-    def prefill_prompts(input_ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any], **options: Any) -> Any:
-        inputs = {**kwargs, **prompt_inputs}
+    def prefill_prompts(
+        input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **options: Any
+    ) -> Any:
+        inputs = {**model_kwargs, **prompt_inputs}
         prompt_inputs.clear()
-        if max(config.num_beams, config.num_return_sequences) == 1:
-            return prefill(input_ids, config, kwargs, **options)
-        cache: Any = kwargs.get("past_key_values")
-        if reason := _why_not_sample(generator, config) or _why_not_repeat(cache):
-            raise ValueError(f"generate() inside prefill_once() cannot read each prompt once: {reason}.")
-        num_rollouts = config.num_return_sequences
-        outputs = prefill(input_ids[::num_rollouts], config, inputs, **options)
+        num_rollouts = generation_config.num_return_sequences
+        if max(generation_config.num_beams, num_rollouts) == 1:
+            return prefill(input_ids, generation_config, model_kwargs, **options)
+        cache: Any = next((model_kwargs[name] for name in _CACHE_NAMES if name in model_kwargs), None)
+        if reason := _why_not_sample(generator, generation_config) or _why_not_repeat(cache):
+            raise PrefillError(f"generate() inside prefill_once() cannot read each prompt once: {reason}.")
+        outputs = prefill(input_ids[::num_rollouts], generation_config, inputs, **options)
         cache.batch_repeat_interleave(num_rollouts)
         outputs.logits = outputs.logits[:, -1:].repeat_interleave(num_rollouts, dim=0)  # (n * G, 1, vocabulary)
-        # In place: the caller decodes with this dictionary, and its pictures are those of n rows.
-        for key in [key for key in kwargs if key.startswith(_PICTURES)]:
-            del kwargs[key]
+        # In place: the caller decodes with this dictionary, and its images are those of n rows.
+        for key in [key for key in model_kwargs if key.startswith(_PICTURES)]:
+            del model_kwargs[key]
         return outputs
 
     generator._expand_inputs_for_generation, generator._prefill = expand_text, prefill_prompts
     try:
         yield
+    except Exception as error:
+        if prompt_inputs:  # expanded, and still not read
+            raise PrefillError("generate() expanded the prompts but did not call _prefill.") from error
+        raise
     finally:
         del generator._expand_inputs_for_generation, generator._prefill
 
@@ -82,6 +104,8 @@ def why_not_prefill_once(model: nn.Module, generation_config: GenerationConfig) 
         ValueError: if no part of `model` generates.
     """
     generator = _generator_of(model)
+    if reason := _why_not_hook(generator):
+        return reason
     config = generator._prepare_generation_config(generation_config)[0]
     cache = DynamicCache(config=generator.config.get_text_config(decoder=True))
     return _why_not_sample(generator, config) or _why_not_repeat(cache)
@@ -93,6 +117,20 @@ def _generator_of(model: nn.Module) -> GenerationMixin:
         if isinstance(module, GenerationMixin):
             return module
     raise ValueError(f"{type(model).__name__} has no part that generates: no module of it is a GenerationMixin.")
+
+
+def _why_not_hook(generator: GenerationMixin) -> str | None:
+    """Which private method of `generate` is not the one that is known here."""
+    for name, expected in _HOOKS.items():
+        method = getattr(generator, name, None)
+        if method is None:
+            return f"{type(generator).__name__} has no method {name} in this version of transformers"
+        found = tuple(inspect.signature(method).parameters)
+        if found[: len(expected)] != expected:
+            return (
+                f"{type(generator).__name__}.{name} takes ({', '.join(found)}), expected ({', '.join(expected)}, ...)"
+            )
+    return None
 
 
 def _why_not_sample(generator: GenerationMixin, config: GenerationConfig) -> str | None:
@@ -113,6 +151,8 @@ def _why_not_sample(generator: GenerationMixin, config: GenerationConfig) -> str
 
 def _why_not_repeat(cache: Any) -> str | None:
     """What in a cache cannot be repeated for every rollout."""
+    if cache is None:
+        return f"generate() passes no cache under the names {', '.join(_CACHE_NAMES)}"
     if type(cache) is not DynamicCache:
         return f"the cache is a {type(cache).__name__}; only a DynamicCache can be repeated"
     if cache.get_seq_length() > 0:

@@ -44,7 +44,7 @@ from vgpo.focus import (
     visual_token_mask,
 )
 from vgpo.shaping import PICTURE_SIGNALS, Shaped, Signals
-from vgpo.shared_prompt import enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.shared_prompt import PrefillError, enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
 from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
 from vgpo.trl.batches import TRACE, Batch, gather_rows, group_order, join_rows, select_rows, split_trace
 from vgpo.trl.blank_picture import blank_picture, blank_prompt
@@ -180,6 +180,7 @@ class VGPOTrainer(ResumableTrainer):
         self._has_pictures = has_picture_column(self.train_dataset)
         self._blank: dict[str, Tensor] = {}  # what the processor makes of a blank picture, once asked for
         self._shares_prompts = self._prepare_shared_prompts()
+        self._repeats_prefill = False  # set once generation was found unable to read a prompt once per group
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._alarms = Alarms(args)
         self._ban_picture_tokens()
@@ -498,19 +499,30 @@ class VGPOTrainer(ResumableTrainer):
         # Turns after tools, and those of a rollout_func, bring other lists than those that were tokenized here.
         own = [prompt.token_ids for prompt in self._prompts]
         first_turn = len(own) == len(prompt_ids) and all(map(is_, own, prompt_ids))
-        sharing: AbstractContextManager[None] = nullcontext()
-        looking: AbstractContextManager[None] = nullcontext()
-        if first_turn and not self.use_vllm and not self.use_transformers_continuous_batching:
-            prompts = self._prompts
-            if self._prefills_once(num_generations):
-                prompts = prompts[::num_generations]
-                sharing = self._prefilled_once(num_generations)
-            prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
-            if (blank := self._blank_picture()) and not has_pictures(prompts):
-                looking = blank_picture(self.model, blank)
-        with self._phase("generation"), sharing, looking:
+        if not first_turn or self.use_vllm or self.use_transformers_continuous_batching:
+            return self._sample(prompt_ids, images, fields, num_generations, *args, **kwargs)
+        if self._prefills_once(num_generations):
+            prompts = self._prompts[::num_generations]
             try:
-                return super()._generate_single_turn(prompt_ids, images, fields, num_generations, *args, **kwargs)
+                with self._prefilled_once(num_generations):
+                    return self._sample_first_turn(prompts, images, num_generations, *args, **kwargs)
+            except PrefillError as error:
+                self._cannot_prefill_once(str(error))
+        return self._sample_first_turn(self._prompts, images, num_generations, *args, **kwargs)
+
+    def _sample_first_turn(self, prompts: list[EncodedPrompt], images: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sample responses to prompts that were tokenized here, with their own image tensors."""
+        looking: AbstractContextManager[None] = nullcontext()
+        if (blank := self._blank_picture()) and not has_pictures(prompts):
+            looking = blank_picture(self.model, blank)
+        prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
+        with looking:
+            return self._sample(prompt_ids, images, fields, *args, **kwargs)
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        with self._phase("generation"):
+            try:
+                return super()._generate_single_turn(*args, **kwargs)
             except RuntimeError as error:
                 if "probability tensor contains" not in str(error):
                     raise
@@ -522,13 +534,21 @@ class VGPOTrainer(ResumableTrainer):
 
     def _prefills_once(self, num_generations: int) -> bool:
         """Whether generation can compute each prompt once for its group."""
+        if not self._shares_prompts or self._repeats_prefill or num_generations == 1:
+            return False
         groups = [self._prompts[i : i + num_generations] for i in range(0, len(self._prompts), num_generations)]
-        return (
-            self._shares_prompts
-            and num_generations > 1
-            and all(len(group) == num_generations and len(set(map(id, group))) == 1 for group in groups)
-            and why_not_prefill_once(self.model, self.generation_config) is None
-        )
+        if not all(len(group) == num_generations and len(set(map(id, group))) == 1 for group in groups):
+            return False
+        if reason := why_not_prefill_once(self.model, self.generation_config):
+            self._cannot_prefill_once(reason)
+        return not self._repeats_prefill
+
+    def _cannot_prefill_once(self, reason: str) -> None:
+        """Read prompts once per rollout from here on. Only `share_prompt: on` insists."""
+        if self.args.share_prompt == "on":
+            raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
+        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason.rstrip("."))
+        self._repeats_prefill = True
 
     @contextmanager
     def _prefilled_once(self, num_generations: int) -> Iterator[None]:
