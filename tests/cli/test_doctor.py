@@ -1,10 +1,14 @@
 """`vgpo doctor` finds what would break a run, and names the cure."""
 
 import shutil
+import tomllib
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -12,10 +16,13 @@ from vgpo.cli import app
 from vgpo.commands import doctor
 from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.setup import Setup
+from vgpo.commands.tested import TESTED
 from vgpo.commands.train import train
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl.freeze import count_parameters, lora_targets
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +149,26 @@ def test_wrong_versions_are_named(tmp_path, train_file, monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: "0.1")
     finding = examined(tmp_path, train_file, checks=["versions"])["versions"]
     assert finding.status == "fail"
-    assert "trl 0.1, expected <2,>=1.16" in finding.found
+    assert "trl 0.1, expected 1.16.0 or newer" in finding.found
+    assert "'trl>=1.16.0,<=" in finding.fix
+
+
+def test_a_version_newer_than_the_tested_ones_is_a_warning(tmp_path, train_file, monkeypatch):
+    newest = {name: str(versions.newest) for name, versions in TESTED.items()}
+    for torch_version, status in (("2.14.1", "pass"), ("2.14.9+cpu", "pass"), ("2.15.0", "warn"), ("3.0", "warn")):
+        monkeypatch.setattr(doctor, "version", {**newest, "torch": torch_version}.__getitem__)
+        finding = examined(tmp_path, train_file, checks=["versions"])["versions"]
+        assert finding.status == status
+    assert finding.found == "torch 3.0 is newer than 2.14.1, the newest tested"
+    assert finding.fix == "pip install 'torch>=2.8.0,<=2.14.1'"
+
+
+def test_bounds_of_the_package_are_those_of_the_tested_versions():
+    declared = [Requirement(line) for line in PROJECT["dependencies"]]
+    bounds = {need.name: need.specifier for need in declared if need.name in TESTED}
+    assert bounds == {name: SpecifierSet(versions.bounds) for name, versions in TESTED.items()}
+    unlisted = {need.name for need in declared if "<" in str(need.specifier)} - set(TESTED)
+    assert not unlisted, "give the tested versions of these in src/vgpo/commands/tested.py"
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, train_file, monkeypatch):

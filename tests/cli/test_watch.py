@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -59,7 +59,7 @@ def resume(folder: RunFolder, step: int, moment: float = NOW) -> None:
     folder.metrics_path.unlink()
     for line in lines:
         folder.log_metrics(line)
-    started = datetime.fromtimestamp(moment, timezone.utc).isoformat(timespec="seconds")
+    started = datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
     append_records(folder.resumes_path, [{"step": step, "started": started}])
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import resource
 import subprocess
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from vgpo.cli import app
 from vgpo.report import RunFolder, RunFolderError, report_data, storage
 
 
-class Schedule(str, Enum):
+class Schedule(StrEnum):
     LINEAR = "linear"
 
 

@@ -4,13 +4,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import requires, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
-from packaging.requirements import Requirement
+from packaging.version import Version
 from peft import get_peft_model, get_peft_model_state_dict
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +24,7 @@ from vgpo.commands.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
+from vgpo.commands.tested import TESTED
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import RewardError, load_reward
@@ -32,7 +33,6 @@ from vgpo.trl.freeze import count_parameters, freeze_parts
 
 ERRORS = (RecipeError,)
 FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
-PINNED = ("torch", "transformers", "trl", "accelerate", "peft", "datasets")
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -46,15 +46,15 @@ class Finding:
 
 
 def versions(setup: Setup) -> Finding:
-    wanted = [Requirement(line) for line in requires("vgpo") or () if "extra ==" not in line]
-    wrong = [
-        f"{need.name} {version(need.name)}, expected {need.specifier}"
-        for need in wanted
-        if need.name in PINNED and not need.specifier.contains(version(need.name), prereleases=True)
-    ]
-    if wrong:
-        return Finding("fail", "; ".join(wrong), "install the versions of requirements.lock")
-    return Finding("pass", ", ".join(f"{name} {version(name)}" for name in PINNED))
+    installed = {name: Version(version(name)) for name in TESTED}
+    older = [name for name in TESTED if installed[name] < TESTED[name].oldest]
+    newer = [name for name in TESTED if TESTED[name].is_newer(installed[name])]
+    if not older + newer:
+        return Finding("pass", ", ".join(f"{name} {installed[name]}" for name in TESTED))
+    found = [f"{name} {installed[name]}, expected {TESTED[name].oldest} or newer" for name in older]
+    found += [f"{name} {installed[name]} is newer than {TESTED[name].newest}, the newest tested" for name in newer]
+    bounds = " ".join(f"'{name}>={TESTED[name].oldest},<={TESTED[name].newest}'" for name in older + newer)
+    return Finding("fail" if older else "warn", "; ".join(found), f"pip install {bounds}")
 
 
 def device(setup: Setup) -> Finding:

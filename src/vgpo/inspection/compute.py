@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
@@ -169,7 +169,7 @@ class Inspector:
         return {
             "version": VERSION,
             "vgpo": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": asdict(self.options.settings),
             "responses": responses or self.options.responses,
             "models": [{"name": name, "path": path, "family": self.model.config.model_type}],

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from vgpo.report.data import collect
 from vgpo.report.page import render
@@ -64,7 +64,7 @@ class LiveReport:
             self._summary.add(record)
         data = collect([self.folder], [self._summary])
         if live:
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             data["live"] = {"drawn": now, "every": round(self.pause)}
         write_file(self.folder.report_path, render(data).encode("utf-8"))
 

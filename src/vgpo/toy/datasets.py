@@ -47,7 +47,6 @@ def write_datasets(
 
     Raises:
         ValueError: a number of rows is below 1.
-        ImportError: scikit-learn is absent.
     """
     for name, rows in (("num_train", num_train), ("num_test", num_test)):
         if rows < 1:

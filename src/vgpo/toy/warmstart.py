@@ -89,7 +89,6 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
     ``out`` is replaced only when everything has been written. The log is ``out/warmstart.json``.
 
     Raises:
-        ImportError: scikit-learn is absent.
         FileExistsError: ``out`` exists and holds no checkpoint, so it is not ours to replace.
     """
     if out.exists() and not (out / "config.json").exists():
