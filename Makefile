@@ -4,13 +4,17 @@ BIN := .venv/bin
 # Left by a finished install: until the lock or the metadata change, nothing is installed again.
 INSTALLED := .venv/installed
 
-.PHONY: quickstart test lint format bench lock clean
+.PHONY: quickstart test test-wheel test-oldest test-newest lint format bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
 
 test: lint
 	$(BIN)/python -m pytest
+
+# In environments of their own, made from the wheel; docs/tested_versions.md has the results.
+test-wheel test-oldest test-newest:
+	$(PYTHON) .ci/test_environment.py $(patsubst test-%,%,$@)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -40,4 +44,4 @@ lock: $(INSTALLED)
 	    --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-wheel .venv-oldest .venv-newest build dist .mypy_cache .pytest_cache .ruff_cache
