@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import doctor
+from vgpo.commands import doctor, packages
 from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.setup import Setup
 from vgpo.commands.tested import TESTED
@@ -43,7 +43,7 @@ def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
     words = ["doctor", "quickstart_vgpo", "--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
     result = CliRunner().invoke(app, [*words, "--use_cpu", "true"])
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * 17
+    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * 18
     assert not (tmp_path / "run").exists()
 
 
@@ -169,6 +169,34 @@ def test_bounds_of_the_package_are_those_of_the_tested_versions():
     assert bounds == {name: SpecifierSet(versions.bounds) for name, versions in TESTED.items()}
     unlisted = {need.name for need in declared if "<" in str(need.specifier)} - set(TESTED)
     assert not unlisted, "give the tested versions of these in src/vgpo/commands/tested.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "fix"),
+    [
+        ("--use_vllm true", "use_vllm needs vllm", "trl[vllm]"),
+        ("--optim paged_adamw_8bit", "optim needs bitsandbytes", "trl[quantization]"),
+        ("--load_in_4bit true --use_peft true", "load_in_4bit needs bitsandbytes", "trl[quantization]"),
+        ("--use_liger_kernel true", "use_liger_kernel needs liger_kernel", "trl[liger]"),
+        ("--attn_implementation flash_attention_2", "attn_implementation needs flash_attn", "flash-attn"),
+        ("--rewards accuracy_math_verify", "rewards needs math_verify", "vgpo[math-verify]"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_before_anything_is_loaded(
+    tmp_path, train_file, monkeypatch, words, found, fix
+):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    finding = examined(tmp_path, train_file, *words.split(), checks=["packages"])["packages"]
+    assert (finding.status, finding.found) == ("fail", f"{found}, which is not installed")
+    assert finding.fix == f"pip install '{fix}'"
+    with pytest.raises(RecipeError, match=f"packages: {found}.*pip install"):
+        train(load_recipe("quickstart_vgpo", ["--run_dir", str(tmp_path / "new"), *words.split()]), command=["vgpo"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_packages_that_are_installed_pass(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(packages, "find_spec", lambda name: name)
+    assert examined(tmp_path, train_file, "--use_vllm", "true", checks=["packages"])["packages"].status == "pass"
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, train_file, monkeypatch):

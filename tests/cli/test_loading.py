@@ -91,6 +91,15 @@ def test_a_broken_checkpoint_is_an_error_of_the_recipe(tmp_path: Path, name: str
     assert "\n" not in str(raised.value)
 
 
+def test_a_package_that_the_processor_needs_is_an_error_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_pretrained(name: str, **options: Any) -> None:
+        raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", from_pretrained)
+    with pytest.raises(RecipeError, match=r"needs a package: .*pip install num2words"):
+        processor()
+
+
 def test_a_text_only_checkpoint_has_no_image_processor(tmp_path: Path) -> None:
     processor().tokenizer.save_pretrained(tmp_path)
     settings = tmp_path / "tokenizer_config.json"

@@ -1,16 +1,17 @@
 """Recipes: every shipped one loads, and a mistake is named with its cure."""
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import training_args
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import recipe as recipe_module
 from vgpo.commands.arithmetic import BatchArithmetic
-from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe, recipe_folder
+from vgpo.commands.recipe import RecipeError, RecipeParser, load_recipe, recipe_folder
 
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))
 ON_A_LAPTOP = ["--use_cpu", "true"]
@@ -154,15 +155,13 @@ def test_the_recipe_for_one_gpu_trains_adapters() -> None:
     assert recipe.model.dtype == "bfloat16"
 
 
-def test_vllm_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_vllm = load_recipe("qwen2_5_vl_7b_virl39k", ON_A_LAPTOP).config
-    without = load_recipe("quickstart_vgpo").config
-    monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: False)
-    check_vllm(without)
-    with pytest.raises(RecipeError, match=r"use_vllm: true \(vllm_mode: colocate\) needs vLLM.*pip install vllm"):
-        check_vllm(with_vllm)
-    monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: True)
-    check_vllm(with_vllm)
+def test_deepspeed_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_for_deepspeed(self: RecipeParser, **options: Any) -> None:
+        raise PackageNotFoundError("deepspeed>=0.9.3")  # as transformers does for this field
+
+    monkeypatch.setattr(RecipeParser, "parse_args_into_dataclasses", look_for_deepspeed)
+    with pytest.raises(RecipeError, match=r"deepspeed is not installed: pip install 'trl\[deepspeed\]'"):
+        load_recipe("quickstart_vgpo", ["--deepspeed", "zero2.json"])
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:

@@ -21,7 +21,8 @@ from transformers.integrations import get_available_reporting_integrations
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.commands.memory import FLOAT32, GIB, optimiser_bytes
-from vgpo.commands.recipe import RecipeError, check_vllm, load_recipe
+from vgpo.commands.packages import missing_packages
+from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
 from vgpo.commands.tested import TESTED
@@ -68,7 +69,6 @@ def device(setup: Setup) -> Finding:
 
 def launch(setup: Setup) -> Finding:
     check_launch(setup.recipe.run, setup.recipe.config.world_size)
-    check_vllm(setup.recipe.config)
     return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
 
 
@@ -78,6 +78,14 @@ def trackers(setup: Setup) -> Finding:
     if missing:
         return Finding("fail", f"report_to: {missing} not installed", f"pip install {' '.join(missing)}")
     return Finding("pass", ", ".join(wanted) or "none but the run folder")
+
+
+def packages(setup: Setup) -> Finding:
+    """Packages that fields of the recipe need."""
+    if missing := missing_packages(setup.recipe):
+        found = "; ".join(f"{need.field} needs {need.module}, which is not installed" for need in missing)
+        return Finding("fail", found, f"pip install {' '.join(sorted({repr(need.requirement) for need in missing}))}")
+    return Finding("pass", "all that the recipe needs are installed")
 
 
 def processor(setup: Setup) -> Finding:
@@ -225,6 +233,7 @@ CHECKS = {
     "device": Check(device),
     "processes": Check(launch),
     "trackers": Check(trackers),
+    "packages": Check(packages),
     "processor": Check(processor),
     "data": Check(data, ("processor",)),
     "held-out data": Check(held_out, ("processor",)),
@@ -240,7 +249,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "trackers")
+BEFORE_LOADING = ("versions", "trackers", "packages")
 WITH_MODEL = ("memory", "disk")
 
 

@@ -205,6 +205,8 @@ def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
         return auto_class.from_pretrained(name, **options)
     except RecipeError:
         raise
+    except ImportError as error:  # its message has the pip command
+        raise RecipeError(f"model_name_or_path: {name!r} needs a package: {str(error).strip()}") from error
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {reason}; {CHECKPOINT}") from error

@@ -5,12 +5,12 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import ModelConfig, TrlParser
-from trl.import_utils import is_vllm_available
 
 from vgpo.data import FORMATS
 from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
@@ -190,6 +190,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         run, config, model, rest = parser.parse_args_into_dataclasses(
             args=list(overrides), return_remaining_strings=True, look_for_args_file=False
         )
+    except PackageNotFoundError as error:  # transformers looks for this one while it reads the field
+        raise RecipeError(f"{path}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
     except ValueError as error:
         raise RecipeError(f"{path}: {NO_GPU if NO_GPU_THERE in str(error) else error}") from error
     if rest:
@@ -374,19 +376,6 @@ def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> 
             f"repository lists them under 'History'), or {DOWNLOAD.format(name=name)}"
         )
     logger.warning("trust_remote_code: Python code of %s at commit %s will run.", name, revision)
-
-
-def check_vllm(config: VGPOConfig) -> None:
-    """Whether vLLM is there if it is to generate; for what trains, since a recipe can be read without it.
-
-    Raises:
-        RecipeError: It is not.
-    """
-    if config.use_vllm and not is_vllm_available():
-        raise RecipeError(
-            f"use_vllm: true (vllm_mode: {config.vllm_mode}) needs vLLM, which is not installed: `pip install vllm`, "
-            "a version that this TRL names, or set use_vllm: false to generate with transformers"
-        )
 
 
 def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:
