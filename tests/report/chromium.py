@@ -8,15 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-NEEDS_BROWSER = [
-    pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
-]
-
 FLAGS = (
     "--headless",
     "--no-sandbox",
