@@ -76,6 +76,7 @@ def load_model():
     return AutoModelForImageTextToText.from_pretrained(checkpoint_path(), dtype=torch.float32)
 
 
+@pytest.mark.train
 def test_first_step_is_the_trainers(trainer, responses):
     dataset = rows_with_pictures(NUM_PROMPTS)
     assert trainer.inputs["row_index"].tolist() == [row for row in range(NUM_PROMPTS) for _ in range(GROUP)]

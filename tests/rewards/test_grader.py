@@ -63,6 +63,7 @@ def test_text_alone_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         assert grader.grade([boxed("7"), boxed("b"), boxed("8")], ["7", "B", "7"]) == [True, True, False]
 
 
+@pytest.mark.process
 def test_worker_that_cannot_start_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
     with Grader() as grader, pytest.raises(RuntimeError, match=r"No module named vgpo[.]does_not_exist"):
@@ -220,6 +221,7 @@ def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> N
         assert grader._idle[0]._process.pid == pid
 
 
+@pytest.mark.process
 def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_sympy(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
