@@ -206,6 +206,7 @@ def _exit_zero_if_right(grader: Grader) -> None:
     sys.exit(0 if grader.grade([boxed("right")], ["a"]) == [True] else 1)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # it is what is tested
 def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
