@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.report.chromium import PROGRAM, Chromium
+from tests.report.chromium import Chromium, require_browser
 
 pytest_plugins = ["tests.lanes"]
 
@@ -17,9 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    if PROGRAM is None:
-        unavailable = pytest.fail if os.environ.get("CI") else pytest.skip
-        unavailable("found neither chromium nor google-chrome on PATH: install one (Debian: apt-get install chromium)")
-    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
+    browser = Chromium(require_browser(), tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
