@@ -1,18 +1,22 @@
-"""What all tests share: quiet libraries, and a browser for those that ask for one."""
+"""What all tests share: quiet libraries, lanes, and a browser for those that ask for one."""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 
-from tests.report.chromium import PROGRAM, Chromium
+from tests.report.chromium import Chromium, require_browser
+
+pytest_plugins = ["tests.lanes"]
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker for each core; read when torch is imported, later than this file
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    browser = Chromium(str(PROGRAM), tmp_path_factory.mktemp("profile"))
+    browser = Chromium(require_browser(), tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()

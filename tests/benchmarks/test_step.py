@@ -28,6 +28,7 @@ def grad_norms(contender: step.Contender) -> list[float]:
     return [entry["grad_norm"] for entry in contender.trainer.state.log_history if "grad_norm" in entry]
 
 
+@pytest.mark.train
 def test_every_contender_does_the_work_of_grpo(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a shaping all have the gradients of TRL's trainer: same rollouts, same prompts, same loss."""
     for name in ("VGPO", "VGPO off"):
@@ -42,6 +43,7 @@ def test_every_contender_does_the_work_of_grpo(monkeypatch: pytest.MonkeyPatch) 
         assert contender.peak_bytes > 0
 
 
+@pytest.mark.train
 def test_a_row_holds_ratios_of_counted_steps() -> None:
     row = step.measure(work(num_steps=4), steps=2, seed=3, device="cpu")
     assert (row["group"], row["prompt"], row["visual"], row["response"], row["rollouts"]) == (2, 24, 9, 5, 2)
@@ -62,6 +64,7 @@ def test_prompts_have_the_tokens_of_their_case(device: str) -> None:
         assert lengths == (case.prompt, case.side**2)
 
 
+@pytest.mark.train
 def test_a_failing_trainer_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
         raise ArithmeticError("no reward")

@@ -153,6 +153,7 @@ def text_of(found: Found) -> str | None:
     return text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("prepare", SCENARIOS)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, prepare):
     step, struck = strike_everywhere(tmp_path, prepare, "kill")
@@ -174,6 +175,7 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: 
     assert switch > 10
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("prepare", SCENARIOS)
 def test_a_disk_full_from_any_operation_on_leaves_older_checkpoints_and_no_unfinished_files(tmp_path: Path, prepare):
     step, struck = strike_everywhere(tmp_path, prepare, "full")

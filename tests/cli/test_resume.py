@@ -120,6 +120,7 @@ def evaluation(run: Path) -> dict:
     return json.loads((run / "evaluation.json").read_text())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("step", [1, 2, STEPS], ids=["in a window", "between windows", "after the last step"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     start: Start, whole: Path, stopped: Callable[[int], Path], step: int
@@ -134,6 +135,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert (resumed["step"], resumed["changes"]) == (step, [])
 
 
+@pytest.mark.train
 def test_a_run_without_a_usable_checkpoint_begins_anew_and_keeps_its_first_evaluation(
     start: Start, whole: Path, stopped: Callable[[int], Path]
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_run_without_a_usable_checkpoint_begins_anew_and_keeps_its_first_evalu
     assert evaluation(run) == {**marked, "after": evaluation(whole)["after"]}
 
 
+@pytest.mark.train
 def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(
     start: Start, whole: Path, stopped: Callable[[int], Path]
 ) -> None:
@@ -173,6 +176,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("words", "names"), CHANGES.values(), ids=CHANGES)
 def test_another_run_is_an_error_that_lists_what_differs(
     start: Start,
@@ -197,6 +201,7 @@ def test_another_run_is_an_error_that_lists_what_differs(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.train
 def test_a_reward_that_was_edited_is_another_one(start: Start, folder: Path, stopped: Callable[[int], Path]) -> None:
     run = stopped(2)
     (folder / "reward.py").write_text(REWARD + "# mended\n")
@@ -206,6 +211,7 @@ def test_a_reward_that_was_edited_is_another_one(start: Start, folder: Path, sto
     assert "rewards was " in done.stderr
 
 
+@pytest.mark.train
 def test_a_change_that_is_meant_is_recorded(start: Start, whole: Path, stopped: Callable[[int], Path]) -> None:
     run = stopped(2)
     done = start(run, "--learning_rate", "0.001", "--allow_changes", "true")
@@ -239,6 +245,7 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.train
 def test_a_signal_behind_the_last_step_does_not_cost_the_trained_model(
     start: Start, whole: Path, stopped: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +259,7 @@ def test_a_signal_behind_the_last_step_does_not_cost_the_trained_model(
     assert sorted(names) == sorted(path.name for path in (run / "checkpoints" / "final").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_preempted_run_saves_the_step_at_hand_and_goes_on(
     start: Start, begin: Callable[..., "subprocess.Popen[bytes]"], whole: Path, tmp_path: Path
 ) -> None:
@@ -270,7 +277,7 @@ def test_a_preempted_run_saves_the_step_at_hand_and_goes_on(
     assert differences(run, whole) == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_second_interrupt_leaves_at_once(
     begin: Callable[..., "subprocess.Popen[bytes]"], folder: Path, tmp_path: Path
 ) -> None:

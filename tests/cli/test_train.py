@@ -199,7 +199,8 @@ def test_a_full_disk_says_what_is_left(
     assert set(folder.read_evaluation()) == {"before"}
 
 
-@pytest.mark.slow
+@pytest.mark.train
+@pytest.mark.smoke
 def test_quickstart_from_command_to_report(
     tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

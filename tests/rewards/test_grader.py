@@ -63,6 +63,7 @@ def test_text_alone_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
         assert grader.grade([boxed("7"), boxed("b"), boxed("8")], ["7", "B", "7"]) == [True, True, False]
 
 
+@pytest.mark.process
 def test_worker_that_cannot_start_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
     with Grader() as grader, pytest.raises(RuntimeError, match=r"No module named vgpo[.]does_not_exist"):
@@ -205,6 +206,7 @@ def _exit_zero_if_right(grader: Grader) -> None:
     sys.exit(0 if grader.grade([boxed("right")], ["a"]) == [True] else 1)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # it is what is tested
 def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
@@ -220,6 +222,7 @@ def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> N
         assert grader._idle[0]._process.pid == pid
 
 
+@pytest.mark.process
 def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_sympy(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

@@ -195,7 +195,6 @@ def test_rows_end_to_end_attend_alike(layout: PromptLayout, monkeypatch: pytest.
     torch.testing.assert_close(out[tokens], attend(*heads, layout, SCALE)[tokens], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_flex_attention_is_compiled_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else torch ends the run at the ninth: as one graph it does not fall back to running uncompiled."""
     counter = CompileCounter()

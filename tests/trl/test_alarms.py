@@ -168,6 +168,7 @@ def alike(completion_ids, **kwargs):
 SAVING = {"save_strategy": "steps", "save_steps": 1, "alarm_lines": LINES, "alarm_answers_cut": 0, "max_steps": 6}
 
 
+@pytest.mark.train
 def test_a_run_logs_its_alarms_and_keeps_the_checkpoint(make_trainer, tmp_path, caplog):
     folder = RunFolder.create(tmp_path / "folder", {}, seed=0, command=[])
     trainer = make_trainer(
@@ -179,6 +180,7 @@ def test_a_run_logs_its_alarms_and_keeps_the_checkpoint(make_trainer, tmp_path, 
     assert trainer.checkpoints.steps() == [6, 2]
 
 
+@pytest.mark.train
 def test_a_run_can_stop_at_an_alarm_and_go_on(make_trainer):
     settings = {**SAVING, "save_strategy": "no", "alarms": "stop"}
     trainer = make_trainer(reward=alike, **settings)
@@ -192,6 +194,7 @@ def test_a_run_can_stop_at_an_alarm_and_go_on(make_trainer):
     assert again.state.log_history[3]["alarm/groups_alike"] == 1
 
 
+@pytest.mark.train
 def test_a_resumed_run_goes_on_counting(make_trainer):
     trainer = make_trainer(reward=alike, **SAVING)
     trainer.train()
@@ -208,6 +211,7 @@ class Poisoned(VGPOTrainer):
         return super()._compute_loss(model, inputs) * (float("nan") if self.state.global_step == 1 else 1.0)
 
 
+@pytest.mark.train
 def test_a_skipped_step_is_an_alarm(make_trainer, caplog):
     trainer = make_trainer(Poisoned, reward=coin, max_steps=3)
     with caplog.at_level(logging.WARNING):

@@ -34,6 +34,7 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("poison", ["loss", "norm"])
 def test_a_bad_step_is_skipped_and_counted(make_trainer, poison, caplog):
     trainer = make_trainer(Poisoned, max_steps=3, weight_decay=0.1, logging_nan_inf_filter=False)
@@ -56,6 +57,7 @@ def test_a_bad_step_is_skipped_and_counted(make_trainer, poison, caplog):
     assert "Step 2 skipped: its loss or gradient norm is not finite" in caplog.text
 
 
+@pytest.mark.train
 def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_path):
     trainer = make_trainer(Poisoned, max_steps=9, max_skipped_steps=2)
     trainer.bad_steps = (0, 2, 3, 4)
@@ -67,6 +69,7 @@ def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_pat
     assert any(torch.equal(t, p) for t in saved.values() for p in trainer.before.values() if t.shape == p.shape)
 
 
+@pytest.mark.train
 def test_weights_that_a_finite_gradient_ruined_are_told_from_a_bug(make_trainer):
     with pytest.raises(NonFiniteError, match=r"not finite after step \d+.*last checkpoint.*learning_rate"):
         make_trainer(max_steps=4, learning_rate=1e25, lr_scheduler_type="constant").train()
