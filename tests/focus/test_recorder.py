@@ -117,12 +117,13 @@ def test_with_a_compiled_decoder(model, inputs, in_place, device):
     model.to(device)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     plain = recorded(model, inputs)
-    backend = "eager" if device.type == "cpu" else "inductor"
+    # On a CPU without a C++ compiler inductor cannot run; on CUDA its fused kernels round in other places.
+    backend, atol = ("eager", 1e-5) if device.type == "cpu" else ("inductor", 1e-4)
     if in_place:
         model.get_decoder().compile(backend=backend)
     else:
         model.model.language_model = torch.compile(model.get_decoder(), backend=backend)
-    torch.testing.assert_close(recorded(model, inputs), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(recorded(model, inputs), plain, atol=atol, rtol=0)
 
 
 def test_nothing_of_hidden_size_stays_alive_and_the_hook_is_gone(model, inputs):
