@@ -36,7 +36,8 @@ def describe(environment: dict[str, Any]) -> str:
 
 
 def commit(environment: dict[str, Any]) -> str:
-    return f"{environment['commit'] or 'none'}{' with changes' if environment['dirty'] else ''}"
+    """The first letters of the commit, and whether tracked files differ from it."""
+    return f"{(environment['commit'] or 'none')[:9]}{' with changes' if environment['dirty'] else ''}"
 
 
 def write(file: Path | None, environment: dict[str, Any], **results: Any) -> None:

@@ -405,8 +405,10 @@ def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str,
         "of VGPO / VGPO without sharing; s, GiB: update and memory of VGPO.",
         highlight=False,
     )
-    for name, goal in plan.bench.goals:
-        console.print(f"goal: {name} at most {goal}", highlight=False)
+    for row in results:
+        for name, goal in plan.bench.goals:
+            found = row[name] if name in row else row["ratios"][name]["median"]
+            console.print(f"{row['case']}, G {row['group']}: {name} {found:.3f}, goal at most {goal}", highlight=False)
 
 
 def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:

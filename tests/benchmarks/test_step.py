@@ -1,6 +1,7 @@
 """The step benchmark measures what it says: equal work, exact prompts, named contenders, a picture of it all."""
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,10 @@ def test_a_call_ends_in_figures_and_where_they_come_from(
     line = json.loads(out.splitlines()[-1])
     assert set(line["paper"]) == {"time_ratio", "memory_ratio", "floor", "off_ratio"}
     assert line["environment"]["seed"] == 5
-    assert "goal: memory_ratio at most 0.5" in out
+    assert re.search(r"paper, G 8: memory_ratio 0\.\d{3}, goal at most 0.5\n", out)
     written = json.loads(file.read_text(encoding="utf-8"))
     assert [(row["case"], row["group"]) for row in written["results"]] == [("paper", 8)]
-    assert written["environment"]["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(written["environment"]["versions"]["torch"])
 
 
 def test_what_is_left_out_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
