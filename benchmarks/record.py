@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,28 @@ from vgpo.report.environment import cpu_name, describe_environment
 LIBRARIES = ("torch", "transformers", "trl")
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all benchmarks of the battery have."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for all results")
+    parser.add_argument("--tiny", action="store_true", help="sizes of a test; the figures mean nothing")
+
+
+def seconds_of(function: Callable[[], object], device: torch.device) -> float:
+    """How long a call takes: by events on CUDA, where a call returns before its kernels end."""
+    if device.type == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start_event.record()
+    function()
+    end_event.record()
+    torch.cuda.synchronize(device)
+    return start_event.elapsed_time(end_event) / 1000
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:

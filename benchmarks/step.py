@@ -424,16 +424,11 @@ def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def parse_plan() -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    record.add_device(parser)
+    record.add_options(parser)
     parser.add_argument("--model", choices=models.MODELS, help="a model of real size; by default one of the device's")
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--groups", nargs="+", type=int, help="rollouts of a prompt")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each trainer")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="file for the medians and their spread")
-    parser.add_argument(
-        "--tiny", action="store_true", help="model and cases of a test's size; the figures mean nothing"
-    )
     arguments = parser.parse_args()
     bench = models.MODELS[arguments.model] if arguments.model else models.BENCHES[arguments.device]
     choices = [*bench.cases, *([] if arguments.model else [models.EMBEDDED])]
