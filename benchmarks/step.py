@@ -451,6 +451,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for row in measure_all(plan, console):
         results.append(row)
+        time_ratio = row["ratios"]["time_ratio"]["median"]
+        console.print(
+            f"{row['case']}, G {row['group']}: update {time_ratio:.3f}, memory {row['memory_ratio']:.3f}",
+            highlight=False,
+        )
         record.write(file, environment, steps=plan.steps, goals=dict(plan.bench.goals), results=results)
     report(results, plan, environment, console)
     record.print_line(headline(results), environment)
