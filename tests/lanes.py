@@ -1,7 +1,7 @@
 """Lanes: what a test costs, and so in which run it is. Every test is in exactly one.
 
-A test without a lane marker is in the lane `fast`, or in `browser` if it uses the fixture of that name. Two lane
-markers are an error. A test that trains a model or starts an interpreter fails in a lane where that is not allowed, so
+A test without a lane marker is in the lane `fast`, or in `browser` if it uses the fixture of that name. A case that
+needs a GPU is in the lane `gpu`, whatever lane its other cases are in. Two other lane markers are an error. A test that trains a model or starts an interpreter fails in a lane where that is not allowed, so
 that a new test cannot slow down the fast lane unnoticed.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 # The most expensive first: files of these lanes start first, so that no worker ends with a long one.
-LANES = ("process", "slow", "gpu", "train", "browser", "fast")
+LANES = ("gpu", "process", "slow", "train", "browser", "fast")
 TRAINING = "trains a model"
 STARTING = "starts an interpreter"
 ALLOWED = {
@@ -58,6 +58,8 @@ def lane_of(item: pytest.Item) -> str:
     named = {mark.name for mark in item.iter_markers()}.intersection(LANES)
     if "browser" in getattr(item, "fixturenames", ()):
         named.add("browser")
+    if "gpu" in named:
+        return "gpu"
     if len(named) > 1:
         raise pytest.UsageError(
             f"{item.nodeid} is in the lanes {' and '.join(sorted(named))}, expected one: mark its cases apart with "
