@@ -265,7 +265,9 @@ class ResumableTrainer(GRPOTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._take_up_saved_state()  # where no step was left to train
+        if self._saved_state is not None:  # no step was left to train
+            self._take_up_saved_state()
+            self.model.train()  # what was not logged yet is of training
         return super()._finalize_training(*args, **kwargs)
 
     def _skip_epochs(self, num_epochs: int) -> None:
