@@ -191,9 +191,10 @@ def run_phases(
 
 
 def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
-    """Write the trained model beside its place and put it there whole.
+    """Write the trained model beside its place and rename it once it is complete.
 
     Raises:
+        NonFiniteError: A trained weight is not finite.
         RunFolderError: The disk refused.
     """
     final = folder.final_path
@@ -203,6 +204,8 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             put_in_place(partial, final)
+    except NonFiniteError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's own writer
         raise RunFolderError(
             f"{final} could not be written: {error}. Metrics, rollouts and checkpoints are intact: free space on this "
