@@ -125,6 +125,15 @@ def test_the_newest_checkpoint_from_before_the_bad_lines_is_kept(config, store, 
     assert store.steps() == [20, 16, 4]
 
 
+def test_a_checkpoint_of_a_suspect_update_is_not_pinned(config, store, caplog):
+    save(store, 3, 4, 5)
+    Alarms(config()).hear(6, {"guard/skipped_steps": 1}, store, suspect=5)
+    assert store.pins().keys() == {4}
+    save(store, 9)
+    Alarms(config()).hear(20, {"guard/skipped_steps": 1}, store, suspect=4)
+    assert "There is no earlier checkpoint to go back to" in caplog.text
+
+
 def test_a_broken_checkpoint_is_none_to_go_back_to(config, store):
     save(store, 3, 4)
     (store.path(4) / "weights").unlink()
@@ -177,7 +186,7 @@ def test_a_run_logs_its_alarms_and_keeps_the_checkpoint(make_trainer, tmp_path, 
     trainer.train()
     assert [line.get("alarm/groups_alike") for line in folder.read_metrics()[:6]] == [None, None, 1, 1, 1, 1]
     assert caplog.text.count("Alarm groups_alike at step 3") == caplog.text.count("Alarm ") == 1
-    assert trainer.checkpoints.steps() == [6, 2]
+    assert trainer.checkpoints.steps() == [6, 5, 1]
 
 
 @pytest.mark.train

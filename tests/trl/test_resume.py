@@ -207,10 +207,16 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
 
 
 @pytest.mark.train
-@pytest.mark.parametrize("steps", [STEPS, 6], ids=["in an epoch", "at the end of an epoch"])
-def test_a_run_that_is_over_trains_no_further_step(tmp_path: Path, whole_run: Callable[..., Any], steps: int) -> None:
-    whole, _, folder = whole_run(f"{steps} steps", max_steps=steps)
-    resumed, rollouts = resumed_run(tmp_path, folder, steps, max_steps=steps)
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [(STEPS, {}), (6, {}), (STEPS, {"logging_steps": 3})],
+    ids=["in an epoch", "at the end of an epoch", "with figures that are not logged yet"],
+)
+def test_a_run_that_is_over_trains_no_further_step(
+    tmp_path: Path, whole_run: Callable[..., Any], steps: int, settings: dict[str, Any]
+) -> None:
+    whole, _, folder = whole_run(f"{steps} steps, {settings}", max_steps=steps, **settings)
+    resumed, rollouts = resumed_run(tmp_path, folder, steps, max_steps=steps, **settings)
     assert resumed.state.global_step == steps
     assert told(resumed.state.log_history) == told(whole.state.log_history)
     assert not rollouts
