@@ -57,6 +57,13 @@ class SymbolicWorker:
         """Whether the worker has answered each check, and neither ended nor written anything since."""
         return not self._failed and not select.select([self._channel], [], [], 0)[0]
 
+    def await_ready(self) -> bytes:
+        """CONFINED or LIMITED; empty if the worker did not start."""
+        self._channel.settimeout(_START_SECONDS)
+        ready = _receive(self._channel)
+        self._channel.settimeout(self._server.seconds)
+        return ready
+
     def check(self, answer: str, reference: str) -> Outcome:
         """The outcome for one pair; after TIMEOUT or CRASH the worker is no longer usable."""
         self._failed = True
@@ -104,17 +111,12 @@ class WorkerServer:
         """
         for attempt in range(_ATTEMPTS):
             time.sleep(attempt)
-            channel, remote = socket.socketpair()
-            with remote:
-                pid = self._fork(remote)
-            channel.settimeout(_START_SECONDS)
-            ready = _receive(channel) if pid else b""
-            if ready in (CONFINED, LIMITED):
-                channel.settimeout(self.seconds)
+            worker = self._fork()
+            ready = worker.await_ready()
+            if ready:
                 self._warn_if_limited(ready)
-                return SymbolicWorker(self, pid, channel)
-            channel.close()
-            self.kill(pid)
+                return worker
+            worker.close()
         raise RuntimeError(
             f"{_ATTEMPTS} workers of the grader in a row ended while they started. The machine may be short of memory "
             "or of processes: free some, or lower num_workers."
@@ -131,16 +133,18 @@ class WorkerServer:
         with self._lock:
             self._end()
 
-    def _fork(self, remote: socket.socket) -> int:
-        """The process of a new worker that has the other end of `remote`; 0 where there is none."""
+    def _fork(self) -> SymbolicWorker:
+        """A new worker, which may have ended already."""
         with self._lock:
             if self.pid is None:
                 self._end()
                 self._server = _start_server(self._arguments())
-            reply = self._request(FORK, remote.fileno())
+            channel, remote = socket.socketpair()
+            with remote:
+                reply = self._request(FORK, remote.fileno())
             if not reply:
                 self._end()
-            return int.from_bytes(reply, "big")
+        return SymbolicWorker(self, int.from_bytes(reply, "big"), channel)
 
     def _request(self, message: bytes, *descriptors: int) -> bytes:
         """The server's reply, empty if it has ended."""
