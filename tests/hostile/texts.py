@@ -91,14 +91,15 @@ def hostile_text(max_parts: int = 8) -> st.SearchStrategy[str]:
 
 
 # What the fuzzer splices into answers: macros, signs that mathruler deletes, look-alikes, Python.
-PIECES = (
-    r"\frac{ \dfrac1 \tfrac \sqrt{ \sqrt[ \pi \alpha \vartheta \phi \infty \cdot \times \text{ \mathrm{ \left( \right) "
+_SPLICES = (
+    r"\frac{ \dfrac1 \tfrac \sqrt{ \sqrt[ \pi \alpha \vartheta \phi \infty \cdot \times \text{ \mathrm{ \left( "
     r"\{ \} \! \, \; \% \$ $ % { } ( ) [ ] ^ ** _ __ . .. , ; : = == < > ! | & ~ @ # ' \" ` \\ / // + - * "
     "0 1 2 9 12 1.5 .5 1e3 1e999 0x1f 0b1 1_000 2j x y e i d pi sqrt ln log eye oo im re li ff id or in is if lambda "
     "ⅹ ⅾ ⅽ ⅰ ℯ ⅈ 𝑥 𝐝 ﹏ ＿ ． （ ） ［ ］ ² ½ Ⅷ １ ٣ ０ √ π ∞ − · × ÷ ° ß ſ µ ϖ a\u0301 \u200b \ufeff "
     "x.y ().x x[0] x(0) f(x) __doc__ _$_ .__class__ .diff( .subs( globals() eval( exec( open( __import__( lambda: "
     "million billion cm degree and or \n \t \r \x00"
-).split(" ")
+)
+PIECES = _SPLICES.split(" ")
 
 
 def fuzzed_answers(seeds: Sequence[str], number: int, seed: int) -> Iterator[str]:

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from vgpo.rewards import extract_boxed
-from vgpo.rewards.answers import canonical, choice_letter, is_unsafe, strip_outer_box, compare_text
+from vgpo.rewards.answers import canonical, choice_letter, compare_text, is_unsafe, strip_outer_box
 
 
 @pytest.mark.parametrize(

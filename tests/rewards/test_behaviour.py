@@ -7,7 +7,7 @@ import pytest
 from mathruler.grader import grade_answer
 
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import is_words, compare_text
+from vgpo.rewards.answers import compare_text, is_words
 
 HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 

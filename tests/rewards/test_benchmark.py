@@ -6,7 +6,7 @@ import pytest
 from benchmarks import grader as benchmark
 
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import extract_boxed, is_unsafe, compare_text
+from vgpo.rewards.answers import compare_text, extract_boxed, is_unsafe
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_interrupted_check_does_not_answer_for_the_next(monkeypatch: pytest.Monk
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
 
     def interrupt(worker: process.SymbolicWorker, answer: str, reference: str) -> Outcome:
-        worker._channel.sendall(json.dumps([answer, reference]).encode() + b"\n")
+        worker._channel.sendall(json.dumps(["0", answer, reference]).encode() + b"\n")
         raise KeyboardInterrupt
 
     with Grader() as grader:

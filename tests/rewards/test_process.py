@@ -128,7 +128,7 @@ def test_a_server_killed_between_two_calls_is_replaced(monkeypatch: pytest.Monke
 def test_workers_end_with_a_server_that_is_killed(make_server: Callable[..., WorkerServer]) -> None:
     server = make_server("stand_in")
     with closing(server.start_worker()) as worker:
-        worker._channel.sendall(b'["hang", "a"]\n')
+        worker._channel.sendall(b'["0", "hang", "a"]\n')
         os.kill(server.pid, signal.SIGKILL)
         assert wait_until(lambda: has_ended(worker.pid), 10.0)
 
@@ -145,7 +145,7 @@ def test_server_and_workers_end_with_an_owner_that_is_killed(tmp_path: Path, for
             process.CHECKER = "tests.rewards.checkers:stand_in"
             server = process.WorkerServer(60.0, 2 * 1024**3)
             worker = server.start_worker()
-            worker._channel.sendall(b'["hang", "a"]\\n')
+            worker._channel.sendall(b'["0", "hang", "a"]\\n')
             child = os.fork() if {forked} else 0
             if {forked} and child == 0:
                 time.sleep(60)
@@ -169,10 +169,10 @@ def test_an_import_that_comes_too_late_ends_the_worker(make_server: Callable[...
         assert worker.check("needed", "a") is Outcome.CRASH
 
 
-def test_a_worker_that_writes_without_being_asked_is_not_used_again(make_server: Callable[..., WorkerServer]) -> None:
+def test_a_worker_cannot_reply_to_what_it_was_not_asked(make_server: Callable[..., WorkerServer]) -> None:
     claim_the_next = "import os\nfor fd in range(3, 300):\n try: os.write(fd, b'1')\n except OSError: pass"
     with closing(make_server("evaluate").start_worker()) as worker:
         assert worker.check("result = 1", "1") is Outcome.RIGHT
         assert worker.usable
-        worker.check(claim_the_next, "2")
+        assert worker.check(claim_the_next, "2") is Outcome.CRASH
         assert not worker.usable

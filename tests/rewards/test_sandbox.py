@@ -132,11 +132,11 @@ def test_memory_and_the_clock_are_left(worker: SymbolicWorker) -> None:
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
 def test_standard_streams_lead_nowhere(worker: SymbolicWorker, descriptor: int) -> None:
     assert worker.check(f"import os; result = os.write({descriptor}, b'x')", "1") is Outcome.RIGHT
-    assert os.path.samefile(f"/proc/{worker.pid}/fd/{descriptor}", os.devnull)
+    assert Path(f"/proc/{worker.pid}/fd/{descriptor}").samefile(os.devnull)
 
 
 def test_a_worker_holds_nothing_but_its_channel(worker: SymbolicWorker) -> None:
-    links = [os.readlink(file) for file in Path(f"/proc/{worker.pid}/fd").iterdir()]
+    links = [str(file.readlink()) for file in Path(f"/proc/{worker.pid}/fd").iterdir()]
     assert len(links) == 4
     assert sum(link.startswith("socket:") for link in links) == 1
 

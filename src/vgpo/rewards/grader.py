@@ -37,9 +37,9 @@ class Grader:
     """Grades in order of cost: equal text, choice letters, integers, and last mathruler in processes of its own.
 
     timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; macOS
-    refuses to set one). num_workers: processes that check at the same time, at least 1. Each call starts them
-    anew when a pair needs them, and ends them. second_opinion: also right what math-verify finds equal, with both sides boxed and neither a
-    word; more lenient than the grader of VGPO's training.
+    refuses to set one). num_workers: processes that check at the same time, at least 1. A call starts those
+    that its pairs need and ends them. second_opinion: also right what math-verify finds equal, with both sides
+    boxed and neither a word; more lenient than the grader of VGPO's training.
     One call grades at a time. Safe to call from any thread, and in a forked process, which gets its own workers.
     Close it, or use it as a context manager.
     ImportError if math-verify is asked for and not installed.

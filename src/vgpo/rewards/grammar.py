@@ -50,7 +50,7 @@ def is_expression(text: str) -> bool:
 
 
 def is_latex(text: str) -> bool:
-    """Whether `text` consists of macros, letters, digits and signs of mathematics; for parsers that evaluate nothing."""
+    """Whether `text` consists of macros, letters, digits and mathematical signs; for parsers that evaluate nothing."""
     return _LATEX.fullmatch(text) is not None
 
 

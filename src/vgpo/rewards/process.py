@@ -4,6 +4,7 @@ import enum
 import json
 import logging
 import os
+import secrets
 import select
 import socket
 import subprocess
@@ -67,15 +68,18 @@ class SymbolicWorker:
     def check(self, answer: str, reference: str) -> Outcome:
         """The outcome for one pair; after TIMEOUT or CRASH the worker is no longer usable."""
         self._failed = True
+        request = secrets.token_hex(8)  # a reply that does not repeat it was not written for this pair
         try:
-            self._channel.sendall(json.dumps([answer, reference]).encode() + b"\n")
-            reply = self._channel.recv(1)
+            self._channel.sendall(json.dumps([request, answer, reference]).encode() + b"\n")
+            reply = self._channel.recv(len(request) + 1)
         except TimeoutError:
             return Outcome.TIMEOUT
         except OSError:
             return Outcome.CRASH
-        self._failed = reply not in _REPLIES
-        return _REPLIES.get(reply, Outcome.CRASH)
+        if reply[:-1] != request.encode() or reply[-1:] not in _REPLIES:
+            return Outcome.CRASH
+        self._failed = False
+        return _REPLIES[reply[-1:]]
 
     def close(self) -> None:
         """Kill the worker."""

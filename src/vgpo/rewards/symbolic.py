@@ -23,15 +23,25 @@ _PARSE_EXPR = sympy_parser.parse_expr
 
 # What `parse_expr` itself writes into the code that it evaluates.
 _CONSTRUCTORS = ("Add", "Float", "Function", "Integer", "Mul", "Number", "Pow", "Rational", "Symbol")
-_NAMESPACE = {
-    name: getattr(sympy, name) for name in (*_CONSTRUCTORS, *grammar.FUNCTIONS, *grammar.CONSTANTS)
-} | {"__builtins__": {}}
+_NAMES = (*_CONSTRUCTORS, *grammar.FUNCTIONS, *grammar.CONSTANTS)
+_NAMESPACE: dict[str, Any] = {"__builtins__": {}, **{name: getattr(sympy, name) for name in _NAMES}}
 
 # sympy imports parts of these only when an expression needs them, which a worker no longer can.
-_LATE_IMPORTS = (
-    "assumptions calculus combinatorics concrete discrete functions integrals logic matrices ntheory physics.units "
-    "polys series sets simplify solvers strategies tensor"
-).split()
+_LATE_IMPORTS = [
+    *("assumptions", "calculus", "combinatorics", "concrete", "discrete", "functions", "integrals", "logic"),
+    *(
+        "matrices",
+        "ntheory",
+        "physics.units",
+        "polys",
+        "series",
+        "sets",
+        "simplify",
+        "solvers",
+        "strategies",
+        "tensor",
+    ),
+]
 _NOT_NEEDED = (".tests", ".benchmarks", "_doc", "_wrapper")
 
 _WARM_UP = [
@@ -96,21 +106,20 @@ def load_checker(fallback: bool) -> Checker:
 
 def _with_fallback(guard: Guard) -> Callable[[str, str], bool]:
     """mathruler's verdict or, where it says no and both sides are mathematics, that of math-verify."""
-    from math_verify import parser  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    from math_verify import parse, verify
+    import math_verify  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-    parser.latex2sympy = guard.around_latex(parser.latex2sympy)
+    math_verify.parser.latex2sympy = guard.around_latex(math_verify.parser.latex2sympy)
 
     def boxed(text: str) -> list[object]:
         # Bare LaTeX would be read up to its first number; time is limited from outside, for alarms miss long sums.
-        return parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+        return math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None)
 
     def is_right(answer: str, reference: str) -> bool:
         if mathruler.grade_answer(answer, reference):
             return True
         if is_words(answer) or is_words(reference):  # it multiplies letters: "felt" would be "left"
             return False
-        return verify(boxed(reference), boxed(answer), timeout_seconds=None)
+        return math_verify.verify(boxed(reference), boxed(answer), timeout_seconds=None)
 
     return is_right
 

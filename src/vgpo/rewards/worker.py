@@ -1,4 +1,4 @@
-"""The server that forks the grader's workers: `python -m vgpo.rewards.worker SOCKET OWNER CHECKER FALLBACK SECONDS BYTES`.
+"""The server of the grader's workers: `python -m vgpo.rewards.worker SOCKET OWNER CHECKER FALLBACK SECONDS BYTES`.
 
 A fresh interpreter, neither forked from the trainer (which has threads and a GPU) nor started by `multiprocessing`
 (which would run the user's training script again, and refuses inside a daemonic process). It loads all that a check
@@ -60,9 +60,9 @@ class Server:
             if command == FORK:
                 self.control.sendall(self.fork(descriptors[0]).to_bytes(PID_BYTES, "big"))
             elif command == KILL:
-                pid = self.control.recv(PID_BYTES, socket.MSG_WAITALL)
-                self.kill(int.from_bytes(pid, "big"))
-                self.control.sendall(pid)
+                number = self.control.recv(PID_BYTES, socket.MSG_WAITALL)
+                self.kill(int.from_bytes(number, "big"))
+                self.control.sendall(number)
             else:
                 break
         for pid in list(self.children):
@@ -91,7 +91,7 @@ class Server:
 
 
 def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoReturn:
-    """A worker: JSON pairs [answer, reference], one a line, each replied to with the byte of its `Outcome`."""
+    """A worker: reads [request, answer, reference] in JSON, one a line, and replies `request` with an outcome's byte."""
     warnings.simplefilter("ignore")
     sys.meta_path.insert(0, _LateImport())
     requests = io.BufferedReader(io.FileIO(channel))
@@ -99,9 +99,10 @@ def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoRetu
         os.write(channel, CONFINED if confine(channel, num_bytes) else LIMITED)
         while line := requests.readline():
             signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends a worker whose owner could not
-            outcome = check(*json.loads(line))
+            request, answer, reference = json.loads(line)
+            outcome = check(answer, reference)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            os.write(channel, outcome.value)
+            os.write(channel, request.encode() + outcome.value)
     os._exit(0)
 
 
