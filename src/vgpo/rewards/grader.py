@@ -24,7 +24,7 @@ class GraderStatistics:
     """Counts since a grader was made; equal pairs of one call are checked, and counted, once."""
 
     symbolic: int = 0
-    """Pairs that the symbolic check decided, or failed to."""
+    """Pairs given to the symbolic check and not refused by it."""
     refused: int = 0
     """Pairs too long, too costly, or outside the grammar of the symbolic check, graded wrong."""
     timeouts: int = 0
