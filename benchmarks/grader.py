@@ -4,8 +4,8 @@
 
 Ordinary answers are of the kinds that ViRL39K and Geometry3K have, eight rollouts a prompt, half of them right. The
 symbolic ones all need algebra. In the last two batches 5 % of the answers are power towers,
-and 5 % are powers that no cheap rule can tell from honest ones. Also the start time of a worker. Prints a table, then one line of JSON. Nothing is
-timed before every verdict on ordinary answers is the known one.
+and 5 % are powers that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints a table,
+then one line of JSON. Nothing is timed before every verdict on ordinary answers is the known one.
 """
 
 from __future__ import annotations
