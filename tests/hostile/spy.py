@@ -8,10 +8,9 @@ import builtins
 import re
 import sys
 import types
-from collections.abc import Callable
 from typing import Any
 
-from vgpo.rewards.process import Outcome
+from vgpo.rewards.process import Checker, Outcome
 
 NAMES = {"Add", "Float", "Function", "Integer", "Mul", "Number", "Pow", "Rational", "Symbol", "ln", "pi", "sqrt"}
 NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Constant, ast.Load)
@@ -20,7 +19,7 @@ TEXT = re.compile(r"[\s0-9a-zA-Zα-ωϵϑϕϖϱϰµ.+\-*/()]*")
 WORD = re.compile(r"[0-9a-zA-Zα-ωϵϑϕϖϱϰµ.+-]*")  # a symbol, or a number as text
 
 
-def load(fallback: bool) -> Callable[[str, str], Outcome]:
+def load(fallback: bool) -> Checker:
     """RIGHT: text that is no mathematics was evaluated. REFUSED: only mathematics was. WRONG: nothing was."""
     from vgpo.rewards import symbolic
 

@@ -3,15 +3,14 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from vgpo.rewards.process import Outcome
+from vgpo.rewards.process import Checker, Outcome
 
 STARTS = "STARTS"  # environment: a file with a line for each start of a server
 
 
-def stand_in(fallback: bool) -> Callable[[str, str], Outcome]:
+def stand_in(fallback: bool) -> Checker:
     """Says right to "right" and to the worker's own "pid N", exits on "crash", hangs on "hang"."""
 
     def check(answer: str, reference: str) -> Outcome:
@@ -24,7 +23,7 @@ def stand_in(fallback: bool) -> Callable[[str, str], Outcome]:
     return check
 
 
-def evaluate(fallback: bool) -> Callable[[str, str], Outcome]:
+def evaluate(fallback: bool) -> Checker:
     """Runs the answer as Python, as a broken parser would; right where its `result` is the reference answer."""
     import ctypes  # noqa: F401 - all that hostile code may want is loaded
     import socket  # noqa: F401
@@ -43,7 +42,7 @@ def evaluate(fallback: bool) -> Callable[[str, str], Outcome]:
     return check
 
 
-def killed_twice(fallback: bool) -> Callable[[str, str], Outcome]:
+def killed_twice(fallback: bool) -> Checker:
     """The first two servers are killed while they start."""
     with Path(os.environ[STARTS]).open("a") as starts:
         starts.write(f"{os.getpid()}\n")
@@ -52,12 +51,12 @@ def killed_twice(fallback: bool) -> Callable[[str, str], Outcome]:
     return stand_in(fallback)
 
 
-def always_killed(fallback: bool) -> Callable[[str, str], Outcome]:
+def always_killed(fallback: bool) -> Checker:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
-def late_import(fallback: bool) -> Callable[[str, str], Outcome]:
+def late_import(fallback: bool) -> Checker:
     """Imports what has not been loaded: a module of sympy for "needed", one that nobody needs otherwise."""
 
     def check(answer: str, reference: str) -> Outcome:

@@ -1,6 +1,7 @@
 """The server of the grader's workers: how fast it forks them, what it survives, and when it ends."""
 
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -176,3 +177,24 @@ def test_a_worker_cannot_reply_to_what_it_was_not_asked(make_server: Callable[..
         assert worker.usable
         assert worker.check(claim_the_next, "2") is Outcome.CRASH
         assert not worker.usable
+
+
+def test_a_trainer_with_many_open_files_grades(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`select.select` knows descriptors below 1024 only."""
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1050)]
+    try:
+        with Grader(num_workers=1) as grader:
+            assert grader.grade([r"\boxed{right}", r"\boxed{wrong}", r"\boxed{right}"], ["a", "b", "c"]) == [
+                True,
+                False,
+                True,
+            ]
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

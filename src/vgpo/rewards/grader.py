@@ -131,14 +131,17 @@ class Grader:
         return verdicts
 
     def _check(self, idle: list[SymbolicWorker], pair: Pair) -> Outcome:
-        """The outcome for one pair, by an idle worker or a new one, which is idle afterwards."""
+        """The outcome for one pair, by an idle worker or a new one, which is idle afterwards if it can be."""
         if any(map(is_unsafe, pair)):
             return Outcome.REFUSED
         worker = self._take_worker(idle)
         try:
             return worker.check(*pair)
         finally:
-            idle.append(worker)
+            if worker.usable:
+                idle.append(worker)
+            else:
+                worker.close()
 
     def _take_worker(self, idle: list[SymbolicWorker]) -> SymbolicWorker:
         while idle:

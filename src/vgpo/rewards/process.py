@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 _LOGGER = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ class Outcome(enum.Enum):
     CRASH = b"c"
 
 
+Checker = Callable[[str, str], Outcome]
+"""Compares an answer with a reference answer."""
+
 _REPLIES = {outcome.value: outcome for outcome in (Outcome.RIGHT, Outcome.WRONG, Outcome.REFUSED)}
 
 
@@ -56,7 +59,7 @@ class SymbolicWorker:
     @property
     def usable(self) -> bool:
         """Whether the worker has answered each check, and neither ended nor written anything since."""
-        return not self._failed and not select.select([self._channel], [], [], 0)[0]
+        return not self._failed and not is_readable(self._channel, 0.0)
 
     def await_ready(self) -> bytes:
         """CONFINED or LIMITED; empty if the worker did not start."""
@@ -224,6 +227,13 @@ def _start_server(arguments: Sequence[str]) -> _ServerProcess:
         f"The grader's worker ({SERVER_MODULE}, run by {sys.executable}) did not start: {reason}. It needs mathruler, "
         f"sympy and pylatexenc: reinstall vgpo if one is missing. The worker wrote:\n{written or '(nothing)'}"
     )
+
+
+def is_readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether `connection` has something to read, or its end, within `seconds`; for descriptors of any number."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
 
 
 def _receive(connection: socket.socket) -> bytes:

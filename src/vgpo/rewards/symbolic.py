@@ -15,9 +15,7 @@ from sympy.parsing import sympy_parser
 
 from vgpo.rewards import grammar
 from vgpo.rewards.answers import is_words
-from vgpo.rewards.process import Outcome
-
-Checker = Callable[[str, str], Outcome]
+from vgpo.rewards.process import Checker, Outcome
 
 _PARSE_EXPR = sympy_parser.parse_expr
 

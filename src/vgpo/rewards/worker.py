@@ -12,16 +12,15 @@ import importlib.abc
 import io
 import json
 import os
-import select
 import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from vgpo.rewards.process import CONFINED, FORK, KILL, LIMITED, PID_BYTES, READY, Outcome
+from vgpo.rewards.process import CONFINED, FORK, KILL, LIMITED, PID_BYTES, READY, Checker, is_readable
 from vgpo.rewards.sandbox import confine, end_with_parent
 
 _OWNER_CHECK_SECONDS = 1.0
@@ -39,9 +38,6 @@ def main() -> None:
         Server(control, check, float(seconds), int(num_bytes)).serve(int(owner))
 
 
-Checker = Callable[[str, str], Outcome]
-
-
 class Server:
     """Forks and kills workers as its owner asks, one request at a time."""
 
@@ -54,7 +50,7 @@ class Server:
 
     def serve(self, owner: int) -> None:
         while os.getppid() == owner:
-            if not select.select([self.control], [], [], _OWNER_CHECK_SECONDS)[0]:
+            if not is_readable(self.control, _OWNER_CHECK_SECONDS):
                 continue
             command, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
             if command == FORK:
