@@ -1,8 +1,9 @@
 """Lanes: what a test costs, and so in which run it is. Every test is in exactly one.
 
 A test without a lane marker is in the lane `fast`, or in `browser` if it uses the fixture of that name. A case that
-needs a GPU is in the lane `gpu`, whatever lane its other cases are in. Two other lane markers are an error. A test that trains a model or starts an interpreter fails in a lane where that is not allowed, so
-that a new test cannot slow down the fast lane unnoticed.
+needs a GPU is in the lane `gpu`, whatever lane its other cases are in. Two other lane markers are an error.
+A test that trains a model or starts an interpreter fails in a lane where that is not allowed, so that a new test
+cannot slow down the fast lane unnoticed.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ ALLOWED = {
     "fast": set(),
 }
 FIXES = {TRAINING: "mark it @pytest.mark.train", STARTING: "mark it @pytest.mark.process"}
-# The grader's workers load no tensor library: every test of a reward may have them.
-GRADER_WORKERS = {"vgpo.rewards.worker", "tests.rewards.stand_in_worker"}
+# The server of the grader's workers loads no tensor library: every test of a reward may start one.
+GRADER_SERVER = "vgpo.rewards.worker"
 
 _actions: set[str] = set()
 """What the test at hand has done so far."""
@@ -39,7 +40,7 @@ _lane = pytest.StashKey[str]()
 
 
 def _note_interpreter(event: str, args: tuple[Any, ...]) -> None:
-    if event == "subprocess.Popen" and args[0] == sys.executable and not GRADER_WORKERS.intersection(args[1]):
+    if event == "subprocess.Popen" and args[0] == sys.executable and GRADER_SERVER not in args[1]:
         _actions.add(STARTING)
 
 
