@@ -3,14 +3,29 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 # Left by a finished install: until the lock or the metadata change, nothing is installed again.
 INSTALLED := .venv/installed
+# One worker for each core, of one thread and about 1.5 GB. Files that take long start first (tests/lanes.py).
+PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-wheel test-oldest test-newest lint format bench lock clean
+.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest lanes lint format bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
 
-test: lint
-	$(BIN)/python -m pytest
+test: SELECTION := not slow
+test-all: SELECTION :=
+# mypy takes a minute of one core: ruff and mypy run beside the tests, and their report comes last if they fail.
+test test-all: $(INSTALLED)
+	@$(MAKE) --no-print-directory lint >.venv/lint.log 2>&1 & lint=$$!; \
+	$(PYTEST) -m "$(SELECTION)"; status=$$?; \
+	wait $$lint || { cat .venv/lint.log; status=1; }; \
+	exit $$status
+
+test-fast: $(INSTALLED)
+	$(PYTEST) -m fast
+
+# How many cases each lane has.
+lanes: $(INSTALLED)
+	@$(BIN)/python -m pytest --collect-only -qq | grep "cases by lane"
 
 # In environments of their own, made from the wheel; docs/tested_versions.md has the results.
 test-wheel test-oldest test-newest:

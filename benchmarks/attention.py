@@ -4,31 +4,37 @@
 prompt once: `dense` under a mask of all tokens by all tokens, `expanded` with the prompt's keys and values repeated
 for each response, `blocks` and `flex` as `vgpo.shared_prompt` does on a CPU and on a GPU.
 
-python benchmarks/attention.py [--rounds 15] [--seed 0]
+    python benchmarks/attention.py [--device cuda] [--rounds 15] [--seed 0] [--json FILE]
+
+The ways take turns, round by round; a ratio is the median over the rounds. The last line is JSON: ratios to
+`separate`.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import time
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
-from vgpo.shared_prompt.attention import BlockAttention, PromptLayout
+from vgpo.shared_prompt.attention import BlockAttention, PromptLayout, attend_end_to_end
 
-# prompt tokens, response tokens, responses
-CASES = {
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the file may be run as a script
+from benchmarks import record
+
+Shape = tuple[int, int, int]  # prompt tokens, response tokens, responses
+CASES: dict[str, dict[str, Shape]] = {
     "cpu": {"image_heavy": (300, 75, 8), "balanced": (100, 100, 8), "text_heavy": (48, 192, 8)},
     "cuda": {"image_heavy": (1072, 256, 8), "balanced": (384, 384, 8), "text_heavy": (128, 512, 8)},
 }
+TINY: Shape = (24, 5, 2)
 HEADS, HEAD_SIZE = 8, 64
+WARM_UP = 2  # rounds that are not counted: kernels are compiled in the first
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -67,8 +73,7 @@ def ways(prompt: int, response: int, group: int, device: torch.device) -> dict[s
     if device.type == "cpu":
         shared["blocks"] = blocks
     else:
-        compiled = torch.compile(flex_attention)
-        shared["flex"] = lambda query, key, value: compiled(query, key, value, block_mask=layout.block_mask)
+        shared["flex"] = lambda query, key, value: attend_end_to_end(query, key, value, layout, scale)
     return {"separate": (group, prompt + response, separate)} | {
         name: (1, length, way) for name, way in shared.items()
     }
@@ -76,16 +81,15 @@ def ways(prompt: int, response: int, group: int, device: torch.device) -> dict[s
 
 def seconds_of(way: Way, heads: list[Tensor]) -> float:
     """Forward and backward once."""
-    if heads[0].is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    torch.autograd.grad(way(*heads).sum(), heads)
-    if heads[0].is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+
+    def run() -> None:
+        out = way(*heads)
+        torch.autograd.grad(out, heads, out.detach())
+
+    return record.seconds_of(run, heads[0].device)
 
 
-def measure(shape: tuple[int, int, int], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def measure(shape: Shape, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each way, round by round."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     contenders = {}
@@ -93,38 +97,49 @@ def measure(shape: tuple[int, int, int], rounds: int, device: torch.device) -> d
         size = (rows, HEADS, tokens, HEAD_SIZE)
         contenders[name] = way, [torch.randn(size, device=device, dtype=dtype, requires_grad=True) for _ in range(3)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds + 2):
+    for _ in range(WARM_UP + rounds):
         for name, (way, heads) in contenders.items():
             seconds[name].append(seconds_of(way, heads))
-    return {name: values[2:] for name, values in seconds.items()}
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
+
+
+def ratios_of(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Of each way to separate rows."""
+    base = seconds["separate"]
+    return {
+        way: round(statistics.median(a / b for a, b in zip(values, base, strict=True)), 3)
+        for way, values in seconds.items()
+    }
+
+
+def result_table(cases: dict[str, Shape], seconds: dict[str, dict[str, list[float]]]) -> Table:
+    table = Table("case", "P", "T", "G", box=None, pad_edge=False)
+    for way in next(iter(seconds.values())):
+        table.add_column(way, justify="right", no_wrap=True)
+    for case, shape in cases.items():
+        ratios = ratios_of(seconds[case])
+        cells = [f"{statistics.median(v) * 1e3:.2f} ms {ratios[way]:.2f}" for way, v in seconds[case].items()]
+        table.add_row(case, *map(str, shape), *cells)
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    record.add_options(parser)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    environment = record.environment(arguments.seed, arguments.device)
     torch.manual_seed(arguments.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    console = Console()
-    console.print(f"{name}; Python {platform.python_version()}, torch {torch.__version__}; seed {arguments.seed}")
-    ratios: dict[str, dict[str, float]] = {}
-    table = Table("case", "P", "T", "G", box=None, pad_edge=False)
-    for case, shape in CASES[device.type].items():
-        seconds = measure(shape, arguments.rounds, device)
-        base = seconds["separate"]
-        ratios[case] = {
-            way: round(statistics.median(a / b for a, b in zip(values, base, strict=True)), 3)
-            for way, values in seconds.items()
-        }
-        if len(table.columns) == 4:
-            for way in seconds:
-                table.add_column(way, justify="right", no_wrap=True)
-        cells = [f"{statistics.median(v) * 1e3:.1f} ms {ratios[case][way]:.2f}" for way, v in seconds.items()]
-        table.add_row(case, *map(str, shape), *cells)
-    console.print(table)
-    print(json.dumps(ratios))
+    cases = CASES[arguments.device]
+    if arguments.tiny:
+        cases = dict.fromkeys(cases, TINY)
+    device = torch.device(arguments.device)
+    seconds = {case: measure(shape, arguments.rounds, device) for case, shape in cases.items()}
+    record.write(arguments.json, environment, cases=cases, seconds=seconds)
+    console = Console(width=119)
+    console.print(record.describe(environment), highlight=False)
+    console.print(result_table(cases, seconds))
+    record.print_line({case: ratios_of(values) for case, values in seconds.items()}, environment)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ with atheris.instrument_imports(include=["vgpo.rewards", "vgpo.report", "vgpo.te
     from vgpo.report import RunFolder, report_data
     from vgpo.rewards import Grader
 
+from tests.hostile.escapes import DELETE, KILL, POISON
 from tests.hostile.texts import NASTY
 
 SEPARATOR = "\x1f"  # between an answer and its gold
@@ -114,7 +115,7 @@ class Findings:
 
 def write_corpus(folder: Path, num_targets: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(NASTY.values()):
+    for number, text in enumerate([*NASTY.values(), DELETE, KILL, POISON]):
         for target in range(num_targets):
             data = bytes([target]) + text.encode("utf-8", errors="surrogatepass")
             (folder / f"nasty-{number}-{target}").write_bytes(data)

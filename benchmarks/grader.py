@@ -4,8 +4,8 @@
 
 Ordinary answers are of the kinds that ViRL39K and Geometry3K have, eight rollouts a prompt, half of them right. The
 symbolic ones all need algebra. In the last two batches 5 % of the answers are power towers,
-and 5 % are powers that no cheap rule can tell from honest ones. Prints a table, then one line of JSON. Nothing is
-timed before every verdict on ordinary answers is the known one.
+and 5 % are powers that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints a table,
+then one line of JSON. Nothing is timed before every verdict on ordinary answers is the known one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from mathruler.grader import extract_boxed_content, grade_answer
 
 from vgpo.report.environment import cpu_name
 from vgpo.rewards import Grader
+from vgpo.rewards.process import WorkerServer
 
 ROOT = Path(__file__).resolve().parents[1]
 
 GROUP = 8
 HANGING_PROMPTS = 64
 HANGING_SHARE = 0.05
+NUM_STARTS = 20
 THOUGHT = "The picture shows a triangle whose sides are given, so the law of cosines applies. " * 12
 WORDS = ["Rectangles", "isosceles triangle", "left", "the red car", "parallel", "Wednesday"]
 
@@ -119,7 +121,7 @@ def main() -> None:
             name: measure_hanging(grader, write_hanging(answer, arguments.seed), arguments.limit)
             for name, answer in (("power towers", tower), ("slow powers", slow_power))
         }
-    report(rates, hanging, arguments)
+    report(rates, hanging, measure_starts(), arguments)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -209,13 +211,27 @@ def measure_hanging(grader: Grader, rollouts: list[Rollout], limit: float) -> di
     }
 
 
+def measure_starts() -> dict[str, float]:
+    """Milliseconds until the first worker is ready, with the server that it is forked from, and until a later one."""
+    server, milliseconds = WorkerServer(seconds=4.0, num_bytes=2 * 1024**3), []
+    for _ in range(1 + NUM_STARTS):
+        started = time.perf_counter()
+        worker = server.start_worker()
+        milliseconds.append(1000 * (time.perf_counter() - started))
+        worker.close()
+    server.close()
+    return {"first": round(milliseconds[0]), "later": round(median(milliseconds[1:]), 1)}
+
+
 def grade_alone(rollouts: Sequence[Rollout], done: Any) -> None:
     for rollout in rollouts:
         grade_answer(extract_boxed_content(rollout.response), rollout.gold)
         done.value += 1
 
 
-def report(rates: dict[str, Any], hanging: dict[str, Any], arguments: argparse.Namespace) -> None:
+def report(
+    rates: dict[str, Any], hanging: dict[str, Any], starts: dict[str, float], arguments: argparse.Namespace
+) -> None:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -229,7 +245,8 @@ def report(rates: dict[str, Any], hanging: dict[str, Any], arguments: argparse.N
             f"{found['timeouts']} killed); mathruler in-process: {found['mathruler_done']} rollouts in "
             f"{arguments.limit:g} s, then stopped"
         )
-    print(json.dumps({**rates, **hanging}))
+    print(f"start of a worker: {starts['later']} ms; of the first, with its server: {starts['first']} ms")
+    print(json.dumps({**rates, **hanging, "start_ms": starts}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Whole optimiser steps of `VGPOTrainer` beside those of TRL's `GRPOTrainer`.
 
-All train the same model on the same prompts with the same random numbers in one process, and take turns step by
+All train the same weights on the same prompts with the same random numbers in one process, and take turns step by
 step, so that whatever else the machine does hits all of them. Rollouts have a fixed length and the learning rate is
 0: every round of steps does the same work. Of each case and group size the table shows ratios, each the median over
 the rounds: `update` is a step without its generation, `off` is VGPO beside VGPO that shares no prompt. The floor is
@@ -9,20 +9,24 @@ patches only 1 / G are left, a step with a large vision tower can lie below it.
 
     python benchmarks/step.py [--cases image_heavy ...] [--groups 8 ...] [--steps 5] [--device cpu] [--json FILE]
 
-The last line is JSON: the ratios at 8 rollouts a group. `benchmarks/chart.py` draws FILE.
+`--model` measures a model of real size with random weights in bf16, with gradient checkpointing: prompts of 1,200
+tokens, of which 1,024 are visual, and responses of 500, drawn at random instead of generated. The optimiser is SGD,
+which keeps no state; AdamW's step would add the same time to all.
+
+The last line is JSON: the ratios at 8 rollouts a group. `benchmarks/chart.py` draws FILE, which is written after each
+case.
 """
 
 import argparse
 import gc
 import itertools
-import json
 import statistics
 import sys
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,19 +34,14 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
-    GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     ProcessorMixin,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
@@ -50,14 +49,14 @@ from trl import GRPOConfig, GRPOTrainer
 from vgpo import toy
 from vgpo.data import load_dataset, to_prompts
 from vgpo.focus import banned_token_ids
-from vgpo.report.environment import describe_environment
 from vgpo.trl import VGPOConfig, VGPOTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the file may be run as a script
+from benchmarks import models, record
 
 WARM_UP = 1  # step of each trainer that is not counted
 HEADLINE = 8  # rollouts a group in the last line
-EMBEDDED = "embedded"  # the case of the quickstart's model and task
-CELL = 28  # pixels of a visual token's side
-TEMPLATE_TOKENS = 10  # what the chat template writes around picture and text
+GIB = 2**30
 
 CONTENDERS: dict[str, tuple[type[GRPOTrainer], type[GRPOConfig], dict[str, Any]]] = {
     "GRPO": (GRPOTrainer, GRPOConfig, {}),
@@ -74,73 +73,55 @@ RATIOS = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A prompt of `prompt` tokens, `side` x `side` of them visual, and rollouts of `response` tokens."""
+class Plan:
+    """What one call measures: cases with their group sizes, in this order."""
 
-    prompt: int
-    side: int
-    response: int
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What is measured on a kind of device: the sizes of a random Qwen2.5-VL, its precision, and the cases."""
-
-    text: dict[str, Any]
-    vision: dict[str, Any]
-    dtype: torch.dtype
-    cases: dict[str, Case]
-
-
-# Prompt to response is 4:1, 1:1 and 1:4 tokens: on this and the group's size alone the floor depends. Shorter prompts,
-# of which the picture is still the greater part, keep steps of the last two cases as short as those of the first.
-BENCHES = {
-    # 17 million parameters.
-    "cpu": Bench(
-        text={"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6,
-              "num_key_value_heads": 2, "vocab_size": 512},
-        vision={"depth": 4, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4,
-                "fullatt_block_indexes": [3]},
-        dtype=torch.float32,
-        cases={"image_heavy": Case(300, 16, 75), "balanced": Case(100, 8, 100), "text_heavy": Case(48, 5, 192)},
-    ),
-    # 0.6 billion parameters, a quarter of them the embeddings of Qwen2.5's whole vocabulary.
-    "cuda": Bench(
-        text={"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24, "num_attention_heads": 16,
-              "num_key_value_heads": 4, "vocab_size": 151_936},
-        vision={"depth": 16, "hidden_size": 768, "intermediate_size": 2048, "num_heads": 12,
-                "fullatt_block_indexes": [3, 7, 11, 15]},
-        dtype=torch.bfloat16,
-        cases={"image_heavy": Case(1072, 32, 256), "balanced": Case(384, 18, 384), "text_heavy": Case(128, 10, 512)},
-    ),
-}  # fmt: skip
+    bench: models.Bench
+    runs: tuple[tuple[str, int], ...]
+    steps: int
+    seed: int
+    device: str
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the contenders train, and how: a model of its own for each, and `batch` of the trainers' settings."""
+    """What the contenders train, and how: the weights of `model`, and `settings` of the trainers."""
 
-    make_model: Callable[[], PreTrainedModel]
+    model: PreTrainedModel
     processor: ProcessorMixin
     prompts: datasets.Dataset
     response: int
-    batch: dict[str, int]
+    settings: dict[str, Any]
+    generates: bool = True
+
+    @property
+    def group(self) -> int:
+        return self.settings["num_generations"]
+
+    @property
+    def rollouts(self) -> int:
+        return self.settings["per_device_train_batch_size"] * self.settings["gradient_accumulation_steps"]
 
 
-def random_workload(bench: Bench, case: Case, group: int, num_steps: int, seed: int) -> Workload:
+def random_workload(
+    bench: models.Bench, case: models.Case, group: int, num_steps: int, seed: int, device: str
+) -> Workload:
     """One group a step, of a random model."""
-    processor = AutoProcessor.from_pretrained(toy.checkpoint_path())
-    processor.image_processor.size["longest_edge"] = (case.side * CELL) ** 2
-    prompts = random_prompts(case, num_steps, seed)
-    found = mean_lengths(prompts, processor)
+    processor = models.processor_for(case)
+    prompts = models.random_prompts(case, num_steps, seed)
+    found = models.mean_lengths(prompts, processor)
     assert found == (case.prompt, case.side**2), f"prompts have {found} tokens (all, visual), expected {case}"
     return Workload(
-        make_model=lambda: random_model(bench, processor.tokenizer, seed),
+        model=models.random_model(bench, processor.tokenizer, seed, device),
         processor=processor,
         prompts=prompts,
         response=case.response,
-        batch={"num_generations": group, "per_device_train_batch_size": group, "gradient_accumulation_steps": 1},
-    )
+        settings={
+            "num_generations": group, "per_device_train_batch_size": group, "gradient_accumulation_steps": 1,
+            "bf16": bench.dtype == torch.bfloat16, "gradient_checkpointing": bench.checkpointing, "optim": bench.optim,
+        },
+        generates=bench.generates,
+    )  # fmt: skip
 
 
 def embedded_workload(folder: Path, seed: int) -> Workload:
@@ -148,59 +129,25 @@ def embedded_workload(folder: Path, seed: int) -> Workload:
     train, _ = toy.write_datasets(folder, num_train=512, num_test=8, seed=seed)
     path = toy.checkpoint_path()
     return Workload(
-        make_model=lambda: AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
+        model=AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
         processor=AutoProcessor.from_pretrained(path),
         prompts=to_prompts(load_dataset(str(train))),
         response=32,
-        batch={"num_generations": 8, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 2},
-    )
+        settings={
+            "num_generations": 8, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 2,
+            "bf16": False, "gradient_checkpointing": False,
+        },
+    )  # fmt: skip
 
 
-def random_model(bench: Bench, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A Qwen2.5-VL of the bench's sizes with the embedded model's tokens; the same seed gives the same weights."""
-    token_id = tokenizer.convert_tokens_to_ids
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    eighth = bench.text["hidden_size"] // bench.text["num_attention_heads"] // 8
-    rotary = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [eighth, 3 * eighth // 2, 3 * eighth // 2]}
-    config = Qwen2_5_VLConfig(
-        text_config={**bench.text, **ends, "bos_token_id": None, "rope_parameters": rotary},
-        vision_config={**bench.vision, "out_hidden_size": bench.text["hidden_size"], "patch_size": CELL // 2},
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(bench.dtype)
-    model.generation_config = GenerationConfig(**ends)
-    return model
+def random_rollouts(work: Workload) -> Callable[..., tuple[list[list[int]], None]]:
+    """What stands in for a trainer's generation: ordinary tokens of the tokenizer, none of which ends a response."""
+    low, high = 1 + max(work.processor.tokenizer.all_special_ids), len(work.processor.tokenizer)
 
+    def draw(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
+        return torch.randint(low, high, (len(prompt_ids), work.response)).tolist(), None
 
-def random_prompts(case: Case, num_rows: int, seed: int) -> datasets.Dataset:
-    """Rows whose prompts have the case's tokens: a picture each, and one word again and again."""
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(256, (num_rows, case.side, case.side, 3), generator=generator, dtype=torch.uint8).numpy()
-    edge = case.side * CELL
-    pictures = [Image.fromarray(cells).resize((edge, edge), Image.Resampling.NEAREST) for cells in colours]
-    num_words = case.prompt - case.side**2 - TEMPLATE_TOKENS
-    rows = {
-        "images": [[picture] for picture in pictures],
-        "problem": [" ".join(["picture"] * num_words)] * num_rows,
-        "answer": [""] * num_rows,
-    }
-    return to_prompts(datasets.Dataset.from_dict(rows))
-
-
-def mean_lengths(prompts: datasets.Dataset, processor: ProcessorMixin) -> tuple[float, float]:
-    """Tokens of a prompt and visual tokens among them, the mean of the first rows."""
-    totals, visual = [], []
-    for row in prompts.select(range(min(64, len(prompts)))):
-        text = processor.apply_chat_template(row["prompt"], add_generation_prompt=True)
-        ids = processor(text=[text], images=row["images"])["input_ids"][0]
-        totals.append(len(ids))
-        visual.append(ids.count(processor.image_token_id))
-    return statistics.mean(totals), statistics.mean(visual)
+    return draw
 
 
 def checksum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
@@ -334,19 +281,20 @@ class Turns(TrainerCallback):
 
 def make_contender(name: str, work: Workload, num_steps: int, seed: int, device: str, folder: Path) -> Contender:
     trainer_class, config_class, settings = CONTENDERS[name]
-    model = work.make_model()
+    model = models.twin(work.model)
     config = config_class(
         output_dir=str(folder / name), report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1,
         max_steps=num_steps, learning_rate=0.0, seed=seed, loss_type="dapo", use_cpu=device == "cpu",
-        bf16=device == "cuda", max_completion_length=work.response, gradient_checkpointing=False,
-        dataloader_pin_memory=False,
+        max_completion_length=work.response, dataloader_pin_memory=False,
         generation_kwargs={"min_new_tokens": work.response, "suppress_tokens": banned_token_ids(model.config)},
-        **work.batch, **settings,
+        **work.settings, **settings,
     )  # fmt: skip
     trainer = trainer_class(
         model=model, reward_funcs=checksum, args=config, train_dataset=work.prompts, processing_class=work.processor
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    if not work.generates:
+        trainer._generate_single_turn = random_rollouts(work)
     return Contender(name, trainer, device)
 
 
@@ -383,19 +331,20 @@ def train(trainer: GRPOTrainer, ring: Ring) -> None:
 def measure(work: Workload, steps: int, seed: int, device: str) -> dict[str, Any]:
     """One row of the results: sizes, ratios with their quartiles, and the medians they come from."""
     contenders = compare(work, steps, seed, device)
-    group, response = work.batch["num_generations"], work.response
-    prompt, visual = mean_lengths(work.prompts, work.processor)
+    group, response = work.group, work.response
+    prompt, visual = models.mean_lengths(work.prompts, work.processor)
     seconds = {name: contender.seconds for name, contender in contenders.items()}
     pairs = {
         key: zip(seconds[mine][phase], seconds[rival][phase], strict=True)
         for key, (phase, mine, rival) in RATIOS.items()
+        if work.generates or phase != "generation"
     }
     return {
         "group": group,
         "prompt": prompt,
         "visual": visual,
         "response": response,
-        "rollouts": work.batch["per_device_train_batch_size"] * work.batch["gradient_accumulation_steps"],
+        "rollouts": work.rollouts,
         "floor": (prompt + group * response) / (group * (prompt + response)),
         "memory_ratio": contenders["VGPO"].peak_bytes / contenders["GRPO"].peak_bytes,
         "ratios": {key: quartiles([a / b for a, b in values]) for key, values in pairs.items()},
@@ -404,6 +353,7 @@ def measure(work: Workload, steps: int, seed: int, device: str) -> dict[str, Any
             for name, phases in seconds.items()
         },
         "peak_bytes": {name: contender.peak_bytes for name, contender in contenders.items()},
+        "weight_bytes": sum(p.numel() * p.element_size() for p in work.model.parameters()),
     }
 
 
@@ -412,54 +362,53 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"low": low, "median": median, "high": high}
 
 
-def measure_all(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-    runs = [(case, group) for case in arguments.cases if case != EMBEDDED for group in arguments.groups]
-    runs += [(EMBEDDED, HEADLINE)] if EMBEDDED in arguments.cases else []
+def measure_all(plan: Plan, console: Console) -> Iterator[dict[str, Any]]:
+    """The rows of the results, one by one."""
     with tempfile.TemporaryDirectory() as folder:
-        for case, group in runs:
-            with console.status(f"{case}, {group} rollouts a group ({len(results) + 1} of {len(runs)})"):
-                work = workload(case, group, arguments, Path(folder))
-                results.append({"case": case, **measure(work, arguments.steps, arguments.seed, arguments.device)})
-                gc.collect()  # trainers hold themselves in cycles
-    return results
+        for number, (case, group) in enumerate(plan.runs, 1):
+            with console.status(f"{case}, {group} rollouts a group ({number} of {len(plan.runs)})"):
+                work = workload(plan, case, group, Path(folder))
+                row = {"case": case, **measure(work, plan.steps, plan.seed, plan.device)}
+            del work
+            gc.collect()  # trainers hold themselves in cycles
+            if plan.device == "cuda":
+                torch.cuda.empty_cache()
+            yield row
 
 
-def workload(case: str, group: int, arguments: argparse.Namespace, folder: Path) -> Workload:
-    if case == EMBEDDED:
-        return embedded_workload(folder, arguments.seed)
-    bench = BENCHES[arguments.device]
-    return random_workload(bench, bench.cases[case], group, total_steps(arguments.steps), arguments.seed)
+def workload(plan: Plan, case: str, group: int, folder: Path) -> Workload:
+    if case == models.EMBEDDED:
+        return embedded_workload(folder, plan.seed)
+    return random_workload(plan.bench, plan.bench.cases[case], group, total_steps(plan.steps), plan.seed, plan.device)
 
 
-def report(record: dict[str, Any], console: Console) -> None:
-    environment = record["environment"]
-    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", "trl", "transformers"))
-    commit = f"{environment['commit'] or 'none'}{' with changes' if environment['dirty'] else ''}"
-    console.print(
-        f"{record['machine']}; Python {environment['python']}, {versions}; seed {environment['seed']}; "
-        f"commit {commit}; {record['steps']} steps of each trainer",
-        highlight=False,
-    )
-    columns = ("G", "P", "V", "T", "floor", "update", "reached", "generation", "step", "memory", "off")
-    table = Table("case", *columns)
+def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str, Any], console: Console) -> None:
+    console.print(f"{record.describe(environment)}; {plan.steps} steps of each trainer", highlight=False)
+    columns = ("G", "P", "V", "T", "floor", "update", "reached", "generation", "step", "memory", "off", "s", "GiB")
+    table = Table("case", *columns, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in record["results"]:
-        medians = {name: ratio["median"] for name, ratio in row["ratios"].items()}
-        saved = (1 - medians["time_ratio"]) / (1 - row["floor"])
+    for row in results:
+        medians = {name: f"{ratio['median']:.3f}" for name, ratio in row["ratios"].items()}
+        saved = (1 - row["ratios"]["time_ratio"]["median"]) / (1 - row["floor"])
         sizes = [f"{row[name]:.0f}" for name in ("group", "prompt", "visual", "response")]
-        names = ("generation_ratio", "step_ratio")
         table.add_row(
-            row["case"], *sizes, f"{row['floor']:.3f}", f"{medians['time_ratio']:.3f}", f"{saved:.0%}",
-            *(f"{medians[name]:.3f}" for name in names), f"{row['memory_ratio']:.3f}", f"{medians['off_ratio']:.3f}",
+            row["case"], *sizes, f"{row['floor']:.3f}", medians["time_ratio"], f"{saved:.0%}",
+            medians.get("generation_ratio", "-"), medians["step_ratio"], f"{row['memory_ratio']:.3f}",
+            medians["off_ratio"], f"{row['seconds']['VGPO']['update']:.2f}",
+            f"{row['peak_bytes']['VGPO'] / GIB:.2f}",
         )  # fmt: skip
     console.print(table)
     console.print(
         "P prompt, V visual, T response tokens; G rollouts a group; update: VGPO / GRPO without generation; reached: "
-        "share of the saving that the floor leaves; off: update of VGPO / VGPO without sharing.",
+        "share of the saving that the floor leaves; memory: VGPO / GRPO, peak of what a step allocates; off: update "
+        "of VGPO / VGPO without sharing; s, GiB: update and memory of VGPO.",
         highlight=False,
     )
+    for row in results:
+        for name, goal in plan.bench.goals:
+            found = row[name] if name in row else row["ratios"][name]["median"]
+            console.print(f"{row['case']}, G {row['group']}: {name} {found:.3f}, goal at most {goal}", highlight=False)
 
 
 def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -469,34 +418,47 @@ def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for row in results:
         values = {**row, **{name: ratio["median"] for name, ratio in row["ratios"].items()}}
         if row["group"] == HEADLINE:
-            lines[row["case"]] = {name: round(values[name], 4) for name in names}
+            lines[row["case"]] = {name: round(values[name], 4) for name in names if name in values}
     return lines
 
 
-def main() -> None:
-    cases = [*BENCHES["cpu"].cases, EMBEDDED]
+def parse_plan() -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=cases, default=cases)
-    parser.add_argument("--groups", nargs="+", type=int, default=[4, 8, 16], help="rollouts of a prompt")
+    record.add_options(parser)
+    parser.add_argument("--model", choices=models.MODELS, help="a model of real size; by default one of the device's")
+    parser.add_argument("--cases", nargs="+")
+    parser.add_argument("--groups", nargs="+", type=int, help="rollouts of a prompt")
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each trainer")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", choices=BENCHES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="file for the medians and their spread")
     arguments = parser.parse_args()
+    bench = models.MODELS[arguments.model] if arguments.model else models.BENCHES[arguments.device]
+    choices = [*bench.cases, *([] if arguments.model else [models.EMBEDDED])]
+    cases = arguments.cases or list(bench.default_cases)
+    if unknown := sorted(set(cases) - set(choices)):
+        parser.error(f"--cases {' '.join(unknown)}: expected some of {', '.join(choices)}")
+    groups = arguments.groups or bench.default_groups
+    runs = [(case, group) for case in cases if case != models.EMBEDDED for group in groups]
+    runs += [(models.EMBEDDED, HEADLINE)] if models.EMBEDDED in cases else []
+    bench = models.tiny(bench) if arguments.tiny else bench
+    return Plan(bench, tuple(runs), arguments.steps, arguments.seed, arguments.device), arguments.json
+
+
+def main() -> None:
+    plan, file = parse_plan()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)  # names inside TRL
-    console = Console(width=110)
-    on_gpu = arguments.device == "cuda"
-    record = {
-        "environment": describe_environment(arguments.seed, sys.argv),
-        "machine": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
-        "steps": arguments.steps,
-        "results": measure_all(arguments, console),
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    report(record, console)
-    print(json.dumps(headline(record["results"])))
+    console = Console(width=119)
+    environment = record.environment(plan.seed, plan.device)
+    results: list[dict[str, Any]] = []
+    for row in measure_all(plan, console):
+        results.append(row)
+        time_ratio = row["ratios"]["time_ratio"]["median"]
+        console.print(
+            f"{row['case']}, G {row['group']}: update {time_ratio:.3f}, memory {row['memory_ratio']:.3f}",
+            highlight=False,
+        )
+        record.write(file, environment, steps=plan.steps, goals=dict(plan.bench.goals), results=results)
+    report(results, plan, environment, console)
+    record.print_line(headline(results), environment)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,7 @@ def test_a_data_set_script_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.train
 def test_a_resume_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Optimiser, schedule and random numbers are transformers' own files, which PyTorch reads as plain weights."""
 

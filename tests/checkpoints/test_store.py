@@ -153,6 +153,7 @@ def text_of(found: Found) -> str | None:
     return text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("prepare", SCENARIOS)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, prepare):
     step, struck = strike_everywhere(tmp_path, prepare, "kill")
@@ -167,13 +168,15 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: 
         assert text_of(checkpoints.newest_valid(at=step + 1)) == "next"
         kept = sorted([*checkpoints.pins(), step + 1])
         assert sorted(checkpoints.steps()) == kept
-        assert set(names(checkpoints.folder)) - {"pinned.json"} == {f"checkpoint-{step}" for step in kept}
+        others = {"pinned.json", *(["unusable-checkpoint-2"] if prepare is replacement_of_a_broken_one else [])}
+        assert set(names(checkpoints.folder)) - others == {f"checkpoint-{step}" for step in kept}
     old = None if prepare is first_save else "old"
     switch = texts.index("new")
     assert texts == [old] * switch + ["new"] * (len(texts) - switch)
     assert switch > 10
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("prepare", SCENARIOS)
 def test_a_disk_full_from_any_operation_on_leaves_older_checkpoints_and_no_unfinished_files(tmp_path: Path, prepare):
     step, struck = strike_everywhere(tmp_path, prepare, "full")
@@ -324,10 +327,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(checkpoints, damage
     ((name, why),) = found.passed_over
     assert name == "checkpoint-2"
     assert why.startswith(reason)
-    # The next save of this step takes its place.
-    path = save(checkpoints, 2, "new")
-    assert checkpoints.newest_valid() == Found(path, 2, [])
-    assert names(checkpoints.folder) == ["checkpoint-1", "checkpoint-2"]
+    # The next saves of this step take its place, and what could not be used is kept.
+    for _ in range(2):
+        path = save(checkpoints, 2, "new")
+        assert checkpoints.newest_valid() == Found(path, 2, [])
+    assert names(checkpoints.folder) == ["checkpoint-1", "checkpoint-2", "unusable-checkpoint-2"]
+    damage(path)
+    save(checkpoints, 2)
+    assert names(checkpoints.folder)[-2:] == ["unusable-checkpoint-2", "unusable-checkpoint-2-2"]
 
 
 def test_a_file_that_cannot_be_read_is_a_reason(checkpoints, monkeypatch):
@@ -367,12 +374,48 @@ def test_the_newest_few_and_the_pinned_stay(tmp_path: Path, keep: int):
     assert json.loads((tmp_path / "pinned.json").read_text()) == {"1": "before the alarm"}
 
 
-def test_broken_checkpoints_do_not_count_as_kept(tmp_path: Path):
+def test_a_checkpoint_that_is_not_complete_neither_counts_as_kept_nor_is_deleted(tmp_path: Path):
     checkpoints = CheckpointStore(tmp_path, keep=2)
+    for step, damage in enumerate((None, truncate, remove_manifest, None, None, add)):
+        path = save(checkpoints, step)
+        if damage is not None:
+            damage(path)
+    other_format(save(checkpoints, 6))
+    save(checkpoints, 7)
+    assert checkpoints.steps() == [7, 6, 5, 4, 2, 1]
+
+
+SYSTEM_FILES = (".DS_Store", "._model.safetensors", ".nfs000000000012ab", ".fuse_hidden0001", "Thumbs.db", "desktop.ini")
+
+
+@pytest.mark.parametrize("name", SYSTEM_FILES)
+def test_files_of_operating_systems_make_no_checkpoint_unusable(checkpoints, name):
+    staging = checkpoints.begin(1)
+    (staging / name).write_text("while it is written")
+    (staging / "model.safetensors").write_text("w")
+    path = checkpoints.commit(1)
+    (path / name).unlink()
+    assert checkpoints.verify(path) is None
+    (path / name).write_text("later")
+    assert checkpoints.verify(path) is None
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(checkpoints, monkeypatch):
     save(checkpoints, 1)
-    truncate(save(checkpoints, 2))
-    save(checkpoints, 3)
-    assert checkpoints.steps() == [3, 1]
+
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(CheckpointError, match=r"checkpoints cannot be listed \(Permission denied\)"):
+            checkpoints.newest_valid()
+    checkpoints.folder.rename(checkpoints.folder.with_name("elsewhere"))
+    checkpoints.folder.symlink_to("a disk that is not mounted")
+    with pytest.raises(CheckpointError, match=r"cannot be listed \(No such file.*where a link leads"):
+        checkpoints.newest_valid()
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be saved: .*File exists"):
+        checkpoints.begin(2)
 
 
 def test_checkpoints_of_a_future_that_was_taken_back_do_not_push_out_new_ones(tmp_path: Path):
@@ -442,8 +485,9 @@ def test_links_and_foreign_names_are_left_alone(tmp_path: Path):
     checkpoints = CheckpointStore(folder, keep=1)
     save(checkpoints, 1)
     save(checkpoints, 2)
-    assert checkpoints.newest_valid().step == 2
-    assert checkpoints.newest_valid(at=9).passed_over == [("checkpoint-9", "a link or a file, expected a folder")]
+    found = checkpoints.newest_valid()
+    assert found.step == 2
+    assert found.passed_over == [(f"checkpoint-{step}", "a link or a file, expected a folder") for step in (9, 8)]
     assert names(folder) == sorted([*before, "checkpoint-2"])
     assert checkpoints.verify(outside) is None
     for step in (8, 9):

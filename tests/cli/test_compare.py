@@ -233,6 +233,7 @@ def times_started(out: Path, name: str) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.process
 def test_a_study_is_run_once(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_study_is_run_once(
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("gpus", "jobs", "expected"), [([], 2, {"None"}), (["4", "7"], 2, {"4", "7"}), (["4", "7"], 1, {"4"})]
 )
@@ -281,6 +283,7 @@ def test_each_run_has_one_gpu(
     assert set(started) == expected
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -302,6 +305,7 @@ def test_a_run_that_was_changed_when_it_was_done_is_not_taken(
     assert times_started(out, "default/dapo/seed-0") == 1
 
 
+@pytest.mark.process
 def test_another_start_under_the_same_name_is_not_taken(
     write_study: Callable[..., Path], stand_in: None, few_rows: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -429,6 +433,7 @@ def test_runs_that_could_not_begin_are_not_started(
     assert list((tmp_path / "out").rglob("started")) == []
 
 
+@pytest.mark.process
 def test_what_never_began_takes_a_mended_study(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path
 ) -> None:
@@ -444,6 +449,7 @@ def test_what_never_began_takes_a_mended_study(
     assert yaml.safe_load((out / "runs/default/vgpo/seed-0/recipe.yaml").read_text())["strength"] == 0.4
 
 
+@pytest.mark.process
 def test_a_failed_run_is_told_and_tried_again(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -460,6 +466,7 @@ def test_a_failed_run_is_told_and_tried_again(
     assert times_started(out, "default/vgpo/seed-0") == 1
 
 
+@pytest.mark.process
 def test_a_changed_study_does_not_take_old_runs(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path
 ) -> None:
@@ -473,6 +480,7 @@ def test_a_changed_study_does_not_take_old_runs(
     assert times_started(out, "default/dapo/seed-0") == times_started(out, "default/dapo/seed-2") == 1
 
 
+@pytest.mark.process
 def test_two_cannot_share_a_folder(write_study: Callable[..., Path], stand_in: None, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with (
@@ -483,6 +491,7 @@ def test_two_cannot_share_a_folder(write_study: Callable[..., Path], stand_in: N
     assert compare.run(write_study(), out=out, jobs=2)
 
 
+@pytest.mark.process
 def test_a_run_that_was_left_behind_keeps_the_folder_locked(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with compare.locked(out) as lock:
@@ -516,6 +525,7 @@ def compare_and_send(signals: Sequence[tuple[Path, int]], study: Path, out: Path
     return stop.value.code
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_runs_save(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path, number: int, status: int
@@ -529,6 +539,7 @@ def test_a_signal_lets_runs_save(
     assert (out / "table.md").exists()  # of what is done
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
 def test_another_signal_ends_runs_at_once(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path, second: int

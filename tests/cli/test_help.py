@@ -24,6 +24,7 @@ def modules_after(*words: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [(), ("quickstart",), ("train",), ("eval",), ("inspect",), ("report",), ("watch",), ("compare",), ("toy",)],
@@ -34,6 +35,7 @@ def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     assert not loaded & {"torch", "transformers", "trl", "datasets", "numpy", "PIL", "yaml"}
 
 
+@pytest.mark.process
 def test_help_takes_less_than_a_second() -> None:
     seconds = []
     for _ in range(3):  # the best of three: other processes may hold the machine

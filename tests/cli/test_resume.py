@@ -1,6 +1,7 @@
 """`vgpo train --resume true`: the same command goes on, as the run that was never stopped, or says what differs."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -109,6 +110,7 @@ def stopped(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
         for later in range(step + 1, STEPS + 1):
             shutil.rmtree(run / "checkpoints" / f"checkpoint-{later}")
         shutil.rmtree(run / "checkpoints" / "final")
+        (run / "finished.json").unlink()
         with (run / "metrics.jsonl").open("a") as metrics:
             metrics.write('{"step": 4, "epo')
         return run
@@ -120,6 +122,17 @@ def evaluation(run: Path) -> dict:
     return json.loads((run / "evaluation.json").read_text())
 
 
+def contents(folder: Path) -> dict[str, str]:
+    """Every file and link below a folder, with the SHA-256 of what it holds or where it leads."""
+
+    def digest(path: Path) -> str:
+        return f"-> {path.readlink()}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+    files = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return {str(path.relative_to(folder)): digest(path) for path in files}
+
+
+@pytest.mark.train
 @pytest.mark.parametrize("step", [1, 2, STEPS], ids=["in a window", "between windows", "after the last step"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     start: Start, whole: Path, stopped: Callable[[int], Path], step: int
@@ -134,21 +147,130 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert (resumed["step"], resumed["changes"]) == (step, [])
 
 
-def test_a_run_without_a_usable_checkpoint_begins_anew_and_keeps_its_first_evaluation(
+def write_newer_format(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+
+
+def become_a_link(checkpoint: Path) -> None:
+    checkpoint.rename(checkpoint.with_name(f"moved-{checkpoint.name}"))
+    checkpoint.symlink_to(f"moved-{checkpoint.name}")
+
+
+UNUSABLE = {
+    "of a newer version": (write_newer_format, "manifest.json has format 2, expected 1"),
+    "with a foreign file": (lambda folder: (folder / "notes.txt").touch(), "files unexpected: notes.txt"),
+    "links": (become_a_link, "a link or a file, expected a folder"),
+}
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(("spoil", "reason"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_resume_without_a_usable_checkpoint_is_an_error_that_changes_nothing(
+    start: Start, stopped: Callable[[int], Path], spoil: Callable[[Path], object], reason: str
+) -> None:
+    run = stopped(2)
+    for step in (1, 2):
+        spoil(run / "checkpoints" / f"checkpoint-{step}")
+    before = contents(run)
+    done = start(run, "--save_total_limit", "2", "--allow_changes", "true")
+    assert done.exit_code == 2
+    assert f"{run / 'checkpoints'} holds 2 checkpoint(s), and none can be used:" in done.stderr
+    assert f"\n  checkpoint-2: {reason}" in done.stderr
+    assert f"\n  checkpoint-1: {reason}" in done.stderr
+    assert "choose a new run_dir; this one stays as it is" in done.stderr
+    assert contents(run) == before
+
+
+@pytest.mark.train
+def test_checkpoints_of_a_newer_version_survive_a_resume_from_an_older_one(
     start: Start, whole: Path, stopped: Callable[[int], Path]
 ) -> None:
-    run = stopped(1)
-    (run / "checkpoints" / "checkpoint-1" / "manifest.json").unlink()
+    run = stopped(3)
+    for step in (2, 3):
+        write_newer_format(run / "checkpoints" / f"checkpoint-{step}")
+    before = contents(run / "checkpoints")
+    done = start(run, "--save_total_limit", "2")
+    assert done.exit_code == 0, done.output
+    assert differences(run, whole) == []
+    after = contents(run / "checkpoints")
+    for step in (2, 3):
+        files = {name: digest for name, digest in before.items() if name.startswith(f"checkpoint-{step}/")}
+        assert files.items() <= {name.removeprefix("unusable-"): after[name] for name in after if "unusable" in name}.items()
+
+
+@pytest.mark.train
+def test_a_resume_whose_checkpoint_cannot_be_loaded_changes_nothing(
+    start: Start, stopped: Callable[[int], Path]
+) -> None:
+    run = stopped(2)
+    before = contents(run)
+    done = start(run, "--num_iterations", "2", "--allow_changes", "true")
+    assert done.exit_code == 2
+    assert "checkpoint-2 holds the rows and rollouts that come next" in done.stderr
+    assert contents(run) == before
+
+
+@pytest.mark.train
+def test_a_resume_of_a_finished_run_is_an_error_that_changes_nothing(
+    start: Start, whole: Path, tmp_path: Path
+) -> None:
+    before = contents(whole)
+    for words in ([], ["--allow_changes", "true", "--num_train_epochs", "9"]):
+        done = start(whole, *words)
+        assert done.exit_code == 2
+        assert f"{whole} is finished: {STEPS} steps" in done.stderr
+        assert f"the recipe asks for max_steps={STEPS}. Nothing was changed." in done.stderr
+        assert "raise max_steps or num_train_epochs and set allow_changes: true" in done.stderr
+        assert contents(whole) == before
+    done = start(whole, "--max_steps", "-1", "--num_train_epochs", "0.5", "--allow_changes", "true")
+    assert "the recipe asks for num_train_epochs=0.5" in done.stderr
+
+    run = shutil.copytree(whole, tmp_path / "run")
+    done = start(run, "--max_steps", str(STEPS + 1), "--allow_changes", "true")
+    assert done.exit_code == 0, done.output
+    assert RunFolder(run).read_finished()["step"] == STEPS + 1
+    assert start(run, "--max_steps", str(STEPS + 1), "--allow_changes", "true").exit_code == 2
+
+
+@pytest.mark.train
+def test_a_run_that_was_killed_before_its_report_is_not_finished(start: Start, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    for name in ("report.html", "finished.json"):
+        (run / name).unlink()
+    done = start(run)
+    assert done.exit_code == 0, done.output
+    assert differences(run, whole) == []
+    assert evaluation(run) == evaluation(whole)
+    assert (run / "report.html").is_file()
+    assert RunFolder(run).read_finished()["step"] == STEPS
+
+
+@pytest.mark.parametrize("left", [(), ("final",), (".replaced-final",), ("final", ".replaced-final")], ids=str)
+def test_final_weights_are_replaced_whatever_a_kill_has_left(tmp_path: Path, left: tuple[str, ...]) -> None:
+    for name in (".saving-final", *left):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    train.put_in_place(tmp_path / ".saving-final", tmp_path / "final")
+    assert contents(tmp_path).keys() == {"final/weights"}
+    assert (tmp_path / "final" / "weights").read_text() == ".saving-final"
+
+
+@pytest.mark.train
+def test_a_run_that_was_killed_before_its_first_save_starts_again_and_keeps_its_first_evaluation(
+    start: Start, whole: Path, stopped: Callable[[int], Path]
+) -> None:
+    run = stopped(0)
     marked = {"before": {**evaluation(whole)["before"], "num_correct": -1}}
     (run / "evaluation.json").write_text(json.dumps(marked))
     done = start(run)
     assert done.exit_code == 0, done.output
-    assert "passed over: checkpoint-1: manifest.json is missing" in done.stdout
-    assert f"{run} has no usable checkpoint: the run begins anew" in done.stdout
+    assert "no checkpoint was saved yet: the run starts from step 0" in done.stdout
     assert differences(run, whole) == []
     assert evaluation(run) == {**marked, "after": evaluation(whole)["after"]}
 
 
+@pytest.mark.train
 def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(
     start: Start, whole: Path, stopped: Callable[[int], Path]
 ) -> None:
@@ -173,6 +295,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("words", "names"), CHANGES.values(), ids=CHANGES)
 def test_another_run_is_an_error_that_lists_what_differs(
     start: Start,
@@ -197,6 +320,7 @@ def test_another_run_is_an_error_that_lists_what_differs(
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.train
 def test_a_reward_that_was_edited_is_another_one(start: Start, folder: Path, stopped: Callable[[int], Path]) -> None:
     run = stopped(2)
     (folder / "reward.py").write_text(REWARD + "# mended\n")
@@ -206,6 +330,7 @@ def test_a_reward_that_was_edited_is_another_one(start: Start, folder: Path, sto
     assert "rewards was " in done.stderr
 
 
+@pytest.mark.train
 def test_a_change_that_is_meant_is_recorded(start: Start, whole: Path, stopped: Callable[[int], Path]) -> None:
     run = stopped(2)
     done = start(run, "--learning_rate", "0.001", "--allow_changes", "true")
@@ -239,6 +364,7 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.train
 def test_a_signal_behind_the_last_step_does_not_cost_the_trained_model(
     start: Start, whole: Path, stopped: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +378,7 @@ def test_a_signal_behind_the_last_step_does_not_cost_the_trained_model(
     assert sorted(names) == sorted(path.name for path in (run / "checkpoints" / "final").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_preempted_run_saves_the_step_at_hand_and_goes_on(
     start: Start, begin: Callable[..., "subprocess.Popen[bytes]"], whole: Path, tmp_path: Path
 ) -> None:
@@ -265,12 +391,12 @@ def test_a_preempted_run_saves_the_step_at_hand_and_goes_on(
     assert newest.step == RunFolder.open(run).read_metrics()[-1]["step"] < STEPS
     said = (tmp_path / "log").read_text()
     assert "SIGTERM: the step at hand is finished and saved" in said
-    assert f"the same command with --resume true goes on from {newest.path}" in said
+    assert f"to resume from {newest.path}, run the same command with --resume true" in said
     assert start(run).exit_code == 0
     assert differences(run, whole) == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_second_interrupt_leaves_at_once(
     begin: Callable[..., "subprocess.Popen[bytes]"], folder: Path, tmp_path: Path
 ) -> None:

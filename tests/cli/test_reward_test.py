@@ -179,6 +179,7 @@ def test_exempting_a_reward_that_is_not_there(reward_test: Callable[..., Result]
     assert "--exempt brevity: the recipe's rewards are ['accuracy_reward']" in done.stderr
 
 
+@pytest.mark.process
 def test_a_reward_that_hangs_ends_with_the_line_that_hangs(
     geometry: Path, write_recipe: Callable[[str], Path]
 ) -> None:

@@ -44,6 +44,7 @@ def run_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> Callable[[str], Stu
     return run
 
 
+@pytest.mark.train
 def test_a_run_is_trained_looked_at_and_sealed(
     run_one: Callable[[str], StudyRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli import even_sum
@@ -24,6 +25,7 @@ disable_tqdm: true
 """
 
 
+@pytest.mark.train
 def test_two_steps_are_found_in_the_event_file(
     tmp_path: Path, toy_files: tuple[Path, Path], write_recipe: Callable[[str], Path]
 ) -> None:

@@ -199,7 +199,18 @@ def test_a_full_disk_says_what_is_left(
     assert set(folder.read_evaluation()) == {"before"}
 
 
-@pytest.mark.slow
+def test_weights_that_are_not_finite_are_no_full_disk(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, folder = invoke_stand_in(failing_save=NonFiniteError("weights hold a NaN"))
+    assert done.exit_code == 2
+    assert "error: weights hold a NaN" in done.stderr
+    assert "resume from" not in done.output
+    assert not folder.final_path.exists()
+
+
+@pytest.mark.train
+@pytest.mark.smoke
 def test_quickstart_from_command_to_report(
     tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

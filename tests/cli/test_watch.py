@@ -408,6 +408,7 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     assert "holds no run" in nothing.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str):
     folder = make_folder("läuft")

@@ -73,6 +73,7 @@ UPDATES = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("updates", UPDATES)
 @pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
 def test_method(method: Method, updates: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

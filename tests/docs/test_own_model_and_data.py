@@ -48,6 +48,7 @@ def run(lines: str) -> str:
     return flat(output)
 
 
+@pytest.mark.train
 def test_every_block_does_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")

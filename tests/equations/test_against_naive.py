@@ -38,6 +38,7 @@ def assert_same(found: ReweightedAdvantages, expected: ReweightedAdvantages, ato
             atol=atol,
             rtol=0,
             check_dtype=False,
+            check_device=False,
             msg=lambda text, name=field.name: f"{name}: {text}",
         )
 
@@ -45,22 +46,23 @@ def assert_same(found: ReweightedAdvantages, expected: ReweightedAdvantages, ato
 @pytest.mark.parametrize(("B", "P", "T", "D"), [(1, 1, 1, 1), (2, 3, 5, 7), (3, 13, 9, 33), (5, 6, 31, 64)])
 @pytest.mark.parametrize("block_elements", [1, 100, 2**21])
 def test_prototype_and_similarity(
-    B: int, P: int, T: int, D: int, block_elements: int, monkeypatch: pytest.MonkeyPatch
+    B: int, P: int, T: int, D: int, block_elements: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vgpo.equations, "_BLOCK_ELEMENTS_CPU", block_elements)
-    hidden, visual = random_hidden(B, P, T, D, torch.float64)
+    for name in ("_BLOCK_ELEMENTS_CPU", "_BLOCK_ELEMENTS"):
+        monkeypatch.setattr(vgpo.equations, name, block_elements)
+    hidden, visual = (tensor.to(device) for tensor in random_hidden(B, P, T, D, torch.float64))
     prompt, response = hidden[:, :P], hidden[:, P:]  # views of one tensor, as the host has them
     prototype = visual_prototype(prompt, visual)
     torch.testing.assert_close(prototype, naive.visual_prototype(prompt, visual))
     assert prototype[0].eq(0).all()
     similarity = visual_similarity(response, prototype)
-    torch.testing.assert_close(similarity, naive.visual_similarity(response, prototype))
+    torch.testing.assert_close(similarity, naive.visual_similarity(response, prototype), check_device=False)
     assert similarity[0].eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_hidden_states_below_float64_are_reduced_in_float32(dtype: torch.dtype) -> None:
-    hidden, visual = random_hidden(4, 40, 20, 256, dtype)
+def test_hidden_states_below_float64_are_reduced_in_float32(dtype: torch.dtype, device: torch.device) -> None:
+    hidden, visual = (tensor.to(device) for tensor in random_hidden(4, 40, 20, 256, dtype))
     prompt, response = hidden[:, :40], hidden[:, 40:]
     prototype = visual_prototype(prompt, visual)
     similarity = visual_similarity(response, prototype)
@@ -68,13 +70,13 @@ def test_hidden_states_below_float64_are_reduced_in_float32(dtype: torch.dtype) 
     exact_prototype = naive.visual_prototype(prompt.double(), visual)
     exact_similarity = naive.visual_similarity(response.double(), exact_prototype)
     torch.testing.assert_close(prototype.double(), exact_prototype, atol=1e-6, rtol=0)
-    torch.testing.assert_close(similarity.double(), exact_similarity, atol=1e-6, rtol=0)
+    torch.testing.assert_close(similarity.double(), exact_similarity, atol=1e-6, rtol=0, check_device=False)
 
 
-def test_autocast_does_not_lower_the_precision() -> None:
-    hidden, visual = random_hidden(3, 8, 9, 512, torch.float32)
+def test_autocast_does_not_lower_the_precision(device: torch.device) -> None:
+    hidden, visual = (tensor.to(device) for tensor in random_hidden(3, 8, 9, 512, torch.float32))
     expected = visual_similarity(hidden[:, 8:], visual_prototype(hidden[:, :8], visual))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         found = visual_similarity(hidden[:, 8:], visual_prototype(hidden[:, :8], visual))
     assert torch.equal(found, expected)
 
@@ -146,7 +148,7 @@ def test_reweighting_of_any_batch(batch: tuple[torch.Tensor, ...], vgpo: VGPOSet
 @pytest.mark.parametrize(("B", "T"), [(1, 1), (1, 17), (5, 1), (6, 33), (12, 101)])
 @pytest.mark.parametrize("preset", ["paper", "released"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_reweighting_of_odd_sizes(B: int, T: int, preset: str, dtype: torch.dtype) -> None:
+def test_reweighting_of_odd_sizes(B: int, T: int, preset: str, dtype: torch.dtype, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(B * 1000 + T)
     similarity = (torch.rand(B, T, generator=generator, dtype=torch.float64) * 2 - 1).to(dtype)
     advantages = torch.randn(B, generator=generator, dtype=torch.float64).to(dtype)
@@ -155,18 +157,21 @@ def test_reweighting_of_odd_sizes(B: int, T: int, preset: str, dtype: torch.dtyp
     group_ids = torch.randint(0, 3, (B,), generator=generator)
     similarity[~mask] = NAN
     vgpo = VGPOSettings(preset=preset)
-    found = reweight_advantages(advantages, similarity, mask, group_ids, vgpo)
-    expected = naive.reweight_advantages(advantages, similarity, mask, group_ids, vgpo)
+    batch = (advantages, similarity, mask, group_ids)
+    found = reweight_advantages(*(tensor.to(device) for tensor in batch), vgpo)
+    expected = naive.reweight_advantages(*batch, vgpo)
     assert found.advantages.dtype == dtype
+    assert found.advantages.device.type == device.type
     assert_same(found, expected, atol=1e-9 if dtype == torch.float64 else 2e-5)
 
 
-def test_bfloat16_inputs_are_reweighted_in_float32() -> None:
+def test_bfloat16_inputs_are_reweighted_in_float32(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(5)
     similarity = (torch.rand(6, 20, generator=generator) * 2 - 1).bfloat16()
     advantages = torch.randn(6, generator=generator).bfloat16()
     mask, group_ids = torch.ones(6, 20, dtype=torch.bool), torch.arange(6) % 2
-    found = reweight_advantages(advantages, similarity, mask, group_ids, VGPOSettings())
+    batch = (advantages, similarity, mask, group_ids)
+    found = reweight_advantages(*(tensor.to(device) for tensor in batch), VGPOSettings())
     assert found.advantages.dtype == found.rollout_factor.dtype == torch.float32
-    expected = naive.reweight_advantages(advantages, similarity, mask, group_ids, VGPOSettings())
+    expected = naive.reweight_advantages(*batch, VGPOSettings())
     assert_same(found, expected, atol=2e-5)

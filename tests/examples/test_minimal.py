@@ -76,6 +76,7 @@ def load_model():
     return AutoModelForImageTextToText.from_pretrained(checkpoint_path(), dtype=torch.float32)
 
 
+@pytest.mark.train
 def test_first_step_is_the_trainers(trainer, responses):
     dataset = rows_with_pictures(NUM_PROMPTS)
     assert trainer.inputs["row_index"].tolist() == [row for row in range(NUM_PROMPTS) for _ in range(GROUP)]
@@ -126,6 +127,7 @@ def test_responses_end_at_their_end_token_and_hold_no_picture_token():
         assert length == len(ids) or ids[length - 1] == end
 
 
+@pytest.mark.train
 def test_loop_trains_and_prints_a_line_for_each_step(monkeypatch, capsys):
     model, before = load_model(), load_model()
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *args, **kwargs: model)

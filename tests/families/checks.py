@@ -478,7 +478,7 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 def mixes_over_processes(family: Family) -> None:
     """Two processes that share the parameters (FSDP2), one with pictures and one without, equal one process."""
-    check_two_processes(family.name, family.checkpoints, family.out / "two processes")
+    check_two_processes(family.checkpoints / family.name, family.out / f"{family.name} two processes")
 
 
 CHECKS: dict[str, Callable[[Family], None]] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,12 +9,11 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer.utils import add_fused_lm_head
 
-from tests.families.build import FAMILIES, Prompt, encode_prompts, picture
+from tests.families.build import Prompt, encode_prompts, picture
 from tests.processes import NUM_PROCESSES, run_in_processes
 from vgpo.focus import visual_token_ids
 from vgpo.shared_prompt import enable_layouts, why_not_shared
@@ -98,34 +95,21 @@ def shard(model: nn.Module) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def score_families(checkpoints: Path, out: Path, families: Sequence[str], with_blank: bool) -> None:
-    """What each of two processes does: its outputs for every family go to a file of their own."""
+def score_family(checkpoint: Path, out: Path, with_blank: bool) -> None:
+    """What each of two processes does: its outputs go to a file of its own."""
     rank = torch.distributed.get_rank()
-    for family in families:
-        model, processor = load(checkpoints / family)
-        shard(model)
-        outputs = score(model, processor, rank, blank_of(processor) if with_blank else None)
-        torch.save(outputs, out / f"{family}-{rank}.pt")
+    model, processor = load(checkpoint)
+    shard(model)
+    outputs = score(model, processor, rank, blank_of(processor) if with_blank else None)
+    torch.save(outputs, out / f"{rank}.pt")
 
 
-@functools.cache
-def two_processes(checkpoints: Path, out: Path) -> str:
-    """Let two processes write what they find for every family, and say what stopped them before the last."""
-    out.mkdir()
-    try:
-        run_in_processes(score_families, checkpoints, out, list(FAMILIES), True)
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        return str(error)
-    return ""
-
-
-def check_two_processes(family: str, checkpoints: Path, out: Path) -> None:
+def check_two_processes(checkpoint: Path, out: Path) -> None:
     """Log-probabilities of each process, and the mean of their gradients, against one process without FSDP."""
-    stopped_by = two_processes(checkpoints, out)
-    files = [out / f"{family}-{rank}.pt" for rank in range(NUM_PROCESSES)]
-    assert all(file.exists() for file in files), stopped_by
-    actual = [torch.load(file) for file in files]
-    model, processor = load(checkpoints / family)
+    out.mkdir()
+    run_in_processes(score_family, checkpoint, out, True)
+    actual = [torch.load(out / f"{rank}.pt") for rank in range(NUM_PROCESSES)]
+    model, processor = load(checkpoint)
     expected = [score(model, processor, rank, None) for rank in range(NUM_PROCESSES)]
     for rank in range(NUM_PROCESSES):
         torch.testing.assert_close(actual[rank]["log_probs"], expected[rank]["log_probs"], rtol=0, atol=1e-5)

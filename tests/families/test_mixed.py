@@ -10,7 +10,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.families.build import FAMILIES
-from tests.families.mixed_worker import blank_of, load, score, score_families
+from tests.families.mixed_worker import blank_of, load, score, score_family
 from tests.processes import NUM_PROCESSES, run_in_processes
 
 pytest_plugins = ["tests.families.fixtures"]
@@ -36,14 +36,14 @@ def test_rows_with_pictures_need_no_blank_one(family_folder: Callable[[str], Pat
     assert len(looks) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_without_a_blank_picture_processes_do_not_get_through(
     family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    checkpoints, families = family_folder("qwen2_5_vl").parent, ["qwen2_5_vl"]
+    checkpoint = family_folder("qwen2_5_vl")
     # One gathers parameters of the vision tower, the other of the decoder.
     with pytest.raises((ProcessRaisedException, ProcessExitedException)):
-        run_in_processes(score_families, checkpoints, tmp_path, families, False, seconds=3)
+        run_in_processes(score_family, checkpoint, tmp_path, False, seconds=3)
     assert not list(tmp_path.iterdir())
-    run_in_processes(score_families, checkpoints, tmp_path, families, True)
+    run_in_processes(score_family, checkpoint, tmp_path, True)
     assert len(list(tmp_path.iterdir())) == NUM_PROCESSES

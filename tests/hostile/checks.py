@@ -12,7 +12,7 @@ from vgpo.data import DatasetSummary
 from vgpo.data.preview import Preview, SetCheck, write_page
 from vgpo.report import RunFolder, render, report_data
 from vgpo.rewards import Grader, extract_boxed, format_reward, strip_outer_box
-from vgpo.rewards.answers import is_refused, is_words, textual_verdict
+from vgpo.rewards.answers import compare_text, is_unsafe, is_words
 from vgpo.text import visible
 
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -86,12 +86,12 @@ def closed(text: str) -> bool:
 
 def check_verdict(answer: str, gold: str) -> None:
     """Needs no worker: only what text alone decides, and the filters before the symbolic check."""
-    assert is_refused(answer) in (True, False)
+    assert is_unsafe(answer) in (True, False)
     assert is_words(answer[:1000]) in (True, False)
     if gold := strip_outer_box(gold):
-        assert textual_verdict(None, gold) is textual_verdict("", gold) is False
-        assert textual_verdict(gold, gold) is True
-        assert textual_verdict(answer, gold) in (True, False, None)
+        assert compare_text(None, gold) is compare_text("", gold) is False
+        assert compare_text(gold, gold) is True
+        assert compare_text(answer, gold) in (True, False, None)
 
 
 def check_grade(grader: Grader, response: str, gold: str) -> None:

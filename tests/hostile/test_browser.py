@@ -4,13 +4,11 @@ from pathlib import Path
 
 from tests.hostile.checks import set_check
 from tests.hostile.texts import NASTY
-from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.report.chromium import Chromium
 from tests.report.run_records import rollout
 from vgpo.data.preview import write_page
 from vgpo.report import RunFolder, write_report
 from vgpo.text import visible
-
-pytestmark = NEEDS_BROWSER
 
 
 def texts_of(browser: Chromium, selector: str) -> list[str]:

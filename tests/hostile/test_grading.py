@@ -10,7 +10,7 @@ from hypothesis import example, given
 from tests.hostile.checks import check_extraction, check_grade, check_verdict, check_visible
 from tests.hostile.texts import LONG, NASTY, hostile_text
 from vgpo.rewards import Grader, accuracy_reward, extract_boxed, format_reward, strip_outer_box
-from vgpo.rewards.answers import canonical, is_refused, textual_verdict
+from vgpo.rewards.answers import canonical, compare_text, is_unsafe
 from vgpo.text import visible
 
 GOLDS = ["A", "A, C", "12", "1.5", "\\frac{1}{2}", "left", *NASTY.values()]
@@ -50,15 +50,15 @@ def test_the_box_that_was_written_last_is_the_one_read(text: str):
 
 
 def test_a_blank_between_digits_is_kept_however_wide():
-    assert textual_verdict(canonical("1  1/2"), canonical("11/2")) is None
-    assert textual_verdict(canonical("1 \t1"), canonical("11")) is None
-    assert textual_verdict(canonical("x  =  2"), canonical("x=2")) is True
+    assert compare_text(canonical("1  1/2"), canonical("11/2")) is None
+    assert compare_text(canonical("1 \t1"), canonical("11")) is None
+    assert compare_text(canonical("x  =  2"), canonical("x=2")) is True
 
 
 def test_what_is_too_long_for_algebra_is_compared_as_text():
-    assert textual_verdict("7" * 1001, "7" * 1001) is True
-    assert textual_verdict("12", "7" * 1001) is False
-    assert textual_verdict("7" * 1001, "12") is False
+    assert compare_text("7" * 1001, "7" * 1001) is True
+    assert compare_text("12", "7" * 1001) is False
+    assert compare_text("7" * 1001, "12") is False
 
 
 def test_nasty_answers_end_no_worker_and_run_nothing(grader: Grader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,9 +85,9 @@ def test_a_megabyte_takes_less_than_a_second(text: str):
         "extract_boxed": lambda: extract_boxed(text),
         "strip_outer_box": lambda: strip_outer_box(text),
         "format_reward": lambda: format_reward([text, f"<think>{text}</think>{text}"]),
-        "textual_verdict": lambda: [textual_verdict(text, gold) for gold in ("A", "A, C", "12")],
-        "textual_verdict of a long gold": lambda: [textual_verdict(answer, text) for answer in ("A", "12")],
-        "is_refused": lambda: is_refused(text),
+        "compare_text": lambda: [compare_text(text, gold) for gold in ("A", "A, C", "12")],
+        "compare_text of a long gold": lambda: [compare_text(answer, text) for answer in ("A", "12")],
+        "is_unsafe": lambda: is_unsafe(text),
         "accuracy_reward": lambda: accuracy_reward([text, f"\\boxed{{{text}}}"], ["A", text.strip() or "A"]),
         "visible": lambda: visible(text),
     }

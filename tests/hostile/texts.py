@@ -1,4 +1,7 @@
-"""Nasty texts, one line each, and a strategy that mixes them."""
+"""Nasty texts, one line each, and what mixes them: a strategy, and a fuzzer of answers."""
+
+import random
+from collections.abc import Iterator, Sequence
 
 from hypothesis import strategies as st
 
@@ -85,3 +88,31 @@ def hostile_text(max_parts: int = 8) -> st.SearchStrategy[str]:
         st.text("<>&\"'/=-! \n\x00\x1b{}\\abA1", max_size=12),
     )
     return st.lists(part, max_size=max_parts).map("".join)
+
+
+# What the fuzzer splices into answers: macros, signs that mathruler deletes, look-alikes, Python.
+_SPLICES = (
+    r"\frac{ \dfrac1 \tfrac \sqrt{ \sqrt[ \pi \alpha \vartheta \phi \infty \cdot \times \text{ \mathrm{ \left( "
+    r"\{ \} \! \, \; \% \$ $ % { } ( ) [ ] ^ ** _ __ . .. , ; : = == < > ! | & ~ @ # ' \" ` \\ / // + - * "
+    "0 1 2 9 12 1.5 .5 1e3 1e999 0x1f 0b1 1_000 2j x y e i d pi sqrt ln log eye oo im re li ff id or in is if lambda "
+    "ⅹ ⅾ ⅽ ⅰ ℯ ⅈ 𝑥 𝐝 ﹏ ＿ ． （ ） ［ ］ ² ½ Ⅷ １ ٣ ０ √ π ∞ − · × ÷ ° ß ſ µ ϖ a\u0301 \u200b \ufeff "
+    "x.y ().x x[0] x(0) f(x) __doc__ _$_ .__class__ .diff( .subs( globals() eval( exec( open( __import__( lambda: "
+    "million billion cm degree and or \n \t \r \x00"
+)
+PIECES = _SPLICES.split(" ")
+
+
+def fuzzed_answers(seeds: Sequence[str], number: int, seed: int) -> Iterator[str]:
+    """Texts made of `seeds` by a few splices, cuts and insertions each."""
+    draw = random.Random(seed)
+    for _ in range(number):
+        text = draw.choice(seeds)
+        for _ in range(draw.randint(1, 5)):
+            start = draw.randint(0, len(text))
+            end = draw.randint(start, min(start + 4, len(text))) if draw.random() < 0.5 else start
+            piece = draw.choice(PIECES)
+            if draw.random() < 0.2:
+                other = draw.choice(seeds)
+                piece = other[draw.randint(0, len(other)) :][: draw.randint(1, 12)]
+            text = text[:start] + piece + text[end:]
+        yield text

@@ -8,12 +8,10 @@ import pytest
 
 from tests.hostile.texts import NASTY
 from tests.inspection import made
-from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.report.chromium import Chromium
 from vgpo.inspection.maps import Fineness, read_map
 from vgpo.inspection.page import render_inspection, short
 from vgpo.text import visible
-
-pytestmark = NEEDS_BROWSER
 
 # A map is unpacked beside the page's script: wait until every cell has its colour.
 PAINTED = """new Promise((done) => {

@@ -12,11 +12,6 @@ import pytest
 
 ARTEFACTS = Path(__file__).parents[2] / "artefacts"
 PROGRAM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
-NEEDS_BROWSER = [
-    pytest.mark.browser,
-    pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH"),
-]
-
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -29,6 +24,14 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
+
+
+def require_browser() -> str:
+    """The browser's path. Without one a test is skipped, but fails in continuous integration (`CI` is set)."""
+    if PROGRAM is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("found neither chromium nor google-chrome on PATH: install one (Debian: apt-get install chromium)")
+    return PROGRAM
 
 
 class Chromium:

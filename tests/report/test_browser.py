@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.report.chromium import Chromium
 from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
 from vgpo.report import write_report
 from vgpo.report.storage import append_records
-
-pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,6 +18,7 @@ class Line(torch.nn.Module):
         return {"loss": (self.slope * x - labels).square().mean()}
 
 
+@pytest.mark.train
 def test_a_training_run_is_logged_and_drawn(make_run, tmp_path: Path):
     folder = make_run()
     arguments = TrainingArguments(

@@ -4,12 +4,10 @@ import re
 
 import pytest
 
-from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.report.chromium import Chromium
 from tests.report.run_records import fill, rollout
 from vgpo.report import RunFolder
 from vgpo.report.live import LiveReport
-
-pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture

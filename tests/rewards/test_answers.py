@@ -3,7 +3,7 @@ import time
 import pytest
 
 from vgpo.rewards import extract_boxed
-from vgpo.rewards.answers import canonical, choice_letter, is_refused, strip_outer_box, textual_verdict
+from vgpo.rewards.answers import canonical, choice_letter, compare_text, is_unsafe, strip_outer_box
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_one_enclosing_box_is_stripped_from_golds(gold: str, bare: str) -> None:
 )  # fmt: skip
 def test_choice_letter_is_read(answer: str) -> None:
     for right in ("A", "(A)", "A.", "A:", "A)", r"\text{A}", "$A$", r"(\text{A})"):
-        assert textual_verdict(answer, right) is True
+        assert compare_text(answer, right) is True
     for wrong in ("C", "(C)", "C.", r"\text{C}"):
-        assert textual_verdict(answer, wrong) is False
+        assert compare_text(answer, wrong) is False
 
 
 @pytest.mark.parametrize("gold", ["a", "(a)", "AC", "K", "A. 12", "(A", "(A).", "A, C", "None", ""])
@@ -97,8 +97,8 @@ def test_a_choice_letter_in_a_box() -> None:
     ],
 )  # fmt: skip
 def test_two_letters_are_no_choice(answer: str) -> None:
-    assert textual_verdict(answer, "A") is False
-    assert textual_verdict(answer, "B") is False
+    assert compare_text(answer, "A") is False
+    assert compare_text(answer, "B") is False
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_two_letters_are_no_choice(answer: str) -> None:
 )
 def test_a_choice_of_a_megabyte_takes_linear_time(text: str) -> None:
     start = time.process_time()
-    textual_verdict(text, "C")
+    compare_text(text, "C")
     canonical("1 " * 500_000 + text)
     assert time.process_time() - start < 5.0  # quadratic: minutes
 
@@ -133,7 +133,7 @@ def test_signs_and_blanks_between_digits(text: str, read: str) -> None:
     "answer", ["Option A", "A cat", "AC", "A or B", r"\frac{A}{B}", "12", "A,B", "(A", "Aday", "A.5"]
 )
 def test_other_text_is_no_choice_letter(answer: str) -> None:
-    assert textual_verdict(answer, "A") is False
+    assert compare_text(answer, "A") is False
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_other_text_is_no_choice_letter(answer: str) -> None:
     ],
 )
 def test_textual_verdict(answer: str | None, gold: str, verdict: bool | None) -> None:
-    assert textual_verdict(answer, gold) is verdict
+    assert compare_text(answer, gold) is verdict
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_textual_verdict(answer: str | None, gold: str, verdict: bool | None) ->
     ],
 )
 def test_dangerous_text_is_refused(text: str) -> None:
-    assert is_refused(text)
+    assert is_unsafe(text)
 
 
 @pytest.mark.parametrize("text", ["x^2y^2", "(x^2)^3", r"1,\!000", "2^{10}", "3.5", "0.5x", r"\frac{1}{2}", "x_{1}"])
 def test_ordinary_mathematics_is_not_refused(text: str) -> None:
-    assert not is_refused(text)
+    assert not is_unsafe(text)

@@ -7,7 +7,7 @@ import pytest
 from mathruler.grader import grade_answer
 
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import is_words, textual_verdict
+from vgpo.rewards.answers import compare_text, is_words
 
 HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 
@@ -154,4 +154,4 @@ NUMBERS = ["5", "5.0", "5.000001", "-5", "+5.00", "0.5", "0.50", "-0.5", "0.49",
 @pytest.mark.parametrize("gold", NUMBERS)
 def test_plain_numbers_are_compared_as_mathruler_does_but_without_it(gold: str) -> None:
     for answer in NUMBERS:
-        assert textual_verdict(answer, gold) is grade_answer(answer, gold), answer
+        assert compare_text(answer, gold) is grade_answer(answer, gold), answer

@@ -6,7 +6,7 @@ import pytest
 from benchmarks import grader as benchmark
 
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import extract_boxed, is_refused, textual_verdict
+from vgpo.rewards.answers import compare_text, extract_boxed, is_unsafe
 
 
 @pytest.fixture(scope="module")
@@ -37,5 +37,5 @@ def test_one_answer_in_twenty_hangs(answer, refused: bool) -> None:
     hanging = [(text, gold) for text, gold in pairs if text in written]
     assert len(hanging) == round(len(rollouts) / 20)
     for text, gold in hanging:
-        assert textual_verdict(text, gold) is None
-        assert is_refused(text) is refused
+        assert compare_text(text, gold) is None
+        assert is_unsafe(text) is refused

@@ -16,7 +16,7 @@ def test_accuracy_takes_text_and_messages() -> None:
 
 def test_accuracy_logs_timeouts_of_its_own_call(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     logged: list[tuple[str, float]] = []
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader(timeout=0.2) as grader, caplog.at_level(logging.ERROR):
         monkeypatch.setattr(functions, "default_grader", lambda: grader)
         for completion in [r"\boxed{hang}", r"\boxed{7}"]:

@@ -1,6 +1,8 @@
+import json
 import multiprocessing
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from vgpo.rewards import Grader, grade, process
+from vgpo.rewards.process import Outcome
 
 SLOW = "9**(9*9*9*9*9*9*9*9*9)"  # passes the refusal, then computes a power of 387 million digits
 SYMBOLIC = (r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
@@ -26,6 +29,14 @@ def grader() -> Iterator[Grader]:
 
 def boxed(answer: str) -> str:
     return rf"So the answer is \boxed{{{answer}}}."
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_results_keep_their_order_and_equal_pairs_are_checked_once(grader: Grader) -> None:
@@ -58,13 +69,14 @@ def test_bad_input(predictions: list, golds: list, error: type[Exception], messa
 
 
 def test_text_alone_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
+    monkeypatch.setattr(process, "SERVER_MODULE", "vgpo.does_not_exist")
     with Grader() as grader:
         assert grader.grade([boxed("7"), boxed("b"), boxed("8")], ["7", "B", "7"]) == [True, True, False]
 
 
+@pytest.mark.process
 def test_worker_that_cannot_start_is_an_error_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "vgpo.does_not_exist")
+    monkeypatch.setattr(process, "SERVER_MODULE", "vgpo.does_not_exist")
     with Grader() as grader, pytest.raises(RuntimeError, match=r"No module named vgpo[.]does_not_exist"):
         grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]])
 
@@ -81,7 +93,7 @@ def test_hanging_check_is_killed_and_the_next_one_works() -> None:
 def test_timeouts_are_counted_each_and_warned_about_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader(timeout=0.1) as grader:
         assert grader.grade([boxed("hang")] * 2, ["a", "b"]) == [False, False]
         assert grader.statistics.timeouts == 2
@@ -99,7 +111,7 @@ def test_towers_factorials_and_megabytes_cost_nothing(grader: Grader, answer: st
 def test_crash_is_counted_and_grading_goes_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader() as grader:
         assert grader.grade([boxed("right"), boxed("crash")], ["a", "a"]) == [True, False]
         assert grader.grade([boxed("right"), boxed("wrong")], ["a", "a"]) == [True, False]
@@ -108,32 +120,33 @@ def test_crash_is_counted_and_grading_goes_on(
 
 
 def test_worker_killed_while_idle_is_replaced_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader() as grader:
-        grader.grade([boxed("right")], ["a"])
-        os.kill(grader._idle[0]._process.pid, signal.SIGKILL)
-        grader._idle[0]._process.wait()
-        assert grader.grade([boxed("right")], ["a"]) == [True]
-        assert grader.statistics.crashes == 0
+        idle = [grader._server.start_worker()]
+        os.kill(idle[0].pid, signal.SIGKILL)
+        assert select.select([idle[0]._channel], [], [], 30)[0]
+        assert grader._check(idle, ("right", "a")) is Outcome.RIGHT
+        idle.pop().close()
 
 
 def test_interrupted_check_does_not_answer_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
 
-    def interrupt(connection: object) -> bytes:
+    def interrupt(worker: process.SymbolicWorker, answer: str, reference: str) -> Outcome:
+        worker._channel.sendall(json.dumps(["0", answer, reference]).encode() + b"\n")
         raise KeyboardInterrupt
 
     with Grader() as grader:
         grader.grade([boxed("right")], ["a"])
         with monkeypatch.context() as patch:
-            patch.setattr("multiprocessing.connection.Connection.recv_bytes", interrupt)
+            patch.setattr(process.SymbolicWorker, "check", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 grader.grade([boxed("right")], ["a"])
         assert grader.grade([boxed("wrong")], ["a"]) == [False]
 
 
 def test_hanging_checks_are_waited_for_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     predictions = [boxed("right"), *map(boxed, ["hang"] * 4), boxed("wrong"), boxed("right")]
     golds = ["a", "b", "c", "d", "e", "a", "f"]
     with Grader(timeout=2.0, num_workers=4) as grader:
@@ -144,16 +157,24 @@ def test_hanging_checks_are_waited_for_side_by_side(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("num_workers", "num_pairs", "expected"), [(2, 5, 2), (3, 1, 1), (1, 5, 1)])
-def test_workers_are_started_as_they_are_needed(
+def test_workers_are_started_as_they_are_needed_and_for_one_call(
     monkeypatch: pytest.MonkeyPatch, num_workers: int, num_pairs: int, expected: int
 ) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
+    pids: list[int] = []
+    start_worker = process.WorkerServer.start_worker
+
+    def record(server: process.WorkerServer) -> process.SymbolicWorker:
+        worker = start_worker(server)
+        pids.append(worker.pid)
+        return worker
+
+    monkeypatch.setattr(process.WorkerServer, "start_worker", record)
     with Grader(num_workers=num_workers) as grader:
-        assert all(grader.grade([boxed("right")] * num_pairs, list("abcde")[:num_pairs]))
-        assert len(grader._idle) == expected
-        pids = {worker._process.pid for worker in grader._idle}
-        assert all(grader.grade([boxed("right")] * num_pairs, list("fghij")[:num_pairs]))
-        assert {worker._process.pid for worker in grader._idle} == pids
+        for calls in (1, 2):
+            assert all(grader.grade([boxed("right")] * num_pairs, list("abcde")[:num_pairs]))
+            assert len(set(pids)) == len(pids) == expected * calls
+            assert not any(map(is_running, pids))
 
 
 @pytest.mark.parametrize(
@@ -185,41 +206,47 @@ def test_threads_share_a_grader(grader: Grader) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is set on Linux only")
 def test_worker_has_a_memory_limit_and_writes_no_file(grader: Grader) -> None:
-    grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]])
-    limits = Path(f"/proc/{grader._idle[0]._process.pid}/limits").read_text()
+    worker = grader._server.start_worker()
+    limits = Path(f"/proc/{worker.pid}/limits").read_text()
+    worker.close()
     assert re.search(rf"Max address space +{grader.memory_bytes} ", limits)
-    assert re.search(r"Max file size +0 ", limits)
+    for name in ("file size", "core file size", "open files", "processes"):
+        assert re.search(rf"Max {name} +0 ", limits)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is set on Linux only")
-def test_an_answer_cannot_take_more_memory_than_the_limit() -> None:
+def test_an_answer_cannot_take_more_memory_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:evaluate")
     with Grader(memory_bytes=1024**3) as grader:
-        assert grader.grade([boxed("[0]*(200000000)")], ["1.5"]) == [False]  # a list of 1.6 GB
-        assert grader.statistics.symbolic == 1
-        status = Path(f"/proc/{grader._idle[0]._process.pid}/status").read_text()
+        worker = grader._server.start_worker()
+        assert worker.check("[0] * 200000000", "MemoryError") is Outcome.RIGHT  # a list of 1.6 GB
+        status = Path(f"/proc/{worker.pid}/status").read_text()
         assert int(re.search(r"VmPeak:\s+(\d+) kB", status)[1]) <= 1024**2
-        assert grader.grade([SYMBOLIC[0]], [SYMBOLIC[1]]) == [True]
+        assert worker.check("result = 7", "7") is Outcome.RIGHT
+        worker.close()
 
 
 def _exit_zero_if_right(grader: Grader) -> None:
     sys.exit(0 if grader.grade([boxed("right")], ["a"]) == [True] else 1)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # it is what is tested
 def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER_MODULE", "tests.rewards.stand_in_worker")
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader() as grader:
         assert grader.grade([boxed("right")], ["a"]) == [True]
-        pid = grader._idle[0]._process.pid
+        pid = grader._server.pid
         child = multiprocessing.get_context("fork").Process(target=_exit_zero_if_right, args=(grader,), daemon=True)
         with grader._lock:  # as if another thread were grading at that moment
             child.start()
             child.join(timeout=30)
         assert child.exitcode == 0
         assert grader.grade([boxed("wrong"), boxed("right")], ["a", "a"]) == [False, True]
-        assert grader._idle[0]._process.pid == pid
+        assert grader._server.pid == pid
 
 
+@pytest.mark.process
 def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_sympy(tmp_path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -227,7 +254,7 @@ def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_
             r"""
             import sys
             from vgpo.rewards import default_grader, grade
-            print(grade([r"\boxed{\sqrt{12}}"], [r"2\sqrt{3}"]), default_grader()._idle[0]._process.pid, end=" ")
+            print(grade([r"\boxed{\sqrt{12}}"], [r"2\sqrt{3}"]), default_grader()._server.pid, end=" ")
             print("sympy" in sys.modules)
             """
         )
@@ -235,8 +262,7 @@ def test_script_without_main_guard_grades_once_leaves_no_process_and_imports_no_
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
     verdict, pid, has_sympy = run.stdout.split()
     assert (verdict, has_sympy, run.stderr) == ("[True]", "False", "")
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid), 0)
+    assert not is_running(int(pid))
 
 
 def test_easy_gradings_are_quick() -> None:

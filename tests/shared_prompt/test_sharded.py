@@ -35,7 +35,7 @@ def expected() -> dict[str, Tensor]:
     return sharded_worker.run(sharded=False, share=False, checkpointing=False)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", sharded_worker.RUNS)
 def test_a_sharded_model_equals_a_whole_one(
     outputs: dict[str, dict[str, Tensor]], expected: dict[str, Tensor], name: str

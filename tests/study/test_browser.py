@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from tests.report.chromium import NEEDS_BROWSER, Chromium
+from tests.report.chromium import Chromium
 from tests.study.test_outputs import HOSTILE, study
 from vgpo.study.outputs import write_outputs
-
-pytestmark = NEEDS_BROWSER
 
 
 def test_the_page_is_drawn_without_a_complaint(tmp_path: Path, browser: Chromium) -> None:

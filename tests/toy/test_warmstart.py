@@ -24,6 +24,7 @@ def short_run(tmp_path_factory):
     return out, warmstart(out, SHORT)
 
 
+@pytest.mark.train
 def test_short_warmstart_lowers_the_loss_and_saves_a_loadable_checkpoint(short_run):
     out, log = short_run
     losses = [record["loss"] for record in log.records if record["stage"] == "read"]
@@ -35,6 +36,7 @@ def test_short_warmstart_lowers_the_loss_and_saves_a_loadable_checkpoint(short_r
     assert [path.name for path in out.parent.iterdir()] == ["checkpoint"]
 
 
+@pytest.mark.train
 def test_same_seed_same_weights_and_other_seed_others(short_run, tmp_path):
     out, _ = short_run
     weights = load_file(out / "model.safetensors")
@@ -46,6 +48,7 @@ def test_same_seed_same_weights_and_other_seed_others(short_run, tmp_path):
     assert not all(torch.equal(weights[name], other[name]) for name in weights)
 
 
+@pytest.mark.train
 def test_warmstart_stops_at_the_accuracy(tmp_path):
     log = warmstart(tmp_path / "out", WarmstartSettings(**{**vars(SHORT), "read_accuracy": 0.0}))
     assert [record["step"] for record in log.records if record["stage"] == "read"] == [3]

@@ -125,6 +125,15 @@ def test_the_newest_checkpoint_from_before_the_bad_lines_is_kept(config, store, 
     assert store.steps() == [20, 16, 4]
 
 
+def test_a_checkpoint_of_a_suspect_update_is_not_pinned(config, store, caplog):
+    save(store, 3, 4, 5)
+    Alarms(config()).hear(6, {"guard/skipped_steps": 1}, store, suspect=5)
+    assert store.pins().keys() == {4}
+    save(store, 9)
+    Alarms(config()).hear(20, {"guard/skipped_steps": 1}, store, suspect=4)
+    assert "There is no earlier checkpoint to go back to" in caplog.text
+
+
 def test_a_broken_checkpoint_is_none_to_go_back_to(config, store):
     save(store, 3, 4)
     (store.path(4) / "weights").unlink()
@@ -168,6 +177,7 @@ def alike(completion_ids, **kwargs):
 SAVING = {"save_strategy": "steps", "save_steps": 1, "alarm_lines": LINES, "alarm_answers_cut": 0, "max_steps": 6}
 
 
+@pytest.mark.train
 def test_a_run_logs_its_alarms_and_keeps_the_checkpoint(make_trainer, tmp_path, caplog):
     folder = RunFolder.create(tmp_path / "folder", {}, seed=0, command=[])
     trainer = make_trainer(
@@ -176,9 +186,10 @@ def test_a_run_logs_its_alarms_and_keeps_the_checkpoint(make_trainer, tmp_path, 
     trainer.train()
     assert [line.get("alarm/groups_alike") for line in folder.read_metrics()[:6]] == [None, None, 1, 1, 1, 1]
     assert caplog.text.count("Alarm groups_alike at step 3") == caplog.text.count("Alarm ") == 1
-    assert trainer.checkpoints.steps() == [6, 2]
+    assert trainer.checkpoints.steps() == [6, 5, 1]
 
 
+@pytest.mark.train
 def test_a_run_can_stop_at_an_alarm_and_go_on(make_trainer):
     settings = {**SAVING, "save_strategy": "no", "alarms": "stop"}
     trainer = make_trainer(reward=alike, **settings)
@@ -192,6 +203,7 @@ def test_a_run_can_stop_at_an_alarm_and_go_on(make_trainer):
     assert again.state.log_history[3]["alarm/groups_alike"] == 1
 
 
+@pytest.mark.train
 def test_a_resumed_run_goes_on_counting(make_trainer):
     trainer = make_trainer(reward=alike, **SAVING)
     trainer.train()
@@ -208,6 +220,7 @@ class Poisoned(VGPOTrainer):
         return super()._compute_loss(model, inputs) * (float("nan") if self.state.global_step == 1 else 1.0)
 
 
+@pytest.mark.train
 def test_a_skipped_step_is_an_alarm(make_trainer, caplog):
     trainer = make_trainer(Poisoned, reward=coin, max_steps=3)
     with caplog.at_level(logging.WARNING):

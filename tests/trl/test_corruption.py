@@ -184,6 +184,7 @@ class Watched(VGPOTrainer):
         return self.seen[-1]
 
 
+@pytest.mark.train
 def test_old_log_probabilities_are_the_old_policys_and_else_the_updates_own(make_trainer):
     trainer = make_trainer(Watched, shaping="pgpo", steps_per_generation=2)
     trainer.train()
@@ -196,6 +197,7 @@ def test_old_log_probabilities_are_the_old_policys_and_else_the_updates_own(make
         assert batch["log_probs"].lt(0).any()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("shaping", "name"), [("kl_perception", "corrupted_log_probs"), ("pgpo", "blind_log_probs")])
 def test_each_rollout_is_scored_behind_the_view_of_its_own_prompt(make_trainer, shaping, name):
     """Row by row, of a policy that learns nothing in between."""
@@ -214,6 +216,7 @@ def test_each_rollout_is_scored_behind_the_view_of_its_own_prompt(make_trainer, 
     assert max(differences) > 1e-3
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("shaping", ["entropy", "kl_perception", "pgpo", "pepo"])
 def test_advantages_are_those_of_the_shaping_and_the_division_changes_nothing(make_trainer, processor, shaping):
     seen = []
@@ -238,6 +241,7 @@ def test_advantages_are_those_of_the_shaping_and_the_division_changes_nothing(ma
     assert not torch.allclose(seen[0], base[:, None].expand_as(seen[0]))
 
 
+@pytest.mark.train
 def test_shaped_advantages_are_the_equations_applied_to_what_was_heard(make_trainer):
     trainer = make_trainer(Watched, shaping="pgpo", shaping_options={"boost": 3.0})
     trainer.train()
@@ -253,6 +257,7 @@ def test_shaped_advantages_are_the_equations_applied_to_what_was_heard(make_trai
         assert torch.equal(batch["advantages"], expected.advantages)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("shaping", ["kl_perception", "pgpo", "pepo"])
 def test_rows_without_a_picture_keep_their_advantage(make_trainer, shaping):
     options = {"gradual": False} if shaping == "pepo" else {}
@@ -269,6 +274,7 @@ def test_rows_without_a_picture_keep_their_advantage(make_trainer, shaping):
     assert changed
 
 
+@pytest.mark.train
 def test_progress_is_that_of_the_run(make_trainer):
     trainer = make_trainer(shaping="pepo", max_steps=4)
     heard = []
@@ -278,6 +284,7 @@ def test_progress_is_that_of_the_run(make_trainer):
     assert [float(progress[0]) for progress in heard] == [0.0, 0.25, 0.5, 0.75]
 
 
+@pytest.mark.train
 def test_signals_that_are_not_declared_are_not_told(make_trainer):
     trainer = make_trainer(shaping="entropy", measure_focus=False, max_steps=1)
     heard = []
@@ -288,6 +295,7 @@ def test_signals_that_are_not_declared_are_not_told(make_trainer):
     assert told == {"response_mask", "group_ids", "visual_rows", "entropy"}
 
 
+@pytest.mark.train
 def test_a_data_set_without_pictures_is_refused(make_trainer):
     rows = rows_with_pictures().remove_columns("images")
     rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": "What"}]})
@@ -295,6 +303,7 @@ def test_a_data_set_without_pictures_is_refused(make_trainer):
         make_trainer(dataset=rows, shaping="pgpo", measure_focus=False).train()
 
 
+@pytest.mark.train
 def test_dynamic_sampling_scores_the_batch_it_keeps(make_trainer):
     trainer = make_trainer(Watched, shaping="pgpo", dynamic_sampling=True, steps_per_generation=2)
     trainer.train()

@@ -30,6 +30,7 @@ class Watched(VGPOTrainer):
         return batch
 
 
+@pytest.mark.train
 def test_mixed_groups_are_kept_and_the_rest_is_counted(make_trainer):
     trainer = make_trainer(
         Watched, reward=by_row(["mixed", "wrong", "right", "mixed"]), dynamic_sampling=True, max_steps=3
@@ -52,6 +53,7 @@ def test_mixed_groups_are_kept_and_the_rest_is_counted(make_trainer):
     assert sum(line["sampling/rounds"] for line in logged) > 3
 
 
+@pytest.mark.train
 def test_no_group_is_trained_on_twice(make_trainer):
     trainer = make_trainer(Watched, reward=by_row(["mixed", "wrong", "mixed"]), dynamic_sampling=True, max_steps=4)
     trainer.train()
@@ -59,6 +61,7 @@ def test_no_group_is_trained_on_twice(make_trainer):
     assert len(groups.unique()) == len(groups) == 8
 
 
+@pytest.mark.train
 def test_all_mixed_takes_one_round_and_the_prompts_in_order(make_trainer):
     trainer = make_trainer(
         Watched, reward=by_row(["mixed"]), dynamic_sampling=True, max_steps=4, shuffle_dataset=False
@@ -69,6 +72,7 @@ def test_all_mixed_takes_one_round_and_the_prompts_in_order(make_trainer):
     assert all(line["sampling/rounds"] == 1 for line in trainer.state.log_history if "sampling/rounds" in line)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("kind", "accuracy"), [("wrong", "0.00: "), ("right", "1.00: ")])
 def test_a_batch_that_never_fills_is_an_error_that_shows_the_accuracies(make_trainer, kind, accuracy):
     trainer = make_trainer(reward=by_row([kind]), dynamic_sampling=True, max_sampling_rounds=3)
@@ -76,6 +80,7 @@ def test_a_batch_that_never_fills_is_an_error_that_shows_the_accuracies(make_tra
         trainer.train()
 
 
+@pytest.mark.train
 def test_works_where_an_old_pass_and_ragged_pictures_have_to_be_joined(make_trainer):
     trainer = make_trainer(
         Watched,
@@ -93,6 +98,7 @@ def test_works_where_an_old_pass_and_ragged_pictures_have_to_be_joined(make_trai
         assert batch["similarity"].shape == batch["completion_ids"].shape
 
 
+@pytest.mark.train
 def test_the_filter_reward_can_be_named(make_trainer):
     def other(completions, **kwargs):
         return [0.5] * len(completions)

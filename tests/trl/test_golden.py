@@ -28,6 +28,7 @@ def trajectory(folder: Path, name: str) -> list[dict[str, float]]:
     return [{key: line[key] for key in NUMBERS if key in line} for line in log if "loss" in line]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("name", SETTINGS)
 def test_trajectory_is_the_recorded_one(tmp_path, name):
     recorded = json.loads(GOLDEN.read_text())[name]

@@ -1,13 +1,16 @@
 """A step with bad numbers leaves the weights alone; too many in a row end the run with the last good ones."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
-from vgpo.trl import NonFiniteError, VGPOTrainer
-from vgpo.trl.guard import whole
+from vgpo.trl import NonFiniteError, VGPOTrainer, trainer
+from vgpo.trl.guard import non_finite_weight, whole
 
 
 class Poisoned(VGPOTrainer):
@@ -34,6 +37,7 @@ def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("poison", ["loss", "norm"])
 def test_a_bad_step_is_skipped_and_counted(make_trainer, poison, caplog):
     trainer = make_trainer(Poisoned, max_steps=3, weight_decay=0.1, logging_nan_inf_filter=False)
@@ -56,6 +60,7 @@ def test_a_bad_step_is_skipped_and_counted(make_trainer, poison, caplog):
     assert "Step 2 skipped: its loss or gradient norm is not finite" in caplog.text
 
 
+@pytest.mark.train
 def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_path):
     trainer = make_trainer(Poisoned, max_steps=9, max_skipped_steps=2)
     trainer.bad_steps = (0, 2, 3, 4)
@@ -67,9 +72,113 @@ def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_pat
     assert any(torch.equal(t, p) for t in saved.values() for p in trainer.before.values() if t.shape == p.shape)
 
 
+@pytest.mark.train
 def test_weights_that_a_finite_gradient_ruined_are_told_from_a_bug(make_trainer):
-    with pytest.raises(NonFiniteError, match=r"not finite after step \d+.*last checkpoint.*learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"not finite after step \d+.*no earlier checkpoint.*learning_rate"):
         make_trainer(max_steps=4, learning_rate=1e25, lr_scheduler_type="constant").train()
+
+
+class Spiking(VGPOTrainer):
+    """Takes one update, whose gradient is finite, with a learning rate of `spike`."""
+
+    spike_step: int = 5
+    spike: float = 1e30
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.state.global_step == self.spike_step - 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.spike
+        return norm
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+SPIKE = {**SAVING, "num_iterations": 4, "max_steps": 12, "save_total_limit": 2}
+
+
+WAY_BACK = r"Go back to .*checkpoint-4, the newest .* finite loss: move checkpoint-5 elsewhere, lower learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"save_total_limit": 1}, "probabilities are not finite after step 8"),
+        ({"max_skipped_steps": 2}, r"2 steps in a row.*step 7\).*no loss computed with them was finite"),
+        ({"max_steps": 7}, r"2 steps in a row.*step 7\).*no loss computed with them was finite"),
+    ],
+    ids=["next generation", "too many skipped", "skipped to the end"],
+)
+def test_the_checkpoint_before_a_ruinous_update_stays_and_is_named(make_trainer, settings, reason):
+    trainer = make_trainer(Spiking, **{**SPIKE, **settings})
+    with pytest.raises(NonFiniteError, match=f"{reason}.* {WAY_BACK}"):
+        trainer.train()
+    assert trainer.checkpoints.steps() == [5, 4]
+    assert trainer.checkpoints.pins().keys() == {4}  # by the alarm of the skipped steps
+
+
+def test_a_run_can_go_back_to_before_a_ruinous_update(make_trainer, tmp_path):
+    settings = {**SPIKE, "max_steps": 6}
+    trainer = make_trainer(Spiking, **settings, alarms="off")
+    with pytest.raises(NonFiniteError, match=WAY_BACK):
+        trainer.train()
+    with pytest.raises(NonFiniteError, match=WAY_BACK):  # the same again, until it is moved
+        make_trainer(**settings).train(resume_from_checkpoint=True)
+    assert trainer.checkpoints.steps() == [5, 4]
+
+    shutil.move(trainer.checkpoints.path(5), tmp_path / "elsewhere")
+    resumed = make_trainer(**settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == settings["max_steps"]
+    assert non_finite_weight(resumed.model, resumed.accelerator) is None
+
+
+@pytest.mark.parametrize("spike", [float("inf"), float("nan")], ids=str)
+def test_weights_that_are_not_finite_are_no_checkpoint(make_trainer, tmp_path, spike):
+    trainer = make_trainer(Spiking, max_steps=4, save_total_limit=1, **SAVING)
+    trainer.spike, trainer.spike_step = spike, 3
+    first = next(name for name, weight in trainer.model.named_parameters() if weight.requires_grad)
+    message = rf"After the update of step 3 .* NaN or an infinity, the first in {first}:.*Go back to .*checkpoint-2"
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.train()
+    assert trainer.checkpoints.steps() == [2, 1]
+    assert not list(trainer.checkpoints.folder.glob(".saving*"))
+    with pytest.raises(NonFiniteError, match=message):
+        trainer.save_model(str(tmp_path / "final"))
+    assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize(("bad_steps", "saved"), [((1,), [4, 3]), ((1, 2), [4])], ids=str)
+def test_a_save_after_a_skipped_step_waits_for_a_good_one(make_trainer, caplog, monkeypatch, bad_steps, saved):
+    checks = []
+    monkeypatch.setattr(trainer, "non_finite_weight", lambda *args: checks.append(args))
+    poisoned = make_trainer(Poisoned, max_steps=4, save_strategy="steps", save_steps=2)
+    poisoned.bad_steps = bad_steps
+    poisoned.train()
+    assert poisoned.checkpoints.steps() == saved
+    assert "Step 2 was skipped, so it has no checkpoint" in caplog.text
+    assert len(checks) == len(saved)  # and at no other step
+
+
+def test_a_run_whose_last_step_was_skipped_has_no_final_weights(make_trainer, tmp_path):
+    trainer = make_trainer(Poisoned, max_steps=2)
+    trainer.bad_steps = (1,)
+    with pytest.raises(NonFiniteError, match=r"1 steps in a row.*step 2\).*last_good"):
+        trainer.train()
+    assert (tmp_path / "run" / "last_good" / "model.safetensors").is_file()
+
+
+def test_frozen_weights_are_not_read_and_shards_are(make_trainer):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("a", "b")})
+        accelerator = make_trainer().accelerator
+        model["a"].weight.requires_grad_(False).fill_(float("nan"))
+        assert non_finite_weight(model, accelerator) is None
+        bad = distribute_tensor(torch.tensor([[0.0, float("-inf")]]), init_device_mesh("cpu", (1,)))
+        model["b"].weight = torch.nn.Parameter(bad)
+        assert non_finite_weight(model, accelerator) == "b.weight"
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_norm_of_a_sharded_model_is_read_whole():

@@ -19,6 +19,7 @@ def losses_and_weights(trainer):
     return losses, {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings",
     [{"intra": False, "inter": False}, {"shaping": "none"}, {"shaping": "none", "measure_focus": False}],
@@ -51,6 +52,7 @@ def test_without_factors_it_is_the_parent_bit_for_bit(make_trainer, monkeypatch,
         assert torch.equal(child_weights[name], weight), name
 
 
+@pytest.mark.train
 def test_the_method_changes_the_weights(make_trainer, processor):
     weights = []
     for settings in ({}, {"shaping": "none"}):

@@ -36,7 +36,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_equal_one(tmp_path, two_processes, name):
     settings = SETTINGS[name]
@@ -54,7 +54,7 @@ def test_two_processes_equal_one(tmp_path, two_processes, name):
         assert torch.equal(first["weights"][parameter], second["weights"][parameter])
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_dynamic_sampling_fills_every_process_with_groups_of_its_own(two_processes):
     outputs = [torch.load(two_processes / f"dynamic-{rank}.pt") for rank in range(NUM_PROCESSES)]
     rewards_of = [{}, {}]

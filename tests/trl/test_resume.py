@@ -19,7 +19,7 @@ from vgpo.trl import VGPOConfig, VGPOTrainer
 from vgpo.trl.resumable import of_main_process
 
 STEPS = 8
-STOPS = (1, 3, 6)  # the first step, in the midst of a generation's updates, and the end of an epoch of most cases
+STOPS = (1, 3, 6)  # the first step, during a generation's updates, and the end of an epoch of most cases
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
     "bf16": False,
@@ -51,6 +51,15 @@ CASES = {
     "growing in with training": {"shaping": "pepo", "steps_per_generation": 4},
     "groups across micro-batches": {"per_device_train_batch_size": GROUP // 2, "steps_per_generation": 4},
 }
+
+
+def stop(case: str, step: int) -> Any:
+    """A case and where it stops: `make test` has each case with one stop, and one case with each stop."""
+    sampled = step == 3 or case == "two passes over a generation"
+    marks = [pytest.mark.train] if sampled else [pytest.mark.slow]
+    if (case, step) == ("four updates a generation", 3):
+        marks.append(pytest.mark.smoke)
+    return pytest.param(case, step, marks=marks, id=f"{case}-{step}")
 
 
 def build(folder: Path, rollouts: list[dict[str, Any]], *, lora: bool = False, **settings: Any) -> VGPOTrainer:
@@ -101,8 +110,7 @@ def resumed_run(tmp_path: Path, whole: Path, step: int, **settings: Any) -> tupl
     return trainer, rollouts
 
 
-@pytest.mark.parametrize("step", STOPS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "step"), [stop(case, step) for case in CASES for step in STOPS])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(
     tmp_path: Path, whole_run: Callable[..., Any], case: str, step: int
 ) -> None:
@@ -113,6 +121,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > step]
 
 
+@pytest.mark.train
 def test_settings_of_the_optimiser_that_were_changed_hold(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
     whole, _, folder = whole_run("one update a generation")
     rate = SETTINGS["learning_rate"]
@@ -122,6 +131,7 @@ def test_settings_of_the_optimiser_that_were_changed_hold(tmp_path: Path, whole_
     assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.0, 0.1}
 
 
+@pytest.mark.train
 def test_adapters_are_resumed_too(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
     settings = {"lora": True, "steps_per_generation": 4}
     whole, rollouts, folder = whole_run("adapters", **settings)
@@ -130,6 +140,7 @@ def test_adapters_are_resumed_too(tmp_path: Path, whole_run: Callable[..., Any])
     assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > 3]
 
 
+@pytest.mark.train
 def test_weights_of_two_kinds_are_resumed(tmp_path: Path) -> None:
     def train(folder: Path, checkpoint: Path | None) -> VGPOTrainer:
         trainer = build(folder, [], max_steps=2, freeze=["vision", "projector"])
@@ -143,6 +154,7 @@ def test_weights_of_two_kinds_are_resumed(tmp_path: Path) -> None:
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -160,6 +172,7 @@ def test_rollouts_that_wait_are_not_cut_in_another_way(
         resumed_run(tmp_path, folder, 3, **settings)
 
 
+@pytest.mark.train
 def test_weights_alone_are_not_resumed(tmp_path: Path) -> None:
     build(tmp_path, [], max_steps=1, save_only_model=True).train()
     with pytest.raises(
@@ -176,6 +189,7 @@ def test_what_the_main_process_fails_with_is_raised() -> None:
         of_main_process(fail)
 
 
+@pytest.mark.train
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     tmp_path: Path, whole_run: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,10 +206,17 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     assert weight_hash(trainer.model.named_parameters()) == weight_hash(whole.model.named_parameters())
 
 
-@pytest.mark.parametrize("steps", [STEPS, 6], ids=["in an epoch", "at the end of an epoch"])
-def test_a_run_that_is_over_trains_no_further_step(tmp_path: Path, whole_run: Callable[..., Any], steps: int) -> None:
-    whole, _, folder = whole_run(f"{steps} steps", max_steps=steps)
-    resumed, rollouts = resumed_run(tmp_path, folder, steps, max_steps=steps)
+@pytest.mark.train
+@pytest.mark.parametrize(
+    ("steps", "settings"),
+    [(STEPS, {}), (6, {}), (STEPS, {"logging_steps": 3})],
+    ids=["in an epoch", "at the end of an epoch", "with figures that are not logged yet"],
+)
+def test_a_run_that_is_over_trains_no_further_step(
+    tmp_path: Path, whole_run: Callable[..., Any], steps: int, settings: dict[str, Any]
+) -> None:
+    whole, _, folder = whole_run(f"{steps} steps, {settings}", max_steps=steps, **settings)
+    resumed, rollouts = resumed_run(tmp_path, folder, steps, max_steps=steps, **settings)
     assert resumed.state.global_step == steps
     assert told(resumed.state.log_history) == told(whole.state.log_history)
     assert not rollouts
@@ -210,6 +231,7 @@ def test_a_named_checkpoint_must_be_whole(tmp_path: Path) -> None:
         build(tmp_path, []).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.train
 def test_weights_that_are_not_all_loaded_are_refused(
     tmp_path: Path, whole_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +241,7 @@ def test_weights_that_are_not_all_loaded_are_refused(
         resumed_run(tmp_path, folder, 3)
 
 
+@pytest.mark.train
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
     _, _, folder = whole_run("one update a generation")
     trainer = build(tmp_path, [])
@@ -227,6 +250,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, whole_run: Cal
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
 
 
+@pytest.mark.train
 def test_another_number_of_processes_is_refused(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
     _, _, folder = whole_run("one update a generation")
     staging = CheckpointStore(tmp_path, keep=None).begin(1)
@@ -245,6 +269,7 @@ def test_a_reference_that_moves_is_no_run_to_resume(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=True)
 
 
+@pytest.mark.train
 def test_a_checkpoint_stays_one_of_the_hub_format(whole_run: Callable[..., Any]) -> None:
     whole, _, folder = whole_run("one update a generation")
     model, report = AutoModelForImageTextToText.from_pretrained(
@@ -255,6 +280,7 @@ def test_a_checkpoint_stays_one_of_the_hub_format(whole_run: Callable[..., Any])
     assert weight_hash(model.named_parameters()) == weight_hash(whole.model.named_parameters())
 
 
+@pytest.mark.train
 def test_a_save_that_fails_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = build(tmp_path, [])
     save = trainer.step_state

@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sharded": {"fsdp": True, "fsdp_config": FSDP2},
     "sharded adapters": {"lora": True, "fsdp": True, "fsdp_config": FSDP2},
 }
+SAMPLE = ("dynamic sampling", "sharded adapters")  # the others are checked by `make test-all`
 
 
 def known(folder: Path) -> list[dict[str, Any]]:
@@ -48,8 +49,10 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.process if case in SAMPLE else pytest.mark.slow) for case in CASES],
+)
 def test_two_processes_go_on_where_two_others_stopped(
     tmp_path: Path, checkpoint_of: Callable[[str], Path], case: str
 ) -> None:
@@ -64,11 +67,13 @@ def test_two_processes_go_on_where_two_others_stopped(
             assert actual[name] == [line for line in expected[name] if line["step"] > STOP]
 
 
+@pytest.mark.process
 def test_shards_that_are_not_loaded_are_refused(tmp_path: Path, checkpoint_of: Callable[[str], Path]) -> None:
     with pytest.raises(ProcessRaisedException, match="the trained weights are not those that were saved"):
         run_in_processes(resume_worker.train_without_loading, tmp_path, checkpoint_of("sharded"), CASES["sharded"])
 
 
+@pytest.mark.process
 def test_a_sharded_checkpoint_is_one_of_the_hub_format(checkpoint_of: Callable[[str], Path]) -> None:
     checkpoint = checkpoint_of("sharded")
     model, report = AutoModelForImageTextToText.from_pretrained(checkpoint, output_loading_info=True)
@@ -77,6 +82,7 @@ def test_a_sharded_checkpoint_is_one_of_the_hub_format(checkpoint_of: Callable[[
     assert weight_hash(model.state_dict().items()) == weight_hash(gathered.items())
 
 
+@pytest.mark.process
 def test_all_processes_hear_what_the_main_one_fails_with(tmp_path: Path) -> None:
     run_in_processes(resume_worker.fail_on_the_main_process, tmp_path)
     heard = [(tmp_path / f"heard-{rank}").read_text() for rank in range(NUM_PROCESSES)]

@@ -17,6 +17,7 @@ from vgpo.trl.picture_columns import has_picture_column
 from vgpo.trl.rollouts import rollout_records
 
 
+@pytest.mark.train
 def test_picture_tokens_are_never_sampled(make_trainer, model):
     with torch.no_grad():  # a model that wants nothing else
         embedding = model.get_output_embeddings().weight
@@ -72,6 +73,7 @@ def test_a_data_set_whose_picture_column_is_empty_is_refused(make_trainer):
         make_trainer(dataset=rows).train()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings",
     [
@@ -119,6 +121,7 @@ def alternating(completion_ids, **kwargs):
     return [float(i % 2) for i in range(len(completion_ids))]
 
 
+@pytest.mark.train
 def test_rows_whose_pictures_are_null_are_text_only(make_trainer):
     rows = mixed_rows(4).to_list()
     dataset = Dataset.from_list(
@@ -129,6 +132,7 @@ def test_rows_whose_pictures_are_null_are_text_only(make_trainer):
     assert trainer.state.global_step == 4
 
 
+@pytest.mark.train
 def test_pictures_made_by_a_transform_are_believed(make_trainer):
     rows = mixed_rows()
     dataset = Dataset.from_dict({"row": list(range(8))}).with_transform(lambda batch: rows[batch["row"]])
@@ -150,6 +154,7 @@ def test_evaluation_is_not_counted_as_training_time(make_trainer):
     assert trainer._timer.flush(1) == {}
 
 
+@pytest.mark.train
 def test_a_second_training_logs_times_of_its_own(make_trainer):
     trainer = make_trainer(max_steps=2)
     for _ in range(2):
@@ -159,6 +164,7 @@ def test_a_second_training_logs_times_of_its_own(make_trainer):
         assert all(line["time/update"] > 0 for line in lines)
 
 
+@pytest.mark.train
 def test_the_model_card_names_the_paper(make_trainer, tmp_path):
     make_trainer(save_strategy="steps", save_steps=1, max_steps=1).train()
     card = (tmp_path / "run" / "README.md").read_text()
@@ -210,6 +216,7 @@ OURS = {
 }  # fmt: skip
 
 
+@pytest.mark.train
 def test_metrics_of_every_step(make_trainer):
     trainer = make_trainer(max_steps=3)
     trainer.train()
@@ -223,6 +230,7 @@ def test_metrics_of_every_step(make_trainer):
         assert all(math.isfinite(line[name]) for name in OURS)
 
 
+@pytest.mark.train
 def test_the_baseline_is_measured_too_unless_told_not_to(make_trainer):
     for measured in (True, False):
         trainer = make_trainer(shaping="none", measure_focus=measured, max_steps=1)
@@ -231,6 +239,7 @@ def test_the_baseline_is_measured_too_unless_told_not_to(make_trainer):
         assert "focus/gate_rate" not in trainer.state.log_history[0]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("size", [2 * GROUP, 2], ids=["whole", "split"])
 def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, processor, size):
     written = []
@@ -266,6 +275,7 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
     assert len(written[0]) == min(size, GROUP)
 
 
+@pytest.mark.train
 def test_a_rollout_that_is_cut_off_and_masked_is_stored_with_its_text(make_trainer):
     written = []
     trainer = make_trainer(
@@ -311,6 +321,7 @@ def test_what_a_tool_says_is_stored_without_measures(processor):
     assert record["rollout_factor"] == 0.75
 
 
+@pytest.mark.train
 def test_rows_are_read_once_a_prompt(make_trainer):
     reads = []
     dataset = rows_with_pictures()
@@ -343,6 +354,7 @@ def test_a_decoder_without_layers_is_refused_before_anything_is_generated(make_t
     make_trainer(shaping="vgpo")
 
 
+@pytest.mark.train
 def test_streams_are_rolled_out_in_order(make_trainer):
     dataset = rows_with_pictures().to_iterable_dataset()
     written = []
@@ -357,6 +369,7 @@ def test_streams_are_rolled_out_in_order(make_trainer):
         make_trainer(dataset=dataset, dynamic_sampling=True)
 
 
+@pytest.mark.train
 def test_lora(make_trainer):
     from peft import LoraConfig
 

@@ -94,6 +94,7 @@ SETTINGS = {
 EXPERIMENTAL = pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning")
 
 
+@pytest.mark.train
 @EXPERIMENTAL
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_five_steps_end_where_separate_rows_end(make_trainer, processor, monkeypatch, settings):
@@ -108,6 +109,7 @@ def test_five_steps_end_where_separate_rows_end(make_trainer, processor, monkeyp
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=2e-5, msg=name)
 
 
+@pytest.mark.train
 @EXPERIMENTAL
 def test_bf16_weights_are_trained(make_trainer, processor):
     settings = {"trainer_kwargs": {"rollout_func": fixed_rollouts}, "max_steps": 3, "learning_rate": 1e-4}
@@ -133,6 +135,7 @@ class Watched(VGPOTrainer):
         return batch
 
 
+@pytest.mark.train
 def test_the_same_seed_gives_the_same_rollouts(make_trainer, processor):
     tokens = []
     for share_prompt in ("on", "off"):
@@ -175,6 +178,7 @@ READING = {
 }
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("share_prompt", ["on", "off"])
 @pytest.mark.parametrize("settings", READING.values(), ids=READING)
 def test_a_generation_reads_and_encodes_each_prompt_once(make_trainer, reads, settings, share_prompt):
@@ -205,6 +209,7 @@ def test_an_evaluation_reads_each_row_for_itself(make_trainer, reads):
     assert {n: numbers[0][n] for n in names} == pytest.approx({n: numbers[1][n] for n in names}, abs=1e-5)
 
 
+@pytest.mark.train
 def test_pixels_are_stored_once_per_prompt(make_trainer):
     trainer = make_trainer(per_device_train_batch_size=2 * GROUP, steps_per_generation=2)
     trainer.train()
@@ -217,6 +222,7 @@ def test_pixels_are_stored_once_per_prompt(make_trainer):
             assert len(prompt.pictures["pixel_values"]) == prompt.pictures["image_grid_thw"].prod()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("settings", "passes"), [({}, 2), ({"steps_per_generation": 2, "max_steps": 2}, 3)])
 def test_each_pass_looks_at_each_picture_once(make_trainer, model, settings, passes):
     """Passes over all rollouts: generation, and the update, or the old policy's and the update."""
@@ -229,6 +235,7 @@ def test_each_pass_looks_at_each_picture_once(make_trainer, model, settings, pas
     assert sum(seen) == passes * patches
 
 
+@pytest.mark.train
 def test_the_head_reads_no_prompt(make_trainer, monkeypatch):
     """Logits of a full vocabulary are never made where the prompt is."""
     seen = []
@@ -245,6 +252,7 @@ def test_the_head_reads_no_prompt(make_trainer, monkeypatch):
     assert seen == [2 * GROUP * width] * 4  # two micro-batches, once for the old policy and once for the update
 
 
+@pytest.mark.train
 def test_masked_truncated_rollouts_leave_no_tail(make_trainer, monkeypatch):
     packings = []
     monkeypatch.setattr(forward, "pack_prompts", lambda *args: packings.append(pack_prompts(*args)) or packings[-1])
@@ -258,6 +266,7 @@ def test_masked_truncated_rollouts_leave_no_tail(make_trainer, monkeypatch):
     assert sorted(stretches) == sorted((1 + lengths).tolist())
 
 
+@pytest.mark.train
 def test_rewards_get_the_pictures_of_their_rows(make_trainer):
     dataset = rows_with_pictures()
     sizes = {row["answer"]: row["images"][0].size for row in dataset}
@@ -273,6 +282,7 @@ def test_rewards_get_the_pictures_of_their_rows(make_trainer):
         assert [picture.size for picture in pictures] == [sizes[answer]]
 
 
+@pytest.mark.train
 def test_logged_completions_have_an_entry_of_pictures_each(make_trainer, monkeypatch):
     printed = []
     monkeypatch.setattr(host, "print_prompt_completions_sample", lambda *args, **kwargs: printed.append(args))
@@ -304,6 +314,7 @@ def assert_alike(scores, expected, mask):
 
 
 # torch makes one when it compiles TRL's head.
+@pytest.mark.train
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_shares_prompts(make_trainer):
     trainer = make_trainer(max_steps=1)
@@ -315,6 +326,7 @@ def test_a_compiled_model_shares_prompts(make_trainer):
     assert_alike(scored(compiled, rows, trainer, share=True), expected, response)
 
 
+@pytest.mark.train
 def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     """One rollout of a group has got a picture from a tool: its prompt is its own, and no score changes by that."""
     trainer = make_trainer(Watched, max_steps=1)
@@ -351,6 +363,7 @@ def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
         trainer._add_tool_pictures([[PIL.Image.new("RGB", (56, 56))]])
 
 
+@pytest.mark.train
 def test_prompts_that_end_in_a_picture_token_are_read_row_by_row(make_trainer):
     trainer = make_trainer(max_steps=1)
     trainer.train()
@@ -370,6 +383,7 @@ def with_response(batch, row, tokens):
     return {"completion_ids": ids, "completion_mask": mask}
 
 
+@pytest.mark.train
 def test_bf16_weights_err_no_more_than_those_of_separate_rows(make_trainer):
     trainer = make_trainer(max_steps=1)
     trainer.train()
@@ -389,6 +403,7 @@ def test_a_model_that_cannot_share_is_refused_when_told_to(make_trainer, model):
         make_trainer(policy=model, share_prompt="on")
 
 
+@pytest.mark.train
 def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, model, caplog, monkeypatch):
     monkeypatch.setattr(forward, "pack_prompts", lambda *args: pytest.fail("rows were packed"))
     model.set_attn_implementation("eager")

@@ -45,6 +45,7 @@ def passes(trainer):
     return counts[False], counts[True]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -64,6 +65,7 @@ def test_number_of_forward_passes(make_trainer, settings, expected):
     assert passes(make_trainer(**settings)) == expected
 
 
+@pytest.mark.train
 def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, caplog):
     make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4).train()
     messages = [record.message for record in caplog.records if "scoring pass" in record.message]
@@ -72,6 +74,7 @@ def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, capl
     assert "sizes that can: 4, 8" in messages[0]
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     "settings", [{"gradient_accumulation_steps": 2}, {"steps_per_generation": 2}], ids=["own", "old"]
 )
@@ -91,6 +94,7 @@ def test_advantages_are_the_equations_applied_to_each_micro_batch(make_trainer, 
         assert batch["advantages"].shape == batch["completion_ids"].shape
 
 
+@pytest.mark.train
 def test_every_micro_batch_is_a_set_of_whole_groups(make_trainer):
     trainer = watched(make_trainer, gradient_accumulation_steps=3, max_steps=2)
     trainer.train()
@@ -102,6 +106,7 @@ def test_every_micro_batch_is_a_set_of_whole_groups(make_trainer):
         assert (rows == rows[:, :1]).all()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor, preset):
     """The scoring pass and the update's own forward see the same model, so they must tell the same factors."""
@@ -123,6 +128,7 @@ def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, pr
     assert seen[0].std() > 0
 
 
+@pytest.mark.train
 def test_the_buffered_batch_is_not_written_into(make_trainer):
     trainer = make_trainer(steps_per_generation=1, num_iterations=2, max_steps=1)
     trainer.train()
@@ -138,6 +144,7 @@ def test_evaluation_is_the_parents(make_trainer):
     assert trainer._listener is None
 
 
+@pytest.mark.train
 def test_a_third_way_runs_without_a_change_of_the_trainer(make_trainer, monkeypatch):
     monkeypatch.setitem(SHAPINGS, "half", Half)
     trainer = watched(make_trainer, shaping="half", shaping_options={"factor": 0.25}, measure_focus=False)

@@ -4,7 +4,9 @@ A checkpoint is written under a name that nobody loads, gets a manifest of its f
 it has reached the disk. Only then may older ones go. A kill or a full disk at any moment leaves the newest intact one.
 """
 
+import fnmatch
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,6 +22,8 @@ PINNED = "pinned.json"
 FORMAT = 1
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+# Files that operating systems add: they hold no weights, and no loader reads them.
+_SYSTEM_FILES = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 _LEFTOVER = re.compile(r"\.(deleting|replaced|saving)-checkpoint-(0|[1-9][0-9]*)")
 _CHUNK_BYTES = 1 << 20
 _NAMES_SHOWN = 5
@@ -70,10 +74,15 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of all `checkpoint-<step>` folders, usable or not, newest first."""
-        if not self.folder.is_dir():
-            return []
-        names = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir() if _is_real_folder(entry))
-        return sorted((int(name[1]) for name in names if name), reverse=True)
+        return [step for step in self._named_steps() if _is_real_folder(self.path(step))]
+
+    def complete_steps(self, *, before: int | None = None) -> list[int]:
+        """Steps, smaller than `before`, of the checkpoints whose files all have the right size, newest first."""
+        return [
+            step
+            for step in self.steps()
+            if (before is None or step < before) and self.verify(self.path(step), contents=False) is None
+        ]
 
     def begin(self, step: int) -> Path:
         """Clear away what killed saves left, make an empty staging folder and return it.
@@ -97,11 +106,13 @@ class CheckpointStore:
     def commit(self, step: int) -> Path:
         """Seal the staging folder, put it in its place and only then delete checkpoints that need not be kept.
 
-        Those are all but the newest `keep` complete ones up to this step, and the pinned ones: what has a later step
-        is of a run that was taken back to an earlier one.
+        Deleted are complete checkpoints, except the pinned ones and the newest `keep` up to this step: what has a
+        later step is of a run that was taken back to an earlier one. A checkpoint that is not complete, or not of this
+        format, is never deleted.
 
         Returns:
-            the folder of the checkpoint; one of the same step that was there before is replaced.
+            the folder of the checkpoint. One of the same step that was there before is replaced; if it was not
+            usable, it is renamed to `unusable-checkpoint-<step>` and stays.
 
         Raises:
             CheckpointError: the disk refused, and older checkpoints are as they were; or the staging folder holds no
@@ -113,7 +124,7 @@ class CheckpointStore:
             _seal(staging, step)
             # A kill between the two renames: the next start puts the old one back.
             if _is_real_folder(place):
-                place.rename(replaced)
+                place.rename(replaced if self.verify(place) is None else _unusable_name(place))
             staging.rename(place)
             _sync(self.folder)
         except OSError as error:
@@ -126,10 +137,12 @@ class CheckpointStore:
     def give_up(self, step: int, error: Exception) -> CheckpointError:
         """Remove the staging folder after a failed write, and return the error to raise."""
         staging = self.staging_path(step)
-        self._put_back()
         if _is_real_folder(staging):
             self._delete(staging)
-        newest = self.newest_valid().path
+        try:
+            newest = self.newest_valid().path
+        except CheckpointError:  # the first error is the one to report
+            newest = None
         return CheckpointError(
             f"{self.path(step)} could not be saved: {error}. Its unfinished files were removed, older checkpoints are "
             f"as they were; newest usable one: {newest or 'none'}. Free space on this disk, or mend what the error "
@@ -143,10 +156,20 @@ class CheckpointStore:
             at: only this step.
             before: only steps smaller than this one.
             contents: as of `verify`.
+
+        Raises:
+            CheckpointError: the folder cannot be listed, so nobody knows whether it holds checkpoints.
         """
-        self._put_back()
+        try:
+            self._put_back()
+            steps = self._named_steps() if at is None else [at]
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be listed ({error.strerror}), so whether it holds checkpoints is unknown. "
+                "Restore access to it (permissions, mounted disks, where a link leads), and resume."
+            ) from error
         passed_over: list[tuple[str, str]] = []
-        for step in self.steps() if at is None else [at]:
+        for step in steps:
             if before is not None and step >= before:
                 continue
             reason = self.verify(self.path(step), contents=contents)
@@ -208,6 +231,13 @@ class CheckpointStore:
                 "checkpoint has to be kept for good."
             ) from error
 
+    def _named_steps(self) -> list[int]:
+        """Steps of all entries that are called as a checkpoint, links and files too, newest first."""
+        if not os.path.lexists(self.folder):
+            return []
+        names = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
     def _leftovers(self, *kinds: str) -> list[Path]:
         """What killed saves left, `deleting` first: another folder of that step can take the name then."""
         found = [(_LEFTOVER.fullmatch(entry.name), entry) for entry in sorted(self.folder.iterdir())]
@@ -215,7 +245,7 @@ class CheckpointStore:
 
     def _put_back(self) -> None:
         """Undo a replacement that was cut off when the old checkpoint was out and the new one not yet in."""
-        if not self.folder.is_dir():
+        if not os.path.lexists(self.folder):
             return
         for replaced in self._leftovers("replaced"):
             place = self.folder / replaced.name.removeprefix(".replaced-")
@@ -225,10 +255,9 @@ class CheckpointStore:
     def _prune(self, newest: int) -> None:
         if self.keep is None:
             return
-        steps = self.steps()
-        complete = [step for step in steps if step <= newest and not self.verify(self.path(step), contents=False)]
-        stay = {newest, *complete[: self.keep], *self.pins()}
-        for step in steps:
+        complete = self.complete_steps()
+        stay = {*[step for step in complete if step <= newest][: self.keep], *self.pins()}
+        for step in complete:
             if step not in stay:
                 self._delete(self.path(step))
 
@@ -312,16 +341,30 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _tree(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return all folders, the inner ones first and `folder` last, and all else; links are listed, never followed."""
+    """Return all folders, the inner ones first and `folder` last, and all else but `_SYSTEM_FILES`.
+
+    Links are listed, never followed.
+    """
     folders, others = [], []
     for entry in sorted(folder.iterdir()):
         if not _is_real_folder(entry):
-            others.append(entry)
+            others += [] if _is_system_file(entry) else [entry]
             continue
         below = _tree(entry)
         folders += below[0]
         others += below[1]
     return [*folders, folder], others
+
+
+def _is_system_file(path: Path) -> bool:
+    return any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _SYSTEM_FILES)
+
+
+def _unusable_name(place: Path) -> Path:
+    """A free name for a checkpoint that is not usable and whose place is needed."""
+    first = place.with_name(f"unusable-{place.name}")
+    names = itertools.chain([first], (first.with_name(f"{first.name}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _is_real_folder(path: Path) -> bool:

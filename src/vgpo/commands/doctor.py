@@ -144,7 +144,7 @@ def disk(setup: Setup) -> Finding:
     weights, trained = saved_bytes(setup)
     needed, what, fix = weights, "the trained model", "move run_dir"
     if config.save_strategy != "no":
-        kept = 1 + (config.save_total_limit or 1)  # an older one goes when the next is there
+        kept = 1 + max(config.save_total_limit or 1, 2)  # an older one goes when the next is there
         state = 0 if config.save_only_model else trained * optimiser_bytes(config) // FLOAT32
         needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
     place = Path(setup.recipe.run.run_dir).absolute()

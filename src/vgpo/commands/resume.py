@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, and whether it is still the same run."""
+"""Resuming a run: from which checkpoint, and whether it is still the same run."""
 
 import hashlib
 import importlib
@@ -11,15 +11,16 @@ from typing import Any
 
 from rich.console import Console
 
-from vgpo.checkpoints import CheckpointStore, Found
+from vgpo.checkpoints import CheckpointError, CheckpointStore, Found
 from vgpo.commands.recipe import RecipeError
 from vgpo.commands.setup import Setup
 from vgpo.commands.terminal import say
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
-from vgpo.report import RunFolder
+from vgpo.report import RunFolder, RunFolderError
 from vgpo.report.storage import plain
 from vgpo.rewards import REWARDS
+from vgpo.trl import VGPOConfig
 from vgpo.trl.resumable import IDENTITY, newest_checkpoint
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run.
@@ -33,7 +34,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run goes on: from a checkpoint, or anew where there is none."""
+    """Where a run is resumed: from a checkpoint, or from step 0 if there is none yet."""
 
     found: Found
     changes: list[str] = field(default_factory=list)
@@ -71,18 +72,57 @@ def source_digest(reward: str) -> str | None:
     return digest(inspect.getsource(importlib.import_module(place)))
 
 
-def find_resume(folder: RunFolder, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
-    """The newest whole checkpoint of a run folder; says which are passed over.
+def find_checkpoint(folder: RunFolder, config: VGPOConfig, console: Console) -> Found:
+    """The newest intact checkpoint of a run folder, or none if none was saved yet; says which are passed over.
+
+    Raises:
+        RunFolderError: The run is finished, and the recipe does not train further.
+        CheckpointError: There are checkpoints, and none of them can be used.
+    """
+    check_not_finished(folder, config)
+    found = newest_checkpoint(CheckpointStore(folder.checkpoints_path, keep=None))
+    if found.path is None and found.passed_over:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in found.passed_over)
+        raise CheckpointError(
+            f"{folder.checkpoints_path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}\n"
+            "Nothing was changed. Repair one of them, or resume with the version of vgpo that wrote it. To start from "
+            "step 0 instead, choose a new run_dir; this one stays as it is."
+        )
+    for name, reason in found.passed_over:
+        say(console, f"passed over: {name}: {reason}")
+    return found
+
+
+def check_not_finished(folder: RunFolder, config: VGPOConfig) -> None:
+    """Whether a recipe trains further than the run in `folder` did, if that is finished.
+
+    Raises:
+        RunFolderError: It does not.
+    """
+    finished = folder.read_finished()
+    if finished is None:
+        return
+    by_steps = config.max_steps > 0
+    planned, done = (config.max_steps, finished["step"]) if by_steps else (config.num_train_epochs, finished["epoch"])
+    if planned > done:
+        return
+    raise RunFolderError(
+        f"{folder.path} is finished: {finished['step']} steps, {finished['epoch']:g} epochs; the recipe asks for "
+        f"{'max_steps' if by_steps else 'num_train_epochs'}={planned:g}. Nothing was changed. To train further, raise "
+        "max_steps or num_train_epochs and set allow_changes: true. To train again, choose a new run_dir. "
+        f"`vgpo eval {folder.final_path}` evaluates it."
+    )
+
+
+def resume_from(found: Found, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
+    """How the run is resumed from a checkpoint of `find_checkpoint`; says so.
 
     Raises:
         RecipeError: It is of a run with other data, rewards or settings, and `allow_changes` does not say that this
             is meant; names what differs.
     """
-    found = newest_checkpoint(CheckpointStore(folder.checkpoints_path, keep=None))
-    for name, reason in found.passed_over:
-        say(console, f"passed over: {name}: {reason}")
     if found.path is None:
-        say(console, f"{folder.path} has no usable checkpoint: the run begins anew")
+        say(console, "no checkpoint was saved yet: the run starts from step 0")
         return Resume(found)
     changes = differences(json.loads((found.path / IDENTITY).read_text(encoding="utf-8")), identity)
     if changes and not allow_changes:

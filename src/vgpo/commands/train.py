@@ -12,14 +12,14 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from vgpo.checkpoints import CheckpointError
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, refuse_hopeless
 from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
-from vgpo.commands.resume import Resume, find_resume, run_identity
+from vgpo.commands.resume import Resume, find_checkpoint, resume_from, run_identity
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
 from vgpo.commands.signals import StopOnSignal
@@ -68,8 +68,9 @@ def train(
 ) -> TrainedRun:
     """Train as the recipe says and leave a run folder that explains itself.
 
-    Whatever can be wrong with recipe and data is found before a model is loaded, and a start that fails leaves the
-    folder free. A run that ends early is reported on as far as it came, and goes on with `resume: true`.
+    Whatever can be wrong with recipe and data is found before a model is loaded. A start that fails leaves the folder
+    free, and a resume that fails before its first step leaves it as it was. A run that ends early is reported on as
+    far as it came, and can be resumed with `resume: true`.
 
     Args:
         recipe: of `load_recipe`.
@@ -82,8 +83,8 @@ def train(
             with is another one.
         DataError: A row that cannot be trained on.
         RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
-        RunFolderError: The run folder already holds a run, or the disk refuses to take more.
-        CheckpointError: A checkpoint cannot be written, or is not that of this model.
+        RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
+        CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
         SystemExit: A signal ended the training.
     """
     run, config = recipe.run, recipe.config
@@ -95,19 +96,25 @@ def train(
     check_launch(run, config.world_size)
     setup = Setup(recipe, folder.path / "data")
     refuse_hopeless(setup, BEFORE_LOADING, console)
+    found = find_checkpoint(folder, config, console) if goes_on else None
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
     console.print(BatchArithmetic.of(config, len(prompts), config.world_size).table())
     identity = run_identity(setup)
-    resume = find_resume(folder, identity, allow_changes=run.allow_changes, console=console) if goes_on else None
+    resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
     trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
-    # Last of all that can fail at the start, so that a mended recipe can take the same folder.
-    start_folder(recipe, command, resume)
+    opening = OpenFolder(recipe, command, resume)
+    if resume is None:
+        # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
+        opening.open()
+    else:
+        trainer.add_callback(opening)
     try:
         return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
     except BaseException as error:
-        end_early(folder, trainer, console, error)
+        if opening.is_open:
+            end_early(folder, trainer, console, error)
         raise
 
 
@@ -154,8 +161,8 @@ def run_phases(
 ) -> TrainedRun:
     """Evaluate, train, save, evaluate, draw; what one phase found is on the disk before the next begins."""
     config = recipe.config
-    known = folder.read_evaluation() or {} if resume else {}
-    evaluations = {when: Evaluation(**scores) for when, scores in known.items()}
+    known = (folder.read_evaluation() or {}).get("before") if resume else None
+    evaluations = {"before": Evaluation(**known)} if known else {}
 
     def evaluate_and_write(when: str) -> None:
         evaluations[when] = evaluate_policy(trainer, held_out)
@@ -178,24 +185,26 @@ def run_phases(
         evaluate_and_write("after")
     if config.should_save:
         write_report([folder.path], folder.report_path)
+        folder.write_finished(trainer.state.global_step, trainer.state.epoch)
     return TrainedRun(folder, evaluations, training_seconds)
 
 
 def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
-    """Write the trained model beside its place and put it there whole.
+    """Write the trained model beside its place and rename it once it is complete.
 
     Raises:
+        NonFiniteError: A trained weight is not finite.
         RunFolderError: The disk refused.
     """
-    final = folder.checkpoints_path / "final"
+    final = folder.final_path
     partial = final.with_name(".saving-final")
     try:
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
+            put_in_place(partial, final)
+    except NonFiniteError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's own writer
         raise RunFolderError(
             f"{final} could not be written: {error}. Metrics, rollouts and checkpoints are intact: free space on this "
@@ -203,20 +212,33 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
         ) from error
 
 
+def put_in_place(folder: Path, place: Path) -> None:
+    """Rename a folder to `place`. One that is there is deleted afterwards: a kill at any moment leaves one of them."""
+    old = place.with_name(f".replaced-{place.name}")
+    if place.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        place.rename(old)
+    folder.rename(place)
+    if old.exists():
+        shutil.rmtree(old)
+
+
 def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
-    """Mark a run that an error or a signal ends, and draw its report; that error stays the one to be told."""
+    """Mark a run that an error or a signal ends, and draw its report; that error stays the one that is reported."""
     if not trainer.args.should_save:
         return
-    step = trainer.state.global_step
+    step, newest = trainer.state.global_step, None
     try:
         folder.write_broken_off(step, error)
         write_report([folder.path], folder.report_path)
+        newest = trainer.checkpoints.newest_valid(contents=False).path  # whoever sent a signal may not wait long
     except Exception:
         logger.warning("The stopped run could not be marked, or its report could not be drawn.", exc_info=True)
     say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
-    newest = trainer.checkpoints.newest_valid(contents=False)  # whoever sent a signal may not wait long
-    if newest.path is not None:
-        say(console, f"the same command with --resume true goes on from {newest.path}")
+    # After weights or losses that are not finite, the error names the checkpoint to go back to.
+    if newest is not None and not isinstance(error, NonFiniteError):
+        say(console, f"to resume from {newest}, run the same command with --resume true")
 
 
 class RewardBar(ProgressCallback):
@@ -227,17 +249,31 @@ class RewardBar(ProgressCallback):
             self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
 
 
-def start_folder(recipe: Recipe, command: Sequence[str], resume: Resume | None) -> None:
-    """Write what the run is into its folder, or go on in it; by the main process alone."""
-    run, config = recipe.run, recipe.config
-    if config.process_index != 0:
-        return
-    if resume is not None:
-        RunFolder.resume(run.run_dir, resume.step, seed=config.seed, command=command, changes=resume.changes)
-        return
-    parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(recipe.model))
-    settings = {key: value for part in parts for key, value in part.items()}
-    RunFolder.create(run.run_dir, settings, seed=config.seed, command=command)
+class OpenFolder(TrainerCallback):
+    """Writes what the run is into its folder; a resumed run cuts its folder back, once its checkpoint is loaded."""
+
+    def __init__(self, recipe: Recipe, command: Sequence[str], resume: Resume | None) -> None:
+        self.recipe = recipe
+        self.command = command
+        self.resume = resume
+        self.is_open = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Create the folder, or open that of the resumed run; only the main process writes."""
+        run, config, resume = self.recipe.run, self.recipe.config, self.resume
+        if config.process_index != 0:
+            return
+        if resume is None:
+            parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(self.recipe.model))
+            settings = {key: value for part in parts for key, value in part.items()}
+            RunFolder.create(run.run_dir, settings, seed=config.seed, command=self.command)
+        else:
+            changes = resume.changes
+            RunFolder.resume(run.run_dir, resume.step, seed=config.seed, command=self.command, changes=changes)
+        self.is_open = True
 
 
 def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:

@@ -45,6 +45,7 @@ ENVIRONMENT: Fields = {
     "started": str,
 }
 RESUMED: Fields = {**STEP, "started": str}
+FINISHED: Fields = {**STEP, "epoch": NUMBER, "time": NUMBER}
 BROKEN_OFF: Fields = {**STEP, "time": NUMBER, "reason": str}
 EVALUATION: Fields = {
     "accuracy": NUMBER,
@@ -116,7 +117,7 @@ class RunFolder:
         """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
 
         Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
-        training, and the mark of an early end; resumes.jsonl gets a line. Each file changes at once: after a kill in
+        training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at once: after a kill in
         the midst of it, call this again.
 
         Args:
@@ -129,6 +130,7 @@ class RunFolder:
             RunFolderError: there is no run in it, a line is broken (names it), or the disk refused.
         """
         folder = cls.open(path)
+        folder.finished_path.unlink(missing_ok=True)
         lines = read_records(folder.metrics_path, STEP)
         keep = [line["step"] <= step and SUMMARY not in line for line in lines]
         keep_lines(folder.metrics_path, keep)
@@ -183,6 +185,11 @@ class RunFolder:
     def checkpoints_path(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def final_path(self) -> Path:
+        """Weights of the trained model."""
+        return self.checkpoints_path / "final"
+
     @cached_property
     def rollouts(self) -> RolloutLog:
         return RolloutLog(self.path, self.max_rollout_bytes)
@@ -194,6 +201,10 @@ class RunFolder:
     @property
     def broken_off_path(self) -> Path:
         return self.path / "broken_off.json"
+
+    @property
+    def finished_path(self) -> Path:
+        return self.path / "finished.json"
 
     @property
     def report_path(self) -> Path:
@@ -280,6 +291,20 @@ class RunFolder:
             if scores is not None:
                 check_fields(scores, f"{self.evaluation_path}, {when}", EVALUATION)
         return evaluation
+
+    def write_finished(self, step: int, epoch: float) -> None:
+        """Mark the run as finished: trained up to `step`, saved, evaluated and reported. The last file of a run.
+
+        Raises:
+            RunFolderError: the disk refused.
+        """
+        write_file(self.finished_path, to_json({"step": step, "epoch": epoch, "time": time.time()}, indent=2) + b"\n")
+
+    def read_finished(self) -> dict[str, Any] | None:
+        """Return the mark of a finished run, None if it is not finished or its final weights were removed."""
+        if not (self.finished_path.exists() and self.final_path.is_dir()):
+            return None
+        return read_object(self.finished_path, FINISHED)
 
     def write_broken_off(self, step: int, error: BaseException) -> None:
         """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.

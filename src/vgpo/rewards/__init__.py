@@ -1,8 +1,9 @@
 """Verifiable rewards: is the boxed answer right, and does the response have the asked form.
 
 `grade` and `accuracy_reward` follow mathruler, the grader of VGPO's training (arXiv 2604.09349), with a strict
-reading of multiple-choice letters, and in worker processes that are killed when the symbolic check takes too long.
-A model's text is never evaluated in the calling process. `load_reward` finds a reward function of ours or of yours.
+reading of multiple-choice letters. Symbolic checks run in confined worker processes, which are killed when they take
+too long; a model's text is never evaluated in the calling process. `load_reward` finds a built-in or user-defined
+reward function.
 """
 
 from vgpo.rewards.answers import choice_letter, extract_boxed, strip_outer_box

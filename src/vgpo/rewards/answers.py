@@ -6,6 +6,8 @@ Everything here is string work in linear time, safe on hostile text of any lengt
 import re
 from decimal import Decimal
 
+from vgpo.rewards.grammar import is_costly
+
 _BOX = "\\boxed{"
 _MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
@@ -27,14 +29,7 @@ _CHOICE = re.compile(
 )
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
 _ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
-_REFUSED = re.compile(
-    r"""(?:\^|\*\*)[\s{(+-]*(?:[0-9.]+|[a-z])\s*(?:\^|\*\*)   # a power in the exponent of a power
-      | (?:\^|\*\*)[\s{(+-]*[0-9]{5}                          # an exponent of five digits or more
-      | (?<!\\)!                                              # a factorial; \! is only a thin space
-      | ["'`;@\#] | __ | [a-z_)\]]\s*\.\s*[a-z_]              # Python syntax that is no mathematics
-    """,
-    re.VERBOSE | re.IGNORECASE,
-)
+_CODE = re.compile(r"""["'`;@#]|__|[a-z_)\]]\s*\.\s*[a-z_]""", re.IGNORECASE)  # no sign of mathematics
 
 
 def extract_boxed(text: str) -> str | None:
@@ -74,7 +69,7 @@ def choice_letter(gold: str) -> str | None:
     return choice and (choice[1] or choice[2])
 
 
-def textual_verdict(answer: str | None, gold: str) -> bool | None:
+def compare_text(answer: str | None, gold: str) -> bool | None:
     """Whether `answer` is right, as far as text alone can tell; None leaves it to the symbolic check.
 
     `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box; both
@@ -103,9 +98,12 @@ def textual_verdict(answer: str | None, gold: str) -> bool | None:
     return None
 
 
-def is_refused(text: str) -> bool:
-    """Whether `text` may not reach the symbolic check: too long, a tower of powers, a factorial, or code."""
-    return len(text) > _MAX_SYMBOLIC_LENGTH or _REFUSED.search(text) is not None
+def is_unsafe(text: str) -> bool:
+    """Whether `text` is not worth a symbolic check: too long, too costly, or full of signs that no mathematics has.
+
+    This saves time. What may be evaluated is decided where it is parsed, by `grammar`.
+    """
+    return len(text) > _MAX_SYMBOLIC_LENGTH or is_costly(text) or _CODE.search(text) is not None
 
 
 def is_words(text: str) -> bool:

@@ -1,6 +1,5 @@
-"""Grading of responses against golds: text first, algebra in worker processes that are killed on time-out."""
+"""Grading of responses against golds: text first, algebra in confined worker processes, killed on time-out."""
 
-import enum
 import functools
 import importlib.util
 import logging
@@ -12,22 +11,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.rewards.answers import canonical, extract_boxed, is_refused, strip_outer_box, textual_verdict
-from vgpo.rewards.process import SymbolicWorker
+from vgpo.rewards.answers import canonical, compare_text, extract_boxed, is_unsafe, strip_outer_box
+from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
 _LOGGER = logging.getLogger(__name__)
 
 Pair = tuple[str, str]  # answer, gold
-
-
-class Outcome(enum.Enum):
-    """What became of a pair that text alone could not decide."""
-
-    RIGHT = enum.auto()
-    WRONG = enum.auto()
-    REFUSED = enum.auto()
-    TIMEOUT = enum.auto()
-    CRASH = enum.auto()
 
 
 @dataclass
@@ -35,9 +24,9 @@ class GraderStatistics:
     """Counts since a grader was made; equal pairs of one call are checked, and counted, once."""
 
     symbolic: int = 0
-    """Pairs given to the worker."""
+    """Pairs given to the symbolic check and not refused by it."""
     refused: int = 0
-    """Pairs too long or too dangerous for the worker, graded wrong."""
+    """Pairs too long, too costly, or outside the grammar of the symbolic check, graded wrong."""
     timeouts: int = 0
     """Pairs whose check was killed after the time limit, graded wrong."""
     crashes: int = 0
@@ -48,9 +37,9 @@ class Grader:
     """Grades in order of cost: equal text, choice letters, integers, and last mathruler in processes of its own.
 
     timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; macOS
-    refuses to set one). num_workers: processes that check at the same time, at least 1; each starts when a pair
-    first needs it. second_opinion: also right what math-verify finds equal, with both sides boxed and neither a
-    word; more lenient than the grader of VGPO's training.
+    refuses to set one). num_workers: processes that check at the same time, at least 1. A call starts those
+    that its pairs need and ends them. second_opinion: also right what math-verify finds equal, with both sides
+    boxed and neither a word; more lenient than the grader of VGPO's training.
     One call grades at a time. Safe to call from any thread, and in a forked process, which gets its own workers.
     Close it, or use it as a context manager.
     ImportError if math-verify is asked for and not installed.
@@ -79,9 +68,7 @@ class Grader:
         self.num_workers = num_workers
         self.second_opinion = second_opinion
         self.statistics = GraderStatistics()
-        self._idle: list[SymbolicWorker] = []
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
+        self._become_owner()
 
     def __enter__(self) -> "Grader":
         return self
@@ -92,9 +79,8 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Kill the workers, if there are any. The next symbolic check would start others."""
-        while self._idle:
-            self._idle.pop().close()
+        """End the process that workers are forked from. The next symbolic check would start another."""
+        self._server.close()
 
     def grade(self, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
         r"""Whether the last `\boxed{}` of each prediction holds the gold of the same row.
@@ -111,7 +97,7 @@ class Grader:
             (_as_answer(row, prediction), _as_gold(row, gold))
             for row, (prediction, gold) in enumerate(zip(predictions, golds, strict=True))
         ]
-        verdicts = [textual_verdict(answer, gold) for answer, gold in pairs]
+        verdicts = [compare_text(answer, gold) for answer, gold in pairs]
         undecided = dict.fromkeys(
             (answer, gold)
             for (answer, gold), verdict in zip(pairs, verdicts, strict=True)
@@ -120,41 +106,50 @@ class Grader:
         symbolic = self._check_all(list(undecided))
         return [symbolic[pair] if verdict is None else verdict for pair, verdict in zip(pairs, verdicts, strict=True)]
 
+    def _become_owner(self) -> None:
+        """Start with a lock and a server of this process's own."""
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.second_opinion is not None)
+
     def _check_all(self, pairs: Sequence[Pair]) -> dict[tuple[str | None, str], bool]:
-        """One verdict a pair; a thread a worker waits for its replies."""
+        """One verdict a pair. Threads wait for the replies of workers that see no other batch."""
         if self._owner != os.getpid():  # forked: the lock may be held by a thread that does not exist here
-            self._lock, self._idle, self._owner = threading.Lock(), [], os.getpid()
+            self._become_owner()
         verdicts: dict[tuple[str | None, str], bool] = {}
-        with self._lock, ThreadPoolExecutor(self.num_workers, "vgpo-grader") as threads:
-            for pair, outcome in zip(pairs, threads.map(self._check, pairs), strict=True):
-                self._count(pair, outcome)
-                verdicts[pair] = outcome is Outcome.RIGHT
+        idle: list[SymbolicWorker] = []
+        with self._lock:
+            try:
+                with ThreadPoolExecutor(self.num_workers, "vgpo-grader") as threads:
+                    outcomes = threads.map(functools.partial(self._check, idle), pairs)
+                    for pair, outcome in zip(pairs, outcomes, strict=True):
+                        self._count(pair, outcome)
+                        verdicts[pair] = outcome is Outcome.RIGHT
+            finally:
+                while idle:
+                    idle.pop().close()
         return verdicts
 
-    def _check(self, pair: Pair) -> Outcome:
-        if any(map(is_refused, pair)):
+    def _check(self, idle: list[SymbolicWorker], pair: Pair) -> Outcome:
+        """The outcome for one pair, by an idle worker or a new one, which is idle afterwards if it can be."""
+        if any(map(is_unsafe, pair)):
             return Outcome.REFUSED
-        worker = self._take_worker()
+        worker = self._take_worker(idle)
         try:
-            return Outcome.RIGHT if worker.check(*pair) else Outcome.WRONG
-        except TimeoutError:
-            return Outcome.TIMEOUT
-        except (EOFError, OSError):
-            return Outcome.CRASH
+            return worker.check(*pair)
         finally:
             if worker.usable:
-                self._idle.append(worker)
+                idle.append(worker)
             else:
                 worker.close()
 
-    def _take_worker(self) -> SymbolicWorker:
-        """An idle worker, or a new one; one that died while it was idle is replaced unnoticed."""
-        while self._idle:
-            worker = self._idle.pop()
+    def _take_worker(self, idle: list[SymbolicWorker]) -> SymbolicWorker:
+        while idle:
+            worker = idle.pop()
             if worker.usable:
                 return worker
             worker.close()
-        return SymbolicWorker(self.timeout, self.memory_bytes, second_opinion=self.second_opinion is not None)
+        return self._server.start_worker()
 
     def _count(self, pair: Pair, outcome: Outcome) -> None:
         answer, gold = pair

@@ -1,45 +1,194 @@
-"""The trainer's end of the symbolic worker.
+"""The trainer's end of the symbolic check: a server of workers, and the workers of one batch."""
 
-The worker is a fresh interpreter, neither forked (the trainer has threads and a GPU) nor started by
-`multiprocessing` (which would run the user's training script again, and refuses inside a daemonic process).
-"""
-
+import enum
 import json
+import logging
 import os
+import secrets
+import select
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import weakref
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
 from typing import IO
 
-WORKER_MODULE = "vgpo.rewards.worker"
+_LOGGER = logging.getLogger(__name__)
+
+SERVER_MODULE = "vgpo.rewards.worker"
+CHECKER = "vgpo.rewards.symbolic:load_checker"
+"""What the server loads: a function of `fallback` that returns the check of a pair."""
+
+READY, CONFINED, LIMITED = b"r", b"c", b"l"
+FORK, KILL = b"f", b"k"
+PID_BYTES = 4
+
 _START_SECONDS = 120.0  # importing sympy takes under a second, but not on a busy machine or a cold disk
+_END_SECONDS = 5.0
+_ATTEMPTS = 3  # a process may be killed while it starts, as the kernel does when memory is short
+
+
+class Outcome(enum.Enum):
+    """Outcome of the symbolic check."""
+
+    RIGHT = b"1"
+    WRONG = b"0"
+    REFUSED = b"r"
+    TIMEOUT = b"t"
+    CRASH = b"c"
+
+
+Checker = Callable[[str, str], Outcome]
+"""Compares an answer with a reference answer."""
+
+_REPLIES = {outcome.value: outcome for outcome in (Outcome.RIGHT, Outcome.WRONG, Outcome.REFUSED)}
 
 
 class SymbolicWorker:
-    """A running worker process; ends when closed, when collected, or when this process ends in any way.
+    """A worker process. It ends when closed, and when this process ends in any way."""
 
-    seconds: wall-clock limit of one check. num_bytes: address-space limit of the worker.
-    second_opinion: whether it asks math-verify where mathruler says no.
-    RuntimeError if the worker does not start, with what it wrote.
+    def __init__(self, server: "WorkerServer", pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._server = server
+        self._channel = channel
+        self._failed = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the worker has answered each check, and neither ended nor written anything since."""
+        return not self._failed and not is_readable(self._channel, 0.0)
+
+    def await_ready(self) -> bytes:
+        """CONFINED or LIMITED; empty if the worker did not start."""
+        self._channel.settimeout(_START_SECONDS)
+        ready = _receive(self._channel)
+        self._channel.settimeout(self._server.seconds)
+        return ready
+
+    def check(self, answer: str, reference: str) -> Outcome:
+        """The outcome for one pair; after TIMEOUT or CRASH the worker is no longer usable."""
+        self._failed = True
+        request = secrets.token_hex(8)  # a reply that does not repeat it was not written for this pair
+        try:
+            self._channel.sendall(json.dumps([request, answer, reference]).encode() + b"\n")
+            reply = self._channel.recv(len(request) + 1)
+        except TimeoutError:
+            return Outcome.TIMEOUT
+        except OSError:
+            return Outcome.CRASH
+        if reply[:-1] != request.encode() or reply[-1:] not in _REPLIES:
+            return Outcome.CRASH
+        self._failed = False
+        return _REPLIES[reply[-1:]]
+
+    def close(self) -> None:
+        """Kill the worker."""
+        self._channel.close()
+        self._server.kill(self.pid)
+
+
+class WorkerServer:
+    """Starts workers through a process that has loaded all they need. That process starts with the first worker.
+
+    It ends when closed, when collected, and when this process ends in any way.
+    seconds: wall-clock limit of one check. num_bytes: address-space limit of a worker.
+    fallback: whether workers ask math-verify where mathruler says no.
     """
 
-    def __init__(self, seconds: float, num_bytes: int, *, second_opinion: bool = False) -> None:
+    def __init__(self, seconds: float, num_bytes: int, *, fallback: bool = False) -> None:
         self.seconds = seconds
-        self._reply_owed = False
-        self._connection, remote = Pipe()
-        command = [sys.executable, "-m", WORKER_MODULE, str(remote.fileno()), str(seconds), str(num_bytes)]
-        command += ["math-verify"] if second_opinion else []
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "PYTHONSAFEPATH": "1",
-        }
-        with tempfile.TemporaryFile() as messages, remote:
-            self._process = subprocess.Popen(
-                command,
+        self.num_bytes = num_bytes
+        self.fallback = fallback
+        self._lock = threading.Lock()  # one request at a time
+        self._server: _ServerProcess | None = None
+        self._warned = False
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process; None while there is none."""
+        return self._server.process.pid if self._server and self._server.process.poll() is None else None
+
+    def start_worker(self) -> SymbolicWorker:
+        """A new worker. A worker or server that is killed while it starts is replaced.
+
+        RuntimeError if the server cannot load what it needs, with what it wrote, or if all attempts were killed.
+        """
+        for attempt in range(_ATTEMPTS):
+            time.sleep(attempt)
+            worker = self._fork()
+            ready = worker.await_ready()
+            if ready:
+                self._warn_if_limited(ready)
+                return worker
+            worker.close()
+        raise RuntimeError(
+            f"{_ATTEMPTS} workers of the grader in a row ended while they started. The machine may be short of memory "
+            "or of processes: free some, or lower num_workers."
+        )
+
+    def kill(self, pid: int) -> None:
+        """End a worker. Those of a server that has ended have ended with it."""
+        with self._lock:
+            if self._server is not None and not self._request(KILL + pid.to_bytes(PID_BYTES, "big")):
+                self._end()
+
+    def close(self) -> None:
+        """End the server and its workers, if there are any. The next worker would start another."""
+        with self._lock:
+            self._end()
+
+    def _fork(self) -> SymbolicWorker:
+        """A new worker, which may have ended already."""
+        with self._lock:
+            if self.pid is None:
+                self._end()
+                self._server = _start_server(self._arguments())
+            channel, remote = socket.socketpair()
+            with remote:
+                reply = self._request(FORK, remote.fileno())
+            if not reply:
+                self._end()
+        return SymbolicWorker(self, int.from_bytes(reply, "big"), channel)
+
+    def _request(self, message: bytes, *descriptors: int) -> bytes:
+        """The server's reply, empty if it has ended."""
+        assert self._server is not None
+        try:
+            socket.send_fds(self._server.control, [message], descriptors)
+            return self._server.control.recv(PID_BYTES)
+        except OSError:
+            return b""
+
+    def _end(self) -> None:
+        if self._server is not None:
+            self._server.end()
+            self._server = None
+
+    def _arguments(self) -> list[str]:
+        return [CHECKER, str(int(self.fallback)), str(self.seconds), str(self.num_bytes)]
+
+    def _warn_if_limited(self, ready: bytes) -> None:
+        if ready == LIMITED and sys.platform.startswith("linux") and not self._warned:
+            self._warned = True
+            _LOGGER.warning(
+                "this machine cannot filter the system calls of the grader's workers (it takes Linux with seccomp on "
+                "x86-64 or arm64); they are held by resource limits only, see SECURITY.md"
+            )
+
+
+class _ServerProcess:
+    """A fresh interpreter that runs the server."""
+
+    def __init__(self, arguments: Sequence[str], messages: IO[bytes]) -> None:
+        self.control, remote = socket.socketpair()
+        self.control.settimeout(_START_SECONDS)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
+        with remote:  # closed here, so that the server's end is the only one, and its death is seen
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", SERVER_MODULE, str(remote.fileno()), str(os.getpid()), *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
@@ -47,46 +196,49 @@ class SymbolicWorker:
                 pass_fds=[remote.fileno()],
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
-            remote.close()  # so that the worker's end is the only one, and its death is seen
-            self._finalizer = weakref.finalize(self, _end, self._process, self._connection)
-            self._await_ready(messages)
+        self.end = weakref.finalize(self, _end, self.process, self.control)
 
-    @property
-    def usable(self) -> bool:
-        """Whether the worker lives and owes no reply (one is owed after a time-out or a Ctrl-C)."""
-        return not self._reply_owed and self._process.poll() is None
 
-    def check(self, answer: str, gold: str) -> bool:
-        """The verdict on one pair. TimeoutError after `seconds`; EOFError or OSError if the worker died."""
-        self._reply_owed = True
-        self._connection.send_bytes(json.dumps([answer, gold]).encode())
-        if not self._connection.poll(self.seconds):
-            raise TimeoutError(f"the symbolic check took longer than {self.seconds:g} s")
-        reply = self._connection.recv_bytes()
-        self._reply_owed = False
-        return reply == b"1"
+def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
+    control.close()
+    try:
+        process.wait(_END_SECONDS)  # in a forked copy of the trainer this does nothing: the server is not its child
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
-    def close(self) -> None:
-        """Kill the worker. May be called again."""
-        self._finalizer()
 
-    def _await_ready(self, messages: IO[bytes]) -> None:
-        try:
-            ready = self._connection.poll(_START_SECONDS) and self._connection.recv_bytes() == b"ready"
-        except (EOFError, OSError):
-            ready = False
-        if not ready:
-            self.close()
+def _start_server(arguments: Sequence[str]) -> _ServerProcess:
+    """A server that is ready. RuntimeError if it ends by itself, or is killed in every attempt."""
+    for attempt in range(_ATTEMPTS):
+        time.sleep(attempt)
+        with tempfile.TemporaryFile() as messages:
+            server = _ServerProcess(arguments, messages)
+            if _receive(server.control) == READY:
+                return server
+            server.end()
             messages.seek(0)
             written = messages.read().decode(errors="replace")[-2000:].strip()
-            raise RuntimeError(
-                f"The grader's worker ({WORKER_MODULE}, run by {sys.executable}) did not start. It "
-                "needs mathruler, sympy and pylatexenc: reinstall vgpo if one is missing. The worker wrote:\n"
-                f"{written or '(nothing)'}"
-            )
+        status = server.process.returncode
+        if status >= 0:
+            break
+    reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}, {_ATTEMPTS} times in a row"
+    raise RuntimeError(
+        f"The grader's worker ({SERVER_MODULE}, run by {sys.executable}) did not start: {reason}. It needs mathruler, "
+        f"sympy and pylatexenc: reinstall vgpo if one is missing. The worker wrote:\n{written or '(nothing)'}"
+    )
 
 
-def _end(process: "subprocess.Popen[bytes]", connection: Connection) -> None:
-    connection.close()
-    process.kill()  # in a forked copy of the trainer this does nothing: the worker is not its child
-    process.wait()
+def is_readable(connection: socket.socket, seconds: float) -> bool:
+    """Whether `connection` has something to read, or its end, within `seconds`; for descriptors of any number."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
+
+
+def _receive(connection: socket.socket) -> bytes:
+    """The next byte; empty at the end, or after the time limit."""
+    try:
+        return connection.recv(1)
+    except OSError:
+        return b""

@@ -1,71 +1,114 @@
-"""The program of the symbolic worker: `python -m vgpo.rewards.worker SOCKET SECONDS BYTES [math-verify]`.
+"""The server of the grader's workers: `python -m vgpo.rewards.worker SOCKET OWNER CHECKER FALLBACK SECONDS BYTES`.
 
-Receives JSON pairs [answer, gold] over the inherited socket and replies b"1" or b"0". mathruler evaluates
-parts of the answer as Python, so it is imported nowhere else, and this process can write no file.
+A fresh interpreter, neither forked from the trainer (which has threads and a GPU) nor started by `multiprocessing`
+(which would run the user's training script again, and refuses inside a daemonic process). It loads all that a check
+needs, sees no answer itself, and ends with its owner. Workers confine themselves before they read the first answer.
 """
 
+import contextlib
+import gc
+import importlib
+import importlib.abc
+import io
 import json
-import math
 import os
-import resource
+import signal
+import socket
 import sys
-import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
 
-from mathruler.grader import grade_answer
+from vgpo.rewards.process import CONFINED, FORK, KILL, LIMITED, PID_BYTES, READY, Checker, is_readable
+from vgpo.rewards.sandbox import confine, end_with_parent
 
-from vgpo.rewards.answers import is_words
+_OWNER_CHECK_SECONDS = 1.0
+_LOADED_EARLY = {"antlr4", "latex2sympy2_extended", "math_verify", "mathruler", "mpmath", "pylatexenc", "sympy"}
 
 
 def main() -> None:
-    descriptor, seconds, num_bytes = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-    is_right = with_second_opinion() if sys.argv[4:] else grade_answer
-    with Connection(descriptor) as connection:
-        _restrict(num_bytes)
-        connection.send_bytes(b"ready")
-        while True:
-            try:
-                answer, gold = json.loads(connection.recv_bytes())
-            except (EOFError, ConnectionResetError):  # the trainer has gone
-                return
-            _grant_processor_time(seconds)
-            connection.send_bytes(b"1" if is_right(answer, gold) else b"0")
+    descriptor, owner, checker, fallback, seconds, num_bytes = sys.argv[1:]
+    module, _, function = checker.partition(":")
+    check = getattr(importlib.import_module(module), function)(fallback == "1")
+    gc.collect()
+    gc.freeze()  # so that a worker's collections copy no page of what is loaded
+    with socket.socket(fileno=int(descriptor)) as control:
+        control.sendall(READY)
+        Server(control, check, float(seconds), int(num_bytes)).serve(int(owner))
 
 
-def with_second_opinion() -> Callable[[str, str], bool]:
-    """mathruler's verdict or, where it says no and both sides are mathematics, that of math-verify."""
-    from math_verify import parse, verify  # type: ignore[import-untyped,import-not-found,unused-ignore]
+class Server:
+    """Forks and kills workers as its owner asks, one request at a time."""
 
-    def boxed(text: str) -> list[object]:
-        # Bare LaTeX would be read up to its first number; time is limited from outside, for alarms miss long sums.
-        return parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+    def __init__(self, control: socket.socket, check: Checker, seconds: float, num_bytes: int) -> None:
+        self.control = control
+        self.check = check
+        self.seconds = seconds
+        self.num_bytes = num_bytes
+        self.children: set[int] = set()
 
-    def is_right(answer: str, gold: str) -> bool:
-        if grade_answer(answer, gold):
-            return True
-        # In words it multiplies letters: "felt" would be "left".
-        return not is_words(answer) and not is_words(gold) and verify(boxed(gold), boxed(answer), timeout_seconds=None)
+    def serve(self, owner: int) -> None:
+        while os.getppid() == owner:
+            if not is_readable(self.control, _OWNER_CHECK_SECONDS):
+                continue
+            command, descriptors, _, _ = socket.recv_fds(self.control, 1, 1)
+            if command == FORK:
+                self.control.sendall(self.fork(descriptors[0]).to_bytes(PID_BYTES, "big"))
+            elif command == KILL:
+                number = self.control.recv(PID_BYTES, socket.MSG_WAITALL)
+                self.kill(int.from_bytes(number, "big"))
+                self.control.sendall(number)
+            else:
+                break
+        for pid in list(self.children):
+            self.kill(pid)
 
-    return is_right
+    def fork(self, channel: int) -> int:
+        """The new worker's process, 0 if the system has none left."""
+        server = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+        if pid == 0:
+            end_with_parent(server)
+            work(channel, self.check, self.seconds, self.num_bytes)
+        os.close(channel)
+        if pid > 0:
+            self.children.add(pid)
+        return max(pid, 0)
+
+    def kill(self, pid: int) -> None:
+        if pid in self.children:  # not reaped, so the number is still its own
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self.children.remove(pid)
 
 
-def _restrict(num_bytes: int) -> None:
-    """Limit the address space, forbid writing files, and silence what the answers make Python print."""
-    if sys.platform.startswith("linux"):  # macOS refuses to set this limit
-        resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.dup2(null, sys.stderr.fileno())
+def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoReturn:
+    """A worker: reads [request, answer, reference] in JSON, one a line; replies the request and an outcome's byte."""
+    warnings.simplefilter("ignore")
+    sys.meta_path.insert(0, _LateImport())
+    requests = io.BufferedReader(io.FileIO(channel))
+    with contextlib.suppress(BaseException):
+        os.write(channel, CONFINED if confine(channel, num_bytes) else LIMITED)
+        while line := requests.readline():
+            signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends a worker whose owner could not
+            request, answer, reference = json.loads(line)
+            outcome = check(answer, reference)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.write(channel, request.encode() + outcome.value)
+    os._exit(0)
 
 
-def _grant_processor_time(seconds: float) -> None:
-    """Let the kernel end this process if it computes on after its owner has died."""
-    limit = math.ceil(time.process_time() + seconds) + 1
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+class _LateImport(importlib.abc.MetaPathFinder):
+    """Ends the worker where a check imports what it cannot read any more: better a crash than a wrong verdict."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        package = fullname.partition(".")[0]
+        if package in _LOADED_EARLY or package in sys.stdlib_module_names:
+            os._exit(1)
 
 
 if __name__ == "__main__":

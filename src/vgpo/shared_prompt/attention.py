@@ -17,6 +17,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention functions
 
+# Graphs of one function, after which torch raises an error. Its own limit of 8 is too low: layouts of one block and of
+# several need a graph each, times the precisions, and times which of query, key and value have gradients.
+RECOMPILE_LIMIT = 64
+
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -97,7 +101,9 @@ class PromptLayout:
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` compiled as one graph: it fails where it cannot be, and never runs uncompiled unannounced."""
-    return torch.compile(function, dynamic=True, fullgraph=True)
+    return torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)(
+        torch.compile(function, dynamic=True, fullgraph=True)
+    )
 
 
 class BlockAttention(torch.autograd.Function):

@@ -47,7 +47,7 @@ class StudyRun:
     @property
     def final_path(self) -> Path:
         """Weights of the trained model."""
-        return self.folder.checkpoints_path / "final"
+        return self.folder.final_path
 
     @property
     def has_begun(self) -> bool:

@@ -148,15 +148,18 @@ class Alarms:
         self.watches = {rule.name: Watch() for rule in self.rules}
         self.stopping: list[str] = []
 
-    def hear(self, step: int, logs: Mapping[str, float], checkpoints: CheckpointStore) -> list[str]:
+    def hear(
+        self, step: int, logs: Mapping[str, float], checkpoints: CheckpointStore, *, suspect: int | None = None
+    ) -> list[str]:
         """Take in a logged line, and return the names of the alarms that hold now.
 
-        An alarm is told once, when it goes off, and then the newest checkpoint from before it is pinned.
+        An alarm is reported once, when it goes off, and then the newest checkpoint from before it is pinned.
 
         Args:
             step: of the line.
             logs: figures by name; those of a rule may be missing, or not be numbers.
             checkpoints: of the run.
+            suspect: checkpoints of this step and later ones are not pinned. Default: that of the line.
 
         Raises:
             CheckpointError: a checkpoint could not be pinned.
@@ -172,7 +175,7 @@ class Alarms:
                 continue
             holding.append(rule.name)
             if not held:
-                self._go_off(rule, watch, step, checkpoints)
+                self._go_off(rule, watch, step, checkpoints, step if suspect is None else suspect)
         return holding
 
     def _look(self, rule: Rule, watch: Watch, step: int, value: float) -> None:
@@ -186,7 +189,7 @@ class Alarms:
         watch.since = watch.since if watch.bad else step
         watch.bad = [*watch.bad, figure][-lines:]
 
-    def _go_off(self, rule: Rule, watch: Watch, step: int, checkpoints: CheckpointStore) -> None:
+    def _go_off(self, rule: Rule, watch: Watch, step: int, checkpoints: CheckpointStore, suspect: int) -> None:
         low, high = min(watch.bad), max(watch.bad)
         found = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
         message = (
@@ -194,19 +197,15 @@ class Alarms:
             f"in {len(watch.bad)} logged line(s), since step {watch.since}. {rule.advice}"
         )
         if self.config.should_save:
-            message += f" {self._keep_checkpoint(rule, watch.since, step, checkpoints)}"
+            message += f" {self._keep_checkpoint(rule, watch.since, step, checkpoints, suspect)}"
             logger.warning("%s", message)
         if self.config.alarms == "stop":
             self.stopping.append(message)
 
     @staticmethod
-    def _keep_checkpoint(rule: Rule, since: int, now: int, checkpoints: CheckpointStore) -> str:
-        """Pin the newest whole checkpoint from before the first bad line, else the oldest; say which it is."""
-        steps = [
-            step
-            for step in checkpoints.steps()
-            if step < now and checkpoints.verify(checkpoints.path(step), contents=False) is None
-        ]
+    def _keep_checkpoint(rule: Rule, since: int, now: int, checkpoints: CheckpointStore, suspect: int) -> str:
+        """Pin the newest complete checkpoint from before the first bad line, else the oldest; say which it is."""
+        steps = checkpoints.complete_steps(before=suspect)
         if not steps:
             return "There is no earlier checkpoint to go back to; set save_steps to have some."
         kept = next((step for step in steps if step < since), steps[-1])

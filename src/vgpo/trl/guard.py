@@ -1,13 +1,13 @@
-"""Steps whose numbers went bad are skipped, and a run of them ends the training."""
+"""Steps whose numbers went bad are skipped, many in a row end the training, and spoilt weights are never saved."""
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a non-finite loss or gradient norm."""
+    """Too many steps in a row had a non-finite loss or gradient norm, or trained weights are not finite."""
 
 
 class FiniteGuard:
@@ -46,3 +46,16 @@ class FiniteGuard:
 def whole(number: Tensor | float) -> Tensor | float:
     """The number itself, where a sharded model (FSDP2) gives its gradient norm as a distributed tensor."""
     return number.full_tensor() if isinstance(number, DTensor) else number
+
+
+def non_finite_weight(model: nn.Module, accelerator: Accelerator) -> str | None:
+    """Name of the first trained weight that holds a NaN or an infinity on any process; None if all are finite.
+
+    Called by all processes at once; each reads the part of a sharded weight that it holds. Frozen weights never change,
+    so they are not read. The host waits for the device once.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained.values()]
+    bad = torch.stack([~torch.isfinite(part.detach()).all().to(accelerator.device) for part in parts])  # (N,)
+    found = accelerator.reduce(bad.float(), reduction="sum").nonzero().flatten().tolist()
+    return list(trained)[found[0]] if found else None

@@ -70,8 +70,12 @@ class ResumableTrainer(GRPOTrainer):
 
     @cached_property
     def checkpoints(self) -> CheckpointStore:
-        """The checkpoints of this run."""
-        return CheckpointStore(Path(self.args.output_dir), keep=self.args.save_total_limit)
+        """The checkpoints of this run.
+
+        At least two of them stay: no loss has been computed yet with the weights of the newest one.
+        """
+        limit = self.args.save_total_limit
+        return CheckpointStore(Path(self.args.output_dir), keep=None if limit is None else max(limit, 2))
 
     def train(self, resume_from_checkpoint: str | bool | Found | None = None, **kwargs: Any) -> Any:
         """As the parent.
@@ -110,8 +114,10 @@ class ResumableTrainer(GRPOTrainer):
         for name, reason in found.passed_over:
             logger.warning("Checkpoint %s is passed over: %s.", name, reason)
         if found.path is None:
+            reasons = "".join(f" {name}: {reason}." for name, reason in found.passed_over)
             raise CheckpointError(
-                f"{self.checkpoints.folder} holds no usable checkpoint. Train without resume_from_checkpoint."
+                f"{self.checkpoints.folder} holds no usable checkpoint.{reasons} Train without resume_from_checkpoint "
+                "in another output_dir."
             )
         return found.path
 
@@ -265,7 +271,9 @@ class ResumableTrainer(GRPOTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        self._take_up_saved_state()  # where no step was left to train
+        if self._saved_state is not None:  # no step was left to train
+            self._take_up_saved_state()
+            self.model.train()  # what was not logged yet is of training
         return super()._finalize_training(*args, **kwargs)
 
     def _skip_epochs(self, num_epochs: int) -> None:

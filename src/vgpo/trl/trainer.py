@@ -53,7 +53,7 @@ from vgpo.trl.corruption import VIEWS, prompt_columns, viewed
 from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
 from vgpo.trl.forward import Rows, score_rows
 from vgpo.trl.freeze import freeze_parts
-from vgpo.trl.guard import FiniteGuard, NonFiniteError
+from vgpo.trl.guard import FiniteGuard, NonFiniteError, non_finite_weight
 from vgpo.trl.metrics import PhaseTimer, RunningRatios, means
 from vgpo.trl.picture_columns import has_picture_column
 from vgpo.trl.prompts import (
@@ -165,6 +165,8 @@ class VGPOTrainer(ResumableTrainer):
         self._ratios = RunningRatios()
         self._timer = PhaseTimer()
         self._num_unlogged_steps = 0
+        self._last_update = 0  # the step of it; skipped ones may have come after it
+        self._save_is_due = False  # a save was put off until a step is finite again
         super().__init__(
             model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *positional, **kwargs
         )
@@ -528,8 +530,7 @@ class VGPOTrainer(ResumableTrainer):
                     raise
                 raise NonFiniteError(
                     f"The policy's probabilities are not finite after step {self.state.global_step}: an update with a "
-                    "finite gradient made its weights too large. Go back to the last checkpoint, and lower "
-                    "learning_rate."
+                    f"finite gradient made its weights too large. {self._way_back()}"
                 ) from error
 
     def _prefills_once(self, num_generations: int) -> bool:
@@ -780,6 +781,7 @@ class VGPOTrainer(ResumableTrainer):
     def load_step_state(self, state: Mapping[str, Any]) -> None:
         super().load_step_state(state)
         vars(self._guard).update(state["guard"])
+        self._last_update = self.state.global_step - self._guard.num_skipped_in_a_row
         self._alarms.load_state(state["alarms"])
         if self._stream is not None:
             self._stream.num_drawn = state["num_drawn"]
@@ -803,7 +805,8 @@ class VGPOTrainer(ResumableTrainer):
 
     def _sound_alarms(self, figures: Mapping[str, float]) -> None:
         """Log the alarms that hold, and end the training after a checkpoint if one is to stop it."""
-        for name in self._alarms.hear(self.state.global_step, figures, self.checkpoints):
+        step = self.state.global_step
+        for name in self._alarms.hear(step, figures, self.checkpoints, suspect=self._last_update):
             self._metrics["train"][PREFIX + name] = [1.0]
         if self._alarms.stopping:
             self.control.should_save = self.control.should_training_stop = True
@@ -812,9 +815,12 @@ class VGPOTrainer(ResumableTrainer):
         """As the parent.
 
         Raises:
-            AlarmError: alarms of a run with `alarms="stop"` have ended it, with a checkpoint.
+            AlarmError: alarms of a run with `alarms="stop"` have ended it, with a checkpoint if its step was finite.
+            NonFiniteError: too many steps in a row were skipped, or the last one; or trained weights are not finite.
         """
         result = super().train(*args, **kwargs)
+        if self._guard.num_skipped_in_a_row and self.state.global_step >= self.state.max_steps:
+            self._stop_after_skipped_steps()
         if self._alarms.stopping:
             raise AlarmError("\n".join(self._alarms.stopping))
         return result
@@ -837,17 +843,71 @@ class VGPOTrainer(ResumableTrainer):
                 self.state.global_step + 1, self._guard.num_skipped_in_a_row,
             )  # fmt: skip
             if self._guard.exhausted:
-                self._stop_with_last_good_weights()
+                self._stop_after_skipped_steps()
+            return grad_norm
+        self._last_update = self.state.global_step + 1
+        if self._save_is_due:
+            self.control.should_save = True
         return grad_norm
 
-    def _stop_with_last_good_weights(self) -> None:
+    def _stop_after_skipped_steps(self) -> None:
+        """End the training at a skipped step; the weights as they are go to `last_good`.
+
+        Raises:
+            NonFiniteError: always.
+        """
         folder = Path(self.args.output_dir) / "last_good"
         self.save_model(str(folder))
+        skipped = self._guard.num_skipped_in_a_row
         raise NonFiniteError(
-            f"{self._guard.num_skipped_in_a_row} steps in a row had a non-finite loss or gradient norm (the last one: "
-            f"step {self.state.global_step + 1}). The weights from before the first of them are in {folder}. Lower "
-            "learning_rate or max_grad_norm, look at the rewards of the last rollouts, or raise max_skipped_steps."
+            f"{skipped} steps in a row had a non-finite loss or gradient norm (the last one: step "
+            f"{self._last_update + skipped}). The weights from before the first of them are in {folder}, but no loss "
+            f"computed with them was finite. {self._way_back()} Look at the rewards of the last rollouts too, lower "
+            "max_grad_norm, or raise max_skipped_steps."
         )
+
+    def _way_back(self) -> str:
+        """Which checkpoint to go back to, and how.
+
+        A finite loss shows that the weights it was computed with are sound, but not those after its update.
+        """
+        sound = self.checkpoints.complete_steps(before=self._last_update)
+        if not sound:
+            return "There is no earlier checkpoint to go back to: start a new run with a lower learning_rate."
+        path = self.checkpoints.path(sound[0])
+        later = [step for step in self.checkpoints.steps() if step >= self._last_update]
+        move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""
+        return (
+            f"Go back to {path}, the newest checkpoint whose weights gave a finite loss: {move}lower learning_rate and "
+            "resume (`--resume true --allow_changes true`)."
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the parent, but not after a skipped step: its weights may be the reason, so the save waits for a good one."""
+        self._save_is_due = self._guard.num_skipped_in_a_row > 0
+        if self._save_is_due:
+            logger.warning("Step %d was skipped, so it has no checkpoint.", self.state.global_step)
+            return
+        self._check_weights_are_finite()
+        super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent.
+
+        Raises:
+            NonFiniteError: a trained weight holds a NaN or an infinity; nothing is written.
+        """
+        if self._staging is None:  # a checkpoint is checked before it is begun
+            self._check_weights_are_finite()
+        super().save_model(output_dir, _internal_call)
+
+    def _check_weights_are_finite(self) -> None:
+        name = non_finite_weight(self.model, self.accelerator)
+        if name is not None:
+            raise NonFiniteError(
+                f"After the update of step {self._last_update} the trained weights hold a NaN or an infinity, the "
+                f"first in {name}: they are not saved. {self._way_back()}"
+            )
 
 
 def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:

@@ -1,0 +1,64 @@
+r"""What the symbolic check may parse: an allow-list of tokens.
+
+It is applied to the text that a parser is about to get, after everything that mathruler and math-verify rewrite.
+sympy turns such a text into Python code and evaluates it, so the tokens are those of Python's own tokenizer.
+A character that Unicode normalisation (NFKC) would turn into a listed one is not listed: `²`, `ⅹ`, fullwidth forms.
+"""
+
+import io
+import keyword
+import re
+import tokenize
+
+FUNCTIONS = ("sqrt", "ln")
+CONSTANTS = ("pi",)
+
+_GREEK = "α-ωϵϑϕϖϱϰµ"  # as `latex2text` writes `\epsilon`, `\vartheta` and so on
+_NAME = re.compile(rf"[a-z{_GREEK}][a-z0-9{_GREEK}]*|[A-Z]")  # sympy splits it into symbols of one letter
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_OPERATORS = frozenset(["+", "-", "*", "/", "**", "(", ")"])
+
+_LATEX = re.compile(
+    r"""(?: \\[A-Za-z]+ | \\[ ,:;!%$&|{}()\[\]\\]             # a macro
+          | [A-Za-z0-9\s+\-*/^_=<>(){}\[\]|,.:&~%$]
+          | [Α-Ωα-ωϵϑϕϖϱϰµπ∞√°·×÷±−≤≥≠≈∪∩∈∉⊂⊆∅ℝℤℕℚℂ]
+        )*""",
+    re.VERBOSE,
+)
+
+_COSTLY = re.compile(
+    r"""(?:\^|\*\*)[\s{(+-]*(?:[0-9.]+|[a-z])\s*(?:\^|\*\*)   # a power in the exponent of a power
+      | (?:\^|\*\*)[\s{(+-]*[0-9]{5}                          # an exponent of five digits or more
+      | (?<!\\)!                                              # a factorial; \! is only a thin space
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def is_costly(text: str) -> bool:
+    """Whether `text` has a tower of powers, a huge exponent or a factorial: a number that may never be computed."""
+    return _COSTLY.search(text) is not None
+
+
+def is_expression(text: str) -> bool:
+    """Whether `text` consists of numbers, listed names, letters as variables, and operators: no attribute, index,
+    string, keyword or comma.
+
+    `tokenize.TokenError` or SyntaxError where Python cannot split it into tokens; sympy cannot either.
+    """
+    return all(map(_is_listed, tokenize.generate_tokens(io.StringIO(text.strip()).readline)))
+
+
+def is_latex(text: str) -> bool:
+    """Whether `text` consists of macros, letters, digits and mathematical signs; for parsers that evaluate nothing."""
+    return _LATEX.fullmatch(text) is not None
+
+
+def _is_listed(token: tokenize.TokenInfo) -> bool:
+    if token.type == tokenize.NUMBER:
+        return _NUMBER.fullmatch(token.string) is not None
+    if token.type == tokenize.NAME:
+        return _NAME.fullmatch(token.string) is not None and not keyword.iskeyword(token.string)
+    if token.type == tokenize.OP:
+        return token.string in _OPERATORS
+    return token.type in (tokenize.NEWLINE, tokenize.ENDMARKER) and not token.string
