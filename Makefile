@@ -54,7 +54,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 # Only who changes a dependency needs this: it asks the registry for the newest versions that fit.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet 'uv>=0.9'
-	$(BIN)/uv pip compile pyproject.toml --extra toy --extra dev --group build --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --group build --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --upgrade \
 	    --quiet --output-file requirements.lock
 

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tested_versions.md"
 # Which tests run: those without training, and the few trainings that show whether an installation works.
 TESTS = {"wheel": "smoke", "oldest": "fast or smoke", "newest": "fast or smoke"}
+# As in the Makefile.
+WORKERS = ("-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 LISTED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets")
 VERSIONS = f"""
 import json, platform
@@ -71,7 +73,7 @@ def install(environment: str, folder: Path, scratch: Path) -> None:
 
 def run_tests(expression: str, folder: Path, report: Path) -> tuple[int, int]:
     """Run the tests that a marker expression selects; return how many passed and were skipped."""
-    run([python_of(folder), "-m", "pytest", "-q", "-m", expression, f"--junitxml={report}"], folder)
+    run([python_of(folder), "-m", "pytest", *WORKERS, "-m", expression, f"--junitxml={report}"], folder)
     suite = ElementTree.parse(report).getroot()[0]
     skipped = int(suite.attrib["skipped"])
     return int(suite.attrib["tests"]) - skipped, skipped

@@ -426,7 +426,7 @@ def test_runs_that_could_not_begin_are_not_started(
         "setting weights: processor: model_name_or_path: .*none' cannot be loaded",
         "setting words: data: there is no prompt template 'none.jinja'",
         "setting words: held-out data: there is no prompt template 'none.jinja'",
-        r"setting rows, method vgpo \(and 2 more\): packages: use_vllm needs vllm",
+        r"setting rows, method vgpo \(and 3 more\): packages: use_vllm needs vllm",
         r"setting many, start \(and 2 more\): processes: .* num_processes=8, but 1 started",
     ]
     assert [bool(re.match(f"  {text}", line)) for text, line in zip(expected, lines, strict=True)] == [True] * 7
