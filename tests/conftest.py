@@ -1,5 +1,6 @@
 """What all tests share: quiet libraries, lanes, and a browser for those that ask for one."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker for each core; read when torch is imported, later than this file
+
+
+def pytest_collection_finish() -> None:
+    # Every training ends in a garbage collection. By then it need not walk through all that imports have made.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
