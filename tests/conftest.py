@@ -1,5 +1,6 @@
 """What all tests share: quiet libraries, lanes, devices, and a browser for those that ask for one."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -16,6 +17,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core, and for what it starts
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    # Every training ends in a garbage collection. By then it need not walk through all that imports have made.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

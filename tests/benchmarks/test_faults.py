@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_small_campaign_survives_and_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [sys.executable, "-m", "benchmarks.faults", "--seeds", "2", "--kinds", "truncate", "kill_in_save"]
     done = subprocess.run(
