@@ -404,7 +404,7 @@ def test_runs_that_could_not_begin_are_not_started(
 ) -> None:
     missing = {"train_data": str(tmp_path / "no.parquet"), "eval_data": str(tmp_path / "nor.parquet")}
     study = write_study(
-        methods={"dapo": {"shaping": "none"}, "vgpo": {"use_vllm": True}},
+        methods={"dapo": {"shaping": "none"}, "vgpo": {"use_vllm": True, "vllm_mode": "server"}},
         settings={
             "rows": missing,
             "weights": {"model_name_or_path": str(tmp_path / "none")},
@@ -422,7 +422,7 @@ def test_runs_that_could_not_begin_are_not_started(
         "setting weights: processor: model_name_or_path: .*none' cannot be loaded",
         "setting words: data: there is no prompt template 'none.jinja'",
         "setting words: held-out data: there is no prompt template 'none.jinja'",
-        r"setting rows, method vgpo \(and 2 more\): processes: use_vllm: true .* needs vLLM",
+        r"setting rows, method vgpo \(and 3 more\): generation: use_vllm: true .* needs vLLM",
         r"setting many, start \(and 2 more\): processes: .* num_processes=8, but 1 started",
     ]
     assert [bool(re.match(f"  {text}", line)) for text, line in zip(expected, lines, strict=True)] == [True] * 7

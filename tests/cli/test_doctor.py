@@ -9,7 +9,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import doctor
+from vgpo.commands import doctor, recipe
 from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.setup import Setup
 from vgpo.commands.train import train
@@ -36,7 +36,7 @@ def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
     words = ["doctor", "quickstart_vgpo", "--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
     result = CliRunner().invoke(app, [*words, "--use_cpu", "true"])
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * 17
+    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * 18
     assert not (tmp_path / "run").exists()
 
 
@@ -72,6 +72,22 @@ def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
     assert findings["processor"].status == "fail"
     assert findings["versions"].status == findings["trackers"].status == "pass"
     assert {findings[name].status for name in ("model", "memory", "data")} == {"skip"}
+
+
+def test_colocated_vllm_is_refused_and_a_server_needs_the_pixel_limits(tmp_path, train_file, monkeypatch):
+    monkeypatch.setattr(recipe, "is_vllm_available", lambda: True)
+
+    def generation(*words):
+        return examined(tmp_path, train_file, "--use_vllm", "true", *words, checks=["generation"])["generation"]
+
+    assert generation().status == "fail"
+    assert "vllm_mode='colocate' (TRL's default) cannot take images" in generation().found
+    server = ["--vllm_mode", "server"]
+    assert generation(*server) == doctor.Finding("pass", "vLLM server")
+    finding = generation(*server, "--min_pixels", "784", "--max_pixels", "20000")
+    assert finding.status == "warn"
+    assert finding.found == "vLLM server, which does not get min_pixels and max_pixels of the recipe"
+    assert """--mm-processor-kwargs '{"min_pixels": 784, "max_pixels": 20000}'""" in finding.fix
 
 
 def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):

@@ -155,14 +155,22 @@ def test_the_recipe_for_one_gpu_trains_adapters() -> None:
 
 
 def test_vllm_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_vllm = load_recipe("qwen2_5_vl_7b_virl39k", ON_A_LAPTOP).config
+    with_vllm = load_recipe("quickstart_vgpo", ["--use_vllm", "true", "--vllm_mode", "server"]).config
     without = load_recipe("quickstart_vgpo").config
     monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: False)
     check_vllm(without)
-    with pytest.raises(RecipeError, match=r"use_vllm: true \(vllm_mode: colocate\) needs vLLM.*pip install vllm"):
+    with pytest.raises(RecipeError, match=r"use_vllm: true \(vllm_mode: server\) needs vLLM.*pip install vllm"):
         check_vllm(with_vllm)
     monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: True)
     check_vllm(with_vllm)
+
+
+def test_no_recipe_generates_with_colocated_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_module, "is_vllm_available", lambda: True)
+    for path in recipe_folder().glob("*.yaml"):
+        check_vllm(load_recipe(path, ON_A_LAPTOP).config)
+    with pytest.raises(RecipeError, match=r"cannot take images.*use_vllm=False.*vllm_mode='server'"):
+        check_vllm(load_recipe("quickstart_vgpo", ["--use_vllm", "true"]).config)
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from vgpo.checkpoints import CheckpointStore
 from vgpo.cli import app
-from vgpo.commands import quickstart, setup, train
+from vgpo.commands import quickstart, recipe, setup, train
 from vgpo.commands.recipe import RecipeError
 from vgpo.report import RunFolder, RunFolderError
 from vgpo.study import Evaluation
@@ -52,6 +52,16 @@ def test_too_little_data(tmp_path: Path, toy_files: tuple[Path, Path], monkeypat
     message = invoke_train(monkeypatch, "--run_dir", run_dir, *sizes)
     assert "a generation takes 64 prompts and the training set has 48" in message
     assert not run_dir.exists()
+
+
+def test_colocated_vllm_is_refused_for_images_before_a_model_is_loaded(
+    tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "is_vllm_available", lambda: True)
+    words = ["--run_dir", tmp_path / "run", "--train_data", toy_files[0], "--eval_data", toy_files[1]]
+    message = invoke_train(monkeypatch, *words, "--use_vllm", "true")
+    assert "vllm_mode='colocate' (TRL's default) cannot take images" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_written_into(

@@ -1,5 +1,6 @@
 """`vgpo doctor`: what can go wrong with a run, looked at before it costs anything."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,8 +69,22 @@ def device(setup: Setup) -> Finding:
 
 def launch(setup: Setup) -> Finding:
     check_launch(setup.recipe.run, setup.recipe.config.world_size)
-    check_vllm(setup.recipe.config)
     return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
+
+
+def generation(setup: Setup) -> Finding:
+    run, config = setup.recipe.run, setup.recipe.config
+    check_vllm(config)
+    if not config.use_vllm:
+        return Finding("pass", "transformers")
+    limits = {name: vars(run)[name] for name in ("min_pixels", "max_pixels") if vars(run)[name] is not None}
+    if not limits:
+        return Finding("pass", "vLLM server")
+    return Finding(
+        "warn",
+        f"vLLM server, which does not get {' and '.join(limits)} of the recipe",
+        f"start it with --mm-processor-kwargs '{json.dumps(limits)}', or it sees other images than the trainer",
+    )
 
 
 def trackers(setup: Setup) -> Finding:
@@ -224,6 +239,7 @@ CHECKS = {
     "versions": Check(versions),
     "device": Check(device),
     "processes": Check(launch),
+    "generation": Check(generation),
     "trackers": Check(trackers),
     "processor": Check(processor),
     "data": Check(data, ("processor",)),
@@ -240,7 +256,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "trackers")
+BEFORE_LOADING = ("versions", "generation", "trackers")
 WITH_MODEL = ("memory", "disk")
 
 

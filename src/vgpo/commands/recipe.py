@@ -17,6 +17,7 @@ from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.text import did_you_mean
 from vgpo.trl import VGPOConfig
+from vgpo.trl.vllm import refuse_colocate
 
 logger = logging.getLogger(__name__)
 
@@ -377,11 +378,17 @@ def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> 
 
 
 def check_vllm(config: VGPOConfig) -> None:
-    """Whether vLLM is there if it is to generate; for what trains, since a recipe can be read without it.
+    """Whether vLLM, if it is to generate, is installed and can take images, which every training set has.
+
+    For what trains, since a recipe can be read without it.
 
     Raises:
-        RecipeError: It is not.
+        RecipeError: It is not, or cannot.
     """
+    try:
+        refuse_colocate(config)
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
     if config.use_vllm and not is_vllm_available():
         raise RecipeError(
             f"use_vllm: true (vllm_mode: {config.vllm_mode}) needs vLLM, which is not installed: `pip install vllm`, "

@@ -18,7 +18,7 @@ from vgpo.checkpoints import CheckpointError
 from vgpo.commands.arithmetic import BatchArithmetic, check_launch
 from vgpo.commands.doctor import BEFORE_LOADING, WITH_MODEL, refuse_hopeless
 from vgpo.commands.loading import adapter_config, check_image_token, quiet_libraries
-from vgpo.commands.recipe import Recipe, RecipeError, check_vllm, load_recipe
+from vgpo.commands.recipe import Recipe, RecipeError, load_recipe
 from vgpo.commands.resume import Resume, find_checkpoint, resume_from, run_identity
 from vgpo.commands.reward import check_reward_columns
 from vgpo.commands.setup import Setup
@@ -94,7 +94,6 @@ def train(
     if not goes_on:
         folder.refuse_taken()
     check_launch(run, config.world_size)
-    check_vllm(config)
     setup = Setup(recipe, folder.path / "data")
     refuse_hopeless(setup, BEFORE_LOADING, console)
     found = find_checkpoint(folder, config, console) if goes_on else None
