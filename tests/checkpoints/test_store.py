@@ -385,7 +385,14 @@ def test_a_checkpoint_that_is_not_complete_neither_counts_as_kept_nor_is_deleted
     assert checkpoints.steps() == [7, 6, 5, 4, 2, 1]
 
 
-SYSTEM_FILES = (".DS_Store", "._model.safetensors", ".nfs000000000012ab", ".fuse_hidden0001", "Thumbs.db", "desktop.ini")
+SYSTEM_FILES = (
+    ".DS_Store",
+    "._model.safetensors",
+    ".nfs000000000012ab",
+    ".fuse_hidden0001",
+    "Thumbs.db",
+    "desktop.ini",
+)
 
 
 @pytest.mark.parametrize("name", SYSTEM_FILES)

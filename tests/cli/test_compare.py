@@ -408,7 +408,7 @@ def test_runs_that_could_not_begin_are_not_started(
 ) -> None:
     missing = {"train_data": str(tmp_path / "no.parquet"), "eval_data": str(tmp_path / "nor.parquet")}
     study = write_study(
-        methods={"dapo": {"shaping": "none"}, "vgpo": {"use_vllm": True}},
+        methods={"dapo": {"shaping": "none"}, "vgpo": {"use_vllm": True, "vllm_mode": "server"}},
         settings={
             "rows": missing,
             "weights": {"model_name_or_path": str(tmp_path / "none")},

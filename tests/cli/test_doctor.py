@@ -81,6 +81,20 @@ def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
     assert {findings[name].status for name in ("model", "memory", "data")} == {"skip"}
 
 
+def test_colocated_vllm_is_refused_and_a_server_needs_the_pixel_limits(tmp_path, train_file):
+    def generation(*words):
+        return examined(tmp_path, train_file, "--use_vllm", "true", *words, checks=["generation"])["generation"]
+
+    assert generation().status == "fail"
+    assert "vllm_mode='colocate' (TRL's default) cannot take images" in generation().found
+    server = ["--vllm_mode", "server"]
+    assert generation(*server) == doctor.Finding("pass", "vLLM server")
+    finding = generation(*server, "--min_pixels", "784", "--max_pixels", "20000")
+    assert finding.status == "warn"
+    assert finding.found == "vLLM server, which does not get min_pixels and max_pixels of the recipe"
+    assert """--mm-processor-kwargs '{"min_pixels": 784, "max_pixels": 20000}'""" in finding.fix
+
+
 def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):
     words = ["doctor", "quickstart_vgpo", "--train_data", str(tmp_path / "nowhere.parquet")]
     assert CliRunner().invoke(app, words).exit_code == 1

@@ -196,7 +196,10 @@ def test_checkpoints_of_a_newer_version_survive_a_resume_from_an_older_one(
     after = contents(run / "checkpoints")
     for step in (2, 3):
         files = {name: digest for name, digest in before.items() if name.startswith(f"checkpoint-{step}/")}
-        assert files.items() <= {name.removeprefix("unusable-"): after[name] for name in after if "unusable" in name}.items()
+        assert (
+            files.items()
+            <= {name.removeprefix("unusable-"): after[name] for name in after if "unusable" in name}.items()
+        )
 
 
 @pytest.mark.train

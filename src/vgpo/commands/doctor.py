@@ -1,5 +1,6 @@
 """`vgpo doctor`: what can go wrong with a run, looked at before it costs anything."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.rewards import RewardError, load_reward
 from vgpo.shared_prompt import why_not_shared
 from vgpo.trl.freeze import count_parameters, freeze_parts
+from vgpo.trl.vllm import refuse_colocate
 
 ERRORS = (RecipeError,)
 FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
@@ -70,6 +72,24 @@ def device(setup: Setup) -> Finding:
 def launch(setup: Setup) -> Finding:
     check_launch(setup.recipe.run, setup.recipe.config.world_size)
     return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
+
+
+def generation(setup: Setup) -> Finding:
+    run, config = setup.recipe.run, setup.recipe.config
+    if not config.use_vllm:
+        return Finding("pass", "transformers")
+    try:
+        refuse_colocate(config)  # every training set has images
+    except ValueError as error:
+        return Finding("fail", str(error))
+    limits = {name: vars(run)[name] for name in ("min_pixels", "max_pixels") if vars(run)[name] is not None}
+    if not limits:
+        return Finding("pass", "vLLM server")
+    return Finding(
+        "warn",
+        f"vLLM server, which does not get {' and '.join(limits)} of the recipe",
+        f"start it with --mm-processor-kwargs '{json.dumps(limits)}', or it sees other images than the trainer",
+    )
 
 
 def trackers(setup: Setup) -> Finding:
@@ -232,6 +252,7 @@ CHECKS = {
     "versions": Check(versions),
     "device": Check(device),
     "processes": Check(launch),
+    "generation": Check(generation),
     "trackers": Check(trackers),
     "packages": Check(packages),
     "processor": Check(processor),
@@ -249,7 +270,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "trackers", "packages")
+BEFORE_LOADING = ("versions", "generation", "trackers", "packages")
 WITH_MODEL = ("memory", "disk")
 
 

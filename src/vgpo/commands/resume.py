@@ -84,9 +84,9 @@ def find_checkpoint(folder: RunFolder, config: VGPOConfig, console: Console) -> 
     if found.path is None and found.passed_over:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in found.passed_over)
         raise CheckpointError(
-            f"{folder.checkpoints_path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}\n"
-            "Nothing was changed. Repair one of them, or resume with the version of vgpo that wrote it. To start from "
-            "step 0 instead, choose a new run_dir; this one stays as it is."
+            f"{folder.checkpoints_path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}"
+            "\nNothing was changed. Repair one of them, or resume with the version of vgpo that wrote it. To start "
+            "from step 0 instead, choose a new run_dir; this one stays as it is."
         )
     for name, reason in found.passed_over:
         say(console, f"passed over: {name}: {reason}")

@@ -21,7 +21,7 @@ from vgpo.study.runs import StudyRun
 GROUND_FILE = "ground.json"
 # What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
 OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
-OF_METHOD = ("processes", "trackers", "packages")
+OF_METHOD = ("processes", "generation", "trackers", "packages")
 
 
 def refuse_other_runs(study: Study, out: Path) -> None:

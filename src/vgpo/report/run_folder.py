@@ -117,8 +117,8 @@ class RunFolder:
         """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
 
         Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
-        training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at once: after a kill in
-        the midst of it, call this again.
+        training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at
+        once: after a kill, call this again.
 
         Args:
             path: folder of the run.

@@ -51,8 +51,8 @@ def whole(number: Tensor | float) -> Tensor | float:
 def non_finite_weight(model: nn.Module, accelerator: Accelerator) -> str | None:
     """Name of the first trained weight that holds a NaN or an infinity on any process; None if all are finite.
 
-    Called by all processes at once; each reads the part of a sharded weight that it holds. Frozen weights never change,
-    so they are not read. The host waits for the device once.
+    Called by all processes at once; each reads the part of a sharded weight that it holds. Frozen weights, which never
+    change, are not read. The host waits for the device once.
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained.values()]

@@ -67,6 +67,7 @@ from vgpo.trl.prompts import (
 )
 from vgpo.trl.resumable import ResumableTrainer, to_device
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
+from vgpo.trl.vllm import refuse_colocate, stores_images
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ class VGPOTrainer(ResumableTrainer):
 
     Raises:
         ValueError: if the model names no image token or has no text decoder although focus is wanted, if that does not
-            list its layers although the shaping looks at them, if the data set has no pictures, or if `args` is not a
-            `VGPOConfig`.
+            list its layers although the shaping looks at them, if the data set has no pictures, if vLLM cannot
+            generate for its images, or if `args` is not a `VGPOConfig`.
     """
 
     _tag_names = ("trl", "vgpo")
@@ -151,6 +152,8 @@ class VGPOTrainer(ResumableTrainer):
         config = model_config(model, args)
         self._visual_token_ids = (visual_token_ids if self._wants_pictures else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
+        if args.use_vllm and train_dataset is not None and stores_images(train_dataset):
+            refuse_colocate(args)  # before vLLM is started
         if isinstance(train_dataset, IterableDataset):
             train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
         self.rollout_writer = rollout_writer
@@ -498,6 +501,8 @@ class VGPOTrainer(ResumableTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        if images and any(images):
+            refuse_colocate(self.args)
         # Turns after tools, and those of a rollout_func, bring other lists than those that were tokenized here.
         own = [prompt.token_ids for prompt in self._prompts]
         first_turn = len(own) == len(prompt_ids) and all(map(is_, own, prompt_ids))
@@ -878,12 +883,12 @@ class VGPOTrainer(ResumableTrainer):
         later = [step for step in self.checkpoints.steps() if step >= self._last_update]
         move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""
         return (
-            f"Go back to {path}, the newest checkpoint whose weights gave a finite loss: {move}lower learning_rate and "
-            "resume (`--resume true --allow_changes true`)."
+            f"Go back to {path}, the newest checkpoint whose weights gave a finite loss: {move}lower learning_rate "
+            "and resume (`--resume true --allow_changes true`)."
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the parent, but not after a skipped step: its weights may be the reason, so the save waits for a good one."""
+        """As the parent, but after a skipped step the save waits for a finite one: the weights may be the reason."""
         self._save_is_due = self._guard.num_skipped_in_a_row > 0
         if self._save_is_due:
             logger.warning("Step %d was skipped, so it has no checkpoint.", self.state.global_step)
