@@ -6,6 +6,7 @@ A character that Unicode normalisation (NFKC) would turn into a listed one is no
 """
 
 import io
+import itertools
 import keyword
 import re
 import tokenize
@@ -42,11 +43,13 @@ def is_costly(text: str) -> bool:
 
 def is_expression(text: str) -> bool:
     """Whether `text` consists of numbers, listed names, letters as variables, and operators: no attribute, index,
-    string, keyword or comma.
+    string, keyword, comma, or parentheses around nothing (a tuple or a call).
 
     `tokenize.TokenError` or SyntaxError where Python cannot split it into tokens; sympy cannot either.
     """
-    return all(map(_is_listed, tokenize.generate_tokens(io.StringIO(text.strip()).readline)))
+    tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
+    is_empty = any(opening.string + closing.string == "()" for opening, closing in itertools.pairwise(tokens))
+    return all(map(_is_listed, tokens)) and not is_empty
 
 
 def is_latex(text: str) -> bool:
