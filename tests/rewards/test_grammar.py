@@ -37,6 +37,8 @@ def test_mathematics_is_an_expression(text: str) -> None:
         "()*9",
         "x()",
         "sqrt( )",
+        "sqrt(*x)",
+        "ln( **x)",
         "{1}",
         "1,2",
         "f(x,y)",

@@ -18,6 +18,7 @@ _GREEK = "α-ωϵϑϕϖϱϰµ"  # as `latex2text` writes `\epsilon`, `\vartheta`
 _NAME = re.compile(rf"[a-z{_GREEK}][a-z0-9{_GREEK}]*|[A-Z]")  # sympy splits it into symbols of one letter
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _OPERATORS = frozenset(["+", "-", "*", "/", "**", "(", ")"])
+_NO_OPERAND = frozenset([("(", ")"), ("(", "*"), ("(", "**"), ("(", "/")])
 
 _LATEX = re.compile(
     r"""(?: \\[A-Za-z]+ | \\[ ,:;!%$&|{}()\[\]\\]             # a macro
@@ -43,13 +44,13 @@ def is_costly(text: str) -> bool:
 
 def is_expression(text: str) -> bool:
     """Whether `text` consists of numbers, listed names, letters as variables, and operators: no attribute, index,
-    string, keyword, comma, or parentheses around nothing (a tuple or a call).
+    string, keyword or comma, and no `()` (a tuple or a call) or `(*` (a list of arguments).
 
     `tokenize.TokenError` or SyntaxError where Python cannot split it into tokens; sympy cannot either.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
-    is_empty = any(opening.string + closing.string == "()" for opening, closing in itertools.pairwise(tokens))
-    return all(map(_is_listed, tokens)) and not is_empty
+    pairs = itertools.pairwise(token.string for token in tokens)
+    return all(map(_is_listed, tokens)) and not any(pair in _NO_OPERAND for pair in pairs)
 
 
 def is_latex(text: str) -> bool:
