@@ -8,6 +8,7 @@ import builtins
 import re
 import sys
 import types
+import unicodedata
 from typing import Any
 
 from vgpo.rewards.process import Checker, Outcome
@@ -15,8 +16,8 @@ from vgpo.rewards.process import Checker, Outcome
 NAMES = {"Add", "Float", "Function", "Integer", "Mul", "Number", "Pow", "Rational", "Symbol", "ln", "pi", "sqrt"}
 NODES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Call, ast.Name, ast.Constant, ast.Load)
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.UAdd, ast.USub)
-TEXT = re.compile(r"[\s0-9a-zA-Zα-ωϵϑϕϖϱϰµ.+\-*/()]*")
-WORD = re.compile(r"[0-9a-zA-Zα-ωϵϑϕϖϱϰµ.+-]*")  # a symbol, or a number as text
+TEXT = re.compile(r"(?!.*__)[\s0-9a-zA-Z_.+\-*/()]*", re.DOTALL)
+WORD = re.compile(r"(?!.*__)[0-9a-zA-Z_.+-]*")  # a symbol, or a number as text
 
 
 def load(fallback: bool) -> Checker:
@@ -27,7 +28,7 @@ def load(fallback: bool) -> Checker:
     parse_expr, evaluate, execute = symbolic._PARSE_EXPR, builtins.eval, builtins.exec
 
     def spy_parse(text: str, *args: Any, **kwargs: Any) -> Any:
-        reached.append(TEXT.fullmatch(text) is not None)
+        reached.append(TEXT.fullmatch(ascii_letters(text)) is not None)
         return parse_expr(text, *args, **kwargs)
 
     def spy_eval(source: Any, *namespaces: Any) -> Any:
@@ -51,6 +52,16 @@ def load(fallback: bool) -> Checker:
     return spy
 
 
+def ascii_letters(text: str) -> str:
+    """`text` with `x` for each letter of another alphabet that is no look-alike."""
+    return "".join("x" if is_foreign(character) else character for character in text)
+
+
+def is_foreign(character: str) -> bool:
+    look_alike = unicodedata.normalize("NFKC", character) != character and character not in "µϑϕϖϰϱϵ"
+    return not character.isascii() and character.isalpha() and not look_alike
+
+
 def is_mathematics(source: str | types.CodeType) -> bool:
     if isinstance(source, types.CodeType):  # of `evaluate=False`
         return set(source.co_names) <= NAMES
@@ -65,7 +76,9 @@ def is_listed(node: ast.AST) -> bool:
     if isinstance(node, ast.Name):
         return node.id in NAMES
     if isinstance(node, ast.Constant):
-        return type(node.value) is int or (type(node.value) is str and WORD.fullmatch(node.value) is not None)
+        return type(node.value) is int or (
+            type(node.value) is str and WORD.fullmatch(ascii_letters(node.value)) is not None
+        )
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name | ast.Call) and not node.keywords
     return isinstance(node, (*NODES, *OPERATORS))

@@ -1,5 +1,6 @@
 """Stand-ins for the symbolic check, loaded by the grader's server in its place."""
 
+import importlib
 import os
 import signal
 import time
@@ -57,15 +58,14 @@ def always_killed(fallback: bool) -> Checker:
 
 
 def late_import(fallback: bool) -> Checker:
-    """Imports what has not been loaded: a module of sympy for "needed", one that nobody needs otherwise."""
+    """Imports the module that the answer names, right or wrong by whether it is there, as a check that goes on."""
+    import sympy  # noqa: F401 - as the symbolic check does
 
     def check(answer: str, reference: str) -> Outcome:
-        if answer == "needed":
-            import sympy.crypto  # noqa: F401
         try:
-            import numpy  # noqa: F401
+            importlib.import_module(answer)
         except ImportError:
-            return Outcome.RIGHT
-        return Outcome.WRONG
+            return Outcome.WRONG
+        return Outcome.RIGHT
 
     return check

@@ -2,21 +2,24 @@ r"""What the symbolic check may parse: an allow-list of tokens.
 
 It is applied to the text that a parser is about to get, after everything that mathruler and math-verify rewrite.
 sympy turns such a text into Python code and evaluates it, so the tokens are those of Python's own tokenizer.
-A character that Unicode normalisation (NFKC) would turn into a listed one is not listed: `²`, `ⅹ`, fullwidth forms.
+Letters of any script are variables, but none that Unicode normalisation (NFKC) would change, as `ⅹ` or fullwidth `ｘ`.
 """
 
 import io
+import itertools
 import keyword
 import re
 import tokenize
+import unicodedata
 
 FUNCTIONS = ("sqrt", "ln")
 CONSTANTS = ("pi",)
 
-_GREEK = "α-ωϵϑϕϖϱϰµ"  # as `latex2text` writes `\epsilon`, `\vartheta` and so on
-_NAME = re.compile(rf"[a-z{_GREEK}][a-z0-9{_GREEK}]*|[A-Z]")  # sympy splits it into symbols of one letter
+_GREEK_VARIANTS = "µϑϕϖϰϱϵ"  # as `latex2text` writes `\vartheta` and so on; NFKC would change them, harmlessly
+_NOT_LETTERS = str.maketrans("", "", f"0123456789{_GREEK_VARIANTS}")
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _OPERATORS = frozenset(["+", "-", "*", "/", "**", "(", ")"])
+_NO_OPERAND = frozenset([("(", ")"), ("(", "*"), ("(", "**"), ("(", "/")])
 
 _LATEX = re.compile(
     r"""(?: \\[A-Za-z]+ | \\[ ,:;!%$&|{}()\[\]\\]             # a macro
@@ -42,11 +45,13 @@ def is_costly(text: str) -> bool:
 
 def is_expression(text: str) -> bool:
     """Whether `text` consists of numbers, listed names, letters as variables, and operators: no attribute, index,
-    string, keyword or comma.
+    string, keyword or comma, and no `()` (a tuple or a call) or `(*` (a list of arguments).
 
     `tokenize.TokenError` or SyntaxError where Python cannot split it into tokens; sympy cannot either.
     """
-    return all(map(_is_listed, tokenize.generate_tokens(io.StringIO(text.strip()).readline)))
+    tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
+    pairs = itertools.pairwise(token.string for token in tokens)
+    return all(map(_is_listed, tokens)) and not any(pair in _NO_OPERAND for pair in pairs)
 
 
 def is_latex(text: str) -> bool:
@@ -58,7 +63,18 @@ def _is_listed(token: tokenize.TokenInfo) -> bool:
     if token.type == tokenize.NUMBER:
         return _NUMBER.fullmatch(token.string) is not None
     if token.type == tokenize.NAME:
-        return _NAME.fullmatch(token.string) is not None and not keyword.iskeyword(token.string)
+        return _is_variable(token.string) and not keyword.iskeyword(token.string)
     if token.type == tokenize.OP:
         return token.string in _OPERATORS
-    return token.type in (tokenize.NEWLINE, tokenize.ENDMARKER) and not token.string
+    return token.type == tokenize.NL or (token.type in (tokenize.NEWLINE, tokenize.ENDMARKER) and not token.string)
+
+
+def _is_variable(name: str) -> bool:
+    """Whether `name` is one letter, or lower-case letters and digits, which sympy splits into symbols, or has such
+    subscripts as in `x_1`. `sqrt` and `pi` are too; but no name that starts, ends or goes on with two underscores.
+    """
+    if len(name) > 1 and name != name.lower():
+        return False
+    parts = name.split("_")
+    letters = "".join(parts).translate(_NOT_LETTERS)
+    return all(parts) and (letters.isalpha() or not letters) and unicodedata.normalize("NFKC", letters) == letters
