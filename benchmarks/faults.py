@@ -271,12 +271,22 @@ def kill_in_save(trial: Trial) -> None:
 
 
 def truncate(trial: Trial) -> None:
-    """After a kill, a random file of the newest checkpoint is cut, deleted, or has one bit flipped."""
+    """After a kill, a random file of the newest checkpoint is cut, deleted, or has one bit flipped.
+
+    If it is the only one, the resume must refuse to start over, and does so once that checkpoint is removed.
+    """
     trial.strike(signal.SIGKILL, range(4, STEPS + 1)).should_end_with(-signal.SIGKILL)
     newest = trial.store.newest_valid().path
     if newest is None:
         raise LostError("no usable checkpoint after a kill")
     trial.said += f"; {newest.name}: {damage(newest, trial.draw)}"
+    if trial.store.newest_valid().path is None:
+        refused = trial.start("refused")
+        refused.should_end_with(2)
+        expect(f"  {newest.name}: " in text_of(refused.log), "the damage was not named")
+        shutil.rmtree(newest)
+        trial.resume()
+        return
     trial.resume()
     expect(f"passed over: {newest.name}" in text_of(trial.logs / "resumed.txt"), "the damage was not noticed")
 
