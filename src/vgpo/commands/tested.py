@@ -25,7 +25,7 @@ class Tested(NamedTuple):
 TESTED = {
     name: Tested(Version(oldest), Version(newest))
     for name, oldest, newest in (
-        ("accelerate", "1.10.1", "1.15.0"),
+        ("accelerate", "1.13.0", "1.15.0"),
         ("datasets", "4.7.0", "5.2.0"),
         ("peft", "0.18.0", "0.21.2"),
         ("torch", "2.8.0", "2.14.1"),

@@ -42,7 +42,7 @@ def load_scans(split: Split) -> Scans:
     """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}; expected 'train' or 'test'")
-    with np.load(SCANS) as file:
+    with np.load(SCANS, allow_pickle=False) as file:
         images, labels = file["images"], file["labels"]
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     chosen = order[:NUM_TEST_SCANS] if split == "test" else order[NUM_TEST_SCANS:]
