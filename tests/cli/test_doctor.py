@@ -43,7 +43,8 @@ def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
     words = ["doctor", "quickstart_vgpo", "--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
     result = CliRunner().invoke(app, [*words, "--use_cpu", "true"])
     assert result.exit_code == 0, result.output
-    assert [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS] == ["pass"] * len(doctor.CHECKS)
+    statuses = [line.split()[0] for line in result.output.splitlines() if line[:4] in doctor.COLOURS]
+    assert statuses == ["pass"] * len(doctor.CHECKS)
     assert not (tmp_path / "run").exists()
 
 
