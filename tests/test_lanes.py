@@ -91,10 +91,19 @@ def test_two_lanes_are_an_error(run: Run) -> None:
     result.stderr.fnmatch_lines(["*test_it is in the lanes slow and train, expected one*"])
 
 
+def test_a_case_on_a_gpu_is_in_the_lane_gpu_alone(run: Run) -> None:
+    cases = "@pytest.mark.parametrize('device', ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])"
+    result = run(f"{cases}\n@pytest.mark.train\ndef test_it(device):\n    pass")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["cases by lane: *train 1, browser 0, fast 0, gpu 1", "train: 1 cases *", "gpu: 1 cases *"]
+    )
+
+
 def test_a_test_that_opens_pages_is_in_the_lane_browser(run: Run) -> None:
     result = run("@pytest.fixture\ndef browser():\n    pass\n\ndef test_it(browser):\n    pass", "-m", "browser")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["cases by lane: *browser 1, fast 0", "browser: 1 cases in *"])
+    result.stdout.fnmatch_lines(["cases by lane: *browser 1, fast 0, gpu 0", "browser: 1 cases in *"])
 
 
 def test_files_with_the_most_expensive_lanes_come_first(run: Run, pytester: pytest.Pytester) -> None:
