@@ -144,6 +144,9 @@ def _why_not_sample(generator: GenerationMixin, config: GenerationConfig) -> str
         return "use_cache is false, so the prompt is read again for every token"
     if config.cache_implementation not in (None, "dynamic"):
         return f"cache_implementation is {config.cache_implementation!r}; only a dynamic cache can be repeated"
+    if (config.encoder_repetition_penalty or 1) != 1 or config.encoder_no_repeat_ngram_size:
+        # In some versions these read one row per prompt.
+        return "encoder_repetition_penalty and encoder_no_repeat_ngram_size read the prompt of every rollout"
     if config.output_attentions or config.output_hidden_states:
         return "output_attentions and output_hidden_states would hold one row per prompt, not one per rollout"
     return None
