@@ -40,6 +40,8 @@ def test_mathematics_is_an_expression(text: str) -> None:
         "()*9",
         "x()",
         "sqrt( )",
+        "(\n)*9",
+        "ln(\n*x)",
         "sqrt(*x)",
         "ln( **x)",
         "{1}",

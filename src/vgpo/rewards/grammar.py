@@ -50,7 +50,7 @@ def is_expression(text: str) -> bool:
     `tokenize.TokenError` or SyntaxError where Python cannot split it into tokens; sympy cannot either.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
-    pairs = itertools.pairwise(token.string for token in tokens)
+    pairs = itertools.pairwise(token.string for token in tokens if token.type != tokenize.NL)
     return all(map(_is_listed, tokens)) and not any(pair in _NO_OPERAND for pair in pairs)
 
 
