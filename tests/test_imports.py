@@ -14,6 +14,7 @@ print("torch" in sys.modules)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("module", ["vgpo.equations", "vgpo.shaping", "vgpo.focus"])
 def test_imports_without_trl_and_transformers(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT.format(module=module)], capture_output=True, text=True)
