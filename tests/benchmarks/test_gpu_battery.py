@@ -33,6 +33,7 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return call
 
 
+@pytest.mark.process
 def test_every_row_runs_whatever_became_of_those_before(call: Any, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
         python(1, "red", "print('1 failed'); raise SystemExit(3)"),
@@ -54,6 +55,7 @@ def test_every_row_runs_whatever_became_of_those_before(call: Any, capsys: pytes
     assert "vs_loops 12.5" in table
 
 
+@pytest.mark.process
 def test_a_row_that_takes_too_long_is_stopped_with_what_it_started(call: Any, tmp_path: Path) -> None:
     """What it had printed and written by then is kept."""
     mark = tmp_path / "mark"
@@ -70,6 +72,7 @@ def test_a_row_that_takes_too_long_is_stopped_with_what_it_started(call: Any, tm
     assert not mark.exists()
 
 
+@pytest.mark.process
 def test_what_has_passed_is_not_run_again(call: Any, tmp_path: Path) -> None:
     count = "import pathlib, sys; file = pathlib.Path({file!r}); file.write_text(file.read_text() + 'x')"
     files = [tmp_path / name for name in ("passes", "fails")]

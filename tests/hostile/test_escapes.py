@@ -36,6 +36,7 @@ def test_a_reference_answer_deletes_no_file(victim: Path) -> None:
     assert victim.read_text() == "unharmed"
 
 
+@pytest.mark.process
 def test_an_answer_kills_no_trainer() -> None:
     script = """
         import sys

@@ -134,6 +134,7 @@ def test_workers_end_with_a_server_that_is_killed(make_server: Callable[..., Wor
         assert wait_until(lambda: has_ended(worker.pid), 10.0)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc")
 @pytest.mark.parametrize("forked", [False, True], ids=["alone", "with a forked child that lives on"])
 def test_server_and_workers_end_with_an_owner_that_is_killed(tmp_path: Path, forked: bool) -> None:
@@ -155,7 +156,8 @@ def test_server_and_workers_end_with_an_owner_that_is_killed(tmp_path: Path, for
             """
         )
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as owner:
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=paths) as owner:
         server, worker, child = map(int, owner.stdout.readline().split())
         owner.kill()
         assert wait_until(lambda: has_ended(server) and has_ended(worker), 15.0)

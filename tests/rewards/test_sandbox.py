@@ -90,6 +90,7 @@ def test_files_are_out_of_reach(worker: SymbolicWorker, victim: Path, code: str)
     assert list(victim.parent.iterdir()) == [victim]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "result"),
     [

@@ -12,6 +12,8 @@ from vgpo.focus import banned_token_ids
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
+pytestmark = pytest.mark.train
+
 FIGURES = ("loss", "grad_norm", "entropy", "reward", "focus/mean", "kl")
 # Two runs of the same step on CUDA differ in the last bits: backward passes add in the order in which threads come.
 REL = 1e-3

@@ -99,6 +99,7 @@ SPIKE = {**SAVING, "num_iterations": 4, "max_steps": 12, "save_total_limit": 2}
 WAY_BACK = r"Go back to .*checkpoint-4, the newest .* finite loss: move checkpoint-5 elsewhere, lower learning_rate"
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -116,6 +117,7 @@ def test_the_checkpoint_before_a_ruinous_update_stays_and_is_named(make_trainer,
     assert trainer.checkpoints.pins().keys() == {4}  # by the alarm of the skipped steps
 
 
+@pytest.mark.train
 def test_a_run_can_go_back_to_before_a_ruinous_update(make_trainer, tmp_path):
     settings = {**SPIKE, "max_steps": 6}
     trainer = make_trainer(Spiking, **settings, alarms="off")
@@ -132,6 +134,7 @@ def test_a_run_can_go_back_to_before_a_ruinous_update(make_trainer, tmp_path):
     assert non_finite_weight(resumed.model, resumed.accelerator) is None
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("spike", [float("inf"), float("nan")], ids=str)
 def test_weights_that_are_not_finite_are_no_checkpoint(make_trainer, tmp_path, spike):
     trainer = make_trainer(Spiking, max_steps=4, save_total_limit=1, **SAVING)
@@ -147,6 +150,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(make_trainer, tmp_path, s
     assert not (tmp_path / "final").exists()
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(("bad_steps", "saved"), [((1,), [4, 3]), ((1, 2), [4])], ids=str)
 def test_a_save_after_a_skipped_step_waits_for_a_good_one(make_trainer, caplog, monkeypatch, bad_steps, saved):
     checks = []
@@ -159,6 +163,7 @@ def test_a_save_after_a_skipped_step_waits_for_a_good_one(make_trainer, caplog, 
     assert len(checks) == len(saved)  # and at no other step
 
 
+@pytest.mark.train
 def test_a_run_whose_last_step_was_skipped_has_no_final_weights(make_trainer, tmp_path):
     trainer = make_trainer(Poisoned, max_steps=2)
     trainer.bad_steps = (1,)

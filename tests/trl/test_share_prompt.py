@@ -415,6 +415,7 @@ def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, mod
     assert "attn_implementation='eager'" in message
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("hook", "reason"),
     [("_CACHE_NAMES", "passes no cache under the names kv_store"), ("_HOOKS", "has no method kv_store")],
