@@ -1,10 +1,5 @@
-"""Two groups of ragged rows, scored and differentiated by a model whose parameters are spread over processes.
+"""Two groups of ragged rows, scored and differentiated by a model whose parameters are spread over processes."""
 
-As a script, one process of several:
-python -m torch.distributed.run --nproc-per-node 2 tests/shared_prompt/sharded_worker.py OUT
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -91,9 +86,8 @@ def run(*, sharded: bool, share: bool, checkpointing: bool) -> dict[str, Tensor]
     return {"log_probs": scores.log_probs.detach(), "similarity": similarity, **gradients}
 
 
-if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
+def save_outputs(folder: Path) -> None:
+    """The outputs of each of `RUNS` on the first process of several."""
     outputs = {name: run(sharded=True, share=share, checkpointing=cp) for name, (share, cp) in RUNS.items()}
     if torch.distributed.get_rank() == 0:
-        torch.save(outputs, Path(sys.argv[1]) / "outputs.pt")
-    torch.distributed.destroy_process_group()
+        torch.save(outputs, folder / "outputs.pt")

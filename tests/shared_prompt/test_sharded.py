@@ -1,14 +1,10 @@
 """A model whose parameters are spread over two processes (FSDP2) shares prompts as a whole one does."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
+from tests.processes import run_in_processes
 from tests.shared_prompt import sharded_worker
 
 
@@ -16,16 +12,7 @@ from tests.shared_prompt import sharded_worker
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     """What each of the worker's runs gave on the first of two processes."""
     folder = tmp_path_factory.mktemp("sharded")
-    worker = str(Path(sharded_worker.__file__))
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", worker, str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_in_processes(sharded_worker.save_outputs, folder)
     return torch.load(folder / "outputs.pt")
 
 
