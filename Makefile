@@ -13,12 +13,14 @@ quickstart: $(INSTALLED)
 
 test: SELECTION := not slow
 test-all: SELECTION :=
+test: RECORD := true
+test-all: RECORD := $(BIN)/python .ci/test_environment.py all --report .venv/test-all.xml
 # mypy takes a minute of one core: ruff and mypy run beside the tests, and their report comes last if they fail.
 test test-all: $(INSTALLED)
 	@$(MAKE) --no-print-directory lint >.venv/lint.log 2>&1 & lint=$$!; \
-	$(PYTEST) -m "$(SELECTION)"; status=$$?; \
+	$(PYTEST) -m "$(SELECTION)" --junitxml=.venv/$@.xml; status=$$?; \
 	wait $$lint || { cat .venv/lint.log; status=1; }; \
-	exit $$status
+	[ $$status -eq 0 ] && $(RECORD)
 
 test-fast: $(INSTALLED)
 	$(PYTEST) -m fast

@@ -4,6 +4,8 @@
 Builds the wheel, installs it into an environment of its own (`.venv-wheel` and so on), runs a short `vgpo quickstart`
 in an empty folder and then the tests against the installed package. A run without a failure gets a row in
 docs/tested_versions.md. The environment is removed afterwards, unless KEEP=1. Needs a package registry.
+
+`.ci/test_environment.py all --report FILE` writes the row of a run of all tests in .venv, from its JUnit file.
 """
 
 import argparse
@@ -22,10 +24,12 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tested_versions.md"
-# Which tests run: those without training, and the few trainings that show whether an installation works.
-TESTS = {"wheel": "smoke", "oldest": "fast or smoke", "newest": "fast or smoke"}
-# As in the Makefile.
-WORKERS = ("-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
+ENVIRONMENTS = ("wheel", "oldest", "newest")
+# The tests without training, and a few trainings that show whether an installation works. Workers as in the Makefile.
+PYTEST = (
+    *("-m", "pytest", "-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"),
+    *("-m", "fast or smoke"),
+)
 LISTED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets")
 VERSIONS = f"""
 import json, platform
@@ -37,23 +41,30 @@ print(json.dumps([platform.python_version(), *map(version, {LISTED})]))
 def main() -> None:
     """Build, install, test and write the row; exit with a status other than 0 where anything fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("environment", choices=TESTS)
-    environment = parser.parse_args().environment
+    parser.add_argument("environment", choices=[*ENVIRONMENTS, "all"])
+    parser.add_argument("--report", type=Path, help="JUnit file of the tests that ran in .venv; for `all`")
+    arguments = parser.parse_args()
+    if arguments.environment == "all":
+        suite = read_report(arguments.report)
+        write_row("all", ROOT / ".venv", suite, float(suite["time"]))
+    else:
+        test_wheel(arguments.environment)
+
+
+def test_wheel(environment: str) -> None:
+    """Test the wheel in an environment of its own and write the row."""
     folder = ROOT / f".venv-{environment}"
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             install(environment, folder, Path(scratch))
-            counts = run_tests(TESTS[environment], folder, Path(scratch) / "junit.xml")
-            cells = json.loads(run([python_of(folder), "-c", VERSIONS], folder, capture=True))
+            report = Path(scratch) / "junit.xml"
+            run([python_of(folder), *PYTEST, f"--junitxml={report}"], folder)
+            write_row(environment, folder, read_report(report), time.monotonic() - started)
     finally:
         if os.environ.get("KEEP") != "1":
             shutil.rmtree(folder, ignore_errors=True)
-    minutes = f"{(time.monotonic() - started) / 60:.0f}"
-    row = [environment, date.today().isoformat(), commit(), *cells, *map(str, counts), minutes]
-    PAGE.write_text(with_row(PAGE.read_text(), row))
-    print(f"{environment}: {counts[0]} passed, 0 failed, {counts[1]} skipped; row written to {PAGE.relative_to(ROOT)}")
 
 
 def install(environment: str, folder: Path, scratch: Path) -> None:
@@ -71,12 +82,19 @@ def install(environment: str, folder: Path, scratch: Path) -> None:
     run([*pip, "install", "--quiet", "--constraint", constraints, f"{wheel}[dev]"], folder)
 
 
-def run_tests(expression: str, folder: Path, report: Path) -> tuple[int, int]:
-    """Run the tests that a marker expression selects; return how many passed and were skipped."""
-    run([python_of(folder), "-m", "pytest", *WORKERS, "-m", expression, f"--junitxml={report}"], folder)
-    suite = ElementTree.parse(report).getroot()[0]
-    skipped = int(suite.attrib["skipped"])
-    return int(suite.attrib["tests"]) - skipped, skipped
+def read_report(path: Path) -> dict[str, str]:
+    """The numbers of tests and the seconds in a JUnit file."""
+    return ElementTree.parse(path).getroot()[0].attrib
+
+
+def write_row(environment: str, folder: Path, suite: dict[str, str], seconds: float) -> None:
+    """Put the row of a run without a failure into the table."""
+    skipped = int(suite["skipped"])
+    passed = int(suite["tests"]) - skipped
+    cells = json.loads(run([python_of(folder), "-c", VERSIONS], folder, capture=True))
+    row = [environment, date.today().isoformat(), commit(), *cells, str(passed), str(skipped), f"{seconds / 60:.0f}"]
+    PAGE.write_text(with_row(PAGE.read_text(), row))
+    print(f"{environment}: {passed} passed, 0 failed, {skipped} skipped; row written to {PAGE.relative_to(ROOT)}")
 
 
 def lower_bounds() -> list[str]:
@@ -91,7 +109,7 @@ def lower_bounds() -> list[str]:
 
 def with_row(page: str, row: list[str]) -> str:
     """The page with a row in its table, in place of one for the same environment and Python minor version."""
-    rows = {key_of(line): line for line in page.splitlines() if re.match(r"\| (wheel|oldest|newest) ", line)}
+    rows = {key_of(line): line for line in page.splitlines() if re.match(r"\| (all|wheel|oldest|newest) ", line)}
     rest = [line for line in page.splitlines() if line not in rows.values()]
     added = f"| {' | '.join(row)} |"
     rows[key_of(added)] = added
