@@ -223,7 +223,6 @@ def num_compiled(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Itera
     attention.compiled.cache_clear()
 
 
-@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=1)
 def test_flex_attention_is_compiled_a_bounded_number_of_times(
     device: torch.device, num_compiled: Callable[[], int]
