@@ -25,21 +25,10 @@ _NAMES = (*_CONSTRUCTORS, *grammar.FUNCTIONS, *grammar.CONSTANTS)
 _NAMESPACE: dict[str, Any] = {"__builtins__": {}, **{name: getattr(sympy, name) for name in _NAMES}}
 
 # sympy imports parts of these only when an expression needs them, which a worker no longer can.
-_LATE_IMPORTS = [
-    *("assumptions", "calculus", "combinatorics", "concrete", "discrete", "functions", "integrals", "logic"),
-    *(
-        "matrices",
-        "ntheory",
-        "physics.units",
-        "polys",
-        "series",
-        "sets",
-        "simplify",
-        "solvers",
-        "strategies",
-        "tensor",
-    ),
-]
+_LATE_IMPORTS = (
+    "assumptions calculus combinatorics concrete discrete functions integrals logic matrices ntheory physics.units "
+    "polys series sets simplify solvers strategies tensor"
+).split()
 _NOT_NEEDED = (".tests", ".benchmarks", "_doc", "_wrapper")
 
 _WARM_UP = [
