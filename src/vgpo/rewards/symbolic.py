@@ -26,9 +26,9 @@ _NAMESPACE: dict[str, Any] = {"__builtins__": {}, **{name: getattr(sympy, name) 
 
 # sympy imports parts of these only when an expression needs them, which a worker no longer can.
 _LATE_IMPORTS = (
-    "assumptions calculus combinatorics concrete discrete functions integrals logic matrices ntheory physics.units "
-    "polys series sets simplify solvers strategies tensor"
-).split()
+    "assumptions", "calculus", "combinatorics", "concrete", "discrete", "functions", "integrals", "logic", "matrices",
+    "ntheory", "physics.units", "polys", "series", "sets", "simplify", "solvers", "strategies", "tensor",
+)  # fmt: skip
 _NOT_NEEDED = (".tests", ".benchmarks", "_doc", "_wrapper")
 
 _WARM_UP = [
