@@ -109,8 +109,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     cases: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
-        if isinstance(report, pytest.TestReport):
-            lane = dict(report.user_properties)["lane"]
+        # The report of a test that ended its worker has no properties.
+        if isinstance(report, pytest.TestReport) and (lane := dict(report.user_properties).get("lane")):
             cases[lane] += report.when == "setup"
             seconds[lane] += report.duration
     if cases:
