@@ -156,10 +156,11 @@ def test_hanging_checks_are_waited_for_side_by_side(monkeypatch: pytest.MonkeyPa
         assert (grader.statistics.symbolic, grader.statistics.timeouts) == (7, 4)
 
 
-@pytest.mark.parametrize(("num_workers", "num_pairs", "expected"), [(2, 5, 2), (3, 1, 1), (1, 5, 1)])
+@pytest.mark.parametrize(("num_workers", "num_pairs", "expected"), [(2, 5, {1, 2}), (3, 1, {1}), (1, 5, {1})])
 def test_workers_are_started_as_they_are_needed_and_for_one_call(
-    monkeypatch: pytest.MonkeyPatch, num_workers: int, num_pairs: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, num_workers: int, num_pairs: int, expected: set[int]
 ) -> None:
+    """Where the first worker has checked all pairs before a second is needed, one is enough."""
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     pids: list[int] = []
     start_worker = process.WorkerServer.start_worker
@@ -171,9 +172,11 @@ def test_workers_are_started_as_they_are_needed_and_for_one_call(
 
     monkeypatch.setattr(process.WorkerServer, "start_worker", record)
     with Grader(num_workers=num_workers) as grader:
-        for calls in (1, 2):
+        for _ in range(2):
+            num_before = len(pids)
             assert all(grader.grade([boxed("right")] * num_pairs, list("abcde")[:num_pairs]))
-            assert len(set(pids)) == len(pids) == expected * calls
+            assert len(pids) - num_before in expected
+            assert len(set(pids)) == len(pids)
             assert not any(map(is_running, pids))
 
 
