@@ -1,4 +1,4 @@
-"""The battery runs its rows in order, survives each of them, and goes on where it stopped."""
+"""The battery runs its rows in order, whatever fails among them, and resumes where it stopped."""
 
 import json
 import sys

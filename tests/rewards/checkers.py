@@ -58,7 +58,7 @@ def always_killed(fallback: bool) -> Checker:
 
 
 def late_import(fallback: bool) -> Checker:
-    """Imports the module that the answer names, right or wrong by whether it is there, as a check that goes on."""
+    """Imports the module that the answer names, right if it is found: a check that survives a failed import."""
     import sympy  # noqa: F401 - as the symbolic check does
 
     def check(answer: str, reference: str) -> Outcome:

@@ -71,7 +71,7 @@ def _is_listed(token: tokenize.TokenInfo) -> bool:
 
 def _is_variable(name: str) -> bool:
     """Whether `name` is one letter, or lower-case letters and digits, which sympy splits into symbols, or has such
-    subscripts as in `x_1`. `sqrt` and `pi` are too; but no name that starts, ends or goes on with two underscores.
+    subscripts as in `x_1`. `sqrt` and `pi` are too; but no name with an underscore at either end, or two in a row.
     """
     if len(name) > 1 and name != name.lower():
         return False
