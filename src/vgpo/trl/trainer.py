@@ -221,8 +221,7 @@ class VGPOTrainer(ResumableTrainer):
         models = [model for model in (self.model, self.ref_model) if model is not None]
         reason = next(filter(None, map(why_not_shared, models)), None)
         if reason is not None:
-            if self.args.share_prompt == "on":
-                raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
+            self._raise_if_sharing_is_required(reason)
             level = logging.WARNING if self._visual_token_ids else logging.INFO
             logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
             return False
@@ -514,7 +513,7 @@ class VGPOTrainer(ResumableTrainer):
                 with self._prefilled_once(num_generations):
                     return self._sample_first_turn(prompts, images, num_generations, *args, **kwargs)
             except PrefillError as error:
-                self._cannot_prefill_once(str(error))
+                self._cannot_prefill_once(str(error).rstrip("."))
         return self._sample_first_turn(self._prompts, images, num_generations, *args, **kwargs)
 
     def _sample_first_turn(self, prompts: list[EncodedPrompt], images: Any, *args: Any, **kwargs: Any) -> Any:
@@ -551,10 +550,13 @@ class VGPOTrainer(ResumableTrainer):
 
     def _cannot_prefill_once(self, reason: str) -> None:
         """Read prompts once per rollout from here on. Only `share_prompt: on` insists."""
-        if self.args.share_prompt == "on":
-            raise ValueError(f"share_prompt='on' cannot be: {reason}. Set share_prompt to 'auto' or 'off'.")
-        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason.rstrip("."))
+        self._raise_if_sharing_is_required(reason)
+        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason)
         self._repeats_prefill = True
+
+    def _raise_if_sharing_is_required(self, reason: str) -> None:
+        if self.args.share_prompt == "on":
+            raise ValueError(f"share_prompt='on' is not possible: {reason}. Set share_prompt to 'auto' or 'off'.")
 
     @contextmanager
     def _prefilled_once(self, num_generations: int) -> Iterator[None]:
