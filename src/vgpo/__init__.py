@@ -1,11 +1,11 @@
 """Visually-Guided Policy Optimization: RL that keeps a vision-language model looking at the picture."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
+    __version__: str
     from vgpo.equations import (
         ReweightedAdvantages,
         VGPOSettings,
@@ -38,6 +38,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Resolved on first use: `vgpo --help` must not wait for torch.
+    if name == "__version__":
+        return version("vgpo")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,13 +20,15 @@ No function reads a tensor's value on the host or loops over rows or tokens.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
-from math import inf, isfinite
-from typing import Any, Literal, get_args
+from math import inf
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from vgpo.settings_checks import check_choice, check_number, check_used
 
 Schedule = Literal["linear", "exponential", "step"]
 Preset = Literal["paper", "released"]
@@ -424,32 +426,3 @@ def _check_shape(name: str, tensor: Tensor, axes: tuple[str, ...], sizes: tuple[
 def _check_bool(name: str, tensor: Tensor) -> None:
     if tensor.dtype != torch.bool:
         raise ValueError(f"{name} has dtype {tensor.dtype}, expected torch.bool: pass {name}.bool().")
-
-
-def check_number(name: str, value: float, *, low: float, high: float = inf, low_included: bool = False) -> None:
-    """Raise a ValueError unless ``value`` is a finite number above ``low`` (or on it) and up to ``high``."""
-    accepted = f"a number {'>=' if low_included else '>'} {low}" + (f" and <= {high}" if high < inf else "")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-    if not is_number or value > high or value < low or (value == low and not low_included):
-        raise ValueError(f"{name} is {value!r}, expected {accepted}.")
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise a ValueError unless ``value`` is one of ``choices``, type included."""
-    # By type too: 1 == True, and "False" is no bool.
-    if type(value) is not type(choices[0]) or value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
-
-
-def check_used(settings: Any, name: str, **needed: str | bool) -> None:
-    """Raise a ValueError if field ``name`` of a dataclass is not at its default, but has no effect.
-
-    It has one where any other field has the value that is ``needed`` of it.
-    """
-    values = vars(settings)
-    default = next(field.default for field in fields(settings) if field.name == name)
-    if values[name] == default or any(values[other] == wanted for other, wanted in needed.items()):
-        return
-    found = " and ".join(f"{other}={values[other]!r}" for other in needed)
-    wanted = " or ".join(f"{other}={value!r}" for other, value in needed.items())
-    raise ValueError(f"{name}={values[name]} has no effect with {found}: set {wanted} or leave {name} out.")

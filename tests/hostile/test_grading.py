@@ -9,8 +9,9 @@ from hypothesis import example, given
 
 from tests.hostile.checks import check_extraction, check_grade, check_verdict, check_visible
 from tests.hostile.texts import LONG, NASTY, hostile_text
+from vgpo.answers import canonical, compare_text
 from vgpo.rewards import Grader, accuracy_reward, extract_boxed, format_reward, strip_outer_box
-from vgpo.rewards.answers import canonical, compare_text, is_unsafe
+from vgpo.rewards.grammar import is_unsafe
 from vgpo.text import visible
 
 GOLDS = ["A", "A, C", "12", "1.5", "\\frac{1}{2}", "left", *NASTY.values()]

@@ -2,8 +2,9 @@ import time
 
 import pytest
 
+from vgpo.answers import canonical, choice_letter, compare_text, strip_outer_box
 from vgpo.rewards import extract_boxed
-from vgpo.rewards.answers import canonical, choice_letter, compare_text, is_unsafe, strip_outer_box
+from vgpo.rewards.grammar import is_unsafe
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from mathruler.grader import grade_answer
 
+from vgpo.answers import compare_text, is_words
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import compare_text, is_words
 
 HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 from benchmarks import grader as benchmark
 
+from vgpo.answers import compare_text, extract_boxed
 from vgpo.rewards import Grader
-from vgpo.rewards.answers import compare_text, extract_boxed, is_unsafe
+from vgpo.rewards.grammar import is_unsafe
 
 
 @pytest.fixture(scope="module")

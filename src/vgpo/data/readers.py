@@ -14,10 +14,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from vgpo.answers import strip_outer_box
 from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column, no_row
-from vgpo.rewards import strip_outer_box
 from vgpo.text import did_you_mean
 
 Row = dict[str, Any]

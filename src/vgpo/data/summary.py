@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
+from vgpo.answers import choice_letter
 from vgpo.data.schema import ANSWER, IMAGES, META, as_list, count
-from vgpo.rewards import choice_letter
 
 MAX_KINDS = 20
 MAX_COLUMNS = 3

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from vgpo import __version__
 from vgpo.data.schema import META
-from vgpo.equations import VGPOSettings, check_number
+from vgpo.equations import VGPOSettings
 from vgpo.inspection.attention import attention_shares
 from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
@@ -29,6 +29,7 @@ from vgpo.inspection.schema import AGAIN, ANSWER, PICTURES, VERSION
 from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
 from vgpo.report.rollouts import picture_entry
 from vgpo.rewards import extract_boxed, grade
+from vgpo.settings_checks import check_number
 from vgpo.study.evaluate import greedy_decoding, progress_bar
 from vgpo.study.responses import Responses, as_responses, encode, respond, sampling
 from vgpo.trl.prompts import EncodedPrompt

@@ -6,7 +6,7 @@ too long; a model's text is never evaluated in the calling process. `load_reward
 reward function.
 """
 
-from vgpo.rewards.answers import choice_letter, extract_boxed, strip_outer_box
+from vgpo.answers import choice_letter, extract_boxed, strip_outer_box
 from vgpo.rewards.checked import (
     GIVEN,
     RewardError,

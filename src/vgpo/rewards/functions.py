@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vgpo.rewards.answers import extract_boxed
+from vgpo.answers import extract_boxed
 from vgpo.rewards.grader import Grader, default_grader, lenient_grader
 
 Completion = str | list[dict[str, Any]]

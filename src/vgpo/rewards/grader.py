@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.rewards.answers import canonical, compare_text, extract_boxed, is_unsafe, strip_outer_box
+from vgpo.answers import canonical, compare_text, extract_boxed, strip_outer_box
+from vgpo.rewards.grammar import is_unsafe
 from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
 _LOGGER = logging.getLogger(__name__)

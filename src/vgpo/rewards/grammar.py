@@ -12,6 +12,8 @@ import re
 import tokenize
 import unicodedata
 
+from vgpo.answers import MAX_SYMBOLIC_LENGTH
+
 FUNCTIONS = ("sqrt", "ln")
 CONSTANTS = ("pi",)
 
@@ -36,11 +38,20 @@ _COSTLY = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+_CODE = re.compile(r"""["'`;@#]|__|[a-z_)\]]\s*\.\s*[a-z_]""", re.IGNORECASE)  # no sign of mathematics
 
 
 def is_costly(text: str) -> bool:
     """Whether `text` has a tower of powers, a huge exponent or a factorial: a number that may never be computed."""
     return _COSTLY.search(text) is not None
+
+
+def is_unsafe(text: str) -> bool:
+    """Whether `text` is not worth a symbolic check: too long, too costly, or full of signs that no mathematics has.
+
+    This saves time. What may be evaluated is decided where it is parsed (`is_expression`, `is_latex`).
+    """
+    return len(text) > MAX_SYMBOLIC_LENGTH or is_costly(text) or _CODE.search(text) is not None
 
 
 def is_expression(text: str) -> bool:

@@ -13,8 +13,8 @@ import sympy
 from mathruler import grader as mathruler
 from sympy.parsing import sympy_parser
 
+from vgpo.answers import is_words
 from vgpo.rewards import grammar
-from vgpo.rewards.answers import is_words
 from vgpo.rewards.process import Checker, Outcome
 
 _PARSE_EXPR = sympy_parser.parse_expr

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgpo.equations import check_number
+from vgpo.settings_checks import check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
 
 

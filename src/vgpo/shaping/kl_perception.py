@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgpo.equations import as_fraction, check_choice, check_number, check_used, normalised_rollout_score
+from vgpo.equations import as_fraction, normalised_rollout_score
 from vgpo.ratio import Ratio
+from vgpo.settings_checks import check_choice, check_number, check_used
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
 from vgpo.shaping.dependency import token_dependency
 

@@ -13,7 +13,8 @@ from math import inf
 import torch
 from torch import Tensor
 
-from vgpo.equations import check_choice, check_number, normalised_weight, token_deviation
+from vgpo.equations import normalised_weight, token_deviation
+from vgpo.settings_checks import check_choice, check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
 
 

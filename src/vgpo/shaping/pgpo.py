@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgpo.equations import check_number, normalised_weight
+from vgpo.equations import normalised_weight
 from vgpo.ratio import Ratio
+from vgpo.settings_checks import check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
 from vgpo.shaping.dependency import token_dependency
 

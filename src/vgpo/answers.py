@@ -6,10 +6,9 @@ Everything here is string work in linear time, safe on hostile text of any lengt
 import re
 from decimal import Decimal
 
-from vgpo.rewards.grammar import is_costly
+MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
 _BOX = "\\boxed{"
-_MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: where mathruler's float comparison is still exact
@@ -29,7 +28,6 @@ _CHOICE = re.compile(
 )
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
 _ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
-_CODE = re.compile(r"""["'`;@#]|__|[a-z_)\]]\s*\.\s*[a-z_]""", re.IGNORECASE)  # no sign of mathematics
 
 
 def extract_boxed(text: str) -> str | None:
@@ -83,7 +81,7 @@ def compare_text(answer: str | None, gold: str) -> bool | None:
         return True
     if letter := choice_letter(gold):
         return _chosen(answer) == letter
-    if max(len(answer), len(gold)) > _MAX_SYMBOLIC_LENGTH:
+    if max(len(answer), len(gold)) > MAX_SYMBOLIC_LENGTH:
         return False
     right, given = _gold_choices(gold), _choice_letters(answer)
     if right and given:
@@ -96,14 +94,6 @@ def compare_text(answer: str | None, gold: str) -> bool | None:
     if _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):
         return Decimal(answer) == Decimal(gold)
     return None
-
-
-def is_unsafe(text: str) -> bool:
-    """Whether `text` is not worth a symbolic check: too long, too costly, or full of signs that no mathematics has.
-
-    This saves time. What may be evaluated is decided where it is parsed, by `grammar`.
-    """
-    return len(text) > _MAX_SYMBOLIC_LENGTH or is_costly(text) or _CODE.search(text) is not None
 
 
 def is_words(text: str) -> bool:

@@ -1,0 +1,83 @@
+"""The package keeps the structure that CONTRIBUTING.md shows; its table of floors is read from there."""
+
+import ast
+import re
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "vgpo"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+ROW = re.compile(r"^\| (\d+) \| ([^|]+) \|", re.MULTILINE)
+
+
+def floors() -> dict[str, int]:
+    """Part of the package -> its floor, as CONTRIBUTING.md lists them."""
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+    return {
+        Path(part.rstrip("/")).stem: int(floor)
+        for floor, parts in ROW.findall(section.partition("\n## ")[0])
+        for part in re.findall(r"`vgpo/([\w./]+)`", parts)
+    }
+
+
+def part_of(module: str) -> str:
+    """The folder or file directly in the package that a module belongs to; the package itself is part of none."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(node: ast.AST, *, lazy: bool = True) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of each import that runs; without `lazy`, of those that run with the module."""
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child) or (isinstance(child, ast.FunctionDef) and not lazy):
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, None) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from ((str(child.module), alias.name) for alias in child.names)
+        yield from imports(child, lazy=lazy)
+
+
+def imported_modules(module: str, *, lazy: bool = True) -> set[str]:
+    """Modules of the package that a module imports."""
+    pairs = imports(TREES[module], lazy=lazy)
+    found = {f"{target}.{name}" if f"{target}.{name}" in MODULES else target for target, name in pairs}
+    return found & MODULES.keys()
+
+
+def test_the_table_lists_every_part_once():
+    assert {part for part in map(part_of, MODULES) if part} == floors().keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_lower_floors_only(module):
+    own, table = part_of(module), floors()
+    upward = [
+        target
+        for target in imported_modules(module)
+        if part_of(target) not in ("", own) and own and table[part_of(target)] >= table[own]
+    ]
+    assert not upward, f"{module} is on floor {table[own]} and imports {upward}"
+
+
+def test_no_import_circle():
+    graph = {module: imported_modules(module, lazy=False) for module in MODULES}
+    # Python imports a package before its modules, which does not make them import each other.
+    graph = {
+        module: {target for target in found if not module.startswith(f"{target}.")} for module, found in graph.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"an import circle: {' -> '.join(error.args[1])}")
