@@ -1,10 +1,10 @@
-"""What the signals of the methods see on the embedded task, where it is known which tokens need the picture.
+"""What the signals of the methods see on the embedded task, where it is known which tokens need the image.
 
 `python studies/why.py CHECKPOINT --data SOURCE` samples a response to each held-out question and prints
 
 1. what each signal makes of each role that a token plays in a chain of thought;
 2. how each method divides the credit of a rollout among these roles: the mean factor of its advantage, 1 for DAPO;
-3. how well each signal tells tokens that need the picture (digits that are read off it) from those that do not: the
+3. how well each signal tells tokens that need the image (digits that are read off it) from those that do not: the
    area under the ROC curve, 0.5 for a coin;
 4. how wrong answers come about.
 
@@ -27,15 +27,15 @@ from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.data import load_dataset, to_prompts
 from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
+from vgpo.policy.generation import Responses, evaluation_mode, respond, sampled_decoding
+from vgpo.policy.prompts import encode, prompt_columns
+from vgpo.policy.scoring import Rows, Scores, score_rows
 from vgpo.rewards import grade
 from vgpo.shaping import Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
-from vgpo.study.evaluate import evaluation_mode
 from vgpo.study.probe import Row
-from vgpo.study.responses import Responses, encode, respond, sampling
 from vgpo.toy.scans import CELL
-from vgpo.trl.corruption import VIEWS, View, prompt_columns, viewed
-from vgpo.trl.forward import Rows, Scores, score_rows
 
 READ, GO_ON = "digit read", "go on or stop"
 METHODS = ("vgpo", "kl_perception", "pgpo", "pepo", "entropy")
@@ -90,7 +90,7 @@ def look(
     model: PreTrainedModel, processor: ProcessorMixin, rows: list[Row], max_new_tokens: int, seed: int
 ) -> list[Response]:
     """Sample a response to each question and ask every signal about each of its tokens."""
-    decoding = sampling(model, processor, max_new_tokens, temperature=1.0)
+    decoding = sampled_decoding(model, processor, max_new_tokens, temperature=1.0)
     prompts = [encode(processor, row, {}, model.device) for row in rows]
     drawn = respond(model, prompts, decoding, seed=seed)
     signals, credit = judged(*scored(model, processor, drawn, seed))
@@ -114,14 +114,14 @@ def look(
 
 
 def scored(model: PreTrainedModel, processor: ProcessorMixin, drawn: Responses, seed: int) -> tuple[Scores, Signals]:
-    """Scores of the responses behind their pictures, and all that shapings are told, halfway through a training."""
+    """Scores of the responses after their images, and all signals of the shapings, halfway through a training."""
     num_rows = len(drawn.ids)
     groups = torch.arange(num_rows)
     ids, banned = visual_token_ids(model.config), banned_token_ids(model.config)
     without = {}
     with evaluation_mode(model):
         seen = score_rows(model, drawn.rows, ids, share=False, similarity=True, layer_similarity=True)
-        for name, make_view in VIEWS.items():
+        for name, make_view in ABLATIONS.items():
             rows_without = behind(drawn.rows, make_view(model.config, processor, seed, banned), groups)
             without[name] = score_rows(model, rows_without, ids, share=False, similarity=False)
     told = Signals(
@@ -146,7 +146,7 @@ def judged(seen: Scores, told: Signals) -> tuple[dict[str, torch.Tensor], dict[s
         "gate": shaped["vgpo"].trace["gate"].float(),
         "layer similarity": seen.layer_similarity,
         "black patches": token_dependency(seen.log_probs, told.corrupted_log_probs, mask),
-        "no picture": token_dependency(seen.log_probs, told.blind_log_probs, mask),
+        "no picture": token_dependency(seen.log_probs, told.text_only_log_probs, mask),
         "entropy": seen.entropy,
     }
     return signals, credit
@@ -157,9 +157,9 @@ def share_of_credit(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return advantages / ((advantages * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True))
 
 
-def behind(rows: Rows, view: View, groups: torch.Tensor) -> Rows:
+def behind(rows: Rows, view: InputAblation, groups: torch.Tensor) -> Rows:
     """The same responses behind prompts with less to look at."""
-    prompts = viewed(rows.prompts, groups, view)
+    prompts = ablate_prompts(rows.prompts, groups, view)
     columns = prompt_columns(prompts, 0, rows.input_ids.device)
     after = slice(rows.prompt_width, None)
     return Rows(
@@ -239,7 +239,7 @@ def separation_table(responses: Sequence[Response]) -> str:
 
 
 def area_under_curve(pairs: Sequence[tuple[float, bool]]) -> float:
-    """Chance that a token that needs the picture lies above one that does not; ties count half."""
+    """Chance that a token that needs the image lies above one that does not; ties count half."""
     values, needs = np.array([value for value, _ in pairs]), np.array([need for _, need in pairs])
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]

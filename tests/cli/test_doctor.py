@@ -18,9 +18,9 @@ from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.commands.setup import Setup
 from vgpo.commands.tested import TESTED
 from vgpo.commands.train import train
+from vgpo.policy.parts import count_parameters, lora_targets
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
-from vgpo.trl.freeze import count_parameters, lora_targets
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 

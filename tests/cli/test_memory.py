@@ -17,9 +17,9 @@ from vgpo.commands import memory
 from vgpo.commands.memory import MemoryEstimate, memory_estimate, shards_of, tokens_per_micro_batch
 from vgpo.commands.recipe import load_recipe
 from vgpo.focus import decoder_of
+from vgpo.policy.parts import freeze_parts
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig
-from vgpo.trl.freeze import freeze_parts
 
 SIZES = """
 num_generations: 4

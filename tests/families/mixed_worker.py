@@ -16,10 +16,10 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.families.build import Prompt, encode_prompts, picture
 from tests.processes import NUM_PROCESSES, run_in_processes
 from vgpo.focus import visual_token_ids
+from vgpo.policy.blank_media import blank_prompt
+from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import enable_layouts, why_not_shared
-from vgpo.trl.blank_picture import blank_prompt
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
 PROMPTS: list[list[Prompt]] = [
     [("How many?", [picture(56, 84, seed=1), picture(28, 56, seed=2)]), ("What is it", [picture(112, 56, seed=3)])],
@@ -45,7 +45,7 @@ def blank_of(processor: ProcessorMixin) -> dict[str, Tensor]:
     fields = processor.apply_chat_template(
         blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    return encoded_prompt(fields["input_ids"][0].tolist(), 1, fields, torch.device("cpu")).pictures
+    return encoded_prompt(fields["input_ids"][0].tolist(), 1, fields, torch.device("cpu")).media
 
 
 def rows_of(processor: ProcessorMixin, rank: int) -> Rows:

@@ -16,8 +16,8 @@ from tests.families.build import FAMILIES, LoadFamily
 from tests.families.checks import part_by_name
 from vgpo.commands.loading import adapter_config
 from vgpo.commands.recipe import RecipeError, load_recipe
+from vgpo.policy.parts import count_parameters, freeze_parts, lora_targets, parameter_table, part_of_parameters
 from vgpo.trl import VGPOConfig
-from vgpo.trl.freeze import count_parameters, freeze_parts, lora_targets, parameter_table, part_of_parameters
 
 pytest_plugins = ["tests.families.fixtures"]
 

@@ -62,7 +62,7 @@ def test_llava_onevision_is_told_the_pictures_of_each_prompt(make_family: Callab
     """By their number it knows whether a picture is one of several, and so a single tile."""
     [batch, *_] = make_family("llava_onevision").plain.batches
     for prompt in batch["prompts"]:
-        numbers = prompt.pictures.get("batch_num_images", torch.tensor([], dtype=torch.long)).tolist()
+        numbers = prompt.media.get("batch_num_images", torch.tensor([], dtype=torch.long)).tolist()
         assert numbers == [prompt.num_images] * (prompt.num_images > 0)
     assert len(batch["prompts"]) == 2 * len(NUM_PICTURES)
 

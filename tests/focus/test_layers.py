@@ -11,10 +11,9 @@ import vgpo.equations
 from tests.families.build import FAMILIES, draw_weights, encode_prompts, picture
 from vgpo.equations import mean_visual_cosine
 from vgpo.focus import named_visual_token_ids, record_layer_similarity
+from vgpo.policy.prompts import encoded_prompt, prompt_columns
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import enable_layouts, why_not_shared
-from vgpo.trl.corruption import prompt_columns
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import encoded_prompt
 
 NAN = float("nan")
 LENGTHS = (5, 3, 4)  # of responses; the first two share a prompt
@@ -76,7 +75,7 @@ def plain_similarity(model, prompt, response):
     with torch.no_grad():
         states = model(
             input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False,
-            **types, **prompt.pictures,
+            **types, **prompt.media,
         ).hidden_states[1:]  # fmt: skip
     visual = [i for i, token in enumerate(prompt.token_ids) if token in named_visual_token_ids(model.config)]
     start = len(prompt.token_ids)

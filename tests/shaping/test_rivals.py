@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.shaping import naive
-from vgpo.shaping import PICTURE_SIGNALS, Shaped, Signals, build_shaping
+from vgpo.shaping import IMAGE_SIGNALS, Shaped, Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
 from vgpo.shaping.entropy import EntropySettings, entropy_advantages
 from vgpo.shaping.kl_perception import dependency_factor, pivotal_tokens
@@ -17,7 +17,7 @@ from vgpo.trl import VGPOConfig
 
 NAN = float("nan")
 RIVALS = ["entropy", "kl_perception", "pgpo", "pepo"]
-PER_TOKEN = ("similarity", "layer_similarity", "entropy", "log_probs", "corrupted_log_probs", "blind_log_probs")
+PER_TOKEN = ("similarity", "layer_similarity", "entropy", "log_probs", "corrupted_log_probs", "text_only_log_probs")
 
 
 def case(B: int, T: int, seed: int = 0) -> tuple[torch.Tensor, Signals]:
@@ -35,11 +35,11 @@ def case(B: int, T: int, seed: int = 0) -> tuple[torch.Tensor, Signals]:
         "entropy": 3 * draw(),
         "log_probs": -4 * draw(),
         "corrupted_log_probs": -6 * draw(),
-        "blind_log_probs": -30 * draw(),
+        "text_only_log_probs": -30 * draw(),
     }
     for name, value in values.items():
         value[~mask] = NAN
-        if name in PICTURE_SIGNALS:
+        if name in IMAGE_SIGNALS:
             value[~visual_rows] = NAN
     advantages = torch.randn(B, generator=generator, dtype=torch.float64)
     advantages[B // 2] = 0
@@ -68,7 +68,7 @@ def looped(name: str, advantages: torch.Tensor, signals: Signals, dtype: torch.d
         "kl_perception": lambda: naive.kl_perception(
             numbers, seen, signals.corrupted_log_probs, places, "0.4", 0.9, eps
         ),
-        "pgpo": lambda: naive.pgpo(numbers, seen, signals.blind_log_probs, places, 0.4, 2.0, eps),
+        "pgpo": lambda: naive.pgpo(numbers, seen, signals.text_only_log_probs, places, 0.4, 2.0, eps),
         "pepo": lambda: naive.pepo(
             numbers, signals.layer_similarity, signals.entropy, places, float(signals.progress[0]), 0.05, 1.0
         ),
@@ -185,9 +185,9 @@ def test_dependency_by_hand():
     # d = log 2: 2 - log 2 - 1. d = -log 2: 1/2 + log 2 - 1. d = 0: 0. d = 30: e^20 is beyond 10. d = -30: 19 is, too.
     seen = torch.tensor([[-3.0, -3.0, -3.0, -30.0, -1.0, NAN]], dtype=torch.float64)
     damaged = torch.tensor([[-3 + math.log(2), -3 - math.log(2), -3.0, 0.0, -31.0, 1.0]], dtype=torch.float64)
-    judged = torch.tensor([[True, True, True, True, True, False]])
+    scored_mask = torch.tensor([[True, True, True, True, True, False]])
     expected = torch.tensor([[1 - math.log(2), math.log(2) - 0.5, 0.0, 10.0, 10.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(token_dependency(seen, damaged, judged), expected)
+    torch.testing.assert_close(token_dependency(seen, damaged, scored_mask), expected)
 
 
 def test_small_dependencies_are_not_rounded_away():
@@ -211,7 +211,7 @@ def test_log_probabilities_that_differ_by_rounding_alone_show_no_dependency(dtyp
         visual_rows=torch.ones(3, dtype=torch.bool), log_probs=seen,
     )  # fmt: skip
     advantages = torch.ones(3, dtype=dtype)
-    grounded = build_shaping("pgpo", {}).shape(advantages, dataclasses.replace(given, blind_log_probs=damaged))
+    grounded = build_shaping("pgpo", {}).shape(advantages, dataclasses.replace(given, text_only_log_probs=damaged))
     assert grounded.advantages[:2].eq(1).all()
     assert grounded.advantages[2].std() > 0.5
     kept = build_shaping("kl_perception", {"inter": False}).shape(
@@ -219,8 +219,8 @@ def test_log_probabilities_that_differ_by_rounding_alone_show_no_dependency(dtyp
     )
     assert kept.advantages[:2, :8].eq(1).all()  # of equal tokens the earlier ones
     assert kept.advantages[2, 12:].eq(1).all()
-    judged = given.response_mask[:2]
-    assert dependency_factor(token_dependency(seen[:2], damaged[:2], judged), judged, 0.9).tolist() == [1, 1]
+    scored_mask = given.response_mask[:2]
+    assert dependency_factor(token_dependency(seen[:2], damaged[:2], scored_mask), scored_mask, 0.9).tolist() == [1, 1]
 
 
 def test_log_probabilities_that_are_not_finite_do_not_pass_for_rounding():
@@ -240,16 +240,16 @@ def test_two_fifths_of_a_response_are_kept_rounded_up(length, kept):
 
 def test_of_equal_tokens_the_earlier_are_kept():
     dependency = torch.tensor([[0.0, 5.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    judged = torch.tensor([[True, True, True, True, True], [False, True, True, False, True]])
+    scored_mask = torch.tensor([[True, True, True, True, True], [False, True, True, False, True]])
     expected = torch.tensor([[False, True, True, False, False], [False, True, True, False, False]])
-    assert torch.equal(pivotal_tokens(dependency, judged, 0.4), expected)
+    assert torch.equal(pivotal_tokens(dependency, scored_mask, 0.4), expected)
 
 
 def test_rollout_factors_by_hand():
     # Means 1, 2, 4 scale to 0, 1/3, 1, which average 4/9: b_max - 0.9 = 0.1 * 9/4.
     dependency = torch.tensor([[1.0, 1.0], [1.0, 3.0], [4.0, 0.0], [9.0, 9.0]], dtype=torch.float64)
-    judged = torch.tensor([[True, True], [True, True], [True, False], [False, False]])
-    factor = dependency_factor(dependency.masked_fill(~judged, 0), judged, 0.9)
+    scored_mask = torch.tensor([[True, True], [True, True], [True, False], [False, False]])
+    factor = dependency_factor(dependency.masked_fill(~scored_mask, 0), scored_mask, 0.9)
     expected = torch.tensor([0.9, 0.9 + 0.075, 0.9 + 0.225, 1.0], dtype=torch.float64)
     torch.testing.assert_close(factor, expected, atol=1e-7, rtol=0)
     assert float(factor[:3].mean()) == pytest.approx(1)
@@ -282,8 +282,8 @@ def test_grains_of_kl_perception_by_themselves():
     assert rollouts.trace["token_factor"].eq(1).all()
     both = shape("kl_perception", advantages, signals)
     factor = tokens.trace["token_factor"] * rollouts.trace["rollout_factor"][:, None]
-    judged = signals.judged
-    torch.testing.assert_close(both.advantages[judged], (advantages[:, None] * factor)[judged])
+    scored_mask = signals.scored_mask
+    torch.testing.assert_close(both.advantages[scored_mask], (advantages[:, None] * factor)[scored_mask])
 
 
 def test_pgpo_by_hand():
@@ -298,8 +298,8 @@ def test_pgpo_keeps_the_sum_of_a_response_and_is_one_where_nothing_differs():
     advantages, signals = case(6, 9)
     factor = shape("pgpo", advantages, signals).trace["token_factor"]
     torch.testing.assert_close((factor * signals.response_mask).sum(1), signals.response_mask.sum(1).double())
-    judged = torch.ones(2, 3, dtype=torch.bool)
-    assert grounded_weight(torch.full((2, 3), 0.7), judged, PGPOSettings()).eq(1).all()
+    scored_mask = torch.ones(2, 3, dtype=torch.bool)
+    assert grounded_weight(torch.full((2, 3), 0.7), scored_mask, PGPOSettings()).eq(1).all()
 
 
 def test_pepo_by_hand():

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.focus import visual_token_ids
+from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import enable_layouts
 from vgpo.toy.model import build_model, build_processor
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
 LENGTHS = [6, 3, 1, 5, 2, 0, 4, 6]  # response tokens of each row
 PROMPT_OF_ROW = [0, 0, 1, 0, 1, 1, 0, 1]

@@ -16,9 +16,9 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.devices import on_cuda
 from tests.families.build import LoadFamily, encode_prompts, picture
 from vgpo.focus import visual_token_ids
+from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import PROVEN, enable_layouts, why_not_shared
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
 pytest_plugins = ["tests.families.fixtures"]
 

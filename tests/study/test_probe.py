@@ -8,6 +8,7 @@ from datasets import Dataset
 from PIL import Image
 
 from vgpo.focus import decoder_of, visual_token_ids
+from vgpo.policy.generation import response_mask, sampled_decoding
 from vgpo.study.evaluate import evaluate
 from vgpo.study.probe import (
     probe,
@@ -16,7 +17,6 @@ from vgpo.study.probe import (
     with_blank_pictures,
     with_other_pictures,
 )
-from vgpo.study.responses import response_mask, sampling
 from vgpo.toy.model import build_model, build_processor
 
 
@@ -96,7 +96,7 @@ def test_scores_are_those_of_a_plain_forward() -> None:
 
     add_fused_lm_head(model, temperature=0.5, outputs=("log_probs", "entropy"))
     rows = questions(1, 1)
-    decoding = sampling(model, processor, max_new_tokens=6, temperature=0.5)
+    decoding = sampled_decoding(model, processor, max_new_tokens=6, temperature=0.5)
     options = {"seed": 1, "chat_template_kwargs": {}}
     both = sample_and_score(model, processor, rows, decoding, **options)
     again = sample_and_score(model, processor, rows, decoding, **options)

@@ -12,12 +12,12 @@ from trl.trainer.utils import add_fused_lm_head
 from tests.families.build import FAMILIES, draw_weights, encode_prompts, picture
 from tests.trl.tiny import GROUP, mixed_rows, rows_with_pictures
 from vgpo.focus import banned_token_ids, named_visual_token_ids
+from vgpo.policy.ablation import ABLATIONS, BlackPatches, TextOnly, ablate_prompts
+from vgpo.policy.prompts import EncodedPrompt, encoded_prompt, prompt_columns
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shaping import Signals, build_shaping
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOTrainer
-from vgpo.trl.corruption import VIEWS, BlackPatches, WithoutPictures, prompt_columns, viewed
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt
 
 CPU = torch.device("cpu")
 SEED = 5
@@ -47,8 +47,8 @@ def test_black_everywhere_is_a_black_picture(family):
     config, processor = family
     photo, night = picture(112, 84), Image.new("RGB", (112, 84))
     view = dataclasses.replace(BlackPatches.of(config, processor, SEED), share=1.0)
-    found = view(encode(processor, [photo]), 0).pictures
-    expected = encode(processor, [night]).pictures
+    found = view(encode(processor, [photo]), 0).media
+    expected = encode(processor, [night]).media
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=0)
@@ -60,8 +60,8 @@ def test_half_of_the_patches_are_black_and_the_others_untouched(family):
     shares = []
     for group in range(30):
         prompt = encode(processor, [picture(112, 112, seed=group)])
-        before = tiles(prompt.pictures["pixel_values"], view.side)
-        after = tiles(view(prompt, group).pictures["pixel_values"], view.side)
+        before = tiles(prompt.media["pixel_values"], view.side)
+        after = tiles(view(prompt, group).media["pixel_values"], view.side)
         black = (after == view.black[:, None]).flatten(1).all(1)
         assert torch.equal(after[~black], before[~black])
         assert len(before) >= 4
@@ -79,7 +79,7 @@ def test_the_seed_and_the_group_say_which_patches(family):
     config, processor = family
     prompt = encode(processor, [picture(112, 112)])
     pixels = [
-        BlackPatches.of(config, processor, seed)(prompt, group).pictures["pixel_values"]
+        BlackPatches.of(config, processor, seed)(prompt, group).media["pixel_values"]
         for seed, group in [(SEED, 3), (SEED, 3), (SEED, 4), (SEED + 1, 3)]
     ]
     assert torch.equal(pixels[0], pixels[1])
@@ -92,9 +92,7 @@ def test_tiles_that_fill_up_a_prompt_stay_empty():
     pixels = torch.ones(1, 2, 3, 28, 28)
     pixels[0, 1] = 0
     prompt = EncodedPrompt([1], 1, {"pixel_values": pixels}, {})
-    found = dataclasses.replace(BlackPatches.of(config, processor, SEED), share=1.0)(prompt, 0).pictures[
-        "pixel_values"
-    ]
+    found = dataclasses.replace(BlackPatches.of(config, processor, SEED), share=1.0)(prompt, 0).media["pixel_values"]
     assert found[0, 1].eq(0).all()
     assert found[0, 0].eq(-1).all()
 
@@ -109,7 +107,7 @@ def test_pixels_of_an_unknown_form_are_refused():
 def test_text_is_the_same_in_every_view(family):
     config, processor = family
     prompt = encode(processor, [])
-    for make in VIEWS.values():
+    for make in ABLATIONS.values():
         view = make(config, processor, SEED, banned_token_ids(config))
         assert vars(view(prompt, 0)) == vars(prompt)
 
@@ -123,7 +121,7 @@ def test_log_probabilities_without_pictures_are_those_of_the_text_alone(family):
     prompts = [
         encode(processor, [picture(56, 56)], "Why?"), encode(processor, [picture(84, 56), picture(56, 28)], "Which?")
     ]  # fmt: skip
-    views = viewed(prompts, torch.tensor([0, 1]), WithoutPictures(banned))
+    views = ablate_prompts(prompts, torch.tensor([0, 1]), TextOnly(banned))
     size = len(processor.tokenizer)
     responses = torch.randint(size - 256, size, (2, 5), generator=torch.Generator().manual_seed(1))
     expected = []
@@ -157,7 +155,7 @@ def test_a_view_is_made_once_for_each_group_that_shares_a_prompt():
         made.append((prompt, group))
         return dataclasses.replace(prompt, token_ids=[group])
 
-    views = viewed([one, one, one, other], torch.tensor([7, 7, 8, 8]), view)
+    views = ablate_prompts([one, one, one, other], torch.tensor([7, 7, 8, 8]), view)
     assert made == [(one, 7), (one, 8), (other, 8)]
     assert views[0] is views[1]
     assert [prompt.token_ids for prompt in views] == [[7], [7], [8], [8]]
@@ -198,7 +196,9 @@ def test_old_log_probabilities_are_the_old_policys_and_else_the_updates_own(make
 
 
 @pytest.mark.train
-@pytest.mark.parametrize(("shaping", "name"), [("kl_perception", "corrupted_log_probs"), ("pgpo", "blind_log_probs")])
+@pytest.mark.parametrize(
+    ("shaping", "name"), [("kl_perception", "corrupted_log_probs"), ("pgpo", "text_only_log_probs")]
+)
 def test_each_rollout_is_scored_behind_the_view_of_its_own_prompt(make_trainer, shaping, name):
     """Row by row, of a policy that learns nothing in between."""
     trainer = make_trainer(Watched, shaping=shaping, steps_per_generation=2, max_steps=1, learning_rate=0.0)
@@ -251,7 +251,7 @@ def test_shaped_advantages_are_the_equations_applied_to_what_was_heard(make_trai
             group_ids=batch["group_ids"],
             visual_rows=batch["visual_rows"],
             log_probs=batch["log_probs"],
-            blind_log_probs=batch["blind_log_probs"],
+            text_only_log_probs=batch["text_only_log_probs"],
         )
         expected = build_shaping("pgpo", {"boost": 3.0}).shape(batch["scalar_advantages"], signals)
         assert torch.equal(batch["advantages"], expected.advantages)
@@ -299,7 +299,7 @@ def test_signals_that_are_not_declared_are_not_told(make_trainer):
 def test_a_data_set_without_pictures_is_refused(make_trainer):
     rows = rows_with_pictures().remove_columns("images")
     rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": "What"}]})
-    with pytest.raises(ValueError, match="The data set has no pictures"):
+    with pytest.raises(ValueError, match="The data set has no images"):
         make_trainer(dataset=rows, shaping="pgpo", measure_focus=False).train()
 
 

@@ -11,14 +11,14 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
+from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids
 from vgpo.trl import VGPOTrainer
-from vgpo.trl.picture_columns import has_picture_column
 from vgpo.trl.rollouts import rollout_records
 
 
 @pytest.mark.train
-def test_picture_tokens_are_never_sampled(make_trainer, model):
+def test_image_tokens_are_never_sampled(make_trainer, model):
     with torch.no_grad():  # a model that wants nothing else
         embedding = model.get_output_embeddings().weight
         embedding.zero_()
@@ -42,7 +42,7 @@ def test_the_ban_reaches_vllm_as_a_logit_bias(model):
         _banned_token_ids=banned_token_ids(model.config),
         vllm_generation=SimpleNamespace(generation_kwargs={"logit_bias": {7: 2.0}, "seed": 1}),
     )
-    VGPOTrainer._ban_picture_tokens(trainer)
+    VGPOTrainer._ban_image_tokens(trainer)
     bias = trainer.vllm_generation.generation_kwargs["logit_bias"]
     assert bias == {7: 2.0, **dict.fromkeys(banned_token_ids(model.config), -100.0)}
     assert trainer.vllm_generation.generation_kwargs["seed"] == 1
@@ -52,24 +52,24 @@ def test_a_backend_that_ignores_the_ban_is_caught(make_trainer, model):
     trainer = make_trainer()
     image = model.config.image_token_id
     trainer._generate_single_turn = lambda prompts, *args, **kwargs: ([[50, image, 51] for _ in prompts], None)
-    with pytest.raises(RuntimeError, match=rf"row \d+ holds the picture token {image} at position 1.*ignored the ban"):
+    with pytest.raises(RuntimeError, match=rf"row \d+ holds the image token {image} at position 1.*ignored the ban"):
         trainer.train()
 
 
-def test_a_data_set_without_pictures_is_refused(make_trainer):
+def test_a_data_set_without_images_is_refused(make_trainer):
     prompt = [{"role": "user", "content": "What is the sum"}]
     trainer = make_trainer(dataset=Dataset.from_list([{"prompt": prompt, "answer": "1"}] * 8))
     with pytest.raises(
-        ValueError, match=r"no pictures: its rows have \['answer', 'prompt'\], expected a column 'images'"
+        ValueError, match=r"no images: its rows have \['answer', 'prompt'\], expected a column 'images'"
     ):
         trainer.train()
 
 
-def test_a_data_set_whose_picture_column_is_empty_is_refused(make_trainer):
+def test_a_data_set_whose_image_column_is_empty_is_refused(make_trainer):
     rows = rows_with_pictures().remove_columns("images")
     prompts = [[{"role": "user", "content": "What"}]] * len(rows)
     rows = Dataset.from_dict({"prompt": prompts, "images": [[]] * len(rows)})
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         make_trainer(dataset=rows).train()
 
 
@@ -114,7 +114,7 @@ def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer, setti
         assert torch.equal(batch["visual_rows"], ~mine)
         base = batch["scalar_advantages"][mine][:, None].expand(-1, batch["advantages"].shape[1])
         assert torch.equal(batch["advantages"][mine], base)
-        assert [bool(prompt.pictures) for prompt in batch["prompts"]] == (~mine).tolist()
+        assert [bool(prompt.media) for prompt in batch["prompts"]] == (~mine).tolist()
 
 
 def alternating(completion_ids, **kwargs):
@@ -122,7 +122,7 @@ def alternating(completion_ids, **kwargs):
 
 
 @pytest.mark.train
-def test_rows_whose_pictures_are_null_are_text_only(make_trainer):
+def test_rows_whose_images_are_null_are_text_only(make_trainer):
     rows = mixed_rows(4).to_list()
     dataset = Dataset.from_list(
         [{**row, "images": row["images"] or None} for row in rows], features=mixed_rows(1).features
@@ -133,7 +133,7 @@ def test_rows_whose_pictures_are_null_are_text_only(make_trainer):
 
 
 @pytest.mark.train
-def test_pictures_made_by_a_transform_are_believed(make_trainer):
+def test_images_made_by_a_transform_are_believed(make_trainer):
     rows = mixed_rows()
     dataset = Dataset.from_dict({"row": list(range(8))}).with_transform(lambda batch: rows[batch["row"]])
     trainer = make_trainer(dataset=dataset, per_device_train_batch_size=GROUP, max_steps=4)
@@ -172,14 +172,14 @@ def test_the_model_card_names_the_paper(make_trainer, tmp_path):
     assert "DeepSeekMath" not in card
 
 
-def test_pictures_within_messages_are_pictures():
+def test_images_within_messages_are_images():
     def asked(*content):
         return [{"role": "user", "content": list(content)}]
 
-    text, picture = {"type": "text", "text": "Why?"}, {"type": "image", "image": Image.new("RGB", (8, 8))}
-    assert has_picture_column(Dataset.from_list([{"prompt": asked(text)}, {"prompt": asked(picture, text)}]))
-    assert not has_picture_column(Dataset.from_list([{"prompt": asked(text)}]))
-    assert not has_picture_column(Dataset.from_list([{"prompt": asked(text), "images": []}]))
+    text, image = {"type": "text", "text": "Why?"}, {"type": "image", "image": Image.new("RGB", (8, 8))}
+    assert has_media_column(Dataset.from_list([{"prompt": asked(text)}, {"prompt": asked(image, text)}]))
+    assert not has_media_column(Dataset.from_list([{"prompt": asked(text)}]))
+    assert not has_media_column(Dataset.from_list([{"prompt": asked(text), "images": []}]))
 
 
 def test_a_prompt_that_lost_its_image_token_is_named(make_trainer, processor):

@@ -12,13 +12,13 @@ import trl.trainer.grpo_trainer as host
 import trl.trainer.utils as heads
 from peft import LoraConfig
 
-import vgpo.trl.forward as forward
+import vgpo.policy.scoring as forward
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
+from vgpo.policy.prompts import token_types
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import generation, pack_prompts
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.prompts import token_types
 
 
 def fixed_rollouts(prompts, trainer):
@@ -219,7 +219,7 @@ def test_pixels_are_stored_once_per_prompt(make_trainer):
         for i, prompt in enumerate(batch["prompts"]):
             same = batch["group_ids"] == batch["group_ids"][i]
             assert [other is prompt for other in batch["prompts"]] == same.tolist()
-            assert len(prompt.pictures["pixel_values"]) == prompt.pictures["image_grid_thw"].prod()
+            assert len(prompt.media["pixel_values"]) == prompt.media["image_grid_thw"].prod()
 
 
 @pytest.mark.train
@@ -231,7 +231,7 @@ def test_each_pass_looks_at_each_picture_once(make_trainer, model, settings, pas
     model.model.visual.register_forward_pre_hook(lambda tower, args: seen.append(len(args[0])))
     trainer.train()
     [(_, batch)] = trainer.rounds
-    patches = sum(len(prompt.pictures["pixel_values"]) for prompt in set(batch["prompts"]))
+    patches = sum(len(prompt.media["pixel_values"]) for prompt in set(batch["prompts"]))
     assert sum(seen) == passes * patches
 
 
@@ -335,13 +335,13 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     before = batch["prompts"]
     given = [[], [PIL.Image.new("RGB", (56, 84), (200, 10, 10))], *[[]] * (len(before) - 2)]
     trainer._prompts, trainer._images = list(before), [row["images"] for row in dataset_rows]
-    trainer._add_tool_pictures(given)
+    trainer._add_tool_images(given)
     after = trainer._prompts
     assert [prompt is old for prompt, old in zip(after, before, strict=True)] == [not pictures for pictures in given]
     assert after[1].token_ids == before[1].token_ids
-    own, added = after[1].pictures["image_grid_thw"]
+    own, added = after[1].media["image_grid_thw"]
     assert after[1].num_images == 2
-    assert torch.equal(own, before[1].pictures["image_grid_thw"][0])
+    assert torch.equal(own, before[1].media["image_grid_thw"][0])
 
     config = model.config
     num_tokens = int(added.prod()) // config.vision_config.spatial_merge_size**2
@@ -356,11 +356,11 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
 def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
     trainer = make_trainer(mask_truncated_completions=True)
     trainer._prompts, trainer._images = [None], [[]]
-    trainer._add_tool_pictures([[]])
+    trainer._add_tool_images([[]])
     with pytest.raises(
         ValueError, match=r"put a picture into a rollout, but mask_truncated_completions.*Set it to False"
     ):
-        trainer._add_tool_pictures([[PIL.Image.new("RGB", (56, 56))]])
+        trainer._add_tool_images([[PIL.Image.new("RGB", (56, 56))]])
 
 
 @pytest.mark.train

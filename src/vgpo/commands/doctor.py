@@ -29,9 +29,9 @@ from vgpo.commands.setup import Setup
 from vgpo.commands.tested import TESTED
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.rewards import RewardError, load_reward
 from vgpo.shared_prompt import why_not_shared
-from vgpo.trl.freeze import count_parameters, freeze_parts
 from vgpo.trl.vllm import refuse_colocate
 
 ERRORS = (RecipeError,)

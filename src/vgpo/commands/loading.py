@@ -19,8 +19,8 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from vgpo.commands.recipe import TOY_MODEL, RecipeError
 from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids
+from vgpo.policy.parts import lora_targets
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
-from vgpo.trl.freeze import lora_targets
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from vgpo.commands.loading import load_model, load_processor, load_prompts, pict
 from vgpo.commands.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.commands.recipe import Recipe
 from vgpo.data import DataError
+from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.shared_prompt import why_not_shared
-from vgpo.trl.prompts import with_pictures_in_prompt
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Setup:
         if row is None:
             raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
         return self.processor.apply_chat_template(
-            with_pictures_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
+            row_with_images_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
             return_tensors="pt", **(self.recipe.config.chat_template_kwargs or {}),
         )  # fmt: skip
 

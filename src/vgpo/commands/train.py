@@ -25,12 +25,12 @@ from vgpo.commands.setup import Setup
 from vgpo.commands.signals import StopOnSignal
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
+from vgpo.policy.parts import parameter_table
 from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
 from vgpo.report.trackers import TrackedRollouts
 from vgpo.rewards import RewardError, load_reward
 from vgpo.study import Evaluation, evaluate
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
-from vgpo.trl.freeze import parameter_table
 
 ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,

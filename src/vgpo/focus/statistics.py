@@ -1,4 +1,4 @@
-"""Numbers that tell, over a batch, how a policy looks at its pictures."""
+"""Numbers that tell, over a batch, how a policy looks at its images."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from vgpo.ratio import Ratio
 
 
 def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:
-    """Focus, its decay and the share of rows without a picture.
+    """Focus, its decay and the share of rows without an image.
 
     Args:
         focus: visual focus score rho (Eq. 4) in [0, 1]; (B, T).
@@ -16,7 +16,7 @@ def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) 
     Returns:
         `focus/mean`: mean rho over tokens. `focus/late_early_ratio`: mean rho of a rollout's last half over that of
         its first half, averaged over rollouts of two tokens or more. `focus/rows_without_image`: share of rows.
-        Rows without a picture count in the last one only.
+        Rows without an image count in the last one only.
     """
     mask = response_mask & visual_rows[:, None]
     focus = focus.masked_fill(~mask, 0.0)

@@ -1,4 +1,4 @@
-"""Which tokens stand for pictures, read from the model's own config."""
+"""Which tokens stand for images, read from the model's own config."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vgpo.media import OPENING_TOKEN_FIELDS, VISUAL_TOKEN_FIELDS
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-# Older families store `*_index`, newer ones `*_id`; both mean the placeholder that the vision features replace.
-VISUAL_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-# A generated opening mark makes position ids look for a picture that is not there.
-OPENING_FIELDS = ("vision_start_token_id", "boi_token_id", "boi_token_index")
 
 
 def visual_token_ids(config: PretrainedConfig) -> list[int]:
@@ -26,7 +23,7 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
     if not ids:
         raise ValueError(
             f"The config of this model (model_type {config.model_type!r}) names no image token: looked for "
-            f"{', '.join(VISUAL_FIELDS)}. Visual focus needs a vision-language model; for a text-only model "
+            f"{', '.join(VISUAL_TOKEN_FIELDS)}. Visual focus needs a vision-language model; for a text-only model "
             "set shaping='none' and measure_focus=False."
         )
     return ids
@@ -34,15 +31,15 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
 
 def named_visual_token_ids(config: PretrainedConfig) -> list[int]:
     """As `visual_token_ids`, and empty for a text-only model."""
-    return _token_ids(config, VISUAL_FIELDS)
+    return _token_ids(config, VISUAL_TOKEN_FIELDS)
 
 
 def banned_token_ids(config: PretrainedConfig) -> list[int]:
-    """Ids that a policy must never generate: picture placeholders and the marks that open a picture.
+    """Ids that a policy must never generate: image placeholders and the marks that open an image.
 
-    A sampled placeholder has no features behind it and ends a run at a random step.
+    A sampled placeholder has no image features and ends a run at a random step.
     """
-    return _token_ids(config, VISUAL_FIELDS + OPENING_FIELDS)
+    return _token_ids(config, VISUAL_TOKEN_FIELDS + OPENING_TOKEN_FIELDS)
 
 
 def visual_token_mask(input_ids: Tensor, token_ids: list[int]) -> Tensor:

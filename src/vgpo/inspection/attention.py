@@ -13,9 +13,8 @@ from vgpo.focus.recorder import layers_of
 from vgpo.inspection.reading import read
 from vgpo.inspection.schema import ATTENDED
 from vgpo.inspection.weights import json_values
-from vgpo.study.evaluate import evaluation_mode
-from vgpo.study.responses import Responses
-from vgpo.trl.forward import padded_input
+from vgpo.policy.generation import Responses, evaluation_mode
+from vgpo.policy.scoring import padded_input
 
 
 class AttentionError(ValueError):

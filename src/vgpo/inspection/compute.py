@@ -27,12 +27,12 @@ from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import Reading
 from vgpo.inspection.schema import AGAIN, ANSWER, PICTURES, VERSION
 from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
+from vgpo.policy.generation import Responses, as_responses, greedy_decoding, respond, sampled_decoding
+from vgpo.policy.prompts import EncodedPrompt, encode
 from vgpo.report.rollouts import picture_entry
 from vgpo.rewards import extract_boxed, grade
 from vgpo.settings_checks import check_number
-from vgpo.study.evaluate import greedy_decoding, progress_bar
-from vgpo.study.responses import Responses, as_responses, encode, respond, sampling
-from vgpo.trl.prompts import EncodedPrompt
+from vgpo.study.evaluate import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ class Inspector:
         length = self.options.max_new_tokens
         if self.options.samples == 1:
             return greedy_decoding(self.model, self.processor, length)
-        return sampling(self.model, self.processor, length, self.options.temperature)
+        return sampled_decoding(self.model, self.processor, length, self.options.temperature)
 
     def _batches(self, questions: Iterator[Question]) -> Iterator[Batch]:
         """Neighbouring questions, as many as fill a batch with their responses, one at least."""
@@ -327,7 +327,7 @@ class Inspector:
         if config.model_type not in LAYOUTS:
             return []
         try:
-            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.pictures, picture_sizes(images)))
+            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.media, picture_sizes(images)))
         except UnknownLayoutError as error:
             logger.warning("row %d: %s", question.number, error)
             return []

@@ -8,10 +8,9 @@ from transformers import PreTrainedModel
 
 from vgpo.equations import visual_prototype, visual_similarity
 from vgpo.focus import decoder_of, last_hidden_state, visual_token_ids
-from vgpo.study.evaluate import evaluation_mode
-from vgpo.study.responses import Responses
-from vgpo.trl.forward import ModelInput, padded_input
-from vgpo.trl.prompts import joined_pictures
+from vgpo.policy.generation import Responses, evaluation_mode
+from vgpo.policy.prompts import joined_media
+from vgpo.policy.scoring import ModelInput, padded_input
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def read(model: PreTrainedModel, inputs: ModelInput) -> None:
         logits_to_keep=1,
         use_cache=False,
         **inputs.token_types,
-        **joined_pictures(inputs.prompts),
+        **joined_media(inputs.prompts),
     )
 
 

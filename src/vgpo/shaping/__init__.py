@@ -1,6 +1,6 @@
 """Ways to turn one advantage per rollout into one per token. A new way is a file here and a line in `SHAPINGS`."""
 
-from vgpo.shaping.base import PICTURE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping
+from vgpo.shaping.base import IMAGE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping
 from vgpo.shaping.entropy import EntropyShaping
 from vgpo.shaping.kl_perception import KLPerceptionShaping
 from vgpo.shaping.none import NoShaping
@@ -18,7 +18,7 @@ SHAPINGS: dict[str, type[Shaping]] = {
 }
 
 __all__ = [
-    "PICTURE_SIGNALS",
+    "IMAGE_SIGNALS",
     "SHAPINGS",
     "EntropyShaping",
     "KLPerceptionShaping",

@@ -13,8 +13,8 @@ from vgpo.text import did_you_mean
 
 Scope = Literal["rollout", "group", "batch"]
 
-# Signals that are about pictures: a run without any has none.
-PICTURE_SIGNALS = frozenset({"similarity", "layer_similarity", "corrupted_log_probs", "blind_log_probs"})
+# Signals that are about images: a run without any has none.
+IMAGE_SIGNALS = frozenset({"similarity", "layer_similarity", "corrupted_log_probs", "text_only_log_probs"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class Signals:
     log_probs: Tensor | None = None
     """Log-probability of each token under the policy that wrote it, detached; (B, T)."""
     corrupted_log_probs: Tensor | None = None
-    """The same with half of the patches of the pictures black; (B, T)."""
-    blind_log_probs: Tensor | None = None
-    """The same without the pictures, the text of the prompt alone; (B, T)."""
+    """The same with half of the patches of the images black; (B, T)."""
+    text_only_log_probs: Tensor | None = None
+    """The same without the images, the text of the prompt alone; (B, T)."""
     progress: Tensor | None = None
     """Share of the training's steps that are done, in [0, 1], equal in all rows; (B,)."""
 
     @property
-    def judged(self) -> Tensor:
-        """Tokens that a shaping by pictures can judge: the policy's own, in rows with a picture; bool (B, T)."""
+    def scored_mask(self) -> Tensor:
+        """Tokens that a shaping by images can judge: the policy's own, in rows with an image; bool (B, T)."""
         return self.response_mask & self.visual_rows[:, None]
 
 
@@ -60,12 +60,12 @@ class Shaped:
     """Metrics of this batch by their full name."""
 
 
-def unshaped(advantages: Tensor, signals: Signals) -> Shaped:
+def broadcast_advantages(advantages: Tensor, signals: Signals) -> Shaped:
     """Every token of a rollout has its rollout's advantage, as in GRPO and DAPO."""
     return Shaped(advantages[:, None].expand(signals.response_mask.shape))
 
 
-def spread(factor: Tensor, mask: Tensor) -> Ratio:
+def mean_abs_deviation_from_one(factor: Tensor, mask: Tensor) -> Ratio:
     """Mean distance of a factor from 1 where `mask` holds; both (B, T) or both (B,)."""
     return Ratio((factor - 1).abs().mul(mask).sum(), mask.sum())
 

@@ -1,6 +1,6 @@
 """Advantages with a bonus for entropy (Cheng et al., arXiv 2506.14758): more credit where the policy hesitates.
 
-Pictures play no part in it: rows without one are shaped like all others.
+Images play no part in it: rows without one are shaped like all others.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vgpo.settings_checks import check_number
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,5 +65,6 @@ class EntropyShaping(Shaping):
         shaped = entropy_advantages(advantages, signals.entropy, signals.response_mask, self.settings)
         base = advantages[:, None].expand_as(shaped)
         factor = torch.where(base == 0, 1, shaped / base)  # for the records; 0 / 0 where there is no advantage
-        statistics = {"shaping/token_factor_spread": spread(factor, signals.response_mask & (base != 0))}
+        has_advantage = signals.response_mask & (base != 0)
+        statistics = {"shaping/token_factor_spread": mean_abs_deviation_from_one(factor, has_advantage)}
         return Shaped(shaped, {"token_factor": factor}, statistics)

@@ -1,12 +1,12 @@
-"""Visually-Perceptive Policy Optimization, VPPO (arXiv 2510.09285): credit for tokens that depend on the picture.
+"""Visually-Perceptive Policy Optimization, VPPO (arXiv 2510.09285): credit for tokens that depend on the image.
 
 What the paper leaves open, and what holds here:
 
 1. Equation 3 is a divergence over the vocabulary; as in the paper's experiments it is estimated at the sampled token.
 2. Of tokens with the same dependency the earlier ones are kept, so that exactly ceil(k T) of a response are.
 3. Rollout factors are scaled over the whole rollout batch ("within batch", Algorithm 1), whatever its division into
-   micro-batches and processes. Where all rollouts depend on their pictures alike, all factors are 1.
-4. A row without a picture cannot be judged: its tokens keep the advantage of the base algorithm in full, and it takes
+   micro-batches and processes. Where all rollouts depend on their images alike, all factors are 1.
+4. A row without an image cannot be scored: its tokens keep the advantage of the base algorithm in full, and it takes
    no part in the scaling of the others.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from vgpo.equations import as_fraction, normalised_rollout_score
 from vgpo.ratio import Ratio
 from vgpo.settings_checks import check_choice, check_number, check_used
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages, mean_abs_deviation_from_one
 from vgpo.shaping.dependency import token_dependency
 
 
@@ -33,7 +33,7 @@ class KLPerceptionSettings:
     keep_ratio: float = 0.4
     """k in (0, 1], share of a response's tokens, the most dependent ones, that are trained on."""
     least_factor: float = 0.9
-    """beta_min in (0, 1], factor of the rollout that depends on its picture the least."""
+    """beta_min in (0, 1], factor of the rollout that depends on its image the least."""
     intra: bool = True
     """Filter the tokens of a rollout (TGF in the paper)."""
     inter: bool = True
@@ -49,27 +49,27 @@ class KLPerceptionSettings:
 
 
 @torch.no_grad()
-def pivotal_tokens(dependency: Tensor, judged: Tensor, keep_ratio: float) -> Tensor:
+def pivotal_tokens(dependency: Tensor, scored_mask: Tensor, keep_ratio: float) -> Tensor:
     """The ceil(k T_i) most dependent tokens of each response, earlier ones first where they are equal. Equation (4).
 
-    (B, T), bool (B, T) -> bool (B, T), False where a token is not judged.
+    (B, T), bool (B, T) -> bool (B, T), False where a token is not scored.
     """
     share = as_fraction(keep_ratio)
-    num_kept = -(-judged.sum(dim=1, keepdim=True) * share.numerator // share.denominator)  # rounded up; (B, 1)
-    order = torch.where(judged, dependency, -1).sort(dim=1, descending=True, stable=True).indices
+    num_kept = -(-scored_mask.sum(dim=1, keepdim=True) * share.numerator // share.denominator)  # rounded up; (B, 1)
+    order = torch.where(scored_mask, dependency, -1).sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(dependency.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter(1, order, places)
-    return judged & (rank < num_kept)
+    return scored_mask & (rank < num_kept)
 
 
 @torch.no_grad()
-def dependency_factor(dependency: Tensor, judged: Tensor, least_factor: float) -> Tensor:
+def dependency_factor(dependency: Tensor, scored_mask: Tensor, least_factor: float) -> Tensor:
     """Rollout factors alpha_i = b_min + (b_max - b_min) minmax(mean_t s_it), b_max such that they average 1. Eq. (5).
 
-    (B, T) of a whole rollout batch, bool (B, T) -> (B,), 1 where no token of a row is judged.
+    (B, T) of a whole rollout batch, bool (B, T) -> (B,), 1 where no token of a row is scored.
     """
-    takes_part = judged.any(dim=1)
-    mean = dependency.sum(dim=1) / judged.sum(dim=1).clamp(min=1)
+    takes_part = scored_mask.any(dim=1)
+    mean = dependency.sum(dim=1) / scored_mask.sum(dim=1).clamp(min=1)
     one_group = torch.zeros_like(takes_part, dtype=torch.int64)
     scaled = normalised_rollout_score(mean, takes_part, one_group)
     average = scaled.sum() / takes_part.sum().clamp(min=1)
@@ -79,7 +79,7 @@ def dependency_factor(dependency: Tensor, judged: Tensor, least_factor: float) -
 
 
 class KLPerceptionShaping(Shaping):
-    """Keeps the tokens whose probability depends on the picture, and weighs rollouts by how much they do."""
+    """Keeps the tokens whose probability depends on the image, and weighs rollouts by how much they do."""
 
     Settings = KLPerceptionSettings
 
@@ -98,23 +98,23 @@ class KLPerceptionShaping(Shaping):
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:
-            return unshaped(advantages, signals)
+            return broadcast_advantages(advantages, signals)
         assert signals.log_probs is not None
         assert signals.corrupted_log_probs is not None
-        judged = signals.judged
-        dependency = token_dependency(signals.log_probs, signals.corrupted_log_probs, judged)
+        scored_mask = signals.scored_mask
+        dependency = token_dependency(signals.log_probs, signals.corrupted_log_probs, scored_mask)
         token_factor = torch.ones_like(dependency)
         if self.settings.intra:
-            kept = pivotal_tokens(dependency, judged, self.settings.keep_ratio)
-            token_factor = (kept | ~judged).to(dependency.dtype)
+            kept = pivotal_tokens(dependency, scored_mask, self.settings.keep_ratio)
+            token_factor = (kept | ~scored_mask).to(dependency.dtype)
         rollout_factor = torch.ones_like(dependency[:, 0])
         if self.settings.inter:
-            rollout_factor = dependency_factor(dependency, judged, self.settings.least_factor)
-        factor = torch.where(judged, token_factor * rollout_factor[:, None], 1)
+            rollout_factor = dependency_factor(dependency, scored_mask, self.settings.least_factor)
+        factor = torch.where(scored_mask, token_factor * rollout_factor[:, None], 1)
         trace = {"token_factor": token_factor, "rollout_factor": rollout_factor}
         statistics = {
-            "shaping/dependency": Ratio(dependency.sum(), judged.sum()),
-            "shaping/token_factor_spread": spread(token_factor, judged),
-            "shaping/rollout_factor_spread": spread(rollout_factor, judged.any(dim=1)),
+            "shaping/dependency": Ratio(dependency.sum(), scored_mask.sum()),
+            "shaping/token_factor_spread": mean_abs_deviation_from_one(token_factor, scored_mask),
+            "shaping/rollout_factor_spread": mean_abs_deviation_from_one(rollout_factor, scored_mask.any(dim=1)),
         }
         return Shaped(advantages[:, None] * factor, trace, statistics)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, unshaped
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,4 @@ class NoShaping(Shaping):
         return "rollout"
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
-        return unshaped(advantages, signals)
+        return broadcast_advantages(advantages, signals)

@@ -1,10 +1,10 @@
-"""Perception-Exploration Policy Optimization, PEPO (arXiv 2603.22847): look at the picture, and hesitate, for credit.
+"""Perception-Exploration Policy Optimization, PEPO (arXiv 2603.22847): look at the image, and hesitate, for credit.
 
 What the paper leaves open, and what holds here:
 
 1. Hidden states are those at a token's own position, the last layer's after the final norm.
 2. Where the visual similarity, or the entropy, is the same at all tokens of a response, its scaled value is 0.
-3. In rows without a picture all weights are 1.
+3. In rows without an image all weights are 1.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vgpo.equations import normalised_weight, token_deviation
 from vgpo.settings_checks import check_choice, check_number
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,24 +40,24 @@ class PEPOSettings:
 
 
 @torch.no_grad()
-def perception_weight(similarity: Tensor, entropy: Tensor, judged: Tensor, settings: PEPOSettings) -> Tensor:
+def perception_weight(similarity: Tensor, entropy: Tensor, scored_mask: Tensor, settings: PEPOSettings) -> Tensor:
     """Weights w_t = T softmax_t((1 + alpha tanh g_t) VS_t), where g = VS^ + H^ - mean(VS^ + H^). arXiv 2603.22847.
 
     VS^ and H^ are similarity and entropy, scaled to [0, 1] over each response; VS itself is not.
 
-    (B, T), (B, T), bool (B, T) -> (B, T) > 0, averaging 1 over each response; 1 where a token is not judged.
+    (B, T), (B, T), bool (B, T) -> (B, T) > 0, averaging 1 over each response; 1 where a token is not scored.
     """
     dtype = torch.promote_types(similarity.dtype, torch.float32)
-    similarity = torch.where(judged, similarity.to(dtype), 0)
-    mixed = normalised_weight(similarity, judged) + normalised_weight(entropy.to(dtype), judged)
-    gate = 1 + settings.gate_weight * token_deviation(mixed, judged).tanh()
-    logits = torch.where(judged, gate * similarity / settings.softmax_temperature, -inf)
-    weight = logits.softmax(dim=1) * judged.sum(dim=1, keepdim=True)
-    return torch.where(judged, weight, 1)
+    similarity = torch.where(scored_mask, similarity.to(dtype), 0)
+    mixed = normalised_weight(similarity, scored_mask) + normalised_weight(entropy.to(dtype), scored_mask)
+    gate = 1 + settings.gate_weight * token_deviation(mixed, scored_mask).tanh()
+    logits = torch.where(scored_mask, gate * similarity / settings.softmax_temperature, -inf)
+    weight = logits.softmax(dim=1) * scored_mask.sum(dim=1, keepdim=True)
+    return torch.where(scored_mask, weight, 1)
 
 
 class PEPOShaping(Shaping):
-    """Weighs tokens by their similarity to the picture, gated by their entropy."""
+    """Weighs tokens by their similarity to the image, gated by their entropy."""
 
     Settings = PEPOSettings
 
@@ -75,9 +75,9 @@ class PEPOShaping(Shaping):
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         assert signals.layer_similarity is not None
         assert signals.entropy is not None
-        factor = perception_weight(signals.layer_similarity, signals.entropy, signals.judged, self.settings)
+        factor = perception_weight(signals.layer_similarity, signals.entropy, signals.scored_mask, self.settings)
         if self.settings.gradual:
             assert signals.progress is not None
             factor = 1 + signals.progress[:, None] * (factor - 1)  # (1 - lambda) + lambda w
-        statistics = {"shaping/token_factor_spread": spread(factor, signals.judged)}
+        statistics = {"shaping/token_factor_spread": mean_abs_deviation_from_one(factor, signals.scored_mask)}
         return Shaped(advantages[:, None] * factor, {"token_factor": factor}, statistics)

@@ -1,11 +1,11 @@
-"""Perception-Grounded Policy Optimization, PGPO (arXiv 2604.01840): advantages moved to tokens that need the picture.
+"""Perception-Grounded Policy Optimization, PGPO (arXiv 2604.01840): advantages moved to tokens that need the image.
 
 What the paper leaves open, and what holds here:
 
-1. The divergence between the policy with the pictures and with the text alone is estimated at the sampled token.
-   "Text alone" is a prompt without its picture tokens.
+1. The divergence between the policy with the images and with the text alone is estimated at the sampled token.
+   "Text alone" is a prompt without its image tokens.
 2. The threshold tau stands on the scaled score itself, and the weights of a response add up to its number of tokens.
-3. Where all tokens of a response depend on the pictures alike, and in rows without a picture, all weights are 1.
+3. Where all tokens of a response depend on the images alike, and in rows without an image, all weights are 1.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 from vgpo.equations import normalised_weight
 from vgpo.ratio import Ratio
 from vgpo.settings_checks import check_number
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
 from vgpo.shaping.dependency import token_dependency
 
 
@@ -41,25 +41,25 @@ class PGPOSettings:
 
 
 @torch.no_grad()
-def grounded_weight(dependency: Tensor, judged: Tensor, settings: PGPOSettings) -> Tensor:
+def grounded_weight(dependency: Tensor, scored_mask: Tensor, settings: PGPOSettings) -> Tensor:
     """Threshold-gated weights that keep the sum of a response, equations (6) and (7) of arXiv 2604.01840.
 
     With I = minmax(log(1 + s)) over a response: w = I / tau below tau, 1 + beta (I - tau) / (1 - tau) from tau on,
     times T / sum w.
 
-    (B, T), bool (B, T) -> (B, T) >= 0, 1 where a token is not judged.
+    (B, T), bool (B, T) -> (B, T) >= 0, 1 where a token is not scored.
     """
     tau = settings.threshold
-    importance = normalised_weight(dependency.log1p(), judged)
+    importance = normalised_weight(dependency.log1p(), scored_mask)
     damped, amplified = importance / tau, 1 + settings.boost * (importance - tau) / (1 - tau)
-    weight = torch.where(judged, torch.where(importance < tau, damped, amplified), 0)
+    weight = torch.where(scored_mask, torch.where(importance < tau, damped, amplified), 0)
     total = weight.sum(dim=1, keepdim=True)
-    weight = weight * judged.sum(dim=1, keepdim=True) / total
-    return torch.where(judged & (total > 0), weight, 1)
+    weight = weight * scored_mask.sum(dim=1, keepdim=True) / total
+    return torch.where(scored_mask & (total > 0), weight, 1)
 
 
 class PGPOShaping(Shaping):
-    """Amplifies tokens whose probability depends on the pictures, and damps the others."""
+    """Amplifies tokens whose probability depends on the images, and damps the others."""
 
     Settings = PGPOSettings
 
@@ -68,7 +68,7 @@ class PGPOShaping(Shaping):
 
     @property
     def signals(self) -> frozenset[str]:
-        return frozenset({"log_probs", "blind_log_probs"})
+        return frozenset({"log_probs", "text_only_log_probs"})
 
     @property
     def scope(self) -> Scope:
@@ -76,12 +76,12 @@ class PGPOShaping(Shaping):
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         assert signals.log_probs is not None
-        assert signals.blind_log_probs is not None
-        judged = signals.judged
-        dependency = token_dependency(signals.log_probs, signals.blind_log_probs, judged)
-        factor = grounded_weight(dependency, judged, self.settings)
+        assert signals.text_only_log_probs is not None
+        scored_mask = signals.scored_mask
+        dependency = token_dependency(signals.log_probs, signals.text_only_log_probs, scored_mask)
+        factor = grounded_weight(dependency, scored_mask, self.settings)
         statistics = {
-            "shaping/dependency": Ratio(dependency.sum(), judged.sum()),
-            "shaping/token_factor_spread": spread(factor, judged),
+            "shaping/dependency": Ratio(dependency.sum(), scored_mask.sum()),
+            "shaping/token_factor_spread": mean_abs_deviation_from_one(factor, scored_mask),
         }
         return Shaped(advantages[:, None] * factor, {"token_factor": factor}, statistics)

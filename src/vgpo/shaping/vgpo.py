@@ -1,10 +1,10 @@
-"""Visually-Guided Policy Optimization (arXiv 2604.09349): more credit where the model looks at the picture."""
+"""Visually-Guided Policy Optimization (arXiv 2604.09349): more credit where the model looks at the image."""
 
 from torch import Tensor
 
 from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
 from vgpo.ratio import Ratio
-from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, spread, unshaped
+from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages, mean_abs_deviation_from_one
 
 
 class VGPOShaping(Shaping):
@@ -28,7 +28,7 @@ class VGPOShaping(Shaping):
 
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:
-            return unshaped(advantages, signals)
+            return broadcast_advantages(advantages, signals)
         assert signals.similarity is not None
         reweighted = reweight_advantages(
             advantages,
@@ -47,10 +47,10 @@ class VGPOShaping(Shaping):
 
 
 def _statistics(reweighted: ReweightedAdvantages, signals: Signals) -> dict[str, Ratio]:
-    """Gate rate, and the mean distance of both factors from 1, over rows with a picture."""
-    judged = signals.judged
+    """Gate rate, and the mean distance of both factors from 1, over rows with an image."""
+    scored_mask = signals.scored_mask
     return {
-        "focus/gate_rate": Ratio(reweighted.gate.sum(), judged.sum()),
-        "focus/token_factor_spread": spread(reweighted.token_factor, judged),
-        "focus/rollout_factor_spread": spread(reweighted.rollout_factor, signals.visual_rows),
+        "focus/gate_rate": Ratio(reweighted.gate.sum(), scored_mask.sum()),
+        "focus/token_factor_spread": mean_abs_deviation_from_one(reweighted.token_factor, scored_mask),
+        "focus/rollout_factor_spread": mean_abs_deviation_from_one(reweighted.rollout_factor, signals.visual_rows),
     }

@@ -1,8 +1,7 @@
 """Greedy accuracy of a policy on held-out questions."""
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +9,11 @@ import torch
 from datasets import Dataset
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl import prepare_multimodal_messages
 
-from vgpo.focus import banned_token_ids
-from vgpo.rewards import extract_boxed, grade
+from vgpo.answers import extract_boxed
+from vgpo.policy.generation import evaluation_mode, greedy_decoding, respond
+from vgpo.policy.prompts import encode
+from vgpo.rewards import grade
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -125,29 +125,6 @@ def wilson_interval(num_correct: int, num_questions: int, z: float = Z_95) -> tu
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
-def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
-    """The most likely token each time, whatever sampling the checkpoint's own generation config asks for."""
-    declared = model.generation_config.eos_token_id
-    declared = declared if isinstance(declared, list) else [declared]
-    tokenizer = processor.tokenizer
-    ends = {token for token in (*declared, tokenizer.eos_token_id) if token is not None}
-    return GenerationConfig(
-        do_sample=False,
-        # Neutral values, lest the checkpoint's own be filled in.
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
-        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        # A generated image token would ask for an image that is not there.
-        suppress_tokens=banned_token_ids(model.config),
-        use_cache=True,
-        disable_compile=True,
-    )
-
-
 def answer_rows(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -156,19 +133,11 @@ def answer_rows(
     chat_template_kwargs: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """One batch of greedy answers, as dicts of problem, answer, completion, predicted and truncated."""
-    inputs = processor.apply_chat_template(
-        [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True, "padding_side": "left"},
-        **chat_template_kwargs,
-    ).to(model.device)
-    sequences = model.generate(**inputs, generation_config=decoding)
-    responses = sequences[:, inputs["input_ids"].shape[1] :]  # (rows, tokens)
-    ended = torch.isin(responses, torch.tensor(decoding.eos_token_id, device=responses.device)).any(dim=1)
-    completions = processor.batch_decode(responses, skip_special_tokens=True)
+    prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
+    responses = respond(model, prompts, decoding)
+    ends = torch.tensor(decoding.eos_token_id, device=responses.ids.device)
+    ended = torch.isin(responses.ids, ends).any(dim=1)
+    completions = processor.batch_decode(responses.ids, skip_special_tokens=True)
     return [
         {
             "problem": row["problem"],
@@ -179,19 +148,6 @@ def answer_rows(
         }
         for row, completion, end in zip(rows, completions, ended.tolist(), strict=True)
     ]
-
-
-@contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout and no gradients inside; the mode of every module as before outside."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def progress_bar(*, disable: bool) -> Progress:

@@ -16,11 +16,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
+from vgpo.policy.generation import evaluation_mode, respond, sampled_decoding
+from vgpo.policy.prompts import encode
+from vgpo.policy.scoring import Rows, score_rows
 from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 from vgpo.rewards import grade
-from vgpo.study.evaluate import Evaluation, count, evaluate, evaluation_mode
-from vgpo.study.responses import encode, respond, sampling
-from vgpo.trl.forward import Rows, score_rows
+from vgpo.study.evaluate import Evaluation, count, evaluate
 
 Row = dict[str, Any]
 COUNTS = ("accuracy", "low", "high", "num_questions", "num_correct", "num_unanswered", "num_truncated")
@@ -109,7 +110,7 @@ def probe(
     accuracy = asked_again(prompts, true, answer)
     # Behind the greedy answers: from here on the model's forward is the wrapped one.
     add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
-    decoding = sampling(model, processor, max_new_tokens, temperature)
+    decoding = sampled_decoding(model, processor, max_new_tokens, temperature)
     sampled: list[dict[str, Any]] = []
     for start in range(0, len(prompts), batch_size):
         rows = [prompts[i] for i in range(start, min(start + batch_size, len(prompts)))]

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+
+from vgpo.policy.prompts import pad_to_widest
 
 Batch = dict[str, Any]
 
@@ -53,18 +54,6 @@ def group_order(num_rows: int, block: int) -> list[int]:
     """A random order of rows that moves blocks of `block` neighbouring rows as one."""
     starts = torch.randperm(num_rows // block) * block
     return (starts[:, None] + torch.arange(block)).flatten().tolist()
-
-
-def pad_to_widest(values: list[Tensor], fill: int, *, left: bool) -> list[Tensor]:
-    """Pad all dimensions but the first to the largest among `values`."""
-    widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
-    padded = []
-    for value in values:
-        shorts = [wide - size for wide, size in zip(widest, value.shape[1:], strict=True)]
-        # F.pad counts dimensions from the last one.
-        pads = [side for short in reversed(shorts) for side in ((short, 0) if left else (0, short))]
-        padded.append(F.pad(value, pads, value=fill))
-    return padded
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from vgpo.equations import VGPOSettings
+from vgpo.policy.parts import FREEZABLE, check_freeze
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
-from vgpo.trl.freeze import FREEZABLE, check_freeze
 
 # Rewards normalised over the batch would be normalised over groups that dynamic sampling then drops.
 BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"

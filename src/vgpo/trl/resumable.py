@@ -32,8 +32,8 @@ from vgpo.checkpoints import (
     strict_difference,
     weight_hash,
 )
+from vgpo.policy.prompts import EncodedPrompt
 from vgpo.trl.batches import Batch
-from vgpo.trl.prompts import EncodedPrompt
 
 T = TypeVar("T")
 

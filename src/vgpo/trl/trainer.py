@@ -9,8 +9,8 @@ the parent in these points, and in no other:
 4. Signals of the shaping come out of forward passes that the parent runs anyway: of the old-log-probability pass
    where there is one, else of the update's own. Only where a micro-batch does not hold all that a shaping looks at
    (whole groups, as a rule) and there is no old pass, one scoring pass is added. Where a shaping compares the policy
-   with one that sees less, so is one pass over such prompts (`vgpo.trl.corruption`).
-5. Dynamic sampling, a guard against non-finite steps, alarms, and a ban on generated picture tokens.
+   with one that sees less, so is one pass over such prompts (`vgpo.policy.ablation`).
+5. Dynamic sampling, a guard against non-finite steps, alarms, and a ban on generated image tokens.
 6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
 7. Checkpoints are whole, and a resumed run is the run that was never interrupted (`vgpo.trl.resumable`).
 """
@@ -33,6 +33,7 @@ from transformers import AutoConfig, PretrainedConfig
 from trl.extras.profiling import profiling_decorator
 from trl.trainer.utils import split_tensor_dict
 
+from vgpo.data.media_columns import has_media_column
 from vgpo.equations import focus_score
 from vgpo.focus import (
     banned_token_ids,
@@ -43,28 +44,29 @@ from vgpo.focus import (
     visual_token_ids,
     visual_token_mask,
 )
-from vgpo.shaping import PICTURE_SIGNALS, Shaped, Signals
-from vgpo.shared_prompt import PrefillError, enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
-from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
-from vgpo.trl.batches import TRACE, Batch, gather_rows, group_order, join_rows, select_rows, split_trace
-from vgpo.trl.blank_picture import blank_picture, blank_prompt
-from vgpo.trl.config import VGPOConfig
-from vgpo.trl.corruption import VIEWS, prompt_columns, viewed
-from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
-from vgpo.trl.forward import Rows, score_rows
-from vgpo.trl.freeze import freeze_parts
-from vgpo.trl.guard import FiniteGuard, NonFiniteError, non_finite_weight
-from vgpo.trl.metrics import PhaseTimer, RunningRatios, means
-from vgpo.trl.picture_columns import has_picture_column
-from vgpo.trl.prompts import (
+from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
+from vgpo.policy.ablation import ABLATIONS, ablate_prompts
+from vgpo.policy.blank_media import blank_media, blank_prompt
+from vgpo.policy.parts import freeze_parts
+from vgpo.policy.prompts import (
     EncodedPrompt,
     encoded_prompt,
     generation_fields,
-    has_pictures,
-    picture_fields,
+    has_media,
+    media_fields,
+    prompt_columns,
     prompt_key,
-    with_pictures_in_prompt,
+    row_with_images_in_prompt,
 )
+from vgpo.policy.scoring import Rows, score_rows
+from vgpo.shaping import IMAGE_SIGNALS, Shaped, Signals
+from vgpo.shared_prompt import PrefillError, enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.trl.alarms import PREFIX, AlarmError, Alarms
+from vgpo.trl.batches import TRACE, Batch, gather_rows, group_order, join_rows, select_rows, split_trace
+from vgpo.trl.config import VGPOConfig
+from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, group_rows, keep_mask
+from vgpo.trl.guard import FiniteGuard, NonFiniteError, non_finite_weight
+from vgpo.trl.metrics import PhaseTimer, RunningRatios, means
 from vgpo.trl.resumable import ResumableTrainer, to_device
 from vgpo.trl.rollouts import RolloutWriter, rollout_records
 from vgpo.trl.vllm import refuse_colocate, stores_images
@@ -73,12 +75,6 @@ logger = logging.getLogger(__name__)
 
 NEVER = -100.0  # a logit bias with which vLLM never samples a token
 
-
-# What the parent makes of pictures that it sees in rows, which only an environment lets it.
-PARENTS_PICTURES = (
-    "pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids",
-    "token_type_ids", "mm_token_type_ids", "num_images", "num_tiles",
-)  # fmt: skip
 
 # For the card of a trained model.
 PAPER = {
@@ -124,7 +120,7 @@ class VGPOTrainer(ResumableTrainer):
 
     Raises:
         ValueError: if the model names no image token or has no text decoder although focus is wanted, if that does not
-            list its layers although the shaping looks at them, if the data set has no pictures, if vLLM cannot
+            list its layers although the shaping looks at them, if the data set has no images, if vLLM cannot
             generate for its images, or if `args` is not a `VGPOConfig`.
     """
 
@@ -148,9 +144,9 @@ class VGPOTrainer(ResumableTrainer):
             raise ValueError(f"args is {type(args).__name__}, expected VGPOConfig: VGPOTrainer(args=VGPOConfig(...)).")
         self.shaping = args.build_shaping()
         self._wanted = self.shaping.signals | ({"similarity"} if args.measure_focus else set())
-        self._wants_pictures = not PICTURE_SIGNALS.isdisjoint(self._wanted)
+        self._wants_images = not IMAGE_SIGNALS.isdisjoint(self._wanted)
         config = model_config(model, args)
-        self._visual_token_ids = (visual_token_ids if self._wants_pictures else named_visual_token_ids)(config)
+        self._visual_token_ids = (visual_token_ids if self._wants_images else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
         if args.use_vllm and train_dataset is not None and stores_images(train_dataset):
             refuse_colocate(args)  # before vLLM is started
@@ -177,18 +173,18 @@ class VGPOTrainer(ResumableTrainer):
         self._refuse_unreadable_model()
         self._views = {
             name: make_view(config, self.processing_class, args.seed, self._banned_token_ids)
-            for name, make_view in VIEWS.items()
+            for name, make_view in ABLATIONS.items()
             if name in self._wanted
         }
         if args.freeze:
             freeze_parts(self.model, args.freeze)
-        self._has_pictures = has_picture_column(self.train_dataset)
-        self._blank: dict[str, Tensor] = {}  # what the processor makes of a blank picture, once asked for
+        self._has_images = has_media_column(self.train_dataset)
+        self._blank: dict[str, Tensor] = {}  # what the processor makes of a blank image, once asked for
         self._shares_prompts = self._prepare_shared_prompts()
         self._repeats_prefill = False  # set once generation was found unable to read a prompt once per group
         self._guard = FiniteGuard(self.accelerator, args.max_skipped_steps)
         self._alarms = Alarms(args)
-        self._ban_picture_tokens()
+        self._ban_image_tokens()
         self._stream = self._prompt_stream() if args.dynamic_sampling else None
         self._filter_column = self._find_filter_column()
 
@@ -199,7 +195,7 @@ class VGPOTrainer(ResumableTrainer):
 
     def _refuse_unreadable_model(self) -> None:
         """A model whose decoder, or its layers where the shaping looks at them, cannot be found."""
-        if self._wants_pictures:
+        if self._wants_images:
             decoder = decoder_of(self.model)
             if "layer_similarity" in self._wanted:
                 layers_of(decoder)
@@ -244,8 +240,8 @@ class VGPOTrainer(ResumableTrainer):
             raise ValueError(f"filter_reward={name!r} is none of the reward functions {self.reward_func_names}.")
         return self.reward_func_names.index(name)
 
-    def _ban_picture_tokens(self) -> None:
-        """No backend may sample a token that stands for a picture."""
+    def _ban_image_tokens(self) -> None:
+        """No backend may sample a token that stands for an image."""
         banned = self._banned_token_ids
         if self.use_vllm:
             kwargs = self.vllm_generation.generation_kwargs
@@ -291,7 +287,7 @@ class VGPOTrainer(ResumableTrainer):
             batch = self._roll_out(loaded)
         else:
             batch = self._roll_out(self._fetch([row["row_index"] for row in loaded]))
-        batch = self._score_views(batch)
+        batch = self._score_ablations(batch)
         return batch if self._shapes_in_update else self._shape_across_processes(batch)
 
     def _shuffled(self, batch: Batch) -> Batch:
@@ -313,24 +309,24 @@ class VGPOTrainer(ResumableTrainer):
         batch["group_ids"] = self._group_ids(row_index)[own]
         batch["rewards"] = self._rewards[own]
         batch["scalar_advantages"] = batch["advantages"]
-        self._refuse_picture_tokens(batch)
+        self._refuse_image_tokens(batch)
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
             batch |= {name: value for name, value in heard[0].items() if name in self._wanted - {"entropy"}}
         batch["visual_rows"] = visual_token_mask(batch["prompt_ids"], self._visual_token_ids).any(1)
-        if self._wants_pictures:
-            self._refuse_blind_prompts(batch)
+        if self._wants_images:
+            self._require_visual_tokens(batch)
         return batch
 
     def _generate_and_score_completions(self, rows: list[dict[str, Any]]) -> Batch:
-        """As the parent, which sees the pictures in the prompts only: what it would make of them is made once here."""
+        """As the parent, which sees the images in the prompts only: what it would make of them is made once here."""
         self._rows = rows
         if self.environment_factories is None:  # an environment may ask for any column
-            rows = [with_pictures_in_prompt(row) for row in rows]
+            rows = [row_with_images_in_prompt(row) for row in rows]
         with self._reading([]):
             batch = super()._generate_and_score_completions(rows)
-            batch = {name: value for name, value in batch.items() if name not in PARENTS_PICTURES}
+            batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
             batch["prompts"] = self._prompts
         self._rows, self._images = [], []
         return batch
@@ -345,7 +341,7 @@ class VGPOTrainer(ResumableTrainer):
             self._prompts = []
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
-        """Each prompt once: prompts of the same text and the very same pictures share it."""
+        """Each prompt once: prompts of the same text and the very same images share it."""
         environments = self._batch_environments or [None] * len(prompts)
         keys = list(zip(environments, map(prompt_key, prompts), strict=True))
         first = {key: i for i, key in reversed(list(enumerate(keys)))}
@@ -354,18 +350,18 @@ class VGPOTrainer(ResumableTrainer):
         self._images = [encoded[key][1] for key in keys]
         # The parent hands the fields on to the first turn, which has its own, and from there to turns after tools.
         fields = generation_fields(self._prompts) if self.tools else {}
-        images = [pictures or None for pictures in self._images] if any(self._images) else None
+        images = [images or None for images in self._images] if any(self._images) else None
         return [prompt.token_ids for prompt in self._prompts], images, fields
 
     def _encode(self, prompt: Any, rollout: int) -> tuple[EncodedPrompt, list[Any]]:
-        """A prompt for the model, and its pictures."""
+        """A prompt for the model, and its images."""
         environments = self._batch_environments
         if environments is not None:
             self._batch_environments = environments[rollout : rollout + 1]
         ids, images, fields = super()._tokenize_prompts([prompt])
         self._batch_environments = environments
-        pictures = (images[0] if images else None) or []
-        return encoded_prompt(ids[0], len(pictures), fields, self.accelerator.device), pictures
+        images = (images[0] if images else None) or []
+        return encoded_prompt(ids[0], len(images), fields, self.accelerator.device), images
 
     def _take_prompt_ids(self, prompt_ids: list[list[int]]) -> None:
         """Where `rollout_func` wrote prompts of its own, these are read, and shared by none."""
@@ -375,19 +371,19 @@ class VGPOTrainer(ResumableTrainer):
                 token_types = dict.fromkeys(prompt.token_types, types)
                 self._prompts[i] = replace(prompt, token_ids=list(ids), token_types=token_types)
 
-    def _add_tool_pictures(self, tool_images: list[list[Any]]) -> None:
-        """Rollouts into which a tool has put pictures have a prompt of their own, with these behind its own ones."""
+    def _add_tool_images(self, tool_images: list[list[Any]]) -> None:
+        """Rollouts into which a tool has put images have a prompt of their own, with these behind its own ones."""
         if any(tool_images) and self.args.mask_truncated_completions:
             raise ValueError(
-                "A tool has put a picture into a rollout, but mask_truncated_completions takes the tokens of one "
-                "that is cut off away, and not its pictures. Set it to False, or let the tool return text."
+                "A tool has put an image into a rollout, but mask_truncated_completions takes the tokens of one "
+                "that is cut off away, and not its images. Set it to False, or let the tool return text."
             )
         for i, added in enumerate(tool_images):
             if added:
                 self._images[i] = [*self._images[i], *added]
                 fields = self.processing_class.image_processor(images=self._images[i], return_tensors="pt")
-                pictures = picture_fields(fields, self.accelerator.device)
-                self._prompts[i] = replace(self._prompts[i], num_images=len(self._images[i]), pictures=pictures)
+                media = media_fields(fields, self.accelerator.device)
+                self._prompts[i] = replace(self._prompts[i], num_images=len(self._images[i]), media=media)
 
     def _group_ids(self, row_index: Tensor) -> Tensor:
         """Numbers of the groups of all processes' rollouts (N,): a new one for each draw of a prompt."""
@@ -404,12 +400,12 @@ class VGPOTrainer(ResumableTrainer):
         self._num_groups += len(groups)
         return torch.arange(first, self._num_groups, device=gathered.device).repeat_interleave(self.num_generations)
 
-    def _refuse_blind_prompts(self, batch: Batch) -> None:
-        """A row with a picture but no visual token in its prompt is an error, and so is a run without pictures."""
+    def _require_visual_tokens(self, batch: Batch) -> None:
+        """A row with an image but no visual token in its prompt is an error, and so is a run without images."""
         num_images = [prompt.num_images for prompt in batch["prompts"]]
-        if not any(num_images) and not self._has_pictures:
+        if not any(num_images) and not self._has_images:
             raise ValueError(
-                f"The data set has no pictures: its rows have {sorted(self.train_dataset.column_names or [])}, "
+                f"The data set has no images: its rows have {sorted(self.train_dataset.column_names or [])}, "
                 "expected a column 'images' or 'image'. For a text-only run set shaping='none' and "
                 "measure_focus=False."
             )
@@ -423,7 +419,7 @@ class VGPOTrainer(ResumableTrainer):
                 "the processor writes the image token, and that model and processor belong together."
             )
 
-    def _refuse_picture_tokens(self, batch: Batch) -> None:
+    def _refuse_image_tokens(self, batch: Batch) -> None:
         """Last line of defence behind the ban, for backends that are not ours."""
         sampled = visual_token_mask(batch["completion_ids"], self._banned_token_ids) & batch["completion_mask"].bool()
         if "tool_mask" in batch:
@@ -432,7 +428,7 @@ class VGPOTrainer(ResumableTrainer):
         if len(found):
             rollout, place = found[0].tolist()
             raise RuntimeError(
-                f"A rollout of row {int(batch['row_index'][rollout])} holds the picture token "
+                f"A rollout of row {int(batch['row_index'][rollout])} holds the image token "
                 f"{int(batch['completion_ids'][rollout, place])} at position {place}: the generation backend ignored "
                 f"the ban on {self._banned_token_ids}. Make it suppress these tokens."
             )
@@ -472,7 +468,7 @@ class VGPOTrainer(ResumableTrainer):
         return batch
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
-        # Rewards may ask for any column, pictures included.
+        # Rewards may ask for any column, images included.
         inputs = [{**row, **given} for row, given in zip(self._rows, inputs, strict=True)]
         with self._phase("reward"):
             self._rewards = super()._calculate_rewards(inputs, *args, **kwargs)
@@ -483,12 +479,12 @@ class VGPOTrainer(ResumableTrainer):
         if self.rollout_func is not None:
             self._tokenize_prompts(prompts)
             self._take_prompt_ids(prompt_ids)
-        self._add_tool_pictures(tool_images)
+        self._add_tool_images(tool_images)
         if self.log_completions and self.log_multimodal:
             images = gather_object(self._images)
             if any(images):
                 self._logs["images"].extend(images)
-        # Without pictures the parent makes no tensors of them: every pass takes those of the encoded prompts.
+        # Without images the parent makes no tensors of them: every pass takes those of the encoded prompts.
         return prompt_ids, *outputs, None, []
 
     def _generate_single_turn(
@@ -519,8 +515,8 @@ class VGPOTrainer(ResumableTrainer):
     def _sample_first_turn(self, prompts: list[EncodedPrompt], images: Any, *args: Any, **kwargs: Any) -> Any:
         """Sample responses to prompts that were tokenized here, with their own image tensors."""
         looking: AbstractContextManager[None] = nullcontext()
-        if (blank := self._blank_picture()) and not has_pictures(prompts):
-            looking = blank_picture(self.model, blank)
+        if (blank := self._blank_media()) and not has_media(prompts):
+            looking = blank_media(self.model, blank)
         prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
         with looking:
             return self._sample(prompt_ids, images, fields, *args, **kwargs)
@@ -588,10 +584,10 @@ class VGPOTrainer(ResumableTrainer):
         batch_size: int | None = None,
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
-        **pictures: Any,
+        **images: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As the parent, over `self._prompts`, whose pictures stand in for those that the parent would bring."""
-        del pictures
+        """As the parent, over `self._prompts`, whose images stand in for those that the parent would bring."""
+        del images
         if len(self._prompts) != len(input_ids):
             raise RuntimeError(f"A pass over {len(input_ids)} rows was told of {len(self._prompts)} prompts.")
         rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, self._prompts)
@@ -605,7 +601,7 @@ class VGPOTrainer(ResumableTrainer):
                 share=self._shares_prompts,
                 similarity="similarity" in wanted,
                 layer_similarity="layer_similarity" in wanted,
-                blank=self._blank_picture(),
+                blank=self._blank_media(),
                 batch_size=batch_size,
                 **options,
             )
@@ -613,18 +609,18 @@ class VGPOTrainer(ResumableTrainer):
             self._listener.hear({name: value for name, value in scores.signals().items() if name in wanted})
         return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
 
-    def _blank_picture(self) -> dict[str, Tensor] | None:
-        """A blank picture for passes over text alone, where the rows of any process have pictures at this time.
+    def _blank_media(self) -> dict[str, Tensor] | None:
+        """A blank image for passes over text alone, where the rows of any process have images at this time.
 
         Called by all processes at once.
         """
-        if self.accelerator.num_processes == 1 or not (self._has_pictures and self._visual_token_ids):
+        if self.accelerator.num_processes == 1 or not (self._has_images and self._visual_token_ids):
             return None
-        here = torch.tensor([has_pictures(self._prompts)], device=self.accelerator.device)
+        here = torch.tensor([has_media(self._prompts)], device=self.accelerator.device)
         if not self.accelerator.gather(here).any():
             return None
         if not self._blank:
-            self._blank = self._encode(blank_prompt(), 0)[0].pictures
+            self._blank = self._encode(blank_prompt(), 0)[0].media
         return self._blank
 
     def _phase(self, name: str) -> AbstractContextManager[None]:
@@ -696,24 +692,24 @@ class VGPOTrainer(ResumableTrainer):
         trace = {TRACE + name: own(value) for name, value in shaped.trace.items()}
         return {**batch, "advantages": own(shaped.advantages), **trace}
 
-    def _score_views(self, batch: Batch) -> Batch:
+    def _score_ablations(self, batch: Batch) -> Batch:
         """Log-probabilities of the responses behind prompts with less to look at, for a shaping that compares them."""
         for name, view in self._views.items():
-            self._refuse_pictures_of_tools(batch)
-            prompts = viewed(batch["prompts"], batch["group_ids"], view)
+            self._refuse_images_of_tools(batch)
+            prompts = ablate_prompts(batch["prompts"], batch["group_ids"], view)
             columns = prompt_columns(prompts, self._tokenizer.pad_token_id, batch["prompt_ids"].device)
             seen = self._score({**batch, **columns, "prompts": prompts}, frozenset({"log_probs"}))
             batch = {**batch, name: seen["log_probs"]}
         return batch
 
-    def _refuse_pictures_of_tools(self, batch: Batch) -> None:
-        """A view changes prompts only: a picture in a response would be left without its features."""
+    def _refuse_images_of_tools(self, batch: Batch) -> None:
+        """A view changes prompts only: an image in a response would be left without its features."""
         visual = visual_token_mask(batch["completion_ids"], self._visual_token_ids)
         found = (visual & batch["completion_mask"].bool()).any(1).nonzero()
         if len(found):
             raise ValueError(
-                f"A tool has put a picture into a rollout of row {int(batch['row_index'][int(found[0])])}, but "
-                f"shaping={self.args.shaping!r} compares rollouts behind other pictures, which is known for those of "
+                f"A tool has put an image into a rollout of row {int(batch['row_index'][int(found[0])])}, but "
+                f"shaping={self.args.shaping!r} compares rollouts behind other images, which is known for those of "
                 "prompts only. Choose another shaping, or a tool that returns text."
             )
 

@@ -4,13 +4,13 @@ from typing import Any
 
 from datasets import IterableDataset
 
+from vgpo.data.media_columns import has_media_column
 from vgpo.trl.config import VGPOConfig
-from vgpo.trl.picture_columns import has_picture_column
 
 
 def stores_images(dataset: Any) -> bool:
     """Whether images are stored in a data set; what is streamed, or made by a transform, is not known before."""
-    return not isinstance(dataset, IterableDataset) and has_picture_column(dataset.with_format(None))
+    return not isinstance(dataset, IterableDataset) and has_media_column(dataset.with_format(None))
 
 
 def refuse_colocate(config: VGPOConfig) -> None:

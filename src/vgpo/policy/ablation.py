@@ -1,13 +1,13 @@
-"""The same rollouts behind prompts with less to look at: pictures with black patches, or no pictures at all.
+"""The same rollouts after ablated prompts: images with black patches, or no images.
 
-A shaping that compares a policy with and without its pictures declares one of `VIEWS` among its signals; the trainer
+A shaping that compares a policy with and without its images declares one of `ABLATIONS` among its signals. The trainer
 runs one pass without a gradient for each that is declared, once per generation batch.
 
-Patches are blackened in the pixels that the processor has made, after its resize: no picture is decoded or resized a
+Patches are blackened in the pixels that the processor has made, after its resize: no image is decoded or resized a
 second time, the number of tokens stays, and a black patch is exactly a patch of the model's vision tower (14 pixels
 for Qwen2.5-VL and its like, 16 for Qwen3-VL), whole and aligned, for every family. Which patches are black is drawn
 from the run's seed and the number of the group: a resumed run draws the same, however its batch is divided. The
-rollouts of a group are compared behind the same black patches, so that they share the prompt; Algorithm 1 of arXiv
+rollouts of a group are compared with the same black patches, so that they share the prompt; Algorithm 1 of arXiv
 2510.09285 draws patches for each rollout.
 """
 
@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from vgpo.trl.prompts import EncodedPrompt
+from vgpo.policy.prompts import EncodedPrompt
 
 BLACK_SHARE = 0.5  # of the patches, arXiv 2510.09285
-View = Callable[[EncodedPrompt, int], EncodedPrompt]
+InputAblation = Callable[[EncodedPrompt, int], EncodedPrompt]
 
 
 @dataclass(frozen=True)
 class BlackPatches:
-    """Blackens patches of the pictures that a processor has prepared.
+    """Blackens patches of the images that a processor has prepared.
 
     Args:
         side: pixels along a patch.
@@ -53,17 +53,17 @@ class BlackPatches:
         if side is None:
             raise ValueError(
                 f"The configuration of this model (model_type {config.model_type!r}) has no vision_config.patch_size, "
-                "so that no patches of its pictures can be blackened. Choose a shaping without corrupted pictures."
+                "so that no patches of its images can be blackened. Choose a shaping without corrupted images."
             )
         return cls(side if isinstance(side, int) else side[0], black_pixel(processor.image_processor), seed)
 
     def __call__(self, prompt: EncodedPrompt, group: int) -> EncodedPrompt:
-        """The prompt with each patch of its pictures black at random."""
-        if "pixel_values" not in prompt.pictures:
+        """The prompt with each patch of its images black at random."""
+        if "pixel_values" not in prompt.media:
             return prompt
         draw = np.random.default_rng([self.seed, group])
-        pixels = self._blackened(prompt.pictures["pixel_values"], draw)
-        return replace(prompt, pictures={**prompt.pictures, "pixel_values": pixels})
+        pixels = self._blackened(prompt.media["pixel_values"], draw)
+        return replace(prompt, media={**prompt.media, "pixel_values": pixels})
 
     def _blackened(self, pixels: Tensor, draw: np.random.Generator) -> Tensor:
         black = self.black.to(pixels)
@@ -72,17 +72,17 @@ class BlackPatches:
             return torch.where(is_black, black.repeat_interleave(pixels.shape[1] // len(black)), pixels)
         if pixels.ndim < 4 or pixels.shape[-3] != len(black):
             raise ValueError(
-                f"pixel_values have shape {tuple(pixels.shape)}, expected rows of patches (N, D), or pictures that "
+                f"pixel_values have shape {tuple(pixels.shape)}, expected rows of patches (N, D), or images that "
                 f"end in ({len(black)}, height, width): no patches can be blackened in another form. Choose a shaping "
-                "without corrupted pictures."
+                "without corrupted images."
             )
         *rest, _, height, width = pixels.shape
         patches = (*rest, 1, -(-height // self.side), -(-width // self.side))
         is_black = self._draw(draw, patches, pixels.device)
         is_black = is_black.repeat_interleave(self.side, -2).repeat_interleave(self.side, -1)[..., :height, :width]
         # A tile of zeros fills up a prompt with fewer tiles, and by its zeros a model knows it.
-        is_picture = pixels.ne(0).any(-1, keepdim=True).any(-2, keepdim=True).any(-3, keepdim=True)
-        return torch.where(is_black & is_picture, black[:, None, None], pixels)
+        is_image = pixels.ne(0).any(-1, keepdim=True).any(-2, keepdim=True).any(-3, keepdim=True)
+        return torch.where(is_black & is_image, black[:, None, None], pixels)
 
     def _draw(self, draw: np.random.Generator, shape: Sequence[int], device: torch.device) -> Tensor:
         return torch.from_numpy(draw.random(shape) < self.share).to(device)
@@ -96,11 +96,11 @@ def black_pixel(image_processor: Any) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WithoutPictures:
-    """Takes the picture tokens out of a prompt, and its pictures with them.
+class TextOnly:
+    """Takes the image tokens out of a prompt, and its images with them.
 
     Args:
-        token_ids: placeholders of pictures, and marks that open one.
+        token_ids: placeholders of images, and marks that open one.
     """
 
     token_ids: Sequence[int]
@@ -113,33 +113,26 @@ class WithoutPictures:
             return [value for value, stay in zip(values, stays, strict=True) if stay]
 
         types = {name: kept(values) for name, values in prompt.token_types.items()}
-        return EncodedPrompt(kept(prompt.token_ids), num_images=0, pictures={}, token_types=types)
+        return EncodedPrompt(kept(prompt.token_ids), num_images=0, media={}, token_types=types)
 
 
 # Signals of `vgpo.shaping.Signals`, and how the prompts are made that they come from.
-VIEWS: Mapping[str, Callable[..., View]] = {
+ABLATIONS: Mapping[str, Callable[..., InputAblation]] = {
     "corrupted_log_probs": lambda config, processor, seed, banned: BlackPatches.of(config, processor, seed),
-    "blind_log_probs": lambda config, processor, seed, banned: WithoutPictures(banned),
+    "text_only_log_probs": lambda config, processor, seed, banned: TextOnly(banned),
 }
 
 
-def viewed(prompts: Sequence[EncodedPrompt], group_ids: Tensor, view: View) -> list[EncodedPrompt]:
-    """The prompts of rollouts in another view; rollouts of a group that share a prompt share its view.
+def ablate_prompts(
+    prompts: Sequence[EncodedPrompt], group_ids: Tensor, ablation: InputAblation
+) -> list[EncodedPrompt]:
+    """The ablated prompts of rollouts; rollouts of a group that share a prompt share its ablation.
 
     Args:
         prompts: of B rollouts.
         group_ids: int64 (B,).
-        view: applied to each prompt of a group once.
+        ablation: applied to each prompt of a group once.
     """
     keys = [(id(prompt), group) for prompt, group in zip(prompts, group_ids.tolist(), strict=True)]
-    views = {key: view(prompt, key[1]) for key, prompt in dict(zip(keys, prompts, strict=True)).items()}
-    return [views[key] for key in keys]
-
-
-def prompt_columns(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """The prompts as a batch holds them: ids and mask, padded on the left, (B, P)."""
-    width = max(len(prompt.token_ids) for prompt in prompts)
-    pads = [width - len(prompt.token_ids) for prompt in prompts]
-    ids = [[pad_token_id] * pad + prompt.token_ids for pad, prompt in zip(pads, prompts, strict=True)]
-    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-    return {"prompt_ids": torch.tensor(ids, device=device), "prompt_mask": torch.tensor(mask, device=device)}
+    ablated = {key: ablation(prompt, key[1]) for key, prompt in dict(zip(keys, prompts, strict=True)).items()}
+    return [ablated[key] for key in keys]

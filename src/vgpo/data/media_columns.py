@@ -1,4 +1,4 @@
-"""Whether a data set holds pictures, told without decoding one."""
+"""Whether a data set holds images, told without decoding one."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ import pyarrow.compute as pc
 from datasets import Image, IterableDataset
 
 
-def has_picture_column(dataset: Any) -> bool:
-    """Whether a data set holds any picture: a column of that name with a value in it.
+def has_media_column(dataset: Any) -> bool:
+    """Whether a data set holds any image: a column of that name with a value in it.
 
     A column that is made on access (by a transform), or streamed, is believed to hold one, and so are messages with a
-    place for pictures.
+    place for images.
     """
     if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
         return True
@@ -21,7 +21,7 @@ def has_picture_column(dataset: Any) -> bool:
 
 
 def _has_place(feature: Any) -> bool:
-    """Whether values of a feature may hold a picture, as the content of a message may."""
+    """Whether values of a feature may hold an image, as the content of a message may."""
     if isinstance(feature, dict):
         return "image" in feature or any(map(_has_place, feature.values()))
     return isinstance(feature, Image) or ("feature" in vars(feature) and _has_place(feature.feature))

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vgpo.focus import record_layer_similarity, record_similarity, visual_token_mask
+from vgpo.policy.blank_media import blank_media
+from vgpo.policy.prompts import EncodedPrompt, has_media, joined_media, token_types
 from vgpo.shared_prompt import Packing, pack_prompts, packed_rows
-from vgpo.trl.blank_picture import blank_picture
-from vgpo.trl.prompts import EncodedPrompt, has_pictures, joined_pictures, token_types
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a pass tells of B responses of up to T tokens.
+    """Outputs of a pass for B responses of up to T tokens.
 
     Args:
         log_probs: (B, T), of the policy's tokens; 0 for padding.
@@ -34,8 +34,8 @@ class Scores:
 
     def signals(self) -> dict[str, Tensor]:
         """What a shaping may look at, detached, by its name in `vgpo.shaping.Signals`."""
-        told = {name: vars(self)[name] for name in ("log_probs", "entropy", "similarity", "layer_similarity")}
-        return {name: value.detach() for name, value in told.items() if value is not None}
+        outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", "similarity", "layer_similarity")}
+        return {name: value.detach() for name, value in outputs.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Rows:
     def packing(self, visual_token_ids: Sequence[int]) -> Packing | None:
         """How the rows can be packed, or None if no two of them share a prompt.
 
-        Nor if a prompt ends in a picture token: a prompt's last token is repeated, and this one has but one feature.
+        Nor if a prompt ends in an image token: a prompt's last token is repeated, and this one has but one feature.
         """
         prompt_of_row = [id(prompt) for prompt in self.prompts]
         if len(set(prompt_of_row)) == len(self.prompts):
@@ -82,9 +82,9 @@ class ModelInput:
     Args:
         input_ids: (n, L).
         attention_mask: (n, L).
-        labels: what the head scores, -100 elsewhere: (n, L), or (B, 1 + T) behind a packing.
-        visual_prompt: picture tokens of the prompts, bool (n, P or more).
-        token_types: the fields that mark picture tokens, (n, L) each.
+        labels: what the head scores, -100 elsewhere: (n, L), or (B, 1 + T) after unpacking.
+        visual_prompt: image tokens of the prompts, bool (n, P or more).
+        token_types: the fields that mark image tokens, (n, L) each.
         prompts: the prompt of each row.
         packing: how the rows were packed, if they were.
     """
@@ -146,17 +146,17 @@ def score_rows(
     Args:
         model: the policy or a reference, wrapped or not.
         rows: what it reads.
-        visual_token_ids: ids of picture tokens.
+        visual_token_ids: ids of image tokens.
         share: compute a prompt once for all rows of a batch that share it.
         similarity: record visual similarity.
         layer_similarity: record visual similarity in all layers.
-        blank: a picture that the vision tower looks at in passes over text alone.
+        blank: an image that the vision tower looks at in passes over text alone.
         batch_size: rows at a time; all by default.
         kwargs: passed on to the model.
     """
-    wanted = {"similarity": similarity, "layer_similarity": layer_similarity}
+    recorded = {"similarity": similarity, "layer_similarity": layer_similarity}
     scores = [
-        _score_chunk(model, chunk, visual_token_ids, share=share, blank=blank, **wanted, **kwargs)
+        _score_chunk(model, chunk, visual_token_ids, share=share, blank=blank, **recorded, **kwargs)
         for chunk in rows.chunks(batch_size or len(rows.prompts))
     ]
     aux_losses = [score.aux_loss for score in scores if score.aux_loss is not None]
@@ -197,15 +197,15 @@ def _score_chunk(
             layer_mean = stack.enter_context(record_layer_similarity(model, inputs.visual_prompt, unpack))
         if packing is not None:
             stack.enter_context(packed_rows(model, packing))
-        if blank and not has_pictures(rows.prompts):
-            stack.enter_context(blank_picture(model, blank))
+        if blank and not has_media(rows.prompts):
+            stack.enter_context(blank_media(model, blank))
         outputs = model(
             input_ids=inputs.input_ids,
             attention_mask=inputs.attention_mask,
             labels=inputs.labels,
             fused_lm_head=True,
             **inputs.token_types,
-            **joined_pictures(inputs.prompts),
+            **joined_media(inputs.prompts),
             **kwargs,
         )
     width = rows.input_ids.shape[1] - rows.prompt_width

@@ -1,20 +1,17 @@
 """Responses of a policy to encoded prompts, and the rows in which a model reads them again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl import prepare_multimodal_messages
 
-from vgpo.focus import named_visual_token_ids, visual_token_mask
-from vgpo.study.evaluate import evaluation_mode, greedy_decoding
-from vgpo.trl.corruption import prompt_columns
-from vgpo.trl.forward import Rows
-from vgpo.trl.prompts import EncodedPrompt, encoded_prompt, joined_pictures, token_types
+from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_mask
+from vgpo.policy.prompts import EncodedPrompt, joined_media, prompt_columns, token_types
+from vgpo.policy.scoring import Rows
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,30 @@ class Responses:
         return self.rows.input_ids[:, self.rows.prompt_width :]
 
 
-def encode(
-    processor: ProcessorMixin, row: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any], device: torch.device
-) -> EncodedPrompt:
-    """The prompt of a row of `vgpo.data.to_prompts`."""
-    fields = processor.apply_chat_template(
-        [prepare_multimodal_messages(row["prompt"], images=row["images"])],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        **chat_template_kwargs,
+def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
+    """The most likely token each time, whatever sampling the checkpoint's own generation config asks for."""
+    declared = model.generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    tokenizer = processor.tokenizer
+    ends = {token for token in (*declared, tokenizer.eos_token_id) if token is not None}
+    return GenerationConfig(
+        do_sample=False,
+        # Neutral values, lest the checkpoint's own be filled in.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        # A generated image token would ask for an image that is not there.
+        suppress_tokens=banned_token_ids(model.config),
+        use_cache=True,
+        disable_compile=True,
     )
-    return encoded_prompt(fields["input_ids"][0], len(row["images"]), dict(fields), device)
 
 
-def sampling(
+def sampled_decoding(
     model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
 ) -> GenerationConfig:
     """Draws from the whole softmax, with the end and banned tokens of greedy decoding."""
@@ -59,15 +65,15 @@ def sampling(
 
 
 def respond(
-    model: PreTrainedModel, prompts: Sequence[EncodedPrompt], decoding: GenerationConfig, *, seed: int
+    model: PreTrainedModel, prompts: Sequence[EncodedPrompt], decoding: GenerationConfig, *, seed: int = 0
 ) -> Responses:
     """Generate a response to each prompt. A prompt may be there several times, for several samples.
 
     Args:
         model: On its device; its mode is left as it was found.
         prompts: On the same device.
-        decoding: Of `sampling` or `vgpo.study.evaluate.greedy_decoding`.
-        seed: Draws the samples; the same for the same prompts in the same order.
+        decoding: Of `greedy_decoding` or `sampled_decoding`.
+        seed: Of the samples; the same for the same prompts in the same order.
     """
     prompt = prompt_columns(prompts, decoding.pad_token_id, model.device)
     ids, prompt_mask = prompt["prompt_ids"], prompt["prompt_mask"]
@@ -78,7 +84,7 @@ def respond(
             input_ids=ids,
             attention_mask=prompt_mask,
             **token_types(prompts, visual, ids.shape[1]),
-            **joined_pictures(prompts),
+            **joined_media(prompts),
             generation_config=decoding,
         )
     mask = response_mask(sequences[:, ids.shape[1] :], decoding.eos_token_id)
@@ -102,3 +108,16 @@ def response_mask(responses: Tensor, end_ids: list[int]) -> Tensor:
     """True up to the first end token and at it; bool (B, T)."""
     ends = torch.isin(responses, torch.tensor(end_ids, device=responses.device))
     return ends.cumsum(1) - ends.long() == 0
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout and no gradients inside; the mode of every module as before outside."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,194 @@
+"""Prompts as the processor encodes them: once each, however many rollouts they have."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from vgpo.media import IMAGE_COLUMNS, TOKEN_TYPE_FIELDS
+
+PER_TOKEN_FIELDS = (*TOKEN_TYPE_FIELDS, "input_ids", "attention_mask")
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt for the model. Rollouts of one prompt hold the same object, and by that they share it.
+
+    Args:
+        token_ids: the prompt, unpadded.
+        num_images: how many images it has.
+        media: the tensors of its images that the model's forward takes, without padding to other prompts; empty for
+            text.
+        token_types: those of `vgpo.media.TOKEN_TYPE_FIELDS` that the processor gives, one number per token.
+    """
+
+    token_ids: list[int]
+    num_images: int
+    media: dict[str, Tensor]
+    token_types: dict[str, list[int]]
+
+    def types_of(self, name: str) -> list[int]:
+        """One token-type field; zeros where the processor left it out, as for text."""
+        return self.token_types.get(name, [0] * len(self.token_ids))
+
+
+def encode(
+    processor: ProcessorMixin, row: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any], device: torch.device
+) -> EncodedPrompt:
+    """The prompt of a row of `vgpo.data.to_prompts`, as training encodes it."""
+    fields = processor.apply_chat_template(
+        [messages_with_images(row["prompt"], row["images"])],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        **chat_template_kwargs,
+    )
+    return encoded_prompt(fields["input_ids"][0], len(row["images"]), dict(fields), device)
+
+
+def row_with_images_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose images are in the messages of its prompt, and nowhere else.
+
+    Raises:
+        ValueError: the row has images and its prompt is not a list of messages.
+    """
+    if row.keys().isdisjoint(IMAGE_COLUMNS):
+        return row
+    images = row.get("images") or [image for image in [row.get("image")] if image is not None]
+    rest = {name: value for name, value in row.items() if name not in IMAGE_COLUMNS}
+    prompt = row["prompt"]
+    if isinstance(prompt, list) and prompt and "role" in prompt[0]:
+        return {**rest, "prompt": messages_with_images(prompt, images)}
+    if images:
+        raise ValueError(
+            f"A row has {len(images)} image(s), but its prompt is {type(prompt).__name__}, expected a list of "
+            "messages: leave the chat template to the trainer."
+        )
+    return rest
+
+
+def messages_with_images(messages: Sequence[Message], images: Sequence[Any]) -> list[dict[str, Any]]:
+    """Messages as lists of blocks, with `images` in their image blocks, in order.
+
+    Text content becomes a text block. Without an image block, all images go before the first text of a user. Blocks
+    that hold an image already stay as they are.
+
+    Raises:
+        ValueError: there are more or fewer images than image blocks for them.
+    """
+    blocks = [_as_blocks(message.get("content")) for message in messages]
+    if images and not any(block["type"] == "image" for content in blocks for block in content):
+        first = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+        if first is not None:
+            blocks[first] = [*({"type": "image"} for _ in images), *blocks[first]]
+    rest = iter(images)
+    filled = [
+        [{**block, "image": next(rest, None)} if _awaits_image(block) else block for block in content]
+        for content in blocks
+    ]
+    num_blocks = sum(_awaits_image(block) for content in blocks for block in content)
+    if num_blocks != len(images):
+        raise ValueError(
+            f"A prompt has {num_blocks} image block(s) and {len(images)} image(s). Give each image one block of "
+            '{"type": "image"}, or none at all.'
+        )
+    return [
+        {**message, "content": content} if message.get("content") is not None else dict(message)
+        for message, content in zip(messages, filled, strict=True)
+    ]
+
+
+def _as_blocks(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+
+
+def _awaits_image(block: Mapping[str, Any]) -> bool:
+    return block["type"] == "image" and "image" not in block
+
+
+def prompt_key(prompt: Any) -> Hashable:
+    """Equal for prompts of the same text and the very same images."""
+    if isinstance(prompt, dict):
+        return tuple((name, prompt_key(value)) for name, value in prompt.items())
+    if isinstance(prompt, list):
+        return tuple(map(prompt_key, prompt))
+    return prompt if isinstance(prompt, str) else id(prompt)
+
+
+def encoded_prompt(
+    token_ids: list[int], num_images: int, fields: dict[str, Any], device: torch.device
+) -> EncodedPrompt:
+    """A prompt out of what a processor returns for it alone."""
+    types = {name: list(fields[name][0]) for name in TOKEN_TYPE_FIELDS if name in fields}
+    return EncodedPrompt(list(token_ids), num_images, media_fields(fields, device), types)
+
+
+def media_fields(encoded: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """The processor's output without its per-token fields, as tensors on a device."""
+    fields = {name: value for name, value in encoded.items() if name not in PER_TOKEN_FIELDS}
+    tensors = {name: value if isinstance(value, Tensor) else np.array(value) for name, value in fields.items()}
+    return {name: torch.as_tensor(value).to(device) for name, value in tensors.items()}
+
+
+def joined_media(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    """The media of several prompts, concatenated in order; a field that no prompt has is left out."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.media)
+    values = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
+    return {name: torch.cat(pad_to_widest(tensors, 0, left=False)) for name, tensors in values.items()}
+
+
+def has_media(prompts: Sequence[EncodedPrompt]) -> bool:
+    """Whether a forward pass over these prompts runs the vision tower."""
+    return any(prompt.media for prompt in prompts)
+
+
+def prompt_columns(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
+    """The prompts as a batch holds them: ids and mask, padded on the left, (B, P)."""
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    pads = [width - len(prompt.token_ids) for prompt in prompts]
+    ids = [[pad_token_id] * pad + prompt.token_ids for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    return {"prompt_ids": torch.tensor(ids, device=device), "prompt_mask": torch.tensor(mask, device=device)}
+
+
+def token_types(prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int) -> dict[str, Tensor]:
+    """The token-type fields of padded rows: the processor's for prompts, and 1 for images in responses.
+
+    Args:
+        prompts: the prompt of each of B rows.
+        visual: image tokens, bool (B, P + T).
+        prompt_width: P.
+    """
+    fields = {}
+    for name in dict.fromkeys(name for prompt in prompts for name in prompt.token_types):
+        columns = torch.zeros(len(prompts), prompt_width, dtype=torch.long)
+        for column, prompt in zip(columns, prompts, strict=True):
+            column[prompt_width - len(prompt.token_ids) :] = torch.tensor(prompt.types_of(name))
+        fields[name] = torch.cat([columns.to(visual.device), visual[:, prompt_width:].long()], dim=1)
+    return fields
+
+
+def generation_fields(prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
+    """All fields but ids in the form in which TRL generates from them: token types as lists, one per prompt."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.token_types)
+    types = {name: [prompt.types_of(name) for prompt in prompts] for name in names}
+    return {**joined_media(prompts), **types}
+
+
+def pad_to_widest(values: list[Tensor], fill: int, *, left: bool) -> list[Tensor]:
+    """Pad all dimensions but the first to the largest among `values`."""
+    widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    padded = []
+    for value in values:
+        shorts = [wide - size for wide, size in zip(widest, value.shape[1:], strict=True)]
+        # F.pad counts dimensions from the last one.
+        pads = [side for short in reversed(shorts) for side in ((short, 0) if left else (0, short))]
+        padded.append(F.pad(value, pads, value=fill))
+    return padded
