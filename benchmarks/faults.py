@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vgpo.checkpoints import CheckpointStore
-from vgpo.report.environment import describe_environment
+from vgpo.run.environment import describe_environment
 from vgpo.toy import write_datasets
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,9 @@ import atheris
 
 with atheris.instrument_imports(include=["vgpo.rewards", "vgpo.report", "vgpo.text", "vgpo.pages", "vgpo.data"]):
     from tests.hostile import checks
-    from vgpo.report import RunFolder, report_data
+    from vgpo.report import report_data
     from vgpo.rewards import Grader
+    from vgpo.run import RunFolder
 
 from tests.hostile.escapes import DELETE, KILL, POISON
 from tests.hostile.texts import NASTY

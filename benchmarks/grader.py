@@ -26,9 +26,9 @@ from typing import Any
 
 from mathruler.grader import extract_boxed_content, grade_answer
 
-from vgpo.report.environment import cpu_name
 from vgpo.rewards import Grader
 from vgpo.rewards.process import WorkerServer
+from vgpo.run.environment import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 

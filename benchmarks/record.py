@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from vgpo.report.environment import cpu_name, describe_environment
+from vgpo.run.environment import cpu_name, describe_environment
 
 LIBRARIES = ("torch", "transformers", "trl")
 

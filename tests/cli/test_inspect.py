@@ -12,7 +12,7 @@ from vgpo.cli import app
 from vgpo.commands import inspect as command
 from vgpo.commands.recipe import RecipeError
 from vgpo.inspection import Inspection
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path
 
 CONFIG = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.cli import even_sum, sharded_cli
 from vgpo.commands.recipe import load_recipe, recipe_folder
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path, write_datasets
 
 ACCELERATE = recipe_folder() / "accelerate"

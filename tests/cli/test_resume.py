@@ -22,7 +22,7 @@ from vgpo.checkpoints import CheckpointStore
 from vgpo.cli import app
 from vgpo.commands import train
 from vgpo.commands.signals import StopOnSignal
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 from vgpo.toy import write_datasets
 
 STEPS = 4

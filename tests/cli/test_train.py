@@ -19,7 +19,7 @@ from vgpo.checkpoints import CheckpointStore
 from vgpo.cli import app
 from vgpo.commands import quickstart, setup, train
 from vgpo.commands.recipe import RecipeError
-from vgpo.report import RunFolder, RunFolderError
+from vgpo.run import RunFolder, RunFolderError
 from vgpo.study import Evaluation
 from vgpo.toy import write_datasets
 from vgpo.trl import NonFiniteError
@@ -103,7 +103,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
     words = ["--run_dir", run_dir, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
     done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)])
     assert "no such model" in done.stderr
-    RunFolder(run_dir).refuse_taken()
+    RunFolder(run_dir).require_free()
 
 
 SCORES = Evaluation(0.5, 0.2, 0.8, num_questions=10, num_correct=5, num_unanswered=0, num_truncated=0, answers=[])
@@ -166,7 +166,7 @@ def test_a_run_that_ends_early_has_its_report(
     invoke_stand_in: Callable[..., tuple[Result, RunFolder]], ending: BaseException, status: int, reason: str
 ) -> None:
     done, folder = invoke_stand_in(ending=ending)
-    assert {**folder.read_broken_off(), "time": 0} == {"step": 2, "time": 0, "reason": reason}
+    assert {**folder.read_interrupted(), "time": 0} == {"step": 2, "time": 0, "reason": reason}
     assert done.exit_code == status
     assert f"stopped at step 2; metrics, rollouts and report are in {folder.path}" in done.stdout
     assert "Traceback" not in done.output

@@ -21,9 +21,9 @@ from tests.hostile.texts import NASTY
 from tests.report.run_records import evaluation, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
-from vgpo.report import RunFolder, RunFolderError
-from vgpo.report.storage import append_records
 from vgpo.report.watched import WatchedRun, pace_of
+from vgpo.run import RunFolder, RunFolderError
+from vgpo.run.storage import append_records
 
 NOW = 10_000.0
 STEERING = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -183,10 +183,10 @@ def test_a_run_that_was_stopped_is_over_before_its_end(make_folder):
 def test_a_run_that_an_error_ended_says_by_what(make_folder):
     folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
     log(folder, *range(1, 31))
-    folder.write_broken_off(30, ValueError("no picture\x1b[2J in row 7\nsecond line"))
+    folder.write_interrupted(30, ValueError("no picture\x1b[2J in row 7\nsecond line"))
     watched = read(folder)
     assert watched.over
-    shown = text_of(watched, now=folder.read_broken_off()["time"] + 720)
+    shown = text_of(watched, now=folder.read_interrupted()["time"] + 720)
     assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
     assert "second line" not in shown
     assert "left" not in shown

@@ -37,10 +37,11 @@ from vgpo.commands.train import build_trainer
 from vgpo.data import to_prompts
 from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.report import RunCallback, RunFolder
+from vgpo.run import RunFolder
 from vgpo.shared_prompt import why_not_shared
 from vgpo.trl import VGPOConfig, VGPOTrainer
 from vgpo.trl.batches import Batch
+from vgpo.trl.callback import RunCallback
 
 GROUP = 2
 # Every batch has a row of each: text only, and one, two and three pictures.

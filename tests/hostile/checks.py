@@ -11,9 +11,10 @@ from tests.report.run_records import rollout
 from vgpo.answers import compare_text, is_words
 from vgpo.data import DatasetSummary
 from vgpo.data.preview import Preview, SetCheck, write_page
-from vgpo.report import RunFolder, render, report_data
+from vgpo.report import render, report_data
 from vgpo.rewards import Grader, extract_boxed, format_reward, strip_outer_box
 from vgpo.rewards.grammar import is_unsafe
+from vgpo.run import RunFolder
 from vgpo.text import visible
 
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")

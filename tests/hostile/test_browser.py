@@ -7,7 +7,8 @@ from tests.hostile.texts import NASTY
 from tests.report.chromium import Chromium
 from tests.report.run_records import rollout
 from vgpo.data.preview import write_page
-from vgpo.report import RunFolder, write_report
+from vgpo.report import write_report
+from vgpo.run import RunFolder
 from vgpo.text import visible
 
 

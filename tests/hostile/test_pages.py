@@ -7,7 +7,8 @@ from hypothesis import given, settings
 
 from tests.hostile.checks import check_data_page, check_run_folder, check_settings, write_rollouts
 from tests.hostile.texts import LONG, NASTY, hostile_text
-from vgpo.report import RunFolder, report_data
+from vgpo.report import report_data
+from vgpo.run import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tests.families.build import picture
 from tests.inspection.small import read_by, row, small_model
 from tests.report.run_records import rollout
 from vgpo.inspection.questions import StoredRolloutsError, questions_of, stored_questions
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 
 FIRST, SECOND = picture(56, 28, seed=1), picture(28, 28, seed=2)
 

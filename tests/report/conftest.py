@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from PIL import Image
 
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 
 ATTACKS = [
     "</script><script>document.title = 'broken'</script>",

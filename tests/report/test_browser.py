@@ -9,7 +9,7 @@ import pytest
 from tests.report.chromium import Chromium
 from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
 from vgpo.report import write_report
-from vgpo.report.storage import append_records
+from vgpo.run.storage import append_records
 
 
 @pytest.fixture

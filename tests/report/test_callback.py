@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from vgpo.report import RunCallback
+from vgpo.trl.callback import RunCallback
 
 
 class Line(torch.nn.Module):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.report.run_records import fill, rollout
-from vgpo.report import RunFolder, live, render, report_data
+from vgpo.report import live, render, report_data
 from vgpo.report.live import LiveReport
+from vgpo.run import RunFolder
 
 
 class Clock:
@@ -151,7 +152,7 @@ def test_a_disk_that_is_full_leaves_the_page_before(make_run, monkeypatch: pytes
             file.write(data[:1000])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vgpo.report.storage.write_all", refuse)
+    monkeypatch.setattr("vgpo.run.storage.write_all", refuse)
     report.draw(live=True)
     assert folder.report_path.read_bytes() == before
     assert "No space left on device" in str(caplog.records[0].exc_info[1])

@@ -6,8 +6,8 @@ import pytest
 
 from tests.report.chromium import Chromium
 from tests.report.run_records import fill, rollout
-from vgpo.report import RunFolder
 from vgpo.report.live import LiveReport
+from vgpo.run import RunFolder
 
 
 @pytest.fixture

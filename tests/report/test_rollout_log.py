@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.report.run_records import evaluation, fill, rollout
-from vgpo.report import RunFolder, RunFolderError, report_data, storage
+from vgpo.report import report_data
+from vgpo.run import RunFolder, RunFolderError, storage
 
 LIMIT = 40_000
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from tests.report.run_records import evaluation, rollout
 from vgpo.cli import app
-from vgpo.report import RunFolder, RunFolderError, report_data, storage
+from vgpo.report import report_data
+from vgpo.run import RunFolder, RunFolderError, storage
 
 
 class Schedule(StrEnum):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vgpo.report import RunFolderError, storage
-from vgpo.report.storage import append_records, keep_lines, last_complete_line, read_records
-from vgpo.report.tail import Tail
+from vgpo.run import RunFolderError, storage
+from vgpo.run.storage import append_records, keep_lines, last_complete_line, read_records
+from vgpo.run.tail import Tail
 
 
 class Reader:

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tests.report.run_records import ATTACKS, rollout
-from vgpo.report.trackers import TrackedRollouts, code_block
+from vgpo.trl.trackers import TrackedRollouts, code_block
 
 
 def group() -> list[dict[str, Any]]:

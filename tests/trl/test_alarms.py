@@ -8,9 +8,10 @@ import pytest
 from tests.trl.tiny import coin
 from vgpo.checkpoints import CheckpointStore, load_tree, save_tree
 from vgpo.commands.train import ERRORS
-from vgpo.report import RunCallback, RunFolder
+from vgpo.run import RunFolder
 from vgpo.trl import AlarmError, VGPOConfig, VGPOTrainer
 from vgpo.trl.alarms import RULES, Alarms
+from vgpo.trl.callback import RunCallback
 
 LINES = 3
 # Of each rule: a metric, values that are bad by default, one that is not, and what the message says was found.

@@ -358,7 +358,7 @@ def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
     trainer._prompts, trainer._images = [None], [[]]
     trainer._add_tool_images([[]])
     with pytest.raises(
-        ValueError, match=r"put a picture into a rollout, but mask_truncated_completions.*Set it to False"
+        ValueError, match=r"put an image into a rollout, but mask_truncated_completions.*Set it to False"
     ):
         trainer._add_tool_images([[PIL.Image.new("RGB", (56, 56))]])
 

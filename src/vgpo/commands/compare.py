@@ -16,7 +16,7 @@ from vgpo.commands.study_file import PlannedRun, Study, StudyError, load_study
 from vgpo.commands.study_jobs import Workers, folder_of
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
-from vgpo.report import RunFolderError
+from vgpo.run import RunFolderError
 from vgpo.study.outputs import terminal_tables, write_outputs
 from vgpo.study.results import Place, study_data
 from vgpo.study.runs import StudyRun

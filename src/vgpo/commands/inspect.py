@@ -30,8 +30,8 @@ from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
 from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, questions_of, stored_questions
-from vgpo.report import RunFolder, RunFolderError
-from vgpo.report.storage import write_file
+from vgpo.run import RunFolder, RunFolderError
+from vgpo.run.storage import write_file
 
 ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError)
 NUM_ROWS = 50  # unless the user names rows

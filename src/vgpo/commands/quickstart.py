@@ -12,7 +12,8 @@ from vgpo.commands.recipe import load_recipe
 from vgpo.commands.signals import StopOnSignal
 from vgpo.commands.terminal import say
 from vgpo.commands.train import ERRORS, TrainedRun, train
-from vgpo.report import RunFolder, write_report
+from vgpo.report import write_report
+from vgpo.run import RunFolder
 from vgpo.toy import write_datasets
 
 __all__ = ["ERRORS", "run"]
@@ -25,7 +26,7 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     quiet_libraries()
     out = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     for name in RECIPES:
-        RunFolder(out / name.lower()).refuse_taken()
+        RunFolder(out / name.lower()).require_free()
     train_file, test_file = write_datasets(out / "data")
     words = ["--train_data", str(train_file), "--eval_data", str(test_file), "--seed", str(seed)]
     if max_steps is not None:

@@ -13,8 +13,8 @@ import yaml
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS
-from vgpo.report.run_folder import MAX_ROLLOUT_BYTES
 from vgpo.rewards import REWARDS, load_reward, reward_name
+from vgpo.run.folder import MAX_ROLLOUT_BYTES
 from vgpo.text import did_you_mean
 from vgpo.trl import VGPOConfig
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vgpo.report import RunFolderError, write_report
+from vgpo.report import write_report
+from vgpo.run import RunFolderError
 
 ERRORS = (RunFolderError,)
 

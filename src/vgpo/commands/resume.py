@@ -17,9 +17,9 @@ from vgpo.commands.setup import Setup
 from vgpo.commands.terminal import say
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
-from vgpo.report import RunFolder, RunFolderError
-from vgpo.report.storage import plain
 from vgpo.rewards import REWARDS
+from vgpo.run import RunFolder, RunFolderError
+from vgpo.run.storage import plain
 from vgpo.trl import VGPOConfig
 from vgpo.trl.resumable import IDENTITY, newest_checkpoint
 

@@ -14,7 +14,7 @@ from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, p
 from vgpo.commands.study_jobs import folder_of
 from vgpo.data import template_text
 from vgpo.data.sources import name_and_split
-from vgpo.report.storage import read_object, to_json, write_file
+from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.study.results import START
 from vgpo.study.runs import StudyRun
 

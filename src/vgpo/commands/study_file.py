@@ -19,7 +19,7 @@ from vgpo.commands.recipe import (
     load_recipe,
     read_mapping,
 )
-from vgpo.report.storage import write_file
+from vgpo.run.storage import write_file
 from vgpo.study.results import START, Comparison
 from vgpo.text import did_you_mean
 

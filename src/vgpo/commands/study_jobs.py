@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vgpo.commands.study_file import PlannedRun, write_recipe
 from vgpo.commands.terminal import say
-from vgpo.report.storage import last_complete_line, parse_object
+from vgpo.run.storage import last_complete_line, parse_object
 from vgpo.study.runs import StudyRun
 
 POLL_SECONDS = 0.5

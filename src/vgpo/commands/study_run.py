@@ -16,7 +16,7 @@ from vgpo.commands.loading import check_image_token, quiet_libraries
 from vgpo.commands.recipe import Recipe, load_recipe
 from vgpo.commands.setup import Setup
 from vgpo.commands.terminal import say
-from vgpo.report.storage import to_json, write_file
+from vgpo.run.storage import to_json, write_file
 from vgpo.study import Evaluation, evaluate
 from vgpo.study.probe import probe
 from vgpo.study.runs import StudyRun

@@ -26,11 +26,13 @@ from vgpo.commands.signals import StopOnSignal
 from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.policy.parts import parameter_table
-from vgpo.report import RunCallback, RunFolder, RunFolderError, write_report
-from vgpo.report.trackers import TrackedRollouts
+from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
+from vgpo.run import RunFolder, RunFolderError
 from vgpo.study import Evaluation, evaluate
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
+from vgpo.trl.callback import RunCallback
+from vgpo.trl.trackers import TrackedRollouts
 
 ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
@@ -92,7 +94,7 @@ def train(
     folder = RunFolder(Path(run.run_dir), run.max_rollout_bytes)
     goes_on = run.resume and (folder.path / "config.yaml").is_file()
     if not goes_on:
-        folder.refuse_taken()
+        folder.require_free()
     check_launch(run, config.world_size)
     setup = Setup(recipe, folder.path / "data")
     refuse_hopeless(setup, BEFORE_LOADING, console)
@@ -114,7 +116,7 @@ def train(
         return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
     except BaseException as error:
         if opening.is_open:
-            end_early(folder, trainer, console, error)
+            mark_interrupted(folder, trainer, console, error)
         raise
 
 
@@ -224,13 +226,13 @@ def put_in_place(folder: Path, place: Path) -> None:
         shutil.rmtree(old)
 
 
-def end_early(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
+def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
     """Mark a run that an error or a signal ends, and draw its report; that error stays the one that is reported."""
     if not trainer.args.should_save:
         return
     step, newest = trainer.state.global_step, None
     try:
-        folder.write_broken_off(step, error)
+        folder.write_interrupted(step, error)
         write_report([folder.path], folder.report_path)
         newest = trainer.checkpoints.newest_valid(contents=False).path  # whoever sent a signal may not wait long
     except Exception:

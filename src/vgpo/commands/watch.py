@@ -14,8 +14,8 @@ from rich.text import Text
 from vgpo.commands import plots
 from vgpo.commands.plots import SHORT, duration, short
 from vgpo.commands.terminal import say
-from vgpo.report import RunFolder, RunFolderError
 from vgpo.report.watched import WatchedRun
+from vgpo.run import RunFolder, RunFolderError
 from vgpo.text import visible
 
 ERRORS = (RunFolderError,)
@@ -125,8 +125,8 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     silence, longest = watched.silent_for(now), watched.pace().longest
     ago = "" if silence is None else f" {duration(silence)} ago"
     goes_on = "; --resume true goes on" if watched.checkpoint else ""
-    if watched.broken_off is not None:
-        end = watched.broken_off
+    if watched.interrupted is not None:
+        end = watched.interrupted
         return f"ended {duration(now - end['time'])} ago by {one_line(end['reason'])}{goes_on}", "bold"
     if watched.ended_early:
         return f"ended before its last step{goes_on}", "bold"

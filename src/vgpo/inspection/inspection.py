@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgpo.inspection.schema import PER_TOKEN, InspectionError, check_head, check_question
-from vgpo.report.storage import to_json, write_file
+from vgpo.run.storage import to_json, write_file
 
 if TYPE_CHECKING:
     import pandas

@@ -11,7 +11,7 @@ from datasets import Dataset
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
 from vgpo.inspection.schema import AGAIN, BLANK, OTHER
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 from vgpo.study.probe import OtherPictures, with_blank_pictures, with_other_pictures
 
 Row = Mapping[str, Any]

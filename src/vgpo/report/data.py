@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
-from vgpo.report.run_folder import RunFolder
-from vgpo.report.storage import RunFolderError
+from vgpo.run.folder import RunFolder
+from vgpo.run.storage import RunFolderError
 
 VERSION = 1
 MAX_RUNS = 8  # more lines than that cannot be told apart

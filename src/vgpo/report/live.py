@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 
 from vgpo.report.data import collect
 from vgpo.report.page import render
-from vgpo.report.rollout_log import ROLLOUT
 from vgpo.report.rollouts import RolloutSummary
-from vgpo.report.run_folder import RunFolder
-from vgpo.report.storage import write_file
-from vgpo.report.tail import Tail
+from vgpo.run.folder import RunFolder
+from vgpo.run.rollout_log import ROLLOUT
+from vgpo.run.storage import write_file
+from vgpo.run.tail import Tail
 
 MIN_PAUSE = 30.0  # seconds between two drawings
 MAX_SHARE = 0.01  # of the time, that drawing may take

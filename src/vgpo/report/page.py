@@ -9,7 +9,7 @@ from jinja2 import PackageLoader
 
 from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.data import report_data
-from vgpo.report.storage import write_file
+from vgpo.run.storage import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("elements.js", "charts.js", "tokens.js", "rollouts.js", "live.js", "main.js")

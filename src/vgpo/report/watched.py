@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps
-from vgpo.report.rollout_log import ROLLOUT
 from vgpo.report.rollouts import rollout_entry
-from vgpo.report.run_folder import SUMMARY, RunFolder
-from vgpo.report.storage import STEP, last_complete_line, parse_object
-from vgpo.report.tail import Tail
+from vgpo.run.folder import SUMMARY, RunFolder
+from vgpo.run.rollout_log import ROLLOUT
+from vgpo.run.storage import STEP, last_complete_line, parse_object
+from vgpo.run.tail import Tail
 
 RECENT = 50  # logged lines by which the pace is judged
 SILENCE = 60.0  # seconds without a line that are nothing to speak of
@@ -64,7 +64,7 @@ class WatchedRun:
         alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
         rollout: the rollout stored last, as of `rollout_entry`, or None.
         config, evaluation: as they stand in their files; empty while there is none.
-        broken_off: the mark that an error or a signal has ended the run, or None.
+        interrupted: the mark that an error or a signal has ended the run, or None.
         checkpoint: step of the newest whole checkpoint and the time of its end (seconds since 1970), or None.
     """
 
@@ -76,7 +76,7 @@ class WatchedRun:
         self.rollout: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
-        self.broken_off: dict[str, Any] | None = None
+        self.interrupted: dict[str, Any] | None = None
         self.resumed_from: list[int] = []
         self.checkpoint: tuple[int, float] | None = None
         self._started: float | None = None  # when it began or was last resumed, in seconds since 1970
@@ -86,7 +86,7 @@ class WatchedRun:
         self._config = Cached(self.folder.config_path, self.folder.read_config)
         self._environment = Cached(self.folder.environment_path, self.folder.read_environment)
         self._evaluation = Cached(self.folder.evaluation_path, self.folder.read_evaluation)
-        self._broken_off = Cached(self.folder.broken_off_path, self.folder.read_broken_off)
+        self._interrupted = Cached(self.folder.interrupted_path, self.folder.read_interrupted)
         self._resumes = Cached(self.folder.resumes_path, self.folder.read_resumes)
 
     def read(self) -> None:
@@ -97,7 +97,7 @@ class WatchedRun:
         """
         self.config = self._config.get() or {}
         self.evaluation = self._evaluation.get() or {}
-        self.broken_off = self._broken_off.get()
+        self.interrupted = self._interrupted.get()
         resumes, environment = self._resumes.get() or [], self._environment.get()
         self.resumed_from = [resumed["step"] for resumed in resumes]
         starts = [start["started"] for start in (environment, *resumes) if start is not None]
@@ -144,7 +144,7 @@ class WatchedRun:
     @property
     def over(self) -> bool:
         """Whether nothing more is to come: a run that went to its end is evaluated after training."""
-        if self.broken_off is not None:
+        if self.interrupted is not None:
             return True
         evaluates = self.config.get("eval_data") is not None and not self.ended_early
         return self.training_is_over and (not evaluates or self.evaluation.get("after") is not None)

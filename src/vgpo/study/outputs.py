@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vgpo.report.storage import to_json, write_file
+from vgpo.run.storage import to_json, write_file
 from vgpo.study.page import render_study
 from vgpo.study.results import LOOKS, NOTES, START
 from vgpo.study.statistics import smallest_p_value

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
 from vgpo.report.rollouts import NUM_DECILES
-from vgpo.report.storage import read_object
+from vgpo.run.storage import read_object
 from vgpo.study.runs import StudyRun
 from vgpo.study.statistics import (
     final_level,

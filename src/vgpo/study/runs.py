@@ -4,8 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from vgpo.report import RunFolder
-from vgpo.report.storage import read_object, to_json, write_file
+from vgpo.run import RunFolder
+from vgpo.run.storage import read_object, to_json, write_file
 
 SEAL = "done.json"
 RECIPE = "recipe.yaml"

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from vgpo.report.environment import code_diff, describe_environment, hide_secrets
-from vgpo.report.rollout_log import RolloutLog
-from vgpo.report.storage import (
+from vgpo.run.environment import code_diff, describe_environment, hide_secrets
+from vgpo.run.rollout_log import RolloutLog
+from vgpo.run.storage import (
     ANY,
     NUMBER,
     STEP,
@@ -46,7 +46,7 @@ ENVIRONMENT: Fields = {
 }
 RESUMED: Fields = {**STEP, "started": str}
 FINISHED: Fields = {**STEP, "epoch": NUMBER, "time": NUMBER}
-BROKEN_OFF: Fields = {**STEP, "time": NUMBER, "reason": str}
+INTERRUPTED: Fields = {**STEP, "time": NUMBER, "reason": str}
 EVALUATION: Fields = {
     "accuracy": NUMBER,
     "low": NUMBER,
@@ -57,15 +57,70 @@ EVALUATION: Fields = {
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """The files of one run. `create` starts a new one, `open` reads an existing one, `resume` goes on with it.
+class RunPaths:
+    """Where the files of one run are. The names do not change between versions."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts.jsonl"
+
+    @property
+    def resumes_path(self) -> Path:
+        return self.path / "resumes.jsonl"
+
+    @property
+    def images_path(self) -> Path:
+        return self.path / "images"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final_path(self) -> Path:
+        """Weights of the trained model."""
+        return self.checkpoints_path / "final"
+
+    @property
+    def evaluation_path(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def interrupted_path(self) -> Path:
+        return self.path / "broken_off.json"
+
+    @property
+    def finished_path(self) -> Path:
+        return self.path / "finished.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.path / "report.html"
+
+
+@dataclass(frozen=True)
+class RunFolder(RunPaths):
+    """The files of one run. `create` starts a new one, `open` reads an existing one, `resume` continues it.
 
     The constructor touches nothing. Only one process may write: the world's main one.
     max_rollout_bytes: limit of rollouts.jsonl and images/ together, > 0; beyond it the oldest rollouts go
-    (`vgpo.report.rollout_log`). metrics.jsonl, a line a logged step, has none.
+    (`vgpo.run.rollout_log`). metrics.jsonl, a line a logged step, has none.
     """
 
-    path: Path
     max_rollout_bytes: int = MAX_ROLLOUT_BYTES
 
     @classmethod
@@ -82,7 +137,7 @@ class RunFolder:
             RunFolderError: the folder already holds a run, or cannot be written.
         """
         folder = cls(Path(path))
-        folder.refuse_taken()
+        folder.require_free()
         try:
             folder.images_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -138,12 +193,12 @@ class RunFolder:
         evaluation = folder.read_evaluation() or {}
         if evaluation.pop("after", None) is not None:
             folder.write_evaluation(evaluation)
-        folder.broken_off_path.unlink(missing_ok=True)
+        folder.interrupted_path.unlink(missing_ok=True)
         resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
         append_records(folder.resumes_path, [resumed])
         return folder
 
-    def refuse_taken(self) -> None:
+    def require_free(self) -> None:
         """Touch nothing, and raise if the folder holds a run.
 
         Raises:
@@ -157,58 +212,9 @@ class RunFolder:
                 "or move or delete this one."
             )
 
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment_path(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def rollouts_path(self) -> Path:
-        return self.path / "rollouts.jsonl"
-
-    @property
-    def resumes_path(self) -> Path:
-        return self.path / "resumes.jsonl"
-
-    @property
-    def images_path(self) -> Path:
-        return self.path / "images"
-
-    @property
-    def checkpoints_path(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def final_path(self) -> Path:
-        """Weights of the trained model."""
-        return self.checkpoints_path / "final"
-
     @cached_property
     def rollouts(self) -> RolloutLog:
         return RolloutLog(self.path, self.max_rollout_bytes)
-
-    @property
-    def evaluation_path(self) -> Path:
-        return self.path / "evaluation.json"
-
-    @property
-    def broken_off_path(self) -> Path:
-        return self.path / "broken_off.json"
-
-    @property
-    def finished_path(self) -> Path:
-        return self.path / "finished.json"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
 
     def read_config(self) -> dict[str, Any]:
         """Return the settings.
@@ -225,7 +231,7 @@ class RunFolder:
         return check_fields(settings, str(self.config_path), ANY)
 
     def read_environment(self) -> dict[str, Any]:
-        """Return what `vgpo.report.environment.describe_environment` found when the run began.
+        """Return what `vgpo.run.environment.describe_environment` found when the run began.
 
         Raises:
             RunFolderError: environment.json cannot be read, or lacks what a report shows.
@@ -306,18 +312,18 @@ class RunFolder:
             return None
         return read_object(self.finished_path, FINISHED)
 
-    def write_broken_off(self, step: int, error: BaseException) -> None:
+    def write_interrupted(self, step: int, error: BaseException) -> None:
         """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.
 
         Raises:
             RunFolderError: the disk refused.
         """
         mark = {"step": step, "time": time.time(), "reason": reason_of(error)}
-        write_file(self.broken_off_path, to_json(mark, indent=2) + b"\n")
+        write_file(self.interrupted_path, to_json(mark, indent=2) + b"\n")
 
-    def read_broken_off(self) -> dict[str, Any] | None:
+    def read_interrupted(self) -> dict[str, Any] | None:
         """Return the mark of an early end; None of a run that goes on, ended as planned, or was killed."""
-        return read_object(self.broken_off_path, BROKEN_OFF) if self.broken_off_path.exists() else None
+        return read_object(self.interrupted_path, INTERRUPTED) if self.interrupted_path.exists() else None
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from vgpo.report.live import LiveReport
-from vgpo.report.run_folder import RunFolder
+from vgpo.run.folder import RunFolder
 
 KEPT_LINES = 100
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vgpo.report.storage import ANY, Fields, parse_object
+from vgpo.run.storage import ANY, Fields, parse_object
 
 
 class Tail:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vgpo.report.storage import NUMBER, STEP, Fields, append_records, keep_lines, read_records, write_file
+from vgpo.run.storage import NUMBER, STEP, Fields, append_records, keep_lines, read_records, write_file
 
 PNG_MODES = ("1", "L", "LA", "RGB", "RGBA")
 STORED: Fields = {**STEP, "images": list}
