@@ -20,6 +20,10 @@ class FixedRollouts(VGPOTrainer):
         first = 1000 * self.num_turns + self.accelerator.process_index * len(prompt_ids)
         return [tokens_of(first + i) for i in range(len(prompt_ids))], None
 
+
+class RecordedRollouts(FixedRollouts):
+    """Keeps what the shaping makes of fixed rollouts."""
+
     def _generation_batch(self, loaded):
         batch = super()._generation_batch(loaded)
         self.groups = getattr(self, "groups", [])
@@ -49,7 +53,7 @@ def train(folder: Path, settings: dict) -> dict:
     processor = build_processor()
     settings = dict(settings)
     mixed = settings.pop("mixed", False)
-    trainer = FixedRollouts(
+    trainer = RecordedRollouts(
         model=build_model(processor.tokenizer, seed=1),
         reward_funcs=coin,
         args=VGPOConfig(
