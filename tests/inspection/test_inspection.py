@@ -59,74 +59,114 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "version": (lambda data: data.update(version=2), r"found version 2, expected 1; write it anew"),
-    "no version": (lambda data: data.pop("version"), r"found version None, expected 1"),
-    "head": (lambda data: data.pop("settings"), "settings missing"),
-    "models": (lambda data: data.update(models=[]), "found 0 models, expected one or two"),
-    "models' kind": (lambda data: data.update(models=3), "models: found int, expected a list"),
-    "settings": (lambda data: data.update(settings=[]), "settings: found list, expected an object"),
-    "created": (lambda data: data.update(created="today"), "created: found 'today', expected a time of ISO 8601"),
-    "before responses were told": (lambda data: data.pop("responses"), "responses missing; write it anew"),
-    "responses": (lambda data: data["responses"].update({"from": "hearsay"}), "responses: found from 'hearsay', expe"),
+    "version": (lambda data: data.update(version=2), r"found version 2, expected 1; re-create it"),
+    "no version": (lambda data: data.pop("version"), r"found version null, expected 1"),
+    "head": (
+        lambda data: data.pop("settings"),
+        "this inspection: settings: missing; re-create it with `vgpo inspect`",
+    ),
+    "models": (lambda data: data.update(models=[]), "models: found a list of 0, expected at least 1"),
+    "models' kind": (lambda data: data.update(models=3), "models: found 3, expected a list"),
+    "settings": (lambda data: data.update(settings=[]), "settings: found a list of 0, expected an object"),
+    "created": (lambda data: data.update(created="today"), 'created: found "today", expected a time in ISO 8601'),
+    "before responses were told": (lambda data: data.pop("responses"), "responses: missing; re-create it"),
+    "responses": (
+        lambda data: data["responses"].update({"from": "hearsay"}),
+        "found \"hearsay\", expected 'from' to be",
+    ),
     "unhashable": (
         lambda data: data["responses"].update({"from": []}),
-        r"responses: found from \[\], expected one of",
+        r"responses: found \"\[\]\", expected 'from' to be one of 'answers', 'rollouts'",
     ),
     "temperature": (
         lambda data: data["responses"].update(temperature=None),
-        "temperature: found NoneType, expected a",
+        "responses, answers, temperature: found null, expected a number",
     ),
     "steps": (
         lambda data: data.update(responses={"from": "rollouts", "steps": [1]}),
-        "responses, steps: found 1 values, expected 2",
+        "responses, rollouts, steps: found a list of 1, expected at least 2",
     ),
-    "model": (lambda data: data["models"][1].pop("family"), "model 1: family missing"),
-    "question": (lambda data: data["questions"][2].pop("kind"), "question 2: kind missing"),
-    "no object": (lambda data: data["questions"].__setitem__(0, []), "question 0: found list, expected an object"),
-    "image": (lambda data: first(data)["images"][0].pop("data"), "question 0, image 0: data missing"),
-    "grid": (lambda data: first(data)["grids"][0].update(image=3), "grid 0: found image 3, expected one of the 1"),
-    "images": (lambda data: first(data).update(images=None), "images: found NoneType, expected a list"),
-    "box": (lambda data: first(data)["grids"][0]["box"].pop(), "grid 0, box: found 3 values, expected 4"),
-    "edge": (lambda data: first(data)["grids"][0].update(box=[0, 0, 1, "1"]), "box: found str among its values, exp"),
-    "rows": (lambda data: first(data)["grids"][0].update(rows="2"), "rows: found str, expected a whole number"),
-    "token": (lambda data: first(data)["grids"][0].update(tokens=[0, -1, 2, 3]), "grid 0: found no token or one belo"),
+    "model": (lambda data: data["models"][1].pop("family"), "model 1, family: missing"),
+    "question": (lambda data: data["questions"][2].pop("kind"), "question 2: kind: missing"),
+    "no object": (
+        lambda data: data["questions"].__setitem__(0, []),
+        "question 0: found a list of 0, expected an object",
+    ),
+    "image": (lambda data: first(data)["images"][0].pop("data"), "question 0: image 0, data: missing"),
+    "grid": (lambda data: first(data)["grids"][0].update(image=3), "grid 0, image: found 3, expected one of the 1"),
+    "images": (lambda data: first(data).update(images=None), "images: found null, expected a list"),
+    "box": (lambda data: first(data)["grids"][0]["box"].pop(), "grid 0, box: found a list of 3, expected at least 4"),
+    "edge": (
+        lambda data: first(data)["grids"][0].update(box=[0, 0, 1, "1"]),
+        r"box\[3\]: found \"1\", expected a number",
+    ),
+    "rows": (lambda data: first(data)["grids"][0].update(rows="2"), 'rows: found "2", expected a whole number'),
+    "token": (
+        lambda data: first(data)["grids"][0].update(tokens=[0, -1, 2, 3]),
+        r"grid 0, tokens\[1\]: found -1, expected 0 or more",
+    ),
     "cells": (lambda data: first(data)["grids"][0].update(rows=9), "found 4 tokens, expected 9 rows x 2 columns"),
-    "rollout": (lambda data: rollout_of(data).pop("focus"), "question 0, rollout 1: focus missing"),
-    "which model": (lambda data: rollout_of(data).update(model=2), "rollout 1: found model 2, expected one of 2"),
-    "sign": (lambda data: rollout_of(data).update(model=True), "rollout 1, model: found bool, expected a whole num"),
-    "tokens": (lambda data: rollout_of(data).update(tokens=5), "rollout 1, tokens: found int, expected a list"),
-    "no text": (lambda data: rollout_of(data)["tokens"].__setitem__(3, None), "tokens: found NoneType among its val"),
-    "no number": (lambda data: rollout_of(data)["focus"].__setitem__(3, "0.1"), "focus: found str among its values"),
-    "infinite": (lambda data: rollout_of(data).update(late_early_ratio=float("inf")), "ratio: found inf, expected a"),
+    "name": (lambda data: first(data)["grids"][0].update(name=7), "grid 0, name: found 7, expected text"),
+    "averaged": (lambda data: first(data)["grids"][0].update(averaged=[2]), "averaged: found a list of 1, expected"),
+    "rollout": (lambda data: rollout_of(data).pop("focus"), "question 0: rollout 1, focus: missing"),
+    "which model": (
+        lambda data: rollout_of(data).update(model=2),
+        "rollout 1, model: found 2, expected the index of one of 2",
+    ),
+    "sign": (lambda data: rollout_of(data).update(model=True), "rollout 1, model: found true, expected a whole num"),
+    "tokens": (lambda data: rollout_of(data).update(tokens=5), "rollout 1, tokens: found 5, expected a list"),
+    "no text": (
+        lambda data: rollout_of(data)["tokens"].__setitem__(3, None),
+        r"rollout 1, tokens\[3\]: found null, expected text",
+    ),
+    "no number": (
+        lambda data: rollout_of(data)["focus"].__setitem__(3, "0.1"),
+        r"focus\[3\]: found \"0\.1\", expected a number",
+    ),
+    "no number but true": (
+        lambda data: rollout_of(data)["focus"].__setitem__(0, True),
+        r"focus\[0\]: found true, exp",
+    ),
+    "fraction": (lambda data: rollout_of(data).update(sample=1.0), "sample: found 1.0, expected a whole number"),
+    "infinite": (
+        lambda data: rollout_of(data).update(late_early_ratio=float("inf")),
+        "ratio: found Infinity, expected a finite number",
+    ),
     "gate": (
         lambda data: rollout_of(data)["gate"].__setitem__(3, 1),
-        "gate: found int among its values, expected tru",
+        r"gate\[3\]: found 1, expected true or false",
     ),
-    "sources": (lambda data: rollout_of(data)["attention"].pop("image"), "rollout 1, attention: image missing"),
+    "sources": (lambda data: rollout_of(data)["attention"].pop("image"), "rollout 1, attention, image: missing"),
     "without": (
         lambda data: rollout_of(data)["without"]["blank"].pop("text"),
-        "rollout 1, without blank: text missin",
+        "rollout 1, without, blank, text: missing",
     ),
     "length": (lambda data: rollout_of(data)["focus"].pop(), "rollout 1, focus: found 11 values, expected 12"),
     "attention": (
         lambda data: rollout_of(data)["attention"]["image"].pop(),
-        "rollout 1, image: found 11 values, expected 12",
+        "rollout 1, attention, image: found 11 values, expected 12",
     ),
-    "low": (lambda data: rollout_of(data)["patches"].update(low=None), "low: found NoneType, expected a number"),
-    "nan": (lambda data: rollout_of(data)["patches"].update(high=float("nan")), "high: found nan, expected a number"),
-    "peaks": (lambda data: rollout_of(data)["patches"]["peaks"].pop(), "peaks: found 12 values, expected 13"),
+    "low": (lambda data: rollout_of(data)["patches"].update(low=None), "low: found null, expected a number"),
+    "nan": (
+        lambda data: rollout_of(data)["patches"].update(high=float("nan")),
+        "high: found NaN, expected a finite number",
+    ),
+    "peaks": (lambda data: rollout_of(data)["patches"]["peaks"].pop(), "patches, peaks: found 12 lists, expected 13"),
     "peak": (
         lambda data: rollout_of(data)["patches"]["peaks"].__setitem__(4, [0, 2]),
-        r"patches, peaks 4: found \[0, 2\], expected columns that the grids name",
+        r"patches, peaks\[4\]: found \[0, 2\], expected columns that the grids name",
     ),
-    "base64": (lambda data: rollout_of(data)["patches"].update(data="?"), "rollout 1, patches: data is not base64"),
+    "base64": (
+        lambda data: rollout_of(data)["patches"].update(data="?"),
+        'rollout 1, patches, data: found "[?]", expected base64 text',
+    ),
     "bytes": (
         lambda data: rollout_of(data)["patches"].update(data="AAAA"),
-        "found 3 bytes in 16 columns, expected 12",
+        "patches, data: found 3 bytes, expected 12 tokens x 16 columns",
     ),
     "columns": (
         lambda data: first(data)["grids"].append(grid(rows=1, columns=1, first=99)),
-        "at least the 100 columns that the grids name",
+        "patches, columns: found 16, expected at least the 100 that the grids name",
     ),
 }
 
@@ -152,14 +192,33 @@ def test_what_is_no_inspection_is_said(fault: str, tmp_path: Path) -> None:
         Inspection.read(path)
 
 
+def test_other_keys_are_ignored() -> None:
+    data = odd()
+    for record in (data, data["responses"], data["models"][0], first(data), first(data)["grids"][0], rollout_of(data)):
+        record["note"] = ["of another tool"]
+    assert Inspection(data).data is data
+
+
+def test_a_message_has_the_first_faults_and_one_of_each_list() -> None:
+    data = odd()
+    rollout_of(data).update(model="x" * 1000, sample=None, focus=["high"] * 12, gate=[2] * 12, tokens=None)
+    with pytest.raises(InspectionError) as caught:
+        Inspection(data)
+    assert str(caught.value) == (
+        'this inspection, question 0: rollout 1, focus[0]: found "high", expected a number; rollout 1, gate[0]: '
+        f'found 2, expected true or false; rollout 1, model: found "{"x" * 79} ..., expected a whole number; and 2 '
+        "more; re-create it with `vgpo inspect`"
+    )
+
+
 def test_files_that_are_cut_or_laid_out_anew_are_told(tmp_path: Path) -> None:
     path = tmp_path / "inspection.json"
     Inspection(odd()).write(path)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:3]))
-    with pytest.raises(InspectionError, match=r"ends in the midst of its questions"):
+    with pytest.raises(InspectionError, match=r"the file is truncated; re-create it"):
         list(iter_questions(path))
-    with pytest.raises(InspectionError, match=r"not valid JSON .*; write it anew"):
+    with pytest.raises(InspectionError, match=r"not valid JSON .*; re-create it"):
         Inspection.read(path)
     path.write_bytes(b"".join([b"{" + lines[0], *lines[1:]]))
     for read in (read_head, lambda path: list(iter_questions(path))):
@@ -169,11 +228,11 @@ def test_files_that_are_cut_or_laid_out_anew_are_told(tmp_path: Path) -> None:
     with pytest.raises(InspectionError, match=r"line 3: not valid JSON"):
         list(iter_questions(path))
     path.write_text(json.dumps(odd(), indent=1))
-    with pytest.raises(InspectionError, match=r"first line does not end in .*read it whole, with Inspection\.read"):
+    with pytest.raises(InspectionError, match=r"first line does not end in .*read it with Inspection\.read"):
         list(iter_questions(path))
     assert Inspection.read(path).data == odd()
     path.write_text("[]")
-    with pytest.raises(InspectionError, match=r"found list, expected a JSON object"):
+    with pytest.raises(InspectionError, match=r"found a list of 0, expected an object"):
         Inspection.read(path)
 
 

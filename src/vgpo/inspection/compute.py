@@ -25,7 +25,7 @@ from vgpo.inspection.inspection import Inspection
 from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
 from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import Reading
-from vgpo.inspection.schema import AGAIN, ANSWER, PICTURES, VERSION
+from vgpo.inspection.schema import ABLATIONS, RESAMPLED, VERSION, AnswerRecord
 from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
 from vgpo.policy.generation import Responses, as_responses, greedy_decoding, respond, sampled_decoding
 from vgpo.policy.prompts import EncodedPrompt, encode
@@ -75,10 +75,10 @@ class Options:
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        """With which pictures questions are asked again."""
+        """The ablations to measure."""
         if not self.without:
             return ()
-        return PICTURES if self.samples > 1 else tuple(name for name in PICTURES if name != AGAIN)
+        return ABLATIONS if self.samples > 1 else tuple(name for name in ABLATIONS if name != RESAMPLED)
 
     @property
     def responses(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Inspector:
         attention: list[Any] = [None] * len(answers)
         if self.options.attention:
             attention = attention_shares(self.model, reading.responses)
-        without = self._asked_again(batch)
+        without = self._ablations(batch)
         for question, prompt, place in zip(batch.questions, prompts, batch.slices, strict=True):
             grids = self._grids(question, prompt)
             measured = self._measured(question, reading, place, answers[place], grids)
@@ -300,8 +300,8 @@ class Inspector:
             for i in range(len(answers))
         ]
 
-    def _asked_again(self, batch: Batch) -> list[dict[str, Any]]:
-        """For each response, `without`: what is answered the same way to the question with other pictures."""
+    def _ablations(self, batch: Batch) -> list[dict[str, Any]]:
+        """For each response, `without`: the answers to its question with other images, decoded in the same way."""
         pictures = self.options.pictures
         found: list[dict[str, Any]] = [
             {"without": dict.fromkeys(pictures) if pictures and question.row["images"] else None}
@@ -318,7 +318,7 @@ class Inspector:
             seed = self._seed(batch, name)
             answers = self._answers(respond(self.model, of_each, self.decoding, seed=seed), golds)
             for i, answer in zip(places, answers, strict=True):
-                found[i]["without"][name] = {key: answer[key] for key in ANSWER}
+                found[i]["without"][name] = {key: answer[key] for key in AnswerRecord.model_fields}
         return found
 
     def _grids(self, question: Question, prompt: EncodedPrompt) -> list[Grid]:

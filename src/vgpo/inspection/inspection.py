@@ -154,14 +154,14 @@ def iter_questions(path: Path) -> Iterator[dict[str, Any]]:
             question = parsed(line.rstrip().removesuffix(b","), where)
             check_question(question, num_models, where)
             yield question
-    raise InspectionError(f"{path}: ends in the midst of its questions; write it anew with `vgpo inspect`")
+    raise InspectionError(f"{path}: the file is truncated; re-create it with `vgpo inspect`")
 
 
 def parse_head(line: bytes, path: Path) -> dict[str, Any]:
     if not line.endswith(QUESTIONS):
         raise InspectionError(
             f"{path}: its first line does not end in {QUESTIONS.decode().strip()}, as `vgpo inspect` writes it; read "
-            "it whole, with Inspection.read, or write it anew"
+            "it with Inspection.read, or re-create it"
         )
     head = parsed(line + b"]}", f"{path}, line 1")
     check_head(head, str(path))
@@ -177,7 +177,7 @@ def parsed(text: bytes, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise InspectionError(f"{where}: not valid JSON ({error}); write it anew with `vgpo inspect`") from error
+        raise InspectionError(f"{where}: not valid JSON ({error}); re-create it with `vgpo inspect`") from error
 
 
 def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

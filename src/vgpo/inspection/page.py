@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import PackageLoader
 
 from vgpo.inspection.maps import pack_maps
-from vgpo.inspection.schema import AGAIN, ATTENDED, BLANK, OTHER, PER_TOKEN
+from vgpo.inspection.schema import ATTENDED, BLANK, OTHER, PER_TOKEN, RESAMPLED
 from vgpo.inspection.summary import difference, paired_verdicts, summarise
 from vgpo.pages import embed_json, inlined, page_environment
 from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
@@ -25,7 +25,7 @@ MEASURES = tuple(name for name in PER_TOKEN if name != "gate")  # which is a sig
 IN_PLACE = {
     BLANK: ("a blank one", "Blank"),
     OTHER: ("another question’s", "Another’s"),
-    AGAIN: ("the same picture, drawn again", "Drawn again"),
+    RESAMPLED: ("the same picture, drawn again", "Drawn again"),
 }
 
 
@@ -52,7 +52,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
         responses=about_responses(data["responses"]),
         sampled=data["responses"]["from"] == "rollouts" or data["responses"]["temperature"] > 0,
         asked_with={name: IN_PLACE[name] for name in asked_with},
-        answers=asked_again(data["questions"]),
+        answers=ablated_answers(data["questions"]),
         max_answers=MAX_ANSWERS,
         embedded=embed_json(page),
         **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "inspection.css"], scripts),
@@ -138,8 +138,8 @@ def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> 
     }
 
 
-def asked_again(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rollouts whose questions were asked again without their picture; those with a changed answer first."""
+def ablated_answers(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rollouts whose question was also answered with other images; those with a changed answer first."""
     answers = [
         {
             "number": number,

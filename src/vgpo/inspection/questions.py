@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
-from vgpo.inspection.schema import AGAIN, BLANK, OTHER
+from vgpo.inspection.schema import BLANK, OTHER, RESAMPLED
 from vgpo.run import RunFolder
 from vgpo.study.probe import OtherPictures, with_blank_pictures, with_other_pictures
 
@@ -82,7 +82,7 @@ def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> OtherPictures:
     pictured = [place for place, row in enumerate(rows) if row["images"]]
     if name == BLANK:
         return with_blank_pictures(rows, pictured)
-    assert name == AGAIN
+    assert name == RESAMPLED
     return OtherPictures(rows, pictured, lambda number, row: row["images"])
 
 

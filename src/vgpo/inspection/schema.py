@@ -1,223 +1,351 @@
-"""What an inspection's file must hold: version 1.
+"""What an inspection's file must hold, version 1: a record per JSON object, checked by pydantic (docs/inspect.md).
 
-A JSON object: what stands in `HEAD`, of which `settings` are those of `vgpo.equations.VGPOSettings` and `models` are
-one or two, each with `name`, `path` and `family`. `responses` says where the responses come from: `from` is `answers`,
-with `temperature` (0 if greedy), `seed` and `max_new_tokens`; or `rollouts` that a run stored, with `steps`, the first
-and the last. Of each question:
-
-- `row` of the data set, `problem`, `answer`, and the `kind` of problem that the data set names, or null.
-- `images`: `width` and `height` as the data set has them, and `data`, a data URI of the picture, made smaller.
-- `grids`: where the columns of the maps stand. `image`, from 0; `name`; `box`, left, top, right and bottom edge in
-  fractions of that picture, which reach out of [0, 1] where cells reach into padding; `rows` and `columns` of cells,
-  and `tokens`, a column for each cell, row by row. Grids of a picture that a model sees whole and in tiles lie over
-  each other. A column that stands for no place is in none. `averaged`, if it is there: rows and columns of visual
-  tokens in a cell. No grid at all where it is not known how the model cuts pictures up.
-- `rollouts`: by `model` (0 or 1) and `sample`, `tokens`, `text`, `predicted` (the boxed answer, or null), `correct`,
-  `truncated` (no end token). A number per token: `similarity` S (Eq. 3 of arXiv 2604.09349), `focus` rho (4), `gate`
-  (6), `weight` w (5), `token_factor` 1 + psi (8), `advantage` A^V (12); for the rollout, `rollout_factor` 1 + phi
-  (11) and `late_early_ratio`. `advantage` and `rollout_factor` are null for a response that has no group; their A_i
-  is the one that a stored rollout was given, else that of 0 / 1 accuracies. All are null where the question has no
-  picture; a single number is null where it is not finite.
-  - `patches`, or null (no picture, no token, or a value that is not finite): cosine of each token with each visual
-    token, `columns` bytes per token in base64 (`data`), value = `low` + (`high` - `low`) * byte / 255. `peaks`, for
-    each token and last for their mean: the column of each grid's highest cell, highest first, by the values before
-    they became bytes.
-  - `attention`, or null: a share per token under `image`, `question` and `generated`.
-  - `without`, or null: `blank` and `other`, each `text`, `predicted` and `correct` of the answer to the question with
-    a black picture, and with another question's (null where no other has as many pictures). Beside sampled responses
-    also `again`: with the same picture, drawn once more.
+Types are strict: `"1"` and `true` are not numbers. Other keys are ignored.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+import json
 from datetime import datetime
-from math import isfinite
-from typing import Any
+from itertools import chain, pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 VERSION = 1
-PER_TOKEN = ("similarity", "focus", "gate", "weight", "token_factor", "advantage")
-ATTENDED = ("image", "question", "generated")
-PICTURES = BLANK, OTHER, AGAIN = "blank", "other", "again"
-
-Kinds = tuple[type, ...]
-NULL = type(None)
-NUMBER: Kinds = (int, float)
-NAMES = {
-    Mapping: "an object", list: "a list", str: "text", int: "a whole number", float: "a number",
-    bool: "true or false", NULL: "null",
-}  # fmt: skip
-
-HEAD: dict[str, Kinds] = {
-    "version": (int,),
-    "vgpo": (str,),
-    "created": (str,),
-    "settings": (Mapping,),
-    "responses": (Mapping,),
-    "models": (list,),
-    "questions": (list,),
+ABLATIONS = BLANK, OTHER, RESAMPLED = "blank", "other", "again"
+NUM_SHOWN = 3  # errors in a message
+MAX_CHARACTERS = 80  # of a wrong value in a message
+# Lists of these have names in the plural; an element is "rollout 1" in a message.
+RECORDS = ("models", "images", "grids", "rollouts")
+# By pydantic's type of error: what it expects, in the words of JSON.
+EXPECTED = {
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+    "union_tag_invalid": "'from' to be one of {expected_tags}",
+    "union_tag_not_found": "the key 'from'",
 }
-RESPONSES: dict[str, dict[str, Kinds]] = {
-    "answers": {"temperature": NUMBER, "seed": (int,), "max_new_tokens": (int,)},
-    "rollouts": {"steps": (list,)},
-}
-MODEL: dict[str, Kinds] = {"name": (str,), "path": (str,), "family": (str,)}
-QUESTION: dict[str, Kinds] = {
-    "row": (int,),
-    "problem": (str,),
-    "answer": (str,),
-    "kind": (str, NULL),
-    "images": (list,),
-    "grids": (list,),
-    "rollouts": (list,),
-}
-IMAGE: dict[str, Kinds] = {"width": (int,), "height": (int,), "data": (str,)}
-GRID: dict[str, Kinds] = {"image": (int,), "box": (list,), "rows": (int,), "columns": (int,), "tokens": (list,)}
-ANSWER: dict[str, Kinds] = {"text": (str,), "predicted": (str, NULL), "correct": (bool,)}
-ROLLOUT: dict[str, Kinds] = {
-    "model": (int,),
-    "sample": (int,),
-    "tokens": (list,),
-    **ANSWER,
-    "truncated": (bool,),
-    **dict.fromkeys(PER_TOKEN, (list, NULL)),
-    "rollout_factor": (*NUMBER, NULL),
-    "late_early_ratio": (*NUMBER, NULL),
-    "patches": (Mapping, NULL),
-    "attention": (Mapping, NULL),
-    "without": (Mapping, NULL),
-}
-PATCHES: dict[str, Kinds] = {"low": NUMBER, "high": NUMBER, "columns": (int,), "data": (str,), "peaks": (list,)}
 
 
 class InspectionError(ValueError):
     """What is not an inspection; the message says where, what was found, what was expected and what to do."""
 
 
+def fault(message: str, *place: str | int) -> PydanticCustomError:
+    """What a validator of a record raises; `place` inside of the record."""
+    return PydanticCustomError("fault", "{message}", {"message": message, "place": place})
+
+
+def iso_time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise fault(f"found {describe_value(text)}, expected a time in ISO 8601") from error
+    return text
+
+
+def base64_bytes(data: Any) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (TypeError, ValueError) as error:
+        raise fault(f"found {describe_value(data)}, expected base64 text ({error})") from error
+
+
+# One error per list: the others are most often the same.
+Numbers = Annotated[list[float | None], Field(fail_fast=True)]
+Whole = Annotated[list[int], Field(fail_fast=True)]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class AnswersRecord(Record):
+    """The responses were generated for the inspection."""
+
+    origin: Literal["answers"] = Field(alias="from")
+    temperature: float
+    """0 if greedy."""
+    seed: int
+    max_new_tokens: int
+
+
+class StoredRecord(Record):
+    """The responses are rollouts that a run stored."""
+
+    origin: Literal["rollouts"] = Field(alias="from")
+    steps: Annotated[list[int], Field(min_length=2, max_length=2)]
+    """The first and the last."""
+
+
+class ModelRecord(Record):
+    name: str
+    path: str
+    family: str
+    """`model_type` of its config."""
+
+
+class HeadRecord(Record):
+    """The file; each of its questions is a `QuestionRecord`, checked one at a time."""
+
+    version: int
+    vgpo: str
+    """Version of the package that wrote the file."""
+    created: Annotated[str, AfterValidator(iso_time)]
+    settings: dict[str, Any]
+    """Fields of `vgpo.equations.VGPOSettings`."""
+    responses: Annotated[AnswersRecord | StoredRecord, Field(discriminator="origin")]
+    models: Annotated[list[ModelRecord], Field(min_length=1, max_length=2)]
+    questions: list[Any]
+
+
+class ImageRecord(Record):
+    width: int
+    """In pixels, as in the data set."""
+    height: int
+    data: str
+    """Data URI of the image, scaled down."""
+
+
+class GridRecord(Record):
+    """Where the columns of the maps are in an image; a column without a place is in no grid.
+
+    Grids overlap where a model sees an image in full and in tiles. There are none if the model's layout is unknown.
+    """
+
+    image: int
+    """Index of its image."""
+    name: str = "whole"
+    """`whole`, `tile 1`, `tile 2` ..."""
+    box: Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)]
+    """Left, top, right, bottom edge in fractions of the image; outside of [0, 1] where cells reach into padding."""
+    rows: PositiveInt
+    columns: PositiveInt
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+    """Column of the map for each cell, row by row."""
+    averaged: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """Rows and columns of visual tokens in a cell, if it is the mean of several."""
+
+    @model_validator(mode="after")
+    def check_cells(self) -> Self:
+        if len(self.tokens) != self.rows * self.columns:
+            raise fault(f"found {len(self.tokens)} tokens, expected {self.rows} rows x {self.columns} columns")
+        return self
+
+
+class AnswerRecord(Record):
+    text: str
+    predicted: str | None
+    """The boxed answer."""
+    correct: bool
+
+
+class TokenRecord(Record):
+    """A value per token; all are null for a question without an image, a number also if it is not finite."""
+
+    similarity: Numbers | None
+    """S (Eq. 3 of arXiv 2604.09349)."""
+    focus: Numbers | None
+    """rho (Eq. 4)."""
+    gate: Annotated[list[bool], Field(fail_fast=True)] | None
+    """G (Eq. 6)."""
+    weight: Numbers | None
+    """w (Eq. 5)."""
+    token_factor: Numbers | None
+    """1 + psi (Eq. 8)."""
+    advantage: Numbers | None
+    """A^V (Eq. 12); null without a group. A_i is that of the stored rollout, else that of 0 / 1 accuracies."""
+
+
+class PatchesRecord(Record):
+    """Cosine of each token with each visual token: low + (high - low) * byte / 255."""
+
+    low: float
+    high: float
+    columns: PositiveInt
+    data: Annotated[bytes, BeforeValidator(base64_bytes)]
+    """`columns` bytes per token, in base64."""
+    peaks: Annotated[list[Whole], Field(fail_fast=True)]
+    """For each token, and last for their mean: the column of each grid's highest cell, highest first, before rounding
+    to bytes."""
+
+
+class AttentionRecord(Record):
+    """Share of each token's attention, in the last layer that attends."""
+
+    image: Numbers
+    question: Numbers
+    generated: Numbers
+
+
+class RolloutRecord(AnswerRecord, TokenRecord):
+    """A response to a question."""
+
+    model: int
+    """Index of its model."""
+    sample: int
+    tokens: Annotated[list[str], Field(fail_fast=True)]
+    truncated: bool
+    """It has no end token."""
+    rollout_factor: float | None
+    """1 + phi (Eq. 11); null without a group."""
+    late_early_ratio: float | None
+    patches: PatchesRecord | None
+    """Null without an image, without a token, or with a value that is not finite."""
+    attention: AttentionRecord | None
+    without: dict[str, AnswerRecord | None] | None
+    """By name in `ABLATIONS`: the answer with a black image, and with another question's (null where no other question
+    has as many images). Beside sampled responses also with the same image, sampled once more."""
+
+    @field_validator("model")
+    @classmethod
+    def check_model(cls, model: int, info: ValidationInfo) -> int:
+        assert info.context is not None
+        num_models = info.context["num_models"]
+        if model not in range(num_models):
+            raise fault(f"found {model}, expected the index of one of {num_models} models, from 0")
+        return model
+
+    @model_validator(mode="after")
+    def check_lengths(self) -> Self:
+        num_tokens = len(self.tokens)
+        values = [([name], vars(self)[name]) for name in PER_TOKEN]
+        values += [(["attention", name], shares) for name, shares in self.attention or ()]
+        for place, found in values:
+            if found is not None and len(found) != num_tokens:
+                raise fault(f"found {len(found)} values, expected {num_tokens}, one for each token", *place)
+        return self
+
+    @model_validator(mode="after")
+    def check_map(self) -> Self:
+        if self.patches is None:
+            return self
+        num_tokens, num_bytes, num_lists = len(self.tokens), len(self.patches.data), len(self.patches.peaks)
+        if num_bytes != num_tokens * self.patches.columns:
+            message = f"found {num_bytes} bytes, expected {num_tokens} tokens x {self.patches.columns} columns"
+            raise fault(message, "patches", "data")
+        if num_lists != num_tokens + 1:
+            message = f"found {num_lists} lists, expected {num_tokens + 1}, one for each token and one for their mean"
+            raise fault(message, "patches", "peaks")
+        return self
+
+
+class QuestionRecord(Record):
+    row: int
+    """Of the data set."""
+    problem: str
+    answer: str
+    kind: str | None
+    """Kind of problem, if the data set names it."""
+    images: list[ImageRecord]
+    grids: list[GridRecord]
+    rollouts: list[RolloutRecord]
+
+    @model_validator(mode="after")
+    def check_grids(self) -> Self:
+        for place, grid in enumerate(self.grids):
+            if grid.image not in range(len(self.images)):
+                message = f"found {grid.image}, expected one of the {len(self.images)} of its question"
+                raise fault(message, "grids", place, "image")
+        return self
+
+    @model_validator(mode="after")
+    def check_maps(self) -> Self:
+        columns = set(chain.from_iterable(grid.tokens for grid in self.grids))
+        num_columns = 1 + max(columns, default=-1)
+        for place, rollout in enumerate(self.rollouts):
+            if rollout.patches and rollout.patches.columns < num_columns:
+                message = f"found {rollout.patches.columns}, expected at least the {num_columns} that the grids name"
+                raise fault(message, "rollouts", place, "patches", "columns")
+            for token, peaks in enumerate(rollout.patches.peaks if rollout.patches else ()):
+                if not columns.issuperset(peaks):
+                    message = f"found {peaks}, expected columns that the grids name"
+                    raise fault(message, "rollouts", place, "patches", "peaks", token)
+        return self
+
+
+PER_TOKEN = tuple(TokenRecord.model_fields)
+ATTENDED = tuple(AttentionRecord.model_fields)
+
+
 def check_head(data: Any, where: str) -> None:
-    """Raise an InspectionError unless `data` has all that stands before and around the questions."""
-    if not isinstance(data, Mapping):
-        raise InspectionError(f"{where}: found {found(data)}, expected a JSON object of `vgpo inspect`")
-    if data.get("version") != VERSION:
+    """Raise an InspectionError unless `data` has everything but valid questions."""
+    version = data.get("version") if isinstance(data, dict) else VERSION
+    if version != VERSION:
         raise InspectionError(
-            f"{where}: found version {data.get('version')!r}, expected {VERSION}; write it anew with this vgpo's "
+            f"{where}: found version {describe_value(version)}, expected {VERSION}; re-create it with this vgpo's "
             "`vgpo inspect`, or read it with the vgpo that wrote it"
         )
-    check_fields(data, HEAD, where)
-    check_responses(data["responses"], f"{where}, responses")
+    validate(HeadRecord, data, where)
+
+
+def check_question(data: Any, num_models: int, where: str) -> None:
+    """Raise an InspectionError unless a question is complete and its numbers fit its tokens, grids and images."""
+    validate(QuestionRecord, data, where, num_models=num_models)
+
+
+def validate(record: type[Record], data: Any, where: str, **context: Any) -> None:
+    """Raise an InspectionError that names `where` and the first few faults, unless `data` is such a record."""
     try:
-        datetime.fromisoformat(data["created"])
-    except ValueError as error:
-        raise InspectionError(f"{where}, created: found {data['created']!r}, expected a time of ISO 8601") from error
-    if len(data["models"]) not in (1, 2):
-        raise InspectionError(f"{where}: found {len(data['models'])} models, expected one or two")
-    for place, model in enumerate(data["models"]):
-        check_fields(model, MODEL, f"{where}, model {place}")
+        record.model_validate(data, context=context)
+    except ValidationError as error:
+        faults = [sentence(one) for one in error.errors(include_url=False)[:NUM_SHOWN]]
+        if error.error_count() > NUM_SHOWN:
+            faults.append(f"and {error.error_count() - NUM_SHOWN} more")
+        raise InspectionError(f"{where}: {'; '.join(faults)}; re-create it with `vgpo inspect`") from error
 
 
-def check_responses(responses: Mapping[str, Any], where: str) -> None:
-    source = responses.get("from")
-    if source not in tuple(RESPONSES):
-        raise InspectionError(f"{where}: found from {source!r}, expected one of {', '.join(RESPONSES)}")
-    check_fields(responses, RESPONSES[source], where)
-    if source == "rollouts":
-        check_values(responses["steps"], (int,), f"{where}, steps", length=2)
+def sentence(error: ErrorDetails) -> str:
+    """Where a fault is, what was found and what was expected."""
+    context = error.get("ctx", {})
+    place = place_of((*error["loc"], *context.get("place", ())))
+    if error["type"] == "missing":
+        return f"{place}: missing"
+    if error["type"] == "fault":
+        return f"{place}: {context['message']}"
+    expected = EXPECTED[error["type"]].format(**context) if error["type"] in EXPECTED else error["msg"]
+    found = describe_value(context.get("tag", error["input"]))
+    return f"{place + ': ' if place else ''}found {found}, expected {expected}"
 
 
-def check_question(question: Any, num_models: int, where: str) -> None:
-    """Raise an InspectionError unless a question is whole and its numbers fit its tokens, grids and pictures."""
-    check_fields(question, QUESTION, where)
-    for place, image in enumerate(question["images"]):
-        check_fields(image, IMAGE, f"{where}, image {place}")
-    for place, grid in enumerate(question["grids"]):
-        check_grid(grid, len(question["images"]), f"{where}, grid {place}")
-    columns = {token for grid in question["grids"] for token in grid["tokens"]}
-    for place, rollout in enumerate(question["rollouts"]):
-        check_rollout(rollout, num_models, columns, f"{where}, rollout {place}")
+def place_of(location: tuple[str | int, ...]) -> str:
+    """("rollouts", 1, "focus", 3) as "rollout 1, focus[3]"."""
+    place = ""
+    for before, part in pairwise((None, *location)):
+        if isinstance(part, str):
+            place += f", {part}" if place else part
+        elif before in RECORDS:
+            place = f"{place.removesuffix('s')} {part}"
+        else:
+            place += f"[{part}]"
+    return place
 
 
-def check_grid(grid: Any, num_images: int, where: str) -> None:
-    check_fields(grid, GRID, where)
-    check_values(grid["box"], NUMBER, f"{where}, box", length=4)
-    check_values(grid["tokens"], (int,), f"{where}, tokens")
-    if grid["image"] not in range(num_images):
-        raise InspectionError(
-            f"{where}: found image {grid['image']!r}, expected one of the {num_images} of its question"
-        )
-    if len(grid["tokens"]) != grid["rows"] * grid["columns"]:
-        raise InspectionError(
-            f"{where}: found {len(grid['tokens'])} tokens, expected {grid['rows']} rows x {grid['columns']} columns"
-        )
-    if min(grid["tokens"], default=-1) < 0:
-        raise InspectionError(f"{where}: found no token or one below 0, expected one or more, counted from 0")
-
-
-def check_rollout(rollout: Any, num_models: int, columns: set[int], where: str) -> None:
-    check_fields(rollout, ROLLOUT, where)
-    if rollout["model"] not in range(num_models):
-        raise InspectionError(f"{where}: found model {rollout['model']!r}, expected one of {num_models}")
-    check_values(rollout["tokens"], (str,), f"{where}, tokens")
-    length = len(rollout["tokens"])
-    per_token = {name: rollout[name] for name in PER_TOKEN if rollout[name] is not None}
-    if rollout["attention"] is not None:
-        check_fields(rollout["attention"], dict.fromkeys(ATTENDED, (list,)), f"{where}, attention")
-        per_token |= {name: rollout["attention"][name] for name in ATTENDED}
-    for name, values in per_token.items():
-        check_values(values, (bool,) if name == "gate" else (*NUMBER, NULL), f"{where}, {name}", length=length)
-    if rollout["patches"] is not None:
-        check_patches(rollout["patches"], length, columns, f"{where}, patches")
-    for name, answer in (rollout["without"] or {}).items():
-        if answer is not None:
-            check_fields(answer, ANSWER, f"{where}, without {name}")
-
-
-def check_patches(patches: Any, length: int, columns: set[int], where: str) -> None:
-    check_fields(patches, PATCHES, where)
-    try:
-        num_bytes = len(base64.b64decode(patches["data"], validate=True))
-    except ValueError as error:
-        raise InspectionError(f"{where}: data is not base64 text ({error})") from error
-    num_columns = 1 + max(columns, default=-1)
-    if num_bytes != length * patches["columns"] or patches["columns"] < num_columns:
-        raise InspectionError(
-            f"{where}: found {num_bytes} bytes in {patches['columns']} columns, expected {length} tokens x columns, "
-            f"and at least the {num_columns} columns that the grids name"
-        )
-    check_values(patches["peaks"], (list,), f"{where}, peaks", length=length + 1)
-    for place, peaks in enumerate(patches["peaks"]):
-        check_values(peaks, (int,), f"{where}, peaks {place}")
-        if not columns.issuperset(peaks):
-            raise InspectionError(f"{where}, peaks {place}: found {peaks}, expected columns that the grids name")
-
-
-def check_fields(value: Any, fields: Mapping[str, Kinds], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise InspectionError(f"{where}: found {found(value)}, expected an object")
-    missing = [name for name in fields if name not in value]
-    if missing:
-        raise InspectionError(f"{where}: {', '.join(missing)} missing; write it anew with `vgpo inspect`")
-    for name, kinds in fields.items():
-        if not fits(value[name], kinds):
-            raise InspectionError(f"{where}, {name}: found {found(value[name])}, expected {expected(kinds)}")
-
-
-def check_values(values: Sequence[Any], kinds: Kinds, where: str, *, length: int | None = None) -> None:
-    if length is not None and len(values) != length:
-        raise InspectionError(f"{where}: found {len(values)} values, expected {length}")
-    wrong = [value for value in values if not fits(value, kinds)]
-    if wrong:
-        raise InspectionError(f"{where}: found {found(wrong[0])} among its values, expected {expected(kinds)}")
-
-
-def fits(value: Any, kinds: Kinds) -> bool:
-    """Whether a value is of one of these kinds; a sign is no number, and neither is what is not finite."""
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) and (not isinstance(value, float) or isfinite(value))
-
-
-def found(value: Any) -> str:
-    return str(value) if isinstance(value, float) else type(value).__name__
-
-
-def expected(kinds: Kinds) -> str:
-    return " or ".join(NAMES[kind] for kind in kinds if kind is not int or float not in kinds)
+def describe_value(value: Any) -> str:
+    """A value of JSON, of bounded length."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."

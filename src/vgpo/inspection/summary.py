@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, fmean, quantiles, stdev
 from typing import Any
 
-from vgpo.inspection.schema import ATTENDED, PICTURES
+from vgpo.inspection.schema import ABLATIONS, ATTENDED
 from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 
 Z_95 = NormalDist().inv_cdf(0.975)
@@ -18,13 +18,13 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
     Returns:
         dict: `num_rollouts`, `num_correct`, `num_truncated`; `focus`, mean over rollouts of their mean rho, or None;
         `outcomes`, for `correct` and `wrong`: `deciles` (see `mean_deciles`) and `late_early` (see `distribution`);
-        `attention`, None or `deciles` for `image`, `question` and `generated`; `without`, None or what came of asking
-        again, for each of `PICTURES` with which that was done: see `summarise_without`.
+        `attention`, None or `deciles` for `image`, `question` and `generated`; `without`, None or the outcome
+        of each of `ABLATIONS` that was measured: see `summarise_without`.
     """
     rollouts = [one for question in questions for one in question["rollouts"] if one["model"] == model]
     means = [mean for one in rollouts if (mean := mean_of(one["focus"])) is not None]
     attention = [one["attention"] for one in rollouts if one["attention"]]
-    asked_again = [one for one in rollouts if one["without"]]
+    ablated = [one for one in rollouts if one["without"]]
     return {
         "num_rollouts": len(rollouts),
         "num_correct": sum(one["correct"] for one in rollouts),
@@ -38,9 +38,9 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
         if attention
         else None,
         "without": {
-            picture: summarise_without(picture, asked_again)
-            for picture in PICTURES
-            if any(picture in one["without"] for one in asked_again)
+            picture: summarise_without(picture, ablated)
+            for picture in ABLATIONS
+            if any(picture in one["without"] for one in ablated)
         }
         or None,
     }
@@ -55,7 +55,7 @@ def summarise_outcome(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def summarise_without(picture: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many were asked again with that picture; were right before, are right so, changed their answer."""
+    """Rollouts with an answer to that image; correct before, correct with it, and with another answer."""
     asked = [(one, one["without"][picture]) for one in rollouts if one["without"].get(picture)]
     return {
         "num_rollouts": len(asked),
