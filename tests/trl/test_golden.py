@@ -122,7 +122,7 @@ def one_thread() -> Iterator[None]:
 
 def conditions() -> dict[str, Any]:
     """What decides whether two runs can be equal to the last bit."""
-    from vgpo.report.environment import cpu_name
+    from vgpo.run.environment import cpu_name
 
     return {
         "cpu": cpu_name(),
