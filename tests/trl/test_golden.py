@@ -10,19 +10,15 @@ If only the name of a metric changes, rename it in `NUMBERS` and in golden.json:
 
 import json
 import math
-import platform
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
+from tests.recorded import changed_conditions, conditions, one_thread
 from tests.trl.rollout_worker import FixedRollouts
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.checkpoints import weight_hash
@@ -39,7 +35,6 @@ NUMBERS = (
     "shaping/token_factor_spread", "shaping/rollout_factor_spread", "sampling/rounds", "sampling/groups_drawn",
     "sampling/groups_too_easy", "sampling/groups_too_hard", "sampling/groups_cut",
 )  # fmt: skip
-PACKAGES = ("torch", "transformers", "trl", "accelerate")
 # For another CPU or other versions. AVX2 in place of AVX-512 alone moves numbers by up to 5e-5 of their size.
 RELATIVE, ABSOLUTE = 2e-3, 2e-5
 
@@ -110,29 +105,6 @@ class Recorder(TrainerCallback):
             self.steps[-1] |= {name: float(logs[name]).hex() for name in NUMBERS if name in logs}
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def conditions() -> dict[str, Any]:
-    """What decides whether two runs can be equal to the last bit."""
-    from vgpo.run.environment import cpu_name
-
-    return {
-        "cpu": cpu_name(),
-        "machine": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
 def build(name: str, folder: Path, **changes: Any) -> VGPOTrainer:
     settings = {**DEFAULTS, **(FIXED | SAMPLED)[name], **changes}
     dataset = settings.pop("dataset", rows_with_pictures)(16)
@@ -189,18 +161,16 @@ def test_trajectory_is_the_recorded_one(tmp_path: Path, name: str) -> None:
     golden = json.loads(GOLDEN.read_text())
     recorded = golden["trajectories"][name]
     with one_thread():
-        here = conditions()
-        others = [f"{key} is {here[key]!r}, recorded {value!r}" for key, value in golden["conditions"].items()
-                  if here[key] != value]  # fmt: skip
-        if others and name in SAMPLED:
-            pytest.skip(f"rounding can change a sampled token: {'; '.join(others)}")
+        changes = changed_conditions(golden["conditions"])
+        if changes and name in SAMPLED:
+            pytest.skip(f"rounding can change a sampled token: {changes}")
         steps = trajectory(build(name, tmp_path))
     lines = [
         f"step {number}: {line}"
         for number, (step, expected) in enumerate(zip(steps, recorded, strict=True), start=1)
-        for line in differences(step, expected, exact=not others)
+        for line in differences(step, expected, exact=not changes)
     ]
-    how = f"to rel={RELATIVE:g}, because {'; '.join(others)}" if others else "exactly, weights included"
+    how = f"to rel={RELATIVE:g}, because {changes}" if changes else "exactly, weights included"
     assert not lines, f"compared {how}:\n" + "\n".join(lines)
 
 
