@@ -14,7 +14,7 @@ from tests.recorded import changed_conditions, one_thread
 from tests.trl.tiny import told
 from vgpo.cli import app
 from vgpo.inspection import Inspection
-from vgpo.report import RunFolder
+from vgpo.run import RunFolder
 
 FIXTURES = Path(__file__).with_name("version_0_1")
 STEPS = 8
