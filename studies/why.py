@@ -143,7 +143,7 @@ def judged(seen: Scores, told: Signals) -> tuple[dict[str, torch.Tensor], dict[s
     credit = {name: share_of_credit(each.advantages, mask) for name, each in shaped.items()}
     signals = {
         "focus": (seen.similarity + 1) / 2,
-        "gate": shaped["vgpo"].trace["gate"].float(),
+        "gate": shaped["vgpo"].diagnostics["gate"].float(),
         "layer similarity": seen.layer_similarity,
         "black patches": token_dependency(seen.log_probs, told.corrupted_log_probs, mask),
         "no picture": token_dependency(seen.log_probs, told.text_only_log_probs, mask),

@@ -1,5 +1,6 @@
 """Checks of settings: a number in its range, a known choice, no setting that would have no effect."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
@@ -32,3 +33,16 @@ def check_used(settings: Any, name: str, **needed: str | bool) -> None:
     found = " and ".join(f"{other}={values[other]!r}" for other in needed)
     wanted = " or ".join(f"{other}={value!r}" for other, value in needed.items())
     raise ValueError(f"{name}={values[name]} has no effect with {found}: set {wanted} or leave {name} out.")
+
+
+def reject_unused(config: Any, names: Iterable[str], *, without: str, fix: str) -> None:
+    """Reject fields of a dataclass that are not at their default although they have no effect.
+
+    Raises:
+        ValueError: one is; names it.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    for name in names:
+        value = getattr(config, name)
+        if value != defaults[name]:
+            raise ValueError(f"{name}={value!r} has no effect without {without}. Remove it, or set {fix}.")

@@ -130,11 +130,11 @@ def test_a_checkpoint_that_is_deleted_while_it_is_looked_at(make_folder, monkeyp
 def test_alarms_that_hold_and_that_did(make_folder):
     folder = make_folder()
     log(folder, 1)
-    log(folder, 2, 3, **{"alarm/groups_alike": 1.0})
+    log(folder, 2, 3, **{"alarm/zero_reward_std": 1.0})
     log(folder, 4, 5, **{"alarm/entropy_collapse": 1.0})
     shown = text_of(read(folder))
     assert "ALARM: entropy_collapse since step 4" in shown
-    assert "earlier alarms: groups_alike, steps 2 to 3" in shown
+    assert "earlier alarms: zero_reward_std, steps 2 to 3" in shown
     log(folder, 6)
     assert "ALARM" not in text_of(read(folder))
 
@@ -330,7 +330,7 @@ def check_fits(lines: list, width: int, height: int) -> None:
 @pytest.mark.parametrize("height", [1, 5, 12, 24, 60])
 def test_every_size_is_filled_and_not_more(make_folder, width: int, height: int):
     folder = make_folder()
-    log(folder, *range(1, 31), **{"alarm/answers_cut": 1.0})
+    log(folder, *range(1, 31), **{"alarm/truncation": 1.0})
     folder.write_rollouts([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)])
     lines = watch.view(read(folder), width, height, NOW)
     check_fits(lines, width, height)

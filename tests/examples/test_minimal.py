@@ -30,9 +30,9 @@ class FirstStep(VGPOTrainer):
         assert len(prompt_ids) == len(self.responses)
         return self.responses, None
 
-    def _shape_micro_batch(self, inputs, heard):
-        super()._shape_micro_batch(inputs, heard)
-        self.inputs = inputs
+    def _shape_update(self, scoring):
+        super()._shape_update(scoring)
+        self.inputs = scoring.update
 
     def _compute_loss(self, model, inputs):
         self.loss = super()._compute_loss(model, inputs)

@@ -39,9 +39,10 @@ from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.run import RunFolder
 from vgpo.shared_prompt import why_not_shared
+from vgpo.training.batches import Batch
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.batches import Batch
 from vgpo.trl.callback import RunCallback
+from vgpo.trl.rollout import ScoringPass
 
 GROUP = 2
 # Every batch has a row of each: text only, and one, two and three pictures.
@@ -144,13 +145,13 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
 def watch(trainer: VGPOTrainer) -> list[Batch]:
     """The list of shaped micro-batches, which grows while the trainer runs."""
     batches: list[Batch] = []
-    shape = trainer._shape_micro_batch
+    shape = trainer._shape_update
 
-    def shape_and_keep(inputs: Batch, heard: dict[str, Tensor]) -> None:
-        shape(inputs, heard)
-        batches.append({**heard, **inputs})
+    def shape_and_keep(scoring: ScoringPass) -> None:
+        shape(scoring)
+        batches.append({**scoring.captured[-1], **scoring.update})
 
-    trainer._shape_micro_batch = shape_and_keep
+    trainer._shape_update = shape_and_keep
     return batches
 
 

@@ -96,16 +96,16 @@ def test_a_resumed_run_replaces_the_steps_it_repeats():
 
 def test_alarms_are_listed_with_their_steps(make_run):
     folder = make_run("short")
-    for step, alarms in enumerate([{}, {"alarm/groups_alike": 1.0}, {}, {"alarm/groups_alike": 1.0}], start=1):
+    for step, alarms in enumerate([{}, {"alarm/zero_reward_std": 1.0}, {}, {"alarm/zero_reward_std": 1.0}], start=1):
         folder.log_metrics({"step": step, "reward": 1.0, **alarms})
     loud = {ATTACKS[2]: 1.0, f"alarm/{ATTACKS[2]}": 1.0}
     folder.log_metrics({"step": 5, **loud})
     data = report_data([folder.path, fill(make_run("quiet")).path])
-    alike = {"name": "groups_alike", "num_lines": 2, "first_step": 2, "last_step": 4}
+    alike = {"name": "zero_reward_std", "num_lines": 2, "first_step": 2, "last_step": 4}
     assert data["runs"][0]["alarms"] == [alike, {"name": ATTACKS[2], "num_lines": 1, "first_step": 5, "last_step": 5}]
     assert data["runs"][1]["alarms"] == []
     page = render(data)
-    assert "<b>groups_alike</b> on 2 logged line(s), steps 2 to 4; " in page
+    assert "<b>zero_reward_std</b> on 2 logged line(s), steps 2 to 4; " in page
     assert "<b>&lt;img src=x" in page
     assert page.count("Alarms of") == 1
 

@@ -83,7 +83,7 @@ def test_against_loops(name, B, T):
     shaped = shape(name, advantages, signals)
     torch.testing.assert_close(shaped.advantages, looped(name, advantages, signals), atol=1e-6, rtol=0)
     assert shaped.advantages.isfinite().all()
-    for value in shaped.trace.values():
+    for value in shaped.diagnostics.values():
         assert value.isfinite().all()
     for ratio in shaped.statistics.values():
         assert ratio.total.isfinite()
@@ -149,7 +149,7 @@ def test_rows_without_a_picture_keep_the_base_advantage_and_change_no_other(name
     shaped = shape(name, advantages, signals)
     for i in (3, 7):
         assert torch.equal(shaped.advantages[i], advantages[i].expand(9))
-        assert shaped.trace["token_factor"][i].eq(1).all()
+        assert shaped.diagnostics["token_factor"][i].eq(1).all()
     rows = signals.visual_rows
     others = Signals(**{field: value[rows] for field, value in vars(signals).items() if value is not None})
     torch.testing.assert_close(shape(name, advantages[rows], others).advantages, shaped.advantages[rows])
@@ -259,7 +259,7 @@ def test_rollout_factors_by_hand():
 def test_rollout_factors_average_one(least):
     advantages, signals = case(9, 7)
     shaped = shape("kl_perception", advantages, signals, least_factor=least)
-    factor = shaped.trace["rollout_factor"][signals.visual_rows]
+    factor = shaped.diagnostics["rollout_factor"][signals.visual_rows]
     assert float(factor.mean()) == pytest.approx(1)
     assert float(factor.min()) == pytest.approx(least)
 
@@ -278,10 +278,10 @@ def test_grains_of_kl_perception_by_themselves():
     assert torch.equal(none.advantages, advantages[:, None].expand(6, 9))
     tokens = shape("kl_perception", advantages, signals, inter=False)
     rollouts = shape("kl_perception", advantages, signals, intra=False)
-    assert tokens.trace["rollout_factor"].eq(1).all()
-    assert rollouts.trace["token_factor"].eq(1).all()
+    assert tokens.diagnostics["rollout_factor"].eq(1).all()
+    assert rollouts.diagnostics["token_factor"].eq(1).all()
     both = shape("kl_perception", advantages, signals)
-    factor = tokens.trace["token_factor"] * rollouts.trace["rollout_factor"][:, None]
+    factor = tokens.diagnostics["token_factor"] * rollouts.diagnostics["rollout_factor"][:, None]
     scored_mask = signals.scored_mask
     torch.testing.assert_close(both.advantages[scored_mask], (advantages[:, None] * factor)[scored_mask])
 
@@ -296,7 +296,7 @@ def test_pgpo_by_hand():
 
 def test_pgpo_keeps_the_sum_of_a_response_and_is_one_where_nothing_differs():
     advantages, signals = case(6, 9)
-    factor = shape("pgpo", advantages, signals).trace["token_factor"]
+    factor = shape("pgpo", advantages, signals).diagnostics["token_factor"]
     torch.testing.assert_close((factor * signals.response_mask).sum(1), signals.response_mask.sum(1).double())
     scored_mask = torch.ones(2, 3, dtype=torch.bool)
     assert grounded_weight(torch.full((2, 3), 0.7), scored_mask, PGPOSettings()).eq(1).all()

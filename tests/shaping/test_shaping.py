@@ -33,7 +33,7 @@ def test_vgpo_is_the_equations():
         advantages, given.similarity, given.response_mask, given.group_ids, settings, visual_rows=given.visual_rows
     )
     assert torch.equal(shaped.advantages, expected.advantages)
-    assert torch.equal(shaped.trace["token_factor"], expected.token_factor)
+    assert torch.equal(shaped.diagnostics["token_factor"], expected.token_factor)
 
 
 def test_statistics_leave_rows_without_a_picture_out():

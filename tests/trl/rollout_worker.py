@@ -37,9 +37,9 @@ class RecordedRollouts(FixedRollouts):
             self.saved.append((inputs["completion_ids"], inputs["advantages"]))
         return loss
 
-    def _shape_micro_batch(self, inputs, heard):
-        super()._shape_micro_batch(inputs, heard)
-        self.saved.append((inputs["completion_ids"], inputs["advantages"]))
+    def _shape_update(self, scoring):
+        super()._shape_update(scoring)
+        self.saved.append((scoring.update["completion_ids"], scoring.update["advantages"]))
 
 
 def tokens_of(number: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from vgpo.trl.batches import group_order, join_rows, select_rows
+from vgpo.training.batches import group_order, join_rows, select_rows
 
 
 def batch(num_rows, prompt, response, first=0):

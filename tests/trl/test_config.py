@@ -42,9 +42,9 @@ def test_defaults_are_those_of_the_settings(tmp_path):
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
             "load_best_model_at_end=True cannot be.*`vgpo eval`",
         ),
-        ({"max_skipped_steps": 0}, "max_skipped_steps=0, expected 1 or more"),
+        ({"max_skipped_steps": 0}, "max_skipped_steps is 0, expected a number >= 1"),
         ({"accuracy_low": 0.2}, r"accuracy_low=0.2 has no effect without dynamic_sampling"),
-        ({"max_sampling_rounds": 0}, "max_sampling_rounds=0, expected 1 or more"),
+        ({"max_sampling_rounds": 0}, "max_sampling_rounds is 0, expected a number >= 1"),
         ({"dynamic_sampling": True, "accuracy_low": 0.9, "accuracy_high": 0.1}, "accuracy_low=0.9"),
         ({"dynamic_sampling": True, "scale_rewards": "batch"}, "normalised within a group.*'group' or 'none'"),
         (

@@ -173,9 +173,9 @@ class Watched(VGPOTrainer):
         self.counts[torch.is_grad_enabled()] += 1
         return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
-    def _shape_micro_batch(self, inputs, heard):
-        super()._shape_micro_batch(inputs, heard)
-        self.seen.append({**heard, **inputs})
+    def _shape_update(self, scoring):
+        super()._shape_update(scoring)
+        self.seen.append({**scoring.captured[-1], **scoring.update})
 
     def _shape_across_processes(self, batch):
         self.seen.append(super()._shape_across_processes(batch))
@@ -206,7 +206,7 @@ def test_each_rollout_is_scored_behind_the_view_of_its_own_prompt(make_trainer, 
     [batch, *_] = trainer.seen
     differences = []
     for i, (prompt, group) in enumerate(zip(batch["prompts"], batch["group_ids"].tolist(), strict=True)):
-        view = trainer._views[name](prompt, group)
+        view = trainer._ablations[name](prompt, group)
         response = {key: batch[key][i : i + 1] for key in ("completion_ids", "completion_mask")}
         alone = {**response, **prompt_columns([view], 0, CPU), "prompts": [view]}
         [scored] = trainer._score(alone, frozenset({"log_probs"}))["log_probs"]

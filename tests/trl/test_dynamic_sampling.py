@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.trl.tiny import GROUP, rows_with_pictures
+from vgpo.training.dynamic_sampling import PromptStream, SamplingTally, keep_mask
+from vgpo.training.settings import DynamicSamplingSettings
 from vgpo.trl import DynamicSamplingError, VGPOTrainer
-from vgpo.trl.dynamic_sampling import PromptStream, SamplingTally, keep_mask
 
 
 def by_row(kinds):
@@ -114,12 +115,12 @@ def test_the_filter_reward_can_be_named(make_trainer):
 
 def test_bounds_are_strict_and_unscored_groups_never_pass():
     accuracy = torch.tensor([0.0, 0.01, 0.02, 0.98, 0.99, 1.0, float("nan")])
-    assert keep_mask(accuracy, 0.01, 0.99).tolist() == [False, False, True, True, False, False, False]
+    assert keep_mask(accuracy, DynamicSamplingSettings()).tolist() == [False, False, True, True, False, False, False]
 
 
 def test_tally_counts_every_group_once():
-    tally = SamplingTally(wanted=2)
-    tally.count(torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0, float("nan")]), 0.01, 0.99)
+    tally = SamplingTally(num_groups=2)
+    tally.count(torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0, float("nan")]), DynamicSamplingSettings())
     metrics = tally.metrics()
     assert metrics["sampling/groups_drawn"] == 6
     assert metrics["sampling/groups_too_easy"] == 1

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
-from vgpo.trl import NonFiniteError, VGPOTrainer, trainer
-from vgpo.trl.guard import non_finite_weight, whole
+from vgpo.training.collective import AccelerateCollective
+from vgpo.training.finite_guard import full_tensor, non_finite_weight
+from vgpo.trl import NonFiniteError, VGPOTrainer, monitored
 
 
 class Poisoned(VGPOTrainer):
@@ -131,7 +132,7 @@ def test_a_run_can_go_back_to_before_a_ruinous_update(make_trainer, tmp_path):
     resumed = make_trainer(**settings)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == settings["max_steps"]
-    assert non_finite_weight(resumed.model, resumed.accelerator) is None
+    assert non_finite_weight(resumed.model, resumed.collective) is None
 
 
 @pytest.mark.train
@@ -154,7 +155,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint(make_trainer, tmp_path, s
 @pytest.mark.parametrize(("bad_steps", "saved"), [((1,), [4, 3]), ((1, 2), [4])], ids=str)
 def test_a_save_after_a_skipped_step_waits_for_a_good_one(make_trainer, caplog, monkeypatch, bad_steps, saved):
     checks = []
-    monkeypatch.setattr(trainer, "non_finite_weight", lambda *args: checks.append(args))
+    monkeypatch.setattr(monitored, "non_finite_weight", lambda *args: checks.append(args))
     poisoned = make_trainer(Poisoned, max_steps=4, save_strategy="steps", save_steps=2)
     poisoned.bad_steps = bad_steps
     poisoned.train()
@@ -178,10 +179,10 @@ def test_frozen_weights_are_not_read_and_shards_are(make_trainer):
         model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("a", "b")})
         accelerator = make_trainer().accelerator
         model["a"].weight.requires_grad_(False).fill_(float("nan"))
-        assert non_finite_weight(model, accelerator) is None
+        assert non_finite_weight(model, AccelerateCollective(accelerator)) is None
         bad = distribute_tensor(torch.tensor([[0.0, float("-inf")]]), init_device_mesh("cpu", (1,)))
         model["b"].weight = torch.nn.Parameter(bad)
-        assert non_finite_weight(model, accelerator) == "b.weight"
+        assert non_finite_weight(model, AccelerateCollective(accelerator)) == "b.weight"
     finally:
         torch.distributed.destroy_process_group()
 
@@ -192,7 +193,7 @@ def test_the_norm_of_a_sharded_model_is_read_whole():
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         norm = torch.distributed.tensor.distribute_tensor(torch.tensor([3.0, 4.0]), mesh).norm()
-        assert type(whole(norm)) is torch.Tensor
-        assert float(whole(norm)) == 5.0
+        assert type(full_tensor(norm)) is torch.Tensor
+        assert float(full_tensor(norm)) == 5.0
     finally:
         torch.distributed.destroy_process_group()

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from vgpo.ratio import Ratio
-from vgpo.trl import metrics
-from vgpo.trl.metrics import PhaseTimer, RunningRatios
+from vgpo.training import metrics
+from vgpo.training.collective import SingleProcess
+from vgpo.training.metrics import PhaseTimer, RunningRatios
 
 
 @pytest.fixture
@@ -50,5 +50,5 @@ def test_micro_batches_count_by_their_size_not_alike():
     ratios = RunningRatios()
     ratios.add({"mean": Ratio(torch.tensor(1.0), torch.tensor(1)), "empty": Ratio(torch.tensor(0), torch.tensor(0))})
     ratios.add({"mean": Ratio(torch.tensor(6.0), torch.tensor(3)), "empty": Ratio(torch.tensor(0), torch.tensor(0))})
-    assert ratios.flush(Accelerator(cpu=True)) == {"mean": 7 / 4}
-    assert ratios.flush(Accelerator(cpu=True)) == {}
+    assert ratios.flush(SingleProcess()) == {"mean": 7 / 4}
+    assert ratios.flush(SingleProcess()) == {}

@@ -13,8 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids
+from vgpo.training.records import rollout_records
 from vgpo.trl import VGPOTrainer
-from vgpo.trl.rollouts import rollout_records
 
 
 @pytest.mark.train
@@ -99,9 +99,9 @@ def test_text_only_rows_among_others_keep_the_base_advantage(make_trainer, setti
             self.current = inputs
             return super()._compute_loss(model, inputs)
 
-        def _shape_micro_batch(self, inputs, heard):
-            super()._shape_micro_batch(inputs, heard)
-            self.current = inputs
+        def _shape_update(self, scoring):
+            super()._shape_update(scoring)
+            self.current = scoring.update
 
     trainer = make_trainer(Watched, dataset=mixed_rows(), reward=alternating, max_steps=4, **settings)
     trainer.train()
@@ -312,7 +312,7 @@ def test_what_a_tool_says_is_stored_without_measures(processor):
         reward_names=["coin"],
         own_tokens=own,
         focus=own * 0.5,
-        trace={"token_factor": own * 1.5, "rollout_factor": torch.tensor([0.75])},
+        diagnostics={"token_factor": own * 1.5, "rollout_factor": torch.tensor([0.75])},
         tokenizer=tokenizer,
     )  # fmt: skip
     assert "".join(record["tokens"]) == record["completion"] == "7 is the largest"

@@ -19,6 +19,7 @@ from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import generation, pack_prompts
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
+from vgpo.trl.rollout import Rollout
 
 
 def fixed_rollouts(prompts, trainer):
@@ -334,9 +335,9 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     [(dataset_rows, batch)] = trainer.rounds
     before = batch["prompts"]
     given = [[], [PIL.Image.new("RGB", (56, 84), (200, 10, 10))], *[[]] * (len(before) - 2)]
-    trainer._prompts, trainer._images = list(before), [row["images"] for row in dataset_rows]
+    trainer._pass = Rollout(prompts=list(before), images=[row["images"] for row in dataset_rows])
     trainer._add_tool_images(given)
-    after = trainer._prompts
+    after = trainer._pass.prompts
     assert [prompt is old for prompt, old in zip(after, before, strict=True)] == [not pictures for pictures in given]
     assert after[1].token_ids == before[1].token_ids
     own, added = after[1].media["image_grid_thw"]
@@ -355,7 +356,7 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
 
 def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
     trainer = make_trainer(mask_truncated_completions=True)
-    trainer._prompts, trainer._images = [None], [[]]
+    trainer._pass = Rollout(prompts=[None], images=[[]])
     trainer._add_tool_images([[]])
     with pytest.raises(
         ValueError, match=r"put an image into a rollout, but mask_truncated_completions.*Set it to False"

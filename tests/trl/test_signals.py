@@ -16,9 +16,9 @@ class Watched(VGPOTrainer):
 
     seen: list
 
-    def _shape_micro_batch(self, inputs, heard):
-        super()._shape_micro_batch(inputs, heard)
-        self.seen.append({**heard, **inputs})
+    def _shape_update(self, scoring):
+        super()._shape_update(scoring)
+        self.seen.append({**scoring.captured[-1], **scoring.update})
 
     def _shape_across_processes(self, batch):
         self.seen.append(super()._shape_across_processes(batch))
@@ -141,7 +141,7 @@ def test_evaluation_is_the_parents(make_trainer):
     )
     metrics = trainer.evaluate()
     assert "eval_loss" in metrics
-    assert trainer._listener is None
+    assert trainer._pass is None
 
 
 @pytest.mark.train

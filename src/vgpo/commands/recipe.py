@@ -33,6 +33,9 @@ REFUSED_KEYS = {
 }
 
 
+# Fields of version 0.1 that have another name now.
+RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
+
 # Fields that divide or count; the command line may override any of them.
 COUNTS = (
     "per_device_train_batch_size",
@@ -178,7 +181,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
     """
     path = find_recipe(source)
-    values = read_mapping(path)
+    values = with_current_names(read_mapping(path))
+    overrides = [renamed_option(word) for word in overrides]
     parser = RecipeParser(KINDS, allow_abbrev=False, prog="vgpo train")
     known = field_names()
     check_keys(values, known, where=str(path))
@@ -275,6 +279,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected a mapping of 'field: value' lines, found {type(values).__name__}")
     return values
+
+
+def with_current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Fields under their current names; one of an earlier version is taken for one release, with a warning."""
+    for old, new in RENAMED_FIELDS.items():
+        if old in values:
+            logger.warning("%s is now called %s; the old name goes with the next release.", old, new)
+    return {RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
 
 
 def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None:
@@ -376,6 +388,14 @@ def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> 
             f"repository lists them under 'History'), or {DOWNLOAD.format(name=name)}"
         )
     logger.warning("trust_remote_code: Python code of %s at commit %s will run.", name, revision)
+
+
+def renamed_option(word: str) -> str:
+    """A word of the command line, with the current name where it is an option of version 0.1."""
+    name, equals, value = word.removeprefix("--").partition("=")
+    if not word.startswith("--") or name not in RENAMED_FIELDS:
+        return word
+    return f"--{next(iter(with_current_names({name: None})))}{equals}{value}"
 
 
 def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:

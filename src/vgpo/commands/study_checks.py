@@ -7,7 +7,7 @@ from typing import Any
 
 from vgpo.checkpoints.store import file_entry
 from vgpo.commands.doctor import examine_all, failures
-from vgpo.commands.recipe import TOY_MODEL, Recipe, read_mapping
+from vgpo.commands.recipe import TOY_MODEL, Recipe, read_mapping, with_current_names
 from vgpo.commands.resume import digest, source_digest
 from vgpo.commands.setup import Setup
 from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, place_name
@@ -45,7 +45,7 @@ def refuse_other_runs(study: Study, out: Path) -> None:
 
 def fault_of(one: StudyRun, planned: PlannedRun) -> str | None:
     """Why a run that began is not the one that is planned."""
-    found = read_mapping(one.recipe_path) if one.recipe_path.is_file() else planned.values
+    found = with_current_names(read_mapping(one.recipe_path)) if one.recipe_path.is_file() else planned.values
     if changed := differing(found, planned.values):
         return f"a run with other settings ({', '.join(changed)})"
     if one.is_done and (files := one.changed_files()):

@@ -18,6 +18,7 @@ from vgpo.commands.recipe import (
     find_recipe,
     load_recipe,
     read_mapping,
+    with_current_names,
 )
 from vgpo.run.storage import write_file
 from vgpo.study.results import START, Comparison
@@ -110,7 +111,7 @@ def load_study(path: Path) -> Study:
     """
     try:
         values = read_study(path)
-        base_values = read_mapping(find_recipe(values["recipe"]))
+        base_values = with_current_names(read_mapping(find_recipe(values["recipe"])))
         check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
         check_overrides(values, base_values, path)
         comparisons = read_comparisons(values, path)
@@ -140,6 +141,7 @@ def read_study(path: Path) -> dict[str, Any]:
     values = {**values, "common": values.get("common") or {}, "settings": values.get("settings") or {ONLY_SETTING: {}}}
     for key in ("common", "methods", "settings"):
         check_mapping(values[key], f"{path}: {key}")
+    values["common"] = with_current_names(values["common"])
     check_seeds(values["seeds"], f"{path}: seeds")
     for key in ("methods", "settings"):
         check_names(list(values[key]), f"{path}: {key}")
@@ -149,6 +151,7 @@ def read_study(path: Path) -> dict[str, Any]:
         values[key] = {name: overrides or {} for name, overrides in values[key].items()}
         for name, overrides in values[key].items():
             check_mapping(overrides, f"{path}: {key}: {name}")
+        values[key] = {name: with_current_names(overrides) for name, overrides in values[key].items()}
     return values
 
 

@@ -54,7 +54,7 @@ class Shaped:
 
     advantages: Tensor
     """(B, T)"""
-    trace: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
     """Per-token (B, T) or per-rollout (B,) tensors, stored with the rollouts."""
     statistics: dict[str, Ratio] = field(default_factory=dict)
     """Metrics of this batch by their full name."""

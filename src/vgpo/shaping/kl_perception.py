@@ -111,10 +111,10 @@ class KLPerceptionShaping(Shaping):
         if self.settings.inter:
             rollout_factor = dependency_factor(dependency, scored_mask, self.settings.least_factor)
         factor = torch.where(scored_mask, token_factor * rollout_factor[:, None], 1)
-        trace = {"token_factor": token_factor, "rollout_factor": rollout_factor}
+        diagnostics = {"token_factor": token_factor, "rollout_factor": rollout_factor}
         statistics = {
             "shaping/dependency": Ratio(dependency.sum(), scored_mask.sum()),
             "shaping/token_factor_spread": mean_abs_deviation_from_one(token_factor, scored_mask),
             "shaping/rollout_factor_spread": mean_abs_deviation_from_one(rollout_factor, scored_mask.any(dim=1)),
         }
-        return Shaped(advantages[:, None] * factor, trace, statistics)
+        return Shaped(advantages[:, None] * factor, diagnostics, statistics)

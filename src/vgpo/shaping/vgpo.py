@@ -38,12 +38,12 @@ class VGPOShaping(Shaping):
             self.settings,
             visual_rows=signals.visual_rows,
         )
-        trace = {
+        diagnostics = {
             "gate": reweighted.gate,
             "token_factor": reweighted.token_factor,
             "rollout_factor": reweighted.rollout_factor,
         }
-        return Shaped(reweighted.advantages, trace, _statistics(reweighted, signals))
+        return Shaped(reweighted.advantages, diagnostics, _statistics(reweighted, signals))
 
 
 def _statistics(reweighted: ReweightedAdvantages, signals: Signals) -> dict[str, Ratio]:

@@ -1,8 +1,6 @@
 """Configuration of the TRL host."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,24 +8,18 @@ from trl import GRPOConfig
 
 from vgpo.equations import VGPOSettings
 from vgpo.policy.parts import FREEZABLE, check_freeze
+from vgpo.settings_checks import reject_unused
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
+from vgpo.training.settings import (
+    AlarmSettings,
+    DynamicSamplingSettings,
+    GuardSettings,
+    RolloutLogSettings,
+    settings_from,
+)
 
 # Rewards normalised over the batch would be normalised over groups that dynamic sampling then drops.
 BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
-
-OF_DYNAMIC_SAMPLING = (
-    "accuracy_low", "accuracy_high", "max_sampling_rounds", "filter_reward", "alarm_sampling_rounds",
-)  # fmt: skip
-# The largest value that each may have; 0 switches the alarm off.
-ALARM_THRESHOLDS = {
-    "alarm_entropy": math.inf,
-    "alarm_groups_alike": 1.0,
-    "alarm_answers_cut": 1.0,
-    "alarm_length_growth": math.inf,
-    "alarm_sampling_rounds": math.inf,
-    "alarm_skipped_steps": math.inf,
-    "alarm_kl": math.inf,
-}
 
 
 @dataclass
@@ -103,13 +95,15 @@ class VGPOConfig(GRPOConfig):
         metadata={"help": "Draw prompts until the batch holds its number of groups of mixed accuracy (DAPO)."},
     )
     accuracy_low: float = field(
-        default=0.01, metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is above this."}
+        default=DynamicSamplingSettings.accuracy_low,
+        metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is above this."},
     )
     accuracy_high: float = field(
-        default=0.99, metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is below this."}
+        default=DynamicSamplingSettings.accuracy_high,
+        metadata={"help": "Dynamic sampling keeps groups whose mean accuracy is below this."},
     )
     max_sampling_rounds: int = field(
-        default=10,
+        default=DynamicSamplingSettings.max_sampling_rounds,
         metadata={"help": "Rounds of dynamic sampling after which a batch that is not full is an error."},
     )
     filter_reward: str | None = field(
@@ -117,48 +111,55 @@ class VGPOConfig(GRPOConfig):
         metadata={"help": "Reward function whose mean is the accuracy of dynamic sampling. Default: the first."},
     )
     max_skipped_steps: int = field(
-        default=5,
+        default=GuardSettings.max_skipped_steps,
         metadata={"help": "Steps in a row that may be skipped for a non-finite loss or gradient before a run stops."},
     )
     alarms: str = field(
-        default="warn",
+        default=AlarmSettings.alarms,
         metadata={
             "help": "When a logged figure goes bad: 'warn' and keep the checkpoint from before it, 'stop' with a "
             "checkpoint too, or 'off'. Thresholds are the fields alarm_..., each with 0 to switch it off."
         },
     )
     alarm_lines: int = field(
-        default=10, metadata={"help": "Logged lines in a row with a bad figure that make an alarm."}
+        default=AlarmSettings.alarm_lines,
+        metadata={"help": "Logged lines in a row with a bad figure that make an alarm."},
     )
     alarm_entropy: float = field(
-        default=0.01, metadata={"help": "Alarm when the policy's entropy (nats per token) is below this."}
+        default=AlarmSettings.alarm_entropy,
+        metadata={"help": "Alarm when the policy's entropy (nats per token) is below this."},
     )
-    alarm_groups_alike: float = field(
-        default=1.0,
+    alarm_zero_reward_std: float = field(
+        default=AlarmSettings.alarm_zero_reward_std,
         metadata={"help": "Alarm when this share of groups or more have one and the same reward for all rollouts."},
     )
-    alarm_answers_cut: float = field(
-        default=0.5, metadata={"help": "Alarm when max_completion_length cuts off more than this share of rollouts."}
+    alarm_truncation: float = field(
+        default=AlarmSettings.alarm_truncation,
+        metadata={"help": "Alarm when max_completion_length cuts off more than this share of rollouts."},
     )
     alarm_length_growth: float = field(
-        default=4.0,
+        default=AlarmSettings.alarm_length_growth,
         metadata={"help": "Alarm when responses are more than this many times as long as in the first alarm_lines."},
     )
     alarm_sampling_rounds: int = field(
-        default=7, metadata={"help": "Alarm when dynamic sampling takes so many rounds for a batch, or more."}
+        default=AlarmSettings.alarm_sampling_rounds,
+        metadata={"help": "Alarm when dynamic sampling takes so many rounds for a batch, or more."},
     )
     alarm_skipped_steps: int = field(
-        default=1,
+        default=AlarmSettings.alarm_skipped_steps,
         metadata={"help": "Alarm when so many steps were skipped since the last line for a bad loss or gradient."},
     )
     alarm_kl: float = field(
-        default=1.0,
+        default=AlarmSettings.alarm_kl,
         metadata={"help": "Alarm when the divergence from the reference model (nats per token) is above this."},
     )
     log_rollouts_steps: int = field(
-        default=10, metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."}
+        default=RolloutLogSettings.log_rollouts_steps,
+        metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."},
     )
-    log_rollouts_groups: int = field(default=1, metadata={"help": "Groups that are written each time."})
+    log_rollouts_groups: int = field(
+        default=RolloutLogSettings.log_rollouts_groups, metadata={"help": "Groups that are written each time."}
+    )
 
     def __post_init__(self) -> None:
         self._check_group_size()
@@ -168,13 +169,21 @@ class VGPOConfig(GRPOConfig):
             self._explain_batch_sizes(error)
             raise
         self._check_signals()  # a wrong setting must not wait until a model is loaded
-        self._check_ranges()
+        if self.share_prompt not in ("auto", "on", "off"):
+            raise ValueError(f"share_prompt={self.share_prompt!r}, expected 'auto', 'on' or 'off'.")
+        check_freeze(self.freeze)
         self._check_checkpoints()
-        self._check_alarms()
+        for kind in (AlarmSettings, DynamicSamplingSettings, GuardSettings, RolloutLogSettings):
+            settings_from(kind, self)
+        if self.beta == 0:
+            reject_unused(self, ["alarm_kl"], without="a reference model", fix="beta above 0")
         if self.dynamic_sampling:
             self._check_dynamic_sampling()
         else:
-            self._refuse_idle(OF_DYNAMIC_SAMPLING, without="dynamic_sampling", fix="dynamic_sampling=True")
+            names = [setting.name for setting in dataclasses.fields(DynamicSamplingSettings)]
+            reject_unused(
+                self, [*names, "alarm_sampling_rounds"], without="dynamic_sampling", fix="dynamic_sampling=True"
+            )
 
     def build_shaping(self) -> Shaping:
         """The shaping with its settings: fields of this configuration, and `shaping_options` for all others."""
@@ -184,7 +193,7 @@ class VGPOConfig(GRPOConfig):
             raise ValueError(f"shaping_options: {name!r} is a field of VGPOConfig; set it there.")
         if self.shaping in SHAPINGS:
             shared = own & {f.name for f in dataclasses.fields(SHAPINGS[self.shaping].Settings)}
-            self._refuse_idle_settings(shared)
+            self._reject_unused_settings(shared)
             options |= {name: self.__dict__[name] for name in shared}
         return build_shaping(self.shaping, options)
 
@@ -198,7 +207,7 @@ class VGPOConfig(GRPOConfig):
         """Whether every micro-batch is a set of whole groups."""
         return self.per_device_train_batch_size % self.num_generations == 0
 
-    def _refuse_idle_settings(self, used: set[str]) -> None:
+    def _reject_unused_settings(self, used: set[str]) -> None:
         """Method settings that were changed although the shaping has no such setting."""
         for setting in dataclasses.fields(VGPOSettings):
             if setting.name not in used and self.__dict__[setting.name] != setting.default:
@@ -225,21 +234,6 @@ class VGPOConfig(GRPOConfig):
                 f"{2 * group}, ...), which also spares a scoring pass, or make the product a multiple of {group}."
             ) from error
 
-    def _check_ranges(self) -> None:
-        if self.share_prompt not in ("auto", "on", "off"):
-            raise ValueError(f"share_prompt={self.share_prompt!r}, expected 'auto', 'on' or 'off'.")
-        check_freeze(self.freeze)
-        least = {
-            "max_sampling_rounds": 1,
-            "max_skipped_steps": 1,
-            "alarm_lines": 1,
-            "log_rollouts_steps": 0,
-            "log_rollouts_groups": 1,
-        }
-        for name, minimum in least.items():
-            if self.__dict__[name] < minimum:
-                raise ValueError(f"{name}={self.__dict__[name]}, expected {minimum} or more.")
-
     def _check_signals(self) -> None:
         signals = self.build_shaping().signals
         if not self.measure_focus and "similarity" in signals:
@@ -259,34 +253,7 @@ class VGPOConfig(GRPOConfig):
                 "and compare them with `vgpo eval`."
             )
 
-    def _check_alarms(self) -> None:
-        if self.alarms not in ("warn", "stop", "off"):
-            raise ValueError(f"alarms={self.alarms!r}, expected 'warn', 'stop' or 'off'.")
-        for name, most in ALARM_THRESHOLDS.items():
-            if not 0 <= self.__dict__[name] <= most:
-                limits = "0 or more" if most == math.inf else f"0 to {most:g}"
-                raise ValueError(f"{name}={self.__dict__[name]}, expected {limits}; 0 switches this alarm off.")
-        if 0 < self.alarm_length_growth <= 1:
-            raise ValueError(f"alarm_length_growth={self.alarm_length_growth}, expected above 1, or 0 for no alarm.")
-        if self.alarms == "off":
-            self._refuse_idle(["alarm_lines", *ALARM_THRESHOLDS], without="alarms", fix="alarms='warn'")
-        if self.beta == 0:
-            self._refuse_idle(["alarm_kl"], without="a reference model", fix="beta above 0")
-
-    def _refuse_idle(self, names: Sequence[str], *, without: str, fix: str) -> None:
-        """Settings that were changed although what they set is not there."""
-        for name in names:
-            if self.__dict__[name] != type(self).__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"{name}={self.__dict__[name]!r} has no effect without {without}. Remove it, or set {fix}."
-                )
-
     def _check_dynamic_sampling(self) -> None:
-        if not 0 <= self.accuracy_low < self.accuracy_high <= 1:
-            raise ValueError(
-                f"accuracy_low={self.accuracy_low} and accuracy_high={self.accuracy_high}: expected "
-                "0 <= accuracy_low < accuracy_high <= 1."
-            )
         if self.rollouts_per_process % self.num_generations:
             raise ValueError(
                 f"dynamic_sampling fills each process with whole groups, but a process generates "

@@ -33,7 +33,7 @@ from vgpo.checkpoints import (
     weight_hash,
 )
 from vgpo.policy.prompts import EncodedPrompt
-from vgpo.trl.batches import Batch
+from vgpo.training.batches import Batch
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ def rollout_records(
     reward_names: Sequence[str],
     own_tokens: Tensor,
     focus: Tensor | None,
-    trace: Mapping[str, Tensor],
+    diagnostics: Mapping[str, Tensor],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[dict[str, Any]]:
     """One record for each row of `dataset_rows`, the first rows of `batch`.
@@ -31,7 +31,7 @@ def rollout_records(
         own_tokens: the tokens that the policy is trained on; bool (B, T). The others, a tool's output and responses
             that were cut off and masked, are in the records too, with None for what is measured of a token.
         focus: rho (B, T), or None where it was not measured.
-        trace: what the shaping left, (B, T) or (B,).
+        diagnostics: what the shaping left, (B, T) or (B,).
         tokenizer: decodes token by token.
     """
     records = []
@@ -54,7 +54,7 @@ def rollout_records(
             "advantage": float(batch["scalar_advantages"][i]),
             "rewards": dict(zip(reward_names, batch["rewards"][i].tolist(), strict=True)),
         }
-        for name, values in trace.items():
+        for name, values in diagnostics.items():
             record[name] = of_own(values[i], own) if values.ndim == 2 else float(values[i])
         records.append(record)
     return records

@@ -1,22 +1,21 @@
 """A generation batch as a table of rows: choose rows, join tables, cut into micro-batches.
 
 TRL keeps a generation batch as a dict of tensors, lists and scalars. Every tensor and list is aligned with the rows,
-so that rows can be moved without knowing what a field means. Pictures are in a list of prompts that rows refer to.
+so that rows can be moved without knowing what a field means. Images are in a list of prompts that rows refer to.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vgpo.policy.prompts import pad_to_widest
 
 Batch = dict[str, Any]
 
-# The traces of rollouts that were shaped before they were cut into micro-batches ride along under this prefix.
-TRACE = "trace/"
+# Prefix of the diagnostics of rollouts that are shaped before the batch is split into micro-batches.
+DIAGNOSTICS = "diagnostics/"
 PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the right
 
 
@@ -33,7 +32,7 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def join_rows(batches: Sequence[Batch], pad_token_id: int) -> Batch:
-    """One row-aligned batch out of several, padded anew to the longest prompt and the longest response."""
+    """One row-aligned batch out of several, padded to the longest prompt and the longest response."""
     batches = [batch for batch in batches if len(batch["prompt_ids"])]
     if len(batches) == 1:
         return batches[0]
@@ -56,15 +55,21 @@ def group_order(num_rows: int, block: int) -> list[int]:
     return (starts[:, None] + torch.arange(block)).flatten().tolist()
 
 
-def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """The rows of all processes, padded to the widest of them."""
-    if rows.ndim == 1:
-        return accelerator.gather(rows)
-    # Padding would make integers of booleans, on those processes only that have to pad.
-    values = rows.byte() if rows.dtype == torch.bool else rows
-    return accelerator.gather(accelerator.pad_across_processes(values, dim=1)).to(rows.dtype)
+def split_diagnostics(batch: Batch) -> dict[str, Tensor]:
+    """The diagnostics of the shaping in a batch that was shaped before it was split."""
+    return {name.removeprefix(DIAGNOSTICS): value for name, value in batch.items() if name.startswith(DIAGNOSTICS)}
 
 
-def split_trace(batch: Batch) -> dict[str, Tensor]:
-    """What the shaping left in a batch that was shaped before it was cut."""
-    return {name.removeprefix(TRACE): value for name, value in batch.items() if name.startswith(TRACE)}
+def action_mask(batch: Batch) -> Tensor:
+    """Tokens that the policy sampled, without the output of tools; bool (B, T)."""
+    mask = batch["completion_mask"].bool()
+    return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """`value`, or the tensors in its dictionaries, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: to_device(item, device) for name, item in value.items()}
+    return value

@@ -1,4 +1,4 @@
-"""Numbers gathered between two log lines."""
+"""Metrics collected between two log lines."""
 
 import math
 import time
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vgpo.ratio import Ratio
+from vgpo.training.collective import Collective
 
 
 class RunningRatios:
@@ -27,12 +27,12 @@ class RunningRatios:
             pair = torch.stack([ratio.total.float(), ratio.number.float()])
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def flush(self, accelerator: Accelerator) -> dict[str, float]:
+    def flush(self, collective: Collective) -> dict[str, float]:
         """The means by name; a name that never had anything to count is left out. All processes call it together."""
         if not self.sums:
             return {}
         names = sorted(self.sums)
-        sums = accelerator.reduce(torch.stack([self.sums[name] for name in names]), reduction="sum")
+        sums = collective.sum(torch.stack([self.sums[name] for name in names]))
         self.sums.clear()
         return {name: total / number for name, (total, number) in zip(names, sums.tolist(), strict=True) if number}
 

@@ -1,4 +1,4 @@
-"""Alarms: logged figures that went bad, told early, with advice and with a checkpoint to go back to."""
+"""Alarms on logged metrics: reported early, with advice and with a checkpoint to go back to."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointStore
-from vgpo.trl.config import VGPOConfig
+from vgpo.training.settings import AlarmSettings
 
 logger = logging.getLogger(__name__)
 
@@ -16,14 +16,14 @@ PREFIX = "alarm/"
 
 
 class AlarmError(RuntimeError):
-    """An alarm went off in a run that is to stop then; the message says which, with figures and advice."""
+    """An alarm was raised in a run that stops on alarms; the message says which, with values and advice."""
 
 
 @dataclass
-class Watch:
-    """What a rule has seen: its first values, the last one, and the bad figures in a row, with the step of the first.
+class RuleState:
+    """What a rule has seen: its first values, the last one, and the bad values in a row, with the step of the first.
 
-    A checkpoint holds it as a dictionary, so that a resumed run hears the same alarms.
+    A checkpoint holds it as a dictionary, so that a resumed run raises the same alarms.
     """
 
     first: list[float] = field(default_factory=list)
@@ -32,35 +32,35 @@ class Watch:
     since: int = 0
 
 
-def itself(value: float, watch: Watch) -> float:
+def identity(value: float, state: RuleState) -> float:
     return value
 
 
-def growth(value: float, watch: Watch) -> float:
+def growth(value: float, state: RuleState) -> float:
     """The value as a multiple of the mean of the first ones."""
-    return value / max(sum(watch.first) / len(watch.first), 1.0)
+    return value / max(sum(state.first) / len(state.first), 1.0)
 
 
-def increase(value: float, watch: Watch) -> float:
-    """What has come on top of the last value."""
-    return value - watch.last
+def increase(value: float, state: RuleState) -> float:
+    """The difference from the last value."""
+    return value - state.last
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """A figure that is bad on one side of a threshold; an alarm when it is, several times in a row.
+    """A metric that is bad on one side of a threshold; an alarm when it is, several lines in a row.
 
-    name: of the logged metric `alarm/<name>`. metric: the logged figure. threshold: the field of `VGPOConfig`, 0 to
-    switch the rule off. is_bad: of figure and threshold. figure: what is compared, made of the metric. lines: how many
-    times in a row; None for `alarm_lines`. text: what the figure is and what side is bad. advice: what to do.
+    name: of the logged metric `alarm/<name>`. metric: the logged metric. threshold: the field of `AlarmSettings`, 0 to
+    disable the rule. is_bad: of value and threshold. measure: what is compared, computed from the metric. patience:
+    how many lines in a row; None for `alarm_lines`. text: what the value is and which side is bad. advice: what to do.
     """
 
     name: str
     metric: str
     threshold: str
     is_bad: Callable[[float, float], bool]
-    figure: Callable[[float, Watch], float] = itself
-    lines: int | None = None
+    measure: Callable[[float, RuleState], float] = identity
+    patience: int | None = None
     text: str
     advice: str
 
@@ -76,22 +76,22 @@ RULES = (
         "temperature, lower learning_rate, or add entropy_coef.",
     ),
     Rule(
-        name="groups_alike",
+        name="zero_reward_std",
         metric="frac_reward_zero_std",
-        threshold="alarm_groups_alike",
+        threshold="alarm_zero_reward_std",
         is_bad=operator.ge,
         text="the share of groups whose rollouts all have the same reward has reached",
-        advice="Such groups have no advantage, and nothing is learnt. Read some rollouts: either the reward cannot "
-        "tell answers apart (try `vgpo reward test`), or the questions are all too hard or too easy; "
+        advice="Such groups have no advantage, and the policy learns nothing from them. Read some rollouts: either "
+        "the reward cannot tell answers apart (try `vgpo reward test`), or all questions are too hard or too easy; "
         "dynamic_sampling leaves such groups out.",
     ),
     Rule(
-        name="answers_cut",
+        name="truncation",
         metric="completions/clipped_ratio",
-        threshold="alarm_answers_cut",
+        threshold="alarm_truncation",
         is_bad=operator.gt,
-        text="the share of rollouts that max_completion_length cuts off is above",
-        advice="What is cut off is graded without its answer. Raise max_completion_length, set "
+        text="the share of rollouts that max_completion_length truncates is above",
+        advice="A truncated response is graded without its answer. Raise max_completion_length, set "
         "mask_truncated_completions, or ask for shorter answers in the template.",
     ),
     Rule(
@@ -99,7 +99,7 @@ RULES = (
         metric="completions/mean_length",
         threshold="alarm_length_growth",
         is_bad=operator.gt,
-        figure=growth,
+        measure=growth,
         text="mean response length, as a multiple of what it was at the start, is above",
         advice="Read some rollouts: if they repeat themselves, lower learning_rate, or add a reward that asks for an "
         "end. If they reason longer and the reward rises, raise this limit.",
@@ -118,8 +118,8 @@ RULES = (
         metric="guard/skipped_steps",
         threshold="alarm_skipped_steps",
         is_bad=operator.ge,
-        figure=increase,
-        lines=1,
+        measure=increase,
+        patience=1,
         text="the steps skipped since the last logged line, for a loss or gradient that is not finite, have reached",
         advice="Weights are as before these steps. Lower learning_rate or max_grad_norm, look at the rewards of the "
         "last rollouts, and prefer bf16 to fp16.",
@@ -136,70 +136,75 @@ RULES = (
 
 
 class Alarms:
-    """Hears what a run logs. All processes hear the same figures and come to the same alarms.
+    """Evaluates alarm rules on logged metrics; deterministic, so all ranks agree.
+
+    Args:
+        settings: thresholds, and what an alarm does.
+        is_main_process: whether this process reports alarms and pins checkpoints.
 
     Attributes:
         stopping: the messages of alarms that end the run.
     """
 
-    def __init__(self, config: VGPOConfig) -> None:
-        self.config = config
-        self.rules = [rule for rule in RULES if config.alarms != "off" and self._threshold(rule)]
-        self.watches = {rule.name: Watch() for rule in self.rules}
+    def __init__(self, settings: AlarmSettings, *, is_main_process: bool = True) -> None:
+        self.settings = settings
+        self.is_main_process = is_main_process
+        self.rules = [rule for rule in RULES if settings.alarms != "off" and self._threshold(rule)]
+        self.states = {rule.name: RuleState() for rule in self.rules}
         self.stopping: list[str] = []
 
-    def hear(
+    def update(
         self, step: int, logs: Mapping[str, float], checkpoints: CheckpointStore, *, suspect: int | None = None
     ) -> list[str]:
-        """Take in a logged line, and return the names of the alarms that hold now.
+        """Evaluate a logged line, and return the names of the alarms that are active now.
 
-        An alarm is reported once, when it goes off, and then the newest checkpoint from before it is pinned.
+        An alarm is reported once, when it is raised, and then the newest checkpoint from before it is pinned.
 
         Args:
             step: of the line.
-            logs: figures by name; those of a rule may be missing, or not be numbers.
+            logs: metrics by name; that of a rule may be missing, or not a number.
             checkpoints: of the run.
             suspect: checkpoints of this step and later ones are not pinned. Default: that of the line.
 
         Raises:
             CheckpointError: a checkpoint could not be pinned.
         """
-        holding = []
+        active = []
         for rule in self.rules:
-            watch, value = self.watches[rule.name], float(logs.get(rule.metric, math.nan))
+            state, value = self.states[rule.name], float(logs.get(rule.metric, math.nan))
             if math.isnan(value):
                 continue
-            held = len(watch.bad) >= self._lines(rule)
-            self._look(rule, watch, step, value)
-            if len(watch.bad) < self._lines(rule):
+            was_active = len(state.bad) >= self._patience(rule)
+            self._update_rule(rule, state, step, value)
+            if len(state.bad) < self._patience(rule):
                 continue
-            holding.append(rule.name)
-            if not held:
-                self._go_off(rule, watch, step, checkpoints, step if suspect is None else suspect)
-        return holding
+            active.append(rule.name)
+            if not was_active:
+                self._trigger(rule, state, step, checkpoints, step if suspect is None else suspect)
+        return active
 
-    def _look(self, rule: Rule, watch: Watch, step: int, value: float) -> None:
-        lines = self._lines(rule)
-        if len(watch.first) < lines:
-            watch.first.append(value)
-        figure, watch.last = rule.figure(value, watch), value
-        if not rule.is_bad(figure, self._threshold(rule)):
-            watch.bad.clear()
+    def _update_rule(self, rule: Rule, state: RuleState, step: int, value: float) -> None:
+        patience = self._patience(rule)
+        if len(state.first) < patience:
+            state.first.append(value)
+        measured, state.last = rule.measure(value, state), value
+        if not rule.is_bad(measured, self._threshold(rule)):
+            state.bad.clear()
             return
-        watch.since = watch.since if watch.bad else step
-        watch.bad = [*watch.bad, figure][-lines:]
+        state.since = state.since if state.bad else step
+        state.bad = [*state.bad, measured][-patience:]
 
-    def _go_off(self, rule: Rule, watch: Watch, step: int, checkpoints: CheckpointStore, suspect: int) -> None:
-        low, high = min(watch.bad), max(watch.bad)
+    def _trigger(self, rule: Rule, state: RuleState, step: int, checkpoints: CheckpointStore, suspect: int) -> None:
+        low, high = min(state.bad), max(state.bad)
         found = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
         message = (
             f"Alarm {rule.name} at step {step}: {rule.text} {rule.threshold}={self._threshold(rule):g}; found {found} "
-            f"in {len(watch.bad)} logged line(s), since step {watch.since}. {rule.advice}"
+            f"in {len(state.bad)} logged line(s), since step {state.since}. {rule.advice}"
         )
-        if self.config.should_save:
-            message += f" {self._keep_checkpoint(rule, watch.since, step, checkpoints, suspect)}"
+        if self.is_main_process:
+            message += f" {self._keep_checkpoint(rule, state.since, step, checkpoints, suspect)}"
             logger.warning("%s", message)
-        if self.config.alarms == "stop":
+        if self.settings.alarms == "stop":
             self.stopping.append(message)
 
     @staticmethod
@@ -217,15 +222,15 @@ class Alarms:
         )
 
     def _threshold(self, rule: Rule) -> float:
-        return vars(self.config)[rule.threshold]
+        return getattr(self.settings, rule.threshold)
 
-    def _lines(self, rule: Rule) -> int:
-        return rule.lines or self.config.alarm_lines
+    def _patience(self, rule: Rule) -> int:
+        return rule.patience or self.settings.alarm_lines
 
     def state(self) -> dict[str, Any]:
         """What was seen so far, for a checkpoint."""
-        return {name: asdict(watch) for name, watch in self.watches.items()}
+        return {name: asdict(state) for name, state in self.states.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned; a rule that was off begins anew, and of one that is off nothing is kept."""
-        self.watches |= {name: Watch(**seen) for name, seen in state.items() if name in self.watches}
+        """Restore what `state` returned; a rule that was disabled starts fresh, a disabled one is left out."""
+        self.states |= {name: RuleState(**seen) for name, seen in state.items() if name in self.states}

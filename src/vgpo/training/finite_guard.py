@@ -1,9 +1,13 @@
-"""Steps whose numbers went bad are skipped, many in a row end the training, and spoilt weights are never saved."""
+"""Steps that are not finite are skipped, many in a row end the training, and weights that are not are never saved."""
+
+from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from vgpo.training.collective import Collective
+from vgpo.training.settings import GuardSettings
 
 
 class NonFiniteError(RuntimeError):
@@ -16,9 +20,9 @@ class FiniteGuard:
     Losses are summed on their device; the host looks once a step, where the gradient norm is at hand.
     """
 
-    def __init__(self, accelerator: Accelerator, max_skipped_steps: int) -> None:
-        self.accelerator = accelerator
-        self.max_skipped_steps = max_skipped_steps
+    def __init__(self, collective: Collective, settings: GuardSettings) -> None:
+        self.collective = collective
+        self.settings = settings
         self.num_skipped = 0
         self.num_skipped_in_a_row = 0
         self._window_loss: Tensor | None = None
@@ -31,24 +35,33 @@ class FiniteGuard:
         """Whether the window's losses and its gradient norm are finite on every process."""
         numbers = [n for n in (self._window_loss, grad_norm) if n is not None]
         self._window_loss = None
-        device = self.accelerator.device
-        bad = torch.stack([~torch.isfinite(torch.as_tensor(whole(n), device=device)) for n in numbers]).any()
-        finite = not bool(self.accelerator.reduce(bad.float(), reduction="sum"))
+        device = self.collective.device
+        bad = torch.stack([~torch.isfinite(torch.as_tensor(full_tensor(n), device=device)) for n in numbers]).any()
+        finite = not bool(self.collective.sum(bad.float()))
         self.num_skipped += not finite
         self.num_skipped_in_a_row = 0 if finite else self.num_skipped_in_a_row + 1
         return finite
 
+    def state(self) -> dict[str, int]:
+        """Its counts, for a checkpoint."""
+        return {"num_skipped": self.num_skipped, "num_skipped_in_a_row": self.num_skipped_in_a_row}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Restore what `state` returned."""
+        self.num_skipped = state["num_skipped"]
+        self.num_skipped_in_a_row = state["num_skipped_in_a_row"]
+
     @property
     def exhausted(self) -> bool:
-        return self.num_skipped_in_a_row >= self.max_skipped_steps
+        return self.num_skipped_in_a_row >= self.settings.max_skipped_steps
 
 
-def whole(number: Tensor | float) -> Tensor | float:
+def full_tensor(number: Tensor | float) -> Tensor | float:
     """The number itself, where a sharded model (FSDP2) gives its gradient norm as a distributed tensor."""
     return number.full_tensor() if isinstance(number, DTensor) else number
 
 
-def non_finite_weight(model: nn.Module, accelerator: Accelerator) -> str | None:
+def non_finite_weight(model: nn.Module, collective: Collective) -> str | None:
     """Name of the first trained weight that holds a NaN or an infinity on any process; None if all are finite.
 
     Called by all processes at once; each reads the part of a sharded weight that it holds. Frozen weights, which never
@@ -56,6 +69,6 @@ def non_finite_weight(model: nn.Module, accelerator: Accelerator) -> str | None:
     """
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained.values()]
-    bad = torch.stack([~torch.isfinite(part.detach()).all().to(accelerator.device) for part in parts])  # (N,)
-    found = accelerator.reduce(bad.float(), reduction="sum").nonzero().flatten().tolist()
+    bad = torch.stack([~torch.isfinite(part.detach()).all().to(collective.device) for part in parts])  # (N,)
+    found = collective.sum(bad.float()).nonzero().flatten().tolist()
     return list(trained)[found[0]] if found else None

@@ -1,0 +1,388 @@
+"""How TRL is made to generate: prompts encoded and computed once, images that TRL sees in prompts only.
+
+TRL calls generation, rewards and log-probability passes with token ids and little else. What else a pass needs, and
+what it finds out, is in one object that is current while TRL runs: a `ScoringPass`.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from operator import is_
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
+from trl.extras.profiling import profiling_decorator
+
+from vgpo.data.media_columns import has_media_column
+from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
+from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
+from vgpo.policy.blank_media import blank_media, blank_prompt
+from vgpo.policy.prompts import (
+    EncodedPrompt,
+    encoded_prompt,
+    generation_fields,
+    has_media,
+    media_fields,
+    prompt_key,
+    row_with_images_in_prompt,
+)
+from vgpo.policy.scoring import Rows, score_rows
+from vgpo.shaping import IMAGE_SIGNALS
+from vgpo.shared_prompt import PrefillError, enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.training.batches import Batch
+from vgpo.training.finite_guard import NonFiniteError
+from vgpo.trl.config import VGPOConfig
+from vgpo.trl.monitored import MonitoredTrainer
+from vgpo.trl.vllm import refuse_colocate
+
+logger = logging.getLogger(__name__)
+
+BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
+
+
+@dataclass
+class ScoringPass:
+    """One or several log-probability passes over the same rows.
+
+    Attributes:
+        prompts: of the rows, in order; a rollout fills them when TRL tokenizes.
+        required: names of the signals to capture, of `vgpo.shaping.Signals`.
+        update: the micro-batch of an update, whose advantages are shaped as soon as its pass has run.
+        captured: the signals of each pass, (B, T) each.
+    """
+
+    prompts: list[EncodedPrompt] = field(default_factory=list)
+    required: frozenset[str] = frozenset()
+    update: Batch | None = None
+    captured: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class Rollout(ScoringPass):
+    """The generation of responses to rows of the data set, their rewards, and the passes that TRL runs over them.
+
+    Attributes:
+        rows: of the data set, one per response.
+        images: of each response: those of its prompt, then those that tools returned.
+        rewards: of the responses of all processes, by reward function; (N, R).
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    images: list[list[Any]] = field(default_factory=list)
+    rewards: Tensor | None = None
+
+
+Pass = TypeVar("Pass", bound=ScoringPass)
+
+
+class RolloutTrainer(MonitoredTrainer):
+    """Generates and scores rollouts, each prompt once for all its rollouts where that is exact."""
+
+    _batch_environments: list[Any] | None = None
+    _required_signals: frozenset[str] = frozenset()
+
+    def __init__(self, model: Any, reward_funcs: Any, args: VGPOConfig, *rest: Any, **kwargs: Any) -> None:
+        config = model_config(model, args)
+        self._visual_token_ids = (visual_token_ids if self._requires_images else named_visual_token_ids)(config)
+        self._banned_token_ids = banned_token_ids(config)
+        self._pass: ScoringPass | None = None
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self._has_images = has_media_column(self.train_dataset)
+        self._blank: dict[str, Tensor] = {}  # the media of a blank image, once asked for
+        self._shares_prompts = self._prepare_shared_prompts()
+        self._repeats_prefill = False  # set once generation was found unable to read a prompt once per group
+        self._ban_image_tokens()
+
+    @property
+    def _requires_images(self) -> bool:
+        return not IMAGE_SIGNALS.isdisjoint(self._required_signals)
+
+    @contextmanager
+    def _current(self, scoring: Pass) -> Iterator[Pass]:
+        """Inside the block, TRL's generation, rewards and log-probability passes belong to `scoring`."""
+        self._pass = scoring
+        try:
+            yield scoring
+        finally:
+            self._pass = None
+
+    @property
+    def _rollout(self) -> Rollout:
+        assert isinstance(self._pass, Rollout)
+        return self._pass
+
+    def _shape_update(self, scoring: ScoringPass) -> None:
+        """Called when the pass of an update has run, before TRL reads the advantages of `scoring.update`."""
+        raise NotImplementedError
+
+    # Prompts
+
+    def _generate_and_score_completions(self, rows: list[dict[str, Any]]) -> Batch:
+        """As the parent, which sees the images in the prompts only: their tensors are computed once, here.
+
+        Adds what the parent does not keep: `prompts`, `rewards` (B, R), and the signals of the old policy's pass.
+        """
+        with self._current(Rollout(rows=rows, required=self._required_signals)) as rollout:
+            if self.environment_factories is None:  # an environment may ask for any column
+                rows = [row_with_images_in_prompt(row) for row in rows]
+            batch = super()._generate_and_score_completions(rows)
+        assert rollout.rewards is not None
+        first = self.accelerator.process_index * len(rows)
+        batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
+        batch |= {"prompts": rollout.prompts, "rewards": rollout.rewards[first : first + len(rows)]}
+        # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
+        if "old_per_token_logps" in batch:
+            # Entropy is the updated policy's.
+            batch |= {name: value for name, value in rollout.captured[0].items() if name != "entropy"}
+        return batch
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], list[Any] | None, dict[str, Any]]:
+        """Each prompt once: prompts of the same text and the very same images share it."""
+        environments = self._batch_environments or [None] * len(prompts)
+        keys = list(zip(environments, map(prompt_key, prompts), strict=True))
+        first = {key: i for i, key in reversed(list(enumerate(keys)))}
+        encoded = {key: self._encode(prompts[i], i) for key, i in first.items()}
+        rollout = self._rollout
+        rollout.prompts = [encoded[key][0] for key in keys]
+        rollout.images = [encoded[key][1] for key in keys]
+        # The parent passes the fields to the first turn, which has its own, and from there to turns after tools.
+        fields = generation_fields(rollout.prompts) if self.tools else {}
+        images = [own or None for own in rollout.images] if any(rollout.images) else None
+        return [prompt.token_ids for prompt in rollout.prompts], images, fields
+
+    def _encode(self, prompt: Any, row: int) -> tuple[EncodedPrompt, list[Any]]:
+        """A prompt for the model, and its images."""
+        environments = self._batch_environments
+        if environments is not None:
+            self._batch_environments = environments[row : row + 1]
+        ids, images, fields = super()._tokenize_prompts([prompt])
+        self._batch_environments = environments
+        own = (images[0] if images else None) or []
+        return encoded_prompt(ids[0], len(own), fields, self.accelerator.device), own
+
+    def _take_prompt_ids(self, prompt_ids: list[list[int]]) -> None:
+        """Where `rollout_func` wrote prompts of its own, these are read, and no two rollouts share one."""
+        prompts = self._rollout.prompts
+        for i, (prompt, ids) in enumerate(zip(prompts, prompt_ids, strict=True)):
+            if prompt.token_ids != list(ids):
+                types = [int(token in self._visual_token_ids) for token in ids]
+                token_types = dict.fromkeys(prompt.token_types, types)
+                prompts[i] = replace(prompt, token_ids=list(ids), token_types=token_types)
+
+    def _add_tool_images(self, tool_images: list[list[Any]]) -> None:
+        """Rollouts to which a tool has added images get a prompt of their own, with these after its images."""
+        if any(tool_images) and self.args.mask_truncated_completions:
+            raise ValueError(
+                "A tool has put an image into a rollout, but mask_truncated_completions removes the tokens of a "
+                "truncated one, and not its images. Set it to False, or let the tool return text."
+            )
+        rollout = self._rollout
+        for i, added in enumerate(tool_images):
+            if added:
+                rollout.images[i] = [*rollout.images[i], *added]
+                fields = self.processing_class.image_processor(images=rollout.images[i], return_tensors="pt")
+                media = media_fields(fields, self.accelerator.device)
+                rollout.prompts[i] = replace(rollout.prompts[i], num_images=len(rollout.images[i]), media=media)
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        # Rewards may ask for any column, images included.
+        rollout = self._rollout
+        inputs = [{**row, **given} for row, given in zip(rollout.rows, inputs, strict=True)]
+        with self._phase("reward"):
+            rollout.rewards = super()._calculate_rewards(inputs, *args, **kwargs)
+        return rollout.rewards
+
+    # Generation
+
+    def _ban_image_tokens(self) -> None:
+        """No backend may sample a token that stands for an image."""
+        banned = self._banned_token_ids
+        if self.use_vllm:
+            kwargs = self.vllm_generation.generation_kwargs
+            user = {int(token): bias for token, bias in kwargs.get("logit_bias", {}).items()}
+            self.vllm_generation.generation_kwargs = {
+                **kwargs,
+                "logit_bias": user | dict.fromkeys(banned, BANNED_BIAS),
+            }
+            return
+        suppressed = sorted({*(self.generation_config.suppress_tokens or []), *banned}) or None
+        self.generation_config.suppress_tokens = suppressed
+        self.generation_kwargs["suppress_tokens"] = suppressed
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        prompt_ids, *outputs, _, tool_images = super()._generate(prompts)
+        if self.rollout_func is not None:
+            self._tokenize_prompts(prompts)
+            self._take_prompt_ids(prompt_ids)
+        self._add_tool_images(tool_images)
+        if self.log_completions and self.log_multimodal:
+            images = gather_object(self._rollout.images)
+            if any(images):
+                self._logs["images"].extend(images)
+        # Without images the parent makes no tensors of them: every pass takes those of the encoded prompts.
+        return prompt_ids, *outputs, None, []
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        fields: dict[str, Any],
+        num_generations: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if images and any(images):
+            refuse_colocate(self.args)
+        # Turns after tools, and those of a rollout_func, bring other lists than those that were tokenized here.
+        prompts = self._rollout.prompts
+        tokenized = [prompt.token_ids for prompt in prompts]
+        first_turn = len(tokenized) == len(prompt_ids) and all(map(is_, tokenized, prompt_ids))
+        if not first_turn or self.use_vllm or self.use_transformers_continuous_batching:
+            return self._sample(prompt_ids, images, fields, num_generations, *args, **kwargs)
+        if self._prefills_once(num_generations):
+            try:
+                with self._prefilled_once(num_generations):
+                    return self._sample_first_turn(
+                        prompts[::num_generations], images, num_generations, *args, **kwargs
+                    )
+            except PrefillError as error:
+                self._cannot_prefill_once(str(error).rstrip("."))
+        return self._sample_first_turn(prompts, images, num_generations, *args, **kwargs)
+
+    def _sample_first_turn(self, prompts: list[EncodedPrompt], images: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sample responses to prompts that were tokenized here, with their own image tensors."""
+        vision: AbstractContextManager[None] = nullcontext()
+        if (blank := self._blank_media()) and not has_media(prompts):
+            vision = blank_media(self.model, blank)
+        prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
+        with vision:
+            return self._sample(prompt_ids, images, fields, *args, **kwargs)
+
+    def _sample(self, *args: Any, **kwargs: Any) -> Any:
+        with self._phase("generation"):
+            try:
+                return super()._generate_single_turn(*args, **kwargs)
+            except RuntimeError as error:
+                if "probability tensor contains" not in str(error):
+                    raise
+                raise NonFiniteError(
+                    f"The policy's probabilities are not finite after step {self.state.global_step}: an update with a "
+                    f"finite gradient made its weights too large. {self._way_back()}"
+                ) from error
+
+    # Prompts computed once
+
+    def _prepare_shared_prompts(self) -> bool:
+        """Whether the rollouts of a micro-batch share their prompts; says why not."""
+        if self.args.share_prompt == "off":
+            return False
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        reason = next(filter(None, map(why_not_shared, models)), None)
+        if reason is not None:
+            self._raise_if_sharing_is_required(reason)
+            level = logging.WARNING if self._visual_token_ids else logging.INFO
+            logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+            return False
+        for model in models:
+            enable_layouts(self.accelerator.unwrap_model(model).config)
+        return True
+
+    def _prefills_once(self, num_generations: int) -> bool:
+        """Whether generation can compute each prompt once for its group."""
+        if not self._shares_prompts or self._repeats_prefill or num_generations == 1:
+            return False
+        prompts = self._rollout.prompts
+        groups = [prompts[i : i + num_generations] for i in range(0, len(prompts), num_generations)]
+        if not all(len(group) == num_generations and len(set(map(id, group))) == 1 for group in groups):
+            return False
+        if reason := why_not_prefill_once(self.model, self.generation_config):
+            self._cannot_prefill_once(reason)
+        return not self._repeats_prefill
+
+    def _cannot_prefill_once(self, reason: str) -> None:
+        """Read prompts once per rollout from here on. Only `share_prompt: on` insists."""
+        self._raise_if_sharing_is_required(reason)
+        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason)
+        self._repeats_prefill = True
+
+    def _raise_if_sharing_is_required(self, reason: str) -> None:
+        if self.args.share_prompt == "on":
+            raise ValueError(f"share_prompt='on' is not possible: {reason}. Set share_prompt to 'auto' or 'off'.")
+
+    @contextmanager
+    def _prefilled_once(self, num_generations: int) -> Iterator[None]:
+        """Generation takes one prompt of each group, and returns `num_generations` rollouts of it."""
+        before = self.generation_config.num_return_sequences
+        self.generation_config.num_return_sequences = num_generations
+        try:
+            with prefill_once(self.model):
+                yield
+        finally:
+            self.generation_config.num_return_sequences = before
+
+    # Scoring
+
+    @profiling_decorator
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **media: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As the parent, over the prompts of the current pass and their media."""
+        del media
+        scoring = self._pass
+        if scoring is None or len(scoring.prompts) != len(input_ids):
+            known = None if scoring is None else len(scoring.prompts)
+            raise RuntimeError(f"A log-probability pass over {len(input_ids)} rows, expected {known} prompts.")
+        rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, scoring.prompts)
+        options = {"output_router_logits": True} if compute_aux_loss else {}
+        with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
+            scores = score_rows(
+                model,
+                rows,
+                self._visual_token_ids,
+                share=self._shares_prompts,
+                similarity="similarity" in scoring.required,
+                layer_similarity="layer_similarity" in scoring.required,
+                blank=self._blank_media(),
+                batch_size=batch_size,
+                **options,
+            )
+        signals = scores.signals()
+        scoring.captured.append({name: signals[name] for name in signals.keys() & scoring.required})
+        if scoring.update is not None:
+            self._shape_update(scoring)
+        return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
+
+    def _blank_media(self) -> dict[str, Tensor] | None:
+        """A blank image for passes over text alone, where the rows of any process have images at this time.
+
+        Called by all processes at once.
+        """
+        if self.accelerator.num_processes == 1 or not (self._has_images and self._visual_token_ids):
+            return None
+        assert self._pass is not None
+        here = torch.tensor([has_media(self._pass.prompts)], device=self.accelerator.device)
+        if not self.accelerator.gather(here).any():
+            return None
+        if not self._blank:
+            self._blank = self._encode(blank_prompt(), 0)[0].media
+        return self._blank
+
+
+def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:
+    """The config of a model, or of a checkpoint that is not loaded yet."""
+    if not isinstance(model, str):
+        return model.config
+    kwargs = {name: value for name, value in (args.model_init_kwargs or {}).items() if name == "revision"}
+    return AutoConfig.from_pretrained(model, trust_remote_code=args.trust_remote_code, **kwargs)
