@@ -185,7 +185,7 @@ def test_a_data_set_script_does_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.train
 def test_a_resume_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Optimiser, schedule and random numbers are transformers' own files, which PyTorch reads as plain weights."""
+    """PyTorch reads all of the training state as plain weights: our file, and those of transformers."""
 
     def run(max_steps: int) -> VGPOTrainer:
         return VGPOTrainer(
@@ -213,4 +213,4 @@ def test_a_resume_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     resumed = run(2)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 2
-    assert weights_only == dict.fromkeys(["optimizer.pt", "scheduler.pt", "rng_state.pth"], True)
+    assert weights_only == dict.fromkeys(["step_state_0.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"], True)

@@ -40,7 +40,7 @@ def test_a_checkpoint_holds_its_files_and_a_manifest_of_them(checkpoints):
     # sha256 of the one byte "x"
     entry = {"size": 1, "sha256": "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"}
     assert json.loads((path / "manifest.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "step": 7,
         "files": {"model.safetensors": entry, "nested/state.json": entry},
     }
@@ -274,7 +274,11 @@ def binary_manifest(path: Path) -> None:
 
 
 def other_format(path: Path) -> None:
-    (path / "manifest.json").write_text('{"format": 2, "step": 2, "files": {}}')
+    (path / "manifest.json").write_text('{"format": 3, "step": 2, "files": {}}')
+
+
+def earlier_format(path: Path) -> None:
+    (path / "manifest.json").write_text('{"format": 1, "step": 2, "files": {}}')
 
 
 def manifest_is_a_list(path: Path) -> None:
@@ -282,7 +286,7 @@ def manifest_is_a_list(path: Path) -> None:
 
 
 def manifest_without_hashes(path: Path) -> None:
-    (path / "manifest.json").write_text('{"format": 1, "step": 2, "files": {"model.safetensors": 3}}')
+    (path / "manifest.json").write_text('{"format": 2, "step": 2, "files": {"model.safetensors": 3}}')
 
 
 def manifest_of_another_step(path: Path) -> None:
@@ -309,8 +313,9 @@ DAMAGE = [
     (remove_manifest, "manifest.json is missing, so the save was never finished, or not by this library"),
     (cut_manifest, "manifest.json is not valid JSON ("),
     (binary_manifest, "manifest.json is not valid JSON ("),
-    (other_format, "manifest.json has format 2, expected 1"),
-    (manifest_is_a_list, "manifest.json has format 'list', expected 1"),
+    (other_format, "manifest.json has format 3, expected 2"),
+    (earlier_format, "was saved by vgpo 0.1, whose training state this version does not read: finish the run with"),
+    (manifest_is_a_list, "manifest.json has format 'list', expected 2"),
     (manifest_without_hashes, "manifest.json lists no step, or no files with size and sha256"),
     (manifest_of_another_step, "manifest.json is of step 3, expected step 2"),
     (file_becomes_a_link, "model.safetensors is a link or a special file, expected a plain file"),

@@ -16,9 +16,11 @@ import pytest
 import yaml
 from benchmarks.faults import differences
 from click.testing import Result
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from vgpo.checkpoints import CheckpointStore
+from vgpo.checkpoints.store import FORMAT, file_entry
 from vgpo.cli import app
 from vgpo.commands import train
 from vgpo.commands.signals import StopOnSignal
@@ -149,7 +151,18 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 
 def write_newer_format(checkpoint: Path) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": 2}))
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": FORMAT + 1}))
+
+
+def become_one_of_version_0_1(checkpoint: Path) -> None:
+    """Training state in two files, which the manifest lists."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    del manifest["files"]["step_state_0.pt"]
+    (checkpoint / "step_state_0.pt").unlink()
+    for name, content in (("step_state_0.json", b'{"dict": []}'), ("step_state_0.safetensors", save({}))):
+        (checkpoint / name).write_bytes(content)
+        manifest["files"][name] = file_entry(checkpoint / name)
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
 
 
 def become_a_link(checkpoint: Path) -> None:
@@ -158,7 +171,12 @@ def become_a_link(checkpoint: Path) -> None:
 
 
 UNUSABLE = {
-    "of a newer version": (write_newer_format, "manifest.json has format 2, expected 1"),
+    "of a newer version": (write_newer_format, "manifest.json has format 3, expected 2"),
+    "of version 0.1": (
+        become_one_of_version_0_1,
+        "was saved by vgpo 0.1, whose training state this version does not read: finish the run with vgpo 0.1, or "
+        "begin a new run from its weights by naming it as model_name_or_path",
+    ),
     "with a foreign file": (lambda folder: (folder / "notes.txt").touch(), "files unexpected: notes.txt"),
     "links": (become_a_link, "a link or a file, expected a folder"),
 }

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.trl.tiny import coin
-from vgpo.checkpoints import CheckpointStore, load_tree, save_tree
+from vgpo.checkpoints import CheckpointStore, load_state, save_state
 from vgpo.commands.train import ERRORS
 from vgpo.run import RunFolder
 from vgpo.training.alarms import RULES, Alarms
@@ -165,8 +165,8 @@ def test_a_run_that_is_resumed_hears_the_same_alarms(config, store, tmp_path, cu
     assert {name for names in held for name in names} == {"length_explosion", "entropy_collapse"}
     before, after = Alarms(AlarmSettings(alarm_lines=LINES)), Alarms(AlarmSettings(alarm_lines=LINES))
     heard = [before.update(step, line, store) for step, line in enumerate(lines[:cut])]
-    save_tree(tmp_path, "alarms", before.state())
-    after.load_state(load_tree(tmp_path, "alarms"))
+    save_state(tmp_path, "alarms", before.state())
+    after.load_state(load_state(tmp_path, "alarms"))
     heard += [after.update(step, line, store) for step, line in enumerate(lines[cut:], start=cut)]
     assert heard == held
     assert after.state() == whole.state()

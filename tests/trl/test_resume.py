@@ -255,8 +255,7 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, whole_run: Calla
     _, _, folder = whole_run("one update a generation")
     staging = CheckpointStore(tmp_path, keep=None).begin(1)
     shutil.copytree(folder / "checkpoint-1", staging, dirs_exist_ok=True)
-    for name in ("step_state_0.json", "step_state_0.safetensors"):
-        shutil.copy(staging / name, staging / name.replace("0", "1"))
+    shutil.copy(staging / "step_state_0.pt", staging / "step_state_1.pt")
     CheckpointStore(tmp_path, keep=None).commit(1)
     with pytest.raises(CheckpointError, match=r"was saved by 2 process\(es\), and 1 resume it"):
         build(tmp_path, []).train(resume_from_checkpoint=True)

@@ -1,17 +1,18 @@
-"""Checkpoints that cannot be lost, and what goes into them: trees of tensors and a hash of the weights.
+"""Checkpoints that cannot be lost, and what goes into them: training state and a hash of the weights.
 
-`store` saves in two phases and finds the newest checkpoint that is intact; `tensors` writes state without pickle.
+`store` saves in two phases and finds the newest checkpoint that is intact; `state` writes and reads training state.
 """
 
+from vgpo.checkpoints.state import load_state, save_state
 from vgpo.checkpoints.store import CheckpointError, CheckpointStore, Found, strict_difference
-from vgpo.checkpoints.tensors import load_tree, save_tree, weight_hash
+from vgpo.checkpoints.weights import weight_hash
 
 __all__ = [
     "CheckpointError",
     "CheckpointStore",
     "Found",
-    "load_tree",
-    "save_tree",
+    "load_state",
+    "save_state",
     "strict_difference",
     "weight_hash",
 ]

@@ -19,7 +19,11 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 PINNED = "pinned.json"
-FORMAT = 1
+FORMAT = 2
+OF_VERSION_0_1 = (  # format 1: training state as JSON and safetensors
+    "was saved by vgpo 0.1, whose training state this version does not read: finish the run with vgpo 0.1, or begin a "
+    "new run from its weights by naming it as model_name_or_path"
+)
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
 # Files that operating systems add: they hold no weights, and no loader reads them.
@@ -328,6 +332,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(_regular(MANIFEST, path).read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{MANIFEST} is not valid JSON ({error})") from error
+    if isinstance(manifest, dict) and manifest.get("format") == 1:
+        raise CheckpointError(OF_VERSION_0_1)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise CheckpointError(f"{MANIFEST} has format {found!r}, expected {FORMAT}")

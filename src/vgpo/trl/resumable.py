@@ -2,7 +2,7 @@
 
 The parent's checkpoint has weights, optimiser, schedule, random numbers and step. What it lacks, each process adds:
 the rollouts that are still to be trained on, counters, and figures that are not logged yet. All of it is staged,
-sealed and put in its place by `vgpo.checkpoints`; nothing of ours is pickled.
+sealed and put in its place by `vgpo.checkpoints`, and loading it runs no code.
 """
 
 import json
@@ -27,8 +27,8 @@ from vgpo.checkpoints import (
     CheckpointError,
     CheckpointStore,
     Found,
-    load_tree,
-    save_tree,
+    load_state,
+    save_state,
     strict_difference,
     weight_hash,
 )
@@ -143,7 +143,7 @@ class ResumableTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        save_tree(staging, self._state_name, self.step_state())
+        save_state(staging, self._state_name, self.step_state())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (staging / IDENTITY).write_text(json.dumps(self.run_identity, indent=2), encoding="utf-8")
@@ -173,7 +173,7 @@ class ResumableTrainer(GRPOTrainer):
         return f"step_state_{self.accelerator.process_index}"
 
     def step_state(self) -> dict[str, Any]:
-        """What this process carries from one step to the next, as a tree for `vgpo.checkpoints.save_tree`."""
+        """What this process carries from one step to the next, for `vgpo.checkpoints.save_state`."""
         return {
             "weights": self._weight_hashes(),
             "drawing": self._drawing(),
@@ -304,12 +304,12 @@ class ResumableTrainer(GRPOTrainer):
 
     def _read_step_state(self, checkpoint: Path) -> dict[str, Any]:
         processes = self.accelerator.num_processes
-        saved = len(list(checkpoint.glob("step_state_*.json")))
+        saved = len(list(checkpoint.glob("step_state_*.pt")))
         if saved != processes:
             raise CheckpointError(
                 f"{checkpoint} was saved by {saved} process(es), and {processes} resume it. Start as many as before."
             )
-        return load_tree(checkpoint, self._state_name)
+        return load_state(checkpoint, self._state_name)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The last that the parent restores, after it has skipped the rows that are trained on.
