@@ -27,8 +27,9 @@ def save_state(folder: Path, name: str, state: Any) -> None:
         with (folder / f"{name}.pt").open("wb") as file:
             torch.save(storable, file)
     except RuntimeError as error:
-        # "No space left on device", which torch hides behind an error of its archive.
-        raise error.__context__ if isinstance(error.__context__, OSError) else error
+        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind an error of its archive
+            raise error.__context__ from None
+        raise
 
 
 def load_state(folder: Path, name: str) -> Any:
