@@ -147,7 +147,7 @@ class Lab:
 
     @classmethod
     def build(cls, folder: Path) -> "Lab":
-        CONTEXT.set_forkserver_preload(["benchmarks.faulty_run", "vgpo.commands.train"])
+        CONTEXT.set_forkserver_preload(["benchmarks.faulty_run", "vgpo.recipe.train"])
         folder.mkdir(parents=True, exist_ok=True)
         recipe, data = folder / "recipe.yaml", folder / "train.parquet"
         if not recipe.exists():

@@ -26,6 +26,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.data import load_dataset, to_prompts
+from vgpo.evaluation.grounding import Row
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
 from vgpo.policy.generation import Responses, evaluation_mode, respond, sampled_decoding
@@ -34,7 +35,6 @@ from vgpo.policy.scoring import Rows, Scores, score_rows
 from vgpo.rewards import grade
 from vgpo.shaping import Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
-from vgpo.study.probe import Row
 from vgpo.toy.scans import CELL
 
 READ, GO_ON = "digit read", "go on or stop"

@@ -12,9 +12,9 @@ from trl import ModelConfig
 
 import vgpo
 from tests.trl.tiny import GROUP, coin, rows_with_pictures
-from vgpo.commands.loading import load_model, load_processor
-from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.data import DataError, load_dataset
+from vgpo.recipe.loading import load_model, load_processor
+from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.toy import checkpoint_path
 from vgpo.trl import VGPOConfig, VGPOTrainer
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
-from vgpo.commands.terminal import take_any_text
+from vgpo.terminal import take_any_text
 from vgpo.text import visible
 
 app = typer.Typer(
@@ -257,7 +257,7 @@ def compare_run(
     start: Annotated[bool, typer.Option("--start", help="Look at the start model only.")] = False,
 ) -> None:
     """One run of a study; `vgpo compare` starts it."""
-    from vgpo.commands import study_run as command
+    from vgpo.commands import compare_run as command
 
     with readable(command.ERRORS):
         command.run(folder, context.args, start=start, jobs=jobs)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vgpo.commands.arithmetic import BatchArithmetic, check_launch
-from vgpo.commands.recipe import RecipeError, RunArguments, load_recipe
+from vgpo.recipe.batch_plan import BatchPlan, check_launch
+from vgpo.recipe.recipe import RecipeError, RunArguments, load_recipe
 
 SIZES = """
 num_generations: 4
@@ -21,8 +21,8 @@ num_train_epochs: 3
 
 
 def test_literals(write_recipe: Callable[[str], Path]) -> None:
-    arithmetic = BatchArithmetic.of(load_recipe(write_recipe(SIZES)).config, num_prompts=100, num_processes=2)
-    assert arithmetic == BatchArithmetic(
+    arithmetic = BatchPlan.of(load_recipe(write_recipe(SIZES)).config, num_prompts=100, num_processes=2)
+    assert arithmetic == BatchPlan(
         num_processes=2,
         rollouts=96,  # 8 x 6 x 2
         prompts=24,  # 96 / 4
@@ -38,13 +38,13 @@ def test_literals(write_recipe: Callable[[str], Path]) -> None:
 
 def test_max_steps_overrules_epochs(write_recipe: Callable[[str], Path]) -> None:
     config = load_recipe(write_recipe(SIZES), ["--max_steps", "10"]).config
-    arithmetic = BatchArithmetic.of(config, num_prompts=100, num_processes=1)
+    arithmetic = BatchPlan.of(config, num_prompts=100, num_processes=1)
     assert (arithmetic.steps, arithmetic.generations) == (10, 3)  # 10 / 4, rounded up
 
 
 def test_the_table_says_when_groups_are_cut(write_recipe: Callable[[str], Path]) -> None:
     words = ["--per_device_train_batch_size", "6", "--gradient_accumulation_steps", "2", "--steps_per_generation", "2"]
-    arithmetic = BatchArithmetic.of(load_recipe(write_recipe(SIZES), words).config, 100, 1)
+    arithmetic = BatchPlan.of(load_recipe(write_recipe(SIZES), words).config, 100, 1)
     console = Console(width=100, file=io.StringIO())
     console.print(arithmetic.table())
     text = console.file.getvalue()
@@ -55,11 +55,11 @@ def test_the_table_says_when_groups_are_cut(write_recipe: Callable[[str], Path])
 def test_too_little_data_and_cut_groups_are_errors(write_recipe: Callable[[str], Path]) -> None:
     config = load_recipe(write_recipe(SIZES)).config
     with pytest.raises(RecipeError, match="a generation takes 24 prompts and the training set has 23"):
-        BatchArithmetic.of(config, 23, 2)
+        BatchPlan.of(config, 23, 2)
     config.steps_per_generation = 1
     config.per_device_train_batch_size = 6
     with pytest.raises(RecipeError, match=r"6 rollouts .* no whole number of groups of 4"):
-        BatchArithmetic.of(config, 23, 1)
+        BatchPlan.of(config, 23, 1)
 
 
 def test_the_number_of_processes_is_checked() -> None:

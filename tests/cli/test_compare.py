@@ -19,10 +19,13 @@ import pytest
 import yaml
 
 from tests.study import stand_in_run
-from vgpo.commands import compare, study_checks, study_file, study_jobs
-from vgpo.commands.recipe import field_names, load_recipe
-from vgpo.commands.study_file import GROUND, PlannedRun, StudyError, load_study
-from vgpo.study.runs import StudyRun
+from vgpo.commands import compare
+from vgpo.recipe.recipe import field_names, load_recipe
+from vgpo.study import checks as study_checks
+from vgpo.study import file as study_file
+from vgpo.study import jobs as study_jobs
+from vgpo.study.file import GROUND, PlannedRun, StudyError, load_study
+from vgpo.study.folder import StudyRun
 from vgpo.toy import checkpoint_path, write_datasets
 
 RECIPE = """
@@ -336,22 +339,22 @@ def test_a_setting_without_a_run_may_get_other_data(write_study: Callable[..., P
     study, out = load_study(write_study(settings=settings)), tmp_path / "out"
     easy.write_text("rows")
     hard.write_text("rows")
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     stand_in_run.write_run(out / "runs/easy/dapo/seed-0", "dapo", 0)  # stopped here
     hard.write_text("harder rows")
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     easy.write_text("other rows")
     with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nPut back"):
-        study_checks.refuse_other_ground(study, out)
+        study_checks.check_inputs_unchanged(study, out)
     # From now on the harder rows are those of the setting, be its run only half done.
     easy.write_text("rows")
     config = out / "runs/hard/vgpo/seed-1/config.yaml"
     config.parent.mkdir(parents=True)
     config.touch()
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     hard.write_text("rows")
     with pytest.raises(StudyError, match="setting hard: train_data"):
-        study_checks.refuse_other_ground(study, out)
+        study_checks.check_inputs_unchanged(study, out)
 
 
 def test_what_cannot_be_seen_from_elsewhere_stays_known(
@@ -363,16 +366,16 @@ def test_what_cannot_be_seen_from_elsewhere_stays_known(
     elsewhere.mkdir()
     (here / "rows.parquet").write_text("rows")
     monkeypatch.chdir(here)
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     stand_in_run.write_run(out / "runs/default/dapo/seed-0", "dapo", 0)
     monkeypatch.chdir(elsewhere)
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     monkeypatch.chdir(here)
     (here / "rows.parquet").write_text("other rows")
     with pytest.raises(StudyError, match="setting default: train_data"):
-        study_checks.refuse_other_ground(study, out)
+        study_checks.check_inputs_unchanged(study, out)
     (here / "rows.parquet").write_text("rows")
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
 
 
 REWARD = "def always(completions, **kwargs):\n    return [1.0] * len(completions)\n"
@@ -395,12 +398,12 @@ def test_what_all_runs_share_is_known_by_its_contents(
     path.write_text(REWARD)
     value = source.format(tmp_path)
     study = load_study(write_study(common={field: [value] if field == "rewards" else value}))
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     stand_in_run.write_run(out / "runs/default/dapo/seed-0", "dapo", 0)
-    study_checks.refuse_other_ground(study, out)
+    study_checks.check_inputs_unchanged(study, out)
     path.write_text(f"{REWARD}\n")
     with pytest.raises(StudyError, match=f"setting default: {re.escape(named.format(tmp_path))}\n"):
-        study_checks.refuse_other_ground(study, out)
+        study_checks.check_inputs_unchanged(study, out)
 
 
 def test_runs_that_could_not_begin_are_not_started(

@@ -12,8 +12,8 @@ from trl import ModelConfig
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import loading
 from vgpo.data import prompt_lengths
+from vgpo.recipe import loading
 
 HOSTILE = "<script>alert(1)</script> \x1b[2Jred\u202eder {{ 7 * 7 }} [bold]"
 

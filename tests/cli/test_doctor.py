@@ -13,12 +13,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import doctor, packages
-from vgpo.commands.recipe import RecipeError, load_recipe
-from vgpo.commands.setup import Setup
-from vgpo.commands.tested import TESTED
-from vgpo.commands.train import train
 from vgpo.policy.parts import count_parameters, lora_targets
+from vgpo.recipe import checks as doctor
+from vgpo.recipe import packages
+from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.setup import Setup
+from vgpo.recipe.tested import TESTED
+from vgpo.recipe.train import train
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
 
@@ -183,7 +184,7 @@ def test_bounds_of_the_package_are_those_of_the_tested_versions():
     bounds = {need.name: need.specifier for need in declared if need.name in TESTED}
     assert bounds == {name: SpecifierSet(versions.bounds) for name, versions in TESTED.items()}
     unlisted = {need.name for need in declared if "<" in str(need.specifier)} - set(TESTED)
-    assert not unlisted, "give the tested versions of these in src/vgpo/commands/tested.py"
+    assert not unlisted, "give the tested versions of these in src/vgpo/recipe/tested.py"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from tests.report.run_records import rollout
 from vgpo.cli import app
 from vgpo.commands import inspect as command
-from vgpo.commands.recipe import RecipeError
 from vgpo.inspection import Inspection
+from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path
 

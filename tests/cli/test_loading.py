@@ -12,7 +12,8 @@ from transformers import CLIPImageProcessor
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
-from vgpo.commands.loading import (
+from vgpo.data import DataError
+from vgpo.recipe.loading import (
     check_image_token,
     load_model,
     load_processor,
@@ -21,8 +22,7 @@ from vgpo.commands.loading import (
     quiet_libraries,
     set_pixel_limits,
 )
-from vgpo.commands.recipe import RecipeError
-from vgpo.data import DataError
+from vgpo.recipe.recipe import RecipeError
 from vgpo.toy import checkpoint_path, write_datasets
 
 TOY = ModelConfig(model_name_or_path="toy")

@@ -13,11 +13,11 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from vgpo.commands import memory
-from vgpo.commands.memory import MemoryEstimate, memory_estimate, shards_of, tokens_per_micro_batch
-from vgpo.commands.recipe import load_recipe
 from vgpo.focus import decoder_of
 from vgpo.policy.parts import freeze_parts
+from vgpo.recipe import memory
+from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of, tokens_per_micro_batch
+from vgpo.recipe.recipe import load_recipe
 from vgpo.toy.model import build_model, build_processor
 from vgpo.trl import VGPOConfig
 

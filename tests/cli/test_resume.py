@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from vgpo.checkpoints import CheckpointStore
 from vgpo.checkpoints.store import FORMAT, file_entry
 from vgpo.cli import app
-from vgpo.commands import train
-from vgpo.commands.signals import StopOnSignal
+from vgpo.recipe import train
+from vgpo.recipe.signals import StopOnSignal
 from vgpo.run import RunFolder
 from vgpo.toy import write_datasets
 

@@ -1,4 +1,4 @@
-"""`vgpo reward test`: golds score 1, everything else next to nothing, or the rows are named."""
+"""`vgpo reward test`: reference answers score 1, everything else close to 0, or the rows are named."""
 
 import io
 import re
@@ -18,9 +18,9 @@ from trl import GRPOTrainer
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import loading, train
-from vgpo.commands import reward as command
+from vgpo.recipe import loading, train
 from vgpo.rewards import load_reward
+from vgpo.rewards import trial as command
 
 # Answers as Geometry3K writes them: blanks inside LaTeX, decimals, degrees, a choice now and then.
 # Integers first: against others the slow power is computed until the grader's time is up.
@@ -113,8 +113,8 @@ def test_a_good_recipe(reward_test: Callable[..., Result]) -> None:
     assert done.exit_code == 0, done.output
     assert table(done.output) == {
         "answer": ["mean", "rows", "rows that fail"],
-        "gold": ["1.000", "8", "none"],
-        "gold of another row": ["0.000", "8", "none"],
+        "reference answer": ["1.000", "8", "none"],
+        "another row's answer": ["0.000", "8", "none"],
         "empty response": ["0.000", "8", "none"],
         "empty box": ["0.000", "8", "none"],
         "10,000 characters": ["0.000", "2", "none"],
@@ -123,41 +123,41 @@ def test_a_good_recipe(reward_test: Callable[..., Result]) -> None:
     }
     slowest = done.output.split("slowest")[1].splitlines()
     assert "accuracy_reward" in slowest[1]
-    assert "all golds score 1" in slowest[-1]
+    assert "all reference answers score 1" in slowest[-1]
 
 
 def test_a_form_that_is_asked_for_is_given(reward_test: Callable[..., Result]) -> None:
     done = reward_test("rewards: [accuracy, format]\nreward_weights: [0.9, 0.1]\ntemplate: think_boxed\n")
     assert done.exit_code == 0, done.output
-    assert re.search(r"format_reward +gold +1\.000 +8 +none", done.output)
-    assert re.search(r"gold of another row +1\.000 +8 +not held to this", done.output)
+    assert re.search(r"format_reward +reference answer +1\.000 +8 +none", done.output)
+    assert re.search(r"another row's answer +1\.000 +8 +not tested", done.output)
 
 
 def test_golds_that_do_not_score_1_are_named(reward_test: Callable[..., Result]) -> None:
     done = reward_test("rewards: [accuracy, own.py:brevity]\n")
     assert done.exit_code == 1
-    assert re.search(r"fault: brevity: row 0: the gold '12' scores -0\.\d+, not 1", done.output)
-    assert re.search(r"brevity +gold +-0\.\d+ +8 +rows 0, 1, 2, 3, 4, 5, 6, 7", done.output)
+    assert re.search(r"fault: brevity: row 0: the reference answer '12' scores -0\.\d+, not 1", done.output)
+    assert re.search(r"brevity +reference answer +-0\.\d+ +8 +rows 0, 1, 2, 3, 4, 5, 6, 7", done.output)
 
 
 def test_a_reward_that_judges_no_answer_can_be_exempt(reward_test: Callable[..., Result]) -> None:
     done = reward_test("rewards: [accuracy, own.py:brevity]\n", "--exempt", "brevity", "--rows", 3)
     assert done.exit_code == 0, done.output
-    assert table(done.output)["gold"][1] == "3"
+    assert table(done.output)["reference answer"][1] == "3"
 
 
 def test_an_own_reward_that_cannot_read_all_golds(reward_test: Callable[..., Result]) -> None:
     done = reward_test("rewards: own.py:integers\n")
     assert done.exit_code == 1
-    assert table(done.output)["gold"] == ["0.375", "8", "rows 2, 3, 5, 6, 7"]
-    assert "fault: integers: row 5: the gold 'B' scores 0, not 1" in done.output
+    assert table(done.output)["reference answer"] == ["0.375", "8", "rows 2, 3, 5, 6, 7"]
+    assert "fault: integers: row 5: the reference answer 'B' scores 0, not 1" in done.output
     assert done.output.count("fault: ") == 5
 
 
 @pytest.mark.parametrize(
     ("rewards", "status", "expected"),
     [
-        ("own.py:generous", 1, "no reward gives golds more than golds of other rows"),
+        ("own.py:generous", 1, "no reward scores reference answers above those of other rows"),
         ("[accuracy, own.py:never]", 1, "never: applies to no row"),
         ("[accuracy, own.py:trusting]", 1, "trusting: 10,000 characters scores more than 0 in rows 0, 1"),
         ("own.py:raises", 2, "'raises' raised ZeroDivisionError for row 7 of the batch (row_index 7,"),
@@ -184,7 +184,7 @@ def test_a_reward_that_hangs_ends_with_the_line_that_hangs(
     geometry: Path, write_recipe: Callable[[str], Path]
 ) -> None:
     script = (
-        "import sys; from vgpo.commands import reward; from vgpo.cli import main; reward.HANG_SECONDS = 1.0; "
+        "import sys; from vgpo.rewards import trial; from vgpo.cli import main; trial.HANG_SECONDS = 1.0; "
         f"sys.argv = ['vgpo', 'reward', 'test', {str(write_recipe('rewards: own.py:hangs'))!r}, "
         f"'--train_data', {str(geometry)!r}]; main()"
     )
@@ -206,16 +206,16 @@ def test_training_asks_for_the_columns_of_its_rewards_before_it_loads_a_model(
 def test_a_set_in_the_form_of_mathvista(vista: Path) -> None:
     done = CliRunner().invoke(app, ["reward", "test", "quickstart_vgpo", "--train_data", str(vista)])
     assert done.exit_code == 0, done.output
-    assert table(done.output)["gold"] == ["1.000", "10", "none"]
+    assert table(done.output)["reference answer"] == ["1.000", "10", "none"]
 
 
 def test_the_embedded_recipe(toy_files: tuple[Path, Path]) -> None:
     words = ["reward", "test", "quickstart_vgpo", "--train_data", str(toy_files[0]), "--rows", "40"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert table(done.output)["gold"] == ["1.000", "40", "none"]
+    assert table(done.output)["reference answer"] == ["1.000", "40", "none"]
 
 
 def test_golds_of_other_rows_differ() -> None:
-    assert command.golds_of_other_rows(["a", "A", "b", "a"]) == ["b", "b", "a", "b"]
-    assert command.golds_of_other_rows(["a", "a"]) == [None, None]
+    assert command.mismatched_references(["a", "A", "b", "a"]) == ["b", "b", "a", "b"]
+    assert command.mismatched_references(["a", "a"]) == [None, None]

@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from tests.study.stand_in_run import SEALED
-from vgpo.commands import study_run
-from vgpo.commands.study_file import load_study, write_recipe
-from vgpo.study.results import Comparison, Place, study_data
-from vgpo.study.runs import StudyRun
+from vgpo.study import run as study_run
+from vgpo.study.file import load_study, write_recipe
+from vgpo.study.folder import StudyRun
+from vgpo.study.results import Comparison, RunKey, study_data
 
 STUDY = {
     "recipe": "quickstart_dapo",
@@ -81,7 +81,7 @@ def test_a_run_is_trained_looked_at_and_sealed(
         "evaluation.json",
     }
     assert list(start.folder.read_evaluation() or {}) == ["before"]
-    places = [Place("default", name, 0, run.path) for name, run in (("start", start), ("dapo", again))]
+    places = [RunKey("default", name, 0, run.path) for name, run in (("start", start), ("dapo", again))]
     comparison = Comparison(
         name="one", question=None, base="dapo", methods=["dapo"], seeds=[0], settings=["default"]
     )  # fmt: skip

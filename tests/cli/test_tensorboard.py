@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli import even_sum
-from vgpo.commands.recipe import load_recipe
-from vgpo.commands.train import train
+from vgpo.recipe.recipe import load_recipe
+from vgpo.recipe.train import train
 
 SETTINGS = f"""
 rewards: ["{Path(even_sum.__file__)}:even_sum"]

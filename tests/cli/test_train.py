@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from vgpo.checkpoints import CheckpointStore
 from vgpo.cli import app
-from vgpo.commands import quickstart, setup, train
-from vgpo.commands.recipe import RecipeError
+from vgpo.commands import quickstart
+from vgpo.evaluation import Evaluation
+from vgpo.recipe import setup, train
+from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolder, RunFolderError
-from vgpo.study import Evaluation
 from vgpo.toy import write_datasets
 from vgpo.trl import NonFiniteError
 

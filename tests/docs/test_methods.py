@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.trl.tiny import coin
-from vgpo.commands.recipe import load_recipe
-from vgpo.commands.setup import Setup
+from vgpo.recipe.recipe import load_recipe
+from vgpo.recipe.setup import Setup
 from vgpo.shaping import SHAPINGS
 from vgpo.toy import write_datasets
 from vgpo.trl import VGPOTrainer

@@ -30,13 +30,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tests.families.build import encode_prompts, picture
 from tests.families.mixed_worker import check_two_processes
-from vgpo.commands.loading import check_image_token, load_model, load_processor
-from vgpo.commands.recipe import Recipe, RunArguments
-from vgpo.commands.setup import Setup
-from vgpo.commands.train import build_trainer
 from vgpo.data import to_prompts
 from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
+from vgpo.recipe.loading import check_image_token, load_model, load_processor
+from vgpo.recipe.recipe import Recipe, RunArguments
+from vgpo.recipe.setup import Setup
+from vgpo.recipe.train import build_trainer
 from vgpo.run import RunFolder
 from vgpo.shared_prompt import why_not_shared
 from vgpo.training.batches import Batch

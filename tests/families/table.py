@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.families.build import FAMILIES, build_checkpoint
 from tests.families.checks import CHECKS, LIMITS, Family
-from vgpo.commands.loading import quiet_libraries
+from vgpo.recipe.loading import quiet_libraries
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 START = "<!-- Written by `python -m tests.families.table`; do not edit. -->"

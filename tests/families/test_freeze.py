@@ -14,9 +14,9 @@ from trl import ModelConfig
 
 from tests.families.build import FAMILIES, LoadFamily
 from tests.families.checks import part_by_name
-from vgpo.commands.loading import adapter_config
-from vgpo.commands.recipe import RecipeError, load_recipe
 from vgpo.policy.parts import count_parameters, freeze_parts, lora_targets, parameter_table, part_of_parameters
+from vgpo.recipe.loading import adapter_config
+from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.trl import VGPOConfig
 
 pytest_plugins = ["tests.families.fixtures"]

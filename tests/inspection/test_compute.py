@@ -13,14 +13,14 @@ from PIL import Image
 from tests.equations import naive
 from tests.inspection.small import inspected, plain_states, read_by, rows, small_model
 from vgpo.equations import VGPOSettings
+from vgpo.evaluation.accuracy import evaluate
+from vgpo.evaluation.grounding import with_blank_pictures, with_other_pictures
 from vgpo.focus import decoder_of
 from vgpo.inspection import Inspection, compute
 from vgpo.inspection.compute import Inspector, Options, inspect, kind_of
 from vgpo.inspection.patches import LAYOUTS
 from vgpo.inspection.questions import Question, Stored
 from vgpo.rewards import grade
-from vgpo.study.evaluate import evaluate
-from vgpo.study.probe import with_blank_pictures, with_other_pictures
 
 RESPONSES = [[30, 31, 40, 90, 91, 7, 100], [60, 61, 62], [33, 200, 210, 40, 41]]
 

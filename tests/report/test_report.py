@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
+from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
 from vgpo.report.data import drop_abandoned_steps
-from vgpo.report.rollouts import focus_by_decile, is_correct
+from vgpo.report.rollouts import is_correct
 from vgpo.run import RunFolderError
 
 MAX_PAGE_BYTES = 5_000_000

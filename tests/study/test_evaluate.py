@@ -8,9 +8,9 @@ from datasets import Dataset
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from vgpo.evaluation import evaluate, wilson_interval
+from vgpo.evaluation.accuracy import summarize
 from vgpo.policy.generation import greedy_decoding
-from vgpo.study import evaluate, wilson_interval
-from vgpo.study.evaluate import summarize
 from vgpo.toy.model import build_model, build_processor
 
 

@@ -9,17 +9,17 @@ import pytest
 from rich.console import Console
 
 from tests.study.stand_in_run import LEVELS, write_environment, write_run
+from vgpo.study.folder import StudyRun
 from vgpo.study.outputs import escaped, interval, look_cells, markdown, rows_as_csv, terminal_tables, write_outputs
 from vgpo.study.page import render_study
-from vgpo.study.results import Comparison, Place, study_data
-from vgpo.study.runs import StudyRun
+from vgpo.study.results import Comparison, RunKey, study_data
 
 HOSTILE = "<script>alert(1)</script>"
 
 
 def study(tmp_path: Path, methods: tuple[str, ...] = ("dapo", "vgpo"), seeds: tuple[int, ...] = (0, 1, 2)) -> dict:
-    places = [Place("default", "start", 0, tmp_path / "start")]
-    places += [Place("default", method, seed, tmp_path / str(i) / str(seed)) for i, method in enumerate(methods)
+    places = [RunKey("default", "start", 0, tmp_path / "start")]
+    places += [RunKey("default", method, seed, tmp_path / str(i) / str(seed)) for i, method in enumerate(methods)
                for seed in seeds]  # fmt: skip
     for place in places:
         write_run(place.path, place.method, place.seed)
@@ -73,7 +73,7 @@ def test_curves_have_bands(tmp_path: Path) -> None:
 def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "run", "vgpo", 1)
     one = comparison(seeds=[0, 1], settings=["default", "other"])
-    data = study_data([Place("default", "vgpo", 1, tmp_path / "run")], [one], name="one")
+    data = study_data([RunKey("default", "vgpo", 1, tmp_path / "run")], [one], name="one")
     setting, other = data["comparisons"][0]["settings"]
     assert setting["missing"] == [{"method": "dapo", "seeds": [0, 1]}, {"method": "vgpo", "seeds": [0]}]
     assert setting["methods"][0]["difference"] is None
@@ -151,7 +151,7 @@ def test_a_seal_holds_for_its_files_only(tmp_path: Path) -> None:
 
 
 def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
-    places = [Place("default", method, seed, tmp_path / method / str(seed))
+    places = [RunKey("default", method, seed, tmp_path / method / str(seed))
               for method in ("dapo", "vgpo") for seed in (0, 1, 2)]  # fmt: skip
     for place in places:
         write_run(place.path, place.method, place.seed)
@@ -177,7 +177,7 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
 
 
 def test_p_says_how_many_pairs_it_comes_from(tmp_path: Path) -> None:
-    places = [Place("default", method, seed, tmp_path / method / str(seed))
+    places = [RunKey("default", method, seed, tmp_path / method / str(seed))
               for method, seeds in (("dapo", (0, 1, 2)), ("vgpo", (1, 2))) for seed in seeds]  # fmt: skip
     for place in places:
         write_run(place.path, place.method, place.seed)
@@ -191,7 +191,7 @@ def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
     usage = {"peak_memory_bytes": 5e9, "memory_of": "a GPU", "jobs": 2}
     (run / "usage.json").write_text(json.dumps(usage))
     write_environment(run, commit="1" * 40, dirty=True)
-    places = [Place("default", method, seed, tmp_path / str(i) / str(seed))
+    places = [RunKey("default", method, seed, tmp_path / str(i) / str(seed))
               for i, method in enumerate(("dapo", "vgpo")) for seed in (0, 1, 2)]  # fmt: skip
     data = study_data(places, [comparison()], name="one")
     assert [caution.split(";")[0].split(",")[0] for caution in data["cautions"]] == [

@@ -7,16 +7,16 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from vgpo.focus import decoder_of, visual_token_ids
-from vgpo.policy.generation import response_mask, sampled_decoding
-from vgpo.study.evaluate import evaluate
-from vgpo.study.probe import (
+from vgpo.evaluation.accuracy import evaluate
+from vgpo.evaluation.grounding import (
     probe,
     sample_and_score,
     summarize_responses,
     with_blank_pictures,
     with_other_pictures,
 )
+from vgpo.focus import decoder_of, visual_token_ids
+from vgpo.policy.generation import response_mask, sampled_decoding
 from vgpo.toy.model import build_model, build_processor
 
 

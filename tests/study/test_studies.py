@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vgpo.commands.study_file import load_study
+from vgpo.study.file import load_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.trl.tiny import coin
 from vgpo.checkpoints import CheckpointStore, load_state, save_state
-from vgpo.commands.train import ERRORS
+from vgpo.recipe.train import ERRORS
 from vgpo.run import RunFolder
 from vgpo.training.alarms import RULES, Alarms
 from vgpo.training.settings import AlarmSettings

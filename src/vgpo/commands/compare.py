@@ -9,17 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from vgpo.commands.loading import is_toy, quiet_libraries, write_toy
-from vgpo.commands.recipe import RecipeError
-from vgpo.commands.study_checks import refuse_hopeless, refuse_other_ground, refuse_other_runs
-from vgpo.commands.study_file import PlannedRun, Study, StudyError, load_study
-from vgpo.commands.study_jobs import Workers, folder_of
-from vgpo.commands.terminal import say
 from vgpo.data import DataError
+from vgpo.recipe.loading import is_toy, quiet_libraries, write_toy
+from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
+from vgpo.study.checks import check_inputs_unchanged, check_runs_match, refuse_hopeless
+from vgpo.study.file import PlannedRun, Study, StudyError, load_study
+from vgpo.study.folder import StudyRun
+from vgpo.study.jobs import Workers, folder_of
 from vgpo.study.outputs import terminal_tables, write_outputs
-from vgpo.study.results import Place, study_data
-from vgpo.study.runs import StudyRun
+from vgpo.study.results import RunKey, study_data
+from vgpo.terminal import say
 from vgpo.text import visible
 
 ERRORS = (StudyError, RecipeError, DataError, RunFolderError)
@@ -40,8 +40,8 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
     study = load_study(study_file)
     out = out or Path("runs") / study_file.stem
     with locked(out) as lock:
-        refuse_other_runs(study, out)
-        refuse_other_ground(study, out)
+        check_runs_match(study, out)
+        check_inputs_unchanged(study, out)
         todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
         written = write_sets(todo, out)
@@ -111,7 +111,7 @@ def report_failure(one: StudyRun, planned: PlannedRun, status: int, console: Con
 def draw(study: Study, out: Path, console: Console) -> None:
     """Write table, rows, curves and page of the runs that are done."""
     done = [
-        Place(planned.setting, planned.method, planned.seed, folder_of(out, planned).path)
+        RunKey(planned.setting, planned.method, planned.seed, folder_of(out, planned).path)
         for planned in study.runs
         if folder_of(out, planned).is_done
     ]

@@ -11,12 +11,12 @@ from rich.table import Column, Table
 from rich.text import Text
 from transformers import ProcessorMixin
 
-from vgpo.commands.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
-from vgpo.commands.recipe import ON_CPU, Recipe, RecipeError, load_recipe
-from vgpo.commands.terminal import right, say
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
 from vgpo.data.schema import count
+from vgpo.recipe.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
+from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.terminal import right, say
 from vgpo.text import visible
 
 ERRORS = (RecipeError, DataError)

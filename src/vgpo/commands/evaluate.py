@@ -12,7 +12,9 @@ from rich.console import Console
 from transformers import ProcessorMixin
 from trl import ModelConfig
 
-from vgpo.commands.loading import (
+from vgpo.data import DataError
+from vgpo.evaluation import Evaluation, evaluate
+from vgpo.recipe.loading import (
     check_image_token,
     load_model,
     load_processor,
@@ -20,15 +22,11 @@ from vgpo.commands.loading import (
     picture_tokens,
     quiet_libraries,
 )
-from vgpo.commands.recipe import RecipeError, read_mapping
-from vgpo.commands.terminal import say
-from vgpo.data import DataError
-from vgpo.study import Evaluation, evaluate
+from vgpo.recipe.recipe import RecipeError
+from vgpo.run.trained import trained_settings
+from vgpo.terminal import say
 
 ERRORS = (RecipeError, DataError, OSError)
-
-# Of a checkpoint that no run of ours has left.
-DEFAULTS = {"template": "plain", "max_completion_length": 2048, "chat_template_kwargs": None}
 
 
 def run(
@@ -53,7 +51,7 @@ def run(
     quiet_libraries()
     if out is not None:
         refuse_unwritable(out)
-    trained = settings_of_run(Path(checkpoint))
+    trained = trained_settings(Path(checkpoint))
     template = template or trained["template"]
     max_new_tokens = max_new_tokens or trained["max_completion_length"]
     source = ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
@@ -109,22 +107,3 @@ def write_answers(out: Path, settings: dict[str, Any], scores: Evaluation) -> No
     """The figures and every answer, under the settings that they were found with."""
     found = {**settings, "decoding": "greedy", **dataclasses.asdict(scores)}
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-
-
-def settings_of_run(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint was trained with, out of the `config.yaml` of its run: RUN/checkpoints/CHECKPOINT."""
-    found = config_of_run(checkpoint)
-    return {name: found.get(name, default) for name, default in DEFAULTS.items()}
-
-
-def config_of_run(checkpoint: Path) -> dict[str, Any]:
-    """All that stands there; empty for a checkpoint that lies in no run."""
-    run = run_of(checkpoint)
-    return read_mapping(run / "config.yaml") if run else {}
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint lies in, whatever path leads to it; None where there is none."""
-    # `checkpoints` may be a link to another disk, and the checkpoint a link to one of a run.
-    runs = [place.parent.parent for place in (checkpoint.absolute(), checkpoint.resolve())]
-    return next((run for run in runs if checkpoint.is_dir() and (run / "config.yaml").is_file()), None)

@@ -12,17 +12,6 @@ from rich.console import Console
 from transformers import ProcessorMixin
 from trl import ModelConfig
 
-from vgpo.commands.evaluate import config_of_run, run_of, settings_of_run
-from vgpo.commands.loading import (
-    check_image_token,
-    load_model,
-    load_processor,
-    load_prompts,
-    picture_tokens,
-    quiet_libraries,
-)
-from vgpo.commands.recipe import RecipeError
-from vgpo.commands.terminal import say
 from vgpo.data import DataError
 from vgpo.equations import VGPOSettings
 from vgpo.inspection import Inspection, InspectionError, iter_questions, write_inspection
@@ -30,8 +19,19 @@ from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
 from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, questions_of, stored_questions
+from vgpo.recipe.loading import (
+    check_image_token,
+    load_model,
+    load_processor,
+    load_prompts,
+    picture_tokens,
+    quiet_libraries,
+)
+from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
+from vgpo.run.trained import config_of_checkpoint, run_of_checkpoint, trained_settings
+from vgpo.terminal import say
 
 ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError)
 NUM_ROWS = 50  # unless the user names rows
@@ -89,7 +89,7 @@ def run(
     if data is None:
         refuse_answering({**answering, **given(compare=compare, format=format)})
     options = replace(options_of_run(Path(checkpoint)), batch_size=batch_size, attention=attention, **answering)
-    template = template or settings_of_run(Path(checkpoint))["template"]
+    template = template or trained_settings(Path(checkpoint))["template"]
     json_path, html_path = paths(out)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
         if data is None:
@@ -122,7 +122,7 @@ def refuse_answering(options: Mapping[str, Any]) -> None:
 
 def options_of_run(checkpoint: Path) -> Options:
     """As the run that the checkpoint lies in draws responses and weighs them."""
-    config, trained = config_of_run(checkpoint), settings_of_run(checkpoint)
+    config, trained = config_of_checkpoint(checkpoint), trained_settings(checkpoint)
     return Options(
         max_new_tokens=trained["max_completion_length"],
         settings=VGPOSettings(**{name: config[name] for name in vars(VGPOSettings()) if name in config}),
@@ -166,7 +166,7 @@ def rows_of_set(
 def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionSet:
     """The wanted groups of rollouts that the checkpoint's run stored, the newest first."""
     path = Path(checkpoint)
-    run = run_of(path)
+    run = run_of_checkpoint(path)
     if run is None:
         raise RecipeError(
             f"{checkpoint!r} does not lie in the folder of a run, as RUN/checkpoints/checkpoint-80 does, so there are "
@@ -219,7 +219,7 @@ def paths(out: Path) -> tuple[Path, Path]:
 
 def name_of(checkpoint: str) -> str:
     """`run/checkpoint-80` for RUN/checkpoints/checkpoint-80, else what it is called."""
-    run = run_of(Path(checkpoint))
+    run = run_of_checkpoint(Path(checkpoint))
     return f"{run.absolute().name}/{Path(checkpoint).resolve().name}" if run else checkpoint
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vgpo.commands.loading import quiet_libraries
-from vgpo.commands.recipe import load_recipe
-from vgpo.commands.signals import StopOnSignal
-from vgpo.commands.terminal import say
-from vgpo.commands.train import ERRORS, TrainedRun, train
+from vgpo.recipe.loading import quiet_libraries
+from vgpo.recipe.train import ERRORS, TrainedRun, train_recipe
 from vgpo.report import write_report
 from vgpo.run import RunFolder
+from vgpo.terminal import say
 from vgpo.toy import write_datasets
 
 __all__ = ["ERRORS", "run"]
@@ -39,9 +37,7 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     for name, recipe in RECIPES.items():
         console.rule(name)
         run_dir = ["--run_dir", str(out / name.lower())]
-        stopper = StopOnSignal()
-        with stopper.installed():
-            trained[name] = train(load_recipe(recipe, [*words, *run_dir]), command=sys.argv, stopper=stopper)
+        trained[name] = train_recipe(recipe, [*words, *run_dir], command=sys.argv)[1]
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from vgpo.commands import plots
 from vgpo.commands.plots import SHORT, duration, short
-from vgpo.commands.terminal import say
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder, RunFolderError
+from vgpo.terminal import say
 from vgpo.text import visible
 
 ERRORS = (RunFolderError,)

@@ -1,8 +1,12 @@
 """Numbers that tell, over a batch, how a policy looks at its images."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from vgpo.ratio import Ratio
+
+NUM_DECILES = 10
 
 
 def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:
@@ -32,3 +36,12 @@ def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) 
         "focus/late_early_ratio": Ratio(decay.masked_fill(~has_halves, 0.0).sum(), has_halves.sum()),
         "focus/rows_without_image": Ratio((~visual_rows).sum(), visual_rows.new_ones(len(visual_rows)).sum()),
     }
+
+
+def focus_by_decile(focus: Sequence[float | None]) -> list[float | None]:
+    """Mean rho in each tenth of the response; None in a tenth that holds no value."""
+    tenths: list[list[float]] = [[] for _ in range(NUM_DECILES)]
+    for position, rho in enumerate(focus):
+        if rho is not None:
+            tenths[position * NUM_DECILES // len(focus)].append(rho)
+    return [sum(tenth) / len(tenth) if tenth else None for tenth in tenths]

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from vgpo import __version__
 from vgpo.data.schema import META
 from vgpo.equations import VGPOSettings
+from vgpo.evaluation.accuracy import progress_bar
 from vgpo.inspection.attention import attention_shares
 from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
@@ -27,12 +28,11 @@ from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import Reading
 from vgpo.inspection.schema import ABLATIONS, RESAMPLED, VERSION, AnswerRecord
 from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
+from vgpo.pages.images import image_entry
 from vgpo.policy.generation import Responses, as_responses, greedy_decoding, respond, sampled_decoding
 from vgpo.policy.prompts import EncodedPrompt, encode
-from vgpo.report.rollouts import picture_entry
 from vgpo.rewards import extract_boxed, grade
 from vgpo.settings_checks import check_number
-from vgpo.study.evaluate import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +342,7 @@ def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dic
         "answer": row["answer"],
         "kind": kind_of(row),
         "images": [
-            {"width": image.width, "height": image.height, "data": picture_entry(image)["uri"]}
+            {"width": image.width, "height": image.height, "data": image_entry(image)["uri"]}
             for image in row["images"]
         ],
         "grids": grid_entries(grids),

@@ -9,10 +9,17 @@ from jinja2 import PackageLoader
 from vgpo.inspection.maps import pack_maps
 from vgpo.inspection.schema import ATTENDED, BLANK, OTHER, PER_TOKEN, RESAMPLED
 from vgpo.inspection.summary import difference, paired_verdicts, summarise
-from vgpo.pages import embed_json, inlined, page_environment
-from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
-from vgpo.report.page import date, percent
-from vgpo.report.rollouts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, cut, rounded
+from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.texts import (
+    MAX_TEXT_CHARACTERS,
+    MAX_TOKEN_CHARACTERS,
+    MAX_TOKENS,
+    date,
+    fixed,
+    percent,
+    rounded,
+    truncate,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
@@ -43,7 +50,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     """
     environment = page_environment(PackageLoader("vgpo.inspection"))
     environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
-    scripts = [*(REPORT_TEMPLATES / name for name in SHARED_SCRIPTS), *(TEMPLATES / name for name in SCRIPTS)]
+    scripts = [*(SHARED / name for name in SHARED_SCRIPTS), *(TEMPLATES / name for name in SCRIPTS)]
     page = page_data(data)
     asked_with = [name for name in IN_PLACE if any(name in (model["without"] or ()) for model in page["models"])]
     return environment.get_template("inspection.html.jinja").render(
@@ -55,7 +62,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
         answers=ablated_answers(data["questions"]),
         max_answers=MAX_ANSWERS,
         embedded=embed_json(page),
-        **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "inspection.css"], scripts),
+        **inlined([SHARED / "page.css", TEMPLATES / "inspection.css"], scripts),
     )
 
 
@@ -95,8 +102,8 @@ def question_entry(
     return {
         "number": number,
         "row": question["row"],
-        "problem": cut(question["problem"], MAX_TEXT_CHARACTERS),
-        "answer": cut(question["answer"], MAX_TEXT_CHARACTERS),
+        "problem": truncate(question["problem"], MAX_TEXT_CHARACTERS),
+        "answer": truncate(question["answer"], MAX_TEXT_CHARACTERS),
         "kind": short(question["kind"]),
         "images": question["images"],
         "grids": [grid_entry(grid) for grid in question["grids"]],
@@ -127,7 +134,7 @@ def rollout_entry(rollout: Mapping[str, Any], packed: dict[str, Any] | None) -> 
     return {
         **{name: rollout[name] for name in ("model", "sample", "correct", "truncated")},
         "predicted": short(rollout["predicted"]),
-        "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in rollout["tokens"][:MAX_TOKENS]],
+        "tokens": [truncate(token, MAX_TOKEN_CHARACTERS) for token in rollout["tokens"][:MAX_TOKENS]],
         "num_tokens": len(rollout["tokens"]),
         "gate": [int(passed) for passed in (rollout["gate"] or [])[:MAX_TOKENS]],
         **{name: None if rollout[name] is None else rounded(rollout[name]) for name in MEASURES},
@@ -160,9 +167,5 @@ def ablated_answers(questions: Sequence[Mapping[str, Any]]) -> list[dict[str, An
     return sorted(answers, key=lambda answer: not answer["changed"])
 
 
-def fixed(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
 def short(text: str | None) -> str | None:
-    return None if text is None else cut(text, MAX_NAME_CHARACTERS)
+    return None if text is None else truncate(text, MAX_NAME_CHARACTERS)

@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
+from vgpo.evaluation.grounding import SwappedImages, with_blank_pictures, with_other_pictures
 from vgpo.inspection.schema import BLANK, OTHER, RESAMPLED
 from vgpo.run import RunFolder
-from vgpo.study.probe import OtherPictures, with_blank_pictures, with_other_pictures
 
 Row = Mapping[str, Any]
 STEP = re.compile(r"checkpoint-(\d+)$")
@@ -75,7 +75,7 @@ def questions_of(
         yield Question(number, rows[i], others, stored[i] if stored else ())
 
 
-def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> OtherPictures:
+def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
     """The rows that have pictures, with those of this name."""
     if name == OTHER:
         return with_other_pictures(rows)
@@ -83,7 +83,7 @@ def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> OtherPictures:
     if name == BLANK:
         return with_blank_pictures(rows, pictured)
     assert name == RESAMPLED
-    return OtherPictures(rows, pictured, lambda number, row: row["images"])
+    return SwappedImages(rows, pictured, lambda number, row: row["images"])
 
 
 @dataclass(frozen=True)

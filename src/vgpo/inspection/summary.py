@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import NormalDist, fmean, quantiles, stdev
 from typing import Any
 
+from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.inspection.schema import ABLATIONS, ATTENDED
-from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 
 Z_95 = NormalDist().inv_cdf(0.975)
 OUTCOMES = (("correct", True), ("wrong", False))

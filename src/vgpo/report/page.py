@@ -1,18 +1,19 @@
 """The report page: one HTML file that needs no network, drawn from `report_data` and from nothing else."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import PackageLoader
 
-from vgpo.pages import embed_json, inlined, page_environment
+from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.texts import date, percent, points
 from vgpo.report.data import report_data
 from vgpo.run.storage import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCRIPTS = ("elements.js", "charts.js", "tokens.js", "rollouts.js", "live.js", "main.js")
+SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
+SCRIPTS = ("rollouts.js", "live.js", "main.js")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -38,25 +39,13 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 def render(data: Mapping[str, Any]) -> str:
     """Draw the page of `report_data`'s dict. Text in it is escaped, and no script but the page's own can run."""
     environment = page_environment(PackageLoader("vgpo.report"))
+    scripts = [*(SHARED / name for name in SHARED_SCRIPTS), *(TEMPLATES / name for name in SCRIPTS)]
     environment.filters.update(percent=percent, points=points, date=date, header_facts=header_facts)
     return environment.get_template("report.html.jinja").render(
         data=data,
         embedded=embed_json(data),
-        **inlined([TEMPLATES / "report.css"], [TEMPLATES / name for name in SCRIPTS]),
+        **inlined([SHARED / "page.css"], scripts),
     )
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def points(difference: float) -> str:
-    """Percentage points with their sign (a true minus)."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def date(moment: str) -> str:
-    return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M} UTC"
 
 
 def header_facts(runs: Sequence[Mapping[str, Any]]) -> list[str]:

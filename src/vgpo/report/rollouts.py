@@ -1,24 +1,17 @@
 """What a report shows of the rollouts: a few of them whole, and the focus curve over all late ones."""
 
-import base64
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.pages import embed_json
+from vgpo.pages.images import embed_image
+from vgpo.pages.texts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, rounded, truncate
 
-NUM_DECILES = 10
 NUM_SHOWN = 6  # correct ones and wrong ones each
 LATE_SHARE = 0.25
-MAX_SIDE = 512  # pixels
-MAX_PNG_BYTES = 60_000
-MAX_TOKENS = 4096
-MAX_TOKEN_CHARACTERS = 400
-MAX_TEXT_CHARACTERS = 4000
 
 
 @dataclass
@@ -87,15 +80,6 @@ def is_correct(rewards: Mapping[str, float | None]) -> bool:
     return bool(names) and (rewards[names[0]] or 0.0) > 0.5
 
 
-def focus_by_decile(focus: Sequence[float | None]) -> list[float | None]:
-    """Mean rho in each tenth of the response; None in a tenth that holds no value."""
-    tenths: list[list[float]] = [[] for _ in range(NUM_DECILES)]
-    for position, rho in enumerate(focus):
-        if rho is not None:
-            tenths[position * NUM_DECILES // len(focus)].append(rho)
-    return [sum(tenth) / len(tenth) if tenth else None for tenth in tenths]
-
-
 def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], budget: int) -> list[Any]:
     """Return the rollouts to show, as many as fit; puts their pictures into `images` by name.
 
@@ -130,54 +114,15 @@ def rollout_entry(record: Mapping[str, Any]) -> dict[str, Any]:
         "group": record["group"],
         "row": record["row"],
         "correct": is_correct(record["rewards"]),
-        "question": cut(record["problem"], MAX_TEXT_CHARACTERS),
-        "gold": cut("" if record["answer"] is None else str(record["answer"]), MAX_TEXT_CHARACTERS),
+        "question": truncate(record["problem"], MAX_TEXT_CHARACTERS),
+        "gold": truncate("" if record["answer"] is None else str(record["answer"]), MAX_TEXT_CHARACTERS),
         "images": [Path(name).stem for name in record["images"]],
-        "tokens": [cut(token, MAX_TOKEN_CHARACTERS) for token in record["tokens"][:MAX_TOKENS]],
+        "tokens": [truncate(token, MAX_TOKEN_CHARACTERS) for token in record["tokens"][:MAX_TOKENS]],
         "num_tokens": len(record["tokens"]),
         "focus": focus if any(rho is not None for rho in focus) else None,
         "gate": [int(bool(gated)) for gated in record.get("gate", [])[:MAX_TOKENS]],
         "token_factor": rounded(record["token_factor"]) if "token_factor" in record else None,
         "rollout_factor": record.get("rollout_factor"),
         "advantage": record["advantage"],
-        "rewards": {cut(name, MAX_TOKEN_CHARACTERS): value for name, value in record["rewards"].items()},
+        "rewards": {truncate(name, MAX_TOKEN_CHARACTERS): value for name, value in record["rewards"].items()},
     }
-
-
-def rounded(values: list[float | None]) -> list[float | None]:
-    return [None if value is None else round(value, 4) for value in values[:MAX_TOKENS]]
-
-
-def cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit]} […{len(text) - limit:,} more characters]"
-
-
-def embed_image(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return `{"uri", "width", "height"}` of a stored picture, at most 512 pixels a side; None if it is lost."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-        return None
-    try:
-        with Image.open(path) as stored:
-            image = stored.convert("RGBA")
-    except (OSError, SyntaxError):  # a disk that failed left a broken file
-        return None
-    return picture_entry(image)
-
-
-def picture_entry(image: Image.Image) -> dict[str, Any]:
-    """Return `{"uri", "width", "height"}` of a picture, at most 512 pixels a side; JPEG where PNG would be large."""
-    page = Image.new("RGB", image.size, "white")
-    page.paste(image, mask=image.convert("RGBA").getchannel("A"))
-    page.thumbnail((MAX_SIDE, MAX_SIDE))
-    kind, data = "png", encode(page, "PNG")
-    if len(data) > MAX_PNG_BYTES:  # a photograph
-        kind, data = "jpeg", encode(page, "JPEG")
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return {"uri": uri, "width": page.width, "height": page.height}
-
-
-def encode(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, quality=85)
-    return buffer.getvalue()

@@ -9,7 +9,7 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Sized
+from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from typing import Any, SupportsFloat
 
 from vgpo.text import did_you_mean, visible
@@ -171,3 +171,14 @@ def _raised(name: str, error: Exception, where: str) -> RewardError:
 
 def _shown(value: Any) -> str:
     return f"{type(value).__name__} {repr(value)[:80]}"
+
+
+def check_reward_columns(rewards: Iterable[RewardFunction], prompts: Sequence[dict[str, Any]]) -> None:
+    """Whether the data set has the columns that the rewards ask for.
+
+    Raises:
+        RewardError: A column is missing, or a reward does not take all; names both.
+    """
+    columns = [*GIVEN, *(key for key in prompts[0] if key != "prompt"), "row_index"]
+    for reward in rewards:
+        check_arguments(reward, columns)

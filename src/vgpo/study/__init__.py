@@ -1,5 +1,1 @@
-"""Knowing whether it helped: greedy accuracy with its interval."""
-
-from vgpo.study.evaluate import Evaluation, evaluate, wilson_interval
-
-__all__ = ["Evaluation", "evaluate", "wilson_interval"]
+"""Many runs: methods, settings and seeds over one recipe, compared in tables, curves and a page."""

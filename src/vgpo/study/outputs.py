@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vgpo.run.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import LOOKS, NOTES, START
+from vgpo.study.results import INITIAL, LOOKS, NOTES
 from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
@@ -109,7 +109,7 @@ def look_cells(setting: Mapping[str, Any]) -> Cells:
     """The second table: does it look at the picture?"""
     lines = [(method["name"], method["looks"]) for method in setting["methods"]]
     if setting["start"]:
-        lines.insert(0, (START, {look.column: {"mean": setting["start"][look.column]} for look in LOOKS}))
+        lines.insert(0, (INITIAL, {look.column: {"mean": setting["start"][look.column]} for look in LOOKS}))
     rows = [
         [name, *(interval(looks[look.column], look.digits, look.factor) for look in LOOKS)] for name, looks in lines
     ]

@@ -6,15 +6,13 @@ from typing import Any
 
 from jinja2 import PackageLoader
 
-from vgpo.pages import embed_json, inlined, page_environment
-from vgpo.report.page import SCRIPTS as REPORT_SCRIPTS
-from vgpo.report.page import TEMPLATES as REPORT_TEMPLATES
-from vgpo.report.page import percent, points
+from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.texts import fixed, percent, points
 from vgpo.study.results import LOOKS, NOTES
 from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = tuple(name for name in REPORT_SCRIPTS if name in ("elements.js", "charts.js"))
+SHARED_SCRIPTS = ("elements.js", "charts.js")
 MARGIN = 0.08  # of the range shown, at each end of the plot of accuracies
 
 
@@ -24,7 +22,7 @@ def render_study(data: Mapping[str, Any]) -> str:
     environment.filters.update(
         percent=percent, points=points, fixed=fixed, accuracy_range=accuracy_range, smallest_p=smallest_p_value
     )
-    scripts = [*(REPORT_TEMPLATES / name for name in SHARED_SCRIPTS), TEMPLATES / "study.js"]
+    scripts = [*(SHARED / name for name in SHARED_SCRIPTS), TEMPLATES / "study.js"]
     embedded = {
         "parts": [
             {
@@ -42,7 +40,7 @@ def render_study(data: Mapping[str, Any]) -> str:
         notes=NOTES,
         looks=LOOKS,
         embedded=embed_json(embedded),
-        **inlined([REPORT_TEMPLATES / "report.css", TEMPLATES / "study.css"], scripts),
+        **inlined([SHARED / "page.css", TEMPLATES / "study.css"], scripts),
     )
 
 
@@ -52,7 +50,3 @@ def accuracy_range(setting: Mapping[str, Any]) -> tuple[float, float]:
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = MARGIN * (high - low) or MARGIN
     return max(0.0, low - room), min(1.0, high + room)
-
-
-def fixed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

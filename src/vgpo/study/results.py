@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vgpo.focus.statistics import NUM_DECILES
 from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
-from vgpo.report.rollouts import NUM_DECILES
 from vgpo.run.storage import read_object
-from vgpo.study.runs import StudyRun
+from vgpo.study.folder import StudyRun
 from vgpo.study.statistics import (
     final_level,
     mean_curve,
@@ -20,7 +20,7 @@ from vgpo.study.statistics import (
 )
 
 VERSION = 1
-START = "start"  # beside the methods: the model before training
+INITIAL = "start"  # beside the methods: the model before training
 Row = dict[str, Any]
 
 
@@ -86,7 +86,7 @@ NOTES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RunKey:
     """Where a finished run stands in the study, and on the disk."""
 
     setting: str
@@ -96,7 +96,7 @@ class Place:
 
     @property
     def is_start(self) -> bool:
-        return self.method == START
+        return self.method == INITIAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Result:
         return {line["step"]: value for line in self.lines if (value := read(line)) is not None}
 
 
-def read_result(place: Place) -> Result:
+def read_result(place: RunKey) -> Result:
     """Read a finished run.
 
     Raises:
@@ -165,7 +165,7 @@ def is_step(line: Mapping[str, Any]) -> bool:
 
 
 def probe_columns(found: Mapping[str, Any]) -> Row:
-    """The flat columns of what `vgpo.study.probe.probe` returned."""
+    """The flat columns of what `vgpo.evaluation.grounding.probe` returned."""
     responses = found["responses"]
     row: Row = {f"accuracy_{name}": scores and scores["accuracy"] for name, scores in found["accuracy"].items()}
     row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}
@@ -179,7 +179,7 @@ def probe_columns(found: Mapping[str, Any]) -> Row:
     return row
 
 
-def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, name: str) -> dict[str, Any]:
+def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, name: str) -> dict[str, Any]:
     """Collect what a study's tables and page show, from the runs that are done.
 
     Returns:
@@ -208,7 +208,7 @@ def study_data(places: Sequence[Place], comparisons: Sequence[Comparison], *, na
 
 def cautions(rows: Sequence[Row]) -> list[str]:
     """What makes figures of these runs hard to compare."""
-    trained = [row for row in rows if row["method"] != START]
+    trained = [row for row in rows if row["method"] != INITIAL]
     found = []
     if len({row["commit"] for row in trained}) > 1:
         found.append(
@@ -240,7 +240,7 @@ def describe_setting(
         for method in comparison.methods
     }
     base = of_method[comparison.base]
-    start = results.get((setting, START, 0))
+    start = results.get((setting, INITIAL, 0))
     levels = column(base, "training_accuracy")
     target = sum(levels.values()) / len(levels) if levels else None
     return {

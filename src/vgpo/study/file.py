@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vgpo.commands.recipe import (
+from vgpo.recipe.recipe import (
     Recipe,
     RecipeError,
     check_keys,
@@ -21,7 +21,7 @@ from vgpo.commands.recipe import (
     with_current_names,
 )
 from vgpo.run.storage import write_file
-from vgpo.study.results import START, Comparison
+from vgpo.study.results import INITIAL, Comparison
 from vgpo.text import did_you_mean
 
 KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
@@ -42,7 +42,7 @@ SET_BY_STUDY = {
 }
 # What all methods of a setting share: start, data and their order, length of training, questions, how they are
 # answered, and what an answer is worth.
-GROUND = (
+CONTROLLED_FIELDS = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
     "train_format", "eval_data", "eval_format", "eval_limit", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
@@ -63,7 +63,7 @@ class PlannedRun:
 
     Attributes:
         setting: Name of the setting.
-        method: Name of the method, or `START` for the model before training.
+        method: Name of the method, or `INITIAL` for the model before training.
         seed: Seed of the run.
         values: All fields of its recipe, the seed included.
         max_steps: Optimiser steps, None where the recipe counts epochs.
@@ -82,7 +82,7 @@ class PlannedRun:
 
     @property
     def is_start(self) -> bool:
-        return self.method == START
+        return self.method == INITIAL
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Study:
     Attributes:
         path: Of its file.
         comparisons: What is compared.
-        recipes: By setting and method, `START` among them; of any seed.
+        recipes: By setting and method, `INITIAL` among them; of any seed.
         runs: In the order of the comparisons, seed by seed, so that all methods grow together.
     """
 
@@ -118,10 +118,10 @@ def load_study(path: Path) -> Study:
     except RecipeError as error:
         raise StudyError(str(error)) from error
     fields = fields_by_place(values, base_values, comparisons)
-    recipes = {place: read_recipe(one, f"{path}: {place_name(*place)}") for place, one in fields.items()}
+    recipes = {place: read_recipe(one, f"{path}: {run_label(*place)}") for place, one in fields.items()}
     for (setting, method), recipe in recipes.items():
-        if method != START:
-            check_comparable(recipe, f"{path}: {place_name(setting, method)}")
+        if method != INITIAL:
+            check_comparable(recipe, f"{path}: {run_label(setting, method)}")
     return Study(path, comparisons, recipes, plan(fields, recipes, comparisons))
 
 
@@ -145,8 +145,8 @@ def read_study(path: Path) -> dict[str, Any]:
     check_seeds(values["seeds"], f"{path}: seeds")
     for key in ("methods", "settings"):
         check_names(list(values[key]), f"{path}: {key}")
-    if START in values["methods"]:
-        raise StudyError(f"{path}: methods: {START!r} stands for the model before training; rename the method")
+    if INITIAL in values["methods"]:
+        raise StudyError(f"{path}: methods: {INITIAL!r} stands for the model before training; rename the method")
     for key in ("methods", "settings"):
         values[key] = {name: overrides or {} for name, overrides in values[key].items()}
         for name, overrides in values[key].items():
@@ -245,7 +245,7 @@ def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: 
     of_settings = {key for overrides in values["settings"].values() for key in overrides}
     for name, overrides in values["methods"].items():
         for key in overrides:
-            if key.startswith(GROUND):
+            if key.startswith(CONTROLLED_FIELDS):
                 raise StudyError(
                     f"{path}: methods: {name}: {key} would make runs that cannot be compared: all methods have the "
                     "same start, data, order, length, questions, sampling and rewards; set it in common or in settings"
@@ -257,7 +257,7 @@ def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: 
                 )
     ground = {**recipe, **values["common"]}
     for key in ("methods", "settings"):
-        refuse_same(values[key], f"{path}: {key}", ground)
+        check_distinct(values[key], f"{path}: {key}", ground)
 
 
 def check_fields(values: Mapping[str, Any], where: str) -> None:
@@ -265,7 +265,7 @@ def check_fields(values: Mapping[str, Any], where: str) -> None:
     check_values(dict(values), where=where)
 
 
-def refuse_same(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:
+def check_distinct(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:
     """Two names for one thing, in the fields that are written out; a default that is written out hides it."""
     seen: dict[str, str] = {}
     for name, overrides in parts.items():
@@ -280,18 +280,18 @@ def fields_by_place(
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """(setting, method) -> all fields of its recipes but the seed, in the order in which the runs are made."""
     ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY} | values["common"]
-    methods = {START: {}, **values["methods"]}
+    methods = {INITIAL: {}, **values["methods"]}
     return {
         (setting, method): {**ground, **values["settings"][setting], "evaluate_before": False, **methods[method]}
         for comparison in comparisons
         for setting in comparison.settings
-        for method in (START, *comparison.methods)
+        for method in (INITIAL, *comparison.methods)
     }
 
 
-def place_name(setting: str, method: str) -> str:
+def run_label(setting: str, method: str) -> str:
     """A place in the study, for messages."""
-    return f"setting {setting}, " + (START if method == START else f"method {method}")
+    return f"setting {setting}, " + (INITIAL if method == INITIAL else f"method {method}")
 
 
 def plan(
@@ -305,7 +305,10 @@ def plan(
         for one in comparisons
         for setting in one.settings
         # The start is the same whatever the method and the seed.
-        for place in ((setting, START, 0), *((setting, method, seed) for seed in one.seeds for method in one.methods))
+        for place in (
+            (setting, INITIAL, 0),
+            *((setting, method, seed) for seed in one.seeds for method in one.methods),
+        )
     ]
     return [
         PlannedRun(

@@ -15,13 +15,13 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
+from vgpo.evaluation.accuracy import Evaluation, count, evaluate
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
+from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.policy.generation import evaluation_mode, respond, sampled_decoding
 from vgpo.policy.prompts import encode
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.report.rollouts import NUM_DECILES, focus_by_decile
 from vgpo.rewards import grade
-from vgpo.study.evaluate import Evaluation, count, evaluate
 
 Row = dict[str, Any]
 COUNTS = ("accuracy", "low", "high", "num_questions", "num_correct", "num_unanswered", "num_truncated")
@@ -49,7 +49,7 @@ class Responses:
 
 
 @dataclass(frozen=True)
-class OtherPictures:
+class SwappedImages:
     """A set of prompts (rows with `images`) with other pictures; rows are made when they are asked for.
 
     Attributes:
@@ -119,7 +119,7 @@ def probe(
 
 
 def asked_again(
-    prompts: Dataset, true: Evaluation, answer: Callable[[OtherPictures], Evaluation]
+    prompts: Dataset, true: Evaluation, answer: Callable[[SwappedImages], Evaluation]
 ) -> dict[str, dict[str, Any] | None]:
     """Counts of greedy answers with the true, a black and another picture, to the questions that have others."""
     other = with_other_pictures(prompts)
@@ -133,28 +133,28 @@ def asked_again(
     return {name: {key: vars(scores)[key] for key in COUNTS} for name, scores in found.items()}
 
 
-def with_blank_pictures(prompts: Dataset, order: list[int]) -> OtherPictures:
+def with_blank_pictures(prompts: Dataset, order: list[int]) -> SwappedImages:
     """Questions with black pictures of the sizes of their own.
 
     Args:
         prompts: The set.
         order: Which of its rows.
     """
-    return OtherPictures(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
+    return SwappedImages(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
 
 
-def with_other_pictures(prompts: Dataset) -> OtherPictures:
+def with_other_pictures(prompts: Dataset) -> SwappedImages:
     """Questions that have pictures, each with those of the next question that has as many, and has others.
 
     Behind the last comes the first. A question that finds none is left out.
     """
     pictures = [tuple(fingerprint(image) for image in row["images"]) for row in prompts]
-    found = {number: next_donor(pictures, number) for number, own in enumerate(pictures) if own}
+    found = {number: swap_partner(pictures, number) for number, own in enumerate(pictures) if own}
     donors = {number: donor for number, donor in found.items() if donor is not None}
-    return OtherPictures(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
+    return SwappedImages(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
 
 
-def next_donor(pictures: Sequence[tuple[str, ...]], number: int) -> int | None:
+def swap_partner(pictures: Sequence[tuple[str, ...]], number: int) -> int | None:
     """The next row behind `number` with as many pictures that are not the same."""
     own = pictures[number]
     behind = [*range(number + 1, len(pictures)), *range(number)]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from vgpo.commands.recipe import Recipe
+from vgpo.recipe.recipe import Recipe
 
 BITSANDBYTES = re.compile("8bit|bnb|paged|lion|ademamix")  # optimisers that transformers takes from it
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from vgpo.commands.loading import load_model, load_processor, load_prompts, picture_tokens
-from vgpo.commands.memory import MemoryEstimate, memory_estimate, shards_of
-from vgpo.commands.recipe import Recipe
 from vgpo.data import DataError
 from vgpo.policy.prompts import row_with_images_in_prompt
+from vgpo.recipe.loading import load_model, load_processor, load_prompts, picture_tokens
+from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
+from vgpo.recipe.recipe import Recipe
 from vgpo.shared_prompt import why_not_shared
 
 

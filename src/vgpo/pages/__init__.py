@@ -12,6 +12,8 @@ from markupsafe import Markup
 
 from vgpo.text import visible
 
+SHARED = Path(__file__).parent / "shared"  # styles and scripts of all pages
+
 
 def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
     """Templates in which every `{{ value }}` is escaped, with what steers a line shown (`visible`).

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vgpo.commands import train
-from vgpo.commands.loading import check_image_token, quiet_libraries
-from vgpo.commands.recipe import Recipe, load_recipe
-from vgpo.commands.setup import Setup
-from vgpo.commands.terminal import say
+from vgpo.evaluation import Evaluation, evaluate
+from vgpo.evaluation.grounding import probe
+from vgpo.recipe.loading import check_image_token, quiet_libraries
+from vgpo.recipe.recipe import Recipe, load_recipe
+from vgpo.recipe.setup import Setup
+from vgpo.recipe.train import train_recipe
 from vgpo.run.storage import to_json, write_file
-from vgpo.study import Evaluation, evaluate
-from vgpo.study.probe import probe
-from vgpo.study.runs import StudyRun
+from vgpo.study.folder import StudyRun
+from vgpo.terminal import say
 
-ERRORS = train.ERRORS
 KIB = 1024
 
 
@@ -29,7 +28,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     """Bring the run in `folder` to its end from wherever it is; its recipe is there.
 
     Args:
-        folder: of a `vgpo.study.runs.StudyRun`.
+        folder: of a `vgpo.study.folder.StudyRun`.
         overrides: `--field value` words beside the recipe.
         start: look at the start model only, train nothing.
         jobs: how many runs share the machine, for the record.
@@ -41,7 +40,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     if not start:
         peak = None  # of a process that was killed behind its training
         if not one.is_trained:
-            train.run(str(one.recipe_path), words, command=sys.argv)
+            train_recipe(one.recipe_path, words, command=sys.argv)
             peak = peak_memory(recipe.config.device)
         if peak is not None or not one.usage_path.is_file():
             usage = {"peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs}

@@ -6,25 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from vgpo.checkpoints.store import file_entry
-from vgpo.commands.doctor import examine_all, failures
-from vgpo.commands.recipe import TOY_MODEL, Recipe, read_mapping, with_current_names
-from vgpo.commands.resume import digest, source_digest
-from vgpo.commands.setup import Setup
-from vgpo.commands.study_file import PlannedRun, Study, StudyError, differing, place_name
-from vgpo.commands.study_jobs import folder_of
 from vgpo.data import template_text
 from vgpo.data.sources import name_and_split
+from vgpo.recipe.checks import examine_all, failures
+from vgpo.recipe.identity import digest, source_digest
+from vgpo.recipe.recipe import TOY_MODEL, Recipe, read_mapping, with_current_names
+from vgpo.recipe.setup import Setup
 from vgpo.run.storage import read_object, to_json, write_file
-from vgpo.study.results import START
-from vgpo.study.runs import StudyRun
+from vgpo.study.file import PlannedRun, Study, StudyError, differing, run_label
+from vgpo.study.folder import StudyRun
+from vgpo.study.jobs import folder_of
+from vgpo.study.results import INITIAL
 
-GROUND_FILE = "ground.json"
+INPUTS_FILE = "inputs.json"
+INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
 # What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
 OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
 OF_METHOD = ("processes", "generation", "trackers", "packages")
 
 
-def refuse_other_runs(study: Study, out: Path) -> None:
+def check_runs_match(study: Study, out: Path) -> None:
     """Whether the runs in the folder are of this study; those that it no longer names, or never began, are left alone.
 
     Raises:
@@ -53,7 +54,7 @@ def fault_of(one: StudyRun, planned: PlannedRun) -> str | None:
     return None
 
 
-def refuse_other_ground(study: Study, out: Path) -> None:
+def check_inputs_unchanged(study: Study, out: Path) -> None:
     """Whether start, data, template and rewards, as far as they lie on this machine, are those of the runs that began.
 
     What is not there now is not compared, and stays known.
@@ -61,13 +62,11 @@ def refuse_other_ground(study: Study, out: Path) -> None:
     Raises:
         StudyError: Other files lie at their paths; names setting and field.
     """
-    path = out / GROUND_FILE
-    recorded = read_object(path) if path.is_file() else {}
+    path = out / INPUTS_FILE
+    recorded = next((read_object(found) for found in (path, out / INPUTS_FILE_0_1) if found.is_file()), {})
     begun = {planned.setting for planned in study.runs if folder_of(out, planned).has_begun}
     known = {setting: digests for setting, digests in recorded.items() if setting in begun}
-    now = {
-        setting: digests_of_ground(recipe) for (setting, method), recipe in study.recipes.items() if method == START
-    }
+    now = {setting: input_digests(recipe) for (setting, method), recipe in study.recipes.items() if method == INITIAL}
     changed = [
         f"  setting {setting}: {name}"
         for setting, digests in now.items()
@@ -84,7 +83,7 @@ def refuse_other_ground(study: Study, out: Path) -> None:
     write_file(path, to_json({**recorded, **joined}, indent=2) + b"\n")
 
 
-def digests_of_ground(recipe: Recipe) -> dict[str, str]:
+def input_digests(recipe: Recipe) -> dict[str, str]:
     """Field -> SHA-256 of what lies at its path, of the fields that all methods share and that name files."""
     run, model = recipe.run, str(recipe.model.model_name_or_path)
     sources = {"train_data": run.train_data, "eval_data": run.eval_data}
@@ -126,7 +125,7 @@ def refuse_hopeless(
             places.setdefault(fault, []).append(f"setting {setting}")
     for place, recipe in recipes.items():
         for fault in failures(examine_all(OF_METHOD, Setup(recipe, out))):
-            places.setdefault(fault, []).append(place_name(*place))
+            places.setdefault(fault, []).append(run_label(*place))
     if places:
         listed = "\n".join(
             f"  {first}{f' (and {len(others)} more)' if others else ''}: {fault}"

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from vgpo.commands.recipe import RecipeError, RunArguments
+from vgpo.recipe.recipe import RecipeError, RunArguments
 from vgpo.trl import VGPOConfig
 
 
 @dataclass(frozen=True)
-class BatchArithmetic:
+class BatchPlan:
     """Counts over all processes.
 
     A generation rolls out `prompts` prompts `group_size` times each; its rollouts are trained on in
@@ -28,7 +28,7 @@ class BatchArithmetic:
     steps: int
 
     @classmethod
-    def of(cls, config: VGPOConfig, num_prompts: int, num_processes: int) -> "BatchArithmetic":
+    def of(cls, config: VGPOConfig, num_prompts: int, num_processes: int) -> "BatchPlan":
         """The arithmetic of a training set of `num_prompts` prompts on `num_processes` processes.
 
         Raises:

@@ -16,10 +16,10 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from vgpo.commands.recipe import TOY_MODEL, RecipeError
 from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids
 from vgpo.policy.parts import lora_targets
+from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
 
 logger = logging.getLogger(__name__)

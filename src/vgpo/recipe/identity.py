@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from vgpo.checkpoints import CheckpointError, CheckpointStore, Found
-from vgpo.commands.recipe import RecipeError
-from vgpo.commands.setup import Setup
-from vgpo.commands.terminal import say
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
+from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.setup import Setup
 from vgpo.rewards import REWARDS
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import plain
+from vgpo.terminal import say
 from vgpo.trl import VGPOConfig
 from vgpo.trl.resumable import IDENTITY, newest_checkpoint
 

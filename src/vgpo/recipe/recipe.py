@@ -163,7 +163,7 @@ KINDS = (RunArguments, VGPOConfig, ModelConfig)
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: everything `vgpo.commands.train.train` needs."""
+    """A checked recipe: everything `vgpo.recipe.train.train` needs."""
 
     run: RunArguments
     config: VGPOConfig

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vgpo.commands.study_file import PlannedRun, write_recipe
-from vgpo.commands.terminal import say
 from vgpo.run.storage import last_complete_line, parse_object
-from vgpo.study.runs import StudyRun
+from vgpo.study.file import PlannedRun, write_recipe
+from vgpo.study.folder import StudyRun
+from vgpo.terminal import say
 
 POLL_SECONDS = 0.5
 INTERRUPTED = 128 + signal.SIGINT

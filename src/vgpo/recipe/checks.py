@@ -1,0 +1,329 @@
+"""what can go wrong with a run, looked at before it costs anything."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from packaging.version import Version
+from peft import get_peft_model, get_peft_model_state_dict
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForImageTextToText
+from transformers.integrations import get_available_reporting_integrations
+
+from vgpo.data import DataError
+from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.parts import count_parameters, freeze_parts
+from vgpo.recipe.batch_plan import BatchPlan, check_launch
+from vgpo.recipe.loading import adapter_config, check_image_token
+from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
+from vgpo.recipe.packages import missing_packages
+from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.setup import Setup
+from vgpo.recipe.tested import TESTED
+from vgpo.rewards import RewardError, load_reward
+from vgpo.rewards.checked import check_reward_columns
+from vgpo.shared_prompt import why_not_shared
+from vgpo.trl.vllm import refuse_colocate
+
+FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; `status` is pass, warn, fail or skip."""
+
+    status: str
+    found: str
+    fix: str = ""
+
+
+def versions(setup: Setup) -> Finding:
+    installed = {name: Version(version(name)) for name in TESTED}
+    older = [name for name in TESTED if installed[name] < TESTED[name].oldest]
+    newer = [name for name in TESTED if TESTED[name].is_newer(installed[name])]
+    if not older + newer:
+        return Finding("pass", ", ".join(f"{name} {installed[name]}" for name in TESTED))
+    found = [f"{name} {installed[name]}, expected {TESTED[name].oldest} or newer" for name in older]
+    found += [f"{name} {installed[name]} is newer than {TESTED[name].newest}, the newest tested" for name in newer]
+    bounds = " ".join(f"'{name}>={TESTED[name].oldest},<={TESTED[name].newest}'" for name in older + newer)
+    return Finding("fail" if older else "warn", "; ".join(found), f"pip install {bounds}")
+
+
+def device(setup: Setup) -> Finding:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("pass", ", ".join(names))
+    cores, memory = psutil.cpu_count(logical=False), psutil.virtual_memory().available / GIB
+    found = f"no GPU; {cores} CPU cores, {memory:.1f} GiB of memory free"
+    return Finding("pass" if setup.recipe.config.use_cpu else "warn", found, "use_cpu: true says that this is meant")
+
+
+def launch(setup: Setup) -> Finding:
+    check_launch(setup.recipe.run, setup.recipe.config.world_size)
+    return Finding("pass", f"{setup.recipe.config.world_size} process(es)")
+
+
+def generation(setup: Setup) -> Finding:
+    run, config = setup.recipe.run, setup.recipe.config
+    if not config.use_vllm:
+        return Finding("pass", "transformers")
+    try:
+        refuse_colocate(config)  # every training set has images
+    except ValueError as error:
+        return Finding("fail", str(error))
+    limits = {name: vars(run)[name] for name in ("min_pixels", "max_pixels") if vars(run)[name] is not None}
+    if not limits:
+        return Finding("pass", "vLLM server")
+    return Finding(
+        "warn",
+        f"vLLM server, which does not get {' and '.join(limits)} of the recipe",
+        f"start it with --mm-processor-kwargs '{json.dumps(limits)}', or it sees other images than the trainer",
+    )
+
+
+def trackers(setup: Setup) -> Finding:
+    wanted = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
+    missing = sorted(set(wanted) - set(get_available_reporting_integrations()))
+    if missing:
+        return Finding("fail", f"report_to: {missing} not installed", f"pip install {' '.join(missing)}")
+    return Finding("pass", ", ".join(wanted) or "none but the run folder")
+
+
+def packages(setup: Setup) -> Finding:
+    """Packages that fields of the recipe need."""
+    if missing := missing_packages(setup.recipe):
+        found = "; ".join(f"{need.field} needs {need.module}, which is not installed" for need in missing)
+        return Finding("fail", found, f"pip install {' '.join(sorted({repr(need.requirement) for need in missing}))}")
+    return Finding("pass", "all that the recipe needs are installed")
+
+
+def processor(setup: Setup) -> Finding:
+    side = setup.processor.tokenizer.padding_side
+    return Finding("pass" if side == "left" else "fail", f"{type(setup.processor).__name__}, pads on the {side}")
+
+
+def data(setup: Setup) -> Finding:
+    return Finding("pass", f"{len(setup.prompts)} prompts from {setup.recipe.run.train_data}")
+
+
+def held_out(setup: Setup) -> Finding:
+    if setup.held_out is None:
+        return Finding("pass", "none (eval_data)")
+    return Finding("pass", f"{len(setup.held_out)} questions from {setup.recipe.run.eval_data}")
+
+
+def arithmetic(setup: Setup) -> Finding:
+    config = setup.recipe.config
+    batch = BatchPlan.of(config, len(setup.prompts), config.world_size)
+    found = f"{batch.prompts} prompts x {batch.group_size} a generation, {batch.steps} optimiser steps"
+    if not batch.groups_stay_whole:
+        return Finding(
+            "warn", f"{found}; groups are cut", "make per_device_train_batch_size a multiple of num_generations"
+        )
+    return Finding("pass", found)
+
+
+def rewards(setup: Setup) -> Finding:
+    names = setup.recipe.run.rewards
+    check_reward_columns(map(load_reward, names), setup.prompts)
+    return Finding("pass", f"{', '.join(names)}: the columns are there; `vgpo reward test` tries them")
+
+
+def model(setup: Setup) -> Finding:
+    check_image_token(setup.model, setup.processor)
+    count = sum(parameter.numel() for parameter in setup.model.parameters())
+    return Finding("pass", f"{type(setup.model).__name__}, {count / 1e6:.1f} M parameters in {setup.model.dtype}")
+
+
+def memory(setup: Setup) -> Finding:
+    if setup.recipe.model.use_peft:
+        setup.model.requires_grad_(False)  # as adapters leave it, which are small beside it
+    else:
+        freeze_parts(setup.model, setup.recipe.config.freeze)
+    needed = setup.memory
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+    found = f"{needed.total / GIB:.2f} GiB estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
+    fix = "a smaller micro-batch or shorter responses, gradient_checkpointing, use_peft, more devices"
+    hopeless = needed.total - needed.activations - needed.head > free
+    return Finding("fail" if hopeless else "warn" if needed.total > free else "pass", found, fix)
+
+
+def disk(setup: Setup) -> Finding:
+    config = setup.recipe.config
+    weights, trained = saved_bytes(setup)
+    needed, what, fix = weights, "the trained model", "move run_dir"
+    if config.save_strategy != "no":
+        kept = 1 + max(config.save_total_limit or 1, 2)  # an older one goes when the next is there
+        state = 0 if config.save_only_model else trained * optimiser_bytes(config) // FLOAT32
+        needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
+    place = Path(setup.recipe.run.run_dir).absolute()
+    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+    found = f"{needed / GIB:.2f} GiB for {what}, {free / GIB:.1f} GiB free"
+    return Finding("pass" if needed < free else "fail", found, fix)
+
+
+def saved_bytes(setup: Setup) -> tuple[int, int]:
+    """Bytes of the weights that are saved, and of those among them that are trained."""
+    recipe, model = setup.recipe, setup.model
+    if not recipe.model.use_peft:
+        freeze_parts(model, recipe.config.freeze)
+        sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+    with torch.device("meta"):  # adapters would change the model itself
+        bare = type(model)(model.config)
+    adapted = get_peft_model(bare, adapter_config(recipe.model, bare, vision=recipe.run.lora_vision))
+    adapters = FLOAT32 * sum(weight.numel() for weight in get_peft_model_state_dict(adapted).values())
+    return adapters, adapters
+
+
+def picture(setup: Setup) -> Finding:
+    inputs = setup.first_picture
+    ids = torch.tensor(visual_token_ids(setup.model.config))
+    count = int(torch.isin(inputs["input_ids"], ids).sum())
+    with torch.inference_mode():
+        setup.model.eval()(**inputs.to(setup.model.device))  # refuses features that do not match the tokens
+    return Finding("pass", f"{inputs['input_ids'].shape[1]} tokens, {count} of them visual, each with its feature")
+
+
+def banned(setup: Setup) -> Finding:
+    ids = banned_token_ids(setup.model.config)
+    names = setup.processor.tokenizer.convert_ids_to_tokens(ids)
+    return Finding("pass" if ids else "fail", f"never generated: {', '.join(names)}")
+
+
+def trainable(setup: Setup) -> Finding:
+    frozen = setup.recipe.config.freeze or []
+    if setup.recipe.model.use_peft:
+        return Finding("pass", "adapters only (use_peft); the table at the start of the run counts them")
+    freeze_parts(setup.model, frozen)
+    parts = [
+        f"{part.replace('_', ' ')} {count.trainable / 1e6:.2f} M"
+        for part, count in count_parameters(setup.model).items()
+    ]
+    return Finding("pass", ", ".join(parts))
+
+
+def shared(setup: Setup) -> Finding:
+    reason = why_not_shared(setup.model)
+    switch = setup.recipe.config.share_prompt
+    if reason is None or switch == "off":
+        return Finding("pass", f"share_prompt: {switch}")
+    return Finding("fail" if switch == "on" else "warn", f"share_prompt: {switch}, but {reason}")
+
+
+def round_trip(setup: Setup) -> Finding:
+    """Save, load strictly, compare every weight."""
+    with tempfile.TemporaryDirectory(dir=setup.folder) as folder:
+        setup.model.save_pretrained(folder)
+        again, report = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=setup.model.dtype, output_loading_info=True
+        )
+    lost = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    weights = again.state_dict()
+    changed = [
+        name for name, weight in setup.model.state_dict().items() if not torch.equal(weight.cpu(), weights[name])
+    ]
+    if lost or changed:
+        return Finding(
+            "fail", f"not loaded as saved: {[*lost, *changed][:5]}", "use a version of transformers that does"
+        )
+    return Finding("pass", f"{len(weights)} tensors equal after saving and loading")
+
+
+class Check(NamedTuple):
+    """A check, and those whose ground it stands on."""
+
+    look: Callable[[Setup], Finding]
+    needs: tuple[str, ...] = ()
+
+
+CHECKS = {
+    "versions": Check(versions),
+    "device": Check(device),
+    "processes": Check(launch),
+    "generation": Check(generation),
+    "trackers": Check(trackers),
+    "packages": Check(packages),
+    "processor": Check(processor),
+    "data": Check(data, ("processor",)),
+    "held-out data": Check(held_out, ("processor",)),
+    "batches": Check(arithmetic, ("data",)),
+    "rewards": Check(rewards, ("data",)),
+    "model": Check(model, ("processor",)),
+    "memory": Check(memory, ("data", "model")),
+    "disk": Check(disk, ("model",)),
+    "picture tokens": Check(picture, ("data", "model")),
+    "banned tokens": Check(banned, ("model",)),
+    "trained parts": Check(trainable, ("model",)),
+    "shared prompts": Check(shared, ("model",)),
+    "save and load": Check(round_trip, ("model",)),
+}
+# With those that the start of a run makes anyway, the ones that cost nothing.
+BEFORE_LOADING = ("versions", "generation", "trackers", "packages")
+WITH_MODEL = ("memory", "disk")
+
+
+def examine_all(
+    names: Iterable[str], setup: Setup, announce: Callable[[str], None] = lambda name: None
+) -> dict[str, Finding]:
+    """The findings of these checks, in order; `announce` is told each before it is made."""
+    findings: dict[str, Finding] = {}
+    for name in names:
+        announce(name)
+        findings[name] = examine(name, setup, findings)
+    return findings
+
+
+def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
+    """The finding of one check, after those of `before`; an error that a user can mend is one too."""
+    check = CHECKS[name]
+    missing = [need for need in check.needs if need in before and before[need].status in ("fail", "skip")]
+    if missing:
+        return Finding("skip", f"needs {missing[0]}")
+    try:
+        return check.look(setup)
+    except FAULTS as error:
+        return Finding("fail", str(error))
+
+
+def raise_failed_checks(setup: Setup, names: Sequence[str], console: Console) -> None:
+    """Make some of the checks at the start of a run, and print what is amiss.
+
+    Raises:
+        RecipeError: Some fail.
+    """
+    findings = examine_all(names, setup)
+    if faults := failures(findings):
+        raise RecipeError("\n".join(faults))
+    amiss = {name: finding for name, finding in findings.items() if finding.status == "warn"}
+    if amiss:
+        console.print(findings_table(amiss))
+
+
+def failures(findings: Mapping[str, Finding]) -> list[str]:
+    """What failed and how to mend it, a text for each check that did."""
+    return [
+        f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}"
+        for name, finding in findings.items()
+        if finding.status == "fail"
+    ]
+
+
+def findings_table(findings: dict[str, Finding]) -> Table:
+    """A line for each check, and below it what to do."""
+    lines = Table.grid(padding=(0, 2))
+    for name, finding in findings.items():
+        lines.add_row(Text(finding.status, style=COLOURS[finding.status]), name, Text(finding.found))
+        if finding.fix and finding.status in ("warn", "fail"):
+            lines.add_row("", "", Text(f"fix: {finding.fix}"))
+    return lines

@@ -1,0 +1,300 @@
+"""One run from a recipe to a report, top to bottom."""
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import ProgressCallback, TrainerCallback
+
+from vgpo.checkpoints import CheckpointError
+from vgpo.data import DataError
+from vgpo.evaluation import Evaluation, evaluate
+from vgpo.policy.parts import parameter_table
+from vgpo.recipe.batch_plan import BatchPlan, check_launch
+from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
+from vgpo.recipe.identity import Resume, find_checkpoint, resume_from, run_identity
+from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
+from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
+from vgpo.recipe.setup import Setup
+from vgpo.recipe.signals import StopOnSignal
+from vgpo.report import write_report
+from vgpo.rewards import RewardError, load_reward
+from vgpo.rewards.checked import check_reward_columns
+from vgpo.run import RunFolder, RunFolderError
+from vgpo.terminal import say
+from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
+from vgpo.trl.callback import RunCallback
+from vgpo.trl.trackers import TrackedRollouts
+
+ERRORS = (
+    RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
+    NonFiniteError,
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+# Behind the progress bar; all metrics are in metrics.jsonl.
+SHOWN = {"reward": "reward", "accuracy": "sampling/accuracy_drawn"}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its folder, what it scored, and the seconds its training took."""
+
+    folder: RunFolder
+    evaluations: dict[str, Evaluation]
+    training_seconds: float
+
+
+def train_recipe(source: str | Path, overrides: Sequence[str], *, command: Sequence[str]) -> tuple[Recipe, TrainedRun]:
+    """Load a recipe and train it; a signal ends it after the step in progress, with a checkpoint.
+
+    Args:
+        source, overrides: of `load_recipe`.
+        command: the words of the command line, for the record.
+
+    Raises:
+        One of `ERRORS`, as `load_recipe` and `train` do; SystemExit if a signal ended the training.
+    """
+    quiet_libraries()
+    recipe = load_recipe(source, overrides)
+    stopper = StopOnSignal()
+    with stopper.installed():
+        return recipe, train(recipe, command=command, stopper=stopper)
+
+
+def train(
+    recipe: Recipe, *, command: Sequence[str], console: Console | None = None, stopper: StopOnSignal | None = None
+) -> TrainedRun:
+    """Train as the recipe says and leave a run folder that explains itself.
+
+    Whatever can be wrong with recipe and data is found before a model is loaded. A start that fails leaves the folder
+    free, and a resume that fails before its first step leaves it as it was. A run that ends early is reported on as
+    far as it came, and can be resumed with `resume: true`.
+
+    Args:
+        recipe: of `load_recipe`.
+        command: the words of the command line, for the record.
+        console: where to print; by default the terminal, from the main process.
+        stopper: ends the training when a signal comes.
+
+    Raises:
+        RecipeError: Batch sizes and data or processes do not fit, the model cannot be loaded, or the run to go on
+            with is another one.
+        DataError: A row that cannot be trained on.
+        RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
+        RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
+        CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
+        SystemExit: A signal ended the training.
+    """
+    run, config = recipe.run, recipe.config
+    console = console or Console(quiet=not config.should_log)
+    folder = RunFolder(Path(run.run_dir), run.max_rollout_bytes)
+    goes_on = run.resume and (folder.path / "config.yaml").is_file()
+    if not goes_on:
+        folder.require_free()
+    check_launch(run, config.world_size)
+    setup = Setup(recipe, folder.path / "data")
+    raise_failed_checks(setup, BEFORE_LOADING, console)
+    found = find_checkpoint(folder, config, console) if goes_on else None
+    with config.main_process_first(desc="data"):
+        prompts, held_out = setup.prompts, setup.held_out
+    check_reward_columns(map(load_reward, run.rewards), prompts)
+    console.print(BatchPlan.of(config, len(prompts), config.world_size).table())
+    identity = run_identity(setup)
+    resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
+    trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
+    opening = OpenFolder(recipe, command, resume)
+    if resume is None:
+        # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
+        opening.open()
+    else:
+        trainer.add_callback(opening)
+    try:
+        return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
+    except BaseException as error:
+        if opening.is_open:
+            mark_interrupted(folder, trainer, console, error)
+        raise
+
+
+def build_trainer(
+    setup: Setup,
+    folder: RunFolder,
+    console: Console,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    stopper: StopOnSignal | None = None,
+) -> VGPOTrainer:
+    """Model and trainer of a recipe; it will write into `folder`. Prints what is trained and what it needs."""
+    run, config, model = setup.recipe.run, setup.recipe.config, setup.model
+    check_image_token(model, setup.processor)
+    raise_failed_checks(setup, WITH_MODEL, console)
+    trainer = VGPOTrainer(
+        model=model,
+        args=config,
+        reward_funcs=[load_reward(name) for name in run.rewards],
+        train_dataset=setup.prompts,
+        processing_class=setup.processor,
+        peft_config=adapter_config(setup.recipe.model, model, vision=run.lora_vision),
+        callbacks=[RunCallback(folder), *([] if stopper is None else [stopper])],
+        run_identity=identity,
+    )
+    trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
+    if not config.disable_tqdm:
+        trainer.pop_callback(ProgressCallback)
+        trainer.add_callback(RewardBar())
+    console.print(parameter_table(trainer.model))
+    console.print(setup.memory.table())
+    return trainer
+
+
+def run_phases(
+    recipe: Recipe,
+    trainer: VGPOTrainer,
+    held_out: Dataset | None,
+    folder: RunFolder,
+    console: Console,
+    *,
+    resume: Resume | None = None,
+    stopper: StopOnSignal | None = None,
+) -> TrainedRun:
+    """Evaluate, train, save, evaluate, draw; what one phase found is on the disk before the next begins."""
+    config = recipe.config
+    known = (folder.read_evaluation() or {}).get("before") if resume else None
+    evaluations = {"before": Evaluation(**known)} if known else {}
+
+    def evaluate_and_write(when: str) -> None:
+        evaluations[when] = evaluate_policy(trainer, held_out)
+        say(console, f"{when}: {evaluations[when]}")
+        if config.should_save:
+            folder.write_evaluation({name: dataclasses.asdict(scores) for name, scores in evaluations.items()})
+
+    found = resume.found if resume and resume.found.path else None
+    if held_out is not None and recipe.run.evaluate_before and found is None and "before" not in evaluations:
+        evaluate_and_write("before")
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=found)
+    training_seconds = time.monotonic() - started
+    if stopper is not None and not stopper.training_is_over:
+        stopper.leave()
+    save_final(trainer, folder)
+    if stopper is not None:
+        stopper.leave()
+    if held_out is not None:
+        evaluate_and_write("after")
+    if config.should_save:
+        write_report([folder.path], folder.report_path)
+        folder.write_finished(trainer.state.global_step, trainer.state.epoch)
+    return TrainedRun(folder, evaluations, training_seconds)
+
+
+def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
+    """Write the trained model beside its place and rename it once it is complete.
+
+    Raises:
+        NonFiniteError: A trained weight is not finite.
+        RunFolderError: The disk refused.
+    """
+    final = folder.final_path
+    partial = final.with_name(".saving-final")
+    try:
+        trainer.save_model(str(partial))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            put_in_place(partial, final)
+    except NonFiniteError:
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's own writer
+        raise RunFolderError(
+            f"{final} could not be written: {error}. Metrics, rollouts and checkpoints are intact: free space on this "
+            "disk, and run the same command with --resume true."
+        ) from error
+
+
+def put_in_place(folder: Path, place: Path) -> None:
+    """Rename a folder to `place`. One that is there is deleted afterwards: a kill at any moment leaves one of them."""
+    old = place.with_name(f".replaced-{place.name}")
+    if place.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        place.rename(old)
+    folder.rename(place)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
+    """Mark a run that an error or a signal ends, and draw its report; that error stays the one that is reported."""
+    if not trainer.args.should_save:
+        return
+    step, newest = trainer.state.global_step, None
+    try:
+        folder.write_interrupted(step, error)
+        write_report([folder.path], folder.report_path)
+        newest = trainer.checkpoints.newest_valid(contents=False).path  # whoever sent a signal may not wait long
+    except Exception:
+        logger.warning("The stopped run could not be marked, or its report could not be drawn.", exc_info=True)
+    say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
+    # After weights or losses that are not finite, the error names the checkpoint to go back to.
+    if newest is not None and not isinstance(error, NonFiniteError):
+        say(console, f"to resume from {newest}, run the same command with --resume true")
+
+
+class RewardBar(ProgressCallback):
+    """The trainer's progress bar with a few figures behind it, in place of a dictionary for every step."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if self.training_bar is not None and logs:
+            self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
+
+
+class OpenFolder(TrainerCallback):
+    """Writes what the run is into its folder; a resumed run cuts its folder back, once its checkpoint is loaded."""
+
+    def __init__(self, recipe: Recipe, command: Sequence[str], resume: Resume | None) -> None:
+        self.recipe = recipe
+        self.command = command
+        self.resume = resume
+        self.is_open = False
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Create the folder, or open that of the resumed run; only the main process writes."""
+        run, config, resume = self.recipe.run, self.recipe.config, self.resume
+        if config.process_index != 0:
+            return
+        if resume is None:
+            parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(self.recipe.model))
+            settings = {key: value for part in parts for key, value in part.items()}
+            RunFolder.create(run.run_dir, settings, seed=config.seed, command=self.command)
+        else:
+            changes = resume.changes
+            RunFolder.resume(run.run_dir, resume.step, seed=config.seed, command=self.command, changes=changes)
+        self.is_open = True
+
+
+def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:
+    """Greedy accuracy with the batch size and response length of the run."""
+    config = trainer.args
+    # Without the mixed-precision wrapper, so that before and after are computed alike.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return evaluate(
+        model,
+        trainer.processing_class,
+        held_out,
+        batch_size=config.per_device_eval_batch_size,
+        max_new_tokens=config.max_completion_length,
+        chat_template_kwargs=config.chat_template_kwargs,
+        progress=not config.disable_tqdm,
+    )
