@@ -81,3 +81,14 @@ def test_no_import_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"an import circle: {' -> '.join(error.args[1])}")
+
+
+def test_no_subcommand_imports_another():
+    entries = {
+        f"vgpo.commands.{name}"
+        for target, name in imports(TREES["vgpo.cli"])
+        if target == "vgpo.commands" and name is not None
+    }
+    assert len(entries) > 5
+    found = {module: imported_modules(module) & entries for module in entries}
+    assert not {module: others for module, others in found.items() if others}

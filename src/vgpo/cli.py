@@ -126,8 +126,8 @@ def evaluate(
     from vgpo.commands import evaluate as command
 
     with readable(command.ERRORS):
-        command.run(
-            checkpoint,
+        request = command.Request(
+            checkpoint=checkpoint,
             data=data,
             format=format,
             template=template,
@@ -139,6 +139,7 @@ def evaluate(
             dtype=dtype,
             out=out,
         )
+        command.run(request)
 
 
 @app.command(name="inspect")
@@ -188,8 +189,8 @@ def inspect_checkpoint(
     from vgpo.commands import inspect as command
 
     with readable(command.ERRORS):
-        command.run(
-            checkpoint,
+        request = command.Request(
+            checkpoint=checkpoint,
             data=data,
             rows=rows,
             compare=compare,
@@ -204,6 +205,7 @@ def inspect_checkpoint(
             seed=seed,
             dtype=dtype,
         )
+        command.run(request)
 
 
 @app.command()

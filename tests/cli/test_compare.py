@@ -20,11 +20,11 @@ import yaml
 
 from tests.study import stand_in_run
 from vgpo.commands import compare
-from vgpo.recipe.recipe import field_names, load_recipe
+from vgpo.recipe.recipe import field_names, recipe_from
 from vgpo.study import checks as study_checks
 from vgpo.study import file as study_file
 from vgpo.study import jobs as study_jobs
-from vgpo.study.file import GROUND, PlannedRun, StudyError, load_study
+from vgpo.study.file import CONTROLLED_FIELDS, PlannedRun, StudyError, load_study
 from vgpo.study.folder import StudyRun
 from vgpo.toy import checkpoint_path, write_datasets
 
@@ -109,7 +109,9 @@ def test_a_recipe_is_read_once_for_all_its_runs(
     write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr(study_file, "load_recipe", lambda path: read.append(path) or load_recipe(path))
+    monkeypatch.setattr(
+        study_file, "recipe_from", lambda values, **options: read.append(values) or recipe_from(values, **options)
+    )
     comparisons = {name: {"base": "dapo"} for name in ("one", "two")}
     load_study(
         write_study(settings={"a": {}, "b": {"max_completion_length": 9}}, comparisons=comparisons, base="absent")
@@ -212,7 +214,7 @@ def test_all_methods_sample_score_and_evaluate_alike(
 
 
 def test_what_methods_share_are_fields_of_a_recipe() -> None:
-    assert [name for name in GROUND if not any(field.startswith(name) for field in field_names())] == []
+    assert [name for name in CONTROLLED_FIELDS if not any(field.startswith(name) for field in field_names())] == []
 
 
 def test_a_missing_study_is_named(tmp_path: Path) -> None:

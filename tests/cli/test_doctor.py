@@ -153,7 +153,7 @@ def test_what_is_frozen_has_no_moments_on_the_disk(tmp_path, train_file):
 def test_a_run_of_adapters_begins_where_all_weights_would_not_fit(tmp_path, train_file, monkeypatch):
     setup = Setup(load_recipe("quickstart_vgpo", ["--train_data", str(train_file), "--use_peft", "true"]), tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: FREE(4 * setup.model.num_parameters()))
-    doctor.refuse_hopeless(setup, ["disk"], Console())
+    doctor.raise_failed_checks(setup, ["disk"], Console())
 
 
 def test_too_little_memory_is_seen(tmp_path, train_file, monkeypatch):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vgpo.cli import app
 from vgpo.commands import evaluate as command
 from vgpo.evaluation import Evaluation
+from vgpo.run import trained
 
 SCORES = Evaluation(1.0, 0.5, 1.0, num_questions=2, num_correct=2, num_unanswered=0, num_truncated=0, answers=[])
 
@@ -40,20 +41,20 @@ def test_a_checkpoint_is_of_its_run_whatever_path_leads_to_it(run: Path, monkeyp
         run.parent / "latest",
         run / "checkpoints" / "final" / ".." / "step-1",
     ):
-        assert command.run_of_checkpoint(path) is not None, path
-        assert command.trained_settings(path)["template"] == "think_boxed"
+        assert trained.run_of_checkpoint(path) is not None, path
+        assert trained.trained_settings(path)["template"] == "think_boxed"
 
 
 def test_checkpoints_on_another_disk_are_of_the_run_that_links_to_them(run: Path) -> None:
     (run / "checkpoints").rename(run.parent / "elsewhere")
     (run / "checkpoints").symlink_to(run.parent / "elsewhere")
-    assert command.run_of_checkpoint(run / "checkpoints" / "final") == run
+    assert trained.run_of_checkpoint(run / "checkpoints" / "final") == run
 
 
 def test_what_lies_in_no_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     for path in ("/", "toy", "Qwen/Qwen2.5-VL-3B-Instruct", str(run), str(run / "checkpoints" / "none")):
-        assert command.trained_settings(Path(path)) == command.DEFAULTS
+        assert trained.trained_settings(Path(path)) == trained.DEFAULTS
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_responses_that_a_run_stored(tmp_path: Path, run_folder: Path) -> None:
 def test_stored_responses_are_not_answered_anew(tmp_path: Path, run_folder: Path, words: list[object]) -> None:
     checkpoint = run_folder / "checkpoints" / "checkpoint-4"
     said = " ".join(invoke(checkpoint, *words, "--out", tmp_path / "a.json", status=2).split())
-    assert f"{words[0]}: without --data, the responses that the checkpoint's run stored are looked at" in said
+    assert f"{words[0]}: without --data, `vgpo inspect` reads the responses that the checkpoint's run stored" in said
     assert f"--data FILE, or leave {words[0]} out" in said
     assert not (tmp_path / "a.json").exists()
 
@@ -125,13 +125,13 @@ def test_what_cannot_be_inspected_is_said(tmp_path: Path, toy_files: tuple[Path,
     ("words", "rows"), [("0-3", [0, 1, 2, 3]), ("7", [7]), ("5, 0-2,1", [5, 0, 1, 2]), ("2-2", [2])]
 )
 def test_rows(words: str, rows: list[int]) -> None:
-    assert command.parsed(words) == rows
+    assert command.parse_rows(words) == rows
 
 
 @pytest.mark.parametrize("words", ["", "a", "3-1", "-1", "1,,2", "1-", "1.5"])
 def test_rows_that_are_none(words: str) -> None:
     with pytest.raises(RecipeError, match=r"expected numbers from 0 and ranges, as in 0-49 or 0,3,7"):
-        command.parsed(words)
+        command.parse_rows(words)
 
 
 def test_two_checkpoints_never_have_one_name(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
         (run_dir / "checkpoints").mkdir(parents=True)  # as the trainer does
         raise RecipeError("no such model")
 
-    for check in ("check_image_token", "refuse_hopeless"):
+    for check in ("check_image_token", "raise_failed_checks"):
         monkeypatch.setattr(train, check, lambda *args: None)
     monkeypatch.setattr(train, "VGPOTrainer", fail_late)
     monkeypatch.setattr(setup, "load_model", lambda *args, **kwargs: torch.nn.Module())

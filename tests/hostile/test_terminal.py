@@ -12,6 +12,7 @@ from vgpo.cli import readable
 from vgpo.commands import data, reward
 from vgpo.data import DataError
 from vgpo.rewards import RewardError
+from vgpo.rewards.trial import RewardTest, Timing
 from vgpo.text import visible
 
 
@@ -36,9 +37,9 @@ def test_a_data_check_prints_nasty_text_as_text(text: str):
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 def test_a_reward_test_prints_nasty_answers_as_text(text: str):
     stream = io.StringIO()
-    trial = reward.Trial([], think=False)
-    trial.timings = [reward.Timing(0.5, "accuracy", "gold", 3, text)]
-    reward.show(trial, [f"the gold {text}"], Console(file=stream, width=100_000, no_color=True))
+    test = RewardTest([], think=False)
+    test.timings = [Timing(0.5, "accuracy", "reference answer", 3, text)]
+    reward.show(test, [f"the reference answer {text}"], Console(file=stream, width=100_000, no_color=True))
     assert not STEERING.search(stream.getvalue())
     for line in visible(text[:40]).expandtabs().split("\n"):
         assert line.strip() in stream.getvalue()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +24,69 @@ from vgpo.recipe.loading import (
     quiet_libraries,
 )
 from vgpo.recipe.recipe import RecipeError
+from vgpo.run import RunFolderError
 from vgpo.run.trained import trained_settings
 from vgpo.terminal import say
 
-ERRORS = (RecipeError, DataError, OSError)
+ERRORS = (RecipeError, DataError, RunFolderError, OSError)
 
 
-def run(
-    checkpoint: str,
-    *,
-    data: str,
-    format: str | None,
-    template: str | None,
-    limit: int | None,
-    batch_size: int,
-    max_new_tokens: int | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    dtype: str,
-    out: Path | None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `vgpo eval`; None stands for what the checkpoint was trained with."""
+
+    checkpoint: str
+    data: str
+    format: str | None = None
+    template: str | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    max_new_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(request: Request) -> None:
     """Evaluate and print; with `out`, write every answer as JSON.
 
     Template and response length that are not given, and the arguments of the chat template, are those of the run that
-    the checkpoint lies in; pixel limits are those saved with the checkpoint.
+    the checkpoint belongs to; pixel limits are those saved with the checkpoint.
     """
     quiet_libraries()
-    if out is not None:
-        refuse_unwritable(out)
-    trained = trained_settings(Path(checkpoint))
-    template = template or trained["template"]
-    max_new_tokens = max_new_tokens or trained["max_completion_length"]
-    source = ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
-    processor = load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels)
+    if request.out is not None:
+        refuse_unwritable(request.out)
+    trained = trained_settings(Path(request.checkpoint))
+    template = request.template or trained["template"]
+    max_new_tokens = request.max_new_tokens or trained["max_completion_length"]
+    source = ModelConfig(model_name_or_path=request.checkpoint, dtype=request.dtype)
+    processor = load_processor(
+        source, trust_remote_code=False, min_pixels=request.min_pixels, max_pixels=request.max_pixels
+    )
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
         prompts = load_prompts(
-            data,
+            request.data,
             template,
             toy_folder=Path(folder),
-            format=format,
-            limit=limit,
+            format=request.format,
+            limit=request.limit,
             forbidden=picture_tokens(source, processor, trust_remote_code=False),
         )
         scores = answer_all(
             source,
             processor,
             prompts,
-            batch_size=batch_size,
+            batch_size=request.batch_size,
             max_new_tokens=max_new_tokens,
             chat_template_kwargs=trained["chat_template_kwargs"],
         )
-    say(Console(), f"{checkpoint} on {data}: {scores}")
-    if out is not None:
-        settings = {"checkpoint": checkpoint, "data": data, "template": template, "limit": limit}
-        settings |= {"max_new_tokens": max_new_tokens, "image_size": dict(processor.image_processor.size)}
-        write_answers(out, settings, scores)
+    say(Console(), f"{request.checkpoint} on {request.data}: {scores}")
+    if request.out is not None:
+        settings = {"checkpoint": request.checkpoint, "data": request.data, "template": template}
+        settings |= {"limit": request.limit, "max_new_tokens": max_new_tokens}
+        settings |= {"image_size": dict(processor.image_processor.size)}
+        write_answers(request.out, settings, scores)
 
 
 def answer_all(source: ModelConfig, processor: ProcessorMixin, prompts: Dataset, **options: Any) -> Evaluation:

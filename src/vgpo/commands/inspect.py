@@ -61,44 +61,65 @@ class Asked:
         return head, inspector.inspect(questions, len(asked.rows), progress=True)
 
 
-def run(
-    checkpoint: str,
-    *,
-    data: str | None,
-    rows: str | None,
-    compare: str | None,
-    samples: int | None,
-    attention: bool,
-    without: bool,
-    out: Path,
-    format: str | None,
-    template: str | None,
-    max_new_tokens: int | None,
-    batch_size: int,
-    seed: int | None,
-    dtype: str,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `vgpo inspect`; None stands for what the checkpoint was trained with, or the default."""
+
+    checkpoint: str
+    data: str | None = None
+    rows: str | None = None
+    compare: str | None = None
+    samples: int | None = None
+    attention: bool = False
+    without: bool = False
+    out: Path = Path("inspection.html")
+    format: str | None = None
+    template: str | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 64
+    seed: int | None = None
+    dtype: str = "auto"
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """The given options that affect generation."""
+        return given(
+            samples=self.samples, seed=self.seed, max_new_tokens=self.max_new_tokens, without=self.without
+        )  # fmt: skip
+
+
+def run(request: Request) -> None:
     """Write the file and the page.
 
-    What is not given is that of the run that the checkpoint lies in: template, length of responses, arguments of the
-    chat template, settings of the method; without `data` its stored rollouts too, and nothing is answered. The other
-    checkpoint is asked the same in the same way.
+    What is not given is that of the run that the checkpoint belongs to: template, length of responses, arguments of
+    the chat template, settings of the method. Without `data`, its stored rollouts are inspected, and nothing is
+    generated. The other checkpoint is asked the same in the same way.
+
+    Raises:
+        RecipeError: An option affects generation, and there is no data.
     """
     quiet_libraries()
-    answering = given(samples=samples, seed=seed, max_new_tokens=max_new_tokens, without=without)
-    if data is None:
-        refuse_answering({**answering, **given(compare=compare, format=format)})
-    options = replace(options_of_run(Path(checkpoint)), batch_size=batch_size, attention=attention, **answering)
-    template = template or trained_settings(Path(checkpoint))["template"]
-    json_path, html_path = paths(out)
+    checkpoint = Path(request.checkpoint)
+    if request.data is None:
+        reject_generation({**request.generation, **given(compare=request.compare, format=request.format)})
+    options = replace(
+        options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
+    )
+    template = request.template or trained_settings(checkpoint)["template"]
+    json_path, html_path = paths(request.out)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
-        if data is None:
-            questions = stored_of_run(checkpoint, template, rows)
-        else:
-            questions = rows_of_set(checkpoint, data, template, rows, format=format, folder=Path(scratch))
-        write(json_path, Asked(questions, options, dtype), checkpoint, compare, Path(scratch))
+        questions = questions_for(request, template, Path(scratch))
+        asked = Asked(questions, options, request.dtype)
+        write(json_path, asked, request.checkpoint, request.compare, Path(scratch))
     write_file(html_path, Inspection.read(json_path).to_html().encode("utf-8"))
     say(Console(), f"inspection: {html_path} (numbers: {json_path})")
+
+
+def questions_for(request: Request, template: str, scratch: Path) -> QuestionSet:
+    """Rows of the data set that was named, or the rollouts that the checkpoint's run stored."""
+    if request.data is None:
+        return stored_of_run(request.checkpoint, template, request.rows)
+    return rows_of_set(request.checkpoint, request.data, template, request.rows, format=request.format, folder=scratch)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -106,8 +127,8 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
-def refuse_answering(options: Mapping[str, Any]) -> None:
-    """Without a data set nothing is answered.
+def reject_generation(options: Mapping[str, Any]) -> None:
+    """Without a data set nothing is generated.
 
     Raises:
         RecipeError: An option says how to.
@@ -115,8 +136,8 @@ def refuse_answering(options: Mapping[str, Any]) -> None:
     if options:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
         raise RecipeError(
-            f"{names}: without --data, the responses that the checkpoint's run stored are looked at, and nothing is "
-            f"answered. Name a data set whose questions are to be answered, --data FILE, or leave {names} out"
+            f"{names}: without --data, `vgpo inspect` reads the responses that the checkpoint's run stored and "
+            f"generates none. Name a data set with --data FILE, or leave {names} out"
         )
 
 
@@ -150,7 +171,7 @@ def rows_of_set(
 ) -> QuestionSet:
     """The wanted rows of a data set, whose responses are not there yet."""
     source = ModelConfig(model_name_or_path=checkpoint)
-    wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
+    wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     prompts = load_prompts(
         data,
         template,
@@ -159,7 +180,7 @@ def rows_of_set(
         limit=max(wanted) + 1,
         forbidden=picture_tokens(source, processor_of(source), trust_remote_code=False),
     )
-    chosen = within(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
+    chosen = clip_rows(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
     return QuestionSet(prompts.select(chosen), chosen)
 
 
@@ -172,7 +193,7 @@ def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionS
             f"{checkpoint!r} does not lie in the folder of a run, as RUN/checkpoints/checkpoint-80 does, so there are "
             "no stored rollouts to look at. Name a data set: --data FILE"
         )
-    wanted = list(range(NUM_ROWS)) if rows is None else parsed(rows)
+    wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     return stored_questions(RunFolder.open(run), path.resolve(), template, wanted)
 
 
@@ -180,7 +201,7 @@ def processor_of(source: ModelConfig) -> ProcessorMixin:
     return load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
 
 
-def parsed(rows: str) -> list[int]:
+def parse_rows(rows: str) -> list[int]:
     """The numbers in `0-49`, `0,3,7` or both, in their order and each once.
 
     Raises:
@@ -198,7 +219,7 @@ def parsed(rows: str) -> list[int]:
     return list(numbers)
 
 
-def within(wanted: list[int], number: int, has: str, *, named: bool) -> list[int]:
+def clip_rows(wanted: list[int], number: int, has: str, *, named: bool) -> list[int]:
     """Those of the wanted rows that are there.
 
     Raises:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -181,32 +181,47 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
     """
     path = find_recipe(source)
-    values = with_current_names(read_mapping(path))
+    return recipe_from(read_mapping(path), overrides, where=str(path), name=path.stem)
+
+
+def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str, name: str = "run") -> Recipe:
+    """A recipe of fields and values, and a command line that overrides them.
+
+    Args:
+        values: Fields of the recipe.
+        overrides: As of `load_recipe`.
+        where: Where the values come from, for messages.
+        name: Of the folder below `runs` that is the default of `run_dir`.
+
+    Raises:
+        RecipeError: An unknown or refused field, or a value that does not fit.
+    """
+    values = with_current_names(values)
     overrides = [renamed_option(word) for word in overrides]
     parser = RecipeParser(KINDS, allow_abbrev=False, prog="vgpo train")
     known = field_names()
-    check_keys(values, known, where=str(path))
+    check_keys(values, known, where=where)
     check_keys(option_names(overrides, known), known, where="command line")
-    check_values(values, where=str(path))
+    check_values(values, where=where)
     parser.set_values(values)
     try:
-        check_numbers(vars(parser.parse_known_args(list(overrides))[0]))
+        check_numbers(vars(parser.parse_known_args(overrides)[0]))
         run, config, model, rest = parser.parse_args_into_dataclasses(
-            args=list(overrides), return_remaining_strings=True, look_for_args_file=False
+            args=overrides, return_remaining_strings=True, look_for_args_file=False
         )
     except PackageNotFoundError as error:  # transformers looks for this one while it reads the field
-        raise RecipeError(f"{path}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
+        raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
     except ValueError as error:
-        raise RecipeError(f"{path}: {NO_GPU if NO_GPU_THERE in str(error) else error}") from error
+        raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else error}") from error
     if rest:
         raise RecipeError(f"command line: unexpected {rest[0]!r}; a value follows its --field")
     if model.model_name_or_path is None:
-        raise RecipeError(f"{path}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
-    check_weights(run.rewards, config.reward_weights, where=str(path))
-    check_adapters(run, config, model, where=str(path))
-    check_reference(config, model, where=str(path))
-    check_remote_code(config, model, where=str(path))
-    run.run_dir = run.run_dir or str(Path("runs") / path.stem)
+        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+    check_weights(run.rewards, config.reward_weights, where=where)
+    check_adapters(run, config, model, where=where)
+    check_reference(config, model, where=where)
+    check_remote_code(config, model, where=where)
+    run.run_dir = run.run_dir or str(Path("runs") / name)
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
     return Recipe(run, config, model)
 
@@ -281,7 +296,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def with_current_names(values: dict[str, Any]) -> dict[str, Any]:
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields under their current names; one of an earlier version is taken for one release, with a warning."""
     for old, new in RENAMED_FIELDS.items():
         if old in values:

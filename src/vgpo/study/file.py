@@ -1,7 +1,6 @@
 """Study files: methods x settings x seeds over one recipe, and what is compared, checked before anything runs."""
 
 import re
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from vgpo.recipe.recipe import (
     check_values,
     field_names,
     find_recipe,
-    load_recipe,
     read_mapping,
+    recipe_from,
     with_current_names,
 )
 from vgpo.run.storage import write_file
@@ -325,12 +324,10 @@ def max_steps(recipe: Recipe) -> int | None:
 
 def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """Fields as `vgpo train` reads them."""
-    with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
-        path = write_recipe(Path(folder) / "recipe.yaml", values)
-        try:
-            return load_recipe(path)
-        except RecipeError as error:
-            raise StudyError(f"{where}: {str(error).removeprefix(f'{path}: ')}") from error
+    try:
+        return recipe_from(values, where=where)
+    except RecipeError as error:
+        raise StudyError(str(error)) from error
 
 
 def check_comparable(recipe: Recipe, where: str) -> None:
