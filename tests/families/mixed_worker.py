@@ -36,7 +36,7 @@ Outputs = dict[str, Tensor]
 def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     model = AutoModelForImageTextToText.from_pretrained(folder)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model.config)
+    enable_layouts(model)
     return model, AutoProcessor.from_pretrained(folder)
 
 

@@ -107,7 +107,7 @@ def test_every_family_tells_the_mean_over_all_layers(name):
 
     shares = why_not_shared(model) is None
     if shares:
-        enable_layouts(model.config)
+        enable_layouts(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     columns = prompt_columns(rows, processor.tokenizer.pad_token_id, torch.device("cpu"))
     batch = Rows(

@@ -71,7 +71,7 @@ def run(*, sharded: bool, share: bool, checkpointing: bool) -> dict[str, Tensor]
     """Log-probabilities and similarities (B, T) of response tokens, 0 elsewhere, and every parameter's gradient."""
     model = build_model(build_processor().tokenizer, seed=1).train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model.config)
+    enable_layouts(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if sharded:

@@ -1,26 +1,30 @@
 """Attention over packed rows against a softmax over a dense mask, which is written here once more and apart."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import AttentionInterface, Qwen2Config, Qwen2ForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vgpo.shared_prompt import attention, enable_layouts, pack_prompts, packed_rows
 from vgpo.shared_prompt.attention import (
-    LAYOUT,
+    ATTENTION,
     BlockAttention,
-    LayoutAttention,
     PromptLayout,
     attend,
     attend_end_to_end,
+    layout_attention,
 )
 
 HEADS, HEAD_DIM = 4, 16  # FlexAttention on CUDA takes no heads narrower than 16
@@ -250,13 +254,9 @@ def test_flex_attention_is_compiled_a_bounded_number_of_times(
     assert 0 < counts[-1] == counts[9] <= (6 if device.type == "cpu" else 12)
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Qwen2ForCausalLM:
-    """A text model of two layers; what is registered for its attention is put back afterwards."""
-    registered = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    plain = registered.otherwise if isinstance(registered, LayoutAttention) else registered
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", plain)
-    torch.manual_seed(0)
+def build_model(seed: int = 0) -> Qwen2ForCausalLM:
+    """A text model of two layers."""
+    torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=64,
         hidden_size=32,
@@ -268,47 +268,170 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
+@pytest.fixture
+def model() -> Qwen2ForCausalLM:
+    return build_model()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name under which each call of an attention module has looked up its function."""
+    names: list[str] = []
+    get_interface = AttentionInterface.get_interface
+
+    def note(table: AttentionInterface, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        names.append(name)
+        return get_interface(table, name, default)
+
+    monkeypatch.setattr(AttentionInterface, "get_interface", note)
+    return names
+
+
 ROWS = torch.arange(2 * 9).view(2, 9) % 7 + 1  # two rows of a prompt of five tokens and a response of four
 ROWS[1, :5] = ROWS[0, :5]
 
 
 def packed_states(model: Qwen2ForCausalLM) -> Tensor:
     packing = pack_prompts(torch.ones_like(ROWS), 5, [0, 0])
-    with torch.no_grad(), packed_rows(model, packing):
-        return model.model(input_ids=packing.pack(ROWS), attention_mask=packing.attention_mask).last_hidden_state
+    inputs = {"input_ids": packing.pack(ROWS), "attention_mask": packing.attention_mask, "use_cache": False}
+    with packed_rows(model, packing):
+        return model.model(**inputs).last_hidden_state
 
 
-def test_layouts_are_enabled_once(model: Qwen2ForCausalLM) -> None:
-    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    enable_layouts(model.config)
-    wrapped = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    enable_layouts(model.config)
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is wrapped
-    assert wrapped.otherwise is plain
+def separate_states(model: Qwen2ForCausalLM) -> Tensor:
+    return model.model(input_ids=ROWS).last_hidden_state[:, 4:]
 
 
-def test_a_call_without_a_layout_goes_through_untouched(model: Qwen2ForCausalLM) -> None:
-    before = model(input_ids=ROWS).logits
-    enable_layouts(model.config)
-    assert torch.equal(model(input_ids=ROWS).logits, before)
-    calls = []
-    wrapped = LayoutAttention(lambda *args, **kwargs: calls.append((args, kwargs)))
-    wrapped("module", "query", "key", "value", None, "more", scaling=0.5, dropout=0.0)
-    assert calls == [(("module", "query", "key", "value", None, "more"), {"scaling": 0.5, "dropout": 0.0})]
+def gradients(model: Qwen2ForCausalLM, states: Tensor) -> dict[str, Tensor]:
+    """Gradients by parameter, of a sum in which every number has a weight of its own."""
+    (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
 
 
-def test_a_call_with_a_layout_is_answered_here(model: Qwen2ForCausalLM) -> None:
-    expected = model.model(input_ids=ROWS).last_hidden_state[:, 4:]
-    enable_layouts(model.config)
+def test_a_packed_pass_gives_what_separate_rows_give(model: Qwen2ForCausalLM, names: list[str]) -> None:
+    expected = separate_states(model)
+    enable_layouts(model)
     torch.testing.assert_close(packed_states(model), expected, rtol=0, atol=1e-5)
+    assert names == ["sdpa", "sdpa", ATTENTION, ATTENTION]
+
+
+def test_other_passes_run_the_librarys_function(model: Qwen2ForCausalLM, names: list[str]) -> None:
+    before = model(input_ids=ROWS).logits
+    tokens = model.generate(ROWS, max_new_tokens=3, do_sample=False)
+    enable_layouts(model)
+    packed_states(model)
+    names.clear()
+    assert torch.equal(model(input_ids=ROWS).logits, before)
+    assert torch.equal(model.generate(ROWS, max_new_tokens=3, do_sample=False), tokens)
+    assert set(names) == {"sdpa"}
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+
+
+def test_masks_are_made_under_the_users_name(model: Qwen2ForCausalLM) -> None:
+    """The decoder makes them, and only its attention modules see another name."""
+    enable_layouts(model)
+    names = []
+    for name, module in model.named_modules():
+        if "self_attn" not in name:
+            module.register_forward_pre_hook(lambda *call: names.append(model.config._attn_implementation))
+            module.register_forward_hook(lambda *call: names.append(model.config._attn_implementation))
+    packed_states(model)
+    assert set(names) == {"sdpa"}
+
+
+def test_layouts_are_enabled_once(model: Qwen2ForCausalLM, names: list[str]) -> None:
+    functions = dict(ALL_ATTENTION_FUNCTIONS)
+    enable_layouts(model)
+    states = packed_states(model)
+    num_hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    enable_layouts(model)
+    assert torch.equal(packed_states(model), states)
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()] == num_hooks
+    assert dict(ALL_ATTENTION_FUNCTIONS) == functions
+    assert [name for name, function in functions.items() if function is layout_attention] == [ATTENTION]
+
+
+def test_a_model_of_the_same_config_does_not_notice(names: list[str]) -> None:
+    model = build_model()
+    other = Qwen2ForCausalLM(model.config).eval()
+    enable_layouts(model)
+    packed_states(model)
+    names.clear()
+    other(input_ids=ROWS)
+    assert set(names) == {"sdpa"}
+    with pytest.raises(RuntimeError, match=r"size of tensor|expand|broadcast"):
+        packed_states(other)
+
+
+def test_a_copy_of_a_model_takes_packed_rows_too(model: Qwen2ForCausalLM, names: list[str]) -> None:
+    enable_layouts(model)
+    other = copy.deepcopy(model)
+    enable_layouts(other)
+    model.set_attn_implementation("eager")
+    states = packed_states(other)
+    assert other.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "eager"
+    assert set(names) == {ATTENTION}
+    assert torch.equal(packed_states(model), states)
+    assert model.config._attn_implementation == "eager"
+
+
+def checkpoint_layers(model: Qwen2ForCausalLM) -> None:
+    """As FSDP's own activation checkpointing does."""
+    layers = model.model.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
+
+
+def checkpoint_attention(model: Qwen2ForCausalLM) -> None:
+    """The recomputation ends inside the attention modules, with the last tensor that the backward pass needs."""
+    for layer in model.model.layers:
+        layer.self_attn = checkpoint_wrapper(layer.self_attn)
+
+
+def checkpoint_by_transformers(model: Qwen2ForCausalLM, *, use_reentrant: bool) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()  # a reentrant checkpoint of inputs without gradients gives none
+    model.train()
+
+
+CHECKPOINTING = {
+    "non-reentrant": partial(checkpoint_by_transformers, use_reentrant=False),
+    "reentrant": partial(checkpoint_by_transformers, use_reentrant=True),
+    "layers": checkpoint_layers,
+    "attention": checkpoint_attention,
+}
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTING.values(), ids=CHECKPOINTING)
+def test_what_is_computed_again_attends_alike(
+    model: Qwen2ForCausalLM, names: list[str], checkpoint: Callable[[Qwen2ForCausalLM], None]
+) -> None:
+    """The backward pass runs the attention modules again, outside of `packed_rows`."""
+    expected = gradients(model, separate_states(model))
+    enable_layouts(model)
+    stored = gradients(model, packed_states(model))
+    checkpoint(model)
+    names.clear()
+    states = packed_states(model)
+    assert names == [ATTENTION] * 2
+    assert model.config._attn_implementation == "sdpa"
+    found = {name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model, states).items()}
+    assert names == [ATTENTION] * 4
+    assert model.config._attn_implementation == "sdpa"
+    assert found.keys() == stored.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.equal(gradient, stored[name]), name
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-5)
 
 
 def test_the_scale_of_a_model_is_kept() -> None:
     layout = LAYOUTS["ragged"]
     heads = [head.detach() for head in random_heads(layout, torch.float32)[:3]]
-    wrapped = LayoutAttention(lambda *args, **kwargs: pytest.fail("the layout was not seen"))
     for given, scale in ((None, SCALE), (0.5, 0.5)):
-        out, weights = wrapped(nn.Identity(), *heads, None, scaling=given, dropout=0.0, **{LAYOUT: layout})
+        out, weights = layout_attention(nn.Identity(), *heads, None, scaling=given, dropout=0.0, prompt_layout=layout)
         assert weights is None
         expected = naive_attention(*heads, layout, scale).transpose(1, 2)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
@@ -326,6 +449,17 @@ def test_the_hooks_are_gone_after_an_error(model: Qwen2ForCausalLM) -> None:
     with pytest.raises(RuntimeError):
         packed_states(model)
     assert torch.equal(model(input_ids=ROWS).logits, before)
+
+
+def test_the_users_name_is_back_after_an_error(model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> Tensor:
+        raise MemoryError
+
+    enable_layouts(model)
+    monkeypatch.setattr(attention, "attend", fail)
+    with pytest.raises(MemoryError):
+        packed_states(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_other_keys_than_the_layouts_are_refused() -> None:

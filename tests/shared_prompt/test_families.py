@@ -156,7 +156,7 @@ def build_case(load_family: LoadFamily, family: str, device: torch.device, dtype
     responses, mask, weights = (tensor.to(device) for tensor in (responses, mask, weights))
     reference = separate_rows(model, [prompt.to(device) for prompt in prompts], responses, mask, weights)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model.config)
+    enable_layouts(model)
     return Case(model, encoded, responses, mask, weights, *reference)
 
 
@@ -330,3 +330,10 @@ def test_what_would_change_the_result_is_refused(
 def test_an_attention_that_cannot_be_replaced_is_refused(load_family: LoadFamily) -> None:
     model, _ = load_family("qwen2_vl", attn_implementation="eager")
     assert "'eager'" in why_not_shared(model)
+
+
+def test_a_decoder_without_known_attention_modules_is_refused(load_family: LoadFamily) -> None:
+    model, _ = load_family("qwen2_vl")
+    for layer in model.get_decoder().layers:
+        layer.attn = layer._modules.pop("self_attn")
+    assert "no modules named 'self_attn'" in why_not_shared(model)

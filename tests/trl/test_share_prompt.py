@@ -11,12 +11,16 @@ import torch
 import trl.trainer.grpo_trainer as host
 import trl.trainer.utils as heads
 from peft import LoraConfig
+from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vgpo.policy.scoring as forward
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.policy.prompts import token_types
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import generation, pack_prompts
+from vgpo.shared_prompt.attention import ATTENTION
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOConfig, VGPOTrainer
 from vgpo.trl.rollout import Rollout
@@ -312,6 +316,42 @@ def rows_of(batch):
 def assert_alike(scores, expected, mask):
     for value, reference in zip(scores, expected, strict=True):
         torch.testing.assert_close(value[mask], reference[mask], rtol=0, atol=1e-5)
+
+
+@pytest.mark.train
+def test_only_packed_passes_have_an_attention_of_their_own(make_trainer, processor, monkeypatch, tmp_path):
+    """The table of transformers, generation and the saved config are those of a run that does not share prompts."""
+    functions, names, configs = dict(ALL_ATTENTION_FUNCTIONS), {}, {}
+    phase = "training"
+    get_interface, generate = AttentionInterface.get_interface, Qwen2_5_VLForConditionalGeneration.generate
+
+    def noted(table, name, default):
+        names[share_prompt].setdefault(phase, set()).add(name)
+        return get_interface(table, name, default)
+
+    def generating(*args, **kwargs):
+        nonlocal phase
+        phase = "generation"
+        outputs = generate(*args, **kwargs)
+        phase = "training"
+        return outputs
+
+    monkeypatch.setattr(AttentionInterface, "get_interface", noted)
+    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", generating)
+    for share_prompt in ("on", "off"):
+        names[share_prompt] = {}
+        policy = build_model(processor.tokenizer, seed=1)
+        trainer = make_trainer(policy=policy, share_prompt=share_prompt, gradient_checkpointing=True)
+        trainer.train()
+        trainer.save_model(str(tmp_path / share_prompt))
+        configs[share_prompt] = (tmp_path / share_prompt / "config.json").read_text()
+        assert policy.get_decoder().config._attn_implementation == "sdpa"
+    assert names["on"] == {"generation": {"sdpa"}, "training": {"sdpa", ATTENTION}}  # the vision tower's is sdpa
+    assert names["off"] == {"generation": {"sdpa"}, "training": {"sdpa"}}
+    assert configs["on"] == configs["off"]
+    assert ATTENTION not in configs["on"]
+    assert dict(ALL_ATTENTION_FUNCTIONS) == functions
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
 
 
 # torch makes one when it compiles TRL's head.

@@ -1,7 +1,8 @@
 """Attention over packed rows: a response sees its prompt and itself, and nothing of its siblings.
 
-transformers looks attention functions up by name. The function of the model's implementation is wrapped here: a call
-that carries a `PromptLayout` is answered in this module, every other call by the function itself.
+transformers looks up attention functions by the name in the model's config. The function of this module has a name of
+its own. The config has that name only while an attention module of a decoder runs with a `PromptLayout`: masks,
+generation, other passes and other models see the user's name and run the library's own function.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import PretrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface
 
-LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention functions
+from vgpo.focus import decoder_of
+
+LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention function
+ATTENTION = "vgpo_prompt_layout"  # the name of that function in transformers' table
+HOOKS = "vgpo_layout_hooks"  # the attribute of a decoder that has hooks; a copy of the decoder has a copy of them
 
 # Graphs of one function, after which torch raises an error. Its own limit of 8 is too low: layouts of one block and of
 # several need a graph each, times the precisions, and times which of query, key and value have gradients.
@@ -191,36 +195,62 @@ def attend_end_to_end(query: Tensor, key: Tensor, value: Tensor, layout: PromptL
     return out.squeeze(0).unflatten(1, (-1, layout.length)).permute(1, 2, 0, 3)
 
 
-class LayoutAttention:
-    """An attention function of transformers that answers calls with a `PromptLayout` itself."""
-
-    def __init__(self, otherwise: Callable[..., Any]) -> None:
-        self.otherwise = otherwise
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        *args: Any,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        layout = kwargs.pop(LAYOUT, None)
-        if layout is None:
-            return self.otherwise(module, query, key, value, attention_mask, *args, scaling=scaling, **kwargs)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(query, key, value, layout, scale), None
+def layout_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    prompt_layout: PromptLayout,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`attend` with the signature of transformers' attention functions."""
+    del module, attention_mask, kwargs
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, prompt_layout, scale), None
 
 
-def enable_layouts(config: PretrainedConfig) -> None:
-    """Let the attention function that a model's config names answer calls with a `PromptLayout`; others pass by.
+AttentionInterface.register(ATTENTION, layout_attention)
 
-    The function is replaced in transformers' table, for all models of the process and for good.
+
+class LayoutHooks:
+    """Forward hooks of attention modules: calls with a `PromptLayout` run `layout_attention`.
+
+    They stay on the modules, since gradient checkpointing runs an attention module again in the backward pass, after
+    `packed_rows` has ended.
     """
-    implementation = config.get_text_config(decoder=True)._attn_implementation
-    function = ALL_ATTENTION_FUNCTIONS[implementation]
-    if not isinstance(function, LayoutAttention):
-        ALL_ATTENTION_FUNCTIONS[implementation] = LayoutAttention(function)
+
+    def __init__(self) -> None:
+        self.usual: str | None = None
+
+    def enter(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook."""
+        del args
+        if LAYOUT in kwargs:
+            self.usual = attention.config._attn_implementation
+            attention.config._attn_implementation = ATTENTION
+
+    def leave(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook."""
+        del args, output
+        if LAYOUT in kwargs:
+            attention.config._attn_implementation = self.usual
+
+
+def attention_modules(decoder: nn.Module) -> list[nn.Module]:
+    """The attention module of each layer of a text decoder."""
+    return [module for name, module in decoder.named_modules() if name.split(".")[-1] == "self_attn"]
+
+
+def enable_layouts(model: nn.Module) -> None:
+    """Let the decoder of a model take packed rows. A second call changes nothing."""
+    decoder = decoder_of(model)
+    if HOOKS in vars(decoder):
+        return
+    hooks = vars(decoder)[HOOKS] = LayoutHooks()
+    for attention in attention_modules(decoder):
+        attention.register_forward_pre_hook(hooks.enter, with_kwargs=True)
+        # Always: checkpointing ends a recomputation by an exception as soon as it has all that it needs.
+        attention.register_forward_hook(hooks.leave, with_kwargs=True, always_call=True)

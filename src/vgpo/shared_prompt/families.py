@@ -4,6 +4,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from vgpo.focus import decoder_of
+from vgpo.shared_prompt.attention import attention_modules
+
 # Families (`model_type`) whose outputs and gradients the tests compare with those of separate rows.
 PROVEN = (
     "idefics3",
@@ -35,7 +38,12 @@ def why_not_shared(model: nn.Module) -> str | None:
     if layer_types - {"full_attention"}:
         return f"its decoder has layers of {sorted(layer_types - {'full_attention'})}, expected full_attention only"
     if implementation not in ALL_ATTENTION_FUNCTIONS:
-        return f"attn_implementation={implementation!r} cannot be replaced; 'sdpa' can, and computes the same"
+        return (
+            f"attn_implementation={implementation!r} is not in transformers' table of attention functions; 'sdpa' is, "
+            "and computes the same"
+        )
+    if not attention_modules(decoder_of(model)):
+        return "its decoder has no modules named 'self_attn'"
     if text_config.attention_dropout:
         return f"attention_dropout={text_config.attention_dropout} in its config, expected 0"
     devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}

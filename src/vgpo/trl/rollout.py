@@ -288,7 +288,7 @@ class RolloutTrainer(MonitoredTrainer):
             logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
             return False
         for model in models:
-            enable_layouts(self.accelerator.unwrap_model(model).config)
+            enable_layouts(model)
         return True
 
     def _prefills_once(self, num_generations: int) -> bool:
