@@ -17,6 +17,13 @@ MODULES = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 ROW = re.compile(r"^\| (\d+) \| ([^|]+) \|", re.MULTILINE)
 
+MAX_METHODS = 25
+MAX_LINES = 50  # of a function, without signature and docstring
+MAX_NESTING = 4
+MAX_FOLDER_LINES = {"trl": 1650, "commands": 1600}
+# Libraries that only the named parts of the package may import.
+HOSTS = {"trl": ("trl", "recipe"), "verl": ("verl",)}
+
 
 def floors() -> dict[str, int]:
     """Part of the package -> its floor, as CONTRIBUTING.md lists them."""
@@ -83,6 +90,17 @@ def test_no_import_circle():
         pytest.fail(f"an import circle: {' -> '.join(error.args[1])}")
 
 
+@pytest.mark.parametrize("library", HOSTS)
+def test_only_its_host_imports_a_trainer(library):
+    found = {
+        part_of(module)
+        for module, tree in TREES.items()
+        for target, _ in imports(tree)
+        if target.split(".")[0] == library
+    }
+    assert found <= set(HOSTS[library])
+
+
 def test_no_subcommand_imports_another():
     entries = {
         f"vgpo.commands.{name}"
@@ -92,3 +110,42 @@ def test_no_subcommand_imports_another():
     assert len(entries) > 5
     found = {module: imported_modules(module) & entries for module in entries}
     assert not {module: others for module, others in found.items() if others}
+
+
+@pytest.mark.parametrize("folder", MAX_FOLDER_LINES)
+def test_a_folder_stays_small(folder):
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (PACKAGE / folder).rglob("*.py"))
+    assert lines <= MAX_FOLDER_LINES[folder]
+
+
+def test_classes_and_functions_stay_small():
+    too_large = []
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and (number := sum(map(is_function, node.body))) > MAX_METHODS:
+                too_large.append(f"{module}.{node.name} has {number} methods")
+            if is_function(node) and (number := num_lines(node)) > MAX_LINES:
+                too_large.append(f"{module}.{node.name} has {number} lines")
+            if is_function(node) and (number := nesting(node)) > MAX_NESTING:
+                too_large.append(f"{module}.{node.name} is nested {number} deep")
+    assert not too_large
+
+
+def is_function(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def num_lines(function: ast.FunctionDef) -> int:
+    """Lines of the body without the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def nesting(node: ast.AST) -> int:
+    """How many blocks are inside each other; an `elif` is as deep as its `if`."""
+    blocks = ast.For | ast.While | ast.If | ast.With | ast.Try | ast.Match
+    depths = [0]
+    for child in ast.iter_child_nodes(node):
+        is_elif = isinstance(node, ast.If) and node.orelse == [child] and isinstance(child, ast.If)
+        depths.append(nesting(child) + (isinstance(child, blocks) and not is_elif))
+    return max(depths)

@@ -385,7 +385,7 @@ def bans_picture_tokens(family: Family) -> None:
 
 def shares_prompts(family: Family) -> None:
     """A prompt is computed once for its group."""
-    assert family.plain.trainer._shares_prompts, why_not_shared(family.plain.trainer.model)
+    assert family.plain.trainer._sharing.scoring, why_not_shared(family.plain.trainer.model)
 
 
 def checkpoints_activations(family: Family) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vgpo.evaluation.accuracy import evaluate
 from vgpo.evaluation.grounding import (
-    probe,
+    measure_grounding,
     sample_and_score,
     summarize_responses,
     with_blank_pictures,
@@ -134,7 +134,7 @@ def test_a_probe_of_a_set_with_and_without_pictures() -> None:
     true = evaluate(model, processor, rows, max_new_tokens=4, progress=False)
     # Of the questions that have other pictures, the first is right.
     graded = [{**row, "correct": number in (0, 1, 3)} for number, row in enumerate(true.answers)]
-    found = probe(model, processor, rows, replace(true, answers=graded), batch_size=2, max_new_tokens=4)
+    found = measure_grounding(model, processor, rows, replace(true, answers=graded), batch_size=2, max_new_tokens=4)
     assert {name: scores["num_questions"] for name, scores in found["accuracy"].items()} == {
         "true": 2, "blank": 2, "other": 2
     }  # fmt: skip
@@ -142,6 +142,8 @@ def test_a_probe_of_a_set_with_and_without_pictures() -> None:
     responses = found["responses"]
     assert responses["all"]["num_responses"] == 4
     assert responses["correct"]["num_responses"] + responses["wrong"]["num_responses"] == 4
-    text_only = probe(model, processor, Dataset.from_list(questions(0)), true, batch_size=2, max_new_tokens=4)
+    text_only = measure_grounding(
+        model, processor, Dataset.from_list(questions(0)), true, batch_size=2, max_new_tokens=4
+    )
     assert text_only["accuracy"] == {"true": None, "blank": None, "other": None}
     assert text_only["responses"]["all"]["deciles"] == [None] * 10

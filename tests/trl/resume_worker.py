@@ -16,8 +16,8 @@ from tests.cli import sharded_cli
 from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from vgpo.checkpoints import CheckpointError, weight_hash
 from vgpo.toy import checkpoint_path
+from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.resumable import of_main_process
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -90,7 +90,7 @@ def fail_on_the_main_process(folder: Path) -> None:
 
     state.PartialState(cpu=True)
     try:
-        of_main_process(fail)
+        run_on_main_process(fail)
     except (KeyError, CheckpointError) as error:
         (folder / f"heard-{torch.distributed.get_rank()}").write_text(repr(error))
 

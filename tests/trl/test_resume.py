@@ -15,8 +15,8 @@ from transformers.utils import logging
 from tests.trl.tiny import GROUP, coin, rows_with_pictures, told
 from vgpo.checkpoints import CheckpointError, CheckpointStore, weight_hash
 from vgpo.toy import checkpoint_path
+from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.resumable import of_main_process
 
 STEPS = 8
 STOPS = (1, 3, 6)  # the first step, during a generation's updates, and the end of an epoch of most cases
@@ -186,7 +186,7 @@ def test_what_the_main_process_fails_with_is_raised() -> None:
         raise KeyError("what it fails with")
 
     with pytest.raises(KeyError, match="what it fails with"):
-        of_main_process(fail)
+        run_on_main_process(fail)
 
 
 @pytest.mark.train
@@ -202,7 +202,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_named(
     logging.enable_propagation()
     trainer.train(resume_from_checkpoint=True)
     logging.disable_propagation()
-    assert "Checkpoint checkpoint-4 is passed over: model.safetensors has" in caplog.text
+    assert "Checkpoint checkpoint-4 is skipped: model.safetensors has" in caplog.text
     assert weight_hash(trainer.model.named_parameters()) == weight_hash(whole.model.named_parameters())
 
 

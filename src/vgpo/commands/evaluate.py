@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset
 from rich.console import Console
 from transformers import ProcessorMixin
-from trl import ModelConfig
 
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.recipe.loading import (
     check_image_token,
+    checkpoint_config,
     load_model,
     load_processor,
     load_prompts,
@@ -60,7 +60,7 @@ def run(request: Request) -> None:
     trained = trained_settings(Path(request.checkpoint))
     template = request.template or trained["template"]
     max_new_tokens = request.max_new_tokens or trained["max_completion_length"]
-    source = ModelConfig(model_name_or_path=request.checkpoint, dtype=request.dtype)
+    source = checkpoint_config(request.checkpoint, request.dtype)
     processor = load_processor(
         source, trust_remote_code=False, min_pixels=request.min_pixels, max_pixels=request.max_pixels
     )
@@ -89,7 +89,7 @@ def run(request: Request) -> None:
         write_answers(request.out, settings, scores)
 
 
-def answer_all(source: ModelConfig, processor: ProcessorMixin, prompts: Dataset, **options: Any) -> Evaluation:
+def answer_all(source: Any, processor: ProcessorMixin, prompts: Dataset, **options: Any) -> Evaluation:
     """Load the model and let it answer; `options` are those of `evaluate`."""
     model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
     check_image_token(model, processor)

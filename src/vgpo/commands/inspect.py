@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import ProcessorMixin
-from trl import ModelConfig
 
 from vgpo.data import DataError
 from vgpo.equations import VGPOSettings
@@ -21,6 +20,7 @@ from vgpo.inspection.inspection import compared_heads, compared_questions, read_
 from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, questions_of, stored_questions
 from vgpo.recipe.loading import (
     check_image_token,
+    checkpoint_config,
     load_model,
     load_processor,
     load_prompts,
@@ -50,7 +50,7 @@ class Asked:
 
     def of(self, checkpoint: str, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
         """An inspection's head and questions for one checkpoint, which is loaded at once."""
-        source = ModelConfig(model_name_or_path=checkpoint, dtype=self.dtype)
+        source = checkpoint_config(checkpoint, self.dtype)
         processor = processor_of(source)
         model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
         check_image_token(model, processor)
@@ -170,7 +170,7 @@ def rows_of_set(
     checkpoint: str, data: str, template: str, rows: str | None, *, format: str | None, folder: Path
 ) -> QuestionSet:
     """The wanted rows of a data set, whose responses are not there yet."""
-    source = ModelConfig(model_name_or_path=checkpoint)
+    source = checkpoint_config(checkpoint)
     wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     prompts = load_prompts(
         data,
@@ -197,7 +197,7 @@ def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionS
     return stored_questions(RunFolder.open(run), path.resolve(), template, wanted)
 
 
-def processor_of(source: ModelConfig) -> ProcessorMixin:
+def processor_of(source: Any) -> ProcessorMixin:
     return load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
 
 

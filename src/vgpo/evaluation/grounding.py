@@ -12,13 +12,13 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.equations import focus_score
 from vgpo.evaluation.accuracy import Evaluation, count, evaluate
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.policy.generation import evaluation_mode, respond, sampled_decoding
+from vgpo.policy.head import scoring_head
 from vgpo.policy.prompts import encode
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.rewards import grade
@@ -71,7 +71,7 @@ class SwappedImages:
         return {**row, "images": self.pictures_of(number, row)}
 
 
-def probe(
+def measure_grounding(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     prompts: Dataset,
@@ -86,7 +86,7 @@ def probe(
     """Look at a policy on held-out questions.
 
     Args:
-        model: A vision-language model on its device; its forward is wrapped for scoring.
+        model: A vision-language model on its device.
         processor: Its processor.
         prompts: Rows of `vgpo.data.to_prompts`.
         true: Its greedy evaluation on these prompts.
@@ -107,18 +107,19 @@ def probe(
         evaluate, model, processor, batch_size=batch_size, max_new_tokens=max_new_tokens, chat_template_kwargs=kwargs,
         progress=False,
     )  # fmt: skip
-    accuracy = asked_again(prompts, true, answer)
-    # Behind the greedy answers: from here on the model's forward is the wrapped one.
-    add_fused_lm_head(model, temperature=temperature, outputs=("log_probs", "entropy"))
+    accuracy = ablated_accuracy(prompts, true, answer)
     decoding = sampled_decoding(model, processor, max_new_tokens, temperature)
     sampled: list[dict[str, Any]] = []
-    for start in range(0, len(prompts), batch_size):
-        rows = [prompts[i] for i in range(start, min(start + batch_size, len(prompts)))]
-        sampled += sample_and_score(model, processor, rows, decoding, seed=seed + start, chat_template_kwargs=kwargs)
+    with scoring_head(model, temperature):
+        for start in range(0, len(prompts), batch_size):
+            rows = [prompts[i] for i in range(start, min(start + batch_size, len(prompts)))]
+            sampled += sample_and_score(
+                model, processor, rows, decoding, seed=seed + start, chat_template_kwargs=kwargs
+            )
     return {"accuracy": accuracy, "responses": by_outcome(sampled), "temperature": temperature, "seed": seed}
 
 
-def asked_again(
+def ablated_accuracy(
     prompts: Dataset, true: Evaluation, answer: Callable[[SwappedImages], Evaluation]
 ) -> dict[str, dict[str, Any] | None]:
     """Counts of greedy answers with the true, a black and another picture, to the questions that have others."""

@@ -20,8 +20,9 @@ from vgpo.rewards import REWARDS
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import plain
 from vgpo.terminal import say
+from vgpo.training.resuming import newest_checkpoint
 from vgpo.trl import VGPOConfig
-from vgpo.trl.resumable import IDENTITY, newest_checkpoint
+from vgpo.trl.resumable import IDENTITY
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run.
 FREE = (

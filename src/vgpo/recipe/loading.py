@@ -42,6 +42,11 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
+def checkpoint_config(checkpoint: str, dtype: str = "auto") -> ModelConfig:
+    """A checkpoint as `load_model` and `load_processor` take it, without the other fields of a recipe."""
+    return ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
+
+
 def load_prompts(
     source: str,
     template: str,

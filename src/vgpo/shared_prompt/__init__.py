@@ -4,11 +4,13 @@ from vgpo.shared_prompt.attention import enable_layouts
 from vgpo.shared_prompt.families import PROVEN, why_not_shared
 from vgpo.shared_prompt.generation import PrefillError, prefill_once, why_not_prefill_once
 from vgpo.shared_prompt.packing import Packing, pack_prompts, packed_rows
+from vgpo.shared_prompt.sharing import PromptSharing
 
 __all__ = [
     "PROVEN",
     "Packing",
     "PrefillError",
+    "PromptSharing",
     "enable_layouts",
     "pack_prompts",
     "packed_rows",

@@ -165,7 +165,7 @@ def is_step(line: Mapping[str, Any]) -> bool:
 
 
 def probe_columns(found: Mapping[str, Any]) -> Row:
-    """The flat columns of what `vgpo.evaluation.grounding.probe` returned."""
+    """The flat columns of what `vgpo.evaluation.grounding.measure_grounding` returned."""
     responses = found["responses"]
     row: Row = {f"accuracy_{name}": scores and scores["accuracy"] for name, scores in found["accuracy"].items()}
     row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from vgpo.evaluation import Evaluation, evaluate
-from vgpo.evaluation.grounding import probe
+from vgpo.evaluation.grounding import measure_grounding
 from vgpo.recipe.loading import check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, load_recipe
 from vgpo.recipe.setup import Setup
@@ -72,7 +72,7 @@ def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
         one.folder.write_evaluation({"before": dataclasses.asdict(true)})
     else:
         true = Evaluation(**(one.folder.read_evaluation() or {})["after"])
-    return probe(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
+    return measure_grounding(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
 
 
 def memory_of(device: torch.device) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vgpo.policy.prompts import pad_to_widest
 
@@ -17,6 +18,19 @@ Batch = dict[str, Any]
 # Prefix of the diagnostics of rollouts that are shaped before the batch is split into micro-batches.
 DIAGNOSTICS = "diagnostics/"
 PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the right
+
+
+class RowNumbers(Dataset):
+    """Stands for a data set in the data loader: row i is the number i, and nothing is decoded."""
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"row_index": index}
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:

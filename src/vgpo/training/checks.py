@@ -1,12 +1,40 @@
 """Checks of a batch of rollouts: what makes focus wrong without an error elsewhere is an error here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vgpo.focus import visual_token_mask
+from vgpo.focus import decoder_of, layers_of, visual_token_mask
+from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.training.batches import Batch
+
+
+def check_decoder(model: nn.Module, signals: Collection[str]) -> None:
+    """The text decoder that signals are read from, and its layers where these are read, can be found.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if not IMAGE_SIGNALS.isdisjoint(signals):
+        decoder = decoder_of(model)
+        if "layer_similarity" in signals:
+            layers_of(decoder)
+
+
+def check_num_rows(num_rows: int, generation_batch_size: int, group_size: int) -> None:
+    """The data set has rows enough for one generation: with fewer, no step is trained and no error is raised.
+
+    Raises:
+        ValueError: it has not.
+    """
+    num_prompts = generation_batch_size // group_size
+    if num_rows < num_prompts:
+        raise ValueError(
+            f"The data set has {num_rows} row(s), but one generation takes {num_prompts} prompts "
+            f"(generation_batch_size={generation_batch_size} / num_generations={group_size}). Give more rows, or "
+            "lower per_device_train_batch_size or gradient_accumulation_steps."
+        )
 
 
 def check_group_rows(row_index: Tensor, group_size: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from vgpo.checkpoints import CheckpointStore
 from vgpo.training.collective import Collective
 from vgpo.training.settings import GuardSettings
 
@@ -72,3 +73,23 @@ def non_finite_weight(model: nn.Module, collective: Collective) -> str | None:
     bad = torch.stack([~torch.isfinite(part.detach()).all().to(collective.device) for part in parts])  # (N,)
     found = collective.sum(bad.float()).nonzero().flatten().tolist()
     return list(trained)[found[0]] if found else None
+
+
+def way_back(checkpoints: CheckpointStore, last_update: int) -> str:
+    """Which checkpoint to go back to, and how, as sentences for an error.
+
+    A finite loss shows that the weights it was computed with are sound, but not those after its update.
+
+    Args:
+        checkpoints: of the run.
+        last_update: step of the last update that was not skipped.
+    """
+    sound = checkpoints.complete_steps(before=last_update)
+    if not sound:
+        return "There is no earlier checkpoint to go back to: start a new run with a lower learning_rate."
+    later = [step for step in checkpoints.steps() if step >= last_update]
+    move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""
+    return (
+        f"Go back to {checkpoints.path(sound[0])}, the newest checkpoint whose weights gave a finite loss: {move}"
+        "lower learning_rate and resume (`--resume true --allow_changes true`)."
+    )

@@ -9,6 +9,7 @@ from torch import Tensor
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics
 from vgpo.shaping import Shaped, Shaping, Signals
+from vgpo.training.collective import Collective
 
 ALWAYS = ("response_mask", "group_ids", "visual_rows")  # tensors that every shaping takes
 
@@ -47,3 +48,22 @@ def shape_batch(shaping: Shaping, advantages: Tensor, signals: Signals) -> Shape
     focus = focus_score(signals.similarity, signals.response_mask, "paper")
     measured = focus_statistics(focus, signals.response_mask, signals.visual_rows)
     return replace(shaped, statistics={**shaped.statistics, **measured})
+
+
+def shape_across(shaping: Shaping, advantages: Tensor, signals: Signals, collective: Collective) -> Shaped:
+    """As `shape_batch`, over the rollouts of all processes; advantages and diagnostics are those of this process.
+
+    Called by all processes at once, with as many rollouts each.
+    """
+    gather = collective.gather_rows
+    everywhere = Signals(**{name: gather(value) for name, value in vars(signals).items() if value is not None})
+    shaped = shape_batch(shaping, gather(advantages), everywhere)
+    num_rows, width = signals.response_mask.shape
+    first = collective.rank * num_rows
+
+    def of_this_process(value: Tensor) -> Tensor:
+        rows = value[first : first + num_rows]
+        return rows[:, :width] if rows.ndim == 2 else rows
+
+    diagnostics = {name: of_this_process(value) for name, value in shaped.diagnostics.items()}
+    return replace(shaped, advantages=of_this_process(shaped.advantages), diagnostics=diagnostics)

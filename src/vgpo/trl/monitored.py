@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vgpo.training.alarms import PREFIX, AlarmError, Alarms
 from vgpo.training.batches import to_device
 from vgpo.training.collective import AccelerateCollective
-from vgpo.training.finite_guard import FiniteGuard, NonFiniteError, non_finite_weight
+from vgpo.training.finite_guard import FiniteGuard, NonFiniteError, non_finite_weight, way_back
 from vgpo.training.metrics import PhaseTimer, RunningRatios, means
 from vgpo.training.settings import AlarmSettings, GuardSettings, settings_from
 from vgpo.trl.config import VGPOConfig
@@ -118,20 +118,7 @@ class MonitoredTrainer(ResumableTrainer):
         )
 
     def _way_back(self) -> str:
-        """Which checkpoint to go back to, and how.
-
-        A finite loss shows that the weights it was computed with are sound, but not those after its update.
-        """
-        sound = self.checkpoints.complete_steps(before=self._last_update)
-        if not sound:
-            return "There is no earlier checkpoint to go back to: start a new run with a lower learning_rate."
-        path = self.checkpoints.path(sound[0])
-        later = [step for step in self.checkpoints.steps() if step >= self._last_update]
-        move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""
-        return (
-            f"Go back to {path}, the newest checkpoint whose weights gave a finite loss: {move}lower learning_rate "
-            "and resume (`--resume true --allow_changes true`)."
-        )
+        return way_back(self.checkpoints, self._last_update)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the parent, but after a skipped step the save waits for a finite one: the weights may be the reason."""

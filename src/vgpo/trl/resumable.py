@@ -1,4 +1,4 @@
-"""Checkpoints that hold a run, and a resumed run that is the run that was never interrupted.
+"""Checkpoints that hold a run, and a resumed run that equals an uninterrupted one.
 
 The parent's checkpoint has weights, optimiser, schedule, random numbers and step. What it lacks, each process adds:
 the rollouts that are still to be trained on, counters, and figures that are not logged yet. All of it is staged,
@@ -7,20 +7,19 @@ sealed and put in its place by `vgpo.checkpoints`, and loading it runs no code.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, extract_model_from_parallel, gather_object
+from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Sampler
 from transformers.utils import logging
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from vgpo.checkpoints import (
@@ -32,26 +31,24 @@ from vgpo.checkpoints import (
     strict_difference,
     weight_hash,
 )
-from vgpo.policy.prompts import EncodedPrompt
-from vgpo.training.batches import Batch
-
-T = TypeVar("T")
+from vgpo.training.batches import Batch, to_device
+from vgpo.training.resuming import buffer_state, changed_values, choose_checkpoint, restored_buffer
 
 logger = logging.get_logger(__name__)
 
 IDENTITY = "run_identity.json"
 # Of a group of parameters; what else stands there may be the state of an optimiser.
 OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
-# By these rows are drawn and cut into the updates of a generation, of which a checkpoint holds what is left.
-DRAWING = (
+# They decide how rows are drawn and split into updates. A checkpoint holds what is left of a generation.
+BATCHING_FIELDS = (
     "num_generations", "per_device_train_batch_size", "steps_per_generation", "num_iterations", "dynamic_sampling",
 )  # fmt: skip
-# What the parents carry from step to step, and do not save.
+# What the parents keep from step to step, and do not save.
 COUNTERS = ("_step", "_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_entropy_window_stats")
 
 
 class ResumableTrainer(GRPOTrainer):
-    """`trl.GRPOTrainer` with whole checkpoints (`vgpo.checkpoints.CheckpointStore`) and exact resumes.
+    """`trl.GRPOTrainer` with complete checkpoints (`vgpo.checkpoints.CheckpointStore`) and exact resumes.
 
     A subclass adds what it carries from step to step: it extends `step_state` and `load_step_state`.
 
@@ -61,7 +58,7 @@ class ResumableTrainer(GRPOTrainer):
 
     _staging: Path | None = None
     _sampler: Sampler | None = None
-    _saved_state: dict[str, Any] | None = None  # of a checkpoint, until it is taken up
+    _saved_state: dict[str, Any] | None = None  # of a checkpoint, until it is restored
     _buffered_inputs: list[Batch] | None
 
     def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
@@ -81,45 +78,29 @@ class ResumableTrainer(GRPOTrainer):
         """As the parent.
 
         Args:
-            resume_from_checkpoint: True for the newest checkpoint that is whole (those passed over are named), the
+            resume_from_checkpoint: True for the newest intact checkpoint (those skipped are named), the
                 path of one, or what `newest_checkpoint` has found.
             kwargs: the parent's.
 
         Raises:
-            CheckpointError: there is none, or the named one is not whole, or it cannot be resumed with these settings.
+            CheckpointError: there is none, the named one is not intact, or it cannot be resumed with these settings.
         """
-        path = str(self._checked(resume_from_checkpoint)) if resume_from_checkpoint else None
+        path = str(self._choose_checkpoint(resume_from_checkpoint)) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint=path, **kwargs)
 
-    def _checked(self, wanted: str | bool | Found) -> Path:
+    def _choose_checkpoint(self, wanted: str | bool | Found) -> Path:
         if self.args.sync_ref_model:
             raise CheckpointError(
                 "sync_ref_model changes the reference model, which no checkpoint holds: such a run cannot be resumed. "
                 "Start a new one, or set sync_ref_model=False."
             )
-        path = self._whole(wanted)
+        path = choose_checkpoint(wanted, self.checkpoints)
         if not any(path.glob("rng_state*.pth")):
             raise CheckpointError(
-                f"{path} was saved with save_only_model=True: it holds the weights, and neither optimiser nor random "
-                "numbers to go on with. Begin a new run from it: name it as the model."
+                f"{path} was saved with save_only_model=True: it holds the weights, and neither optimizer nor random "
+                "state to resume with. Begin a new run from it: name it as the model."
             )
         return path
-
-    def _whole(self, wanted: str | bool | Found) -> Path:
-        if isinstance(wanted, str | Path):
-            if reason := of_main_process(lambda: CheckpointStore.verify(Path(wanted))):
-                raise CheckpointError(f"{wanted} cannot be resumed: {reason}. Name another checkpoint.")
-            return Path(wanted)
-        found = wanted if isinstance(wanted, Found) else newest_checkpoint(self.checkpoints)
-        for name, reason in found.passed_over:
-            logger.warning("Checkpoint %s is passed over: %s.", name, reason)
-        if found.path is None:
-            reasons = "".join(f" {name}: {reason}." for name, reason in found.passed_over)
-            raise CheckpointError(
-                f"{self.checkpoints.folder} holds no usable checkpoint.{reasons} Train without resume_from_checkpoint "
-                "in another output_dir."
-            )
-        return found.path
 
     # Saving
 
@@ -128,12 +109,12 @@ class ResumableTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
-        with self._one_failure_for_all(step):
+        with self._raise_on_all_ranks(step):
             if self.args.should_save:
                 self.checkpoints.begin(step)
-        with self._one_failure_for_all(step):
+        with self._raise_on_all_ranks(step):
             self._stage(model, trial, self.checkpoints.staging_path(step))
-        with self._one_failure_for_all(step):
+        with self._raise_on_all_ranks(step):
             if self.args.should_save:
                 self.checkpoints.commit(step)
 
@@ -143,7 +124,7 @@ class ResumableTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
-        save_state(staging, self._state_name, self.step_state())
+        save_state(staging, f"step_state_{self.accelerator.process_index}", self.step_state())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             (staging / IDENTITY).write_text(json.dumps(self.run_identity, indent=2), encoding="utf-8")
@@ -153,7 +134,7 @@ class ResumableTrainer(GRPOTrainer):
             inner.rmdir()
 
     @contextmanager
-    def _one_failure_for_all(self, step: int) -> Iterator[None]:
+    def _raise_on_all_ranks(self, step: int) -> Iterator[None]:
         """Where one process cannot write, all raise, in place of waiting for it."""
         error: Exception | None = None
         try:
@@ -168,35 +149,21 @@ class ResumableTrainer(GRPOTrainer):
             raise error or CheckpointError(f"The checkpoint of step {step} could not be saved: {first}")
         raise self.checkpoints.give_up(step, error or OSError(first)) from error
 
-    @property
-    def _state_name(self) -> str:
-        return f"step_state_{self.accelerator.process_index}"
-
     def step_state(self) -> dict[str, Any]:
         """What this process carries from one step to the next, for `vgpo.checkpoints.save_state`."""
         return {
             "weights": self._weight_hashes(),
-            "drawing": self._drawing(),
+            "batching": batching_config(self.args),
             "counters": {name: vars(self)[name] for name in COUNTERS},
             "metrics": {mode: dict(values) for mode, values in self._metrics.items()},
-            "window": self._window_state(),
+            "buffer": self._buffer_state(),
         }
 
-    def _drawing(self) -> dict[str, Any]:
-        return {name: vars(self.args)[name] for name in DRAWING}
-
-    def _window_state(self) -> dict[str, Any] | None:
-        """The rollouts of a generation that has updates left; each prompt once, as rows hold them by number."""
-        window = self.args.steps_per_generation * self.num_iterations
-        if self._buffered_inputs is None or self._step % window == 0:
+    def _buffer_state(self) -> dict[str, Any] | None:
+        num_updates = self.args.steps_per_generation * self.num_iterations
+        if self._buffered_inputs is None or self._step % num_updates == 0:
             return None
-        prompts = {id(prompt): prompt for batch in self._buffered_inputs for prompt in batch["prompts"]}
-        numbers = {key: number for number, key in enumerate(prompts)}
-        batches = [
-            {**batch, "prompts": [numbers[id(prompt)] for prompt in batch["prompts"]]}
-            for batch in self._buffered_inputs
-        ]
-        return {"prompts": [vars(prompt) for prompt in prompts.values()], "batches": batches}
+        return buffer_state(self._buffered_inputs)
 
     def _weight_hashes(self) -> dict[str, str]:
         trained = weight_hash((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
@@ -240,9 +207,9 @@ class ResumableTrainer(GRPOTrainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         if resume_from_checkpoint is not None:
             self._saved_state = self._read_step_state(Path(resume_from_checkpoint))
-            self._refuse_other_drawing(resume_from_checkpoint, self._saved_state["drawing"])
-            self._refuse_other_weights(resume_from_checkpoint, self._saved_state["weights"])
-            self._skip_epochs(int(self.state.epoch or 0))
+            self._check_batching_unchanged(resume_from_checkpoint, self._saved_state["batching"])
+            self._check_weights_unchanged(resume_from_checkpoint, self._saved_state["weights"])
+            skip_epochs(self._sampler, int(self.state.epoch or 0))
         return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -272,27 +239,18 @@ class ResumableTrainer(GRPOTrainer):
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if self._saved_state is not None:  # no step was left to train
-            self._take_up_saved_state()
+            self._restore_saved_state()
             self.model.train()  # what was not logged yet is of training
         return super()._finalize_training(*args, **kwargs)
 
-    def _skip_epochs(self, num_epochs: int) -> None:
-        """Draw the orders of epochs that are over: the sampler draws one after the other, and knows no epoch."""
-        if isinstance(self._sampler, RepeatSampler) and self._sampler.shuffle:
-            for _ in range(num_epochs):
-                torch.randperm(self._sampler.num_samples, generator=self._sampler.generator)
-
-    def _refuse_other_drawing(self, checkpoint: str, saved: Mapping[str, Any]) -> None:
-        changed = [
-            f"{name} was {saved[name]}, is {value}" for name, value in self._drawing().items() if value != saved[name]
-        ]
-        if changed:
+    def _check_batching_unchanged(self, checkpoint: str, saved: dict[str, Any]) -> None:
+        if changed := changed_values(saved, batching_config(self.args)):
             raise CheckpointError(
-                f"{checkpoint} holds the rows and rollouts that come next as they were drawn and cut with other "
+                f"{checkpoint} holds the rows and rollouts that come next as they were drawn and split with other "
                 f"settings: {'; '.join(changed)}. Resume with those, or begin a new run from these weights."
             )
 
-    def _refuse_other_weights(self, checkpoint: str, saved: Mapping[str, str]) -> None:
+    def _check_weights_unchanged(self, checkpoint: str, saved: Mapping[str, str]) -> None:
         """Compare what was saved with what is in the model now, sum for sum."""
         found = self._weight_hashes()
         other = [kind for kind in found if found[kind] != saved[kind]]
@@ -309,14 +267,14 @@ class ResumableTrainer(GRPOTrainer):
             raise CheckpointError(
                 f"{checkpoint} was saved by {saved} process(es), and {processes} resume it. Start as many as before."
             )
-        return load_state(checkpoint, self._state_name)
+        return load_state(checkpoint, f"step_state_{self.accelerator.process_index}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         # The last that the parent restores, after it has skipped the rows that are trained on.
-        self._take_up_saved_state()
+        self._restore_saved_state()
         super()._load_rng_state(checkpoint)
 
-    def _take_up_saved_state(self) -> None:
+    def _restore_saved_state(self) -> None:
         if self._saved_state is not None:
             self.load_step_state(self._saved_state)
             self._saved_state = None
@@ -327,44 +285,22 @@ class ResumableTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     def load_step_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what `step_state` wrote."""
+        """Restore what `step_state` returned."""
         device = self.accelerator.device
         for name, value in state["counters"].items():
             self.__dict__[name] = to_device(value, device)
         for mode, values in state["metrics"].items():
             self._metrics[mode] = defaultdict(list, values)
-        if (window := state["window"]) is not None:
-            prompts = [EncodedPrompt(**to_device(fields, device)) for fields in window["prompts"]]
-            self._buffered_inputs = [
-                {**to_device(batch, device), "prompts": [prompts[number] for number in batch["prompts"]]}
-                for batch in window["batches"]
-            ]
+        if (buffer := state["buffer"]) is not None:
+            self._buffered_inputs = restored_buffer(buffer, device)
 
 
-def newest_checkpoint(store: CheckpointStore) -> Found:
-    """The newest checkpoint that is whole, as the main process finds it; the folder is one for all processes."""
-    return of_main_process(store.newest_valid)
+def batching_config(args: GRPOConfig) -> dict[str, Any]:
+    return {name: vars(args)[name] for name in BATCHING_FIELDS}
 
 
-def of_main_process(compute: Callable[[], T]) -> T:
-    """What the main process computes, on every process; what it raises ends them all."""
-    result, error = None, None
-    if PartialState().is_main_process:
-        try:
-            result = compute()
-        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait for ever
-            error = caught
-    failure = None if error is None else f"{type(error).__name__}: {error}"
-    result, failure = broadcast_object_list([result, failure])
-    if failure is not None:
-        raise error or CheckpointError(f"The main process failed: {failure}")
-    return result
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """`value`, or the tensors of the dictionaries that it is made of, on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: to_device(item, device) for name, item in value.items()}
-    return value
+def skip_epochs(sampler: Sampler | None, num_epochs: int) -> None:
+    """Draw the orders of finished epochs: TRL's sampler draws one after the other, and knows no epoch."""
+    if isinstance(sampler, RepeatSampler) and sampler.shuffle:
+        for _ in range(num_epochs):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)

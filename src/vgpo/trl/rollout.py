@@ -32,14 +32,12 @@ from vgpo.policy.prompts import (
 )
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shaping import IMAGE_SIGNALS
-from vgpo.shared_prompt import PrefillError, enable_layouts, prefill_once, why_not_prefill_once, why_not_shared
+from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.monitored import MonitoredTrainer
 from vgpo.trl.vllm import refuse_colocate
-
-logger = logging.getLogger(__name__)
 
 BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
 
@@ -93,8 +91,9 @@ class RolloutTrainer(MonitoredTrainer):
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self._has_images = has_media_column(self.train_dataset)
         self._blank: dict[str, Tensor] = {}  # the media of a blank image, once asked for
-        self._shares_prompts = self._prepare_shared_prompts()
-        self._repeats_prefill = False  # set once generation was found unable to read a prompt once per group
+        models = [model for model in (self.model, self.ref_model) if model is not None]
+        level = logging.WARNING if self._visual_token_ids else logging.INFO
+        self._sharing = PromptSharing(args.share_prompt, models, level)
         self._ban_image_tokens()
 
     @property
@@ -243,14 +242,14 @@ class RolloutTrainer(MonitoredTrainer):
         first_turn = len(tokenized) == len(prompt_ids) and all(map(is_, tokenized, prompt_ids))
         if not first_turn or self.use_vllm or self.use_transformers_continuous_batching:
             return self._sample(prompt_ids, images, fields, num_generations, *args, **kwargs)
-        if self._prefills_once(num_generations):
+        config = self.generation_config
+        if self._sharing.prefills_once(prompts, num_generations, self.model, config):
+            unique = prompts[::num_generations]
             try:
-                with self._prefilled_once(num_generations):
-                    return self._sample_first_turn(
-                        prompts[::num_generations], images, num_generations, *args, **kwargs
-                    )
+                with self._sharing.prefilled_once(self.model, config, num_generations):
+                    return self._sample_first_turn(unique, images, num_generations, *args, **kwargs)
             except PrefillError as error:
-                self._cannot_prefill_once(str(error).rstrip("."))
+                self._sharing.stop_prefilling_once(str(error).rstrip("."))
         return self._sample_first_turn(prompts, images, num_generations, *args, **kwargs)
 
     def _sample_first_turn(self, prompts: list[EncodedPrompt], images: Any, *args: Any, **kwargs: Any) -> Any:
@@ -273,56 +272,6 @@ class RolloutTrainer(MonitoredTrainer):
                     f"The policy's probabilities are not finite after step {self.state.global_step}: an update with a "
                     f"finite gradient made its weights too large. {self._way_back()}"
                 ) from error
-
-    # Prompts computed once
-
-    def _prepare_shared_prompts(self) -> bool:
-        """Whether the rollouts of a micro-batch share their prompts; says why not."""
-        if self.args.share_prompt == "off":
-            return False
-        models = [model for model in (self.model, self.ref_model) if model is not None]
-        reason = next(filter(None, map(why_not_shared, models)), None)
-        if reason is not None:
-            self._raise_if_sharing_is_required(reason)
-            level = logging.WARNING if self._visual_token_ids else logging.INFO
-            logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
-            return False
-        for model in models:
-            enable_layouts(model)
-        return True
-
-    def _prefills_once(self, num_generations: int) -> bool:
-        """Whether generation can compute each prompt once for its group."""
-        if not self._shares_prompts or self._repeats_prefill or num_generations == 1:
-            return False
-        prompts = self._rollout.prompts
-        groups = [prompts[i : i + num_generations] for i in range(0, len(prompts), num_generations)]
-        if not all(len(group) == num_generations and len(set(map(id, group))) == 1 for group in groups):
-            return False
-        if reason := why_not_prefill_once(self.model, self.generation_config):
-            self._cannot_prefill_once(reason)
-        return not self._repeats_prefill
-
-    def _cannot_prefill_once(self, reason: str) -> None:
-        """Read prompts once per rollout from here on. Only `share_prompt: on` insists."""
-        self._raise_if_sharing_is_required(reason)
-        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason)
-        self._repeats_prefill = True
-
-    def _raise_if_sharing_is_required(self, reason: str) -> None:
-        if self.args.share_prompt == "on":
-            raise ValueError(f"share_prompt='on' is not possible: {reason}. Set share_prompt to 'auto' or 'off'.")
-
-    @contextmanager
-    def _prefilled_once(self, num_generations: int) -> Iterator[None]:
-        """Generation takes one prompt of each group, and returns `num_generations` rollouts of it."""
-        before = self.generation_config.num_return_sequences
-        self.generation_config.num_return_sequences = num_generations
-        try:
-            with prefill_once(self.model):
-                yield
-        finally:
-            self.generation_config.num_return_sequences = before
 
     # Scoring
 
@@ -351,7 +300,7 @@ class RolloutTrainer(MonitoredTrainer):
                 model,
                 rows,
                 self._visual_token_ids,
-                share=self._shares_prompts,
+                share=self._sharing.scoring,
                 similarity="similarity" in scoring.required,
                 layer_similarity="layer_similarity" in scoring.required,
                 blank=self._blank_media(),

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
-from vgpo.focus import decoder_of, layers_of, visual_token_mask
+from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.prompts import prompt_columns
@@ -34,17 +34,25 @@ from vgpo.shaping import Signals
 from vgpo.training.batches import (
     DIAGNOSTICS,
     Batch,
+    RowNumbers,
     action_mask,
     group_order,
     join_rows,
     select_rows,
     split_diagnostics,
 )
-from vgpo.training.checks import check_group_rows, check_no_image_tokens, check_no_tool_images, check_visual_tokens
+from vgpo.training.checks import (
+    check_decoder,
+    check_group_rows,
+    check_no_image_tokens,
+    check_no_tool_images,
+    check_num_rows,
+    check_visual_tokens,
+)
 from vgpo.training.dynamic_sampling import DynamicSampler, PromptStream
 from vgpo.training.records import RolloutWriter, rollout_records
 from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, settings_from
-from vgpo.training.signals import required_signals, shape_batch, signals_of
+from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer, ScoringPass
 from vgpo.trl.vllm import refuse_colocate, stores_images
@@ -61,19 +69,6 @@ PAPER = {
     "    eprint = {arXiv:2604.09349},\n"
     "}",
 }
-
-
-class RowNumbers(Dataset):
-    """Stands for a data set in the data loader: row i is the number i, and nothing is decoded."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, index: int) -> dict[str, int]:
-        return {"row_index": index}
 
 
 class VGPOTrainer(RolloutTrainer):
@@ -121,8 +116,9 @@ class VGPOTrainer(RolloutTrainer):
         self._announced_scoring_pass = False
         self._num_groups = 0
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, *rest, **kwargs)
-        self._check_num_rows()
-        self._check_model()
+        if not isinstance(self.train_dataset, IterableDataset):
+            check_num_rows(len(self.train_dataset), self.args.generation_batch_size, self.num_generations)
+        check_decoder(self.model, self._required_signals)
         self._ablations = self._build_ablations()
         if args.freeze:
             freeze_parts(self.model, args.freeze)
@@ -133,23 +129,6 @@ class VGPOTrainer(RolloutTrainer):
     def _shapes_in_update(self) -> bool:
         """Whether a micro-batch holds all that the result of the shaping depends on."""
         return self.shaping.scope in ({"rollout", "group"} if self.args.groups_fit_micro_batch else {"rollout"})
-
-    def _check_model(self) -> None:
-        """The decoder, and its layers where the shaping reads them, can be found."""
-        if self._requires_images:
-            decoder = decoder_of(self.model)
-            if "layer_similarity" in self._required_signals:
-                layers_of(decoder)
-
-    def _check_num_rows(self) -> None:
-        """Fewer rows than one generation takes would train no step, without an error."""
-        num_prompts = self.args.generation_batch_size // self.num_generations
-        if not isinstance(self.train_dataset, IterableDataset) and len(self.train_dataset) < num_prompts:
-            raise ValueError(
-                f"The data set has {len(self.train_dataset)} row(s), but one generation takes {num_prompts} prompts "
-                f"(generation_batch_size={self.args.generation_batch_size} / num_generations={self.num_generations}). "
-                "Give more rows, or lower per_device_train_batch_size or gradient_accumulation_steps."
-            )
 
     def _build_ablations(self) -> dict[str, InputAblation]:
         """By signal, the ablation of the prompts that it is computed from."""
@@ -313,20 +292,11 @@ class VGPOTrainer(RolloutTrainer):
             captured = self._score(batch, missing)
             # The update reads it for the records of its rollouts.
             batch = {**batch, **{name: captured[name] for name in captured.keys() & {"similarity"}}}
-        gather = self.collective.gather_rows
-        local = self._signals(batch, captured)
-        everywhere = Signals(**{name: gather(value) for name, value in vars(local).items() if value is not None})
-        shaped = shape_batch(self.shaping, gather(batch["scalar_advantages"]), everywhere)
+        signals = self._signals(batch, captured)
+        shaped = shape_across(self.shaping, batch["scalar_advantages"], signals, self.collective)
         self._ratios.add(shaped.statistics)
-        num_rows, width = local.response_mask.shape
-        first = self.collective.rank * num_rows
-
-        def of_this_process(value: Tensor) -> Tensor:
-            rows = value[first : first + num_rows]
-            return rows[:, :width] if rows.ndim == 2 else rows
-
-        diagnostics = {DIAGNOSTICS + name: of_this_process(value) for name, value in shaped.diagnostics.items()}
-        return {**batch, "advantages": of_this_process(shaped.advantages), **diagnostics}
+        diagnostics = {DIAGNOSTICS + name: value for name, value in shaped.diagnostics.items()}
+        return {**batch, "advantages": shaped.advantages, **diagnostics}
 
     def _score_ablations(self, batch: Batch) -> Batch:
         """Log-probabilities of the responses after ablated prompts, for a shaping that compares them."""

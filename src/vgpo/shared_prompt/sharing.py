@@ -1,0 +1,93 @@
+"""Whether rollouts of a prompt share it, in scoring and in generation; says why not, or raises where it must be."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import GenerationConfig
+
+from vgpo.shared_prompt.attention import enable_layouts
+from vgpo.shared_prompt.families import why_not_shared
+from vgpo.shared_prompt.generation import prefill_once, why_not_prefill_once
+
+logger = logging.getLogger(__name__)
+
+
+class PromptSharing:
+    """Shared prompts of the models of a run.
+
+    Args:
+        mode: 'auto' shares where that is proven exact, 'on' insists, 'off' never does.
+        models: those that score rollouts, wrapped or not.
+        level: of the log message that says why prompts are not shared.
+
+    Attributes:
+        scoring: whether a micro-batch computes a prompt once.
+        generation: whether generation may compute a prompt once; False once it was found unable to.
+
+    Raises:
+        ValueError: mode is 'on', and it is not possible.
+    """
+
+    def __init__(self, mode: str, models: Sequence[nn.Module], level: int = logging.WARNING) -> None:
+        self.mode = mode
+        self.scoring = self.generation = False
+        if mode == "off":
+            return
+        reason = next(filter(None, map(why_not_shared, models)), None)
+        if reason is not None:
+            self._raise_if_required(reason)
+            logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+            return
+        for model in models:
+            enable_layouts(model)
+        self.scoring = self.generation = True
+
+    def prefills_once(
+        self, prompts: Sequence[object], group_size: int, model: nn.Module, config: GenerationConfig
+    ) -> bool:
+        """Whether generation can compute each prompt once for its group.
+
+        Args:
+            prompts: of all rollouts; those of a group are neighbours and one object.
+            group_size: rollouts of a prompt.
+            model: that generates.
+            config: of the generation.
+
+        Raises:
+            ValueError: mode is 'on', and it is not possible.
+        """
+        if not self.generation or group_size == 1:
+            return False
+        groups = [prompts[i : i + group_size] for i in range(0, len(prompts), group_size)]
+        if not all(len(group) == group_size and len(set(map(id, group))) == 1 for group in groups):
+            return False
+        if reason := why_not_prefill_once(model, config):
+            self.stop_prefilling_once(reason)
+        return self.generation
+
+    @contextmanager
+    def prefilled_once(self, model: nn.Module, config: GenerationConfig, group_size: int) -> Iterator[None]:
+        """Inside the block, generation takes one prompt of each group and returns `group_size` rollouts of it."""
+        before = config.num_return_sequences
+        config.num_return_sequences = group_size
+        try:
+            with prefill_once(model):
+                yield
+        finally:
+            config.num_return_sequences = before
+
+    def stop_prefilling_once(self, reason: str) -> None:
+        """From here on, read prompts once per rollout.
+
+        Raises:
+            ValueError: mode is 'on'.
+        """
+        self._raise_if_required(reason)
+        logger.warning("Generation reads each prompt once per rollout, not once per group: %s.", reason)
+        self.generation = False
+
+    def _raise_if_required(self, reason: str) -> None:
+        if self.mode == "on":
+            raise ValueError(f"share_prompt='on' is not possible: {reason}. Set share_prompt to 'auto' or 'off'.")
