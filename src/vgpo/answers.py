@@ -51,7 +51,7 @@ def strip_outer_box(gold: str) -> str:
     return gold
 
 
-def canonical(text: str) -> str:
+def canonical_answer(text: str) -> str:
     """`text` with minus and degree signs as LaTeX writes them, and without blanks between digits.
 
     "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler would read it so too, but for 11/2 before that.

@@ -9,7 +9,7 @@ from hypothesis import example, given
 
 from tests.hostile.checks import check_extraction, check_grade, check_verdict, check_visible
 from tests.hostile.texts import LONG, NASTY, hostile_text
-from vgpo.answers import canonical, compare_text
+from vgpo.answers import canonical_answer, compare_text
 from vgpo.rewards import Grader, accuracy_reward, extract_boxed, format_reward, strip_outer_box
 from vgpo.rewards.grammar import is_unsafe
 from vgpo.text import visible
@@ -51,9 +51,9 @@ def test_the_box_that_was_written_last_is_the_one_read(text: str):
 
 
 def test_a_blank_between_digits_is_kept_however_wide():
-    assert compare_text(canonical("1  1/2"), canonical("11/2")) is None
-    assert compare_text(canonical("1 \t1"), canonical("11")) is None
-    assert compare_text(canonical("x  =  2"), canonical("x=2")) is True
+    assert compare_text(canonical_answer("1  1/2"), canonical_answer("11/2")) is None
+    assert compare_text(canonical_answer("1 \t1"), canonical_answer("11")) is None
+    assert compare_text(canonical_answer("x  =  2"), canonical_answer("x=2")) is True
 
 
 def test_what_is_too_long_for_algebra_is_compared_as_text():

@@ -191,7 +191,7 @@ def test_padding_stands_nowhere(load_family: LoadFamily) -> None:
     first, second = grids_of(encode(model, processor, plain_pictures([(56, 56), (56, 57)])))
     assert (first.rows, first.columns, first.tokens) == (2, 2, (0, 1, 2, 3))
     assert second.tokens == (5, 6, 7, 8)
-    assert Part(0, "whole", (-2.0, 0.0, 2.0, 1.0), 1, 8, behind_row=1).grid(3) == Grid(
+    assert Part(0, "whole", (-2.0, 0.0, 2.0, 1.0), 1, 8, row_end_tokens=1).grid(3) == Grid(
         0, "whole", (0.0, 0.0, 1.0, 1.0), 1, 2, (7, 8)
     )
 

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from vgpo.answers import canonical, choice_letter, compare_text, strip_outer_box
+from vgpo.answers import canonical_answer, choice_letter, compare_text, strip_outer_box
 from vgpo.rewards import extract_boxed
 from vgpo.rewards.grammar import is_unsafe
 
@@ -108,7 +108,7 @@ def test_two_letters_are_no_choice(answer: str) -> None:
 def test_a_choice_of_a_megabyte_takes_linear_time(text: str) -> None:
     start = time.process_time()
     compare_text(text, "C")
-    canonical("1 " * 500_000 + text)
+    canonical_answer("1 " * 500_000 + text)
     assert time.process_time() - start < 5.0  # quadratic: minutes
 
 
@@ -127,7 +127,7 @@ def test_a_choice_of_a_megabyte_takes_linear_time(text: str) -> None:
     ],
 )
 def test_signs_and_blanks_between_digits(text: str, read: str) -> None:
-    assert canonical(text) == read
+    assert canonical_answer(text) == read
 
 
 @pytest.mark.parametrize(

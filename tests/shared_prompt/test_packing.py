@@ -101,7 +101,7 @@ def test_packed_rows_hold_the_prompt_once_and_then_every_response(batch: Batch) 
 
 def test_owners_have_the_prompts_of_their_rows(batch: Batch) -> None:
     first = {number: batch.prompt_of_row.index(number) for number in dict.fromkeys(batch.prompt_of_row)}
-    assert batch.packing().owners == list(first.values())
+    assert batch.packing().representative_rows == list(first.values())
 
 
 def test_unpacking_finds_every_token_of_every_response(batch: Batch) -> None:
@@ -134,10 +134,10 @@ def test_padding_never_holds_a_picture(batch: Batch) -> None:
 def test_positions_without_elder_tokens_are_those_of_separate_rows(batch: Batch) -> None:
     packing = batch.packing()
     of_rows = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-    positions = torch.arange(packing.layout.length) - packing.elder_tokens
+    positions = torch.arange(packing.layout.length) - packing.tokens_of_earlier_responses
     tokens = packing.attention_mask.bool()
     assert torch.equal(positions[tokens], packing.pack(of_rows)[tokens])
-    assert (packing.elder_tokens[~tokens] == 0).all()
+    assert (packing.tokens_of_earlier_responses[~tokens] == 0).all()
 
 
 def test_the_layout_counts_the_same_tokens(batch: Batch) -> None:
@@ -174,5 +174,5 @@ def test_the_lengths_are_read_in_one_go(batch: Batch, monkeypatch: pytest.Monkey
     assert reads == ["tolist"]
     packed = packing.pack(batch.input_ids)
     packing.unpack(packed)
-    packing.place(nn.Identity(), (), {})
+    packing.pack_inputs(nn.Identity(), (), {})
     assert reads == ["tolist"]

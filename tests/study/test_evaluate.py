@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vgpo.evaluation import evaluate, wilson_interval
-from vgpo.evaluation.accuracy import summarize
+from vgpo.evaluation.accuracy import grade_answers
 from vgpo.policy.generation import greedy_decoding
 from vgpo.toy.model import build_model, build_processor
 
@@ -61,7 +61,7 @@ def test_the_interval_covers_the_share_and_narrows() -> None:
 
 def test_no_question_leaves_the_denominator() -> None:
     rows = [row(r"\boxed{7}", predicted="7"), row(r"\boxed{8}", predicted="8"), row("seven"), row("", truncated=True)]
-    scores = summarize(rows)
+    scores = grade_answers(rows)
     assert (scores.num_questions, scores.num_correct, scores.accuracy) == (4, 1, 0.25)
     assert (scores.num_unanswered, scores.num_truncated) == (2, 1)
     assert [answer["correct"] for answer in scores.answers] == [True, False, False, False]

@@ -388,7 +388,7 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     num_tokens = int(added.prod()) // config.vision_config.spatial_merge_size**2
     tool = [config.vision_start_token_id, *[config.image_token_id] * num_tokens, config.vision_end_token_id, 40, 41]
     rows = rows_of({**batch, **with_response(batch, 1, tool), "prompts": after})
-    assert len(rows.packing([]).owners) == 3
+    assert len(rows.packing([]).representative_rows) == 3
     response = rows.attention_mask[:, rows.prompt_width :].bool()
     expected = scored(trainer.model, rows, trainer, share=False)
     assert_alike(scored(trainer.model, rows, trainer, share=True), expected, response)

@@ -13,7 +13,7 @@ from vgpo.data import DataError
 from vgpo.recipe.loading import is_toy, quiet_libraries, write_toy
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
-from vgpo.study.checks import check_inputs_unchanged, check_runs_match, refuse_hopeless
+from vgpo.study.checks import check_inputs_unchanged, check_runs_can_start, check_runs_match
 from vgpo.study.file import PlannedRun, Study, StudyError, load_study
 from vgpo.study.folder import StudyRun
 from vgpo.study.jobs import Workers, folder_of
@@ -45,7 +45,7 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
         todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
         written = write_sets(todo, out)
-        refuse_hopeless(study, todo, written, out)
+        check_runs_can_start(study, todo, written, out)
         outcomes = Workers(out, written, jobs, lock, console).run_all(todo)
         for planned, status in outcomes.failed:
             report_failure(folder_of(out, planned), planned, status, console)

@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
-from vgpo.data.schema import count
+from vgpo.data.schema import quantity
 from vgpo.recipe.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
 from vgpo.terminal import right, say
@@ -82,7 +82,7 @@ def check_set(
     rows = read_dataset(source, toy_folder=folder, format=form, limit=None if is_train else run.eval_limit)
     console.rule(Text(f"{field}: {visible(source)}"), align="left")
     summary = summarize(rows)
-    say(console, count(summary.num_rows, "row"))
+    say(console, quantity(summary.num_rows, "row"))
     console.print(counts(summary))
     check_dataset(rows, template=run.template, forbidden=forbidden)
     lengths = prompt_lengths(rows, run.template, processor, chat)

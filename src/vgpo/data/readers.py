@@ -17,7 +17,18 @@ import pyarrow as pa
 from vgpo.answers import strip_outer_box
 from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
-from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, META, PROBLEM, count, listed, missing_column, no_row
+from vgpo.data.schema import (
+    ANSWER,
+    ID,
+    IMAGE_MARK,
+    IMAGES,
+    META,
+    PROBLEM,
+    listed,
+    missing_column,
+    no_row,
+    quantity,
+)
 from vgpo.text import did_you_mean
 
 Row = dict[str, Any]
@@ -94,7 +105,7 @@ def to_canonical(dataset: datasets.Dataset, name: str | None = None) -> datasets
     name: a key of `FORMATS`; None recognises the format by its columns, and a log line says which it is.
     DataError for no row, an unknown format, columns that it lacks, or rows that it cannot read (the first ten).
     """
-    return canonical(stored(dataset), name)
+    return canonical_rows(stored(dataset), name)
 
 
 def stored(dataset: datasets.Dataset) -> StoredSet:
@@ -109,7 +120,7 @@ def stored(dataset: datasets.Dataset) -> StoredSet:
     )
 
 
-def canonical(rows: StoredSet, name: str | None) -> datasets.Dataset:
+def canonical_rows(rows: StoredSet, name: str | None) -> datasets.Dataset:
     """`rows` as `to_canonical` gives them."""
     if not rows.num_rows:
         raise no_row("the data set")
@@ -166,7 +177,7 @@ def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> datase
             faults.append(f"row {number}, {fault}")
         meta.append({column: row[column] for column in extra})
     if faults:
-        raise DataError(f"the data set of {count(source.num_rows, 'row')} cannot be read:\n{listed(faults)}")
+        raise DataError(f"the data set of {quantity(source.num_rows, 'row')} cannot be read:\n{listed(faults)}")
     texts = {name: [row[name] for row in rows] for name in (PROBLEM, ANSWER)}
     texts[ID] = _identifiers([row[ID] for row in rows])
     table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
@@ -276,7 +287,7 @@ def _question(turns: Turns, field: str) -> str:
     """The one question; a system message goes before it, for a prompt here is one user turn."""
     asked = [text for role, text in turns if role == USER]
     if len(asked) != 1:
-        raise RowError(field, f"{count(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
+        raise RowError(field, f"{quantity(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
     if any(role == ASSISTANT for role, _ in turns):
         raise RowError(field, "an assistant turn among what is asked, where a prompt is one user turn. Remove it")
     return "\n\n".join([*(text for role, text in turns if role == SYSTEM and text.strip()), *asked])
@@ -287,7 +298,7 @@ def _letter(gold: str, options: Sequence[str], field: str) -> str:
     letters = LETTERS[: len(options)]
     if len(gold) != 1 or gold not in letters:
         raise RowError(
-            field, f"{gold[:40]!r} is none of the {count(len(options), 'option')} {list(letters)}; correct it"
+            field, f"{gold[:40]!r} is none of the {quantity(len(options), 'option')} {list(letters)}; correct it"
         )
     return gold
 
@@ -300,7 +311,7 @@ def _with_options(question: str, options: Sequence[str]) -> str:
 def _check_number_of_options(options: Sequence[Any], field: str) -> None:
     if not 2 <= len(options) <= len(LETTERS):
         raise RowError(
-            field, f"{count(len(options), 'option')}, expected 2 to {len(LETTERS)}. Correct it or drop the row"
+            field, f"{quantity(len(options), 'option')}, expected 2 to {len(LETTERS)}. Correct it or drop the row"
         )
 
 
@@ -348,7 +359,7 @@ def read_mathvista(row: Row) -> Row:
     if not row["choices"]:
         places = row.get("precision")
         if places and row.get("answer_type") == "float":
-            problem += f"\nGive the number with {count(int(places), 'decimal place')}."
+            problem += f"\nGive the number with {quantity(int(places), 'decimal place')}."
         return {PROBLEM: problem, ANSWER: answer}
     _check_number_of_options(row["choices"], "choices")
     if answer not in row["choices"]:

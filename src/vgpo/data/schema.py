@@ -49,7 +49,7 @@ def check_dataset(
     found = _faults(dataset, template_text(template), forbidden, max_pictures, progress)
     faults = list(itertools.islice(found, MAX_FAULTS + 1))
     if faults:
-        raise DataError(f"the data set of {count(len(dataset), 'row')} cannot be used:\n{listed(faults)}")
+        raise DataError(f"the data set of {quantity(len(dataset), 'row')} cannot be used:\n{listed(faults)}")
 
 
 def check_columns(dataset: datasets.Dataset) -> None:
@@ -72,7 +72,7 @@ def as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def count(number: int, noun: str) -> str:
+def quantity(number: int, noun: str) -> str:
     """`number` and `noun`, in the plural unless there is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -97,8 +97,8 @@ def mark_fault(text: str, num_images: int) -> str | None:
     numbers = [int(mark.group(1) or 0) for mark in IMAGE_MARK.finditer(text)]
     if len(numbers) not in (0, num_images):
         return (
-            f"{count(len(numbers), '<image> mark')} but {num_images} in field {IMAGES!r}; expected equal counts, or "
-            "no mark to put the pictures first. Correct the marks or the pictures, or drop the row"
+            f"{quantity(len(numbers), '<image> mark')} but {num_images} in field {IMAGES!r}; expected equal counts, "
+            "or no mark to put the images first. Correct the marks or the images, or drop the row"
         )
     if len(numbers) > 1 and any(numbers) and sorted(numbers) != list(range(1, num_images + 1)):
         marks = ", ".join(mark.group() for mark in IMAGE_MARK.finditer(text))

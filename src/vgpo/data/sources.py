@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vgpo.data.errors import DataError
 from vgpo.data.json_rows import stored_json
-from vgpo.data.readers import PICTURES, StoredSet, canonical, stored
+from vgpo.data.readers import PICTURES, StoredSet, canonical_rows, stored
 from vgpo.data.schema import as_list, is_text, listed, no_row
 
 _JSON = (".json", ".jsonl")
@@ -42,7 +42,7 @@ def load_dataset(source: str, split: str | None = None, format: str | None = Non
     Nothing is decoded, no address is fetched, and no code that comes with the data is run.
     DataError if it cannot be found or read, or has no such split or format.
     """
-    return canonical(_load(source, split), format)
+    return canonical_rows(_load(source, split), format)
 
 
 def _load(source: str, split: str | None) -> StoredSet:

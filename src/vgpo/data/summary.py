@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from vgpo.answers import choice_letter
-from vgpo.data.schema import ANSWER, IMAGES, META, as_list, count
+from vgpo.data.schema import ANSWER, IMAGES, META, as_list, quantity
 
 MAX_KINDS = 20
 MAX_COLUMNS = 3
@@ -51,7 +51,7 @@ def summarize(dataset: datasets.Dataset) -> DatasetSummary:
     for batch in dataset.select_columns(columns).with_format("arrow").iter(64):
         answers.update(map(answer_kind, batch[ANSWER].to_pylist()))
         cells = batch[IMAGES].to_pylist() if IMAGES in columns else []
-        pictures.update(count(len(as_list(cell)), "picture") for cell in cells)
+        pictures.update(quantity(len(as_list(cell)), "picture") for cell in cells)
     return DatasetSummary(len(dataset), _ordered(pictures), _ordered(answers), _kinds(dataset))
 
 

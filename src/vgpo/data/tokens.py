@@ -11,7 +11,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.images import image_size
 from vgpo.data.progress import with_bar
 from vgpo.data.prompts import to_prompts
-from vgpo.data.schema import IMAGES, as_list, count
+from vgpo.data.schema import IMAGES, as_list, quantity
 
 Size = tuple[int, int]  # (height, width)
 
@@ -56,14 +56,14 @@ def drop_long(
         return dataset, None
     if len(long) == len(dataset):
         raise DataError(
-            f"every one of the {count(len(dataset), 'prompt')} has more than max_prompt_length={max_prompt_length} "
+            f"every one of the {quantity(len(dataset), 'prompt')} has more than max_prompt_length={max_prompt_length} "
             f"tokens; the shortest has {min(lengths)}. Raise it, or lower max_pixels"
         )
     kept = sorted(set(range(len(dataset))) - set(long))
     rows = ", ".join(map(str, long[:_SHOWN_ROWS])) + (", ..." if len(long) > _SHOWN_ROWS else "")
     return dataset.select(kept), (
-        f"left out {len(long)} of {count(len(dataset), 'prompt')}, longer than max_prompt_length={max_prompt_length} "
-        f"tokens (row{'s' * (len(long) > 1)} {rows}); the longest has {max(lengths)}"
+        f"left out {len(long)} of {quantity(len(dataset), 'prompt')}, longer than "
+        f"max_prompt_length={max_prompt_length} tokens (row{'s' * (len(long) > 1)} {rows}); the longest has {max(lengths)}"
     )
 
 

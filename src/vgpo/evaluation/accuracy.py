@@ -89,16 +89,16 @@ def evaluate(
             rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
             answers += answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
             bar.update(task, completed=len(answers))
-    return summarize(answers)
+    return grade_answers(answers)
 
 
-def summarize(answers: list[dict[str, Any]]) -> Evaluation:
+def grade_answers(answers: list[dict[str, Any]]) -> Evaluation:
     """Grade the answers (dicts with `answer` and `completion`) and count."""
     verdicts = grade([row["completion"] for row in answers], [row["answer"] for row in answers])
-    return count([{**row, "correct": verdict} for row, verdict in zip(answers, verdicts, strict=True)])
+    return evaluation_of([{**row, "correct": verdict} for row, verdict in zip(answers, verdicts, strict=True)])
 
 
-def count(graded: list[dict[str, Any]]) -> Evaluation:
+def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
     """The scores of answers that are graded."""
     num_correct = sum(row["correct"] for row in graded)
     low, high = wilson_interval(num_correct, len(graded))

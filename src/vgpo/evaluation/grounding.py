@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from vgpo.equations import focus_score
-from vgpo.evaluation.accuracy import Evaluation, count, evaluate
+from vgpo.evaluation.accuracy import Evaluation, evaluate, evaluation_of
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.policy.generation import evaluation_mode, respond, sampled_decoding
@@ -127,7 +127,7 @@ def ablated_accuracy(
     if not len(other):
         return dict.fromkeys(("true", "blank", "other"))
     found = {
-        "true": count([true.answers[number] for number in other.order]),
+        "true": evaluation_of([true.answers[number] for number in other.order]),
         "blank": answer(with_blank_pictures(prompts, other.order)),
         "other": answer(other),
     }
@@ -149,7 +149,7 @@ def with_other_pictures(prompts: Dataset) -> SwappedImages:
 
     Behind the last comes the first. A question that finds none is left out.
     """
-    pictures = [tuple(fingerprint(image) for image in row["images"]) for row in prompts]
+    pictures = [tuple(image_digest(image) for image in row["images"]) for row in prompts]
     found = {number: swap_partner(pictures, number) for number, own in enumerate(pictures) if own}
     donors = {number: donor for number, donor in found.items() if donor is not None}
     return SwappedImages(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
@@ -162,7 +162,7 @@ def swap_partner(pictures: Sequence[tuple[str, ...]], number: int) -> int | None
     return next((row for row in behind if len(pictures[row]) == len(own) and pictures[row] != own), None)
 
 
-def fingerprint(image: Image.Image) -> str:
+def image_digest(image: Image.Image) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 

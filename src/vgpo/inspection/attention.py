@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from vgpo.focus import decoder_of, visual_token_ids
 from vgpo.focus.recorder import layers_of
-from vgpo.inspection.reading import read
+from vgpo.inspection.reading import forward
 from vgpo.inspection.schema import ATTENDED
 from vgpo.inspection.weights import json_values
 from vgpo.policy.generation import Responses, evaluation_mode
@@ -43,7 +43,7 @@ def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[
         for row, mask in zip(responses.rows.chunks(1), responses.mask, strict=True):
             inputs = padded_input(row, ids)
             with kept_weights(attention_of(decoder_of(model))) as weights:
-                read(model, inputs)
+                forward(model, inputs)
             shares.append(by_source(weights[0], inputs.visual_prompt[0], inputs.attention_mask[0], mask))
     return shares
 

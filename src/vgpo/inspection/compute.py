@@ -25,7 +25,7 @@ from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
 from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
 from vgpo.inspection.questions import Question, Row, questions_of
-from vgpo.inspection.reading import Reading
+from vgpo.inspection.reading import ForwardStates
 from vgpo.inspection.schema import ABLATIONS, RESAMPLED, VERSION, AnswerRecord
 from vgpo.inspection.weights import NOTHING, group_advantages, json_values, weigh
 from vgpo.pages.images import image_entry
@@ -37,7 +37,7 @@ from vgpo.settings_checks import check_number
 logger = logging.getLogger(__name__)
 
 # Columns by which data sets tell kinds of problems apart, the first that is there.
-KINDS = ("kind", "category", "question_type", "subject", "type", "source")
+KIND_COLUMNS = ("kind", "category", "question_type", "subject", "type", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ class Inspector:
 
     def _entries(self, batch: Batch) -> Iterator[dict[str, Any]]:
         prompts = [self._encode(question.row) for question in batch.questions]
-        reading = Reading.of(self.model, self._responses(batch, [prompts[owner] for owner in batch.owners]))
+        reading = ForwardStates.of(self.model, self._responses(batch, [prompts[owner] for owner in batch.owners]))
         answers = self._answers(reading.responses, [batch.questions[owner].row["answer"] for owner in batch.owners])
         attention: list[Any] = [None] * len(answers)
         if self.options.attention:
@@ -275,7 +275,7 @@ class Inspector:
     def _measured(
         self,
         question: Question,
-        reading: Reading,
+        reading: ForwardStates,
         place: slice,
         answers: Sequence[Mapping[str, Any]],
         grids: Sequence[Grid],
@@ -353,4 +353,4 @@ def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dic
 def kind_of(row: Row) -> str | None:
     """The kind of problem that the data set names, if it does."""
     meta = row.get(META) or {}
-    return next((str(meta[name]) for name in KINDS if meta.get(name)), None)
+    return next((str(meta[name]) for name in KIND_COLUMNS if meta.get(name)), None)

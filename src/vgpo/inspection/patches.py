@@ -92,8 +92,8 @@ class Part:
 
     Attributes:
         image, name, box, rows, columns: As of `Grid`.
-        behind_row: Tokens behind each row that stand for no place.
-        behind: Tokens behind the last row that stand for no place.
+        row_end_tokens: Tokens behind each row that stand for no place.
+        trailing_tokens: Tokens behind the last row that stand for no place.
     """
 
     image: int
@@ -101,12 +101,12 @@ class Part:
     box: Box
     rows: int
     columns: int
-    behind_row: int = 0
-    behind: int = 0
+    row_end_tokens: int = 0
+    trailing_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
-        return self.rows * (self.columns + self.behind_row) + self.behind
+        return self.rows * (self.columns + self.row_end_tokens) + self.trailing_tokens
 
     def grid(self, first: int) -> Grid:
         """The grid whose first cell has the visual token `first`, without rows and columns of mere padding."""
@@ -114,7 +114,7 @@ class Part:
         left, right = inside(x0, x1, self.columns)
         top, bottom = inside(y0, y1, self.rows)
         width, height = (x1 - x0) / self.columns, (y1 - y0) / self.rows
-        stride = self.columns + self.behind_row
+        stride = self.columns + self.row_end_tokens
         return Grid(
             image=self.image,
             name=self.name,
@@ -266,7 +266,7 @@ def tiles_of_one_picture(prompt: Prompt) -> Iterator[Part]:
         square = max(height, width)
         left, top = -((square - width) // 2) / width, -((square - height) // 2) / height
         box = (left, top, left + square / width * covered, top + square / height * covered)
-        yield Part(image, "whole", box, side, side, behind=1)
+        yield Part(image, "whole", box, side, side, trailing_tokens=1)
 
 
 def tower(config: PretrainedConfig) -> tuple[int, float]:
@@ -302,7 +302,7 @@ def whole_and_unpadded_tiles(
     if max_tiles is not None and (ratio := math.sqrt(rows * columns / (max_tiles * side**2))) > 1.1:
         rows, columns = int(rows // ratio), int(columns // ratio)
     (left, right), (top, bottom) = edges
-    yield Part(image, "tiles", (left, top, right, bottom), rows, columns, behind_row=1)
+    yield Part(image, "tiles", (left, top, right, bottom), rows, columns, row_end_tokens=1)
 
 
 # By the configuration's `model_type`.

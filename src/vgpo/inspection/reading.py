@@ -14,7 +14,7 @@ from vgpo.policy.scoring import ModelInput, padded_input
 
 
 @dataclass(frozen=True)
-class Reading:
+class ForwardStates:
     """What a model makes of B prompts and their responses.
 
     Attributes:
@@ -30,7 +30,7 @@ class Reading:
     similarity: Tensor
 
     @classmethod
-    def of(cls, model: PreTrainedModel, responses: Responses) -> "Reading":
+    def of(cls, model: PreTrainedModel, responses: Responses) -> "ForwardStates":
         inputs = padded_input(responses.rows, visual_token_ids(model.config))
         states, visual = last_states(model, inputs), inputs.visual_prompt
         width = visual.shape[1]
@@ -45,7 +45,7 @@ class Reading:
         return states[width:][mask] @ states[:width][visual].T
 
 
-def read(model: PreTrainedModel, inputs: ModelInput) -> None:
+def forward(model: PreTrainedModel, inputs: ModelInput) -> None:
     """Let the model read rows, for hooks to listen; its logits are not computed beyond the last."""
     model(
         input_ids=inputs.input_ids,
@@ -65,7 +65,7 @@ def last_states(model: PreTrainedModel, inputs: ModelInput) -> Tensor:
     )
     try:
         with evaluation_mode(model):
-            read(model, inputs)
+            forward(model, inputs)
     finally:
         listener.remove()
     return states[0]

@@ -124,7 +124,7 @@ def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing) -> M
         labels=padded.labels[:, rows.prompt_width - 1 :],
         visual_prompt=packing.pack(nn.functional.pad(padded.visual_prompt, (0, width))),
         token_types={name: packing.pack(types) for name, types in padded.token_types.items()},
-        prompts=[rows.prompts[owner] for owner in packing.owners],
+        prompts=[rows.prompts[owner] for owner in packing.representative_rows],
         packing=packing,
     )
 

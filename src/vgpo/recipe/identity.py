@@ -25,7 +25,7 @@ from vgpo.trl import VGPOConfig
 from vgpo.trl.resumable import IDENTITY
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run.
-FREE = (
+IGNORED_FIELDS = (
     "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "max_rollout_bytes",
     "report_to", "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before",
     "dataloader_", "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
@@ -55,7 +55,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
         "rewards": {name: source_digest(name) for name in run.rewards},
         "picture sizes": plain(dict(setup.processor.image_processor.size), other=str),
         "processes": config.world_size,
-        **{name: value for name, value in sorted(settings.items()) if not name.startswith(FREE)},
+        **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
     }
 
 
@@ -142,13 +142,13 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each name whose value is not what it was."""
     missing = "not there"
     return [
-        f"{name} was {shown(saved.get(name, missing))}, is {shown(now.get(name, missing))}"
+        f"{name} was {shorten(saved.get(name, missing))}, is {shorten(now.get(name, missing))}"
         for name in dict.fromkeys([*saved, *now])
         if saved.get(name, missing) != now.get(name, missing)
     ]
 
 
-def shown(value: Any) -> str:
+def shorten(value: Any) -> str:
     """A value as text; of a digest its first characters."""
     text = json.dumps(value)
     return f"{text[:60]}…" if len(text) > 60 else text

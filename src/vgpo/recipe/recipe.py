@@ -158,7 +158,7 @@ class RunArguments:
             raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 
 
-KINDS = (RunArguments, VGPOConfig, ModelConfig)
+RECIPE_PARTS = (RunArguments, VGPOConfig, ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     """
     values = with_current_names(values)
     overrides = [renamed_option(word) for word in overrides]
-    parser = RecipeParser(KINDS, allow_abbrev=False, prog="vgpo train")
+    parser = RecipeParser(RECIPE_PARTS, allow_abbrev=False, prog="vgpo train")
     known = field_names()
     check_keys(values, known, where=where)
     check_keys(option_names(overrides, known), known, where="command line")
@@ -243,7 +243,7 @@ class RecipeParser(TrlParser):
 
 def field_names() -> list[str]:
     """All fields that a recipe may set."""
-    return [f.name for kind in KINDS for f in dataclasses.fields(kind) if f.init]
+    return [f.name for kind in RECIPE_PARTS for f in dataclasses.fields(kind) if f.init]
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -315,7 +315,7 @@ def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None
 
 def check_values(values: dict[str, Any], *, where: str) -> None:
     """Refuse empty values and lists where a field takes none; argparse checks words only."""
-    hints = {name: hint for kind in KINDS for name, hint in get_type_hints(kind).items()}
+    hints = {name: hint for kind in RECIPE_PARTS for name, hint in get_type_hints(kind).items()}
     for key, value in values.items():
         taken = {get_origin(hint) or hint for hint in (hints[key], *get_args(hints[key]))}
         if value is None and type(None) not in taken:

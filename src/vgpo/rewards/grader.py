@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.answers import canonical, compare_text, extract_boxed, strip_outer_box
+from vgpo.answers import canonical_answer, compare_text, extract_boxed, strip_outer_box
 from vgpo.rewards.grammar import is_unsafe
 from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
@@ -191,7 +191,7 @@ def _as_answer(row: int, prediction: object) -> str | None:
     if not isinstance(prediction, str):
         raise TypeError(f"row {row}: the prediction is {type(prediction).__name__}, expected str (the whole response)")
     answer = extract_boxed(prediction)
-    return answer and canonical(answer)
+    return answer and canonical_answer(answer)
 
 
 def _as_gold(row: int, gold: object) -> str:
@@ -202,4 +202,4 @@ def _as_gold(row: int, gold: object) -> str:
     text = strip_outer_box(str(gold))
     if not text:
         raise ValueError(f"row {row}: the answer is empty, expected text to grade against; drop the row")
-    return canonical(text)
+    return canonical_answer(text)

@@ -20,7 +20,7 @@ ADVERSARIAL_ANSWERS = {
     "power tower": "9^{9^{9^{9}}}",
     "slow power": "9**(9*9*9*9*9*9*9*9*9)",
 }
-KINDS = (REFERENCE, MISMATCHED, NOTHING, EMPTY_BOX, *ADVERSARIAL_ANSWERS)
+ANSWER_KINDS = (REFERENCE, MISMATCHED, NOTHING, EMPTY_BOX, *ADVERSARIAL_ANSWERS)
 
 TOLERANCE = 1e-6
 NEAR_ZERO = 0.1  # on average: another row's answer is right now and then, 1/2 where 0.5 is asked for
@@ -81,7 +81,7 @@ class RewardTest:
         self.exempt = exempt
         self.think = think
         self.tokenizer = tokenizer
-        self.tables = {reward_name(reward): {kind: ScoreTable(kind) for kind in KINDS} for reward in rewards}
+        self.tables = {reward_name(reward): {kind: ScoreTable(kind) for kind in ANSWER_KINDS} for reward in rewards}
         self.timings: list[Timing] = []
 
     def run(self, prompts: Dataset, references: Sequence[str]) -> None:

@@ -24,18 +24,18 @@ class Packing:
         source: (n, L), the place of each packed token in the flattened rows; padding repeats the prompt's last token,
             which stands for no picture.
         attention_mask: (n, L), 1 for tokens and 0 for padding.
-        elder_tokens: (n, L), how many tokens of earlier responses lie before a token of a response.
+        tokens_of_earlier_responses: (n, L), how many tokens of earlier responses lie before a token of a response.
         responses: (B, 1 + T), the place in the flattened packed rows of the last prompt token and of each response
             token; 0 for padding.
-        owners: for each packed row, the first of the rows that share its prompt.
+        representative_rows: for each packed row, the first of the rows that share its prompt.
         layout: the same for attention.
     """
 
     source: Tensor
     attention_mask: Tensor
-    elder_tokens: Tensor
+    tokens_of_earlier_responses: Tensor
     responses: Tensor
-    owners: list[int]
+    representative_rows: list[int]
     layout: PromptLayout
 
     def pack(self, rows: Tensor) -> Tensor:
@@ -51,7 +51,9 @@ class Packing:
         """From packed rows (n, L, ...), the responses (B, T, ...)."""
         return self.unpack(packed)[:, 1:]
 
-    def place(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def pack_inputs(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Forward pre-hook of the decoder: each response stands right behind the prompt, and sees only that."""
         del decoder
         positions = kwargs.get("position_ids")
@@ -61,12 +63,12 @@ class Packing:
         mask = torch.empty(1, 1, 0, 0, device=self.source.device)
         return args, {
             **kwargs,
-            "position_ids": positions - self.elder_tokens,
+            "position_ids": positions - self.tokens_of_earlier_responses,
             "attention_mask": mask,
             LAYOUT: self.layout,
         }
 
-    def release(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def unpack_outputs(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Forward hook of the decoder: from here on, rows again, of what predicts and of responses."""
         del decoder, args
         hidden = self.unpack(last_hidden_state(output))
@@ -97,7 +99,7 @@ def pack_prompts(attention_mask: Tensor, prompt_width: int, prompt_of_row: Seque
     length = max(prompt + sum(lengths) for prompt, lengths in zip(shared, stretches.values(), strict=True))
     last = prompt_width - 1  # the column of a prompt's last token
     source = torch.tensor([[owner * width + last] for owner in stretches]).repeat(1, length)
-    elder_tokens = torch.zeros_like(source)
+    tokens_of_earlier_responses = torch.zeros_like(source)
     packed_mask = torch.zeros_like(source)
     responses = torch.zeros(num_rows, 1 + width - prompt_width, dtype=torch.long)
     for i, rows in enumerate(groups.values()):
@@ -107,7 +109,7 @@ def pack_prompts(attention_mask: Tensor, prompt_width: int, prompt_of_row: Seque
             stretch = torch.arange(1 + response_lengths[row])
             end = start + len(stretch)
             source[i, start:end] = row * width + last + stretch
-            elder_tokens[i, start:end] = start - shared[i]
+            tokens_of_earlier_responses[i, start:end] = start - shared[i]
             responses[row, : len(stretch)] = i * length + start + stretch
             start = end
         packed_mask[i, :start] = 1
@@ -115,9 +117,9 @@ def pack_prompts(attention_mask: Tensor, prompt_width: int, prompt_of_row: Seque
     return Packing(
         source=source.to(device),
         attention_mask=packed_mask.to(device),
-        elder_tokens=elder_tokens.to(device),
+        tokens_of_earlier_responses=tokens_of_earlier_responses.to(device),
         responses=responses.to(device),
-        owners=list(stretches),
+        representative_rows=list(stretches),
         layout=PromptLayout(tuple(shared), tuple(map(tuple, stretches.values())), length, device),
     )
 
@@ -130,8 +132,8 @@ def packed_rows(model: nn.Module, packing: Packing) -> Iterator[None]:
     """
     decoder = decoder_of(model)
     handles = [
-        decoder.register_forward_pre_hook(packing.place, with_kwargs=True),
-        decoder.register_forward_hook(packing.release),
+        decoder.register_forward_pre_hook(packing.pack_inputs, with_kwargs=True),
+        decoder.register_forward_hook(packing.unpack_outputs),
     ]
     try:
         yield

@@ -103,7 +103,7 @@ def digest_of(path: Path) -> str:
     return digest("\n".join(lines))
 
 
-def refuse_hopeless(
+def check_runs_can_start(
     study: Study, todo: Sequence[PlannedRun], written: Mapping[str, Mapping[str, Any]], out: Path
 ) -> None:
     """Whether the runs can begin: what each would find for itself, one after the other, before it loads a model.

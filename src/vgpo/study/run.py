@@ -45,14 +45,14 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
         if peak is not None or not one.usage_path.is_file():
             usage = {"peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs}
             write_file(one.usage_path, to_json(usage) + b"\n")
-    write_file(one.probe_path, to_json(look_at(recipe, one, start=start)) + b"\n")
+    write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # nobody goes on from here; the final weights stay
     one.seal()
     say(Console(), f"done: {folder}")
 
 
-def look_at(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
+def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
     """Probe the trained model of a run, or its start, on the held-out questions; a start is also evaluated."""
     if not start:
         recipe = dataclasses.replace(
