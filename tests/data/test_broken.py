@@ -65,7 +65,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         {"images": []},
         ["field 'problem'", "1 <image> mark but 0", "Correct the marks"],
     ),
-    ("fewer marks", SOUND, {"images": ["a.png"] * 3}, ["1 <image> mark but 3", "Correct the marks or the pictures"]),
+    ("fewer marks", SOUND, {"images": ["a.png"] * 3}, ["1 <image> mark but 3", "Correct the marks or the images"]),
     (
         "gap in the numbers",
         SOUND,

@@ -63,7 +63,8 @@ def drop_long(
     rows = ", ".join(map(str, long[:_SHOWN_ROWS])) + (", ..." if len(long) > _SHOWN_ROWS else "")
     return dataset.select(kept), (
         f"left out {len(long)} of {quantity(len(dataset), 'prompt')}, longer than "
-        f"max_prompt_length={max_prompt_length} tokens (row{'s' * (len(long) > 1)} {rows}); the longest has {max(lengths)}"
+        f"max_prompt_length={max_prompt_length} tokens (row{'s' * (len(long) > 1)} {rows}); "
+        f"the longest has {max(lengths)}"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from vgpo import __version__
 from vgpo.data.schema import META
 from vgpo.equations import VGPOSettings
 from vgpo.evaluation.accuracy import progress_bar
@@ -169,7 +169,7 @@ class Inspector:
         """
         return {
             "version": VERSION,
-            "vgpo": __version__,
+            "vgpo": version("vgpo"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": asdict(self.options.settings),
             "responses": responses or self.options.responses,
