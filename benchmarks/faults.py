@@ -42,6 +42,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vgpo.checkpoints import CheckpointStore
+from vgpo.metric_names import GRADER_TIMEOUTS, GUARD_SKIPPED_STEPS
 from vgpo.run.environment import describe_environment
 from vgpo.toy import write_datasets
 
@@ -70,7 +71,6 @@ START_SECONDS = 4.0
 DISK_BYTES = 256 << 20
 FILLER = "filler"
 FULL = ("No space left on device", "File too large")
-SKIPPED = "guard/skipped_steps"
 
 
 class LostError(Exception):
@@ -315,9 +315,9 @@ def hanging_grader(trial: Trial) -> None:
     """The check of one answer more, in a random batch, takes hours; the run goes on, and nothing is resumed."""
     batch = trial.draw.randrange(1, 5)
     trial.said = f"an answer whose check takes hours in batch {batch}"
-    trial.may_differ = (*TIMED, "grader/timeouts")
+    trial.may_differ = (*TIMED, GRADER_TIMEOUTS)
     trial.start(fault=partial(faulty_run.hang_grader, batch)).should_end_with(0)
-    hung = [line.get("grader/timeouts", 0.0) for line in read_lines(trial.run / "metrics.jsonl")]
+    hung = [line.get(GRADER_TIMEOUTS, 0.0) for line in read_lines(trial.run / "metrics.jsonl")]
     expect(max(hung) > 0, "no check was timed out")
 
 
@@ -328,7 +328,7 @@ def nan_gradient(trial: Trial) -> None:
     trial.reference = trial.run.with_name(f"{trial.run.name}-clean")
     log = trial.logs / "clean.txt"
     trial.lab.launch(trial.reference, trial.training_seed, log, fault=trial.planted).should_end_with(0)
-    skipped = max(line.get(SKIPPED, 0) for line in read_lines(trial.reference / "metrics.jsonl"))
+    skipped = max(line.get(GUARD_SKIPPED_STEPS, 0) for line in read_lines(trial.reference / "metrics.jsonl"))
     expect(skipped == 1, f"{skipped} steps were skipped, expected 1")
     trial.said = f"NaN in the gradient of step {step + 1}; "
     trial.strike(signal.SIGKILL, range(1, STEPS + 1)).should_end_with(-signal.SIGKILL)

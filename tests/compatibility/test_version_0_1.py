@@ -1,5 +1,6 @@
 """What version 0.1 wrote is read; its checkpoint is refused with a reason."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from vgpo.cli import app
 from vgpo.inspection import Inspection
+from vgpo.metric_names import RENAMED
+from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder
 
 FIXTURES = Path(__file__).with_name("version_0_1")
@@ -43,7 +46,6 @@ def test_a_finished_run_is_read(folder: Path) -> None:
     assert run.read_config()["lora_r"] == 2
     assert run.read_environment()["commit"].startswith("009bfd0")
     assert [line["step"] for line in run.read_metrics()] == [*range(1, STEPS + 1), STEPS]
-    assert [line["step"] for line in run.read_metrics() if "alarm/answers_cut" in line] == [3, 5, 7]
     rollouts = list(run.read_rollouts())
     assert [rollout["step"] for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
     assert all((run.path / image).is_file() for rollout in rollouts for image in rollout["images"])
@@ -51,6 +53,21 @@ def test_a_finished_run_is_read(folder: Path) -> None:
     assert run.read_evaluation()["after"]["num_questions"] == 4
     assert run.read_finished()["step"] == STEPS
     assert run.read_interrupted() is None
+
+
+def test_metrics_have_the_names_of_today(folder: Path) -> None:
+    run = RunFolder.open(folder / "run")
+    written = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    watched = WatchedRun(run.path)
+    watched.read()
+    read = run.read_metrics()
+    assert watched.lines == read
+    assert [line["step"] for line in read if "alarm/truncation" in line] == [3, 5, 7]
+    for old, new in RENAMED.items():
+        values = [line[old] for line in written if old in line]
+        assert [line[new] for line in read if new in line] == values, old
+        assert not any(old in line for line in read)
+        assert values or old == "alarm/groups_alike"  # which this run did not raise
 
 
 def test_an_interrupted_run_is_read(folder: Path) -> None:
@@ -68,12 +85,13 @@ def test_a_report_shows_both_runs(folder: Path) -> None:
     [focus] = [chart["series"] for chart in data["charts"] if chart["id"] == "focus"]
     assert [len(series["values"]) for series in focus] == [STEPS, 3]
     assert [run["num_rollouts"] for run in data["runs"]] == [4 * STEPS, 12]
+    assert data["runs"][0]["alarms"] == [{"name": "truncation", "num_lines": 3, "first_step": 3, "last_step": 7}]
 
 
 def test_watch_shows_both_runs() -> None:
     finished, interrupted = (invoke("watch", run, "--once") for run in ("run", "interrupted"))
     assert f"step {STEPS} of {STEPS}" in finished
-    assert "answers_cut" in finished
+    assert "truncation, steps 3 to 7" in finished
     assert f"step 3 of {STEPS}" in interrupted
     assert "SIGTERM" in interrupted
 
@@ -101,11 +119,14 @@ def test_an_inspection_is_read_and_drawn(folder: Path) -> None:
 
 def test_a_finished_study_is_found_done_and_drawn_again(folder: Path) -> None:
     study = folder / "study"
-    drawn = {path.name: path.read_bytes() for path in study.glob("*.*") if path.suffix in (".csv", ".html", ".md")}
+    drawn = {path.name: path.read_text() for path in study.glob("*.*") if path.suffix in (".csv", ".html", ".md")}
     for name in drawn:
         (study / name).unlink()
     output = invoke("compare", "study.yaml", "--out", "study")
     assert "5 runs, 5 of them done" in output
     assert {name for name in drawn if (study / name).is_file()} == drawn.keys()
-    assert (study / "runs.csv").read_bytes() == drawn["runs.csv"]
-    assert (study / "curves.csv").read_bytes() == drawn["curves.csv"]
+    assert (study / "runs.csv").read_text() == drawn["runs.csv"]
+    steps = list(csv.DictReader((study / "curves.csv").read_text().splitlines()))
+    factors = [(step["method"], step.pop("token_factor")) for step in steps]  # a column that version 0.1 had not
+    assert steps == list(csv.DictReader(drawn["curves.csv"].splitlines()))
+    assert all(bool(factor) == (method == "vgpo") for method, factor in factors)

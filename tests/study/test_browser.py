@@ -12,8 +12,8 @@ def test_the_page_is_drawn_without_a_complaint(tmp_path: Path, browser: Chromium
     for width, theme in ((1280, "light"), (390, "dark")):
         browser.show(page, width, theme=theme)
         assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
-        assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 4
-        assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 12
+        assert browser.evaluate("document.querySelectorAll('#curves-0 svg.chart').length") == 5
+        assert browser.evaluate("document.querySelectorAll('#curves-0 .band').length") == 14
         assert browser.evaluate("document.querySelectorAll('#deciles-0 svg.chart').length") == 3
         assert browser.evaluate("document.querySelectorAll('circle.seed').length") == 9
         assert browser.evaluate("document.documentElement.scrollWidth") == width

@@ -59,7 +59,7 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
 def test_curves_have_bands(tmp_path: Path) -> None:
     (setting,) = study(tmp_path)["comparisons"][0]["settings"]
     charts = {chart["id"]: chart for chart in setting["charts"]}
-    assert list(charts) == ["accuracy", "length", "entropy", "late_early"]
+    assert list(charts) == ["accuracy", "length", "entropy", "late_early", "token_factor"]
     line = charts["length"]["series"][1]
     assert line["run"] == 1
     assert line["steps"] == list(range(2, 21))  # window 2
@@ -68,6 +68,13 @@ def test_curves_have_bands(tmp_path: Path) -> None:
     assert entropy["values"][0] == pytest.approx(0.1)
     assert entropy["low"][0] < 0.09
     assert entropy["high"][0] > 0.11
+
+
+def test_the_token_factors_of_all_shapings_are_in_one_chart(tmp_path: Path) -> None:
+    (setting,) = study(tmp_path, methods=("dapo", "vgpo", HOSTILE))["comparisons"][0]["settings"]
+    (chart,) = [chart for chart in setting["charts"] if chart["id"] == "token_factor"]
+    assert [series["run"] for series in chart["series"]] == [1, 2]  # DAPO has no factor
+    assert chart["series"][0]["values"] == pytest.approx([0.1] * 19)
 
 
 def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
@@ -161,7 +168,7 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
     assert len(data["curves"]) == 6 * 20
     assert data["curves"][0] == {
         "setting": "default", "method": "dapo", "seed": 0, "step": 1, "accuracy": pytest.approx(0.05), "length": 21.0,
-        "entropy": 0.0, "late_early": 0.9,
+        "entropy": 0.0, "late_early": 0.9, "token_factor": None,
     }  # fmt: skip
     (there,), (back,) = ([setting["methods"] for setting in one["settings"]] for one in data["comparisons"])
     assert there[1]["difference"]["mean"] == pytest.approx(0.1)

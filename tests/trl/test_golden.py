@@ -31,8 +31,8 @@ STEPS = 4
 NUMBERS = (
     "loss", "grad_norm", "learning_rate", "reward", "reward_std", "kl", "entropy", "completions/mean_length",
     "clip_ratio/region_mean", "focus/mean", "focus/late_early_ratio",
-    "focus/gate_rate", "focus/token_factor_spread", "focus/rollout_factor_spread", "shaping/dependency",
-    "shaping/token_factor_spread", "shaping/rollout_factor_spread", "sampling/rounds", "sampling/groups_drawn",
+    "focus/gate_rate", "shaping/dependency", "shaping/token_factor_spread", "shaping/rollout_factor_spread",
+    "sampling/rounds", "sampling/groups_drawn",
     "sampling/groups_too_easy", "sampling/groups_too_hard", "sampling/groups_cut",
 )  # fmt: skip
 # For another CPU or other versions. AVX2 in place of AVX-512 alone moves numbers by up to 5e-5 of their size.

@@ -210,8 +210,8 @@ def test_a_sampler_that_mixes_prompts_is_caught(make_trainer):
 
 
 OURS = {
-    "focus/mean", "focus/late_early_ratio", "focus/gate_rate", "focus/token_factor_spread",
-    "focus/rollout_factor_spread", "focus/rows_without_image", "guard/skipped_steps", "time/generation",
+    "focus/mean", "focus/late_early_ratio", "focus/gate_rate", "shaping/token_factor_spread",
+    "shaping/rollout_factor_spread", "focus/rows_without_image", "guard/skipped_steps", "time/generation",
     "time/preparation", "time/reward", "time/update",
 }  # fmt: skip
 

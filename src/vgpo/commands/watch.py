@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vgpo.commands import plots
 from vgpo.commands.plots import SHORT, duration, short
+from vgpo.metric_names import GRADER_TIMEOUTS, GUARD_SKIPPED_STEPS, TIMES
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.terminal import say
@@ -34,7 +35,6 @@ LABEL_WIDTH = SHORT
 MIN_ROLLOUT_HEIGHT = 4
 # From the lowest focus of a rollout to its highest; each with its own text colour, so that it reads on any background.
 SHADES = ("", "black on #c6dbef", "black on #7fb8da", "white on #08519c")
-PHASES = ("generation", "reward", "scoring", "update", "preparation")
 
 
 def run(path: Path, *, every: float, once: bool) -> None:
@@ -166,7 +166,7 @@ def progress(watched: WatchedRun) -> Text:
 
 def phase_shares(line: dict[str, Any]) -> str:
     """Where the time of the newest logged steps went."""
-    seconds = {name: line[f"time/{name}"] for name in PHASES if line.get(f"time/{name}")}
+    seconds = {phase: line[name] for phase, name in TIMES.items() if line.get(name)}
     total = sum(seconds.values())
     return " · ".join(f"{name} {100 * part / total:.0f} %" for name, part in seconds.items())
 
@@ -177,7 +177,7 @@ def safety(watched: WatchedRun, now: float) -> str:
     if watched.checkpoint is not None:
         step, moment = watched.checkpoint
         parts = [f"checkpoint-{step}, {duration(now - moment)} ago"]
-    counters = {"steps skipped": "guard/skipped_steps", "grader timeouts": "grader/timeouts"}
+    counters = {"steps skipped": GUARD_SKIPPED_STEPS, "grader timeouts": GRADER_TIMEOUTS}
     line = watched.last_line
     parts += [f"{name} {line[key]:.0f}" for name, key in counters.items() if line.get(key) is not None]
     if watched.resumed_from:

@@ -17,6 +17,7 @@ from vgpo.equations import focus_score
 from vgpo.evaluation.accuracy import Evaluation, evaluate, evaluation_of
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
 from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
+from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, FOCUS_MEAN
 from vgpo.policy.generation import evaluation_mode, respond, sampled_decoding
 from vgpo.policy.head import scoring_head
 from vgpo.policy.prompts import encode
@@ -224,8 +225,8 @@ def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
         num_responses=len(parts),
         length=float(lengths.float().mean()),
         entropy=float(torch.cat([part["entropy"] for part in parts]).mean()),
-        focus=ratios["focus/mean"],
-        late_early_ratio=ratios["focus/late_early_ratio"],
+        focus=ratios[FOCUS_MEAN],
+        late_early_ratio=ratios[FOCUS_LATE_EARLY_RATIO],
         deciles=[mean([value for value in tenth if value is not None]) for tenth in zip(*tenths, strict=True)]
         if tenths
         else [None] * NUM_DECILES,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, FOCUS_MEAN, FOCUS_ROWS_WITHOUT_IMAGE
 from vgpo.ratio import Ratio
 
 NUM_DECILES = 10
@@ -18,9 +19,8 @@ def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) 
         visual_rows: bool (B,), rows with a visual token in their prompt.
 
     Returns:
-        `focus/mean`: mean rho over tokens. `focus/late_early_ratio`: mean rho of a rollout's last half over that of
-        its first half, averaged over rollouts of two tokens or more. `focus/rows_without_image`: share of rows.
-        Rows without an image count in the last one only.
+        By metric: mean rho over tokens; mean rho of a rollout's last half over that of its first half, averaged over
+        rollouts of two tokens or more; share of rows without an image. Such rows count in the last one only.
     """
     mask = response_mask & visual_rows[:, None]
     focus = focus.masked_fill(~mask, 0.0)
@@ -32,9 +32,9 @@ def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) 
     has_halves = early.any(1)
     decay = late_mean / early_mean.clamp(min=1e-8)
     return {
-        "focus/mean": Ratio(focus.sum(), mask.sum()),
-        "focus/late_early_ratio": Ratio(decay.masked_fill(~has_halves, 0.0).sum(), has_halves.sum()),
-        "focus/rows_without_image": Ratio((~visual_rows).sum(), visual_rows.new_ones(len(visual_rows)).sum()),
+        FOCUS_MEAN: Ratio(focus.sum(), mask.sum()),
+        FOCUS_LATE_EARLY_RATIO: Ratio(decay.masked_fill(~has_halves, 0.0).sum(), has_halves.sum()),
+        FOCUS_ROWS_WITHOUT_IMAGE: Ratio((~visual_rows).sum(), visual_rows.new_ones(len(visual_rows)).sum()),
     }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from vgpo.equations import VGPOSettings, compensated_weight, focus_score, progress, reweight_advantages
 from vgpo.focus import focus_statistics
 from vgpo.inspection.schema import PER_TOKEN
+from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO
 
 SPREAD = 1e-4  # GRPO's guard against a group whose rewards are all alike
 WEIGHED = tuple(name for name in PER_TOKEN if name != "similarity")  # what is made of it
@@ -82,7 +83,7 @@ def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings:
 def late_early_ratio(focus: Tensor, mask: Tensor) -> float | None:
     """Of one response, as `vgpo.focus.focus_statistics` has it; (T,), bool (T,)."""
     visual = mask.new_ones(1)
-    ratio = focus_statistics(focus[None], mask[None], visual)["focus/late_early_ratio"]
+    ratio = focus_statistics(focus[None], mask[None], visual)[FOCUS_LATE_EARLY_RATIO]
     return json_value(float(ratio.total)) if ratio.number else None
 
 

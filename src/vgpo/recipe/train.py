@@ -17,6 +17,7 @@ from transformers import ProgressCallback, TrainerCallback
 from vgpo.checkpoints import CheckpointError
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
+from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.batch_plan import BatchPlan, check_launch
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
@@ -42,7 +43,7 @@ ERRORS = (
 logger = logging.getLogger(__name__)
 
 # Behind the progress bar; all metrics are in metrics.jsonl.
-SHOWN = {"reward": "reward", "accuracy": "sampling/accuracy_drawn"}
+SHOWN = {"reward": "reward", "accuracy": SAMPLING_ACCURACY_DRAWN}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vgpo.metric_names import (
+    ALARM_PREFIX,
+    FOCUS_GATE_RATE,
+    FOCUS_LATE_EARLY_RATIO,
+    FOCUS_MEAN,
+    SAMPLING_GROUPS_DRAWN,
+    SAMPLING_GROUPS_KEPT,
+)
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
 from vgpo.run.folder import RunFolder
 from vgpo.run.storage import RunFolderError
@@ -42,7 +50,7 @@ def accuracy_reward(line: Mapping[str, Any]) -> float | None:
 
 
 def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
-    kept, drawn = line.get("sampling/groups_kept"), line.get("sampling/groups_drawn")
+    kept, drawn = line.get(SAMPLING_GROUPS_KEPT), line.get(SAMPLING_GROUPS_DRAWN)
     return kept / drawn if kept is not None and drawn else None
 
 
@@ -51,7 +59,7 @@ CHARTS = (
     Chart("held_out", "Held-out accuracy", "Questions never trained on.", "", 3, True, metric(*HELD_OUT_KEYS)),
     Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, accuracy_reward),
     Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "", 3, True, metric("reward")),
-    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric("focus/mean")),
+    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric(FOCUS_MEAN)),
     Chart(
         "late_early",
         "Late / early focus",
@@ -59,9 +67,9 @@ CHARTS = (
         "",
         3,
         False,
-        metric("focus/late_early_ratio"),
+        metric(FOCUS_LATE_EARLY_RATIO),
     ),
-    Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric("focus/gate_rate")),
+    Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric(FOCUS_GATE_RATE)),
     Chart(
         "length",
         "Response length",
@@ -187,10 +195,10 @@ def describe_run(
 
 def alarms_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the alarms that were logged: `name`, `num_lines`, and the `first_step` and `last_step` of these lines."""
-    keys = dict.fromkeys(key for line in lines for key in line if key.startswith("alarm/"))
+    keys = dict.fromkeys(key for line in lines for key in line if key.startswith(ALARM_PREFIX))
     steps = {key: [line["step"] for line in lines if line.get(key)] for key in keys}
     return [
-        {"name": key.removeprefix("alarm/"), "num_lines": len(on), "first_step": on[0], "last_step": on[-1]}
+        {"name": key.removeprefix(ALARM_PREFIX), "num_lines": len(on), "first_step": on[0], "last_step": on[-1]}
         for key, on in steps.items()
         if on
     ]

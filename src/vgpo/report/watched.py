@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from vgpo.metric_names import ALARM_PREFIX, with_current_names
 from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps
 from vgpo.report.rollouts import rollout_entry
 from vgpo.run.folder import SUMMARY, RunFolder
@@ -108,14 +109,14 @@ class WatchedRun:
 
     def _read_metrics(self) -> None:
         for line in self._metrics.read(self._forget_lines):
-            self.lines.append(line)
+            self.lines.append(with_current_names(line))
             self._drawn = False
         if self._drawn:
             return
         self.lines = drop_abandoned_steps(self.lines)
         self.charts = draw_charts([self.lines])
         holding = [name for name, value in self.last_line.items() if value]
-        self.alarms = [{**alarm, "holds": f"alarm/{alarm['name']}" in holding} for alarm in alarms_of(self.lines)]
+        self.alarms = [{**alarm, "holds": ALARM_PREFIX + alarm["name"] in holding} for alarm in alarms_of(self.lines)]
         self._drawn = True
 
     def _forget_lines(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vgpo.answers import extract_boxed
+from vgpo.metric_names import GRADER_TIMEOUTS
 from vgpo.rewards.grader import Grader, default_grader, lenient_grader
 
 Completion = str | list[dict[str, Any]]
@@ -18,7 +19,7 @@ def accuracy_reward(
     r"""1.0 where the last `\boxed{}` of the completion is right (`Grader.grade`), else 0.0.
 
     completions: texts, or conversations whose last message is the response. answer: the golds.
-    log_metric receives "grader/timeouts", the number of symbolic checks of this call that were killed.
+    log_metric receives `GRADER_TIMEOUTS`, the number of symbolic checks of this call that were killed.
     """
     return _accuracy(default_grader(), completions, answer, log_metric)
 
@@ -54,7 +55,7 @@ def _accuracy(
     timeouts_before = grader.statistics.timeouts
     verdicts = grader.grade([_response(row, completion) for row, completion in enumerate(completions)], answer)
     if log_metric is not None:
-        log_metric("grader/timeouts", float(grader.statistics.timeouts - timeouts_before))
+        log_metric(GRADER_TIMEOUTS, float(grader.statistics.timeouts - timeouts_before))
     return [float(verdict) for verdict in verdicts]
 
 

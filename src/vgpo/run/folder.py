@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from vgpo.metric_names import with_current_names
 from vgpo.run.environment import code_diff, describe_environment, hide_secrets
 from vgpo.run.rollout_log import RolloutLog
 from vgpo.run.storage import (
@@ -247,12 +248,12 @@ class RunFolder(RunPaths):
         append_records(self.metrics_path, [metrics])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines in order, as written.
+        """Return the logged lines in order, with the names of today for metrics of an earlier version.
 
         Raises:
             RunFolderError: a line is broken, or has no step; names it.
         """
-        return list(read_records(self.metrics_path, STEP))
+        return [with_current_names(line) for line in read_records(self.metrics_path, STEP)]
 
     def write_rollouts(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append rollout records; the `rollout_writer` of the trainer.

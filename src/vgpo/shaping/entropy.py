@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vgpo.metric_names import SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.settings_checks import check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
 
@@ -66,5 +67,5 @@ class EntropyShaping(Shaping):
         base = advantages[:, None].expand_as(shaped)
         factor = torch.where(base == 0, 1, shaped / base)  # for the records; 0 / 0 where there is no advantage
         has_advantage = signals.response_mask & (base != 0)
-        statistics = {"shaping/token_factor_spread": mean_abs_deviation_from_one(factor, has_advantage)}
+        statistics = {SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(factor, has_advantage)}
         return Shaped(shaped, {"token_factor": factor}, statistics)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vgpo.equations import as_fraction, normalised_rollout_score
+from vgpo.metric_names import SHAPING_DEPENDENCY, SHAPING_ROLLOUT_FACTOR_SPREAD, SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.ratio import Ratio
 from vgpo.settings_checks import check_choice, check_number, check_used
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages, mean_abs_deviation_from_one
@@ -113,8 +114,8 @@ class KLPerceptionShaping(Shaping):
         factor = torch.where(scored_mask, token_factor * rollout_factor[:, None], 1)
         diagnostics = {"token_factor": token_factor, "rollout_factor": rollout_factor}
         statistics = {
-            "shaping/dependency": Ratio(dependency.sum(), scored_mask.sum()),
-            "shaping/token_factor_spread": mean_abs_deviation_from_one(token_factor, scored_mask),
-            "shaping/rollout_factor_spread": mean_abs_deviation_from_one(rollout_factor, scored_mask.any(dim=1)),
+            SHAPING_DEPENDENCY: Ratio(dependency.sum(), scored_mask.sum()),
+            SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(token_factor, scored_mask),
+            SHAPING_ROLLOUT_FACTOR_SPREAD: mean_abs_deviation_from_one(rollout_factor, scored_mask.any(dim=1)),
         }
         return Shaped(advantages[:, None] * factor, diagnostics, statistics)

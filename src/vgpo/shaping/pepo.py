@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vgpo.equations import normalised_weight, token_deviation
+from vgpo.metric_names import SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.settings_checks import check_choice, check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
 
@@ -79,5 +80,5 @@ class PEPOShaping(Shaping):
         if self.settings.gradual:
             assert signals.progress is not None
             factor = 1 + signals.progress[:, None] * (factor - 1)  # (1 - lambda) + lambda w
-        statistics = {"shaping/token_factor_spread": mean_abs_deviation_from_one(factor, signals.scored_mask)}
+        statistics = {SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(factor, signals.scored_mask)}
         return Shaped(advantages[:, None] * factor, {"token_factor": factor}, statistics)

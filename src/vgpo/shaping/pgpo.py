@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vgpo.equations import normalised_weight
+from vgpo.metric_names import SHAPING_DEPENDENCY, SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.ratio import Ratio
 from vgpo.settings_checks import check_number
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, mean_abs_deviation_from_one
@@ -81,7 +82,7 @@ class PGPOShaping(Shaping):
         dependency = token_dependency(signals.log_probs, signals.text_only_log_probs, scored_mask)
         factor = grounded_weight(dependency, scored_mask, self.settings)
         statistics = {
-            "shaping/dependency": Ratio(dependency.sum(), scored_mask.sum()),
-            "shaping/token_factor_spread": mean_abs_deviation_from_one(factor, scored_mask),
+            SHAPING_DEPENDENCY: Ratio(dependency.sum(), scored_mask.sum()),
+            SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(factor, scored_mask),
         }
         return Shaped(advantages[:, None] * factor, {"token_factor": factor}, statistics)

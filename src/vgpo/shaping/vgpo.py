@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from vgpo.equations import ReweightedAdvantages, VGPOSettings, reweight_advantages
+from vgpo.metric_names import FOCUS_GATE_RATE, SHAPING_ROLLOUT_FACTOR_SPREAD, SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.ratio import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages, mean_abs_deviation_from_one
 
@@ -50,7 +51,7 @@ def _statistics(reweighted: ReweightedAdvantages, signals: Signals) -> dict[str,
     """Gate rate, and the mean distance of both factors from 1, over rows with an image."""
     scored_mask = signals.scored_mask
     return {
-        "focus/gate_rate": Ratio(reweighted.gate.sum(), scored_mask.sum()),
-        "focus/token_factor_spread": mean_abs_deviation_from_one(reweighted.token_factor, scored_mask),
-        "focus/rollout_factor_spread": mean_abs_deviation_from_one(reweighted.rollout_factor, signals.visual_rows),
+        FOCUS_GATE_RATE: Ratio(reweighted.gate.sum(), scored_mask.sum()),
+        SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(reweighted.token_factor, scored_mask),
+        SHAPING_ROLLOUT_FACTOR_SPREAD: mean_abs_deviation_from_one(reweighted.rollout_factor, signals.visual_rows),
     }

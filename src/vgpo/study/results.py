@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vgpo.focus.statistics import NUM_DECILES
+from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, SAMPLING_ACCURACY_DRAWN, SHAPING_TOKEN_FACTOR_SPREAD
 from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
 from vgpo.run.storage import read_object
 from vgpo.study.folder import StudyRun
@@ -26,7 +27,7 @@ Row = dict[str, Any]
 
 def training_accuracy(line: Mapping[str, Any]) -> float | None:
     """Mean accuracy over all prompts drawn at a step; with dynamic sampling, before groups are left out."""
-    drawn = line.get("sampling/accuracy_drawn")
+    drawn = line.get(SAMPLING_ACCURACY_DRAWN)
     return accuracy_reward(line) if drawn is None else drawn
 
 
@@ -36,7 +37,11 @@ CURVES = (
     Chart("entropy", "Entropy", "Of the policy, mean per token.", "nats", 3, False, metric("entropy")),
     Chart(
         "late_early", "Late / early focus", "Last half over first; 1 is even.", "", 3, False,
-        metric("focus/late_early_ratio"),
+        metric(FOCUS_LATE_EARLY_RATIO),
+    ),
+    Chart(
+        "token_factor", "Token factor", "Mean distance from 1; 0 changes no token.", "", 3, True,
+        metric(SHAPING_TOKEN_FACTOR_SPREAD),
     ),
 )  # fmt: skip
 # Column -> what `evaluation.json` calls it.

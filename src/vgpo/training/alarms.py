@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointStore
+from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_ROUNDS
 from vgpo.training.settings import AlarmSettings
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "alarm/"
 
 
 class AlarmError(RuntimeError):
@@ -106,7 +105,7 @@ RULES = (
     ),
     Rule(
         name="sampling_rounds",
-        metric="sampling/rounds",
+        metric=SAMPLING_ROUNDS,
         threshold="alarm_sampling_rounds",
         is_bad=operator.ge,
         text="the rounds that dynamic sampling takes to fill a batch have reached",
@@ -115,7 +114,7 @@ RULES = (
     ),
     Rule(
         name="not_finite",
-        metric="guard/skipped_steps",
+        metric=GUARD_SKIPPED_STEPS,
         threshold="alarm_skipped_steps",
         is_bad=operator.ge,
         measure=increase,

@@ -8,6 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vgpo.metric_names import (
+    SAMPLING_ACCURACY_DRAWN,
+    SAMPLING_GROUPS_CUT,
+    SAMPLING_GROUPS_DRAWN,
+    SAMPLING_GROUPS_KEPT,
+    SAMPLING_GROUPS_TOO_EASY,
+    SAMPLING_GROUPS_TOO_HARD,
+    SAMPLING_ROUNDS,
+)
 from vgpo.training.batches import Batch, select_rows
 from vgpo.training.collective import Collective
 from vgpo.training.settings import DynamicSamplingSettings
@@ -80,13 +89,13 @@ class SamplingTally:
 
     def metrics(self) -> dict[str, float]:
         return {
-            "sampling/groups_drawn": self.drawn,
-            "sampling/groups_kept": self.num_groups,
-            "sampling/groups_too_easy": self.too_easy,
-            "sampling/groups_too_hard": self.too_hard,
-            "sampling/groups_cut": self.kept - self.num_groups,
-            "sampling/rounds": self.rounds,
-            "sampling/accuracy_drawn": self.accuracy_sum / max(1, self.scored),
+            SAMPLING_GROUPS_DRAWN: self.drawn,
+            SAMPLING_GROUPS_KEPT: self.num_groups,
+            SAMPLING_GROUPS_TOO_EASY: self.too_easy,
+            SAMPLING_GROUPS_TOO_HARD: self.too_hard,
+            SAMPLING_GROUPS_CUT: self.kept - self.num_groups,
+            SAMPLING_ROUNDS: self.rounds,
+            SAMPLING_ACCURACY_DRAWN: self.accuracy_sum / max(1, self.scored),
         }
 
     def error(self, settings: DynamicSamplingSettings) -> DynamicSamplingError:

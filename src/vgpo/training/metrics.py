@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from vgpo.metric_names import TIMES
 from vgpo.ratio import Ratio
 from vgpo.training.collective import Collective
 
@@ -61,7 +62,7 @@ class PhaseTimer:
             self._inner = outer + elapsed
 
     def flush(self, num_steps: int) -> dict[str, float]:
-        """Seconds per step by phase."""
-        seconds = {f"time/{name}": total / num_steps for name, total in self._seconds.items()}
+        """Seconds per step, by the metric of the phase."""
+        seconds = {TIMES[name]: total / num_steps for name, total in self._seconds.items()}
         self._seconds.clear()
         return seconds

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vgpo.training.alarms import PREFIX, AlarmError, Alarms
+from vgpo.metric_names import ALARM_PREFIX, GUARD_SKIPPED_STEPS
+from vgpo.training.alarms import AlarmError, Alarms
 from vgpo.training.batches import to_device
 from vgpo.training.collective import AccelerateCollective
 from vgpo.training.finite_guard import FiniteGuard, NonFiniteError, non_finite_weight, way_back
@@ -85,7 +86,7 @@ class MonitoredTrainer(ResumableTrainer):
             metrics = {
                 **self._ratios.flush(self.collective),
                 **self._timer.flush(self._num_unlogged_steps),
-                "guard/skipped_steps": float(self._guard.num_skipped),
+                GUARD_SKIPPED_STEPS: float(self._guard.num_skipped),
             }
             self._num_unlogged_steps = 0
             for name, value in metrics.items():
@@ -97,7 +98,7 @@ class MonitoredTrainer(ResumableTrainer):
         """Log the active alarms, and end the training after a checkpoint if one of them stops it."""
         step = self.state.global_step
         for name in self._alarms.update(step, metrics, self.checkpoints, suspect=self._last_update):
-            self._metrics["train"][PREFIX + name] = [1.0]
+            self._metrics["train"][ALARM_PREFIX + name] = [1.0]
         if self._alarms.stopping:
             self.control.should_save = self.control.should_training_stop = True
 

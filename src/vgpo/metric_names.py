@@ -1,0 +1,42 @@
+"""Names of the metrics that vgpo adds to those of TRL. `vgpo.training.metric_table` says what each one means."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FOCUS_MEAN = "focus/mean"
+FOCUS_LATE_EARLY_RATIO = "focus/late_early_ratio"
+FOCUS_ROWS_WITHOUT_IMAGE = "focus/rows_without_image"
+FOCUS_GATE_RATE = "focus/gate_rate"
+
+SHAPING_DEPENDENCY = "shaping/dependency"
+SHAPING_TOKEN_FACTOR_SPREAD = "shaping/token_factor_spread"
+SHAPING_ROLLOUT_FACTOR_SPREAD = "shaping/rollout_factor_spread"
+
+SAMPLING_GROUPS_DRAWN = "sampling/groups_drawn"
+SAMPLING_GROUPS_KEPT = "sampling/groups_kept"
+SAMPLING_GROUPS_TOO_EASY = "sampling/groups_too_easy"
+SAMPLING_GROUPS_TOO_HARD = "sampling/groups_too_hard"
+SAMPLING_GROUPS_CUT = "sampling/groups_cut"
+SAMPLING_ROUNDS = "sampling/rounds"
+SAMPLING_ACCURACY_DRAWN = "sampling/accuracy_drawn"
+
+GUARD_SKIPPED_STEPS = "guard/skipped_steps"
+GRADER_TIMEOUTS = "grader/timeouts"
+
+# By the phase of a step, in the order in which they are shown.
+TIMES = {phase: f"time/{phase}" for phase in ("generation", "reward", "scoring", "update", "preparation")}
+
+ALARM_PREFIX = "alarm/"  # the name of a rule of `vgpo.training.alarms` follows
+
+# Names of version 0.1 -> names of today.
+RENAMED = {
+    "focus/token_factor_spread": SHAPING_TOKEN_FACTOR_SPREAD,
+    "focus/rollout_factor_spread": SHAPING_ROLLOUT_FACTOR_SPREAD,
+    "alarm/groups_alike": ALARM_PREFIX + "zero_reward_std",
+    "alarm/answers_cut": ALARM_PREFIX + "truncation",
+}
+
+
+def with_current_names(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A log line of this or an earlier version, with the names of today."""
+    return {RENAMED.get(name, name): value for name, value in line.items()}
