@@ -67,7 +67,7 @@ def test_a_run_is_trained_looked_at_and_sealed(
     # Killed behind the training: nothing is trained again.
     for name in ("done.json", "probe.json", "usage.json"):
         (one.path / name).unlink()
-    monkeypatch.setattr(study_run.train, "run", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(study_run, "train_recipe", lambda *args, **kwargs: pytest.fail("trained again"))
     again = run_one("dapo")
     assert again.is_done
     assert json.loads(again.probe_path.read_text()) == found
