@@ -10,7 +10,15 @@ from rich.console import Console
 
 from tests.study.stand_in_run import LEVELS, write_environment, write_run
 from vgpo.study.folder import StudyRun
-from vgpo.study.outputs import escaped, interval, look_cells, markdown, rows_as_csv, terminal_tables, write_outputs
+from vgpo.study.outputs import (
+    escaped,
+    grounding_cells,
+    interval,
+    markdown,
+    rows_as_csv,
+    terminal_tables,
+    write_outputs,
+)
 from vgpo.study.page import render_study
 from vgpo.study.results import Comparison, RunKey, study_data
 
@@ -103,8 +111,8 @@ def test_whether_it_looks_stands_alike_in_table_and_page(tmp_path: Path) -> None
     assert "| start | 30.0 | 10.0 | 20.0 | 0.950 | – | 20.9 | 0.180 |" in text
     # Of 27 resample means the outer ones are 60.00 and 60.33; the quantile lies 0.65 into the gap.
     assert "| vgpo | 61.0 [60.2, 61.8] | 10.0 [10.0, 10.0] | 20.0 [20.0, 20.0] | 0.950 [0.950, 0.950] | – |" in text
-    head, rows = look_cells(data["comparisons"][0]["settings"][0])
-    _, table = render_study(data).split("does it look at the picture?")
+    head, rows = grounding_cells(data["comparisons"][0]["settings"][0])
+    _, table = render_study(data).split(": visual grounding")
     lines = [
         re.findall("<t[hd][^>]*>(.*?)</t[hd]>", line, re.DOTALL) for line in table.split("<tr")[1 : 2 + len(rows)]
     ]

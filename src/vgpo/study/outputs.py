@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vgpo.run.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import INITIAL, LOOKS, NOTES
+from vgpo.study.results import GROUNDING_COLUMNS, INITIAL, NOTES
 from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
@@ -63,7 +63,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         parts += [f"## {escaped(comparison['name'])}", *questions(comparison)]
         for setting in comparison["settings"]:
             parts.append(f"### {escaped(setting['name'])}")
-            cells = comparison_cells(setting, len(comparison["seeds"])), look_cells(setting)
+            cells = comparison_cells(setting, len(comparison["seeds"])), grounding_cells(setting)
             parts += [markdown_table(*table) for table in cells]
             parts += [missing_note(setting)] if setting["missing"] else []
     return "\n\n".join(parts) + "\n"
@@ -105,15 +105,18 @@ def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
     return head, rows
 
 
-def look_cells(setting: Mapping[str, Any]) -> Cells:
-    """The second table: does it look at the picture?"""
+def grounding_cells(setting: Mapping[str, Any]) -> Cells:
+    """The second table: visual grounding."""
     lines = [(method["name"], method["looks"]) for method in setting["methods"]]
     if setting["start"]:
-        lines.insert(0, (INITIAL, {look.column: {"mean": setting["start"][look.column]} for look in LOOKS}))
+        lines.insert(
+            0, (INITIAL, {column.column: {"mean": setting["start"][column.column]} for column in GROUNDING_COLUMNS})
+        )
     rows = [
-        [name, *(interval(looks[look.column], look.digits, look.factor) for look in LOOKS)] for name, looks in lines
+        [name, *(interval(means[column.column], column.digits, column.factor) for column in GROUNDING_COLUMNS)]
+        for name, means in lines
     ]
-    return ["method", *(look.heading for look in LOOKS)], rows
+    return ["method", *(column.heading for column in GROUNDING_COLUMNS)], rows
 
 
 def p_value(change: Mapping[str, Any] | None, num_seeds: int) -> str:
@@ -161,7 +164,7 @@ def terminal_tables(data: Mapping[str, Any]) -> list[Table | Text]:
             place = f"{comparison['name']}, {setting['name']}"
             cells = comparison_cells(setting, len(comparison["seeds"]))
             found.append(terminal_table(f"{place}: against {comparison['base']}", *cells))
-            found.append(terminal_table(f"{place}: does it look?", *look_cells(setting)))
+            found.append(terminal_table(f"{place}: visual grounding", *grounding_cells(setting)))
             found += [Text(missing_note(setting))] if setting["missing"] else []
     return found
 

@@ -55,7 +55,7 @@ TRAINING_COLUMNS = (
 )  # fmt: skip
 
 
-class Look(NamedTuple):
+class GroundingColumn(NamedTuple):
     """A column of the second table: `factor` times a column of the rows, with so many digits behind the point."""
 
     column: str
@@ -64,15 +64,15 @@ class Look(NamedTuple):
     factor: float
 
 
-# Does it look at the picture?
-LOOKS = (
-    Look("accuracy_true", "true picture, %", 1, 100),
-    Look("accuracy_blank", "black picture, %", 1, 100),
-    Look("accuracy_other", "another picture, %", 1, 100),
-    Look("late_early_correct", "late / early, correct", 3, 1),
-    Look("late_early_wrong", "late / early, wrong", 3, 1),
-    Look("length", "length", 1, 1),
-    Look("entropy", "entropy", 3, 1),
+# Visual grounding: what is left without the image, and focus along the response.
+GROUNDING_COLUMNS = (
+    GroundingColumn("accuracy_true", "true picture, %", 1, 100),
+    GroundingColumn("accuracy_blank", "black picture, %", 1, 100),
+    GroundingColumn("accuracy_other", "another picture, %", 1, 100),
+    GroundingColumn("late_early_correct", "late / early, correct", 3, 1),
+    GroundingColumn("late_early_wrong", "late / early, wrong", 3, 1),
+    GroundingColumn("length", "length", 1, 1),
+    GroundingColumn("entropy", "entropy", 3, 1),
 )
 # How the figures of the two tables are made.
 NOTES = {
@@ -292,8 +292,8 @@ def method_summary(
     Returns:
         dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
         interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
-        `learning`, of training accuracy averaged over all steps; `looks`, for each column in `LOOKS` the mean over
-        seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
+        `learning`, of training accuracy averaged over all steps; `looks`, for each of `GROUNDING_COLUMNS` the mean
+        over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
         `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
         focus in each tenth of a response, None where there is none.
     """
@@ -311,7 +311,9 @@ def method_summary(
         "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
         "difference": difference("accuracy"),
         "learning": difference("mean_training_accuracy"),
-        "looks": {look.column: as_dict(mean_over_seeds(list(column(runs, look.column).values()))) for look in LOOKS},
+        "looks": {
+            one.column: as_dict(mean_over_seeds(list(column(runs, one.column).values()))) for one in GROUNDING_COLUMNS
+        },
         "steps_to_base": {
             "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),
