@@ -293,9 +293,9 @@ def method_summary(
         dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
         interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
         `learning`, of training accuracy averaged over all steps; `looks`, for each of `GROUNDING_COLUMNS` the mean
-        over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does, and
-        `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the mean
-        focus in each tenth of a response, None where there is none.
+        over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does,
+        and `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the
+        mean focus in each tenth of a response, None where there is none.
     """
     is_base = runs is base
     steps = steps_to_target(runs, target)
