@@ -1,4 +1,4 @@
-"""Visually-Guided Policy Optimization: RL that keeps a vision-language model looking at the picture."""
+"""Visually-Guided Policy Optimization: RL that keeps a vision-language model looking at the image."""
 
 from importlib import import_module
 from importlib.metadata import version

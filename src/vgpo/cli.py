@@ -15,7 +15,7 @@ from vgpo.terminal import take_any_text
 from vgpo.text import visible
 
 app = typer.Typer(
-    help="Train vision-language models that keep looking at the picture while they reason.",
+    help="Train vision-language models that keep looking at the image while they reason.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -167,7 +167,7 @@ def inspect_checkpoint(
         bool, typer.Option("--attention", help="How the last layer's attention is divided; slow.")
     ] = False,
     without: Annotated[
-        bool, typer.Option("--without", help="Ask again with a blank picture, and with another question's.")
+        bool, typer.Option("--without", help="Ask again with a blank image, and with another question's.")
     ] = False,
     out: Annotated[
         Path, typer.Option(help="A folder for inspection.json and inspection.html, or the name of one of the two.")
@@ -185,7 +185,7 @@ def inspect_checkpoint(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
 ) -> None:
-    """Show where a checkpoint looks: its answers, token by token, over their pictures, as one page."""
+    """Show where a checkpoint looks: its answers, token by token, over their images, as one page."""
     from vgpo.commands import inspect as command
 
     with readable(command.ERRORS):
@@ -285,7 +285,7 @@ def doctor(
 def check(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
-    html: Annotated[Path | None, typer.Option(help="Write the prompts with their pictures as a page too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the prompts with their images as a page too.")] = None,
 ) -> None:
     """Read a recipe's sets, count them, show three prompts as the model gets them, and name every bad row.
 
@@ -321,7 +321,7 @@ def try_rewards(
 @toy.command()
 def warmstart(
     out: Annotated[Path, typer.Argument(help="New folder for the checkpoint and the log of its accuracy.")],
-    seed: Annotated[int, typer.Option(help="Draws weights, pictures and questions.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws weights, images and questions.")] = 0,
     task: Annotated[str | None, typer.Option(help=DIAL)] = None,
 ) -> None:
     """Make the embedded model's weights anew, on the CPU."""

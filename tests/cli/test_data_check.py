@@ -49,7 +49,7 @@ def test_geometry_and_vista_sets(check: Callable[..., Result], geometry: Path, v
         assert kinds in words
     assert "A. triangle" in shown
     assert "Give the number with 1 decimal place." in shown
-    assert done.stdout.count("picture 1: ") == 6
+    assert done.stdout.count("image 1: ") == 6
     assert done.stdout.count("<|image_pad|>") == 6
     assert "\\boxed{" in done.stdout
     assert f"page: {page}" in done.stdout.replace("\n", "")

@@ -53,7 +53,7 @@ def test_the_embedded_recipe_is_healthy(tmp_path, train_file):
 def test_sets_in_the_form_of_geometry3k_and_mathvista_are_healthy(tmp_path, form, request):
     findings = examined(tmp_path, request.getfixturevalue(form), "--gradient_accumulation_steps", "1")
     assert {finding.status for finding in findings.values()} == {"pass"}, findings
-    assert findings["picture tokens"].found.endswith("each with its feature")
+    assert findings["image tokens"].found.endswith("each with its feature")
 
 
 def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_file):
@@ -61,7 +61,7 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert findings["data"].status == "fail"
     assert "nowhere.parquet" in findings["data"].found
     assert {name for name, finding in findings.items() if finding.status == "skip"} == {
-        "batches", "rewards", "memory", "picture tokens",
+        "batches", "rewards", "memory", "image tokens",
     }  # fmt: skip
     assert findings["batches"].found == "needs data"
 

@@ -12,8 +12,8 @@ from vgpo.evaluation.grounding import (
     measure_grounding,
     sample_and_score,
     summarize_responses,
-    with_blank_pictures,
-    with_other_pictures,
+    with_blank_images,
+    with_other_images,
 )
 from vgpo.focus import decoder_of, visual_token_ids
 from vgpo.policy.generation import response_mask, sampled_decoding
@@ -38,7 +38,7 @@ def shades(rows: list[dict]) -> list[list[int]]:
 
 def test_blank_pictures_keep_their_sizes() -> None:
     rows = questions(1, 0, 2, 1)
-    blank = with_blank_pictures(rows, [0, 2, 3])
+    blank = with_blank_images(rows, [0, 2, 3])
     found = [blank[i] for i in range(len(blank))]
     assert [row["problem"] for row in found] == [rows[i]["problem"] for i in (0, 2, 3)]
     assert shades(found) == [[0], [0, 0], [0]]
@@ -46,7 +46,7 @@ def test_blank_pictures_keep_their_sizes() -> None:
 
 
 def test_other_pictures_are_those_of_the_next_question_with_as_many() -> None:
-    other = with_other_pictures(questions(1, 2, 1, 0, 2, 3, 1))
+    other = with_other_images(questions(1, 2, 1, 0, 2, 3, 1))
     found = [other[i] for i in range(len(other))]
     # The only question with three pictures, and the one with none, are left out.
     assert shades(found) == [[20], [40, 41], [60], [10, 11], [0]]
@@ -55,10 +55,10 @@ def test_other_pictures_are_those_of_the_next_question_with_as_many() -> None:
 def test_other_pictures_are_never_the_same_ones() -> None:
     rows = questions(1, 1, 1, 2)
     rows[1]["images"] = rows[0]["images"]  # two questions about one picture
-    other = with_other_pictures(rows)
+    other = with_other_images(rows)
     assert shades([other[i] for i in range(len(other))]) == [[20], [20], [0]]
     rows[2]["images"] = rows[0]["images"]
-    assert len(with_other_pictures(rows)) == 0
+    assert len(with_other_images(rows)) == 0
 
 
 def test_a_response_ends_with_its_first_end_token() -> None:

@@ -14,7 +14,7 @@ from tests.equations import naive
 from tests.inspection.small import inspected, plain_states, read_by, rows, small_model
 from vgpo.equations import VGPOSettings
 from vgpo.evaluation.accuracy import evaluate
-from vgpo.evaluation.grounding import with_blank_pictures, with_other_pictures
+from vgpo.evaluation.grounding import with_blank_images, with_other_images
 from vgpo.focus import decoder_of
 from vgpo.inspection import Inspection, compute
 from vgpo.inspection.compute import Inspector, Options, inspect, kind_of
@@ -166,8 +166,8 @@ def test_greedy_answers_are_those_of_the_evaluation() -> None:
     found = inspected(model, processor, asked, without=True)
     views = {
         "true": (asked, range(4)),
-        "blank": (with_blank_pictures(asked, [0, 1, 2, 3]), range(4)),
-        "other": (with_other_pictures(asked), [0, 1, 3]),
+        "blank": (with_blank_images(asked, [0, 1, 2, 3]), range(4)),
+        "other": (with_other_images(asked), [0, 1, 3]),
     }
     for name, (view, places) in views.items():
         answers = evaluate(model, processor, view, max_new_tokens=6, progress=False).answers

@@ -15,10 +15,10 @@ from trl import ModelConfig
 from vgpo.data import DataError
 from vgpo.recipe.loading import (
     check_image_token,
+    image_tokens,
     load_model,
     load_processor,
     load_prompts,
-    picture_tokens,
     quiet_libraries,
     set_pixel_limits,
 )
@@ -154,7 +154,7 @@ def test_a_problem_that_spells_a_picture_token_is_refused_with_its_row(tmp_path:
     rows = datasets.Dataset.from_parquet(str(train))
     problems = [*rows["problem"][:2], "<image>What is <|image_pad|>"]
     rows.remove_columns("problem").add_column("problem", problems).to_parquet(tmp_path / "spelt.parquet")
-    tokens = picture_tokens(TOY, processor(), trust_remote_code=False)
+    tokens = image_tokens(TOY, processor(), trust_remote_code=False)
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>"} == set(tokens)
     with pytest.raises(DataError, match=r"row 2, field 'problem'.*<\|image_pad\|>"):
         load_prompts(str(tmp_path / "spelt.parquet"), "plain", toy_folder=tmp_path, forbidden=tokens)

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
 from vgpo.data.schema import quantity
-from vgpo.recipe.loading import load_processor, picture_tokens, quiet_libraries, read_dataset
+from vgpo.recipe.loading import image_tokens, load_processor, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
 from vgpo.terminal import right, say
 from vgpo.text import visible
@@ -41,7 +41,7 @@ def check(config: str, overrides: Sequence[str], *, html: Path | None) -> None:
     processor = load_processor(
         recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
     )
-    forbidden = picture_tokens(recipe.model, processor, trust_remote_code=trust)
+    forbidden = image_tokens(recipe.model, processor, trust_remote_code=trust)
     fields = ["train_data"] if run.eval_data is None else ["train_data", "eval_data"]
     checks, faults = [], []
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
@@ -118,9 +118,9 @@ def token_table(bins: Sequence[Bin]) -> Table:
 
 
 def panel(prompt: Preview) -> Panel:
-    """One prompt in the model's chat format, with the sizes of its pictures and its answer."""
+    """One prompt in the model's chat format, with the sizes of its images and its answer."""
     sizes = [
-        Text(f"picture {number}: {width} x {height} pixels", style="dim")
+        Text(f"image {number}: {width} x {height} pixels", style="dim")
         for number, (height, width) in enumerate(prompt.sizes, start=1)
     ]
     parts = Group(Text(visible(prompt.text)), *sizes, Text(f"answer: {visible(prompt.answer)}", style="bold"))

@@ -20,7 +20,7 @@ RECIPES = {"DAPO": "quickstart_dapo", "VGPO": "quickstart_vgpo"}
 
 
 def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: int | None) -> None:
-    """Train, evaluate on held-out pictures before and after, draw the report, print the figures."""
+    """Train, evaluate on held-out images before and after, draw the report, print the figures."""
     quiet_libraries()
     out = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     for name in RECIPES:

@@ -1,4 +1,4 @@
-"""What a policy makes of held-out pictures: answers without them, and focus along its responses."""
+"""What a policy makes of held-out images: answers without them, and focus along its responses."""
 
 import hashlib
 import math
@@ -51,17 +51,17 @@ class Responses:
 
 @dataclass(frozen=True)
 class SwappedImages:
-    """A set of prompts (rows with `images`) with other pictures; rows are made when they are asked for.
+    """A set of prompts (rows with `images`) with other images; rows are made when they are asked for.
 
     Attributes:
         rows: The set.
         order: Which of its rows are there, in this order.
-        pictures_of: Takes a row's number and the row, and gives the pictures that it gets.
+        images_of: Takes a row's number and the row, and gives the images that it gets.
     """
 
     rows: Dataset
     order: list[int]
-    pictures_of: Callable[[int, Row], list[Image.Image]]
+    images_of: Callable[[int, Row], list[Image.Image]]
 
     def __len__(self) -> int:
         return len(self.order)
@@ -69,7 +69,7 @@ class SwappedImages:
     def __getitem__(self, place: int) -> Row:
         number = self.order[place]
         row = self.rows[number]
-        return {**row, "images": self.pictures_of(number, row)}
+        return {**row, "images": self.images_of(number, row)}
 
 
 def measure_grounding(
@@ -98,8 +98,8 @@ def measure_grounding(
         chat_template_kwargs: As in training.
 
     Returns:
-        dict, JSON-able: `accuracy` holds for `true`, `blank` (black pictures of the same sizes) and `other` (another
-        prompt's pictures) the counts of a greedy `Evaluation`, all over the questions for which other pictures can be
+        dict, JSON-able: `accuracy` holds for `true`, `blank` (black images of the same sizes) and `other` (another
+        prompt's images) the counts of a greedy `Evaluation`, all over the questions for which other images can be
         found, None where there are none; `responses` holds `Responses` for `all`, `correct` and `wrong`; `temperature`
         and `seed` are as given.
     """
@@ -123,20 +123,20 @@ def measure_grounding(
 def ablated_accuracy(
     prompts: Dataset, true: Evaluation, answer: Callable[[SwappedImages], Evaluation]
 ) -> dict[str, dict[str, Any] | None]:
-    """Counts of greedy answers with the true, a black and another picture, to the questions that have others."""
-    other = with_other_pictures(prompts)
+    """Counts of greedy answers with the true, a black and another image, to the questions that have others."""
+    other = with_other_images(prompts)
     if not len(other):
         return dict.fromkeys(("true", "blank", "other"))
     found = {
         "true": evaluation_of([true.answers[number] for number in other.order]),
-        "blank": answer(with_blank_pictures(prompts, other.order)),
+        "blank": answer(with_blank_images(prompts, other.order)),
         "other": answer(other),
     }
     return {name: {key: vars(scores)[key] for key in COUNTS} for name, scores in found.items()}
 
 
-def with_blank_pictures(prompts: Dataset, order: list[int]) -> SwappedImages:
-    """Questions with black pictures of the sizes of their own.
+def with_blank_images(prompts: Dataset, order: list[int]) -> SwappedImages:
+    """Questions with black images of the sizes of their own.
 
     Args:
         prompts: The set.
@@ -145,22 +145,22 @@ def with_blank_pictures(prompts: Dataset, order: list[int]) -> SwappedImages:
     return SwappedImages(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
 
 
-def with_other_pictures(prompts: Dataset) -> SwappedImages:
-    """Questions that have pictures, each with those of the next question that has as many, and has others.
+def with_other_images(prompts: Dataset) -> SwappedImages:
+    """Questions that have images, each with those of the next question that has as many, and has others.
 
     Behind the last comes the first. A question that finds none is left out.
     """
-    pictures = [tuple(image_digest(image) for image in row["images"]) for row in prompts]
-    found = {number: swap_partner(pictures, number) for number, own in enumerate(pictures) if own}
+    images = [tuple(image_digest(image) for image in row["images"]) for row in prompts]
+    found = {number: swap_partner(images, number) for number, own in enumerate(images) if own}
     donors = {number: donor for number, donor in found.items() if donor is not None}
     return SwappedImages(prompts, list(donors), lambda number, row: prompts[donors[number]]["images"])
 
 
-def swap_partner(pictures: Sequence[tuple[str, ...]], number: int) -> int | None:
-    """The next row behind `number` with as many pictures that are not the same."""
-    own = pictures[number]
-    behind = [*range(number + 1, len(pictures)), *range(number)]
-    return next((row for row in behind if len(pictures[row]) == len(own) and pictures[row] != own), None)
+def swap_partner(images: Sequence[tuple[str, ...]], number: int) -> int | None:
+    """The next row behind `number` with as many images that are not the same."""
+    own = images[number]
+    behind = [*range(number + 1, len(images)), *range(number)]
+    return next((row for row in behind if len(images[row]) == len(own) and images[row] != own), None)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -176,7 +176,7 @@ def sample_and_score(
     seed: int,
     chat_template_kwargs: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has a picture."""
+    """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has an image."""
     prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
     responses = respond(model, prompts, decoding, seed=seed)
     similarity, entropy = score(model, responses.rows)

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from vgpo.data import to_prompts
 from vgpo.data.schema import IMAGE_MARK
-from vgpo.evaluation.grounding import SwappedImages, with_blank_pictures, with_other_pictures
+from vgpo.evaluation.grounding import SwappedImages, with_blank_images, with_other_images
 from vgpo.inspection.schema import BLANK, OTHER, RESAMPLED
 from vgpo.run import RunFolder
 
@@ -78,10 +78,10 @@ def questions_of(
 def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
     """The rows that have pictures, with those of this name."""
     if name == OTHER:
-        return with_other_pictures(rows)
+        return with_other_images(rows)
     pictured = [place for place, row in enumerate(rows) if row["images"]]
     if name == BLANK:
-        return with_blank_pictures(rows, pictured)
+        return with_blank_images(rows, pictured)
     assert name == RESAMPLED
     return SwappedImages(rows, pictured, lambda number, row: row["images"])
 

@@ -186,8 +186,8 @@ def saved_bytes(setup: Setup) -> tuple[int, int]:
     return adapters, adapters
 
 
-def picture(setup: Setup) -> Finding:
-    inputs = setup.first_picture
+def image(setup: Setup) -> Finding:
+    inputs = setup.first_image
     ids = torch.tensor(visual_token_ids(setup.model.config))
     count = int(torch.isin(inputs["input_ids"], ids).sum())
     with torch.inference_mode():
@@ -262,7 +262,7 @@ CHECKS = {
     "model": Check(model, ("processor",)),
     "memory": Check(memory, ("data", "model")),
     "disk": Check(disk, ("model",)),
-    "picture tokens": Check(picture, ("data", "model")),
+    "image tokens": Check(image, ("data", "model")),
     "banned tokens": Check(banned, ("model",)),
     "trained parts": Check(trainable, ("model",)),
     "shared prompts": Check(shared, ("model",)),

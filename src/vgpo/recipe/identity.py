@@ -46,14 +46,14 @@ class Resume:
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
-    """What must be the same when a run goes on: data, template, rewards, picture sizes, model and settings."""
+    """What must be the same when a run goes on: data, template, rewards, image sizes, model and settings."""
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
     return {
         "data set": fingerprint(setup.prompts),
         "template": digest(template_text(run.template)),
         "rewards": {name: source_digest(name) for name in run.rewards},
-        "picture sizes": plain(dict(setup.processor.image_processor.size), other=str),
+        "image sizes": plain(dict(setup.processor.image_processor.size), other=str),
         "processes": config.world_size,
         **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
     }

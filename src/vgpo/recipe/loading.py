@@ -68,7 +68,7 @@ def load_prompts(
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
         format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
         limit: Keep the first so many rows.
-        forbidden: What no problem may contain, see `picture_tokens`.
+        forbidden: What no problem may contain, see `image_tokens`.
         max_prompt_length: Leave out prompts of more tokens, with a line that counts them; `processor` and
             `chat_template_kwargs` say what the tokens are.
 
@@ -110,7 +110,7 @@ def write_toy(source: str, folder: Path) -> Path:
         settings = parse_task(dial[0]) if dial else TaskSettings()
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    # The same pictures whatever the seed of a run, so that accuracies of runs can be compared.
+    # The same images whatever the seed of a run, so that accuracies of runs can be compared.
     if split == "train":
         return write_datasets(folder / "train", num_test=1, settings=settings)[0]
     return write_datasets(folder / "test", num_train=1, settings=settings)[1]
@@ -134,8 +134,8 @@ def load_processor(
     return processor
 
 
-def picture_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
-    """The texts that stand for a picture in this model's prompts; in a problem they would ask for one too many."""
+def image_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
+    """The texts that stand for an image in this model's prompts; in a problem they would ask for one too many."""
     config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
     return processor.tokenizer.convert_ids_to_tokens(banned_token_ids(config))
 
@@ -255,7 +255,7 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
     Raises:
         RecipeError: They do not: files of two checkpoints were mixed.
     """
-    # Not `image_token`: Gemma 3's processor calls the mark that opens a picture by this name.
+    # Not `image_token`: Gemma 3's processor calls the mark that opens an image by this name.
     in_tokenizer = [token_id for token_id in processor.image_token_ids if token_id is not None]
     if not hasattr(model.config, "image_token_id") or not in_tokenizer:
         return

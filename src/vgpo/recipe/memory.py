@@ -66,7 +66,7 @@ def memory_estimate(
     Args:
         model: with parts frozen and adapters added, not yet wrapped.
         config: of the trainer.
-        prompt_tokens: length of a prompt, its pictures' tokens included.
+        prompt_tokens: length of a prompt, its images' tokens included.
         shares_prompts: whether a micro-batch computes a prompt once.
         shards: number of devices that weights, gradients and optimiser state are spread over, see `shards_of`.
     """

@@ -101,7 +101,7 @@ class RunArguments:
     max_prompt_length: int | None = field(
         default=None,
         metadata={
-            "help": "Training prompts of more tokens, text and pictures, are left out and reported; none is ever cut."
+            "help": "Training prompts of more tokens, text and images, are left out and reported; none is ever cut."
         },
     )
     eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
@@ -131,7 +131,7 @@ class RunArguments:
     )
     max_rollout_bytes: int = field(
         default=MAX_ROLLOUT_BYTES,
-        metadata={"help": "Limit of the written rollouts with their pictures; beyond it the oldest ones go."},
+        metadata={"help": "Limit of the written rollouts with their images; beyond it the oldest ones go."},
     )
     lora_vision: bool = field(
         default=False,

@@ -9,7 +9,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.policy.prompts import row_with_images_in_prompt
-from vgpo.recipe.loading import load_model, load_processor, load_prompts, picture_tokens
+from vgpo.recipe.loading import image_tokens, load_model, load_processor, load_prompts
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
 from vgpo.shared_prompt import why_not_shared
@@ -51,11 +51,11 @@ class Setup:
         return self._read(run.eval_data, run.eval_format, limit=run.eval_limit) if run.eval_data else None
 
     @cached_property
-    def first_picture(self) -> BatchFeature:
-        """The first prompt that has a picture, as the model takes it."""
+    def first_image(self) -> BatchFeature:
+        """The first prompt that has an image, as the model takes it."""
         row = next((row for row in self.prompts if row["images"]), None)
         if row is None:
-            raise DataError("no row of the training set has a picture; VGPO shapes rows with pictures only")
+            raise DataError("no row of the training set has an image; VGPO shapes rows with images only")
         return self.processor.apply_chat_template(
             row_with_images_in_prompt(row)["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True,
             return_tensors="pt", **(self.recipe.config.chat_template_kwargs or {}),
@@ -68,7 +68,7 @@ class Setup:
         return memory_estimate(
             self.model,
             config,
-            prompt_tokens=self.recipe.run.max_prompt_length or self.first_picture["input_ids"].shape[1],
+            prompt_tokens=self.recipe.run.max_prompt_length or self.first_image["input_ids"].shape[1],
             shares_prompts=config.share_prompt != "off" and why_not_shared(self.model) is None,
             shards=shards_of(config),
         )
@@ -83,7 +83,7 @@ class Setup:
             toy_folder=self.folder,
             format=format,
             limit=limit,
-            forbidden=picture_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
+            forbidden=image_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
             max_prompt_length=max_prompt_length,
             processor=self.processor,
             chat_template_kwargs=config.chat_template_kwargs,

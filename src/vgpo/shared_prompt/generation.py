@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
 
 # What only the reading of a prompt needs; decoding would repeat it for every rollout.
-_PICTURES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
+_IMAGES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
 # Names under which `generate` hands its cache on: up to transformers 5.23, and from 5.24 on.
 _CACHE_NAMES = ("past_key_values", "cache")
 # Private methods of `generate` that are called or replaced here, with their leading parameters.
@@ -36,13 +36,13 @@ class PrefillError(ValueError):
 def prefill_once(model: nn.Module) -> Iterator[None]:
     """Let `model.generate` read each prompt once, whatever its `num_return_sequences`.
 
-    Call `generate` inside the block with n unique left-padded prompts, their pictures, and
+    Call `generate` inside the block with n unique left-padded prompts, their images, and
     `num_return_sequences=G`: it returns n * G rows, those of a prompt next to each other. The same seed gives the
     tokens of the n * G prompts repeated beforehand, up to the last bits of the logits, since a matrix product of n
     rows may round unlike one of n * G. Works on models wrapped by PEFT, DDP or torch.compile.
 
     Args:
-        model: a decoder-only model of transformers, with or without pictures, wrapped or not.
+        model: a decoder-only model of transformers, with or without images, wrapped or not.
 
     Raises:
         ValueError: if no part of `model` generates.
@@ -59,9 +59,9 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         expand_size: int, is_encoder_decoder: bool, input_ids: Tensor, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         prompt_inputs.update(kwargs)
-        pictures = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith(_PICTURES)}
+        images = {key: kwargs.pop(key) for key in list(kwargs) if key.startswith(_IMAGES)}
         input_ids, text = expand_inputs(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, {**text, **pictures}
+        return input_ids, {**text, **images}
 
     def prefill_prompts(
         input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **options: Any
@@ -78,7 +78,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         cache.batch_repeat_interleave(num_rollouts)
         outputs.logits = outputs.logits[:, -1:].repeat_interleave(num_rollouts, dim=0)  # (n * G, 1, vocabulary)
         # In place: the caller decodes with this dictionary, and its images are those of n rows.
-        for key in [key for key in model_kwargs if key.startswith(_PICTURES)]:
+        for key in [key for key in model_kwargs if key.startswith(_IMAGES)]:
             del model_kwargs[key]
         return outputs
 

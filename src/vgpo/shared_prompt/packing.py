@@ -22,7 +22,7 @@ class Packing:
 
     Args:
         source: (n, L), the place of each packed token in the flattened rows; padding repeats the prompt's last token,
-            which stands for no picture.
+            which stands for no image.
         attention_mask: (n, L), 1 for tokens and 0 for padding.
         tokens_of_earlier_responses: (n, L), how many tokens of earlier responses lie before a token of a response.
         responses: (B, 1 + T), the place in the flattened packed rows of the last prompt token and of each response

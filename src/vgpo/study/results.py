@@ -66,9 +66,9 @@ class GroundingColumn(NamedTuple):
 
 # Visual grounding: what is left without the image, and focus along the response.
 GROUNDING_COLUMNS = (
-    GroundingColumn("accuracy_true", "true picture, %", 1, 100),
-    GroundingColumn("accuracy_blank", "black picture, %", 1, 100),
-    GroundingColumn("accuracy_other", "another picture, %", 1, 100),
+    GroundingColumn("accuracy_true", "true image, %", 1, 100),
+    GroundingColumn("accuracy_blank", "black image, %", 1, 100),
+    GroundingColumn("accuracy_other", "another image, %", 1, 100),
     GroundingColumn("late_early_correct", "late / early, correct", 3, 1),
     GroundingColumn("late_early_wrong", "late / early, wrong", 3, 1),
     GroundingColumn("length", "length", 1, 1),
@@ -83,8 +83,8 @@ NOTES = {
     "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "
     "tenth of the run reaches the mean over seeds of the base’s at its end; mean over the runs that get there. Step "
     "time (median of a run) and memory (peak): ratio to the base with the same seed.",
-    "looks": "Greedy accuracy with the true picture, a black one of the same size, and the next question’s, over the "
-    "same questions; a model that does not need the picture keeps its accuracy without it. The other columns: one "
+    "looks": "Greedy accuracy with the true image, a black one of the same size, and the next question’s, over the "
+    "same questions; a model that does not need the image keeps its accuracy without it. The other columns: one "
     "response to each held-out question, sampled at the temperature of training. Late / early: mean focus ρ of the "
     "last half of a response over that of its first half.",
 }
