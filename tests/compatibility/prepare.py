@@ -2,8 +2,7 @@
 
 python -m tests.compatibility.prepare FOLDER OLD=NEW ...
 
-replaces texts in the text files below FOLDER, renews the SHA-256 of the files in manifests and seals, and writes
-`recorded.json`: the hash of the weights in `uninterrupted/checkpoints/final`, and the conditions of the recording.
+replaces texts in the text files below FOLDER, and renews the SHA-256 of the files in manifests and seals.
 """
 
 import hashlib
@@ -12,11 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file
-
-from tests.recorded import conditions, one_thread
-from vgpo.checkpoints import weight_hash
 
 TEXTS = {".diff", ".html", ".jinja", ".json", ".jsonl", ".md", ".txt", ".yaml"}
 
@@ -49,15 +43,7 @@ def size_and_digest(path: Path) -> dict[str, Any]:
     return {"sha256": digest(path), "size": path.stat().st_size}
 
 
-def final_weights(run: Path) -> str:
-    """The hash of a run's trained adapter."""
-    return weight_hash(load_file(run / "checkpoints" / "final" / "adapter_model.safetensors").items())
-
-
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     replace_texts(folder, [(old, new) for old, _, new in (word.partition("=") for word in sys.argv[2:])])
     renew_hashes(folder)
-    with one_thread():
-        recorded = {"conditions": conditions(), "final_weights": final_weights(folder / "uninterrupted")}
-    (folder / "recorded.json").write_text(json.dumps(recorded, indent=1) + "\n")
