@@ -10,8 +10,8 @@ from transformers import training_args
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.recipe.batch_plan import BatchPlan
 from vgpo.recipe.recipe import RecipeError, RecipeParser, load_recipe, recipe_folder
+from vgpo.recipe.run_plan import RunPlan
 from vgpo.trl.vllm import refuse_colocate
 
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))
@@ -33,8 +33,8 @@ def test_the_package_has_its_recipes() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_keeps_groups_whole(path: Path) -> None:
     recipe = load_recipe(path, ON_A_LAPTOP)
-    arithmetic = BatchPlan.of(recipe.config, 40_000, recipe.run.num_processes or 1)
-    assert arithmetic.groups_stay_whole
+    plan = RunPlan.of(recipe.config, 40_000, recipe.run.num_processes or 1)
+    assert plan.batch.groups_fit_micro_batch
     assert recipe.config.dynamic_sampling
     assert recipe.run.run_dir == f"runs/{path.stem}"
     assert recipe.config.output_dir == f"runs/{path.stem}/checkpoints"
@@ -44,11 +44,11 @@ def test_every_recipe_loads_and_keeps_groups_whole(path: Path) -> None:
 @pytest.mark.parametrize("path", PAPER_SIZED, ids=lambda path: path.stem)
 def test_large_recipes_have_the_papers_settings(path: Path) -> None:
     recipe = load_recipe(path, ON_A_LAPTOP)
-    arithmetic = BatchPlan.of(recipe.config, 38_870, recipe.run.num_processes or 1)
-    assert (arithmetic.prompts, arithmetic.group_size, arithmetic.updates) == (512, 8, 4)
-    assert arithmetic.rollouts_per_update == 128 * 8
+    plan = RunPlan.of(recipe.config, 38_870, recipe.run.num_processes or 1)
+    assert (plan.batch.prompts, plan.batch.group_size, plan.batch.updates) == (512, 8, 4)
+    assert plan.batch.rollouts_per_update == 128 * 8
     # 38,870 prompts make 75 generations an epoch; two epochs are the paper's "about 150".
-    assert arithmetic.generations == 150
+    assert plan.generations == 150
     config = recipe.config
     assert (config.learning_rate, config.weight_decay, config.lr_scheduler_type) == (1e-6, 1e-2, "constant")
     assert (config.epsilon, config.epsilon_high, config.beta, config.loss_type) == (0.2, 0.28, 0.0, "dapo")
@@ -149,9 +149,9 @@ def test_bf16_without_a_gpu(write_recipe: Callable[[str], Path], monkeypatch: py
 
 def test_the_recipe_for_one_gpu_trains_adapters() -> None:
     recipe = load_recipe("qwen2_5_vl_3b_lora_1gpu", ON_A_LAPTOP)
-    arithmetic = BatchPlan.of(recipe.config, 2_101, 1)  # Geometry3K's training set
-    assert (arithmetic.prompts, arithmetic.rollouts, arithmetic.updates) == (32, 256, 2)
-    assert arithmetic.steps == 5 * 2 * (2_101 // 32)
+    plan = RunPlan.of(recipe.config, 2_101, 1)  # Geometry3K's training set
+    assert (plan.batch.prompts, plan.batch.rollouts, plan.batch.updates) == (32, 256, 2)
+    assert plan.steps == 5 * 2 * (2_101 // 32)
     assert recipe.model.use_peft
     assert recipe.model.dtype == "bfloat16"
 

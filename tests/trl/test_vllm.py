@@ -6,8 +6,9 @@ import pytest
 from datasets import Dataset
 
 from tests.trl.tiny import rows_with_pictures
+from vgpo.data.media_columns import stores_images
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.vllm import refuse_colocate, stores_images
+from vgpo.trl.vllm import refuse_colocate
 
 REFUSED = r"vllm_mode='colocate' \(TRL's default\) cannot take images.*use_vllm=False.*vllm_mode='server'"
 TEXT = Dataset.from_list([{"prompt": [{"role": "user", "content": "What"}], "images": [], "answer": "1"}] * 2)

@@ -20,6 +20,11 @@ def has_media_column(dataset: Any) -> bool:
     return any(map(_has_value, columns)) or any(map(_has_place, features.values()))
 
 
+def stores_images(dataset: Any) -> bool:
+    """Whether images are stored in a data set; what is streamed, or made by a transform, is not known before."""
+    return not isinstance(dataset, IterableDataset) and has_media_column(dataset.with_format(None))
+
+
 def _has_place(feature: Any) -> bool:
     """Whether values of a feature may hold an image, as the content of a message may."""
     if isinstance(feature, dict):

@@ -22,11 +22,11 @@ from transformers.integrations import get_available_reporting_integrations
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.policy.parts import count_parameters, freeze_parts
-from vgpo.recipe.batch_plan import BatchPlan, check_launch
 from vgpo.recipe.loading import adapter_config, check_image_token
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.rewards import RewardError, load_reward
@@ -124,9 +124,10 @@ def held_out(setup: Setup) -> Finding:
 
 def arithmetic(setup: Setup) -> Finding:
     config = setup.recipe.config
-    batch = BatchPlan.of(config, len(setup.prompts), config.world_size)
-    found = f"{batch.prompts} prompts x {batch.group_size} a generation, {batch.steps} optimiser steps"
-    if not batch.groups_stay_whole:
+    plan = RunPlan.of(config, len(setup.prompts), config.world_size)
+    batch = plan.batch
+    found = f"{batch.prompts} prompts x {batch.group_size} a generation, {plan.steps} optimiser steps"
+    if not batch.groups_fit_micro_batch:
         return Finding(
             "warn", f"{found}; groups are cut", "make per_device_train_batch_size a multiple of num_generations"
         )

@@ -104,7 +104,7 @@ def shards_of(config: VGPOConfig) -> int:
 def tokens_per_micro_batch(config: VGPOConfig, prompt_tokens: int, *, shares_prompts: bool) -> tuple[int, int]:
     """Tokens that the decoder reads, and those among them that belong to responses, which are taken to be full."""
     rollouts = config.per_device_train_batch_size
-    shared = shares_prompts and config.groups_fit_micro_batch
+    shared = shares_prompts and config.batch_plan.groups_fit_micro_batch
     prompts = rollouts // config.num_generations if shared else rollouts
     responses = rollouts * config.max_completion_length
     return prompts * prompt_tokens + responses, responses

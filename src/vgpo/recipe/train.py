@@ -19,11 +19,11 @@ from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parts import parameter_table
-from vgpo.recipe.batch_plan import BatchPlan, check_launch
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.identity import Resume, find_checkpoint, resume_from, run_identity
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
+from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
 from vgpo.report import write_report
@@ -109,7 +109,7 @@ def train(
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
-    console.print(BatchPlan.of(config, len(prompts), config.world_size).table())
+    console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_identity(setup)
     resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
     trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)

@@ -10,6 +10,7 @@ from vgpo.equations import VGPOSettings
 from vgpo.policy.parts import FREEZABLE, check_freeze
 from vgpo.settings_checks import reject_unused
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
+from vgpo.training.batch_plan import BatchPlan
 from vgpo.training.settings import (
     AlarmSettings,
     DynamicSamplingSettings,
@@ -198,14 +199,16 @@ class VGPOConfig(GRPOConfig):
         return build_shaping(self.shaping, options)
 
     @property
-    def rollouts_per_process(self) -> int:
-        """Rollouts that one process generates at a time."""
-        return self.per_device_train_batch_size * self.steps_per_generation
-
-    @property
-    def groups_fit_micro_batch(self) -> bool:
-        """Whether every micro-batch is a set of whole groups."""
-        return self.per_device_train_batch_size % self.num_generations == 0
+    def batch_plan(self) -> BatchPlan:
+        """Sizes of a generation and its updates, over all processes."""
+        return BatchPlan(
+            micro_batch=self.per_device_train_batch_size,
+            group_size=self.num_generations,
+            steps_per_generation=self.steps_per_generation,
+            num_iterations=self.num_iterations,
+            accumulation=self.gradient_accumulation_steps,
+            num_processes=self.world_size,
+        )
 
     def _reject_unused_settings(self, used: set[str]) -> None:
         """Method settings that were changed although the shaping has no such setting."""
@@ -254,10 +257,11 @@ class VGPOConfig(GRPOConfig):
             )
 
     def _check_dynamic_sampling(self) -> None:
-        if self.rollouts_per_process % self.num_generations:
+        rollouts = self.batch_plan.rollouts_per_process
+        if rollouts % self.num_generations:
             raise ValueError(
                 f"dynamic_sampling fills each process with whole groups, but a process generates "
-                f"{self.rollouts_per_process} rollouts (per_device_train_batch_size="
+                f"{rollouts} rollouts (per_device_train_batch_size="
                 f"{self.per_device_train_batch_size} x steps_per_generation={self.steps_per_generation}), which is no "
                 f"multiple of num_generations={self.num_generations}. Make per_device_train_batch_size a multiple of "
                 f"{self.num_generations}."

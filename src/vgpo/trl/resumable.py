@@ -63,6 +63,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._plan = self.args.batch_plan
         self.run_identity = dict(run_identity or {})
 
     @cached_property
@@ -160,8 +161,7 @@ class ResumableTrainer(GRPOTrainer):
         }
 
     def _buffer_state(self) -> dict[str, Any] | None:
-        num_updates = self.args.steps_per_generation * self.num_iterations
-        if self._buffered_inputs is None or self._step % num_updates == 0:
+        if self._buffered_inputs is None or self._step % self._plan.micro_batches == 0:
             return None
         return buffer_state(self._buffered_inputs)
 

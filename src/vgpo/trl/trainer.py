@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trl.trainer.utils import split_tensor_dict
 
+from vgpo.data.media_columns import stores_images
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
@@ -55,7 +56,7 @@ from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, 
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer, ScoringPass
-from vgpo.trl.vllm import refuse_colocate, stores_images
+from vgpo.trl.vllm import refuse_colocate
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class VGPOTrainer(RolloutTrainer):
     @property
     def _shapes_in_update(self) -> bool:
         """Whether a micro-batch holds all that the result of the shaping depends on."""
-        return self.shaping.scope in ({"rollout", "group"} if self.args.groups_fit_micro_batch else {"rollout"})
+        return self.shaping.scope in ({"rollout", "group"} if self._plan.groups_fit_micro_batch else {"rollout"})
 
     def _build_ablations(self) -> dict[str, InputAblation]:
         """By signal, the ablation of the prompts that it is computed from."""
@@ -176,8 +177,7 @@ class VGPOTrainer(RolloutTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Batch:
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
-        num_updates = self.args.steps_per_generation * self.num_iterations
-        if self._step % num_updates == 0 or self._buffered_inputs is None:
+        if self._step % self._plan.micro_batches == 0 or self._buffered_inputs is None:
             with self._timer.phase("preparation"):
                 batch = self._generation_batch(generation_batch)
             self._buffered_inputs = split_tensor_dict(self._shuffled(batch), self.args.steps_per_generation)
@@ -198,7 +198,7 @@ class VGPOTrainer(RolloutTrainer):
         if not self.args.shuffle_groups:
             return batch
         num_rows = len(batch["prompt_ids"])
-        block = self.num_generations if self.args.groups_fit_micro_batch else 1
+        block = self.num_generations if self._plan.groups_fit_micro_batch else 1
         return select_rows(batch, group_order(num_rows, block))
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
@@ -237,7 +237,7 @@ class VGPOTrainer(RolloutTrainer):
 
     def _sample_dynamically(self, sampler: DynamicSampler) -> Batch:
         """Rollouts of groups of mixed accuracy; surplus groups are cut, as the next update would be off-policy."""
-        num_groups = self.args.rollouts_per_process // self.num_generations
+        num_groups = self._plan.groups_per_process
         kept, tally = sampler.sample(
             num_groups,
             roll_out=lambda rows: self._roll_out(self._fetch(rows)),

@@ -1,16 +1,6 @@
 """What TRL's generation with vLLM cannot do with images."""
 
-from typing import Any
-
-from datasets import IterableDataset
-
-from vgpo.data.media_columns import has_media_column
 from vgpo.trl.config import VGPOConfig
-
-
-def stores_images(dataset: Any) -> bool:
-    """Whether images are stored in a data set; what is streamed, or made by a transform, is not known before."""
-    return not isinstance(dataset, IterableDataset) and has_media_column(dataset.with_format(None))
 
 
 def refuse_colocate(config: VGPOConfig) -> None:
