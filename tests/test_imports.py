@@ -1,22 +1,33 @@
-"""The equations, the shapings and the recorder need torch only: they run beside a trainer other than TRL's."""
+"""The core needs torch only, and the ground not even that: they run beside a trainer other than TRL's."""
 
 import subprocess
 import sys
 
 import pytest
 
-BLOCKED = ("trl", "transformers", "accelerate", "peft", "datasets")
-SCRIPT = f"""
+HEAVY = ("trl", "transformers", "accelerate", "peft", "datasets")
+SCRIPT = """
 import sys
-sys.modules.update(dict.fromkeys({BLOCKED}))  # `import NAME` raises ImportError
-import {{module}}
-print("torch" in sys.modules)
+sys.modules.update(dict.fromkeys({blocked}))  # `import NAME` raises ImportError
+import {module}
 """
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("module", ["vgpo.equations", "vgpo.shaping", "vgpo.focus"])
-def test_imports_without_trl_and_transformers(module: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT.format(module=module)], capture_output=True, text=True)
+def imports_without(module: str, blocked: tuple[str, ...]) -> None:
+    script = SCRIPT.format(module=module, blocked=blocked)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "module", ["vgpo.equations", "vgpo.shaping", "vgpo.focus", "vgpo.training.signals", "vgpo.training.settings"]
+)
+def test_the_core_imports_torch_and_nothing_heavier(module: str) -> None:
+    imports_without(module, HEAVY)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", ["vgpo", "vgpo.answers", "vgpo.media", "vgpo.metric_names", "vgpo.settings_checks"])
+def test_the_ground_imports_no_torch(module: str) -> None:
+    imports_without(module, (*HEAVY, "torch", "numpy"))

@@ -1,11 +1,15 @@
 """What the processes of a run exchange. All of them call a function here at once, with values of the same kind."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Collective(Protocol):
