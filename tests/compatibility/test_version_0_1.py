@@ -41,22 +41,22 @@ def test_the_recipe_and_its_data_are_read() -> None:
 def test_a_finished_run_is_read(folder: Path) -> None:
     run = RunFolder.open(folder / "run")
     assert run.read_config()["lora_r"] == 2
-    assert run.read_environment()["commit"].startswith("009bfd0")
+    assert run.read_environment().commit.startswith("009bfd0")
     assert [line["step"] for line in run.read_metrics()] == [*range(1, STEPS + 1), STEPS]
     assert [line["step"] for line in run.read_metrics() if "alarm/answers_cut" in line] == [3, 5, 7]
     rollouts = list(run.read_rollouts())
-    assert [rollout["step"] for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
-    assert all((run.path / image).is_file() for rollout in rollouts for image in rollout["images"])
-    assert [resume["step"] for resume in run.read_resumes()] == [3]
+    assert [rollout.step for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
+    assert all((run.path / image).is_file() for rollout in rollouts for image in rollout.media)
+    assert [resume.step for resume in run.read_resumes()] == [3]
     assert run.read_evaluation()["after"]["num_questions"] == 4
-    assert run.read_finished()["step"] == STEPS
+    assert run.read_finished().step == STEPS
     assert run.read_interrupted() is None
 
 
 def test_an_interrupted_run_is_read(folder: Path) -> None:
     run = RunFolder.open(folder / "interrupted")
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3, 3]
-    assert run.read_interrupted()["reason"] == "SIGTERM"
+    assert run.read_interrupted().reason == "SIGTERM"
     assert run.read_finished() is None
 
 

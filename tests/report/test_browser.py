@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.chromium import Chromium
-from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
+from tests.report.run_records import ATTACKS, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.report import write_report
 from vgpo.run.storage import append_records
 
@@ -119,13 +119,10 @@ def test_odd_rollouts_are_drawn(browser: Chromium, make_run, tmp_path: Path):
     folder = make_run()
     nothing = {"tokens": [], "focus": [], "gate": [], "token_factor": [], "completion": ""}
     single = {"tokens": ["\n"], "focus": [0.5], "gate": [True], "token_factor": [1.0]}
-    unshaped = rollout(1, 4, focus=None)
-    for name in ("gate", "token_factor", "rollout_factor"):
-        del unshaped[name]
-    folder.write_rollouts(
-        [rollout(1, 0, **nothing), rollout(1, 1, **single), rollout(1, 2, focus=None, images=[]), unshaped]
-    )
-    folder.write_rollouts([rollout(1, 3, focus=[None, 0.5, None, 0.6], advantage=None, rewards={})])
+    unshaped = rollout(1, 4, focus=None, gate=None, token_factor=None, rollout_factor=None)
+    imageless = rollout(1, 2, focus=None, images=[])
+    folder.write_rollouts(*handed_over([rollout(1, 0, **nothing), rollout(1, 1, **single), imageless, unshaped]))
+    folder.write_rollouts(*handed_over([rollout(1, 3, focus=[None, 0.5, None, 0.6], advantage=None, rewards={})]))
     browser.show(write_report([folder.path], tmp_path / "odd.html"))
     keys = []
     for shade in (0, 1):
@@ -134,7 +131,7 @@ def test_odd_rollouts_are_drawn(browser: Chromium, make_run, tmp_path: Path):
             browser.evaluate(f"document.querySelectorAll('#rollout-list button')[{entry}].click()")
             browser.evaluate("document.querySelector('.token')?.focus()")
             keys.append(browser.evaluate("document.querySelector('.key').textContent"))
-    assert keys[2:4] == ["No focus: the question has no picture.", "focus 0.5000.600underlined passed the gate"]
+    assert keys[2:4] == ["No focus: the question has no image.", "focus 0.5000.600underlined passed the gate"]
     assert keys[4] == "Focus was not measured in this run."
     assert keys[9] == "No token factors: this run does not shape advantages."
     assert browser.complaints == []

@@ -9,7 +9,6 @@ from vgpo.report.data import collect
 from vgpo.report.page import render
 from vgpo.report.rollouts import RolloutSummary
 from vgpo.run.folder import RunFolder
-from vgpo.run.rollout_log import ROLLOUT
 from vgpo.run.storage import write_file
 from vgpo.run.tail import Tail
 
@@ -30,7 +29,7 @@ class LiveReport:
         self.folder = folder
         self.clock = clock
         self.pause = MIN_PAUSE
-        self._rollouts = Tail(folder.rollouts_path, ROLLOUT)
+        self._rollouts = Tail(folder.rollouts_path, folder.rollouts.parse)
         self._summary = RolloutSummary()
         self._failing = False
         self.start()
