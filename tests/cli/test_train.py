@@ -172,6 +172,7 @@ def test_a_run_that_ends_early_has_its_report(
     assert f"stopped at step 2; metrics, rollouts and report are in {folder.path}" in done.stdout
     assert "Traceback" not in done.output
     assert "<html" in folder.report_path.read_text()
+    assert folder.read_config()["accuracy_reward"] == "accuracy_reward"
     assert set(folder.read_evaluation()) == {"before"}
 
 

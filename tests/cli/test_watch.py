@@ -302,6 +302,13 @@ def test_the_last_rollout_alone_is_read(make_folder):
     assert styles[" 2"] == f"{watch.SHADES[3]} underline"
 
 
+def test_a_rollout_without_a_verdict_is_not_graded(make_folder):
+    folder = make_folder()
+    log(folder, 1)
+    folder.write_rollouts(*handed_over([rollout(1, reward=None)]))
+    assert "not graded · expected 2 · 4 tokens" in text_of(read(folder))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -53,6 +53,20 @@ def test_a_finished_run_is_read(folder: Path) -> None:
     assert run.read_interrupted() is None
 
 
+def test_its_rollouts_have_the_advantage_of_each_token(folder: Path) -> None:
+    run = RunFolder.open(folder / "run")
+    stored = [json.loads(line) for line in run.rollouts_path.read_text().splitlines()]
+    records = list(run.read_rollouts())
+    for line, record in zip(stored, records, strict=True):
+        assert (record.version, record.media, record.tokens) == (1, line["images"], line["tokens"])
+        assert record.diagnostics == {name: line[name] for name in ("gate", "token_factor", "rollout_factor")}
+        assert record.correct == (line["rewards"]["accuracy_reward"] == 1)
+        scale = line["advantage"] * line["rollout_factor"]  # A^V = A_i (1 + psi) (1 + phi) (Eq. 12)
+        assert record.token_advantages == pytest.approx([scale * factor for factor in line["token_factor"]])
+    assert records[0].token_advantages[0] == pytest.approx(-0.49990001 * 1.03434360 * 0.77059048)
+    assert {record.correct for record in records} == {True, False}
+
+
 def test_an_interrupted_run_is_read(folder: Path) -> None:
     run = RunFolder.open(folder / "interrupted")
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3, 3]

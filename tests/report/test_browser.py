@@ -39,7 +39,7 @@ def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
     browser.evaluate("document.querySelector('.token').focus()")
     browser.press("ArrowRight")
     browser.press("ArrowRight")
-    # advantage 0.7 * 1.5 * 1.1
+    # A^V = 0.7 * 1.5 * 1.1
     expected = "token 3 of 4  2 · focus 0.750 · token factor 1.500 · advantage +1.155 · gate passed"
     assert browser.evaluate(readout) == expected
     browser.press("Home")
@@ -49,6 +49,23 @@ def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
     browser.point_at(x, y)
     assert browser.evaluate(readout).startswith("token 4 of 4 .")
     assert browser.evaluate("document.querySelectorAll('.token.gated').length") == 1
+
+
+def test_the_advantage_of_a_token_is_the_stored_one(browser: Chromium, make_run, tmp_path: Path):
+    folder = make_run()
+    folder.write_rollouts(*handed_over([rollout(reward=None, token_advantages=[0.25, -0.5, None, 0.0])]))
+    browser.show(write_report([folder.path], tmp_path / "report.html"))
+    readout = []
+    for _ in range(3):
+        browser.evaluate(f"document.querySelectorAll('.token')[{len(readout)}].focus()")
+        readout.append(browser.evaluate("document.querySelector('.token-readout').textContent"))
+    shown = [re.search(r"advantage (\S+)", text)[1] for text in readout]
+    assert shown == ["+0.250", "\N{MINUS SIGN}0.500", "–"]
+    assert browser.evaluate("document.querySelector('#rollout-list .facts').textContent").startswith("not graded")
+    for number, listed in ((1, "None stored."), (2, "None stored.")):
+        browser.evaluate(f"document.querySelectorAll('#outcome-choice button')[{number}].click()")
+        assert browser.evaluate("document.querySelector('#rollout-list').textContent") == listed
+    assert browser.complaints == []
 
 
 def test_shades_follow_the_switch(browser: Chromium, page: Path):

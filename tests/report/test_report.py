@@ -51,6 +51,24 @@ def test_only_charts_that_have_a_value(make_run):
     assert list(charts_of(report_data([other.path]))) == ["accuracy", "reward", "entropy"]
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"accuracy_reward": "my_score"}, 0.7),
+        ({"filter_reward": "my_score"}, 0.7),
+        ({}, 0.1),
+    ],
+)
+def test_accuracy_is_that_of_the_reward_that_the_run_names(make_run, config: dict, expected: float):
+    folder = make_run(**config)
+    rewards = {"format_reward": 0.1, "my_score": 0.7}
+    for kind, add in (("rewards", 0.0), ("eval_rewards", 0.2)):
+        folder.log_metrics({"step": 1, **{f"{kind}/{name}/mean": add + value for name, value in rewards.items()}})
+    charts = charts_of(report_data([folder.path]))
+    assert [line["values"] for line in charts["accuracy"]["series"]] == [[expected]]
+    assert [line["values"] for line in charts["held_out"]["series"]] == [[pytest.approx(expected + 0.2)]]
+
+
 def test_share_of_groups_kept(make_run):
     folder = fill(make_run(), 1, **{"sampling/groups_kept": 3, "sampling/groups_drawn": 4})
     [line] = charts_of(report_data([folder.path]))["groups"]["series"]
@@ -158,6 +176,14 @@ def test_the_newest_rollouts_are_shown_one_of_each_outcome_per_group(make_run):
     assert [(entry["step"], entry["correct"]) for entry in shown] == [
         (step, correct) for step in (9, 8, 7, 6, 5, 4) for correct in (True, False)
     ]
+
+
+def test_a_rollout_without_a_verdict_is_shown_as_neither(make_run):
+    folder = make_run()
+    folder.write_rollouts(*handed_over(rollout(1, 0, reward) for reward in (None, 0.0, 1.0)))
+    run = report_data([folder.path])["runs"][0]
+    assert [entry["correct"] for entry in run["rollouts"]] == [True, False, None]
+    assert [run["focus_curve"][outcome]["num_rollouts"] for outcome in ("correct", "wrong")] == [1, 1]
 
 
 def test_a_picture_that_is_gone_or_lies_elsewhere_is_not_read(make_run, tmp_path: Path):

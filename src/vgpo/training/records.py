@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from PIL import Image
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from vgpo.records import Numbers, Record, Texts, Whole, fault
+from vgpo.records import Numbers, Record, Texts, Whole, describe_value, fault
 from vgpo.text import visible
 
 if TYPE_CHECKING:
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 PNG_MODES = ("1", "L", "LA", "RGB", "RGBA")
 Flags = Annotated[list[bool | None], Field(fail_fast=True)]
+
+
+def one_fault(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """One error in place of one for each type that a diagnostic can have."""
+    try:
+        return validate(value)
+    except ValidationError as error:
+        message = f"found {describe_value(value)}, expected a number, or a list of numbers or of true and false"
+        raise fault(message) from error
+
+
+Diagnostic = Annotated[Numbers | Flags | float | None, WrapValidator(one_fault)]
 
 
 class RolloutRecord(Record):
@@ -65,7 +77,7 @@ class RolloutRecord(Record):
     """By reward function, in order, before `reward_weights`; None where it gave none."""
     correct: bool | None
     """Whether the accuracy reward (`vgpo.training.accuracy`) is above one half; None where it gave none."""
-    diagnostics: dict[str, Numbers | Flags | float | None]
+    diagnostics: dict[str, Diagnostic]
     """What the shaping left, by name: a value per token (`gate`, `token_factor`) or a number (`rollout_factor`)."""
 
     @model_validator(mode="after")
