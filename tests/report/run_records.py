@@ -18,6 +18,27 @@ ATTACKS = [
 ]
 
 
+# A line of rollouts.jsonl as vgpo 0.1 wrote it; its second token is of a tool.
+LINE_0_1 = {
+    "step": 3,
+    "group": 5,
+    "row": 7,
+    "id": "seven",
+    "problem": "<image>How many?",
+    "answer": "2",
+    "images": ["images/a.png"],
+    "completion": "two tools 2",
+    "token_ids": [5, 6, 7],
+    "tokens": ["two", " tools", " 2"],
+    "focus": [0.5, None, 0.25],
+    "advantage": -2.0,
+    "rewards": {"format_reward": 1.0, "accuracy_reward": 0.0},
+    "gate": [True, None, False],
+    "token_factor": [1.5, None, 0.5],
+    "rollout_factor": 1.25,
+}
+
+
 Rollout = tuple[RolloutRecord, dict[str, Image.Image]]
 
 

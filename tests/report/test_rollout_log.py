@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.run_records import evaluation, fill, handed_over, rollout
+from tests.report.run_records import LINE_0_1, evaluation, fill, handed_over, rollout
 from vgpo.report import report_data
 from vgpo.run import RunFolder, RunFolderError, storage
+from vgpo.run.storage import append_records
 
 LIMIT = 40_000
 
@@ -213,6 +214,31 @@ def test_the_folder_holds_nothing_of_past_steps_in_memory(make_run):
         tracemalloc.stop()
     assert held[1] - held[0] < 100_000, f"{held[1] - held[0]} bytes more after 400 steps"
     assert json.loads(folder.metrics_path.read_bytes().splitlines()[-1])["step"] == 500
+
+
+@pytest.mark.parametrize(
+    ("config", "correct"),
+    [({"filter_reward": "format_reward"}, True), ({"filter_reward": None}, False), ({"accuracy_reward": "a"}, None)],
+)
+def test_lines_of_version_0_1_are_read_with_the_accuracy_reward_of_their_run(make_run, config: dict, correct: bool):
+    folder = make_run(**config)
+    rewards = {"format_reward": 1.0, "accuracy_reward": 0.0}
+    folder.rollouts_path.write_text(
+        "".join(json.dumps({**LINE_0_1, "step": step, "rewards": rewards}) + "\n" for step in (1, 2))
+    )
+    assert [record.correct for record in folder.read_rollouts()] == [correct] * 2
+
+
+def test_a_log_of_version_0_1_is_cut_back_and_continued(make_run):
+    folder = make_run()
+    for step in (1, 2):
+        noise(step).save(folder.images_path / f"{step}.png")
+        append_records(folder.rollouts_path, [{**LINE_0_1, "step": step, "images": [f"images/{step}.png"]}])
+    folder.rollouts.cut_back(1)
+    folder.write_rollouts(*handed_over([rollout(2)]))
+    records = list(folder.read_rollouts())
+    assert [record.step for record in records] == [1, 2]
+    assert {folder.path / name for record in records for name in record.media} == set(folder.images_path.iterdir())
 
 
 def test_a_broken_picture_counts_as_gone(make_run):

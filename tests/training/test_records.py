@@ -6,28 +6,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.report.run_records import rollout
+from tests.report.run_records import LINE_0_1, rollout
 from vgpo.records import describe_faults
 from vgpo.training.records import RolloutRecord, upgrade_0_1
-
-LINE_0_1 = {
-    "step": 3,
-    "group": 5,
-    "row": 7,
-    "id": "seven",
-    "problem": "<image>How many?",
-    "answer": "2",
-    "images": ["images/a.png"],
-    "completion": "two tools 2",
-    "token_ids": [5, 6, 7],
-    "tokens": ["two", " tools", " 2"],
-    "focus": [0.5, None, 0.25],
-    "advantage": -2.0,
-    "rewards": {"format_reward": 1.0, "accuracy_reward": 0.0},
-    "gate": [True, None, False],
-    "token_factor": [1.5, None, 0.5],
-    "rollout_factor": 1.25,
-}
 
 
 def accuracy(names: tuple[str, ...]) -> str | None:

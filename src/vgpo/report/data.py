@@ -15,8 +15,8 @@ VERSION = 1
 MAX_RUNS = 8  # more lines than that cannot be told apart
 MAX_POINTS = 400  # per line; longer ones are averaged
 ROLLOUT_BYTES = 3_500_000  # of all runs together
-# Settings that differ between any two runs and explain nothing.
-SETTINGS_OF_PLACE = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to")
+# Settings that differ between any two runs, or follow from others, and explain nothing.
+UNEXPLAINING_SETTINGS = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to", "accuracy_reward")
 
 # What `with_accuracy` adds to a metrics line.
 ACCURACY = "accuracy reward"
@@ -247,7 +247,7 @@ def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flat = [flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
-    explaining = [name for name in names if name.split(".")[-1] not in SETTINGS_OF_PLACE]
+    explaining = [name for name in names if name.split(".")[-1] not in UNEXPLAINING_SETTINGS]
     rows = [(name, [config.get(name, "—") for config in flat]) for name in explaining]
     return [{"name": name, "values": values} for name, values in rows if len(set(values)) > 1]
 
