@@ -3,14 +3,20 @@
 import functools
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
-from pydantic import ValidationError
 
-from vgpo.records import describe_faults, describe_value
-from vgpo.run.storage import RunFolderError, append_records, keep_lines, parse_object, read_lines, write_file
+from vgpo.records import describe_value
+from vgpo.run.storage import (
+    RunFolderError,
+    append_records,
+    keep_lines,
+    parse_object,
+    read_lines,
+    reported_faults,
+    write_file,
+)
 from vgpo.training.records import VERSION, RolloutRecord, upgrade_0_1
 
 
@@ -53,20 +59,16 @@ class RolloutLog:
         Raises:
             RunFolderError: it is broken, lacks a field, or is of a newer version; names `where` and the field.
         """
-        with suppress(ValidationError):  # four times as fast as what follows, but it refuses text with lone surrogates
-            return RolloutRecord.model_validate_json(line)
         data = parse_object(line, where)
         if data.get("version", VERSION) != VERSION:
             raise RunFolderError(
                 f"{where}: found version {describe_value(data['version'])}, expected {VERSION} or none; read the run "
                 "with the vgpo that wrote it."
             )
-        try:
+        with reported_faults(where):
             return (
                 RolloutRecord.model_validate(data) if "version" in data else upgrade_0_1(data, self._accuracy_reward)
             )
-        except ValidationError as error:
-            raise RunFolderError(f"{where}: {describe_faults(error)}; restore or delete it.") from error
 
     def cut_back(self, step: int) -> None:
         """Drop the records of later steps, and the images that none of the others names."""
