@@ -169,7 +169,7 @@ def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) ->
     if not chosen:
         raise StoredRolloutsError(
             f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
-            "wanted; name a data set with --data, whose questions are then answered anew"
+            "wanted; name a data set with --data, whose questions are then answered again"
         )
     # Read once more, so that only what is wanted is held.
     lines = {line for key in chosen for line in groups[key]}

@@ -1,4 +1,4 @@
-"""What a report shows of the rollouts: a few of them whole, and the focus curve over all late ones."""
+"""What a report shows of the rollouts: a few of them in full, and the focus curve over all late ones."""
 
 from collections import defaultdict
 from collections.abc import Iterable

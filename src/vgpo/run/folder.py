@@ -24,10 +24,10 @@ from vgpo.run.storage import (
     parse_object,
     parser_of,
     plain,
+    read_bytes,
     read_lines,
     read_object,
     read_record,
-    read_whole,
     to_json,
     write_file,
 )
@@ -38,7 +38,7 @@ MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.
 MAX_ROLLOUT_BYTES = 1024**3
 MAX_REASON = 300  # characters
 STATUS_OF_SIGNALS = {128 + number: number.name for number in signal.Signals}
-SUMMARY = "train_runtime"  # stands in the line that a trainer logs when it ends, early or not
+SUMMARY = "train_runtime"  # a key of the line that a trainer logs when it ends, early or not
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class RunFolder(RunPaths):
     def resume(
         cls, path: Path | str, step: int, *, seed: int, command: Sequence[str], changes: Sequence[str] = ()
     ) -> "RunFolder":
-        """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
+        """Open the folder of a run that is resumed from a checkpoint, without what the run wrote after it.
 
         Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
         training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at
@@ -206,7 +206,7 @@ class RunFolder(RunPaths):
         Raises:
             RunFolderError: config.yaml cannot be read, or holds no settings by name.
         """
-        text = read_whole(self.config_path)
+        text = read_bytes(self.config_path)
         try:
             settings = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:  # the latter is a date that there is not
@@ -312,7 +312,7 @@ class RunFolder(RunPaths):
         write_file(self.interrupted_path, to_json(mark, indent=2) + b"\n")
 
     def read_interrupted(self) -> Interrupted | None:
-        """Return the mark of an early end; None of a run that goes on, ended as planned, or was killed."""
+        """Return the mark of an early end; None of a run that is running, ended as planned, or was killed."""
         return read_record(self.interrupted_path, Interrupted) if self.interrupted_path.exists() else None
 
 

@@ -1,4 +1,4 @@
-"""What readers of a run's files rest on; the files may hold more."""
+"""What readers of a run's files need; the files may hold more."""
 
 from pydantic import ConfigDict
 

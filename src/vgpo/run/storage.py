@@ -1,4 +1,4 @@
-"""Files that survive a full disk: whole files appear complete or not at all, line files end in a whole line."""
+"""Files that survive a full disk: a file appears complete or not, a JSON-lines file ends in a complete line."""
 
 import itertools
 import json
@@ -65,23 +65,23 @@ def to_json(value: object, indent: int | None = None) -> bytes:
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a whole file, or its parts in order, beside its place and rename it there.
+    """Write a complete file, or its parts in order, under another name and rename it.
 
-    A reader, and whoever comes after a kill, sees the old file or the new one. Whatever ends the writing, an error of
-    the parts too, leaves nothing of the new one behind.
+    A reader sees the old file or the new one, also after a kill. If an error ends the writing, one of the parts too,
+    the unfinished file is deleted.
 
     Raises:
         RunFolderError: the disk refused; an older file at `path` is left as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with refusal_told(path):
+        with reported_refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_all(partial, b"")
         for part in [data] if isinstance(data, bytes) else data:
-            with refusal_told(path):
+            with reported_refusals(path):
                 write_all(partial, part, append=True)
-        with refusal_told(path):
+        with reported_refusals(path):
             partial.replace(path)
     except BaseException:
         if partial.exists():
@@ -90,13 +90,13 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 @contextmanager
-def refusal_told(path: Path) -> Iterator[None]:
-    """What the disk refuses inside the block is told as an error about `path`."""
+def reported_refusals(path: Path) -> Iterator[None]:
+    """What the disk refuses inside the block is reported as an error about `path`."""
     try:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. Nothing of it was left behind. "
+            f"{path} could not be written: {error.strerror}. Nothing was written. "
             "Free space on this disk, or choose a folder on another one, and run again."
         ) from error
 
@@ -123,7 +123,7 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def keep_lines(path: Path, keep: Sequence[bool]) -> None:
-    """Leave of a JSON-lines file the lines of which `keep` says so, and no unfinished one; all at once.
+    """Keep the lines of a JSON-lines file for which `keep` is true, and drop an unfinished one; the file is replaced.
 
     Raises:
         RunFolderError: the disk refused; the file is as it was.
@@ -207,7 +207,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: it cannot be read, or is no JSON object; names it.
     """
-    return parse_object(read_whole(path), str(path))
+    return parse_object(read_bytes(path), str(path))
 
 
 def read_record(path: Path, kind: type[R]) -> R:
@@ -219,7 +219,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     return check_record(kind, read_object(path), str(path))
 
 
-def read_whole(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Line files that are read while they are written."""
+"""JSON-lines files that are read while they are written."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +10,8 @@ from vgpo.run.storage import Parse, T
 class Tail(Generic[T]):
     """What is appended to a JSON-lines file, each record once.
 
-    A last line that is not finished waits for its end. Where the line that was read last is no longer in its place (a
-    resumed run has cut the file back, or its oldest records have gone), the file is read from its beginning again.
+    An unfinished last line is read once it is complete. If the line that was read last has moved (a resumed run has
+    cut the file back, or its oldest records were dropped), the file is read from its beginning again.
     """
 
     def __init__(self, path: Path, parse: Parse[T]) -> None:

@@ -37,7 +37,7 @@ Diagnostic = Annotated[Numbers | Flags | float | None, WrapValidator(one_fault)]
 
 
 class RolloutRecord(Record):
-    """A response to a prompt, with what the run made of it. None is also what stands for a number that is not finite.
+    """A response to a prompt, with what the run made of it. None also stands for a number that is not finite.
 
     A value per token is None at tokens that the policy did not sample: the output of a tool, or a response that was
     truncated and masked.
