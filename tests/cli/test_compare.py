@@ -187,7 +187,7 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
         ({"settings": {"a": {"intra": False}}, "methods": {"dapo": {"intra": True}}}, "intra is also set in settings"),
         ({"common": {"eval_data": None}}, "method dapo: eval_data is missing"),
         ({"methods": {"dapo": {"strength": -1.0}}}, "setting default, method dapo: .*strength"),
-        ({"common": {"dynamic_sampling": True, "rewards": ["format", "accuracy"]}}, "filters by 'format', and what"),
+        ({"common": {"dynamic_sampling": True, "rewards": ["format"]}}, "filters by 'format_reward', the first"),
         ({"methods": {"dapo": {}, "x": {"rewards": ["accuracy"]}}}, "methods: x: rewards would make runs that cannot"),
         ({"methods": {"dapo": {}, "x": {"use_cpu": True}}}, "methods: dapo and x are the same"),
         ({"recipe": "quickstart_dapoo"}, "did you mean 'quickstart_dapo'"),
@@ -211,6 +211,17 @@ def test_all_methods_sample_score_and_evaluate_alike(
     with pytest.raises(StudyError, match=f"methods: x: {name} would make runs that cannot be compared"):
         load_study(write_study(methods={"dapo": {}, "x": {name: value}}))
     assert load_study(write_study(common={name: value}, methods={"dapo": {}, "x": {"shaping": "none"}}))
+
+
+@pytest.mark.parametrize(
+    "common",
+    [{"rewards": ["format", "accuracy"]}, {"rewards": ["format"], "filter_reward": "format_reward"}],
+    ids=["the reward named so", "filter_reward"],
+)
+def test_dynamic_sampling_by_the_accuracy_reward_can_be_compared(
+    write_study: Callable[..., Path], common: dict
+) -> None:
+    assert load_study(write_study(common={"dynamic_sampling": True, **common}))
 
 
 def test_what_methods_share_are_fields_of_a_recipe() -> None:

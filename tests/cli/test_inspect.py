@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
-from tests.report.run_records import rollout
+from tests.report.run_records import handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import inspect as command
 from vgpo.inspection import Inspection
@@ -47,9 +47,8 @@ def run_folder(tmp_path: Path) -> Path:
     ids = [processor.tokenizer(text)["input_ids"] for text in ("row 1: 7", "row 1: 8<|im_end|>")]
     for advantage, tokens in zip((-1.0, 1.0), ids, strict=True):
         told = [processor.tokenizer.decode([token]) for token in tokens]
-        run.write_rollouts(
-            [rollout(4, 0, token_ids=tokens, tokens=told, completion="".join(told), advantage=advantage)]
-        )
+        made = rollout(4, 0, token_ids=tokens, tokens=told, completion="".join(told), advantage=advantage)
+        run.write_rollouts(*handed_over([made]))
     return run.path
 
 

@@ -146,7 +146,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert differences(run, whole) == []
     assert evaluation(run) == evaluation(whole)
     [resumed] = RunFolder.open(run).read_resumes()
-    assert (resumed["step"], resumed["changes"]) == (step, [])
+    assert (resumed.step, resumed.changes) == (step, [])
 
 
 def write_newer_format(checkpoint: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_resume_of_a_finished_run_is_an_error_that_changes_nothing(
     run = shutil.copytree(whole, tmp_path / "run")
     done = start(run, "--max_steps", str(STEPS + 1), "--allow_changes", "true")
     assert done.exit_code == 0, done.output
-    assert RunFolder(run).read_finished()["step"] == STEPS + 1
+    assert RunFolder(run).read_finished().step == STEPS + 1
     assert start(run, "--max_steps", str(STEPS + 1), "--allow_changes", "true").exit_code == 2
 
 
@@ -264,7 +264,7 @@ def test_a_run_that_was_killed_before_its_report_is_not_finished(start: Start, w
     assert differences(run, whole) == []
     assert evaluation(run) == evaluation(whole)
     assert (run / "report.html").is_file()
-    assert RunFolder(run).read_finished()["step"] == STEPS
+    assert RunFolder(run).read_finished().step == STEPS
 
 
 @pytest.mark.parametrize("left", [(), ("final",), (".replaced-final",), ("final", ".replaced-final")], ids=str)
@@ -359,7 +359,7 @@ def test_a_change_that_is_meant_is_recorded(start: Start, whole: Path, stopped: 
     change = "learning_rate was 0.0001, is 0.001"
     assert f"changed: {change}" in done.stdout
     [resumed] = RunFolder.open(run).read_resumes()
-    assert resumed["changes"] == [change]
+    assert resumed.changes == [change]
     rates = [[line.get("learning_rate") for line in RunFolder.open(path).read_metrics()] for path in (whole, run)]
     assert rates[1] == [*rates[0][:2], *(pytest.approx(10 * rate) for rate in rates[0][2:STEPS]), None]
 

@@ -44,7 +44,7 @@ def test_two_steps_are_found_in_the_event_file(
     assert len(rollouts) == 2 * 4
     texts = found.Tensors("rollouts/0/text_summary")
     assert [event.step for event in texts] == [1, 2]
-    assert rollouts[0]["problem"] in texts[0].tensor_proto.string_val[0].decode()
-    assert [event.step for event in found.Images("rollouts/picture 0")] == [1, 2]
+    assert rollouts[0].problem in texts[0].tensor_proto.string_val[0].decode()
+    assert [event.step for event in found.Images("rollouts/image 0")] == [1, 2]
     # Generation with vLLM was not asked for.
     assert "vllm" not in sys.modules

@@ -167,11 +167,12 @@ def test_a_run_that_ends_early_has_its_report(
     invoke_stand_in: Callable[..., tuple[Result, RunFolder]], ending: BaseException, status: int, reason: str
 ) -> None:
     done, folder = invoke_stand_in(ending=ending)
-    assert {**folder.read_interrupted(), "time": 0} == {"step": 2, "time": 0, "reason": reason}
+    assert {**folder.read_interrupted().model_dump(), "time": 0} == {"step": 2, "time": 0, "reason": reason}
     assert done.exit_code == status
     assert f"stopped at step 2; metrics, rollouts and report are in {folder.path}" in done.stdout
     assert "Traceback" not in done.output
     assert "<html" in folder.report_path.read_text()
+    assert folder.read_config()["accuracy_reward"] == "accuracy_reward"
     assert set(folder.read_evaluation()) == {"before"}
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.hostile.texts import NASTY
-from tests.report.run_records import evaluation, rollout
+from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
 from vgpo.report.watched import WatchedRun, pace_of
@@ -186,7 +186,7 @@ def test_a_run_that_an_error_ended_says_by_what(make_folder):
     folder.write_interrupted(30, ValueError("no picture\x1b[2J in row 7\nsecond line"))
     watched = read(folder)
     assert watched.over
-    shown = text_of(watched, now=folder.read_interrupted()["time"] + 720)
+    shown = text_of(watched, now=folder.read_interrupted().time + 720)
     assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
     assert "second line" not in shown
     assert "left" not in shown
@@ -226,7 +226,7 @@ def test_silence_is_counted_from_a_resume(make_folder):
 
 def test_a_run_that_has_logged_nothing_says_when_it_began(make_folder):
     folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
-    began = datetime.fromisoformat(folder.read_environment()["started"]).timestamp()
+    began = datetime.fromisoformat(folder.read_environment().started).timestamp()
     assert "begun 20 min ago, no step logged yet" in text_of(read(folder), now=began + 1200)
 
 
@@ -286,7 +286,7 @@ def test_the_pace_leaves_out_the_time_before_a_resume():
 def test_the_last_rollout_alone_is_read(make_folder):
     folder = make_folder()
     log(folder, 1)
-    folder.write_rollouts([rollout(1), rollout(7, reward=0.0, advantage=-0.5)])
+    folder.write_rollouts(*handed_over([rollout(1), rollout(7, reward=0.0, advantage=-0.5)]))
     with folder.rollouts_path.open("r+b") as file:
         file.write(b"x")  # nothing but the last line may matter
     watched = read(folder)
@@ -300,6 +300,13 @@ def test_the_last_rollout_alone_is_read(make_folder):
     styles = {tokens.plain[span.start : span.end]: str(span.style) for span in tokens.spans}
     assert ":" not in styles  # the lowest focus has no shade
     assert styles[" 2"] == f"{watch.SHADES[3]} underline"
+
+
+def test_a_rollout_without_a_verdict_is_not_graded(make_folder):
+    folder = make_folder()
+    log(folder, 1)
+    folder.write_rollouts(*handed_over([rollout(1, reward=None)]))
+    assert "not graded · expected 2 · 4 tokens" in text_of(read(folder))
 
 
 @pytest.mark.parametrize(
@@ -317,7 +324,7 @@ def test_the_last_rollout_alone_is_read(make_folder):
 def test_odd_rollouts_fit(make_folder, changes: dict, size: tuple[int, int]):
     folder = make_folder()
     log(folder, *range(1, 9))
-    folder.write_rollouts([rollout(8, **changes)])
+    folder.write_rollouts(*handed_over([rollout(8, **changes)]))
     check_fits(watch.view(read(folder), *size, NOW), *size)
 
 
@@ -331,7 +338,7 @@ def check_fits(lines: list, width: int, height: int) -> None:
 def test_every_size_is_filled_and_not_more(make_folder, width: int, height: int):
     folder = make_folder()
     log(folder, *range(1, 31), **{"alarm/truncation": 1.0})
-    folder.write_rollouts([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)])
+    folder.write_rollouts(*handed_over([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)]))
     lines = watch.view(read(folder), width, height, NOW)
     check_fits(lines, width, height)
     if (width, height) == (80, 24):
@@ -354,7 +361,9 @@ def test_nasty_text_does_not_reach_the_terminal(make_folder, text: str):
         "tokens": [text, "[bold red]"],
         "rewards": {text: 1.0},
     }
-    folder.write_rollouts([rollout(2, **texts, focus=[0.5, 0.6], gate=[True, False], token_factor=[1.0, 1.0])])
+    folder.write_rollouts(
+        *handed_over([rollout(2, **texts, focus=[0.5, 0.6], gate=[True, False], token_factor=[1.0, 1.0])])
+    )
     watched = read(folder)
     assert not STEERING.search(text_of(watched).replace("\n", ""))
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
@@ -382,7 +391,7 @@ def test_a_line_without_a_step_is_named_until_it_is_mended(make_folder):
     with folder.metrics_path.open("ab") as file:
         file.write(b'{"loss": 1.0}\n')
     for _ in range(2):
-        with pytest.raises(RunFolderError, match=r"seed-0/metrics\.jsonl, line 6: found no step; restore or delete"):
+        with pytest.raises(RunFolderError, match=r"seed-0/metrics\.jsonl, line 6: step: missing; restore or delete"):
             watched.read()
     folder.metrics_path.write_bytes(whole)
     log(folder, 3)
@@ -413,7 +422,7 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
 def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str):
     folder = make_folder("läuft")
     log(folder, *range(1, 61))
-    folder.write_rollouts([rollout(60, answer="字")])
+    folder.write_rollouts(*handed_over([rollout(60, answer="字")]))
     words = ["-m", "vgpo.cli", "watch", str(folder.path), "--once"]
     given = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1", "COLUMNS": "100", "LINES": "40"}
     done = subprocess.run([sys.executable, *words], capture_output=True, env={**os.environ, **given}, check=True)

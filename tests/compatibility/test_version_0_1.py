@@ -44,14 +44,14 @@ def test_the_recipe_and_its_data_are_read() -> None:
 def test_a_finished_run_is_read(folder: Path) -> None:
     run = RunFolder.open(folder / "run")
     assert run.read_config()["lora_r"] == 2
-    assert run.read_environment()["commit"].startswith("009bfd0")
+    assert run.read_environment().commit.startswith("009bfd0")
     assert [line["step"] for line in run.read_metrics()] == [*range(1, STEPS + 1), STEPS]
     rollouts = list(run.read_rollouts())
-    assert [rollout["step"] for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
-    assert all((run.path / image).is_file() for rollout in rollouts for image in rollout["images"])
-    assert [resume["step"] for resume in run.read_resumes()] == [3]
+    assert [rollout.step for rollout in rollouts] == [step for step in range(1, STEPS + 1) for _ in range(4)]
+    assert all((run.path / image).is_file() for rollout in rollouts for image in rollout.media)
+    assert [resume.step for resume in run.read_resumes()] == [3]
     assert run.read_evaluation()["after"]["num_questions"] == 4
-    assert run.read_finished()["step"] == STEPS
+    assert run.read_finished().step == STEPS
     assert run.read_interrupted() is None
 
 
@@ -70,10 +70,24 @@ def test_metrics_have_the_names_of_today(folder: Path) -> None:
         assert values or old == "alarm/groups_alike"  # which this run did not raise
 
 
+def test_its_rollouts_have_the_advantage_of_each_token(folder: Path) -> None:
+    run = RunFolder.open(folder / "run")
+    stored = [json.loads(line) for line in run.rollouts_path.read_text().splitlines()]
+    records = list(run.read_rollouts())
+    for line, record in zip(stored, records, strict=True):
+        assert (record.version, record.media, record.tokens) == (1, line["images"], line["tokens"])
+        assert record.diagnostics == {name: line[name] for name in ("gate", "token_factor", "rollout_factor")}
+        assert record.correct == (line["rewards"]["accuracy_reward"] == 1)
+        scale = line["advantage"] * line["rollout_factor"]  # A^V = A_i (1 + psi) (1 + phi) (Eq. 12)
+        assert record.token_advantages == pytest.approx([scale * factor for factor in line["token_factor"]])
+    assert records[0].token_advantages[0] == pytest.approx(-0.49990001 * 1.03434360 * 0.77059048)
+    assert {record.correct for record in records} == {True, False}
+
+
 def test_an_interrupted_run_is_read(folder: Path) -> None:
     run = RunFolder.open(folder / "interrupted")
     assert [line["step"] for line in run.read_metrics()] == [1, 2, 3, 3]
-    assert run.read_interrupted()["reason"] == "SIGTERM"
+    assert run.read_interrupted().reason == "SIGTERM"
     assert run.read_finished() is None
 
 

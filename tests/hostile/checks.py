@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tests.report.run_records import rollout
+from tests.report.run_records import handed_over, rollout
 from vgpo.answers import compare_text, is_words
 from vgpo.data import DatasetSummary
 from vgpo.data.preview import Preview, SetCheck, write_page
@@ -109,8 +109,8 @@ def check_run_folder(folder: RunFolder, text: str) -> str:
     assert outline.elements == expected
     assert outline.other == []
     [record] = folder.read_rollouts()
-    assert (record["problem"], record["answer"], record["completion"], record["tokens"]) == (text, text, text, [text])
-    assert record["rewards"] == {text: 1.0}
+    assert (record.problem, record.answer, record.completion, record.tokens) == (text, text, text, [text])
+    assert record.rewards == {text: 1.0}
     data = json.loads(outline.texts_of("script")[0])
     assert data == report_data([folder.path])
     [shown] = data["runs"][0]["rollouts"]
@@ -128,7 +128,7 @@ def write_rollouts(folder: RunFolder, text: str) -> Outline:
     folder.rollouts_path.unlink(missing_ok=True)
     per_token = {"focus": [0.5], "gate": [True], "token_factor": [1.0]}
     texts = {"problem": text, "answer": text, "completion": text, "tokens": [text], "rewards": {text: 1.0}}
-    folder.write_rollouts([rollout(images=[], **texts, **per_token)])
+    folder.write_rollouts(*handed_over([rollout(images=[], **texts, **per_token)]))
     return Outline(render(report_data([folder.path])))
 
 

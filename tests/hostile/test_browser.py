@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.hostile.checks import set_check
 from tests.hostile.texts import NASTY
 from tests.report.chromium import Chromium
-from tests.report.run_records import rollout
+from tests.report.run_records import handed_over, rollout
 from vgpo.data.preview import write_page
 from vgpo.report import write_report
 from vgpo.run import RunFolder
@@ -21,7 +21,9 @@ def test_tokens_are_shown_as_they_are(browser: Chromium, tmp_path: Path):
     per_token = {"focus": [0.5] * len(tokens), "gate": [True] * len(tokens), "token_factor": [1.0] * len(tokens)}
     folder = RunFolder.create(tmp_path / "run", {}, seed=0, command=[])
     everything = " ".join(tokens)[:3000]
-    folder.write_rollouts([rollout(images=[], tokens=tokens, problem=everything, answer=everything, **per_token)])
+    folder.write_rollouts(
+        *handed_over([rollout(images=[], tokens=tokens, problem=everything, answer=everything, **per_token)])
+    )
     browser.show(write_report([folder.path], tmp_path / "report.html"))
     assert browser.evaluate("document.title") == "run — VGPO report"
     assert texts_of(browser, ".token") == [visible(token).replace("\n", "↵\n") for token in tokens]

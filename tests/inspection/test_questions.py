@@ -9,20 +9,20 @@ from PIL import Image
 
 from tests.families.build import picture
 from tests.inspection.small import read_by, row, small_model
-from tests.report.run_records import rollout
+from tests.report.run_records import Rollout, handed_over, rollout
 from vgpo.inspection.questions import StoredRolloutsError, questions_of, stored_questions
 from vgpo.run import RunFolder
 
 FIRST, SECOND = picture(56, 28, seed=1), picture(28, 28, seed=2)
 
 
-def run_with(folder: Path, records: Sequence[dict[str, Any]]) -> RunFolder:
+def run_with(folder: Path, rollouts: Sequence[Rollout]) -> RunFolder:
     run = RunFolder.create(folder, {"template": "plain"}, seed=0, command=["vgpo"])
-    run.write_rollouts(records)
+    run.write_rollouts(*handed_over(rollouts))
     return run
 
 
-def record(step: int, group: int, text: str, tokenizer: Any, **changes: Any) -> dict[str, Any]:
+def record(step: int, group: int, text: str, tokenizer: Any, **changes: Any) -> Rollout:
     ids = tokenizer(text)["input_ids"]
     tokens = [tokenizer.decode([token]) for token in ids]
     told = {
@@ -69,11 +69,12 @@ def test_stored_pictures_stay_in_the_order_of_their_marks(tmp_path: Path) -> Non
 
 def test_rollouts_of_an_older_version_are_refused(tmp_path: Path) -> None:
     tokenizer = small_model()[1].tokenizer
-    records = [record(1, group, "row 1: 7", tokenizer) for group in (0, 1)]
-    del records[1]["token_ids"]
+    records = [record(1, 0, "row 1: 7", tokenizer), record(1, 1, "row 1: 7", tokenizer, token_ids=None)]
     run = run_with(tmp_path / "run", records)
     assert stored_questions(run, tmp_path / "final", "plain", [0]).numbers == [10]
-    with pytest.raises(StoredRolloutsError, match=r"rollouts\.jsonl: found rollouts without token_ids.*--data"):
+    with pytest.raises(
+        StoredRolloutsError, match=r"rollouts\.jsonl: found a rollout of step 1 without token_ids.*--data"
+    ):
         stored_questions(run, tmp_path / "final", "plain", [0, 1])
 
 

@@ -98,6 +98,11 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("rewards: [accurcy]", [], ["'accurcy'", "did you mean 'accuracy'"]),
         ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
         ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' stands twice; keep one of them", "line 9"]),
+        (
+            "rewards: [accuracy, format]\nfilter_reward: accuracy",
+            [],
+            ["recipe.yaml", "filter_reward='accuracy' is none of", "['accuracy_reward', 'format_reward']"],
+        ),
         ("rewards: []", [], ["recipe.yaml", "rewards is empty", "[accuracy]"]),
         ("rewards: [null]", [], ["recipe.yaml", "rewards has None in its list, expected names"]),
         ("rewards: [accuracy, 1]", [], ["rewards has 1 in its list"]),

@@ -1,8 +1,12 @@
 """Records as a trainer and an evaluation hand them over."""
 
+from collections.abc import Iterable
+from typing import Any
+
 from PIL import Image
 
 from vgpo.run import RunFolder
+from vgpo.training.records import VERSION, RolloutRecord, advantages_0_1, is_correct, stored_image
 
 ATTACKS = [
     "</script><script>document.title = 'broken'</script>",
@@ -14,25 +18,74 @@ ATTACKS = [
 ]
 
 
-def rollout(step: int = 1, group: int = 0, reward: float = 1.0, **changes) -> dict:
-    """A rollout record as the trainer hands it over, of four tokens."""
-    record = {
+# A line of rollouts.jsonl as vgpo 0.1 wrote it; its second token is of a tool.
+LINE_0_1 = {
+    "step": 3,
+    "group": 5,
+    "row": 7,
+    "id": "seven",
+    "problem": "<image>How many?",
+    "answer": "2",
+    "images": ["images/a.png"],
+    "completion": "two tools 2",
+    "token_ids": [5, 6, 7],
+    "tokens": ["two", " tools", " 2"],
+    "focus": [0.5, None, 0.25],
+    "advantage": -2.0,
+    "rewards": {"format_reward": 1.0, "accuracy_reward": 0.0},
+    "gate": [True, None, False],
+    "token_factor": [1.5, None, 0.5],
+    "rollout_factor": 1.25,
+}
+
+
+Rollout = tuple[RolloutRecord, dict[str, Image.Image]]
+
+
+def rollout(step: int = 1, group: int = 0, reward: float | None = 1.0, **changes: Any) -> Rollout:
+    """A rollout of four tokens and its images, as `rollout_records` makes them.
+
+    changes: fields of the record; `images` instead of `media`; a diagnostic by its name, None for none. Values per
+    token are repeated for as many tokens as there are.
+    """
+    tokens = changes.pop("tokens", ["two", ":", " 2", "."])
+
+    def per_token(*values: Any) -> list[Any]:
+        return [values[i % len(values)] for i in range(len(tokens))]
+
+    shaped = {"gate": per_token(False, False, True, False), "token_factor": per_token(1.0, 0.5, 1.5, 1.0)}
+    diagnostics = {name: changes.pop(name, value) for name, value in {**shaped, "rollout_factor": 1.1}.items()}
+    images = changes.pop("images", [Image.new("RGB", (20, 10), (step % 256, 0, 0))])
+    stored = [stored_image(image) for image in images]
+    fields = {
+        "version": VERSION,
         "step": step,
         "group": group,
         "row": 7,
+        "id": "7",
         "problem": "<image>How many 7s are in the picture?",
         "answer": "2",
-        "images": [Image.new("RGB", (20, 10), (step % 256, 0, 0))],
+        "media": [name for name, _ in stored],
         "completion": "two: 2.",
-        "tokens": ["two", ":", " 2", "."],
-        "focus": [0.5, 0.25, 0.75, 0.5],
-        "gate": [False, False, True, False],
-        "token_factor": [1.0, 0.5, 1.5, 1.0],
-        "rollout_factor": 1.1,
+        "token_ids": per_token(3, 1, 4, 1),
+        "tokens": tokens,
+        "focus": per_token(0.5, 0.25, 0.75, 0.5),
         "advantage": 0.7,
         "rewards": {"accuracy_reward": reward},
+        "diagnostics": {name: value for name, value in diagnostics.items() if value is not None},
+        **changes,
     }
-    return {**record, **changes}
+    verdict = is_correct(next(iter(fields["rewards"].values()), None))
+    record = RolloutRecord(**{"correct": verdict, "token_advantages": None, **fields})
+    if "token_advantages" not in changes:
+        record = record.model_copy(update={"token_advantages": advantages_0_1(record)})
+    return record, dict(stored)
+
+
+def handed_over(rollouts: Iterable[Rollout]) -> tuple[list[RolloutRecord], dict[str, Image.Image]]:
+    """What a `rollout_writer` takes."""
+    records, images = zip(*rollouts, strict=True)
+    return list(records), {name: image for one in images for name, image in one.items()}
 
 
 def evaluation(accuracy: float, low: float, high: float) -> dict:
@@ -44,7 +97,7 @@ def fill(folder: RunFolder, num_steps: int = 4, **metrics: float) -> RunFolder:
     for step in range(1, num_steps + 1):
         line = {"reward": step / 10, "rewards/accuracy_reward/mean": step / 10, "entropy": 1 / step, **metrics}
         folder.log_metrics({"step": step, "epoch": 0.1 * step, "time": step, **line})
-        folder.write_rollouts([rollout(step, 2 * step, reward) for reward in (1.0, 1.0, 0.0)])
+        folder.write_rollouts(*handed_over(rollout(step, 2 * step, reward) for reward in (1.0, 1.0, 0.0)))
     return folder
 
 
@@ -53,5 +106,5 @@ def hostile_run(make_run, name: str = "run") -> RunFolder:
     for number, attack in enumerate(ATTACKS):
         texts = {"problem": attack, "answer": attack, "tokens": [attack, *ATTACKS], "completion": attack}
         per_token = {"focus": [0.5] * 7, "gate": [True] * 7, "token_factor": [1.0] * 7}
-        folder.write_rollouts([rollout(1, number, **texts, **per_token, rewards={attack: 1.0})])
+        folder.write_rollouts(*handed_over([rollout(1, number, **texts, **per_token, rewards={attack: 1.0})]))
     return folder

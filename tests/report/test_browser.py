@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.report.chromium import Chromium
-from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
+from tests.report.run_records import ATTACKS, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.report import write_report
 from vgpo.run.storage import append_records
 
@@ -39,7 +39,7 @@ def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
     browser.evaluate("document.querySelector('.token').focus()")
     browser.press("ArrowRight")
     browser.press("ArrowRight")
-    # advantage 0.7 * 1.5 * 1.1
+    # A^V = 0.7 * 1.5 * 1.1
     expected = "token 3 of 4  2 · focus 0.750 · token factor 1.500 · advantage +1.155 · gate passed"
     assert browser.evaluate(readout) == expected
     browser.press("Home")
@@ -49,6 +49,23 @@ def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
     browser.point_at(x, y)
     assert browser.evaluate(readout).startswith("token 4 of 4 .")
     assert browser.evaluate("document.querySelectorAll('.token.gated').length") == 1
+
+
+def test_the_advantage_of_a_token_is_the_stored_one(browser: Chromium, make_run, tmp_path: Path):
+    folder = make_run()
+    folder.write_rollouts(*handed_over([rollout(reward=None, token_advantages=[0.25, -0.5, None, 0.0])]))
+    browser.show(write_report([folder.path], tmp_path / "report.html"))
+    readout = []
+    for _ in range(3):
+        browser.evaluate(f"document.querySelectorAll('.token')[{len(readout)}].focus()")
+        readout.append(browser.evaluate("document.querySelector('.token-readout').textContent"))
+    shown = [re.search(r"advantage (\S+)", text)[1] for text in readout]
+    assert shown == ["+0.250", "\N{MINUS SIGN}0.500", "–"]
+    assert browser.evaluate("document.querySelector('#rollout-list .facts').textContent").startswith("not graded")
+    for number, listed in ((1, "None stored."), (2, "None stored.")):
+        browser.evaluate(f"document.querySelectorAll('#outcome-choice button')[{number}].click()")
+        assert browser.evaluate("document.querySelector('#rollout-list').textContent") == listed
+    assert browser.complaints == []
 
 
 def test_shades_follow_the_switch(browser: Chromium, page: Path):
@@ -119,13 +136,10 @@ def test_odd_rollouts_are_drawn(browser: Chromium, make_run, tmp_path: Path):
     folder = make_run()
     nothing = {"tokens": [], "focus": [], "gate": [], "token_factor": [], "completion": ""}
     single = {"tokens": ["\n"], "focus": [0.5], "gate": [True], "token_factor": [1.0]}
-    unshaped = rollout(1, 4, focus=None)
-    for name in ("gate", "token_factor", "rollout_factor"):
-        del unshaped[name]
-    folder.write_rollouts(
-        [rollout(1, 0, **nothing), rollout(1, 1, **single), rollout(1, 2, focus=None, images=[]), unshaped]
-    )
-    folder.write_rollouts([rollout(1, 3, focus=[None, 0.5, None, 0.6], advantage=None, rewards={})])
+    unshaped = rollout(1, 4, focus=None, gate=None, token_factor=None, rollout_factor=None)
+    imageless = rollout(1, 2, focus=None, images=[])
+    folder.write_rollouts(*handed_over([rollout(1, 0, **nothing), rollout(1, 1, **single), imageless, unshaped]))
+    folder.write_rollouts(*handed_over([rollout(1, 3, focus=[None, 0.5, None, 0.6], advantage=None, rewards={})]))
     browser.show(write_report([folder.path], tmp_path / "odd.html"))
     keys = []
     for shade in (0, 1):
@@ -134,7 +148,7 @@ def test_odd_rollouts_are_drawn(browser: Chromium, make_run, tmp_path: Path):
             browser.evaluate(f"document.querySelectorAll('#rollout-list button')[{entry}].click()")
             browser.evaluate("document.querySelector('.token')?.focus()")
             keys.append(browser.evaluate("document.querySelector('.key').textContent"))
-    assert keys[2:4] == ["No focus: the question has no picture.", "focus 0.5000.600underlined passed the gate"]
+    assert keys[2:4] == ["No focus: the question has no image.", "focus 0.5000.600underlined passed the gate"]
     assert keys[4] == "Focus was not measured in this run."
     assert keys[9] == "No token factors: this run does not shape advantages."
     assert browser.complaints == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.run_records import fill, rollout
+from tests.report.run_records import fill, handed_over, rollout
 from vgpo.report import live, render, report_data
 from vgpo.report.live import LiveReport
 from vgpo.run import RunFolder
@@ -95,9 +95,9 @@ def test_each_rollout_is_read_once(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = fill(make_run(), 3)
     report = LiveReport(folder)
     report.draw(live=True)
-    folder.write_rollouts([rollout(4, 8)])
+    folder.write_rollouts(*handed_over([rollout(4, 8)]))
     taken_in = []
-    monkeypatch.setattr(live.RolloutSummary, "add", lambda summary, record: taken_in.append(record["step"]))
+    monkeypatch.setattr(live.RolloutSummary, "add", lambda summary, record: taken_in.append(record.step))
     report.draw(live=True)
     assert taken_in == [4]
 

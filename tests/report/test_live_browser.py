@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.report.chromium import Chromium
-from tests.report.run_records import fill, rollout
+from tests.report.run_records import fill, handed_over, rollout
 from vgpo.report.live import LiveReport
 from vgpo.run import RunFolder
 
@@ -49,7 +49,7 @@ def test_a_reload_keeps_what_the_reader_chose(browser: Chromium, live_page: RunF
     before = browser.evaluate(chosen)
     browser.evaluate("scrollTo(0, 700)")
     fill(live_page, 1)  # the newest rollouts are other ones now
-    live_page.write_rollouts([rollout(31, 62, 0.0)])
+    live_page.write_rollouts(*handed_over([rollout(31, 62, 0.0)]))
     LiveReport(live_page).draw(live=True)
     reload(browser, "document.getElementById('reload').click()")
     assert "31" in browser.evaluate("document.getElementById('rollout-list').textContent")

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.run_records import ATTACKS, evaluation, fill, hostile_run, rollout
+from tests.report.run_records import ATTACKS, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
 from vgpo.report.data import drop_abandoned_steps
-from vgpo.report.rollouts import is_correct
 from vgpo.run import RunFolderError
 
 MAX_PAGE_BYTES = 5_000_000
@@ -50,6 +49,24 @@ def test_only_charts_that_have_a_value(make_run):
     assert list(charts_of(same)) == ["accuracy", "entropy"]  # the reward is the accuracy
     other = fill(make_run("b"), reward=2.0, **{"focus/mean": math.nan, "sampling/groups_kept": 3})
     assert list(charts_of(report_data([other.path]))) == ["accuracy", "reward", "entropy"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"accuracy_reward": "my_score"}, 0.7),
+        ({"filter_reward": "my_score"}, 0.7),
+        ({}, 0.1),
+    ],
+)
+def test_accuracy_is_that_of_the_reward_that_the_run_names(make_run, config: dict, expected: float):
+    folder = make_run(**config)
+    rewards = {"format_reward": 0.1, "my_score": 0.7}
+    for kind, add in (("rewards", 0.0), ("eval_rewards", 0.2)):
+        folder.log_metrics({"step": 1, **{f"{kind}/{name}/mean": add + value for name, value in rewards.items()}})
+    charts = charts_of(report_data([folder.path]))
+    assert [line["values"] for line in charts["accuracy"]["series"]] == [[expected]]
+    assert [line["values"] for line in charts["held_out"]["series"]] == [[pytest.approx(expected + 0.2)]]
 
 
 def test_share_of_groups_kept(make_run):
@@ -146,8 +163,8 @@ def test_focus_by_decile():
 def test_focus_curve_is_of_the_last_quarter(make_run):
     folder = make_run()
     for step in range(1, 9):
-        focus = [step / 10] * 10
-        folder.write_rollouts([rollout(step, step, 1.0, focus=focus), rollout(step, step, 0.0, focus=None)])
+        measured = rollout(step, step, 1.0, tokens=["word"] * 10, focus=[step / 10] * 10)
+        folder.write_rollouts(*handed_over([measured, rollout(step, step, 0.0, focus=None)]))
     curve = report_data([folder.path])["runs"][0]["focus_curve"]
     assert (curve["first_step"], curve["last_step"]) == (7, 8)
     assert curve["correct"] == {"values": [0.75] * 10, "num_rollouts": 2}
@@ -161,37 +178,29 @@ def test_the_newest_rollouts_are_shown_one_of_each_outcome_per_group(make_run):
     ]
 
 
-@pytest.mark.parametrize(
-    ("rewards", "correct"),
-    [
-        ({"format_reward": 1.0, "accuracy_reward": 0.0}, False),
-        ({"format_reward": 0.0, "accuracy_reward": 1.0}, True),
-        ({"my_score": 0.9}, True),
-        ({"accuracy_reward": None}, False),
-        ({}, False),
-    ],
-)
-def test_is_correct(rewards: dict, correct: bool):
-    assert is_correct(rewards) is correct
+def test_a_rollout_without_a_verdict_is_shown_as_neither(make_run):
+    folder = make_run()
+    folder.write_rollouts(*handed_over(rollout(1, 0, reward) for reward in (None, 0.0, 1.0)))
+    run = report_data([folder.path])["runs"][0]
+    assert [entry["correct"] for entry in run["rollouts"]] == [True, False, None]
+    assert [run["focus_curve"][outcome]["num_rollouts"] for outcome in ("correct", "wrong")] == [1, 1]
 
 
 def test_a_picture_that_is_gone_or_lies_elsewhere_is_not_read(make_run, tmp_path: Path):
     folder = make_run()
     Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
-    folder.write_rollouts([rollout()])
+    folder.write_rollouts(*handed_over([rollout()]))
     [record] = folder.read_rollouts()
-    (folder.path / record["images"][0]).unlink()
-    record["images"].append("../secret.png")
-    folder.rollouts_path.write_text(json.dumps(record) + "\n")
+    (folder.path / record.media[0]).unlink()
+    record.media.append("../secret.png")
+    folder.rollouts_path.write_text(record.model_dump_json() + "\n")
     assert list(report_data([folder.path])["images"].values()) == [None, None]
 
 
 def test_a_run_without_shaping_has_no_factors(make_run):
     folder = make_run()
-    record = rollout(focus=None)
-    folder.write_rollouts(
-        [{name: record[name] for name in record.keys() - {"gate", "token_factor", "rollout_factor"}}]
-    )
+    unshaped = rollout(focus=None, gate=None, token_factor=None, rollout_factor=None)
+    folder.write_rollouts(*handed_over([unshaped]))
     [entry] = report_data([folder.path])["runs"][0]["rollouts"]
     assert [entry[name] for name in ("focus", "token_factor", "rollout_factor", "gate")] == [None, None, None, []]
 
@@ -269,7 +278,9 @@ def test_a_page_stays_small_whatever_the_rollouts_hold(make_run, tmp_path: Path)
         picture = noise.transpose(group)
         long = {"tokens": ["x" * 1_000_000, *["word"] * 5000], "focus": [0.123456789] * 5001}
         long |= {"gate": [False] * 5001, "token_factor": [1.23456789] * 5001}
-        folder.write_rollouts([rollout(1, group, reward, images=[picture], **long) for reward in (1.0, 0.0)])
+        folder.write_rollouts(
+            *handed_over([rollout(1, group, reward, images=[picture], **long) for reward in (1.0, 0.0)])
+        )
     out = write_report([folder.path], tmp_path / "report.html")
     data = embedded(out.read_text())
     assert out.stat().st_size < MAX_PAGE_BYTES

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.run_records import evaluation, fill, rollout
+from tests.report.run_records import LINE_0_1, evaluation, fill, handed_over, rollout
 from vgpo.report import report_data
 from vgpo.run import RunFolder, RunFolderError, storage
+from vgpo.run.storage import append_records
 
 LIMIT = 40_000
 
@@ -34,14 +35,14 @@ def bounded(make_run, limit: int = LIMIT) -> RunFolder:
 def test_the_oldest_rollouts_go_and_their_pictures_with_them(make_run):
     folder = bounded(make_run)
     for step in range(1, 101):
-        folder.write_rollouts([rollout(step, images=[noise(step)])])
+        folder.write_rollouts(*handed_over([rollout(step, images=[noise(step)])]))
         assert num_bytes(folder) <= LIMIT
     records = list(folder.read_rollouts())
-    steps = [record["step"] for record in records]
+    steps = [record.step for record in records]
     assert steps == list(range(steps[0], 101))
     assert len(steps) > 10
     assert num_bytes(folder) > LIMIT / 4
-    assert {name for record in records for name in record["images"]} == {
+    assert {name for record in records for name in record.media} == {
         f"images/{path.name}" for path in folder.images_path.iterdir()
     }
 
@@ -49,29 +50,27 @@ def test_the_oldest_rollouts_go_and_their_pictures_with_them(make_run):
 def test_a_picture_that_a_kept_record_names_stays(make_run):
     folder = bounded(make_run, 10_000)
     for step in range(1, 101):
-        folder.write_rollouts([rollout(step, images=[noise(0)])])
-        assert [f"images/{path.name}" for path in folder.images_path.iterdir()] == next(folder.read_rollouts())[
-            "images"
-        ]
+        folder.write_rollouts(*handed_over([rollout(step, images=[noise(0)])]))
+        assert [f"images/{path.name}" for path in folder.images_path.iterdir()] == next(folder.read_rollouts()).media
 
 
 def test_the_newest_record_stays_however_large(make_run):
     folder = bounded(make_run)
-    folder.write_rollouts([rollout(1, images=[])])
-    folder.write_rollouts([rollout(2, images=[], completion="x" * 2 * LIMIT)])
-    assert [record["step"] for record in folder.read_rollouts()] == [2]
+    folder.write_rollouts(*handed_over([rollout(1, images=[])]))
+    folder.write_rollouts(*handed_over([rollout(2, images=[], completion="x" * 2 * LIMIT)]))
+    assert [record.step for record in folder.read_rollouts()] == [2]
 
 
 def test_what_earlier_processes_wrote_is_counted(make_run):
     path = make_run().path
     for step in range(1, 101):
-        RunFolder(path, max_rollout_bytes=LIMIT).write_rollouts([rollout(step, images=[noise(step)])])
+        RunFolder(path, max_rollout_bytes=LIMIT).write_rollouts(*handed_over([rollout(step, images=[noise(step)])]))
     assert num_bytes(RunFolder(path)) <= LIMIT
 
 
 def test_a_rotation_that_is_killed_loses_nothing(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = bounded(make_run)
-    folder.write_rollouts([rollout(step, images=[noise(step)]) for step in range(1, 20)])
+    folder.write_rollouts(*handed_over([rollout(step, images=[noise(step)]) for step in range(1, 20)]))
     before = {path: path.read_bytes() for path in [folder.rollouts_path, *folder.images_path.iterdir()]}
 
     def killed(*arguments: object) -> None:
@@ -87,13 +86,13 @@ def test_a_rotation_that_is_killed_loses_nothing(make_run, monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             folder.rollouts.cut_back(3)
     records = list(folder.read_rollouts())
-    assert [record["step"] for record in records] == [1, 2, 3]
-    assert all((folder.path / name).is_file() for record in records for name in record["images"])
+    assert [record.step for record in records] == [1, 2, 3]
+    assert all((folder.path / name).is_file() for record in records for name in record.media)
 
 
 def test_a_full_disk_in_the_midst_of_a_rotation_leaves_the_log(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = bounded(make_run)
-    folder.write_rollouts([rollout(step, images=[]) for step in range(1, 20)])
+    folder.write_rollouts(*handed_over([rollout(step, images=[]) for step in range(1, 20)]))
     before = folder.rollouts_path.read_bytes()
     whole = storage.write_all
 
@@ -115,13 +114,13 @@ def test_resuming_cuts_back_to_the_checkpoint(make_run):
     folder = RunFolder.resume(path, 4, seed=3, command=["vgpo", "train"], changes=["rewards: a -> b"])
 
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4]
-    assert sorted({record["step"] for record in folder.read_rollouts()}) == [1, 2, 3, 4]
+    assert sorted({record.step for record in folder.read_rollouts()}) == [1, 2, 3, 4]
     assert len(list(folder.images_path.iterdir())) == 4
     assert list(folder.read_evaluation()) == ["before"]
     [resumed] = folder.read_resumes()
-    assert (resumed["step"], resumed["changes"], resumed["command"]) == (4, ["rewards: a -> b"], ["vgpo", "train"])
-    assert resumed["started"].endswith("+00:00")
-    assert resumed["versions"] == folder.read_environment()["versions"]
+    assert (resumed.step, resumed.changes, resumed.command) == (4, ["rewards: a -> b"], ["vgpo", "train"])
+    assert resumed.started.endswith("+00:00")
+    assert resumed.versions == folder.read_environment().versions
 
     fill(folder, 2)
     RunFolder.resume(path, 1, seed=3, command=[])
@@ -166,7 +165,7 @@ def test_a_folder_without_a_run_or_with_a_broken_line_is_not_resumed(make_run, t
         RunFolder.resume(folder.path, 1, seed=0, command=[])
     assert folder.metrics_path.read_bytes() == content
     folder.metrics_path.write_bytes(b'{"step": 1}\n{"loss": 1}\n')
-    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: found no step"):
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: step: missing"):
         RunFolder.resume(folder.path, 1, seed=0, command=[])
 
 
@@ -193,7 +192,7 @@ def test_a_resume_that_is_killed_is_resumed_again(make_run, monkeypatch: pytest.
             pytest.fail("there are fewer stages")
     RunFolder.resume(folder.path, 2, seed=0, command=[])
     assert [line["step"] for line in folder.read_metrics()] == [1, 2]
-    assert [record["step"] for record in folder.read_rollouts()] == [1, 1, 1, 2, 2, 2]
+    assert [record.step for record in folder.read_rollouts()] == [1, 1, 1, 2, 2, 2]
     assert len(list(folder.images_path.iterdir())) == 2
     assert report_data([folder.path])["runs"][0]["num_rollouts"] == 6
     assert list(folder.read_evaluation()) == ["before"]
@@ -207,7 +206,7 @@ def test_the_folder_holds_nothing_of_past_steps_in_memory(make_run):
     try:
         for step in range(1, 501):
             folder.log_metrics({"step": step, "loss": 1 / step})
-            folder.write_rollouts([rollout(step, images=[noise(step)], completion="x" * 1000)] * 2)
+            folder.write_rollouts(*handed_over([rollout(step, images=[noise(step)], completion="x" * 1000)] * 2))
             if step in (100, 500):
                 gc.collect()
                 held.append(tracemalloc.get_traced_memory()[0])
@@ -217,9 +216,34 @@ def test_the_folder_holds_nothing_of_past_steps_in_memory(make_run):
     assert json.loads(folder.metrics_path.read_bytes().splitlines()[-1])["step"] == 500
 
 
+@pytest.mark.parametrize(
+    ("config", "correct"),
+    [({"filter_reward": "format_reward"}, True), ({"filter_reward": None}, False), ({"accuracy_reward": "a"}, None)],
+)
+def test_lines_of_version_0_1_are_read_with_the_accuracy_reward_of_their_run(make_run, config: dict, correct: bool):
+    folder = make_run(**config)
+    rewards = {"format_reward": 1.0, "accuracy_reward": 0.0}
+    folder.rollouts_path.write_text(
+        "".join(json.dumps({**LINE_0_1, "step": step, "rewards": rewards}) + "\n" for step in (1, 2))
+    )
+    assert [record.correct for record in folder.read_rollouts()] == [correct] * 2
+
+
+def test_a_log_of_version_0_1_is_cut_back_and_continued(make_run):
+    folder = make_run()
+    for step in (1, 2):
+        noise(step).save(folder.images_path / f"{step}.png")
+        append_records(folder.rollouts_path, [{**LINE_0_1, "step": step, "images": [f"images/{step}.png"]}])
+    folder.rollouts.cut_back(1)
+    folder.write_rollouts(*handed_over([rollout(2)]))
+    records = list(folder.read_rollouts())
+    assert [record.step for record in records] == [1, 2]
+    assert {folder.path / name for record in records for name in record.media} == set(folder.images_path.iterdir())
+
+
 def test_a_broken_picture_counts_as_gone(make_run):
     folder = make_run()
-    folder.write_rollouts([rollout(1, 0), rollout(2, 1), rollout(3, 2)])
+    folder.write_rollouts(*handed_over([rollout(1, 0), rollout(2, 1), rollout(3, 2)]))
     pictures = sorted(folder.images_path.iterdir())
     pictures[0].write_bytes(b"")
     pictures[1].write_bytes(pictures[1].read_bytes()[:40])

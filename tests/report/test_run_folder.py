@@ -1,7 +1,6 @@
 """Round trips of every file, refusals, and disks that fill up."""
 
 import errno
-import json
 import math
 import re
 import resource
@@ -15,7 +14,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.report.run_records import evaluation, rollout
+from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.report import report_data
 from vgpo.run import RunFolder, RunFolderError, storage
@@ -35,13 +34,13 @@ def test_create_describes_the_run(make_run):
         "nested": {"a": [1]},
     }
     environment = folder.read_environment()
-    assert (environment["seed"], environment["command"]) == (3, ["vgpo", "train"])
-    assert environment["commit"] is None
-    assert environment["dirty"] is None
-    assert environment["started"].endswith("+00:00")
-    assert environment["versions"]["torch"] == torch.__version__.split("+")[0] or environment["versions"]["torch"]
-    assert environment["cpu_count"] > 0
-    assert environment["memory_bytes"] > 1 << 28
+    assert (environment.seed, environment.command) == (3, ["vgpo", "train"])
+    assert environment.commit is None
+    assert environment.dirty is None
+    assert environment.started.endswith("+00:00")
+    assert environment.versions["torch"] == torch.__version__.split("+")[0] or environment.versions["torch"]
+    assert environment.cpu_count > 0
+    assert environment.memory_bytes > 1 << 28
     assert (folder.path / "code.diff").read_bytes() == b""
 
 
@@ -62,18 +61,18 @@ def test_create_records_commit_and_diff(make_run, outside_git: Path):
     (outside_git / "new.py").write_text("")
     changed = make_run("changed")
 
-    assert clean.read_environment()["commit"] == git("rev-parse", "HEAD")
-    assert clean.read_environment()["dirty"] is False
+    assert clean.read_environment().commit == git("rev-parse", "HEAD")
+    assert clean.read_environment().dirty is False
     assert (clean.path / "code.diff").read_text() == ""
-    assert changed.read_environment()["dirty"] is True
-    assert changed.read_environment()["untracked"] == ["new.py"]
+    assert changed.read_environment().dirty is True
+    assert changed.read_environment().untracked == ["new.py"]
     assert "-x = 1\n+x = 2\n" in (changed.path / "code.diff").read_text()
 
 
 def test_credentials_on_the_command_line_are_hidden(tmp_path: Path):
     command = ["vgpo", "train", "--hub-token", "s3cret", "--api_key=s3cret", "--seed", "4"]
     folder = RunFolder.create(tmp_path / "run", {}, seed=4, command=command)
-    shown = folder.read_environment()["command"]
+    shown = folder.read_environment().command
     assert shown == ["vgpo", "train", "--hub-token", "<hidden>", "--api_key=<hidden>", "--seed", "4"]
     assert not any(b"s3cret" in file.read_bytes() for file in folder.path.iterdir() if file.is_file())
 
@@ -132,24 +131,24 @@ def test_a_tensor_is_refused_before_anything_is_written(make_run):
 def test_rollouts_round_trip_and_save_each_picture_once(make_run):
     folder = make_run()
     red, same_red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "red", "blue"))
-    records = [rollout(1, images=[red, blue]), rollout(1, images=[same_red]), rollout(1, images=[], focus=None)]
-    folder.write_rollouts(records[:2])
-    folder.write_rollouts(records[2:])
+    rollouts = [rollout(1, images=[red, blue]), rollout(1, images=[same_red]), rollout(1, images=[], focus=None)]
+    folder.write_rollouts(*handed_over(rollouts[:2]))
+    folder.write_rollouts(*handed_over(rollouts[2:]))
 
     read = list(folder.read_rollouts())
-    assert [{**record, "images": None} for record in read] == [{**record, "images": None} for record in records]
-    assert read[0]["images"][0] == read[1]["images"][0] != read[0]["images"][1]
+    assert read == [record for record, _ in rollouts]
+    assert read[0].media[0] == read[1].media[0] != read[0].media[1]
     assert len(list(folder.images_path.iterdir())) == 2
-    with Image.open(folder.path / read[0]["images"][1]) as stored:
+    with Image.open(folder.path / read[0].media[1]) as stored:
         assert stored.getpixel((0, 0)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "RGBA", "F"])
 def test_pictures_of_any_mode_are_stored(make_run, mode: str):
     folder = make_run()
-    folder.write_rollouts([rollout(images=[Image.new(mode, (3, 2))])])
+    folder.write_rollouts(*handed_over([rollout(images=[Image.new(mode, (3, 2))])]))
     [record] = folder.read_rollouts()
-    with Image.open(folder.path / record["images"][0]) as stored:
+    with Image.open(folder.path / record.media[0]) as stored:
         assert stored.size == (3, 2)
 
 
@@ -166,10 +165,10 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_comes_back_as_it_was(make_run, text: str):
     folder = make_run(template=text[:1000])
-    folder.write_rollouts([rollout(tokens=[text], completion=text, problem=text, answer=text)])
+    folder.write_rollouts(*handed_over([rollout(tokens=[text], completion=text, problem=text, answer=text)]))
     [record] = folder.read_rollouts()
-    assert [record[name] for name in ("completion", "problem", "answer")] == [text] * 3
-    assert record["tokens"] == [text]
+    assert [record.completion, record.problem, record.answer] == [text] * 3
+    assert record.tokens == [text]
     assert len(folder.rollouts_path.read_bytes().splitlines()) == 1
     assert folder.read_config() == {"template": text[:1000]}
 
@@ -204,30 +203,31 @@ def test_a_broken_line_is_named(make_run):
 BROKEN = {
     "config.yaml": {
         None: "config.yaml is missing",
-        "": r"config\.yaml: found nothing, expected a mapping",
-        "- a\n": r"config\.yaml: found list, expected a mapping",
+        "": r"config\.yaml: found null, expected a mapping",
+        "- a\n": r"config\.yaml: found a list of 1, expected a mapping",
         "a: [1,": r"config\.yaml: not valid YAML \(.*\); restore it",
         "a: 2020-13-45": r"config\.yaml: not valid YAML \(month must be in",
     },
     "environment.json": {
         None: r"environment\.json could not be read: No such file or directory; restore it",
         "": r"environment\.json: not valid JSON",
-        "{}": r"environment\.json: found no commit",
+        "{}": r"environment\.json: commit: missing",
     },
     "metrics.jsonl": {
-        "{}\n": r"metrics\.jsonl, line 1: found no step; restore or delete it",
-        '{"step": 1}\n{"step": "2"}\n': r"metrics\.jsonl, line 2: found str as step, expected int \| float",
-        '{"step": null}\n': r"metrics\.jsonl, line 1: found nothing as step",
+        "{}\n": r"metrics\.jsonl, line 1: step: missing; restore or delete it",
+        '{"step": 1}\n{"step": "2"}\n': r"metrics\.jsonl, line 2: step: found \"2\", expected a number",
+        '{"step": null}\n': r"metrics\.jsonl, line 1: step: found null, expected a number",
     },
     "rollouts.jsonl": {
-        '{"step": 1}\n': r"rollouts\.jsonl, (last line|line 1): found no images",
-        '{"step": 1, "images": "a.png"}\n': r"rollouts\.jsonl, .*: found str as images, expected list",
+        '{"step": 1}\n': r"rollouts\.jsonl, (last line|line 1): group: missing; .* and \d more; restore or delete it",
+        '{"version": 1}\n': r"rollouts\.jsonl, (last line|line 1): step: missing; group: missing",
+        '{"version": 2}\n': r"rollouts\.jsonl, (last line|line 1): found version 2, expected 1 or none; read the run",
     },
-    "resumes.jsonl": {'{"step": 1}\n': r"resumes\.jsonl, line 1: found no started"},
+    "resumes.jsonl": {'{"step": 1}\n': r"resumes\.jsonl, line 1: started: missing"},
     "evaluation.json": {
-        "[]": r"evaluation\.json: found list, expected a mapping",
-        '{"after": 1}': r"evaluation\.json, after: found int, expected a mapping",
-        '{"after": {"accuracy": 1.0}}': r"evaluation\.json, after: found no low",
+        "[]": r"evaluation\.json: found a list of 0, expected a mapping",
+        '{"after": 1}': r"evaluation\.json, after: found 1, expected an object",
+        '{"after": {"accuracy": 1.0}}': r"evaluation\.json, after: low: missing; high: missing",
     },
 }
 
@@ -250,7 +250,7 @@ def test_what_is_broken_is_named_by_report_and_watch(make_run, name: str, text: 
 
 def test_an_answer_that_is_no_text_is_shown(make_run):
     folder = make_run()
-    folder.write_rollouts([rollout(answer=42)])
+    folder.write_rollouts(*handed_over([rollout(answer=42)]))
     assert report_data([folder.path])["runs"][0]["rollouts"][0]["gold"] == "42"
 
 
@@ -306,12 +306,12 @@ def test_full_disk_on_the_first_line(make_run, monkeypatch: pytest.MonkeyPatch):
 
 def test_full_disk_writes_none_of_a_batch_of_rollouts(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = make_run()
-    folder.write_rollouts([rollout(4, images=[])])
-    length = len(json.dumps(rollout(5, images=[])))
+    folder.write_rollouts(*handed_over([rollout(4, images=[])]))
+    length = len(rollout(5, images=[])[0].model_dump_json())
     fail_after(monkeypatch, length + 50)  # the first record fits, the second does not
     with pytest.raises(RunFolderError, match=r"rollouts\.jsonl could not .* up to step 4 is intact"):
-        folder.write_rollouts([rollout(5, images=[]), rollout(5, images=[])])
-    assert [record["step"] for record in folder.read_rollouts()] == [4]
+        folder.write_rollouts(*handed_over([rollout(5, images=[])] * 2))
+    assert [record.step for record in folder.read_rollouts()] == [4]
 
 
 def test_full_disk_keeps_the_older_file(make_run, monkeypatch: pytest.MonkeyPatch):
@@ -322,7 +322,7 @@ def test_full_disk_keeps_the_older_file(make_run, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RunFolderError, match=r"evaluation\.json could not be written: No space left on device"):
         folder.write_evaluation({"before": None, "after": evaluation(0.5, 0.4, 0.6)})
     with pytest.raises(RunFolderError, match=r"images/.*\.png could not be written"):
-        folder.write_rollouts([rollout()])
+        folder.write_rollouts(*handed_over([rollout()]))
     assert folder.read_evaluation() == {"before": None}
     assert sorted(folder.path.iterdir()) == files
     assert list(folder.images_path.iterdir()) == []

@@ -1,7 +1,8 @@
-"""Rollouts and pictures in trackers: TensorBoard for real, the others by stand-ins that take what these take."""
+"""Rollouts and images in trackers: TensorBoard for real, the others by stand-ins that take what these take."""
 
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,21 +14,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
-from tests.report.run_records import ATTACKS, rollout
+from tests.report.run_records import ATTACKS, handed_over, rollout
+from vgpo.training.records import Images, RolloutRecord
 from vgpo.trl.trackers import TrackedRollouts, code_block
 
 
-def group() -> list[dict[str, Any]]:
-    """Two rollouts about one picture, and one without any."""
-    picture = Image.new("RGB", (20, 10), (255, 0, 0))
-    return [
-        rollout(step=5, images=[picture]),
-        rollout(step=5, images=[picture]),
-        rollout(step=5, images=[], focus=None),
-    ]
+def group() -> tuple[list[RolloutRecord], dict[str, Image.Image]]:
+    """Two rollouts about one image, and one without any."""
+    image = Image.new("RGB", (20, 10), (255, 0, 0))
+    pictured = rollout(step=5, images=[image])
+    return handed_over([pictured, pictured, rollout(step=5, images=[], focus=None)])
 
 
-def ignore(records: list[dict[str, Any]]) -> None:
+def ignore(records: Sequence[RolloutRecord], images: Images) -> None:
     """A run folder that nobody looks at."""
 
 
@@ -61,14 +60,14 @@ def page_of(text: str) -> str:
 
 def test_the_run_folder_has_its_records_first_and_unchanged() -> None:
     written: list[Any] = []
-    records = group()
-    TrackedRollouts(written.append, [])(records)
-    assert written == [records]
+    records, images = group()
+    TrackedRollouts(lambda *given: written.extend(given), [])(records, images)
     assert written[0] is records
+    assert written[1] is images
 
 
-def test_tensorboard_has_a_text_for_each_rollout_and_each_picture_once(tmp_path: Path, tensorboard: Any) -> None:
-    TrackedRollouts(ignore, [tensorboard])(group())
+def test_tensorboard_has_a_text_for_each_rollout_and_each_image_once(tmp_path: Path, tensorboard: Any) -> None:
+    TrackedRollouts(ignore, [tensorboard])(*group())
     tensorboard.tb_writer.flush()
     found = events(tmp_path)
     shown = texts(found)
@@ -77,12 +76,12 @@ def test_tensorboard_has_a_text_for_each_rollout_and_each_picture_once(tmp_path:
     assert "reward/accuracy_reward: 1.0" in shown["rollouts/0/text_summary"]
     assert "mean focus: 0.5" in shown["rollouts/0/text_summary"]
     assert [text.splitlines()[-1].strip() for text in shown.values()] == [
-        "pictures: 0",
-        "pictures: 0",
-        "pictures: none",
+        "images: 0",
+        "images: 0",
+        "images: none",
     ]
-    assert found.Tags()["images"] == ["rollouts/picture 0"]
-    (image,) = found.Images("rollouts/picture 0")
+    assert found.Tags()["images"] == ["rollouts/image 0"]
+    (image,) = found.Images("rollouts/image 0")
     assert (image.step, image.width, image.height) == (5, 20, 10)
 
 
@@ -91,7 +90,7 @@ def test_tensorboard_has_a_text_for_each_rollout_and_each_picture_once(tmp_path:
 )
 def test_hostile_text_is_shown_by_tensorboard_as_text(attack: str, tmp_path: Path, tensorboard: Any) -> None:
     texts_of_others = {"problem": attack, "answer": attack, "completion": attack, "rewards": {attack: 1.0}}
-    TrackedRollouts(ignore, [tensorboard])([rollout(**texts_of_others)])
+    TrackedRollouts(ignore, [tensorboard])(*handed_over([rollout(**texts_of_others)]))
     tensorboard.tb_writer.flush()
     (text,) = texts(events(tmp_path)).values()
     page = page_of(text)
@@ -112,32 +111,32 @@ def test_trackers_with_tables_have_a_row_for_each_rollout(
     logged: list[dict[str, Any]] = []
     module = ModuleType(name)
     module.__dict__.update(
-        Image=lambda picture: picture.size,
+        Image=lambda image: image.size,
         Table=lambda columns, data: dict(zip(columns, zip(*data, strict=True), strict=True)),
         log=logged.append,
     )
     monkeypatch.setitem(sys.modules, name, module)
-    TrackedRollouts(ignore, [stand_in(kind)])(group())
+    TrackedRollouts(ignore, [stand_in(kind)])(*group())
     (entry,) = logged
     assert entry["train/global_step"] == 5
     table = entry["rollouts"]
-    assert table["pictures"] == ([(20, 10)], [(20, 10)], [])
+    assert table["images"] == ([(20, 10)], [(20, 10)], [])
     assert table["completion"] == ("two: 2.",) * 3
     assert table["mean focus"] == (0.5, 0.5, None)
     assert table["reward/accuracy_reward"] == (1.0,) * 3
 
 
-def test_swanlab_has_texts_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swanlab_has_texts_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[dict[str, Any], int]] = []
     module = ModuleType("swanlab")
     module.__dict__.update(
         Text=lambda text: text,
-        Image=lambda picture, caption: SimpleNamespace(size=picture.size, caption=caption),
+        Image=lambda image, caption: SimpleNamespace(size=image.size, caption=caption),
         log=lambda media, step: logged.append((media, step)),
     )
     monkeypatch.setitem(sys.modules, "swanlab", module)
-    TrackedRollouts(ignore, [stand_in(SwanLabCallback)])(group())
+    TrackedRollouts(ignore, [stand_in(SwanLabCallback)])(*group())
     ((media, step),) = logged
     assert step == 5
     assert len(media["rollouts"]) == 3
-    assert [image.caption for image in media["pictures"]] == ["picture 0"]
+    assert [image.caption for image in media["images"]] == ["image 0"]

@@ -62,6 +62,7 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, whole]))
         usage = {"peak_memory_bytes": 1_000_000, "memory_of": "process", "jobs": 1}
         (folder / "usage.json").write_text(json.dumps(usage))
+        (folder / "config.yaml").write_text("accuracy_reward: accuracy_reward\n")
         write_environment(folder, commit="0" * 40, dirty=False)
     files = [folder / name for name in SEALED]
     digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}

@@ -69,14 +69,14 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
         args=VGPOConfig(output_dir=str(folder), **{**SETTINGS, **settings}),
         train_dataset=rows_with_pictures(12),
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if lora else None,
-        rollout_writer=records.extend,
+        rollout_writer=lambda written, images: records.extend(record.model_dump() for record in written),
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     found = {
         "sharded": trainer.is_fsdp_enabled,
         "weights": weight_hash(trainer.model.named_parameters()),
         "log": trainer.state.log_history,
-        "records": [{name: value for name, value in record.items() if name != "images"} for record in records],
+        "records": records,
         "trained_on": trainer.trained_on,
     }
     (folder / f"process-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))

@@ -26,6 +26,10 @@ def test_defaults_are_those_of_the_settings(tmp_path):
     assert config(tmp_path).build_shaping().settings == VGPOSettings()
 
 
+def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
+    assert config(tmp_path, filter_reward="score").filter_reward == "score"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

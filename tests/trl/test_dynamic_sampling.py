@@ -113,6 +113,19 @@ def test_the_filter_reward_can_be_named(make_trainer):
         make_trainer(reward=[other], dynamic_sampling=True, filter_reward="accuracy")
 
 
+@pytest.mark.train
+def test_groups_are_filtered_by_the_accuracy_reward_and_not_by_the_first(make_trainer):
+    def other(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    accuracy = by_row(["mixed", "wrong"])
+    accuracy.__name__ = "my_accuracy"
+    trainer = make_trainer(Watched, reward=[other, accuracy], dynamic_sampling=True)
+    assert trainer.accuracy_reward == "my_accuracy"
+    trainer.train()
+    assert set((trainer.batches[0]["row_index"] % 2).tolist()) == {0}
+
+
 def test_bounds_are_strict_and_unscored_groups_never_pass():
     accuracy = torch.tensor([0.0, 0.01, 0.02, 0.98, 0.99, 1.0, float("nan")])
     assert keep_mask(accuracy, DynamicSamplingSettings()).tolist() == [False, False, True, True, False, False, False]

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from tests.trl.tiny import GROUP, coin, rows_with_pictures, told
 from vgpo.checkpoints import CheckpointError, CheckpointStore, weight_hash
 from vgpo.toy import checkpoint_path
+from vgpo.training.records import RolloutRecord
 from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
@@ -62,7 +63,7 @@ def stop(case: str, step: int) -> Any:
     return pytest.param(case, step, marks=marks, id=f"{case}-{step}")
 
 
-def build(folder: Path, rollouts: list[dict[str, Any]], *, lora: bool = False, **settings: Any) -> VGPOTrainer:
+def build(folder: Path, rollouts: list[RolloutRecord], *, lora: bool = False, **settings: Any) -> VGPOTrainer:
     return VGPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(checkpoint_path()),
         processing_class=AutoProcessor.from_pretrained(checkpoint_path(), padding_side="left"),
@@ -70,22 +71,18 @@ def build(folder: Path, rollouts: list[dict[str, Any]], *, lora: bool = False, *
         args=VGPOConfig(output_dir=str(folder), **{**SETTINGS, **settings}),
         train_dataset=rows_with_pictures(6),
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if lora else None,
-        rollout_writer=rollouts.extend,
+        rollout_writer=lambda records, images: rollouts.extend(records),
     )
-
-
-def without_pictures(rollouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in rollout.items() if name != "images"} for rollout in rollouts]
 
 
 @pytest.fixture(scope="module")
 def whole_run(
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[..., tuple[VGPOTrainer, list[dict[str, Any]], Path]]:
+) -> Callable[..., tuple[VGPOTrainer, list[RolloutRecord], Path]]:
     """The run of a case that nothing interrupts, with a checkpoint of each step."""
     runs: dict[str, Any] = {}
 
-    def run(case: str, **settings: Any) -> tuple[VGPOTrainer, list[dict[str, Any]], Path]:
+    def run(case: str, **settings: Any) -> tuple[VGPOTrainer, list[RolloutRecord], Path]:
         if case not in runs:
             folder, rollouts = tmp_path_factory.mktemp("whole"), []
             trainer = build(folder, rollouts, **settings)
@@ -96,11 +93,11 @@ def whole_run(
     return run
 
 
-def resumed_run(tmp_path: Path, whole: Path, step: int, **settings: Any) -> tuple[VGPOTrainer, list[dict[str, Any]]]:
+def resumed_run(tmp_path: Path, whole: Path, step: int, **settings: Any) -> tuple[VGPOTrainer, list[RolloutRecord]]:
     """The run that goes on from the checkpoint of a step, in a process that knows nothing of the one before."""
     shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     torch.manual_seed(1234)
-    rollouts: list[dict[str, Any]] = []
+    rollouts: list[RolloutRecord] = []
     trainer = build(tmp_path, rollouts, **settings)
     with torch.no_grad():  # what a load leaves out must show
         for parameter in trainer.model.parameters():
@@ -118,7 +115,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     resumed, later_rollouts = resumed_run(tmp_path, folder, step, **CASES[case])
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
     assert told(resumed.state.log_history) == told(whole.state.log_history)
-    assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > step]
+    assert later_rollouts == [record for record in rollouts if record.step > step]
 
 
 @pytest.mark.train
@@ -137,7 +134,7 @@ def test_adapters_are_resumed_too(tmp_path: Path, whole_run: Callable[..., Any])
     whole, rollouts, folder = whole_run("adapters", **settings)
     resumed, later_rollouts = resumed_run(tmp_path, folder, 3, **settings)
     assert weight_hash(resumed.model.named_parameters()) == weight_hash(whole.model.named_parameters())
-    assert without_pictures(later_rollouts) == [r for r in without_pictures(rollouts) if r["step"] > 3]
+    assert later_rollouts == [record for record in rollouts if record.step > 3]
 
 
 @pytest.mark.train

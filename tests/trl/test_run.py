@@ -248,31 +248,26 @@ def test_rollouts_are_written_with_what_the_shaping_made_of_them(make_trainer, p
         gradient_accumulation_steps=2 * GROUP // size,
         max_steps=4,
         log_rollouts_steps=2,
-        trainer_kwargs={"rollout_writer": written.append},
+        trainer_kwargs={"rollout_writer": lambda *given: written.append(given)},
     )
     trainer.train()
-    assert [records[0]["step"] for records in written] == [1, 3]
-    for record in [record for records in written for record in records]:
-        assert record.keys() == {
-            "step", "group", "row", "id", "problem", "answer", "images", "completion", "token_ids", "tokens", "focus",
-            "gate", "token_factor", "rollout_factor", "advantage", "rewards",
-        }  # fmt: skip
-        length = len(record["tokens"])
-        assert processor.tokenizer.decode(record["token_ids"], skip_special_tokens=True) == record["completion"]
-        assert (
-            length
-            == len(record["token_ids"])
-            == len(record["focus"])
-            == len(record["gate"])
-            == len(record["token_factor"])
-        )
-        assert record["answer"] == str(record["row"])
-        assert record["rewards"].keys() == {"coin"}
-        assert record["images"][0].size[0] == 56
-        assert 0 < record["rollout_factor"] < 2
-        assert "What is the largest digit" in record["problem"]
-        assert any(record["gate"])
-    assert len(written[0]) == min(size, GROUP)
+    assert [records[0].step for records, _ in written] == [1, 3]
+    for record, images in [(record, images) for records, images in written for record in records]:
+        assert processor.tokenizer.decode(record.token_ids, skip_special_tokens=True) == record.completion
+        assert record.answer == str(record.row)
+        assert record.rewards.keys() == {"coin"}
+        assert record.correct == (record.rewards["coin"] > 0.5)
+        assert images[record.media[0]].size[0] == 56
+        assert record.diagnostics.keys() == {"gate", "token_factor", "rollout_factor"}
+        assert 0 < record.per_rollout("rollout_factor") < 2
+        assert "What is the largest digit" in record.problem
+        assert any(record.per_token("gate"))
+        # A^V = A_i (1 + psi) (1 + phi) (Eq. 12)
+        scale = record.advantage * record.per_rollout("rollout_factor")
+        expected = [scale * factor for factor in record.per_token("token_factor")]
+        assert record.token_advantages == pytest.approx(expected, rel=1e-5)
+    assert any(record.advantage for records, _ in written for record in records)
+    assert len(written[0][0]) == min(size, GROUP)
 
 
 @pytest.mark.train
@@ -283,15 +278,15 @@ def test_a_rollout_that_is_cut_off_and_masked_is_stored_with_its_text(make_train
         max_steps=1,
         log_rollouts_steps=1,
         log_rollouts_groups=2,
-        trainer_kwargs={"rollout_writer": written.extend},
+        trainer_kwargs={"rollout_writer": lambda records, images: written.extend(records)},
     )
     trainer.train()
-    cut = [record for record in written if set(record["focus"]) == {None}]
-    assert cut
-    for record in cut:
-        assert len(record["tokens"]) == 6
-        assert record["completion"]
-        assert record["gate"] == record["token_factor"] == [None] * 6
+    masked = [record for record in written if set(record.focus) == {None}]
+    assert masked
+    for record in masked:
+        assert len(record.tokens) == 6
+        assert record.completion
+        assert record.token_advantages == record.per_token("gate") == record.per_token("token_factor") == [None] * 6
 
 
 def test_what_a_tool_says_is_stored_without_measures(processor):
@@ -299,26 +294,31 @@ def test_what_a_tool_says_is_stored_without_measures(processor):
     padding = tokenizer.pad_token_id
     ids = tokenizer("7 is the largest", add_special_tokens=False)["input_ids"]
     completion = torch.tensor([[*ids, padding, padding]])
-    own = torch.tensor([[i != 1 and i < len(ids) for i in range(len(ids) + 2)]])
-    [record] = rollout_records(
+    mask = torch.tensor([[i != 1 and i < len(ids) for i in range(len(ids) + 2)]])
+    [record], images = rollout_records(
         step=1,
         batch={
             "prompt_ids": torch.tensor([ids]), "prompt_mask": torch.ones(1, len(ids)),
             "completion_ids": completion, "completion_mask": (completion != padding).long(),
-            "visual_rows": torch.tensor([True]), "scalar_advantages": torch.zeros(1), "rewards": torch.ones(1, 1),
+            "visual_rows": torch.tensor([True]), "scalar_advantages": torch.tensor([2.0]),
+            "advantages": torch.full(mask.shape, 3.0), "rewards": torch.tensor([[0.0, 1.0]]),
             "group_ids": torch.zeros(1), "row_index": torch.zeros(1),
         },
         dataset_rows=[{}],
-        reward_names=["coin"],
-        own_tokens=own,
-        focus=own * 0.5,
-        diagnostics={"token_factor": own * 1.5, "rollout_factor": torch.tensor([0.75])},
+        reward_names=["format", "coin"],
+        accuracy_reward="coin",
+        action_mask=mask,
+        focus=mask * 0.5,
+        diagnostics={"token_factor": mask * 1.5, "rollout_factor": torch.tensor([0.75])},
         tokenizer=tokenizer,
     )  # fmt: skip
-    assert "".join(record["tokens"]) == record["completion"] == "7 is the largest"
-    assert record["focus"] == [0.5, None, *[0.5] * (len(ids) - 2)]
-    assert record["token_factor"] == [1.5, None, *[1.5] * (len(ids) - 2)]
-    assert record["rollout_factor"] == 0.75
+    assert "".join(record.tokens) == record.completion == record.problem == "7 is the largest"
+    assert record.focus == [0.5, None, *[0.5] * (len(ids) - 2)]
+    assert record.token_advantages == [3.0, None, *[3.0] * (len(ids) - 2)]
+    assert record.diagnostics == {"token_factor": [1.5, None, *[1.5] * (len(ids) - 2)], "rollout_factor": 0.75}
+    assert (record.advantage, record.rewards, record.correct) == (2.0, {"format": 0.0, "coin": 1.0}, True)
+    assert record.media == []
+    assert images == {}
 
 
 @pytest.mark.train
@@ -359,12 +359,15 @@ def test_streams_are_rolled_out_in_order(make_trainer):
     dataset = rows_with_pictures().to_iterable_dataset()
     written = []
     trainer = make_trainer(
-        dataset=dataset, shuffle_dataset=False, max_steps=2, trainer_kwargs={"rollout_writer": written.extend}
+        dataset=dataset,
+        shuffle_dataset=False,
+        max_steps=2,
+        trainer_kwargs={"rollout_writer": lambda records, images: written.extend(records)},
     )
     trainer.train()
     assert trainer.state.global_step == 2
-    assert [record["row"] for record in written] == [written[0]["row"]] * GROUP
-    assert "What is the largest digit" in written[0]["problem"]
+    assert [record.row for record in written] == [written[0].row] * GROUP
+    assert "What is the largest digit" in written[0].problem
     with pytest.raises(ValueError, match="dynamic_sampling draws rows by number"):
         make_trainer(dataset=dataset, dynamic_sampling=True)
 

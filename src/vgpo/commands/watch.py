@@ -35,6 +35,7 @@ LABEL_WIDTH = SHORT
 MIN_ROLLOUT_HEIGHT = 4
 # From the lowest focus of a rollout to its highest; each with its own text colour, so that it reads on any background.
 SHADES = ("", "black on #c6dbef", "black on #7fb8da", "white on #08519c")
+VERDICTS = {True: "✓ correct", False: "✗ wrong", None: "not graded"}
 
 
 def run(path: Path, *, every: float, once: bool) -> None:
@@ -127,7 +128,7 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     goes_on = "; --resume true goes on" if watched.checkpoint else ""
     if watched.interrupted is not None:
         end = watched.interrupted
-        return f"ended {duration(now - end['time'])} ago by {one_line(end['reason'])}{goes_on}", "bold"
+        return f"ended {duration(now - end.time)} ago by {one_line(end.reason)}{goes_on}", "bold"
     if watched.ended_early:
         return f"ended before its last step{goes_on}", "bold"
     if watched.over:
@@ -252,8 +253,11 @@ def chart_cell(chart: dict[str, Any], width: int, height: int) -> list[Text]:
 
 def rollout_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
     """The rollout in at most `room` lines: question, verdict, focus by position, and its tokens shaded by focus."""
-    verdict = "✓ correct" if rollout["correct"] else "✗ wrong"
-    facts = [verdict, f"expected {one_line(rollout['gold'][:width])}", f"{rollout['num_tokens']} tokens"]
+    facts = [
+        VERDICTS[rollout["correct"]],
+        f"expected {one_line(rollout['gold'][:width])}",
+        f"{rollout['num_tokens']} tokens",
+    ]
     if rollout["advantage"] is not None:
         facts.append(f"advantage {rollout['advantage']:+.2f}")
     focus = rollout["focus"]

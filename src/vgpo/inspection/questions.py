@@ -13,6 +13,7 @@ from vgpo.data.schema import IMAGE_MARK
 from vgpo.evaluation.grounding import SwappedImages, with_blank_images, with_other_images
 from vgpo.inspection.schema import BLANK, OTHER, RESAMPLED
 from vgpo.run import RunFolder
+from vgpo.training.records import RolloutRecord
 
 Row = Mapping[str, Any]
 STEP = re.compile(r"checkpoint-(\d+)$")
@@ -119,30 +120,39 @@ def stored_questions(folder: RunFolder, checkpoint: Path, template: str, wanted:
         wanted: Which of the stored groups, 0 for the first of the newest step; beyond the last are left out.
 
     Raises:
-        StoredRolloutsError: The run stored none, or an older version stored them without the ids of their tokens.
+        StoredRolloutsError: The run stored none, or one that cannot be read again (`stored_response`).
     """
     members = wanted_groups(folder, checkpoint, wanted)
-    if any("token_ids" not in record for group in members.values() for record in group):
-        raise StoredRolloutsError(
-            f"{folder.rollouts_path}: found rollouts without token_ids, as an older version stored them; name a data "
-            "set with --data, whose questions are then answered anew"
-        )
     firsts = [group[0] for group in members.values()]
     columns = {
-        "images": [[str(folder.path / name) for name in first["images"]] for first in firsts],
-        # The stored pictures are in the order of the marks, numbered or not.
-        "problem": [IMAGE_MARK.sub("<image>", first["problem"]) for first in firsts],
-        "answer": [first["answer"] or "" for first in firsts],
+        "images": [[str(folder.path / name) for name in first.media] for first in firsts],
+        # The stored images are in the order of the marks, numbered or not.
+        "problem": [IMAGE_MARK.sub("<image>", first.problem) for first in firsts],
+        "answer": [first.answer or "" for first in firsts],
     }
     return QuestionSet(
         rows=to_prompts(Dataset.from_dict(columns), template),
-        numbers=[first["row"] for first in firsts],
-        stored=[[Stored(record["token_ids"], record["advantage"]) for record in group] for group in members.values()],
+        numbers=[first.row for first in firsts],
+        stored=[[stored_response(record, folder) for record in group] for group in members.values()],
         steps=(min(step for step, _ in members), max(step for step, _ in members)),
     )
 
 
-def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) -> dict[Group, list[Row]]:
+def stored_response(record: RolloutRecord, folder: RunFolder) -> Stored:
+    """The response of a rollout.
+
+    Raises:
+        StoredRolloutsError: An older version stored it without the ids of its tokens, or its advantage is not finite.
+    """
+    if record.token_ids is None or record.advantage is None:
+        raise StoredRolloutsError(
+            f"{folder.rollouts_path}: found a rollout of step {record.step} without token_ids or without a finite "
+            "advantage; name a data set with --data, whose questions are then answered again"
+        )
+    return Stored(record.token_ids, record.advantage)
+
+
+def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) -> dict[Group, list[RolloutRecord]]:
     """The records of each wanted group, as `stored_questions` counts them.
 
     Raises:
@@ -152,14 +162,14 @@ def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) ->
     last = int(place[1]) if place else None
     groups: dict[Group, list[int]] = {}
     for line, record in enumerate(folder.read_rollouts()):
-        if last is None or record["step"] <= last:
-            groups.setdefault((record["step"], record["group"]), []).append(line)
+        if last is None or record.step <= last:
+            groups.setdefault((record.step, record.group), []).append(line)
     newest = sorted(groups, key=lambda key: (-key[0], key[1]))
     chosen = [newest[i] for i in wanted if i < len(newest)]
     if not chosen:
         raise StoredRolloutsError(
             f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
-            "wanted; name a data set with --data, whose questions are then answered anew"
+            "wanted; name a data set with --data, whose questions are then answered again"
         )
     # Read once more, so that only what is wanted is held.
     lines = {line for key in chosen for line in groups[key]}

@@ -1,19 +1,13 @@
-"""What an inspection's file must hold, version 1: a record per JSON object, checked by pydantic (docs/inspect.md).
-
-Types are strict: `"1"` and `true` are not numbers. Other keys are ignored.
-"""
+"""What an inspection's file must hold, version 1: a record per JSON object, checked by pydantic (docs/inspect.md)."""
 
 import base64
-import json
 from datetime import datetime
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
@@ -21,41 +15,15 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+
+from vgpo.records import Numbers, Record, Texts, Whole, describe_faults, describe_value, fault
 
 VERSION = 1
 ABLATIONS = BLANK, OTHER, RESAMPLED = "blank", "other", "again"
-NUM_SHOWN = 3  # errors in a message
-MAX_CHARACTERS = 80  # of a wrong value in a message
-# Lists of these have names in the plural; an element is "rollout 1" in a message.
-RECORDS = ("models", "images", "grids", "rollouts")
-# By pydantic's type of error: what it expects, in the words of JSON.
-EXPECTED = {
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "dict_type": "an object",
-    "list_type": "a list",
-    "string_type": "text",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
-    "union_tag_invalid": "'from' to be one of {expected_tags}",
-    "union_tag_not_found": "the key 'from'",
-}
 
 
 class InspectionError(ValueError):
     """What is not an inspection; the message says where, what was found, what was expected and what to do."""
-
-
-def fault(message: str, *place: str | int) -> PydanticCustomError:
-    """What a validator of a record raises; `place` inside of the record."""
-    return PydanticCustomError("fault", "{message}", {"message": message, "place": place})
 
 
 def iso_time(text: str) -> str:
@@ -71,15 +39,6 @@ def base64_bytes(data: Any) -> bytes:
         return base64.b64decode(data, validate=True)
     except (TypeError, ValueError) as error:
         raise fault(f"found {describe_value(data)}, expected base64 text ({error})") from error
-
-
-# One error per list: the others are most often the same.
-Numbers = Annotated[list[float | None], Field(fail_fast=True)]
-Whole = Annotated[list[int], Field(fail_fast=True)]
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class AnswersRecord(Record):
@@ -200,13 +159,13 @@ class AttentionRecord(Record):
     generated: Numbers
 
 
-class RolloutRecord(AnswerRecord, TokenRecord):
+class ResponseRecord(AnswerRecord, TokenRecord):
     """A response to a question."""
 
     model: int
     """Index of its model."""
     sample: int
-    tokens: Annotated[list[str], Field(fail_fast=True)]
+    tokens: Texts
     truncated: bool
     """It has no end token."""
     rollout_factor: float | None
@@ -261,7 +220,7 @@ class QuestionRecord(Record):
     """Kind of problem, if the data set names it."""
     images: list[ImageRecord]
     grids: list[GridRecord]
-    rollouts: list[RolloutRecord]
+    rollouts: list[ResponseRecord]
 
     @model_validator(mode="after")
     def check_grids(self) -> Self:
@@ -311,41 +270,4 @@ def validate(record: type[Record], data: Any, where: str, **context: Any) -> Non
     try:
         record.model_validate(data, context=context)
     except ValidationError as error:
-        faults = [sentence(one) for one in error.errors(include_url=False)[:NUM_SHOWN]]
-        if error.error_count() > NUM_SHOWN:
-            faults.append(f"and {error.error_count() - NUM_SHOWN} more")
-        raise InspectionError(f"{where}: {'; '.join(faults)}; re-create it with `vgpo inspect`") from error
-
-
-def sentence(error: ErrorDetails) -> str:
-    """Where a fault is, what was found and what was expected."""
-    context = error.get("ctx", {})
-    place = place_of((*error["loc"], *context.get("place", ())))
-    if error["type"] == "missing":
-        return f"{place}: missing"
-    if error["type"] == "fault":
-        return f"{place}: {context['message']}"
-    expected = EXPECTED[error["type"]].format(**context) if error["type"] in EXPECTED else error["msg"]
-    found = describe_value(context.get("tag", error["input"]))
-    return f"{place + ': ' if place else ''}found {found}, expected {expected}"
-
-
-def place_of(location: tuple[str | int, ...]) -> str:
-    """("rollouts", 1, "focus", 3) as "rollout 1, focus[3]"."""
-    place = ""
-    for before, part in pairwise((None, *location)):
-        if isinstance(part, str):
-            place += f", {part}" if place else part
-        elif before in RECORDS:
-            place = f"{place.removesuffix('s')} {part}"
-        else:
-            place += f"[{part}]"
-    return place
-
-
-def describe_value(value: Any) -> str:
-    """A value of JSON, of bounded length."""
-    if isinstance(value, (list, dict)):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
+        raise InspectionError(f"{where}: {describe_faults(error)}; re-create it with `vgpo inspect`") from error

@@ -104,11 +104,11 @@ def check_not_finished(folder: RunFolder, config: VGPOConfig) -> None:
     if finished is None:
         return
     by_steps = config.max_steps > 0
-    planned, done = (config.max_steps, finished["step"]) if by_steps else (config.num_train_epochs, finished["epoch"])
+    planned, done = (config.max_steps, finished.step) if by_steps else (config.num_train_epochs, finished.epoch)
     if planned > done:
         return
     raise RunFolderError(
-        f"{folder.path} is finished: {finished['step']} steps, {finished['epoch']:g} epochs; the recipe asks for "
+        f"{folder.path} is finished: {finished.step} steps, {finished.epoch:g} epochs; the recipe asks for "
         f"{'max_steps' if by_steps else 'num_train_epochs'}={planned:g}. Nothing was changed. To train further, raise "
         "max_steps or num_train_epochs and set allow_changes: true. To train again, choose a new run_dir. "
         f"`vgpo eval {folder.final_path}` evaluates it."

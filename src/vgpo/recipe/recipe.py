@@ -16,6 +16,7 @@ from vgpo.data import FORMATS
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
 from vgpo.text import did_you_mean
+from vgpo.training.accuracy import accuracy_reward_name
 from vgpo.trl import VGPOConfig
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class RunArguments:
     def __post_init__(self) -> None:
         if not self.rewards:
             raise ValueError("rewards is empty; name one at least, as in rewards: [accuracy]")
-        names = [reward_name(load_reward(source)) for source in self.rewards]
+        names = self.reward_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"rewards: two are called {twice[0]!r}; metrics need names that differ, rename one")
@@ -157,6 +158,11 @@ class RunArguments:
         if self.eval_limit is not None and self.eval_limit < 1:
             raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 
+    @property
+    def reward_names(self) -> list[str]:
+        """The names of `rewards` in metrics and records."""
+        return [reward_name(load_reward(source)) for source in self.rewards]
+
 
 RECIPE_PARTS = (RunArguments, VGPOConfig, ModelConfig)
 
@@ -168,6 +174,15 @@ class Recipe:
     run: RunArguments
     config: VGPOConfig
     model: ModelConfig
+
+    @property
+    def accuracy_reward(self) -> str:
+        """The reward that measures accuracy.
+
+        Raises:
+            ValueError: `filter_reward` is none of the rewards.
+        """
+        return accuracy_reward_name(self.run.reward_names, self.config.filter_reward)
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -223,7 +238,9 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     check_remote_code(config, model, where=where)
     run.run_dir = run.run_dir or str(Path("runs") / name)
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
-    return Recipe(run, config, model)
+    recipe = Recipe(run, config, model)
+    check_accuracy_reward(recipe, where=where)
+    return recipe
 
 
 class RecipeParser(TrlParser):
@@ -357,6 +374,14 @@ def check_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, wh
             f"{where}: reward_weights has {len(weights)} values ({weights}) for {len(rewards)} rewards "
             f"({rewards}); give one for each, in the same order"
         )
+
+
+def check_accuracy_reward(recipe: Recipe, *, where: str) -> None:
+    """Whether there is a reward that measures accuracy."""
+    try:
+        _ = recipe.accuracy_reward
+    except ValueError as error:
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def check_adapters(run: RunArguments, config: VGPOConfig, model: ModelConfig, *, where: str) -> None:

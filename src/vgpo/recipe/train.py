@@ -278,6 +278,7 @@ class OpenFolder(TrainerCallback):
         if resume is None:
             parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(self.recipe.model))
             settings = {key: value for part in parts for key, value in part.items()}
+            settings["accuracy_reward"] = self.recipe.accuracy_reward
             RunFolder.create(run.run_dir, settings, seed=config.seed, command=self.command)
         else:
             changes = resume.changes

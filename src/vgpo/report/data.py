@@ -1,7 +1,7 @@
 """The data of a report: everything the page shows, as one JSON-able dict, and nothing else."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from vgpo.metric_names import (
     SAMPLING_GROUPS_KEPT,
 )
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
+from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.folder import RunFolder
 from vgpo.run.storage import RunFolderError
 
@@ -22,8 +23,12 @@ VERSION = 1
 MAX_RUNS = 8  # more lines than that cannot be told apart
 MAX_POINTS = 400  # per line; longer ones are averaged
 ROLLOUT_BYTES = 3_500_000  # of all runs together
-# Settings that differ between any two runs and explain nothing.
-SETTINGS_OF_PLACE = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to")
+# Settings that differ between any two runs, or follow from others, and explain nothing.
+UNEXPLAINING_SETTINGS = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to", "accuracy_reward")
+
+# What `with_accuracy` adds to a metrics line.
+ACCURACY = "accuracy reward"
+EVAL_ACCURACY = "accuracy reward of evaluation"
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,25 @@ def metric(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda line: next((line[key] for key in keys if line.get(key) is not None), None)
 
 
-def accuracy_reward(line: Mapping[str, Any]) -> float | None:
-    keys = [key for key in line if key.startswith("rewards/") and key.endswith("/mean") and "accuracy" in key]
-    return line[keys[0]] if keys else None
+def reward_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The reward functions of a run, in order, by the first line that has their means."""
+    for line in lines:
+        keys = [key for key in line if key.startswith("rewards/") and key.endswith("/mean")]
+        if keys:
+            return [key.removeprefix("rewards/").removesuffix("/mean") for key in keys]
+    return []
+
+
+def metrics_of(folder: RunFolder, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics lines of a run with these settings, each step once; see `with_accuracy`."""
+    return with_accuracy(drop_abandoned_steps(folder.read_metrics()), config)
+
+
+def with_accuracy(lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics lines of a run, with the means of its accuracy reward under `ACCURACY` and `EVAL_ACCURACY` too."""
+    name = accuracy_reward_of(config, reward_names(lines))
+    keys = {ACCURACY: f"rewards/{name}/mean", EVAL_ACCURACY: f"eval_rewards/{name}/mean"}
+    return [{**line, **{name: line[key] for name, key in keys.items() if key in line}} for line in lines]
 
 
 def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
@@ -54,10 +75,10 @@ def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
     return kept / drawn if kept is not None and drawn else None
 
 
-HELD_OUT_KEYS = ("eval_accuracy", "eval/accuracy", "eval_rewards/accuracy_reward/mean")
+HELD_OUT_KEYS = ("eval_accuracy", "eval/accuracy", EVAL_ACCURACY)
 CHARTS = (
     Chart("held_out", "Held-out accuracy", "Questions never trained on.", "", 3, True, metric(*HELD_OUT_KEYS)),
-    Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, accuracy_reward),
+    Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, metric(ACCURACY)),
     Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "", 3, True, metric("reward")),
     Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric(FOCUS_MEAN)),
     Chart(
@@ -126,17 +147,18 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
 
 def collect(folders: Sequence[RunFolder], summaries: Sequence[RolloutSummary]) -> dict[str, Any]:
     """`report_data` of runs whose rollouts have been read already."""
-    metrics = [drop_abandoned_steps(folder.read_metrics()) for folder in folders]
+    configs = [folder.read_config() for folder in folders]
+    metrics = [metrics_of(folder, config) for folder, config in zip(folders, configs, strict=True)]
     images: dict[str, Any] = {}
     budget = ROLLOUT_BYTES // len(folders)
     names = distinct_names([folder.path for folder in folders])
     return {
         "version": VERSION,
         "runs": [
-            describe_run(folder, name, lines, summary, images, budget)
-            for folder, name, lines, summary in zip(folders, names, metrics, summaries, strict=True)
+            describe_run(folder, name, config, lines, summary, images, budget)
+            for folder, name, config, lines, summary in zip(folders, names, configs, metrics, summaries, strict=True)
         ],
-        "settings": differing_settings([folder.read_config() for folder in folders]),
+        "settings": differing_settings(configs),
         "charts": draw_charts(metrics),
         "images": images,
         "live": None,
@@ -165,24 +187,25 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def describe_run(
     folder: RunFolder,
     name: str,
+    config: Mapping[str, Any],
     lines: list[dict[str, Any]],
     summary: RolloutSummary,
     images: dict[str, Any],
     budget: int,
 ) -> dict[str, Any]:
     environment = folder.read_environment()
-    config = flatten(folder.read_config())
-    model_keys = [key for key in config if key.split(".")[-1] in ("model_name_or_path", "model")]
-    devices = environment["devices"]
-    machine = f"{len(devices)} × {devices[0]}" if devices else f"{environment['cpu_count']} CPU cores"
+    settings = flatten(config)
+    model_keys = [key for key in settings if key.split(".")[-1] in ("model_name_or_path", "model")]
+    devices = environment.devices
+    machine = f"{len(devices)} × {devices[0]}" if devices else f"{environment.cpu_count} CPU cores"
     return {
         "name": name,
-        "model": config[model_keys[0]] if model_keys else None,
-        "seed": environment["seed"],
-        "commit": environment["commit"],
-        "dirty": environment["dirty"],
-        "started": environment["started"],
-        "resumed_from": [resumed["step"] for resumed in folder.read_resumes()],
+        "model": settings[model_keys[0]] if model_keys else None,
+        "seed": environment.seed,
+        "commit": environment.commit,
+        "dirty": environment.dirty,
+        "started": environment.started,
+        "resumed_from": [resumed.step for resumed in folder.read_resumes()],
         "machine": machine,
         "last_step": max((line["step"] for line in lines), default=0),
         "num_rollouts": summary.num_rollouts,
@@ -232,7 +255,7 @@ def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flat = [flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
-    explaining = [name for name in names if name.split(".")[-1] not in SETTINGS_OF_PLACE]
+    explaining = [name for name in names if name.split(".")[-1] not in UNEXPLAINING_SETTINGS]
     rows = [(name, [config.get(name, "—") for config in flat]) for name in explaining]
     return [{"name": name, "values": values} for name, values in rows if len(set(values)) > 1]
 

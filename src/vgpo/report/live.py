@@ -1,4 +1,4 @@
-"""The page of a run that goes on: drawn again and again, at a pace that costs the training next to nothing."""
+"""The page of a run in training: drawn again and again, so seldom that training hardly slows down."""
 
 import logging
 import time
@@ -9,7 +9,6 @@ from vgpo.report.data import collect
 from vgpo.report.page import render
 from vgpo.report.rollouts import RolloutSummary
 from vgpo.run.folder import RunFolder
-from vgpo.run.rollout_log import ROLLOUT
 from vgpo.run.storage import write_file
 from vgpo.run.tail import Tail
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class LiveReport:
-    """report.html of a run that goes on. Each rollout is read once; a drawing that fails is told and ends nothing.
+    """report.html of a run in training. Each rollout is read once; a drawing that fails is a warning and ends nothing.
 
     Attributes:
         pause: seconds from one drawing to the next: at least 30, and 100 times what the last drawing took.
@@ -30,7 +29,7 @@ class LiveReport:
         self.folder = folder
         self.clock = clock
         self.pause = MIN_PAUSE
-        self._rollouts = Tail(folder.rollouts_path, ROLLOUT)
+        self._rollouts = Tail(folder.rollouts_path, folder.rollouts.parse)
         self._summary = RolloutSummary()
         self._failing = False
         self.start()
@@ -49,7 +48,7 @@ class LiveReport:
         self._due = self.clock() + self.pause
 
     def draw(self, *, live: bool) -> None:
-        """Draw the page now. live: whether it will be drawn again, which a reader is told."""
+        """Draw the page now. live: whether it will be drawn again, which the page says."""
         try:
             self._draw(live)
         except Exception:

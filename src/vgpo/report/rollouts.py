@@ -1,6 +1,7 @@
-"""What a report shows of the rollouts: a few of them whole, and the focus curve over all late ones."""
+"""What a report shows of the rollouts: a few of them in full, and the focus curve over all late ones."""
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from vgpo.focus.statistics import NUM_DECILES, focus_by_decile
 from vgpo.pages import embed_json
 from vgpo.pages.images import embed_image
 from vgpo.pages.texts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, rounded, truncate
+from vgpo.training.records import RolloutRecord
 
-NUM_SHOWN = 6  # correct ones and wrong ones each
+NUM_SHOWN = 6  # of each verdict
 LATE_SHARE = 0.25
+VERDICTS = (True, False, None)  # of `RolloutRecord.correct`, in the order in which a group's rollouts are shown
 
 
 @dataclass
@@ -20,20 +23,20 @@ class RolloutSummary:
 
     num_rollouts: int = 0
     last_step: int = 0
-    newest: dict[bool, dict[tuple[int, int], dict[str, Any]]] = field(default_factory=lambda: {True: {}, False: {}})
+    # correct -> (step, group) -> the first rollout of the group with this verdict
+    newest: dict[bool | None, dict[tuple[int, int], RolloutRecord]] = field(default_factory=lambda: defaultdict(dict))
     # step -> correct -> [sums over rollouts, counts] per decile of the response
     deciles: dict[int, dict[bool, list[list[float]]]] = field(default_factory=dict)
 
-    def add(self, record: dict[str, Any]) -> None:
-        correct = is_correct(record["rewards"])
+    def add(self, record: RolloutRecord) -> None:
         self.num_rollouts += 1
-        self.last_step = max(self.last_step, record["step"])
-        kept = self.newest[correct]
-        kept.setdefault((record["step"], record["group"]), record)
+        self.last_step = max(self.last_step, record.step)
+        kept = self.newest[record.correct]
+        kept.setdefault((record.step, record.group), record)
         if len(kept) > NUM_SHOWN:
             del kept[next(iter(kept))]
-        if record["focus"]:
-            self.add_deciles(record["step"], correct, focus_by_decile(record["focus"]))
+        if record.focus and record.correct is not None:
+            self.add_deciles(record.step, record.correct, focus_by_decile(record.focus))
 
     def add_deciles(self, step: int, correct: bool, means: list[float | None]) -> None:
         empty = {outcome: [[0.0] * NUM_DECILES, [0.0] * NUM_DECILES] for outcome in (True, False)}
@@ -57,44 +60,32 @@ class RolloutSummary:
             curves[name] = {"values": values, "num_rollouts": int(max(counts))}
         return {"first_step": first_step, "last_step": self.last_step, **curves}
 
-    def shown(self) -> list[dict[str, Any]]:
+    def shown(self) -> list[RolloutRecord]:
         """Return the newest rollouts, newest step first, a group's correct one before its wrong one."""
-        chosen = [
-            (-step, group, not correct, record)
-            for correct, kept in self.newest.items()
-            for (step, group), record in kept.items()
-        ]
-        return [record for *_, record in sorted(chosen, key=lambda entry: entry[:3])]
+        chosen = [record for kept in self.newest.values() for record in kept.values()]
+        return sorted(chosen, key=lambda record: (-record.step, record.group, VERDICTS.index(record.correct)))
 
 
-def summarise_rollouts(records: Iterable[dict[str, Any]]) -> RolloutSummary:
+def summarise_rollouts(records: Iterable[RolloutRecord]) -> RolloutSummary:
     summary = RolloutSummary()
     for record in records:
         summary.add(record)
     return summary
 
 
-def is_correct(rewards: Mapping[str, float | None]) -> bool:
-    """Whether the accuracy reward (else the first one) is above one half."""
-    names = [name for name in rewards if "accuracy" in name] or list(rewards)
-    return bool(names) and (rewards[names[0]] or 0.0) > 0.5
-
-
 def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], budget: int) -> list[Any]:
-    """Return the rollouts to show, as many as fit; puts their pictures into `images` by name.
+    """Return the rollouts to show, as many as fit; puts their images into `images` by name.
 
     Args:
-        folder: the run folder, where the pictures lie.
+        folder: the run folder, which has the images.
         summary: the run's rollouts.
-        images: pictures of the report so far, name -> `embed_image`; extended in place.
-        budget: bytes that this run's rollouts and new pictures may take in the page.
+        images: images of the report so far, name -> `embed_image`; extended in place.
+        budget: bytes that this run's rollouts and new images may take in the page.
     """
     fitting = []
     for record in summary.shown():
         entry = rollout_entry(record)
-        new = {
-            Path(name).stem: embed_image(folder, name) for name in record["images"] if Path(name).stem not in images
-        }
+        new = {Path(name).stem: embed_image(folder, name) for name in record.media if Path(name).stem not in images}
         size = len(embed_json(entry)) + len(embed_json(new))
         if size <= budget:
             budget -= size
@@ -103,26 +94,28 @@ def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], 
     return fitting
 
 
-def rollout_entry(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page shows of a record: long texts cut, numbers rounded, pictures by name.
+def rollout_entry(record: RolloutRecord) -> dict[str, Any]:
+    """Return what the page shows of a record: long texts truncated, numbers rounded, images by name.
 
-    Focus and both factors are None where they were not measured: a run without shaping has none.
+    Focus and both factors are None where they were not measured: a run without shaping has none. `correct` is None
+    where the accuracy reward gave no number.
     """
-    focus = rounded(record["focus"] or [])
+    focus, token_factor = rounded(record.focus or []), record.per_token("token_factor")
     return {
-        "step": record["step"],
-        "group": record["group"],
-        "row": record["row"],
-        "correct": is_correct(record["rewards"]),
-        "question": truncate(record["problem"], MAX_TEXT_CHARACTERS),
-        "gold": truncate("" if record["answer"] is None else str(record["answer"]), MAX_TEXT_CHARACTERS),
-        "images": [Path(name).stem for name in record["images"]],
-        "tokens": [truncate(token, MAX_TOKEN_CHARACTERS) for token in record["tokens"][:MAX_TOKENS]],
-        "num_tokens": len(record["tokens"]),
+        "step": record.step,
+        "group": record.group,
+        "row": record.row,
+        "correct": record.correct,
+        "question": truncate(record.problem, MAX_TEXT_CHARACTERS),
+        "gold": truncate("" if record.answer is None else str(record.answer), MAX_TEXT_CHARACTERS),
+        "images": [Path(name).stem for name in record.media],
+        "tokens": [truncate(token, MAX_TOKEN_CHARACTERS) for token in record.tokens[:MAX_TOKENS]],
+        "num_tokens": len(record.tokens),
         "focus": focus if any(rho is not None for rho in focus) else None,
-        "gate": [int(bool(gated)) for gated in record.get("gate", [])[:MAX_TOKENS]],
-        "token_factor": rounded(record["token_factor"]) if "token_factor" in record else None,
-        "rollout_factor": record.get("rollout_factor"),
-        "advantage": record["advantage"],
-        "rewards": {truncate(name, MAX_TOKEN_CHARACTERS): value for name, value in record["rewards"].items()},
+        "gate": [int(bool(gated)) for gated in (record.per_token("gate") or [])[:MAX_TOKENS]],
+        "token_factor": None if token_factor is None else rounded(token_factor),
+        "rollout_factor": record.per_rollout("rollout_factor"),
+        "advantage": record.advantage,
+        "token_advantages": None if record.token_advantages is None else rounded(record.token_advantages),
+        "rewards": {truncate(name, MAX_TOKEN_CHARACTERS): value for name, value in record.rewards.items()},
     }

@@ -7,12 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from vgpo.metric_names import ALARM_PREFIX, with_current_names
-from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps
+from vgpo.metric_names import ALARM_PREFIX
+from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps, with_accuracy
 from vgpo.report.rollouts import rollout_entry
-from vgpo.run.folder import SUMMARY, RunFolder
-from vgpo.run.rollout_log import ROLLOUT
-from vgpo.run.storage import STEP, last_complete_line, parse_object
+from vgpo.run.folder import SUMMARY, RunFolder, parse_metrics
+from vgpo.run.records import Interrupted
+from vgpo.run.storage import last_complete_line
 from vgpo.run.tail import Tail
 
 RECENT = 50  # logged lines by which the pace is judged
@@ -77,13 +77,13 @@ class WatchedRun:
         self.rollout: dict[str, Any] | None = None
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
-        self.interrupted: dict[str, Any] | None = None
+        self.interrupted: Interrupted | None = None
         self.resumed_from: list[int] = []
         self.checkpoint: tuple[int, float] | None = None
         self._started: float | None = None  # when it began or was last resumed, in seconds since 1970
         self._drawn = True  # whether charts and alarms are those of `lines`
-        self._metrics = Tail(self.folder.metrics_path, STEP)
-        self._rollout = Cached(self.folder.rollouts_path, lambda: last_rollout(self.folder.rollouts_path))
+        self._metrics = Tail(self.folder.metrics_path, parse_metrics)
+        self._rollout = Cached(self.folder.rollouts_path, lambda: last_rollout(self.folder))
         self._config = Cached(self.folder.config_path, self.folder.read_config)
         self._environment = Cached(self.folder.environment_path, self.folder.read_environment)
         self._evaluation = Cached(self.folder.evaluation_path, self.folder.read_evaluation)
@@ -100,8 +100,8 @@ class WatchedRun:
         self.evaluation = self._evaluation.get() or {}
         self.interrupted = self._interrupted.get()
         resumes, environment = self._resumes.get() or [], self._environment.get()
-        self.resumed_from = [resumed["step"] for resumed in resumes]
-        starts = [start["started"] for start in (environment, *resumes) if start is not None]
+        self.resumed_from = [resumed.step for resumed in resumes]
+        starts = [start.started for start in (environment, *resumes) if start is not None]
         self._started = datetime.fromisoformat(starts[-1]).timestamp() if starts else None
         self.rollout = self._rollout.get()
         self.checkpoint = newest_checkpoint(self.folder.checkpoints_path)
@@ -109,12 +109,12 @@ class WatchedRun:
 
     def _read_metrics(self) -> None:
         for line in self._metrics.read(self._forget_lines):
-            self.lines.append(with_current_names(line))
+            self.lines.append(line)
             self._drawn = False
         if self._drawn:
             return
         self.lines = drop_abandoned_steps(self.lines)
-        self.charts = draw_charts([self.lines])
+        self.charts = draw_charts([with_accuracy(self.lines, self.config)])
         holding = [name for name, value in self.last_line.items() if value]
         self.alarms = [{**alarm, "holds": ALARM_PREFIX + alarm["name"] in holding} for alarm in alarms_of(self.lines)]
         self._drawn = True
@@ -203,9 +203,10 @@ def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pac
     )
 
 
-def last_rollout(path: Path) -> dict[str, Any] | None:
+def last_rollout(folder: RunFolder) -> dict[str, Any] | None:
+    path = folder.rollouts_path
     _, line = last_complete_line(path)
-    return rollout_entry(parse_object(line, f"{path}, last line", ROLLOUT)) if line else None
+    return rollout_entry(folder.rollouts.parse(line, f"{path}, last line")) if line else None
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, float] | None:

@@ -9,52 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from vgpo.metric_names import with_current_names
+from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.environment import code_diff, describe_environment, hide_secrets
+from vgpo.run.records import Environment, Finished, Interrupted, MetricsLine, Resume, Scores
 from vgpo.run.rollout_log import RolloutLog
 from vgpo.run.storage import (
-    ANY,
-    NUMBER,
-    STEP,
-    Fields,
     RunFolderError,
     append_records,
-    check_fields,
+    check_mapping,
+    check_record,
     keep_lines,
+    parse_object,
+    parser_of,
     plain,
+    read_bytes,
+    read_lines,
     read_object,
-    read_records,
-    read_whole,
+    read_record,
     to_json,
     write_file,
 )
+from vgpo.training.records import RolloutRecord
 
 # Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
 MAX_ROLLOUT_BYTES = 1024**3
 MAX_REASON = 300  # characters
 STATUS_OF_SIGNALS = {128 + number: number.name for number in signal.Signals}
-SUMMARY = "train_runtime"  # stands in the line that a trainer logs when it ends, early or not
-# What readers of the files rest on.
-ENVIRONMENT: Fields = {
-    "commit": str | None,
-    "dirty": bool | None,
-    "cpu_count": int | None,
-    "devices": list,
-    "seed": int,
-    "started": str,
-}
-RESUMED: Fields = {**STEP, "started": str}
-FINISHED: Fields = {**STEP, "epoch": NUMBER, "time": NUMBER}
-INTERRUPTED: Fields = {**STEP, "time": NUMBER, "reason": str}
-EVALUATION: Fields = {
-    "accuracy": NUMBER,
-    "low": NUMBER,
-    "high": NUMBER,
-    "num_questions": int,
-    "num_correct": int,
-}
+SUMMARY = "train_runtime"  # a key of the line that a trainer logs when it ends, early or not
 
 
 @dataclass(frozen=True)
@@ -170,7 +155,7 @@ class RunFolder(RunPaths):
     def resume(
         cls, path: Path | str, step: int, *, seed: int, command: Sequence[str], changes: Sequence[str] = ()
     ) -> "RunFolder":
-        """Open the folder of a run that goes on from a checkpoint, without what the run wrote after it.
+        """Open the folder of a run that is resumed from a checkpoint, without what the run wrote after it.
 
         Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
         training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at
@@ -187,8 +172,7 @@ class RunFolder(RunPaths):
         """
         folder = cls.open(path)
         folder.finished_path.unlink(missing_ok=True)
-        lines = read_records(folder.metrics_path, STEP)
-        keep = [line["step"] <= step and SUMMARY not in line for line in lines]
+        keep = [line["step"] <= step and SUMMARY not in line for line in folder.read_metrics()]
         keep_lines(folder.metrics_path, keep)
         folder.rollouts.cut_back(step)
         evaluation = folder.read_evaluation() or {}
@@ -215,7 +199,7 @@ class RunFolder(RunPaths):
 
     @cached_property
     def rollouts(self) -> RolloutLog:
-        return RolloutLog(self.path, self.max_rollout_bytes)
+        return RolloutLog(self.path, self.max_rollout_bytes, self.accuracy_reward)
 
     def read_config(self) -> dict[str, Any]:
         """Return the settings.
@@ -223,21 +207,29 @@ class RunFolder(RunPaths):
         Raises:
             RunFolderError: config.yaml cannot be read, or holds no settings by name.
         """
-        text = read_whole(self.config_path)
+        text = read_bytes(self.config_path)
         try:
             settings = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError) as error:  # the latter is a date that there is not
             reason = " ".join(str(error).split())
             raise RunFolderError(f"{self.config_path}: not valid YAML ({reason}); restore it.") from error
-        return check_fields(settings, str(self.config_path), ANY)
+        return check_mapping(settings, str(self.config_path))
 
-    def read_environment(self) -> dict[str, Any]:
+    def accuracy_reward(self, reward_names: Sequence[str]) -> str | None:
+        """The reward that is the accuracy of the run; see `accuracy_reward_of`.
+
+        Raises:
+            RunFolderError: config.yaml cannot be read, or names none of these rewards.
+        """
+        return accuracy_reward_of(self.read_config(), reward_names)
+
+    def read_environment(self) -> Environment:
         """Return what `vgpo.run.environment.describe_environment` found when the run began.
 
         Raises:
             RunFolderError: environment.json cannot be read, or lacks what a report shows.
         """
-        return read_object(self.environment_path, ENVIRONMENT)
+        return read_record(self.environment_path, Environment)
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line; needs the key `step`. A float that is not finite is written as null.
@@ -253,33 +245,31 @@ class RunFolder(RunPaths):
         Raises:
             RunFolderError: a line is broken, or has no step; names it.
         """
-        return [with_current_names(line) for line in read_records(self.metrics_path, STEP)]
+        return list(read_lines(self.metrics_path, parse_metrics))
 
-    def write_rollouts(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append rollout records; the `rollout_writer` of the trainer.
-
-        Each distinct picture (same size, mode and pixels) is saved once under images/, and the record holds
-        its path relative to the run folder.
+    def write_rollouts(self, records: Sequence[RolloutRecord], images: Mapping[str, Image.Image]) -> None:
+        """Append rollout records and save their images; the `rollout_writer` of the trainer.
 
         Args:
-            records: dicts with `step` and `images` (list of `PIL.Image.Image`) and JSON-able values.
+            records: of `vgpo.training.records.rollout_records`.
+            images: by the paths that the records name. One that is stored already is not written again.
 
         Raises:
             RunFolderError: the disk refused; none of these records was written.
         """
-        self.rollouts.write(records)
+        self.rollouts.write(records, images)
 
-    def read_rollouts(self) -> Iterator[dict[str, Any]]:
+    def read_rollouts(self) -> Iterator[RolloutRecord]:
         """Yield the records in order, one at a time (the file may be larger than memory).
 
         Raises:
-            RunFolderError: a line is broken, or lacks a field; names it.
+            RunFolderError: a line is broken, lacks a field, or is of a newer version; names it.
         """
         return self.rollouts.read()
 
-    def read_resumes(self) -> list[dict[str, Any]]:
+    def read_resumes(self) -> list[Resume]:
         """Return what `resume` recorded, in order: `step`, `changes`, and the fields of environment.json then."""
-        return list(read_records(self.resumes_path, RESUMED))
+        return list(read_lines(self.resumes_path, parser_of(Resume)))
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.study.Evaluation`."""
@@ -296,7 +286,7 @@ class RunFolder(RunPaths):
         evaluation = read_object(self.evaluation_path)
         for when, scores in evaluation.items():
             if scores is not None:
-                check_fields(scores, f"{self.evaluation_path}, {when}", EVALUATION)
+                check_record(Scores, scores, f"{self.evaluation_path}, {when}")
         return evaluation
 
     def write_finished(self, step: int, epoch: float) -> None:
@@ -307,11 +297,11 @@ class RunFolder(RunPaths):
         """
         write_file(self.finished_path, to_json({"step": step, "epoch": epoch, "time": time.time()}, indent=2) + b"\n")
 
-    def read_finished(self) -> dict[str, Any] | None:
+    def read_finished(self) -> Finished | None:
         """Return the mark of a finished run, None if it is not finished or its final weights were removed."""
         if not (self.finished_path.exists() and self.final_path.is_dir()):
             return None
-        return read_object(self.finished_path, FINISHED)
+        return read_record(self.finished_path, Finished)
 
     def write_interrupted(self, step: int, error: BaseException) -> None:
         """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.
@@ -322,9 +312,20 @@ class RunFolder(RunPaths):
         mark = {"step": step, "time": time.time(), "reason": reason_of(error)}
         write_file(self.interrupted_path, to_json(mark, indent=2) + b"\n")
 
-    def read_interrupted(self) -> dict[str, Any] | None:
-        """Return the mark of an early end; None of a run that goes on, ended as planned, or was killed."""
-        return read_object(self.interrupted_path, INTERRUPTED) if self.interrupted_path.exists() else None
+    def read_interrupted(self) -> Interrupted | None:
+        """Return the mark of an early end; None of a run that is running, ended as planned, or was killed."""
+        return read_record(self.interrupted_path, Interrupted) if self.interrupted_path.exists() else None
+
+
+def parse_metrics(line: bytes, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl, with the metric names of today.
+
+    Raises:
+        RunFolderError: it is broken, or has no step; names `where`.
+    """
+    metrics = parse_object(line, where)
+    check_record(MetricsLine, metrics, where)
+    return with_current_names(metrics)
 
 
 def reason_of(error: BaseException) -> str:

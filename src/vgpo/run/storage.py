@@ -1,4 +1,4 @@
-"""Files that survive a full disk: whole files appear complete or not at all, line files end in a whole line."""
+"""Files that survive a full disk: a file appears complete or not, a JSON-lines file ends in a complete line."""
 
 import itertools
 import json
@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Any
+from typing import Any, TypeVar
 
-Fields = Mapping[str, type | UnionType]  # what an object has to hold, and of what type
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from vgpo.records import Record, describe_faults, describe_value
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+Parse = Callable[[bytes, str], T]  # takes a line and where it is, for messages
 
 FIRST_BLOCK = 1 << 16  # bytes read in search of the last line; doubled until they hold it
 RESTART = "Free space on this disk and run the same command with --resume true."
-NUMBER = int | float
-ANY: Fields = MappingProxyType({})
-STEP: Fields = MappingProxyType({"step": NUMBER})
 
 
 class RunFolderError(RuntimeError):
@@ -62,23 +65,23 @@ def to_json(value: object, indent: int | None = None) -> bytes:
 
 
 def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a whole file, or its parts in order, beside its place and rename it there.
+    """Write a complete file, or its parts in order, under another name and rename it.
 
-    A reader, and whoever comes after a kill, sees the old file or the new one. Whatever ends the writing, an error of
-    the parts too, leaves nothing of the new one behind.
+    A reader sees the old file or the new one, also after a kill. If an error ends the writing, one of the parts too,
+    the unfinished file is deleted.
 
     Raises:
         RunFolderError: the disk refused; an older file at `path` is left as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with refusal_told(path):
+        with reported_refusals(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_all(partial, b"")
         for part in [data] if isinstance(data, bytes) else data:
-            with refusal_told(path):
+            with reported_refusals(path):
                 write_all(partial, part, append=True)
-        with refusal_told(path):
+        with reported_refusals(path):
             partial.replace(path)
     except BaseException:
         if partial.exists():
@@ -87,13 +90,13 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 @contextmanager
-def refusal_told(path: Path) -> Iterator[None]:
-    """What the disk refuses inside the block is told as an error about `path`."""
+def reported_refusals(path: Path) -> Iterator[None]:
+    """What the disk refuses inside the block is reported as an error about `path`."""
     try:
         yield
     except OSError as error:
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. Nothing of it was left behind. "
+            f"{path} could not be written: {error.strerror}. Nothing was written. "
             "Free space on this disk, or choose a folder on another one, and run again."
         ) from error
 
@@ -120,7 +123,7 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def keep_lines(path: Path, keep: Sequence[bool]) -> None:
-    """Leave of a JSON-lines file the lines of which `keep` says so, and no unfinished one; all at once.
+    """Keep the lines of a JSON-lines file for which `keep` is true, and drop an unfinished one; the file is replaced.
 
     Raises:
         RunFolderError: the disk refused; the file is as it was.
@@ -132,11 +135,62 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
         write_file(path, iter(lambda: b"".join(itertools.islice(left, 100)), b""))
 
 
-def read_records(path: Path, fields: Fields = ANY) -> Iterator[dict[str, Any]]:
-    """Yield the records of a JSON-lines file; a last line that was never finished is left out.
+def parse_object(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
 
     Raises:
-        RunFolderError: a complete line is not a JSON object with these fields; names file and line.
+        RunFolderError: the text is no JSON object; names `where`.
+    """
+    try:
+        value = decode_json(text)
+    except ValueError as error:
+        raise RunFolderError(f"{where}: not valid JSON ({error}); restore or delete it.") from error
+    return check_mapping(value, where)
+
+
+def decode_json(text: bytes) -> Any:
+    """As `json.loads`, three times as fast; the fast parser refuses lone surrogates, which `to_json` escapes."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
+def check_mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{where}: found {describe_value(value)}, expected a mapping; restore or delete it.")
+    return value
+
+
+def check_record(kind: type[R], value: Any, where: str) -> R:
+    """`value` as a record of this kind.
+
+    Raises:
+        RunFolderError: it is none; names `where` and the field.
+    """
+    with reported_faults(where):
+        return kind.model_validate(value)
+
+
+@contextmanager
+def reported_faults(where: str) -> Iterator[None]:
+    """What a record refuses inside the block is reported as an error about `where`."""
+    try:
+        yield
+    except ValidationError as error:
+        raise RunFolderError(f"{where}: {describe_faults(error)}; restore or delete it.") from error
+
+
+def parser_of(kind: type[R]) -> Parse[R]:
+    """What parses a line as a record of this kind."""
+    return lambda text, where: check_record(kind, parse_object(text, where), where)
+
+
+def read_lines(path: Path, parse: Parse[T]) -> Iterator[T]:
+    """Yield the lines of a JSON-lines file, parsed; a last line that was never finished is left out.
+
+    Raises:
+        RunFolderError: `parse` raises it.
     """
     if not path.exists():
         return
@@ -144,54 +198,32 @@ def read_records(path: Path, fields: Fields = ANY) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield parse_object(line, f"{path}, line {number}", fields)
+            yield parse(line, f"{path}, line {number}")
 
 
-def read_object(path: Path, fields: Fields = ANY) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        RunFolderError: it cannot be read, or is not a JSON object with these fields; names it.
+        RunFolderError: it cannot be read, or is no JSON object; names it.
     """
-    return parse_object(read_whole(path), str(path), fields)
+    return parse_object(read_bytes(path), str(path))
 
 
-def read_whole(path: Path) -> bytes:
+def read_record(path: Path, kind: type[R]) -> R:
+    """Read a file that holds one record.
+
+    Raises:
+        RunFolderError: it cannot be read, or is no such record; names file and field.
+    """
+    return check_record(kind, read_object(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise RunFolderError(f"{path} could not be read: {error.strerror}; restore it.") from error
-
-
-def parse_object(text: bytes, where: str, fields: Fields = ANY) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RunFolderError(f"{where}: not valid JSON ({error}); restore or delete it.") from error
-    return check_fields(value, where, fields)
-
-
-def check_fields(value: Any, where: str, fields: Fields) -> dict[str, Any]:
-    """`value`, if it is a mapping that holds these fields.
-
-    Raises:
-        RunFolderError: it does not; names the field.
-    """
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{where}: found {type_name(value)}, expected a mapping; restore or delete it.")
-    for name, expected in fields.items():
-        if name not in value:
-            raise RunFolderError(f"{where}: found no {name}; restore or delete it.")
-        if not isinstance(value[name], expected):
-            kind = expected.__name__ if isinstance(expected, type) else expected
-            raise RunFolderError(
-                f"{where}: found {type_name(value[name])} as {name}, expected {kind}; restore or delete it."
-            )
-    return value
-
-
-def type_name(value: object) -> str:
-    return "nothing" if value is None else type(value).__name__
 
 
 def write_all(path: Path, data: bytes, append: bool = False) -> None:

@@ -1,36 +1,35 @@
-"""Line files that are read while they are written."""
+"""JSON-lines files that are read while they are written."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
-from vgpo.run.storage import ANY, Fields, parse_object
+from vgpo.run.storage import Parse, T
 
 
-class Tail:
+class Tail(Generic[T]):
     """What is appended to a JSON-lines file, each record once.
 
-    A last line that is not finished waits for its end. Where the line that was read last is no longer in its place (a
-    resumed run has cut the file back, or its oldest records have gone), the file is read from its beginning again.
+    An unfinished last line is read once it is complete. If the line that was read last has moved (a resumed run has
+    cut the file back, or its oldest records were dropped), the file is read from its beginning again.
     """
 
-    def __init__(self, path: Path, fields: Fields = ANY) -> None:
+    def __init__(self, path: Path, parse: Parse[T]) -> None:
         self.path = path
-        self.fields = fields
+        self.parse = parse
         self._end: int  # bytes read
         self._last: bytes  # the last line read
         self._number: int  # of that line
         self._forget()
 
-    def read(self, restart: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    def read(self, restart: Callable[[], None]) -> Iterator[T]:
         """Yield the records that were not yet read, one at a time.
 
         Args:
             restart: called before the first record where the file is read from its beginning again.
 
         Raises:
-            RunFolderError: a complete line is not a JSON object with `fields`; names file and line, and does so
-                again until the line is mended.
+            RunFolderError: `parse` raises it of a complete line, and does so again until the line is fixed.
         """
         if not self.path.exists():
             if self._end:
@@ -46,7 +45,7 @@ class Tail:
             for line in lines:
                 if not line.endswith(b"\n"):
                     return
-                record = parse_object(line, f"{self.path}, line {self._number + 1}", self.fields)
+                record = self.parse(line, f"{self.path}, line {self._number + 1}")
                 self._end, self._last, self._number = self._end + len(line), line, self._number + 1
                 yield record
 

@@ -334,11 +334,11 @@ def check_comparable(recipe: Recipe, where: str) -> None:
     """Whether there is what methods are compared by: held-out questions, and training accuracy."""
     if recipe.run.eval_data is None:
         raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
-    filtering = recipe.config.filter_reward or recipe.run.rewards[0]
-    if recipe.config.dynamic_sampling and "accuracy" not in filtering:
+    accuracy = recipe.accuracy_reward
+    if recipe.config.dynamic_sampling and recipe.config.filter_reward is None and "accuracy" not in accuracy:
         raise StudyError(
-            f"{where}: dynamic sampling filters by {filtering!r}, and what it tells of the prompts drawn is compared "
-            "as training accuracy; put a reward with 'accuracy' in its name first, or name one as filter_reward"
+            f"{where}: dynamic sampling filters by {accuracy!r}, the first reward, and its mean over all prompts drawn"
+            " is compared as training accuracy; set filter_reward to the reward that measures accuracy"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vgpo.focus.statistics import NUM_DECILES
 from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, SAMPLING_ACCURACY_DRAWN, SHAPING_TOKEN_FACTOR_SPREAD
-from vgpo.report.data import Chart, accuracy_reward, drop_abandoned_steps, metric
+from vgpo.report.data import ACCURACY, Chart, metric, metrics_of
 from vgpo.run.storage import read_object
 from vgpo.study.folder import StudyRun
 from vgpo.study.statistics import (
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def training_accuracy(line: Mapping[str, Any]) -> float | None:
     """Mean accuracy over all prompts drawn at a step; with dynamic sampling, before groups are left out."""
     drawn = line.get(SAMPLING_ACCURACY_DRAWN)
-    return accuracy_reward(line) if drawn is None else drawn
+    return line.get(ACCURACY) if drawn is None else drawn
 
 
 CURVES = (
@@ -148,7 +148,7 @@ def read_result(place: RunKey) -> Result:
     row |= probe_columns(read_object(one.probe_path))
     if place.is_start:
         return Result({**row, **dict.fromkeys(TRAINING_COLUMNS)}, [])
-    lines = [line for line in drop_abandoned_steps(one.folder.read_metrics()) if is_step(line)]
+    lines = [line for line in metrics_of(one.folder, one.folder.read_config()) if is_step(line)]
     usage, environment = read_object(one.usage_path), one.folder.read_environment()
     times = [line["step_time"] for line in lines if line.get("step_time") is not None]
     accuracies = [value for line in lines if (value := training_accuracy(line)) is not None]
@@ -158,8 +158,8 @@ def read_result(place: RunKey) -> Result:
         "mean_training_accuracy": stdlib_statistics.fmean(accuracies) if accuracies else None,
         "step_time": stdlib_statistics.median(times) if times else None,
         **usage,
-        "commit": environment["commit"],
-        "dirty": environment["dirty"],
+        "commit": environment.commit,
+        "dirty": environment.dirty,
     }
     return Result({**row, **{name: trained[name] for name in TRAINING_COLUMNS}}, lines)
 

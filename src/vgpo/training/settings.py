@@ -33,8 +33,6 @@ class DynamicSamplingSettings:
     """Groups whose mean accuracy is below this are kept, in (0, 1]."""
     max_sampling_rounds: int = 10
     """Rounds after which a batch that is not full is an error, at least 1."""
-    filter_reward: str | None = None
-    """Reward function whose mean is the accuracy; None for the one that measures accuracy."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_low < self.accuracy_high <= 1:

@@ -109,7 +109,10 @@ class VGPOConfig(GRPOConfig):
     )
     filter_reward: str | None = field(
         default=None,
-        metadata={"help": "Reward function whose mean is the accuracy of dynamic sampling. Default: the first."},
+        metadata={
+            "help": "Reward function that measures accuracy: dynamic sampling filters by it, and the report counts a "
+            "rollout above one half as correct. Default: the first with 'accuracy' in its name, else the first."
+        },
     )
     max_skipped_steps: int = field(
         default=GuardSettings.max_skipped_steps,

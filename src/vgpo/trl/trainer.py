@@ -32,6 +32,7 @@ from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.prompts import prompt_columns
 from vgpo.shaping import Signals
+from vgpo.training.accuracy import accuracy_reward_name
 from vgpo.training.batches import (
     DIAGNOSTICS,
     Batch,
@@ -78,8 +79,8 @@ class VGPOTrainer(RolloutTrainer):
     Takes the parent's arguments, and
 
     Args:
-        rollout_writer: called on the main process every `log_rollouts_steps` steps with a list of rollout records
-            (see `vgpo.training.records`).
+        rollout_writer: called on the main process every `log_rollouts_steps` steps with a list of
+            `vgpo.training.records.RolloutRecord` and the images that they name.
 
     Raises:
         ValueError: if the model names no image token or has no text decoder although focus is required, if that does
@@ -123,7 +124,7 @@ class VGPOTrainer(RolloutTrainer):
         self._ablations = self._build_ablations()
         if args.freeze:
             freeze_parts(self.model, args.freeze)
-        self._accuracy_column = self._find_accuracy_column()
+        self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
 
     @property
@@ -149,13 +150,6 @@ class VGPOTrainer(RolloutTrainer):
         stream = PromptStream(len(self.train_dataset), self.args.seed, shuffle=self.shuffle_dataset)
         settings = settings_from(DynamicSamplingSettings, self.args)
         return DynamicSampler(stream, settings, self.collective, self.num_generations)
-
-    def _find_accuracy_column(self) -> int:
-        """Which reward is the accuracy of a rollout."""
-        name = self.args.filter_reward or self.reward_func_names[0]
-        if name not in self.reward_func_names:
-            raise ValueError(f"filter_reward={name!r} is none of the reward functions {self.reward_func_names}.")
-        return self.reward_func_names.index(name)
 
     # Rows and rollouts
 
@@ -238,10 +232,11 @@ class VGPOTrainer(RolloutTrainer):
     def _sample_dynamically(self, sampler: DynamicSampler) -> Batch:
         """Rollouts of groups of mixed accuracy; surplus groups are cut, as the next update would be off-policy."""
         num_groups = self._plan.groups_per_process
+        accuracy = self.reward_func_names.index(self.accuracy_reward)
         kept, tally = sampler.sample(
             num_groups,
             roll_out=lambda rows: self._roll_out(self._fetch(rows)),
-            accuracy_of=lambda batch: batch["rewards"][:, self._accuracy_column],
+            accuracy_of=lambda batch: batch["rewards"][:, accuracy],
         )
         for name, value in tally.metrics().items():
             self._metrics["train"][name].append(value)
@@ -343,17 +338,18 @@ class VGPOTrainer(RolloutTrainer):
         num_rows = min(self._rollout_log.log_rollouts_groups * self.num_generations, len(inputs["row_index"]))
         rows = inputs["row_index"][:num_rows].tolist()
         mask = action_mask(inputs)
-        records = rollout_records(
+        records, images = rollout_records(
             step=step + 1,
             batch=inputs,
             dataset_rows=[{}] * num_rows if isinstance(self.train_dataset, IterableDataset) else self._fetch(rows),
             reward_names=self.reward_func_names,
-            own_tokens=mask,
+            accuracy_reward=self.accuracy_reward,
+            action_mask=mask,
             focus=None if similarity is None else focus_score(similarity, mask, "paper"),
             diagnostics=diagnostics,
             tokenizer=self._tokenizer,
         )
-        self.rollout_writer(records)
+        self.rollout_writer(records, images)
 
     # State
 

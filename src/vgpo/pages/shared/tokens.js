@@ -9,6 +9,7 @@ function questionText(problem) {
 }
 
 function verdict(correct) {
+  if (correct === null) return element("span", {}, "not graded");
   return element("span", { class: correct ? "right" : "wrong-answer" }, correct ? "✓ correct" : "✗ wrong");
 }
 

@@ -18,7 +18,7 @@ function update(change) {
   Object.assign(state, change);
   const list = document.getElementById("rollout-list");
   const wanted = DATA.runs[state.run].rollouts.filter(
-    (rollout) => state.outcome === "all" || (state.outcome === "correct") === rollout.correct);
+    (rollout) => state.outcome === "all" || rollout.correct === (state.outcome === "correct"));
   state.shown = wanted[0] ?? null;
   list.replaceChildren(...wanted.map((rollout) => listEntry(rollout, list)));
   if (wanted.length === 0) list.append(element("li", { class: "empty" }, "None stored."));
@@ -48,24 +48,24 @@ function drawRollout() {
     element("p", { class: "question" }, questionText(rollout.question)),
     expectedAnswer(rollout.gold, verdict(rollout.correct)));
   const body = element("div", {}, head, numbers(rollout), ...drawTokens(rollout));
-  article.replaceChildren(pictures(rollout), body);
+  article.replaceChildren(images(rollout), body);
 }
 
 function hint() {
   return "Point at a token, tap it, or focus the text and use the arrow keys, to read its numbers.";
 }
 
-function pictures(rollout) {
+function images(rollout) {
   const column = element("div", { class: "pictures" });
   rollout.images.forEach((name, i) => {
     const image = DATA.images[name];
     if (image === null) {
-      column.append(element("p", { class: "empty" }, "This picture is no longer in the run folder."));
+      column.append(element("p", { class: "empty" }, "This image is no longer in the run folder."));
       return;
     }
     column.append(pictureImage(image.uri, image, i));
   });
-  if (rollout.images.length === 0) column.append(element("p", { class: "empty" }, "A question without a picture."));
+  if (rollout.images.length === 0) column.append(element("p", { class: "empty" }, "A question without an image."));
   return column;
 }
 
@@ -96,16 +96,14 @@ function drawTokens(rollout) {
 
 function absence(rollout) {
   if (state.shade === "token_factor") return "No token factors: this run does not shape advantages.";
-  return rollout.images.length === 0 ? "No focus: the question has no picture." : "Focus was not measured in this run.";
+  return rollout.images.length === 0 ? "No focus: the question has no image." : "Focus was not measured in this run.";
 }
 
 function tokenNumbers(rollout, i) {
-  const weighted = rollout.advantage === null ? null
-    : rollout.advantage * (rollout.token_factor?.[i] ?? 1) * (rollout.rollout_factor ?? 1);
   const parts = [
     `focus ${number(rollout.focus?.[i], 3)}`,
     `token factor ${number(rollout.token_factor?.[i], 3)}`,
-    `advantage ${signed(weighted, 3)}`,
+    `advantage ${signed(rollout.token_advantages?.[i], 3)}`,
     passedGate(rollout.gate[i]),
   ];
   return [...tokenHead(rollout, i), parts.join(" · ")];

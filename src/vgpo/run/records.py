@@ -1,0 +1,63 @@
+"""What readers of a run's files need; the files may hold more."""
+
+from pydantic import ConfigDict
+
+from vgpo.records import Record
+
+
+class RunRecord(Record):
+    """A part of a run's files. Its other keys are attributes too."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Environment(RunRecord):
+    """environment.json: what `vgpo.run.environment.describe_environment` found."""
+
+    commit: str | None
+    dirty: bool | None
+    cpu_count: int | None
+    devices: list[str]
+    seed: int
+    started: str
+
+
+class Resume(RunRecord):
+    """A line of resumes.jsonl: from which step the run went on, and the environment then."""
+
+    step: int
+    started: str
+
+
+class Finished(RunRecord):
+    """finished.json."""
+
+    step: int
+    epoch: float
+    time: float
+    """Seconds since 1970."""
+
+
+class Interrupted(RunRecord):
+    """broken_off.json."""
+
+    step: int
+    time: float
+    """Seconds since 1970."""
+    reason: str
+
+
+class Scores(RunRecord):
+    """What evaluation.json holds before and after training: held-out accuracy with its 95 % interval, in [0, 1]."""
+
+    accuracy: float
+    low: float
+    high: float
+    num_questions: int
+    num_correct: int
+
+
+class MetricsLine(Record):
+    """A line of metrics.jsonl; its other keys are metrics."""
+
+    step: float
