@@ -11,7 +11,7 @@ rollouts of a group are compared with the same black patches, so that they share
 2510.09285 draws patches for each rollout.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,6 +121,19 @@ ABLATIONS: Mapping[str, Callable[..., InputAblation]] = {
     "corrupted_log_probs": lambda config, processor, seed, banned: BlackPatches.of(config, processor, seed),
     "text_only_log_probs": lambda config, processor, seed, banned: TextOnly(banned),
 }
+
+
+def build_ablations(
+    signals: Collection[str], config: PretrainedConfig, processor: Any, seed: int, banned_token_ids: Sequence[int]
+) -> dict[str, InputAblation]:
+    """By signal, the ablation of the prompts that it is computed from, for those of `signals` that have one.
+
+    Raises:
+        ValueError: an ablation is not possible for this model.
+    """
+    return {
+        name: build(config, processor, seed, banned_token_ids) for name, build in ABLATIONS.items() if name in signals
+    }
 
 
 def ablate_prompts(

@@ -283,3 +283,8 @@ def shown_text(record: RolloutRecord, images: Images) -> str:
     numbers = [str(list(images).index(name)) for name in record.media]
     lines = {**shown_fields(record), "images": ", ".join(numbers) or "none"}
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def code_block(text: str) -> str:
+    """Markdown that shows `text` as it is: no line of an indented block can end it."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))

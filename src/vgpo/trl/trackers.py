@@ -8,7 +8,7 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
-from vgpo.training.records import Images, RolloutRecord, RolloutWriter, shown_fields, shown_text
+from vgpo.training.records import Images, RolloutRecord, RolloutWriter, code_block, shown_fields, shown_text
 
 Records = Sequence[RolloutRecord]
 
@@ -74,8 +74,3 @@ TRACKERS: dict[type[TrainerCallback], Callable[[Any, Records, Images], None]] = 
     TrackioCallback: send_to_trackio,
     SwanLabCallback: send_to_swanlab,
 }
-
-
-def code_block(text: str) -> str:
-    """Markdown that shows `text` as it is: no line of an indented block can end it."""
-    return "\n".join(f"    {line}" for line in text.split("\n"))

@@ -28,7 +28,7 @@ from trl.trainer.utils import split_tensor_dict
 from vgpo.data.media_columns import stores_images
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
-from vgpo.policy.ablation import ABLATIONS, InputAblation, ablate_prompts
+from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.prompts import prompt_columns
 from vgpo.shaping import Signals
@@ -121,7 +121,10 @@ class VGPOTrainer(RolloutTrainer):
         if not isinstance(self.train_dataset, IterableDataset):
             check_num_rows(len(self.train_dataset), self.args.generation_batch_size, self.num_generations)
         check_decoder(self.model, self._required_signals)
-        self._ablations = self._build_ablations()
+        config = self.accelerator.unwrap_model(self.model).config
+        self._ablations = build_ablations(
+            self._required_signals, config, self.processing_class, args.seed, self._banned_token_ids
+        )
         if args.freeze:
             freeze_parts(self.model, args.freeze)
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
@@ -131,15 +134,6 @@ class VGPOTrainer(RolloutTrainer):
     def _shapes_in_update(self) -> bool:
         """Whether a micro-batch holds all that the result of the shaping depends on."""
         return self.shaping.scope in ({"rollout", "group"} if self._plan.groups_fit_micro_batch else {"rollout"})
-
-    def _build_ablations(self) -> dict[str, InputAblation]:
-        """By signal, the ablation of the prompts that it is computed from."""
-        config = self.accelerator.unwrap_model(self.model).config
-        return {
-            name: build(config, self.processing_class, self.args.seed, self._banned_token_ids)
-            for name, build in ABLATIONS.items()
-            if name in self._required_signals
-        }
 
     def _build_dynamic_sampler(self) -> DynamicSampler:
         if isinstance(self.train_dataset, IterableDataset):
@@ -283,7 +277,9 @@ class VGPOTrainer(RolloutTrainer):
         captured: dict[str, Tensor] = {}
         missing = self._required_signals - batch.keys() - {"progress"}
         if missing:
-            self._announce_scoring_pass()
+            if not self._announced_scoring_pass:
+                self._announce_scoring_pass()
+            self._announced_scoring_pass = True
             captured = self._score(batch, missing)
             # The update reads it for the records of its rollouts.
             batch = {**batch, **{name: captured[name] for name in captured.keys() & {"similarity"}}}
@@ -316,9 +312,6 @@ class VGPOTrainer(RolloutTrainer):
         return scoring.captured[0]
 
     def _announce_scoring_pass(self) -> None:
-        if self._announced_scoring_pass:
-            return
-        self._announced_scoring_pass = True
         size, group = self.args.per_device_train_batch_size, self.num_generations
         reason = (
             f"per_device_train_batch_size={size} cannot hold whole groups of num_generations={group}; sizes that can: "
