@@ -21,7 +21,7 @@ from tests.hostile.texts import NASTY
 from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
-from vgpo.report.watched import WatchedRun, pace_of
+from vgpo.report.watched import WatchedRun, throughput_of
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import append_records
 
@@ -200,18 +200,18 @@ def test_a_run_that_is_silent_is_suspected(make_folder):
     log(folder, *range(1, 61))  # the last line is 40 s before NOW
     assert "running" in text_of(read(folder), now=NOW - 40 + 59)
     shown = text_of(read(folder), now=NOW - 40 + 600)
-    assert "last news 10 min ago, longest wait before 2.0 s: stuck or killed?" in shown
+    assert "last log line 10 min ago, longest wait before 2.0 s: stuck or killed?" in shown
     slow = make_folder("slow")
     log(slow, 20, 50)  # 60 s between lines
     assert "running" in text_of(read(slow), now=NOW - 60 + 179)
-    assert "last news 3 min ago, longest wait before 60 s" in text_of(read(slow), now=NOW - 60 + 181)
+    assert "last log line 3 min ago, longest wait before 60 s" in text_of(read(slow), now=NOW - 60 + 181)
 
 
 def test_nothing_is_suspected_while_no_wait_is_known(make_folder):
     folder = make_folder()
     log(folder, 80)
     shown = text_of(read(folder), now=NOW + 80)
-    assert "last news 80 s ago; too few lines yet to know its pace" in shown
+    assert "last log line 80 s ago; too few lines yet to know its throughput" in shown
     assert "stuck" not in shown
 
 
@@ -221,7 +221,7 @@ def test_silence_is_counted_from_a_resume(make_folder):
     assert "stuck" in text_of(read(folder), now=NOW + 36e3)
     resume(folder, 30, NOW + 36e3 - 1)
     assert "running" in text_of(read(folder), now=NOW + 36e3)
-    assert "last news 5 min ago, longest wait before 2.0 s" in text_of(read(folder), now=NOW + 36e3 + 299)
+    assert "last log line 5 min ago, longest wait before 2.0 s" in text_of(read(folder), now=NOW + 36e3 + 299)
 
 
 def test_a_run_that_has_logged_nothing_says_when_it_began(make_folder):
@@ -275,12 +275,12 @@ def test_the_pace_leaves_out_the_time_before_a_resume():
         {"step": 20, "time": 9000.0, "num_tokens": 2000.0},  # resumed from step 15
         {"step": 30, "time": 9040.0, "num_tokens": 3000.0},
     ]
-    pace = pace_of(lines, [15])
+    throughput = throughput_of(lines, [15])
     # (20 s + 40 s) / 20 steps; 2000 tokens in 60 s
-    assert (pace.seconds_per_step, pace.longest) == (3.0, 40.0)
-    assert pace.tokens_per_second == pytest.approx(2000 / 60)
-    assert pace_of(lines[:1], []).seconds_per_step is None
-    assert pace_of([{"step": 1}, {"step": 2}], []).tokens_per_second is None
+    assert (throughput.seconds_per_step, throughput.longest) == (3.0, 40.0)
+    assert throughput.tokens_per_second == pytest.approx(2000 / 60)
+    assert throughput_of(lines[:1], []).seconds_per_step is None
+    assert throughput_of([{"step": 1}, {"step": 2}], []).tokens_per_second is None
 
 
 def test_the_last_rollout_alone_is_read(make_folder):

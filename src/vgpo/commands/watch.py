@@ -123,7 +123,7 @@ def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
 
 def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     """Whether the run goes on, as a sentence and its style."""
-    silence, longest = watched.silent_for(now), watched.pace().longest
+    silence, longest = watched.seconds_since_log(now), watched.throughput().longest
     ago = "" if silence is None else f" {duration(silence)} ago"
     goes_on = "; --resume true goes on" if watched.checkpoint else ""
     if watched.interrupted is not None:
@@ -138,30 +138,30 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     if not watched.lines:
         return f"begun{ago}, no step logged yet", "bold"
     if longest is None:
-        return f"last news{ago}; too few lines yet to know its pace", "bold"
-    if watched.is_late(now):
-        return f"last news{ago}, longest wait before {duration(longest)}: stuck or killed?", "bold red"
+        return f"last log line{ago}; too few lines yet to know its throughput", "bold"
+    if watched.is_stalled(now):
+        return f"last log line{ago}, longest wait before {duration(longest)}: stuck or killed?", "bold red"
     return "running", "bold"
 
 
 def progress(watched: WatchedRun) -> Text:
-    planned, pace = watched.planned_steps, watched.pace()
+    planned, throughput = watched.planned_steps, watched.throughput()
     parts = [f"step {watched.step}"]
     if planned:
         share = min(1.0, watched.step / planned)
         filled = round(16 * share)
         parts = [f"step {watched.step} of {planned} {'█' * filled}{'░' * (16 - filled)} {100 * share:.0f} %"]
-    if pace.seconds_per_step is not None:
-        parts.append(f"{duration(pace.seconds_per_step)} a step")
-    if pace.tokens_per_second is not None:
-        parts.append(f"{pace.tokens_per_second:,.0f} tokens/s")
+    if throughput.seconds_per_step is not None:
+        parts.append(f"{duration(throughput.seconds_per_step)} a step")
+    if throughput.tokens_per_second is not None:
+        parts.append(f"{throughput.tokens_per_second:,.0f} tokens/s")
     if (
         planned
         and watched.step < planned
-        and pace.seconds_per_step is not None
+        and throughput.seconds_per_step is not None
         and not (watched.training_is_over or watched.over)
     ):
-        parts.append(f"{duration((planned - watched.step) * pace.seconds_per_step)} left")
+        parts.append(f"{duration((planned - watched.step) * throughput.seconds_per_step)} left")
     return Text(" · ".join(parts))
 
 

@@ -15,8 +15,8 @@ from vgpo.run.records import Interrupted
 from vgpo.run.storage import last_complete_line
 from vgpo.run.tail import Tail
 
-RECENT = 50  # logged lines by which the pace is judged
-SILENCE = 60.0  # seconds without a line that are nothing to speak of
+RECENT = 50  # logged lines that throughput is measured over
+SILENCE = 60.0  # seconds without a line that are not reported
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class Cached(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How fast the last lines came, in wall-clock time, with evaluations and checkpoints in it.
 
     seconds_per_step, tokens_per_second: of prompts and responses; None where two lines are lacking.
@@ -157,16 +157,16 @@ class WatchedRun:
 
     @property
     def planned_steps(self) -> int | None:
-        """Optimiser steps of the whole run: `max_steps`, or how many its epochs make by the pace so far."""
+        """Optimiser steps of the whole run: `max_steps`, or how many its epochs make at the throughput so far."""
         if (self.config.get("max_steps") or -1) > 0:
             return self.config["max_steps"]
         epochs, epoch = self.config.get("num_train_epochs"), self.last_line.get("epoch")
         return round(self.last_line["step"] * epochs / epoch) if epochs and epoch else None
 
-    def pace(self) -> Pace:
-        return pace_of([line for line in self.lines[-RECENT - 1 :] if SUMMARY not in line], self.resumed_from)
+    def throughput(self) -> Throughput:
+        return throughput_of([line for line in self.lines[-RECENT - 1 :] if SUMMARY not in line], self.resumed_from)
 
-    def silent_for(self, now: float) -> float | None:
+    def seconds_since_log(self, now: float) -> float | None:
         """Seconds since the last sign of life, a line or a start; None if neither says when it was.
 
         now: seconds since 1970.
@@ -175,14 +175,14 @@ class WatchedRun:
         known = [sign for sign in signs if sign is not None]
         return now - max(known) if known else None
 
-    def is_late(self, now: float) -> bool:
-        """Whether the next line is due for longer than a run of this pace would take. now: seconds since 1970."""
-        silence, longest = self.silent_for(now), self.pace().longest
+    def is_stalled(self, now: float) -> bool:
+        """Whether the run has logged nothing for far longer than between earlier lines. now: seconds since 1970."""
+        silence, longest = self.seconds_since_log(now), self.throughput().longest
         return silence is not None and longest is not None and silence > max(SILENCE, 3 * longest)
 
 
-def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pace:
-    """The pace over these lines; the time for which a run lay still before it was resumed does not count."""
+def throughput_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Throughput:
+    """The throughput over these lines, without the time between an interruption and its resume."""
     pairs = [
         (earlier, later)
         for earlier, later in itertools.pairwise(line for line in lines if line.get("time") is not None)
@@ -196,7 +196,7 @@ def pace_of(lines: Sequence[dict[str, Any]], resumed_from: Sequence[int]) -> Pac
         if earlier.get("num_tokens") is not None and later.get("num_tokens") is not None
     ]
     seconds, tokens = sum(wait for wait, _ in counted), sum(number for _, number in counted)
-    return Pace(
+    return Throughput(
         seconds_per_step=sum(waits) / steps if steps else None,
         tokens_per_second=tokens / seconds if seconds > 0 else None,
         longest=max(waits, default=None),
