@@ -272,7 +272,7 @@ class RunFolder(RunPaths):
         return list(read_lines(self.resumes_path, parser_of(Resume)))
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.study.Evaluation`."""
+        """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.evaluation.Evaluation`."""
         write_file(self.evaluation_path, to_json(evaluation, indent=2) + b"\n")
 
     def read_evaluation(self) -> dict[str, Any] | None:
