@@ -50,7 +50,7 @@ class RolloutRecord(Record):
     step: int
     """Optimiser step that the rollout is trained on, from 1."""
     group: int
-    """Rollouts of one draw of a prompt share this number, within a step."""
+    """Rollouts of one draw of a prompt share this number."""
     row: int
     """Of the data set, from 0."""
     id: Any
@@ -72,7 +72,7 @@ class RolloutRecord(Record):
     advantage: float | None
     """A_i, the advantage in the group, before it is shaped."""
     token_advantages: Numbers | None
-    """A^V of each token (Eq. 12), which the policy is trained with; None if `advantage` is."""
+    """The advantage that each token is trained with, for VGPO A^V (Eq. 12); None if `advantage` is."""
     rewards: dict[str, float | None]
     """By reward function, in order, before `reward_weights`; None where it gave none."""
     correct: bool | None
