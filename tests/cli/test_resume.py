@@ -309,7 +309,7 @@ CHANGES = {
     "data set": (["--train_data", "{folder}/test.parquet"], ["data set"]),
     "template": (["--template", "think_boxed"], ["template"]),
     "reward": (["--rewards", "accuracy"], ["rewards"]),
-    "pixel limits": (["--max_pixels", "20000"], ["max_pixels", "image sizes"]),
+    "pixel limits": (["--max_pixels", "20000"], ["image sizes", "max_pixels"]),
     "settings": (["--learning_rate", "1e-5", "--seed", "7"], ["learning_rate", "seed"]),
     "how it is watched": (["--save_steps", "2", "--logging_steps", "5", "--eval_limit", "1"], []),
     "what is kept of it": (["--max_rollout_bytes", "1000000", "--save_total_limit", "9"], []),
