@@ -40,7 +40,7 @@ def main() -> None:
 
 @contextmanager
 def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """What a user can mend or has asked for ends in its message, without a traceback."""
+    """Errors the user can fix end in their message, without a traceback."""
     try:
         yield
     except errors as error:

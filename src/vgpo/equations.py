@@ -6,7 +6,7 @@ What the paper leaves open, and what holds here:
 
 1. A token *counts* if it is the policy's own and its prompt has a visual token. The others (padding, tool
    output, truncated and masked tokens, rows without an image) enter no position, length, minimum, maximum,
-   mean or sum, whatever stands there, NaN included. Their factors are exactly 1.
+   mean or sum, whatever their values, NaN included. Their factors are exactly 1.
 2. The top kappa share of n tail tokens is max(1, floor(kappa n)) tokens; ties with the last of them pass.
 3. Shares are read as the fraction of integers that was written, so that 0.2 of 15 tokens are 3 tokens.
 4. Scores of a group that differ by no more than the rounding of a sum are equal, hence phi = 0: min-max

@@ -97,7 +97,7 @@ def answer_all(source: Any, processor: ProcessorMixin, prompts: Dataset, **optio
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Make the folder of `out` and open it, before an evaluation is made in vain; what stands there stays.
+    """Make the folder of `out` and open it, before an evaluation runs in vain; its content stays.
 
     Raises:
         RecipeError: It cannot be written.

@@ -142,7 +142,7 @@ def reject_generation(options: Mapping[str, Any]) -> None:
 
 
 def options_of_run(checkpoint: Path) -> Options:
-    """As the run that the checkpoint lies in draws responses and weighs them."""
+    """As the run of the checkpoint samples responses and weighs them."""
     config, trained = config_of_checkpoint(checkpoint), trained_settings(checkpoint)
     return Options(
         max_new_tokens=trained["max_completion_length"],

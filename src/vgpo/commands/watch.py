@@ -28,7 +28,7 @@ CHARTS = (
     "focus",
     "late_early",
     "grad_norm",
-)  # behind accuracy, or the reward where there is none
+)  # after accuracy, or the reward where there is none
 CHART_WIDTH = 26  # at least, with a column between two
 MAX_CHART_COLUMNS = 6
 LABEL_WIDTH = SHORT
@@ -122,7 +122,7 @@ def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
 
 
 def state(watched: WatchedRun, now: float) -> tuple[str, str]:
-    """Whether the run goes on, as a sentence and its style."""
+    """Whether the run is running, as a sentence and its style."""
     silence, longest = watched.seconds_since_log(now), watched.throughput().longest
     ago = "" if silence is None else f" {duration(silence)} ago"
     goes_on = "; --resume true goes on" if watched.checkpoint else ""

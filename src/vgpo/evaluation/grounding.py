@@ -157,10 +157,10 @@ def with_other_images(prompts: Dataset) -> SwappedImages:
 
 
 def swap_partner(images: Sequence[tuple[str, ...]], number: int) -> int | None:
-    """The next row behind `number` with as many images that are not the same."""
+    """The next row after `number` with as many images that are not the same; after the last comes the first."""
     own = images[number]
-    behind = [*range(number + 1, len(images)), *range(number)]
-    return next((row for row in behind if len(images[row]) == len(own) and images[row] != own), None)
+    following = [*range(number + 1, len(images)), *range(number)]
+    return next((row for row in following if len(images[row]) == len(own) and images[row] != own), None)
 
 
 def image_digest(image: Image.Image) -> str:

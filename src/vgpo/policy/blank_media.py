@@ -40,7 +40,7 @@ def blank_media(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[None
         handle.remove()
         return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] + zero_of(model, images)}
 
-    # Here all wrappers have gathered what lies outside of the layers that they gather one by one.
+    # Here all wrappers have gathered what is outside of the layers that they gather one by one.
     handle = decoder_of(model).register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield

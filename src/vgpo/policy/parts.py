@@ -44,7 +44,7 @@ def part_of_parameters(model: nn.Module) -> dict[str, str]:
     """The part, of `PARTS`, that each parameter belongs to, by the parameter's name.
 
     Vision tower and decoder are those that the model names itself (`get_encoder("image")`, `get_decoder()`). The
-    projector is all that lies between them, inside the tower or beside it. A head that is tied to the embeddings is
+    projector is everything between them, inside the tower or beside it. A head that is tied to the embeddings is
     no parameter of its own.
 
     Args:

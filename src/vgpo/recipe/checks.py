@@ -155,8 +155,8 @@ def memory(setup: Setup) -> Finding:
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
     found = f"{needed.total / GIB:.2f} GiB estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
     fix = "a smaller micro-batch or shorter responses, gradient_checkpointing, use_peft, more devices"
-    hopeless = needed.total - needed.activations - needed.head > free
-    return Finding("fail" if hopeless else "warn" if needed.total > free else "pass", found, fix)
+    cannot_fit = needed.total - needed.activations - needed.head > free
+    return Finding("fail" if cannot_fit else "warn" if needed.total > free else "pass", found, fix)
 
 
 def disk(setup: Setup) -> Finding:
@@ -242,7 +242,7 @@ def round_trip(setup: Setup) -> Finding:
 
 
 class Check(NamedTuple):
-    """A check, and those whose ground it stands on."""
+    """A check, and the checks that it needs."""
 
     look: Callable[[Setup], Finding]
     needs: tuple[str, ...] = ()
@@ -277,7 +277,7 @@ WITH_MODEL = ("memory", "disk")
 def examine_all(
     names: Iterable[str], setup: Setup, announce: Callable[[str], None] = lambda name: None
 ) -> dict[str, Finding]:
-    """The findings of these checks, in order; `announce` is told each before it is made."""
+    """The findings of these checks, in order; `announce` is called with the name of each before it runs."""
     findings: dict[str, Finding] = {}
     for name in names:
         announce(name)
@@ -286,7 +286,7 @@ def examine_all(
 
 
 def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
-    """The finding of one check, after those of `before`; an error that a user can mend is one too."""
+    """The finding of one check, after those of `before`; an error that the user can fix is one too."""
     check = CHECKS[name]
     missing = [need for need in check.needs if need in before and before[need].status in ("fail", "skip")]
     if missing:
@@ -312,7 +312,7 @@ def raise_failed_checks(setup: Setup, names: Sequence[str], console: Console) ->
 
 
 def failures(findings: Mapping[str, Finding]) -> list[str]:
-    """What failed and how to mend it, a text for each check that did."""
+    """A text for each check that failed, with the fix."""
     return [
         f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}"
         for name, finding in findings.items()

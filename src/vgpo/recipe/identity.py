@@ -46,7 +46,7 @@ class Resume:
 
 
 def run_identity(setup: Setup) -> dict[str, Any]:
-    """What must be the same when a run goes on: data, template, rewards, image sizes, model and settings."""
+    """What must be the same when a run is resumed: data, template, rewards, image sizes, model and settings."""
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
     return {
@@ -64,7 +64,7 @@ def digest(text: str) -> str:
 
 
 def source_digest(reward: str) -> str | None:
-    """Of the file that a reward of the user's own stands in."""
+    """Of the source file of a user-defined reward."""
     if reward in REWARDS:
         return None
     place = reward.rpartition(":")[0]

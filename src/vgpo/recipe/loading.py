@@ -100,7 +100,7 @@ def is_toy(source: str) -> bool:
 
 
 def write_toy(source: str, folder: Path) -> Path:
-    """Write `toy:train` or `toy:test`, with the dial behind it as in `toy:train:rows=4`, and return the file.
+    """Write `toy:train` or `toy:test`, with the difficulty dial as in `toy:train:rows=4`, and return the file.
 
     Raises:
         DataError: The dial has no such position.
@@ -218,7 +218,7 @@ def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
 
 
 def refuse_code_from_elsewhere(name: str, revision: str) -> None:
-    """Whether all code that a checkpoint would run lies beside it: no revision pins that of another repository.
+    """Whether all code that a checkpoint would run is in its own repository: no revision pins that of another.
 
     Raises:
         RecipeError: It names a class as `repository--module.Class`.

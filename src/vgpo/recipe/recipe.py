@@ -283,7 +283,7 @@ def recipe_folder() -> Path:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice; YAML's own loader takes the last one without a word."""
+    """Rejects a duplicate key; YAML's own loader silently takes the last one."""
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

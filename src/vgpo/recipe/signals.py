@@ -28,15 +28,15 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Listen to the signals inside the block."""
-        before = {number: signal.signal(number, self.hear) for number in STOPPING}
+        """Handle the signals inside the block."""
+        before = {number: signal.signal(number, self.handle) for number in STOPPING}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, signal.Signals(number)
         if not self.trains or (number == signal.SIGINT and not first):
             raise SystemExit(128 + number)
@@ -56,17 +56,17 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._heard_by_any(args):
+        if self._received_by_any(args):
             control.should_save = control.should_training_stop = True
 
-    def _heard_by_any(self, args: TrainingArguments) -> bool:
+    def _received_by_any(self, args: TrainingArguments) -> bool:
         if args.world_size == 1:
             return self.signal is not None
-        heard = torch.tensor(int(self.signal or 0), device=args.device)
-        dist.all_reduce(heard, dist.ReduceOp.MAX)
-        if heard:
-            self.signal = signal.Signals(int(heard))
-        return bool(heard)
+        received = torch.tensor(int(self.signal or 0), device=args.device)
+        dist.all_reduce(received, dist.ReduceOp.MAX)
+        if received:
+            self.signal = signal.Signals(int(received))
+        return bool(received)
 
     def leave(self) -> None:
         """End the process if a signal has come."""

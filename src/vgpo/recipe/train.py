@@ -251,7 +251,7 @@ def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, 
 
 
 class RewardBar(ProgressCallback):
-    """The trainer's progress bar with a few figures behind it, in place of a dictionary for every step."""
+    """The trainer's progress bar, followed by a few metrics, in place of a dictionary for every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs:

@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """What lies where in packed rows: a prompt, then the responses to it, then padding.
+    """The layout of packed rows: a prompt, then the responses to it, then padding.
 
     Args:
         prompt_lengths: tokens of the prompt of each of n rows.
@@ -78,7 +78,7 @@ class PromptLayout:
         return [block for block in blocks if block.keys.stop > block.keys.start]
 
     def clear_padding(self, heads: Tensor) -> None:
-        """Write zeros behind the last token of each row of (n, H, L, D)."""
+        """Write zeros after the last token of each row of (n, H, L, D)."""
         for row, (prompt, responses) in enumerate(zip(self.prompt_lengths, self.response_lengths, strict=True)):
             heads[row, :, prompt + sum(responses) :] = 0
 
@@ -167,7 +167,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: PromptLayout, scal
         query: (n, H, L, D).
         key: (n, H or fewer, L, D), each head shared by neighbouring query heads.
         value: as `key`.
-        layout: what lies where.
+        layout: of the packed rows.
         scale: factor on the scores.
 
     Returns:

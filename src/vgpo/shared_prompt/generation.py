@@ -1,7 +1,7 @@
 """A group's prompt is read once before its rollouts are sampled.
 
 transformers' `generate` expands its inputs by `num_return_sequences` before it reads the prompt, so every decoder
-layer computes the prompt once per rollout. Here each prompt is read by one row, and what it leaves behind (its keys
+layer computes the prompt once per rollout. Here each prompt is read by one row, and what it leaves (its keys
 and values, and the logits of the first token) is repeated instead. Sampling is untouched: the rows, their order and
 the shape of every draw are those of prompts repeated beforehand.
 """

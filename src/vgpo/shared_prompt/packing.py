@@ -54,7 +54,7 @@ class Packing:
     def pack_inputs(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        """Forward pre-hook of the decoder: each response stands right behind the prompt, and sees only that."""
+        """Forward pre-hook of the decoder: each response follows its prompt directly, and sees only that."""
         del decoder
         positions = kwargs.get("position_ids")
         if positions is None:

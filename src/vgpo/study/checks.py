@@ -1,4 +1,4 @@
-"""What stops a study before its first run: what lies in its folder, and what no run could begin with."""
+"""What stops a study before its first run: the contents of its folder, and runs that would fail at their start."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,7 @@ def check_inputs_unchanged(study: Study, out: Path) -> None:
 
 
 def input_digests(recipe: Recipe) -> dict[str, str]:
-    """Field -> SHA-256 of what lies at its path, of the fields that all methods share and that name files."""
+    """Field -> SHA-256 of what is at its path, of the fields that all methods share and that name files."""
     run, model = recipe.run, str(recipe.model.model_name_or_path)
     sources = {"train_data": run.train_data, "eval_data": run.eval_data}
     paths = {name: Path(name_and_split(source)[0]).expanduser() for name, source in sources.items() if source}

@@ -25,7 +25,7 @@ from vgpo.text import did_you_mean
 
 KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
-MAX_METHODS = 8  # in a comparison: more lines than that cannot be told apart
+MAX_METHODS = 8  # in a comparison: more lines than that cannot be distinguished
 MAX_SEED = 2**32  # NumPy takes no larger one
 ONLY_SETTING = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too

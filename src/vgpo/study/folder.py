@@ -19,7 +19,7 @@ SEALED = (RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment
 class StudyRun:
     """The files of one run. It is done once it is sealed: `done.json`, written last, holds the SHA-256 of the rest.
 
-    Nobody can go on from a run that is done: its checkpoints but the last are gone.
+    A run that is done cannot be resumed: its checkpoints but the last are gone.
     """
 
     path: Path

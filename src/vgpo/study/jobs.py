@@ -52,7 +52,7 @@ class Workers:
         written: By setting, fields of the recipe that name files of the study.
         jobs: How many run at a time.
         lock: Descriptor that they hold as long as they live.
-        console: Where it is told how they get on.
+        console: Where their progress is printed.
         active: Those at work.
         outcomes: Of those that have ended.
     """
@@ -146,7 +146,7 @@ def visible_gpus() -> list[str]:
 
 
 def share_done(child: Child) -> float:
-    """How much of a run's training is behind it, in [0, 1); 0 where its length is not known."""
+    """Share of a run's training that is done, in [0, 1); 0 where its length is not known."""
     metrics = child.files.folder.metrics_path
     _, line = last_complete_line(metrics)
     if not line or not child.run.max_steps:
@@ -169,7 +169,7 @@ def end_all(active: Sequence[Child]) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside the block SIGTERM raises SystemExit(143), so that children are told."""
+    """Inside the block SIGTERM raises SystemExit(143), so that children are terminated too."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

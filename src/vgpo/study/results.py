@@ -56,7 +56,7 @@ TRAINING_COLUMNS = (
 
 
 class GroundingColumn(NamedTuple):
-    """A column of the second table: `factor` times a column of the rows, with so many digits behind the point."""
+    """A column of the second table: `factor` times a column of the rows, with so many decimals."""
 
     column: str
     heading: str
@@ -92,7 +92,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class RunKey:
-    """Where a finished run stands in the study, and on the disk."""
+    """A finished run: its key in the study, and its folder."""
 
     setting: str
     method: str
@@ -165,7 +165,7 @@ def read_result(place: RunKey) -> Result:
 
 
 def is_step(line: Mapping[str, Any]) -> bool:
-    """Whether a line tells of a step, and not of the whole run behind its last."""
+    """Whether a line is of a step, and not the summary of a run."""
     return any(one.read(line) is not None for one in CURVES)
 
 

@@ -38,7 +38,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
     recipe = load_recipe(one.recipe_path, words)
     if not start:
-        peak = None  # of a process that was killed behind its training
+        peak = None  # of a process that was killed after its training
         if not one.is_trained:
             train_recipe(one.recipe_path, words, command=sys.argv)
             peak = peak_memory(recipe.config.device)
@@ -47,7 +47,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
             write_file(one.usage_path, to_json(usage) + b"\n")
     write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)  # nobody goes on from here; the final weights stay
+        shutil.rmtree(checkpoint)  # nobody resumes from here; the final weights stay
     one.seal()
     say(Console(), f"done: {folder}")
 

@@ -12,7 +12,7 @@ KEPT_LINES = 100
 
 
 class RunCallback(TrainerCallback):
-    """Log to metrics.jsonl, and draw report.html while training goes on (`LiveReport`) and when it ends.
+    """Log to metrics.jsonl, and draw report.html during training (`LiveReport`) and when it ends.
 
     Every process may hold one; only the world's main process writes. A line is
     `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which each

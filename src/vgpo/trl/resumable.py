@@ -37,7 +37,7 @@ from vgpo.training.resuming import buffer_state, changed_values, choose_checkpoi
 logger = logging.get_logger(__name__)
 
 IDENTITY = "run_identity.json"
-# Of a group of parameters; what else stands there may be the state of an optimiser.
+# Of a parameter group; its other entries may be the state of an optimizer.
 OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # They decide how rows are drawn and split into updates. A checkpoint holds what is left of a generation.
 BATCHING_FIELDS = (

@@ -206,7 +206,7 @@ function focusFigure(run, note, scale, yRange) {
 }
 
 // Lines of one value in each tenth of the response: `values`, their bounds `low` and `high` if there are any, and the
-// class `outcome` by which they are told apart.
+// class `outcome` that distinguishes them.
 function positionFigure(caption, note, label, index, lines, scale, yRange) {
   const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": label });
   svg.append(axes(scale, [0, 25, 50, 75, 100].map((tick) => [tick, `${tick} %`]), yRange));

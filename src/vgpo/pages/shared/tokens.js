@@ -3,7 +3,7 @@
 
 const OUTCOMES = [["all", "All"], ["correct", "✓ Correct"], ["wrong", "✗ Wrong"]];
 
-// The question, with a sign where a picture stands.
+// The question, with a sign in place of an image.
 function questionText(problem) {
   return visible(problem.replaceAll("<image>", "▣ "));
 }
