@@ -76,6 +76,16 @@ def test_the_command_line_overrides_the_recipe(write_recipe: Callable[[str], Pat
     assert recipe.config.num_train_epochs == 2
 
 
+def test_names_of_version_0_1_are_taken_with_a_warning(write_recipe: Callable[[str], Path], caplog) -> None:
+    recipe = write_recipe("alarm_answers_cut: 0.25")
+    config = load_recipe(recipe, ["--alarm_groups_alike=0.5"]).config
+    assert (config.alarm_truncation, config.alarm_zero_reward_std) == (0.25, 0.5)
+    assert load_recipe(recipe, ["--alarm-groups-alike", "0.75"]).config.alarm_zero_reward_std == 0.75
+    assert "alarm_answers_cut is now called alarm_truncation" in caplog.text
+    with pytest.raises(RecipeError, match="alarm_truncation are the same field; remove alarm_answers_cut"):
+        load_recipe(write_recipe("alarm_answers_cut: 0.25\nalarm_truncation: 0.5"))
+
+
 def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("quickstart_vgpo").config.shaping == "vgpo"

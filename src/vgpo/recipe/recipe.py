@@ -314,8 +314,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields under their current names; one of an earlier version is taken for one release, with a warning."""
+    """Fields under their current names; one of version 0.1 is taken for one release, with a warning.
+
+    Raises:
+        RecipeError: A field is there under both names.
+    """
     for old, new in RENAMED_FIELDS.items():
+        if old in values and new in values:
+            raise RecipeError(f"{old} and {new} are the same field; remove {old}")
         if old in values:
             logger.warning("%s is now called %s; the old name goes with the next release.", old, new)
     return {RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
@@ -432,7 +438,8 @@ def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> 
 
 def renamed_option(word: str) -> str:
     """A word of the command line, with the current name where it is an option of version 0.1."""
-    name, equals, value = word.removeprefix("--").partition("=")
+    option, equals, value = word.removeprefix("--").partition("=")
+    name = option.replace("-", "_")
     if not word.startswith("--") or name not in RENAMED_FIELDS:
         return word
     return f"--{next(iter(with_current_names({name: None})))}{equals}{value}"

@@ -84,7 +84,7 @@ class RolloutTrainer(MonitoredTrainer):
     _required_signals: frozenset[str] = frozenset()
 
     def __init__(self, model: Any, reward_funcs: Any, args: VGPOConfig, *rest: Any, **kwargs: Any) -> None:
-        config = model_config(model, args)
+        self._model_config = config = model_config(model, args)
         self._visual_token_ids = (visual_token_ids if self._requires_images else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
         self._pass: ScoringPass | None = None
@@ -290,9 +290,9 @@ class RolloutTrainer(MonitoredTrainer):
         """As the parent, over the prompts of the current pass and their media."""
         del media
         scoring = self._pass
-        if scoring is None or len(scoring.prompts) != len(input_ids):
-            known = None if scoring is None else len(scoring.prompts)
-            raise RuntimeError(f"A log-probability pass over {len(input_ids)} rows, expected {known} prompts.")
+        assert scoring is not None, "a log-probability pass runs inside of _current()"
+        if len(scoring.prompts) != len(input_ids):
+            raise RuntimeError(f"A log-probability pass has {len(input_ids)} rows and {len(scoring.prompts)} prompts.")
         rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, scoring.prompts)
         options = {"output_router_logits": True} if compute_aux_loss else {}
         with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():

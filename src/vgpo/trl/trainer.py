@@ -121,9 +121,8 @@ class VGPOTrainer(RolloutTrainer):
         if not isinstance(self.train_dataset, IterableDataset):
             check_num_rows(len(self.train_dataset), self.args.generation_batch_size, self.num_generations)
         check_decoder(self.model, self._required_signals)
-        config = self.accelerator.unwrap_model(self.model).config
         self._ablations = build_ablations(
-            self._required_signals, config, self.processing_class, args.seed, self._banned_token_ids
+            self._required_signals, self._model_config, self.processing_class, args.seed, self._banned_token_ids
         )
         if args.freeze:
             freeze_parts(self.model, args.freeze)
