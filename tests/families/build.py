@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
     BatchFeature,
@@ -56,104 +54,36 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-Checkpoint = tuple[PreTrainedConfig, ProcessorMixin]
+from tests.families.tiny import (
+    ENCODER,
+    MROPE,
+    PINPOINTS,
+    Checkpoint,
+    byte_tokenizer,
+    chat_template,
+    chatml,
+    decoder,
+    pixels,
+    qwen_vl_tokenizer,
+)
+
 Prompt = tuple[str, Sequence[Image.Image]]
 LoadFamily = Callable[..., tuple[PreTrainedModel, ProcessorMixin]]
 
-# Three decoder layers of four heads over two key-value heads, each head 16 wide.
-DECODER = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-}
-ROPE = {"rope_type": "default", "rope_theta": 1000.0}
-# Time, height and width share the eight frequencies of a head.
-MROPE = {**ROPE, "mrope_section": [2, 3, 3]}
-ENCODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-PINPOINTS = [[28, 56], [56, 28], [56, 56]]
-
-
-def chat_template(turn: str, image: str, end: str, reply: str, start: str = "") -> str:
-    """Messages one after another, their parts in order; `turn` and `reply` open a turn, `image` marks a picture."""
-    return (
-        start + "{% for message in messages %}" + turn + "{% if message['content'] is string %}"
-        "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}" + end + "{% endfor %}{% if add_generation_prompt %}" + reply + "{% endif %}"
-    )
-
-
-def chatml(image: str) -> str:
-    """The turn format of the Qwen decoders."""
-    turn = "<|im_start|>{{ message['role'] }}\n"
-    return chat_template(turn, image, "<|im_end|>\n", "<|im_start|>assistant\n")
-
-
-def byte_tokenizer(
-    template: str, eos: str, pad: str, others: Sequence[str] = (), bos: str | None = None, **named: str
-) -> PreTrainedTokenizerFast:
-    """One token for each byte and one for each special token; `named` become attributes, as `image_token`."""
-    special = [token for token in (pad, eos, bos, *others, *named.values()) if token is not None]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*special, *letters]))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=eos,
-        pad_token=pad,
-        bos_token=bos,
-        extra_special_tokens=list(others),
-        model_specific_special_tokens=named,
-        padding_side="left",
-        model_max_length=DECODER["max_position_embeddings"],
-        clean_up_tokenization_spaces=False,
-        chat_template=template,
-    )
-
-
-def decoder(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
-    """The text configuration of every family, with what a family has of its own."""
-    special = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-    }
-    return {**DECODER, "rope_parameters": dict(ROPE), **special, **changes}
-
-
-def _qwen_vl_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
-    """The tokenizer of the three Qwen-VL families and the ids that their configurations name."""
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    template = chatml("<|vision_start|><|image_pad|><|vision_end|>")
-    tokenizer = byte_tokenizer(template, "<|im_end|>", "<|endoftext|>", ("<|im_start|>", *names))
-    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    return tokenizer, dict(zip(keys, tokenizer.convert_tokens_to_ids(list(names)), strict=True))
-
-
-def _pixels(cell: int) -> dict[str, int]:
-    """Pictures keep their size in whole cells, from one to 64."""
-    return {"shortest_edge": cell * cell, "longest_edge": 64 * cell * cell}
-
 
 def qwen2_vl() -> Checkpoint:
-    tokenizer, ids = _qwen_vl_tokenizer()
+    tokenizer, ids = qwen_vl_tokenizer()
     config = Qwen2VLConfig(
         text_config=decoder(tokenizer, rope_parameters=dict(MROPE)),
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2, "num_heads": 2},
         **ids,
     )
-    images, videos = Qwen2VLImageProcessor(size=_pixels(28)), Qwen2VLVideoProcessor(size=_pixels(28))
+    images, videos = Qwen2VLImageProcessor(size=pixels(28)), Qwen2VLVideoProcessor(size=pixels(28))
     return config, Qwen2VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def qwen2_5_vl() -> Checkpoint:
-    tokenizer, ids = _qwen_vl_tokenizer()
+    tokenizer, ids = qwen_vl_tokenizer()
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
     config = Qwen2_5_VLConfig(
         text_config=decoder(tokenizer, rope_parameters=dict(MROPE)),
@@ -161,27 +91,27 @@ def qwen2_5_vl() -> Checkpoint:
         vision_config={**vision, "window_size": 56, "fullatt_block_indexes": [1]},
         **ids,
     )
-    images, videos = Qwen2VLImageProcessor(size=_pixels(28)), Qwen2VLVideoProcessor(size=_pixels(28))
+    images, videos = Qwen2VLImageProcessor(size=pixels(28)), Qwen2VLVideoProcessor(size=pixels(28))
     return config, Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def qwen3_vl() -> Checkpoint:
     """Features of two vision layers are added to the decoder's first two layers (deepstack)."""
-    tokenizer, ids = _qwen_vl_tokenizer()
+    tokenizer, ids = qwen_vl_tokenizer()
     vision = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
     config = Qwen3VLConfig(
         text_config=decoder(tokenizer, head_dim=16, rope_parameters={**MROPE, "mrope_interleaved": True}),
         vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]},
         **ids,
     )
-    images = Qwen2VLImageProcessor(size=_pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    videos = Qwen3VLVideoProcessor(size=_pixels(32))
+    images = Qwen2VLImageProcessor(size=pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    videos = Qwen3VLVideoProcessor(size=pixels(32))
     return config, Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def qwen3_5() -> Checkpoint:
     """Two of three decoder layers carry a state from token to token in place of attention."""
-    tokenizer, ids = _qwen_vl_tokenizer()
+    tokenizer, ids = qwen_vl_tokenizer()
     linear = {"num_key_heads": 2, "num_value_heads": 4, "key_head_dim": 16, "value_head_dim": 16}
     config = Qwen3_5Config(
         text_config=decoder(
@@ -197,8 +127,8 @@ def qwen3_5() -> Checkpoint:
         },
         **ids,
     )  # fmt: skip
-    images = Qwen2VLImageProcessor(size=_pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    videos = Qwen3VLVideoProcessor(size=_pixels(32))
+    images = Qwen2VLImageProcessor(size=pixels(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    videos = Qwen3VLVideoProcessor(size=pixels(32))
     return config, Qwen3VLProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
@@ -384,7 +314,12 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
 
 def build_checkpoint(name: str, folder: Path, seed: int = 0) -> None:
     """Write the checkpoint of family `name` to `folder`; the same seed gives the same weights."""
-    config, processor = FAMILIES[name]()
+    write_checkpoint(FAMILIES[name], folder, seed)
+
+
+def write_checkpoint(build: Callable[[], Checkpoint], folder: Path, seed: int = 0) -> None:
+    """As `build_checkpoint`, for a function that makes a configuration and a processor."""
+    config, processor = build()
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     draw_weights(model, seed)
     tokenizer = processor.tokenizer
