@@ -20,7 +20,7 @@ ROW = re.compile(r"^\| (\d+) \| ([^|]+) \|", re.MULTILINE)
 MAX_METHODS = 25
 MAX_LINES = 50  # of a function, without signature and docstring
 MAX_NESTING = 4
-MAX_FOLDER_LINES = {"trl": 1600, "commands": 1600}
+MAX_FOLDER_LINES = {"trl": 1700, "commands": 1600}
 # Libraries that only the named parts of the package may import.
 HOSTS = {"trl": ("trl", "recipe"), "verl": ("verl",)}
 

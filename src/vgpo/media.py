@@ -2,14 +2,24 @@
 
 # Fields of a model's config with the placeholder token that vision features replace. Older families store `*_index`.
 VISUAL_TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-# Tokens that open an image. A generated one makes position ids look for an image that is not there.
-OPENING_TOKEN_FIELDS = ("vision_start_token_id", "boi_token_id", "boi_token_index")
+# A config names further tokens of media: marks that open an image or a sound, placeholders of audio, row separators.
+# A field names one if its name ends as in the first line, holds a word of the second, and none of the third. Marks
+# that close a medium stand for nothing, and stay allowed.
+TOKEN_ID_ENDINGS = ("_token_id", "_token_ids", "_token_index")
+MEDIA_WORDS = ("image", "img", "vision", "visual", "video", "audio", "speech", "boi", "boa", "bov", "patch", "media")
+CLOSING_WORDS = ("end", "eoi", "eoa", "eov")
 
 # Columns of a data set that hold images.
 IMAGE_COLUMNS = ("images", "image")
 
-# Fields of a processor's output that mark the tokens of images; computed from the ids where rows are padded or packed.
-TOKEN_TYPE_FIELDS = ("token_type_ids", "mm_token_type_ids")
+# What a processor writes for each token of a prompt, beside ids and mask, and its value at a token of the response.
+# The value at an image token that a tool puts into a response is 1.
+TOKEN_TYPES = {"token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+# Families in which that value means something else: 0 is a prefix that PaliGemma reads in both directions.
+RESPONSE_TYPES = {"paligemma": {"token_type_ids": 1}}
+# Per-token fields that no forward pass of a policy takes: targets that a processor derives for supervised training.
+DROPPED_TOKEN_FIELDS = ("labels", "special_tokens_mask", "offset_mapping")
+TOKEN_TYPE_FIELDS = tuple(TOKEN_TYPES)
 # Fields that TRL's trainer makes of the images in a batch, beside those that mark tokens.
 TRAINER_FIELDS = (
     "pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids",

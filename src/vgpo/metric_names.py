@@ -20,6 +20,8 @@ SAMPLING_GROUPS_CUT = "sampling/groups_cut"
 SAMPLING_ROUNDS = "sampling/rounds"
 SAMPLING_ACCURACY_DRAWN = "sampling/accuracy_drawn"
 
+SAMPLING_LOG_PROB_GAP = "sampling/log_prob_gap"
+
 GUARD_SKIPPED_STEPS = "guard/skipped_steps"
 GRADER_TIMEOUTS = "grader/timeouts"
 

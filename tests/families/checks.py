@@ -33,6 +33,7 @@ from tests.families.mixed_worker import check_two_processes
 from vgpo.data import to_prompts
 from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
+from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.loading import check_image_token, load_model, load_processor
 from vgpo.recipe.recipe import Recipe, RunArguments
 from vgpo.recipe.setup import Setup
@@ -41,7 +42,6 @@ from vgpo.run import RunFolder
 from vgpo.shared_prompt import why_not_shared
 from vgpo.training.batches import Batch
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.callback import RunCallback
 from vgpo.trl.rollout import ScoringPass
 
 GROUP = 2

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tests.report.run_records import ATTACKS, handed_over, rollout
+from vgpo.recipe.trackers import TrackedRollouts
 from vgpo.training.records import Images, RolloutRecord, code_block
-from vgpo.trl.trackers import TrackedRollouts
 
 
 def group() -> tuple[list[RolloutRecord], dict[str, Image.Image]]:

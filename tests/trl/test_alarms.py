@@ -7,12 +7,12 @@ import pytest
 
 from tests.trl.tiny import coin
 from vgpo.checkpoints import CheckpointStore, load_state, save_state
+from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.train import ERRORS
 from vgpo.run import RunFolder
 from vgpo.training.alarms import RULES, Alarms
 from vgpo.training.settings import AlarmSettings
 from vgpo.trl import AlarmError, VGPOConfig, VGPOTrainer
-from vgpo.trl.callback import RunCallback
 
 LINES = 3
 # Of each rule: a metric, values that are bad by default, one that is not, and what the message says was found.

@@ -166,7 +166,9 @@ def decoder_of(model: nn.Module) -> nn.Module:
             f"get_decoder() of {type(unwrapped).__name__} names no module below the model: there is no text decoder "
             "to read visual focus from. Use a vision-language model, or override get_decoder()."
         )
-    return decoder
+    # Llama 4 names its text model with the head; the decoder is inside.
+    inner = getattr(decoder, "base_model", decoder)
+    return inner if getattr(decoder, "lm_head", None) is not None else decoder
 
 
 def last_hidden_state(output: Any) -> Tensor:

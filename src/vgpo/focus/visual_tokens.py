@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vgpo.media import OPENING_TOKEN_FIELDS, VISUAL_TOKEN_FIELDS
+from vgpo.media import CLOSING_WORDS, MEDIA_WORDS, TOKEN_ID_ENDINGS, VISUAL_TOKEN_FIELDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,11 +36,18 @@ def named_visual_token_ids(config: PretrainedConfig) -> list[int]:
 
 
 def banned_token_ids(config: PretrainedConfig) -> list[int]:
-    """Ids that a policy must never generate: image placeholders and the marks that open an image.
+    """Ids that a policy must never generate: placeholders of any medium, and the marks that open one.
 
-    A sampled placeholder has no image features and ends a run at a random step.
+    A sampled placeholder has no features, and a mark makes position ids look for a medium that is not there: both end
+    a run at a random step.
     """
-    return _token_ids(config, VISUAL_TOKEN_FIELDS + OPENING_TOKEN_FIELDS)
+    return _token_ids(config, [name for name in config.to_dict() if _names_medium(name)])
+
+
+def _names_medium(field: str) -> bool:
+    words = field.split("_")
+    named = any(word.startswith(MEDIA_WORDS) for word in words)
+    return named and field.endswith(TOKEN_ID_ENDINGS) and not any(word in CLOSING_WORDS for word in words)
 
 
 def visual_token_mask(input_ids: Tensor, token_ids: list[int]) -> Tensor:
@@ -47,6 +55,10 @@ def visual_token_mask(input_ids: Tensor, token_ids: list[int]) -> Tensor:
     return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
 
 
-def _token_ids(config: PretrainedConfig, fields: tuple[str, ...]) -> list[int]:
+def _token_ids(config: PretrainedConfig, fields: Iterable[str]) -> list[int]:
     values = config.to_dict()
-    return sorted({values[field] for field in fields if isinstance(values.get(field), int)})
+    ids: set[int] = set()
+    for field in fields:
+        value = values.get(field)
+        ids.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
+    return sorted(ids)

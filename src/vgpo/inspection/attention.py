@@ -41,7 +41,7 @@ def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[
     ids = visual_token_ids(model.config)
     with evaluation_mode(model), plain_attention(model):
         for row, mask in zip(responses.rows.chunks(1), responses.mask, strict=True):
-            inputs = padded_input(row, ids)
+            inputs = padded_input(row, ids, model.config.model_type)
             with kept_weights(attention_of(decoder_of(model))) as weights:
                 forward(model, inputs)
             shares.append(by_source(weights[0], inputs.visual_prompt[0], inputs.attention_mask[0], mask))

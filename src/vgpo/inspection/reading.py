@@ -31,7 +31,7 @@ class ForwardStates:
 
     @classmethod
     def of(cls, model: PreTrainedModel, responses: Responses) -> "ForwardStates":
-        inputs = padded_input(responses.rows, visual_token_ids(model.config))
+        inputs = padded_input(responses.rows, visual_token_ids(model.config), model.config.model_type)
         states, visual = last_states(model, inputs), inputs.visual_prompt
         width = visual.shape[1]
         similarity = visual_similarity(states[:, width:], visual_prototype(states[:, :width], visual))

@@ -50,9 +50,36 @@ def blank_media(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[None
 
 def zero_of(model: nn.Module, images: Mapping[str, Tensor]) -> Tensor:
     """Zero, out of all features that the decoder takes of `images`."""
-    vlm = extract_model_from_parallel(model)
-    known = inspect.signature(vlm.get_image_features).parameters
-    output = vlm.get_image_features(**{name: value for name, value in images.items() if name in known})
-    # Qwen3-VL has further features for its first layers.
-    features = [*output.pooler_output, *(part for level in output.get("deepstack_features") or () for part in level)]
+    features = list(tensors_of(image_features(model, images)))
     return torch.stack([feature.mean(dtype=torch.float32) for feature in features]).sum() * 0
+
+
+def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
+    """What a model's `get_image_features` returns for what its processor makes of an image.
+
+    Raises:
+        ValueError: the model has no such method.
+    """
+    vlm = extract_model_from_parallel(model)
+    owners = (vlm, getattr(vlm, "base_model", None), getattr(vlm, "model", None))
+    owner = next((owner for owner in owners if hasattr(owner, "get_image_features")), None)
+    if owner is None:
+        raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot look at a blank image.")
+    known = inspect.signature(owner.get_image_features).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) and len(known) == 1
+    given = {name: value for name, value in images.items() if takes_all or name in known}
+    if "pixel_values" in known and "pixel_values" not in given:  # Video-LLaVA's processor says whose pixels they are
+        given["pixel_values"] = images["pixel_values_images"]
+    return owner.get_image_features(**given)
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The features in an output of `get_image_features`: its pooled ones, and those of further levels."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (list, tuple)):
+        for part in output:
+            yield from tensors_of(part)
+    elif output is not None:
+        yield from tensors_of(output.get("pooler_output"))
+        yield from tensors_of(output.get("deepstack_features"))  # Qwen3-VL, for its first layers

@@ -1,20 +1,25 @@
-"""Log-probabilities and entropy of tokens from hidden states, for a model that no trainer has prepared.
+"""Log-probabilities and entropy of responses by a model's own forward, whatever it does with its logits.
 
-TRL adds such a head to the models that it trains (`trl.trainer.utils.add_fused_lm_head`). Evaluation and other hosts
-score the same way without TRL.
+TRL adds a fused head to the models that it trains (`trl.trainer.utils.add_fused_lm_head`), which projects hidden
+states itself and scales the logits as the text config says. Not every vision-language model does what its text config
+says. The head of this module asks the model for its logits. It holds those of all responses of a pass.
 """
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-TOKENS_AT_ONCE = 1024  # the logits of so many tokens are held together
+TOKENS_AT_ONCE = 1024  # softmax and entropy are computed for so many tokens together
+LOGITS_TO_KEEP = "logits_to_keep"
 
 
 @dataclass(frozen=True)
@@ -24,86 +29,79 @@ class HeadOutputs:
     Args:
         log_probs: of each label, 0 where there is none; (n, L - 1).
         entropy: of the softmax at each label, in nats; (n, L - 1).
-        aux_loss: None.
+        aux_loss: load-balancing loss of a mixture of experts, or None.
     """
 
     log_probs: Tensor
     entropy: Tensor
-    aux_loss: None = None
+    aux_loss: Tensor | None = None
 
 
 @contextmanager
 def scoring_head(model: PreTrainedModel, temperature: float = 1.0) -> Iterator[None]:
-    """Inside the block, `model(..., labels=labels, fused_lm_head=True)` returns `HeadOutputs` without all logits.
+    """`use_own_head` inside the block."""
+    before = vars(model).get("forward")
+    use_own_head(model, temperature)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+
+def use_own_head(model: PreTrainedModel, temperature: float = 1.0) -> None:
+    """Let `model(..., labels=labels, fused_lm_head=True)` return `HeadOutputs` from the model's own logits.
 
     Labels (n, L) are token ids, -100 where a token is not scored; each is predicted from the state before it. Calls
-    without `fused_lm_head` are the model's own.
+    without `fused_lm_head` are the model's own. Replaces a head that TRL has added.
 
     Args:
         model: a vision-language model, not wrapped.
         temperature: the logits are divided by it, > 0.
     """
     own = model.forward
+    keeps_some = LOGITS_TO_KEEP in inspect.signature(type(model).forward).parameters
 
     @functools.wraps(type(model).forward)
     def forward(*args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any) -> Any:
         if not fused_lm_head:
-            return own(*args, labels=labels, **kwargs)
+            return own(*args, **({} if labels is None else {"labels": labels}), **kwargs)
         assert labels is not None
-        states = model.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
-        return head_outputs(model, states, labels[:, 1:], temperature)
+        # The last columns: all that have a label, and the one before them.
+        scored = (labels != -100).any(0)
+        width = labels.shape[1] - int(scored.int().argmax()) + 1 if scored.any() else 2
+        kept = {LOGITS_TO_KEEP: width} if keeps_some else {}
+        outputs = own(*args, **{**kwargs, **kept, "use_cache": False})
+        return head_outputs(outputs.logits[:, -width:], labels, temperature, getattr(outputs, "aux_loss", None))
 
     model.forward = forward
-    try:
-        yield
-    finally:
-        del model.forward
 
 
-def head_outputs(model: PreTrainedModel, states: Tensor, labels: Tensor, temperature: float) -> HeadOutputs:
-    """Score the labels (n, L), -100 where there is none, from the states (n, L, D) that predict them."""
-    mask = labels != -100
-    scale, cap = logit_scale(model.config), model.config.get_text_config().to_dict().get("final_logit_softcapping")
-    head = model.get_output_embeddings()
-    parts = [
-        token_scores(part, head, targets, temperature=temperature, scale=scale, cap=cap)
-        for part, targets in zip(states[mask].split(TOKENS_AT_ONCE), labels[mask].split(TOKENS_AT_ONCE), strict=True)
-    ]
+def head_outputs(logits: Tensor, labels: Tensor, temperature: float, aux_loss: Tensor | None = None) -> HeadOutputs:
+    """Score the labels (n, L), -100 where there is none, by the logits (n, W, V) of the last W columns."""
+    targets = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
+    mask = targets != -100
+    rows, wanted = logits[:, :-1][mask].split(TOKENS_AT_ONCE), targets[mask].split(TOKENS_AT_ONCE)
+    parts = [_scores_again(part, chosen, temperature) for part, chosen in zip(rows, wanted, strict=True)]
     log_probs, entropy = (torch.cat(values) for values in zip(*parts, strict=True))
+    before = labels.shape[1] - 1 - mask.shape[1]
+    mask = F.pad(mask, (before, 0))
     empty = log_probs.new_zeros(mask.shape)
-    return HeadOutputs(empty.masked_scatter(mask, log_probs), empty.masked_scatter(mask, entropy))
+    return HeadOutputs(empty.masked_scatter(mask, log_probs), empty.masked_scatter(mask, entropy), aux_loss)
 
 
-def token_scores(
-    states: Tensor,
-    head: nn.Module,
-    targets: Tensor,
-    *,
-    temperature: float,
-    scale: float = 1.0,
-    cap: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of its softmax, in nats; (N, D), (N,) -> (N,), (N,) in float32.
+def _scores_again(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`token_scores`, whose float32 softmax is computed again in the backward pass."""
+    return checkpoint(token_scores, logits, targets, temperature, use_reentrant=False)
 
-    Args:
-        head: from states to logits.
-        temperature: the logits are divided by it, after scale and cap.
-        scale: factor on the logits.
-        cap: c of c tanh(logit / c), or None.
+
+def token_scores(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and entropy of its softmax, in nats; (N, V), (N,) -> (N,), (N,) in float32.
+
+    The logits are divided by the temperature.
     """
-    logits = head(states).float() * scale
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
-    log_probs = torch.log_softmax(logits / temperature, dim=-1)
+    log_probs = torch.log_softmax(logits.float() / temperature, dim=-1)
     chosen = log_probs.gather(-1, targets[:, None])[:, 0]
     return chosen, torch.special.entr(log_probs.exp()).sum(-1)
-
-
-def logit_scale(config: PretrainedConfig) -> float:
-    """The factor on the logits that a text decoder's config names; 1 for the most."""
-    text = config.get_text_config().to_dict()
-    factors = [text.get(name) for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")]
-    factor = next((value for value in factors if value is not None), None)
-    if factor is None and text.get("logits_scaling") is not None:
-        return 1 / text["logits_scaling"]
-    return 1.0 if factor is None else factor

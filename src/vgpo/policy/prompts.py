@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vgpo.media import IMAGE_COLUMNS, TOKEN_TYPE_FIELDS
+from vgpo.media import DROPPED_TOKEN_FIELDS, IMAGE_COLUMNS, RESPONSE_TYPES, TOKEN_TYPE_FIELDS, TOKEN_TYPES
 
-PER_TOKEN_FIELDS = (*TOKEN_TYPE_FIELDS, "input_ids", "attention_mask")
+TOKENS = ("input_ids", "attention_mask")
 
 Message = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ class EncodedPrompt:
         num_images: how many images it has.
         media: the tensors of its images that the model's forward takes, without padding to other prompts; empty for
             text.
-        token_types: those of `vgpo.media.TOKEN_TYPE_FIELDS` that the processor gives, one number per token.
+        token_types: those of `vgpo.media.TOKEN_TYPES` that the processor gives, one number per token.
     """
 
     token_ids: list[int]
@@ -125,16 +125,55 @@ def prompt_key(prompt: Any) -> Hashable:
 def encoded_prompt(
     token_ids: list[int], num_images: int, fields: dict[str, Any], device: torch.device
 ) -> EncodedPrompt:
-    """A prompt out of what a processor returns for it alone."""
-    types = {name: list(fields[name][0]) for name in TOKEN_TYPE_FIELDS if name in fields}
+    """A prompt out of what a processor returns for it alone.
+
+    Raises:
+        ValueError: the processor returns a field with a value for each token that has no rule for responses.
+    """
+    check_token_fields(len(token_ids), fields)
+    types = {name: [int(value) for value in fields[name][0]] for name in TOKEN_TYPE_FIELDS if name in fields}
     return EncodedPrompt(list(token_ids), num_images, media_fields(fields, device), types)
+
+
+def check_token_fields(num_tokens: int, fields: Mapping[str, Any]) -> None:
+    """Whether each field with a value per token, shape (1, L, ...), is known: it has to grow with the response.
+
+    Raises:
+        ValueError: one is not; names it.
+    """
+    known = (*TOKENS, *TOKEN_TYPE_FIELDS, *DROPPED_TOKEN_FIELDS)
+    for name, value in fields.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
+        if name not in known and shape[:2] == (1, num_tokens):
+            raise ValueError(
+                f"The processor returns {name!r} of shape {shape}, a value for each of the {num_tokens} tokens of the "
+                f"prompt, and no rule says what it is at the tokens of a response. Known are {', '.join(known)}. Add "
+                "a rule to TOKEN_TYPES in vgpo/media.py, or choose another model."
+            )
 
 
 def media_fields(encoded: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """The processor's output without its per-token fields, as tensors on a device."""
-    fields = {name: value for name, value in encoded.items() if name not in PER_TOKEN_FIELDS}
-    tensors = {name: value if isinstance(value, Tensor) else np.array(value) for name, value in fields.items()}
-    return {name: torch.as_tensor(value).to(device) for name, value in tensors.items()}
+    per_token = (*TOKENS, *TOKEN_TYPE_FIELDS, *DROPPED_TOKEN_FIELDS)
+    fields = {name: value for name, value in encoded.items() if name not in per_token}
+    return {name: as_tensor(value).to(device) for name, value in fields.items() if not is_empty(value)}
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A field of a processor's output: a tensor, an array, numbers, or lists of tensors of one shape."""
+    if isinstance(value, Tensor):
+        return value
+    first = value
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, Tensor):  # NumPy has no bfloat16
+        return torch.stack([as_tensor(item) for item in value])
+    return torch.as_tensor(np.array(value))
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a processor returned a field without a value, as for a prompt without images."""
+    return value is None or (isinstance(value, list) and all(item is None for item in value))
 
 
 def joined_media(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
@@ -158,20 +197,31 @@ def prompt_columns(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: 
     return {"prompt_ids": torch.tensor(ids, device=device), "prompt_mask": torch.tensor(mask, device=device)}
 
 
-def token_types(prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int) -> dict[str, Tensor]:
-    """The token-type fields of padded rows: the processor's for prompts, and 1 for images in responses.
+def response_type(model_type: str, name: str) -> int:
+    """The value of a token-type field at a token of the response, for a family of models."""
+    return RESPONSE_TYPES.get(model_type, {}).get(name, TOKEN_TYPES[name])
+
+
+def token_types(
+    prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int, model_type: str = ""
+) -> dict[str, Tensor]:
+    """The token-type fields of padded rows: the processor's for prompts, and for responses those of `response_type`,
+    or 1 at an image.
 
     Args:
         prompts: the prompt of each of B rows.
         visual: image tokens, bool (B, P + T).
         prompt_width: P.
+        model_type: of the model's config.
     """
     fields = {}
     for name in dict.fromkeys(name for prompt in prompts for name in prompt.token_types):
         columns = torch.zeros(len(prompts), prompt_width, dtype=torch.long)
         for column, prompt in zip(columns, prompts, strict=True):
             column[prompt_width - len(prompt.token_ids) :] = torch.tensor(prompt.types_of(name))
-        fields[name] = torch.cat([columns.to(visual.device), visual[:, prompt_width:].long()], dim=1)
+        images = visual[:, prompt_width:].long()
+        responses = images.clamp(min=response_type(model_type, name))
+        fields[name] = torch.cat([columns.to(visual.device), responses], dim=1)
     return fields
 
 

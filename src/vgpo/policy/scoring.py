@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from vgpo.focus import record_layer_similarity, record_similarity, visual_token_mask
@@ -98,8 +99,8 @@ class ModelInput:
     packing: Packing | None
 
 
-def padded_input(rows: Rows, visual_token_ids: list[int]) -> ModelInput:
-    """Each row for itself."""
+def padded_input(rows: Rows, visual_token_ids: list[int], model_type: str) -> ModelInput:
+    """Each row for itself; `model_type` is that of the model's config."""
     labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
     labels[:, : rows.prompt_width] = -100
     visual = visual_token_mask(rows.input_ids, visual_token_ids) & rows.attention_mask.bool()
@@ -108,15 +109,15 @@ def padded_input(rows: Rows, visual_token_ids: list[int]) -> ModelInput:
         attention_mask=rows.attention_mask,
         labels=labels,
         visual_prompt=visual[:, : rows.prompt_width],
-        token_types=token_types(rows.prompts, visual, rows.prompt_width),
+        token_types=token_types(rows.prompts, visual, rows.prompt_width, model_type),
         prompts=rows.prompts,
         packing=None,
     )
 
 
-def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing) -> ModelInput:
+def packed_input(rows: Rows, visual_token_ids: list[int], packing: Packing, model_type: str) -> ModelInput:
     """One row for each prompt; the decoder gives the rows of responses back, which the labels fit."""
-    padded = padded_input(rows, visual_token_ids)
+    padded = padded_input(rows, visual_token_ids, model_type)
     width = rows.input_ids.shape[1] - rows.prompt_width
     return ModelInput(
         input_ids=packing.pack(rows.input_ids),
@@ -186,7 +187,11 @@ def _score_chunk(
     **kwargs: Any,
 ) -> Scores:
     packing = rows.packing(visual_token_ids) if share else None
-    inputs = padded_input(rows, visual_token_ids) if packing is None else packed_input(rows, visual_token_ids, packing)
+    model_type = extract_model_from_parallel(model).config.model_type
+    if packing is None:
+        inputs = padded_input(rows, visual_token_ids, model_type)
+    else:
+        inputs = packed_input(rows, visual_token_ids, packing, model_type)
     recorder = layer_mean = None
     with ExitStack() as stack:
         # Before the packing takes the prompts away.

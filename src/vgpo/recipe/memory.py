@@ -117,7 +117,9 @@ def decoder_bytes_per_token(model: PreTrainedModel, computing: int, *, checkpoin
     """
     text = model.config.get_text_config()
     layers = text.num_hidden_layers
-    in_full = computing * (HIDDEN_KEPT * text.hidden_size + INTERMEDIATE_KEPT * text.intermediate_size)
+    widths = text.intermediate_size  # Gemma 3n has one for each layer
+    width = max(widths) if isinstance(widths, (list, tuple)) else widths
+    in_full = computing * (HIDDEN_KEPT * text.hidden_size + INTERMEDIATE_KEPT * width)
     return layers * computing * text.hidden_size + in_full if checkpointing else layers * in_full
 
 

@@ -19,6 +19,7 @@ from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parts import parameter_table
+from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.identity import Resume, find_checkpoint, resume_from, run_identity
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
@@ -26,14 +27,13 @@ from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
+from vgpo.recipe.trackers import TrackedRollouts
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.terminal import say
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
-from vgpo.trl.callback import RunCallback
-from vgpo.trl.trackers import TrackedRollouts
 
 ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,

@@ -13,6 +13,7 @@ from vgpo.metric_names import (
     FOCUS_MEAN,
     SAMPLING_GROUPS_DRAWN,
     SAMPLING_GROUPS_KEPT,
+    SAMPLING_LOG_PROB_GAP,
 )
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
 from vgpo.run.accuracy import accuracy_reward_of
@@ -109,6 +110,15 @@ CHARTS = (
         2,
         True,
         share_of_groups_kept,
+    ),
+    Chart(
+        "log_prob_gap",
+        "Log-probability gap",
+        "Update against sampling, mean per token.",
+        "nats",
+        3,
+        True,
+        metric(SAMPLING_LOG_PROB_GAP),
     ),
     Chart("grad_norm", "Gradient norm", "Before it is clipped.", "", 3, True, metric("grad_norm")),
     Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),

@@ -19,6 +19,8 @@ from vgpo.focus import decoder_of
 
 LAYOUT = "prompt_layout"  # the keyword argument with which a layout reaches the attention function
 ATTENTION = "vgpo_prompt_layout"  # the name of that function in transformers' table
+# Arguments of attention functions that bound, cap or add to the scores.
+UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "sinks", "cu_seq_lens_q")
 HOOKS = "vgpo_layout_hooks"  # the attribute of a decoder that has hooks; a copy of the decoder has a copy of them
 
 # Graphs of one function, after which torch raises an error. Its own limit of 8 is too low: layouts of one block and of
@@ -206,8 +208,17 @@ def layout_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`attend` with the signature of transformers' attention functions."""
-    del module, attention_mask, kwargs
+    """`attend` with the signature of transformers' attention functions.
+
+    Raises:
+        ValueError: the call has an argument that would change what a token attends to.
+    """
+    del module, attention_mask
+    if dropped := sorted(name for name in UNSUPPORTED if kwargs.get(name) is not None):
+        raise ValueError(
+            f"An attention layer is called with {', '.join(dropped)}, which attention over shared prompts does not "
+            "compute. Set share_prompt to 'off'."
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(query, key, value, prompt_layout, scale), None
 

@@ -1,5 +1,8 @@
 """Where sharing a prompt is known to be right."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,25 +21,27 @@ PROVEN = (
     "qwen3_vl",
     "smolvlm",
 )
-KNOWN_OBSTACLES = {
-    "gemma3": "its image tokens see each other in both directions, and some layers see a sliding window only",
-    "qwen3_5": "most of its layers carry a state from token to token, which responses would hand on to each other",
-}
 DEVICES = ("cpu", "cuda")
 
 
-def why_not_shared(model: nn.Module) -> str | None:
-    """The reason why the rollouts of a group cannot share their prompt with this model, or None if they can."""
+def why_not_shared(model: nn.Module, *, measured: bool = False) -> str | None:
+    """The reason why the rollouts of a group cannot share their prompt with this model, or None if they can.
+
+    Args:
+        model: that scores rollouts, wrapped or not.
+        measured: whether a measurement on this model follows (`vgpo.policy.parity`). Without one, only families that
+            the tests have proven share prompts.
+    """
     config = extract_model_from_parallel(model).config
     text_config = config.get_text_config(decoder=True)
-    layer_types = set(text_config.to_dict().get("layer_types") or ["full_attention"])
     family, implementation = config.model_type, text_config._attn_implementation
-    if family in KNOWN_OBSTACLES:
-        return f"model_type {family!r}: {KNOWN_OBSTACLES[family]}"
-    if family not in PROVEN:
-        return f"model_type {family!r} is not among those it is proven for ({', '.join(PROVEN)})"
-    if layer_types - {"full_attention"}:
-        return f"its decoder has layers of {sorted(layer_types - {'full_attention'})}, expected full_attention only"
+    if obstacle := structural_obstacle(text_config.to_dict()):
+        return f"model_type {family!r}: {obstacle}"
+    if family not in PROVEN and not measured:
+        return (
+            f"model_type {family!r} is not among those it is proven for ({', '.join(PROVEN)}), and "
+            "parity, which would measure it, is off"
+        )
     if implementation not in ALL_ATTENTION_FUNCTIONS:
         return (
             f"attn_implementation={implementation!r} is not in transformers' table of attention functions; 'sdpa' is, "
@@ -44,9 +49,26 @@ def why_not_shared(model: nn.Module) -> str | None:
         )
     if not attention_modules(decoder_of(model)):
         return "its decoder has no modules named 'self_attn'"
-    if text_config.attention_dropout:
-        return f"attention_dropout={text_config.attention_dropout} in its config, expected 0"
     devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
     if len(devices) > 1 or any(device.type not in DEVICES for device in devices):
         return f"its parameters are on {sorted(map(str, devices))}, expected one device, {' or '.join(DEVICES)}"
+    return None
+
+
+def structural_obstacle(text: Mapping[str, Any]) -> str | None:
+    """What in the config of a text decoder makes a response see something else than its prompt and itself, in order.
+
+    Args:
+        text: the config's fields.
+    """
+    layer_types = set(text.get("layer_types") or ["full_attention"])
+    if others := sorted(layer_types - {"full_attention"}):
+        return f"its decoder has layers of {others}, expected full_attention only"
+    # Mistral's config has a window for all layers and no list of them. Qwen's names a window that it does not use.
+    if not text.get("layer_types") and text.get("sliding_window") and text.get("use_sliding_window", True):
+        return f"its decoder sees a sliding window of {text['sliding_window']} tokens only"
+    if text.get("attn_logit_softcapping"):
+        return f"its attention caps its scores (attn_logit_softcapping={text['attn_logit_softcapping']})"
+    if text.get("attention_dropout"):
+        return f"attention_dropout={text['attention_dropout']} in its config, expected 0"
     return None

@@ -49,7 +49,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         PrefillError: from `generate`, for the reasons of `why_not_prefill_once`, for a cache argument that is not an
             empty DynamicCache, and where `generate` has no cache or no prefill stage of its own.
     """
-    generator = _generator_of(model)
+    generator = generator_of(model)
     if reason := _why_not_hook(generator):
         raise PrefillError(f"prefill_once() cannot be used: {reason}.")
     expand_inputs, prefill = generator._expand_inputs_for_generation, generator._prefill
@@ -103,7 +103,7 @@ def why_not_prefill_once(model: nn.Module, generation_config: GenerationConfig) 
     Raises:
         ValueError: if no part of `model` generates.
     """
-    generator = _generator_of(model)
+    generator = generator_of(model)
     if reason := _why_not_hook(generator):
         return reason
     config = generator._prepare_generation_config(generation_config)[0]
@@ -111,7 +111,7 @@ def why_not_prefill_once(model: nn.Module, generation_config: GenerationConfig) 
     return _why_not_sample(generator, config) or _why_not_repeat(cache)
 
 
-def _generator_of(model: nn.Module) -> GenerationMixin:
+def generator_of(model: nn.Module) -> GenerationMixin:
     """The model inside all wrappers whose `generate` is run."""
     for module in model.modules():
         if isinstance(module, GenerationMixin):

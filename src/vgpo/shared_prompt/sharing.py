@@ -18,8 +18,9 @@ class PromptSharing:
     """Shared prompts of the models of a run.
 
     Args:
-        mode: 'auto' shares where that is proven exact, 'on' insists, 'off' never does.
+        mode: 'auto' shares where that is exact, 'on' insists, 'off' never does.
         models: those that score rollouts, wrapped or not.
+        measured: whether a measurement decides for families that are not proven, see `why_not_shared`.
         level: of the log message that says why prompts are not shared.
 
     Attributes:
@@ -30,19 +31,31 @@ class PromptSharing:
         ValueError: mode is 'on', and it is not possible.
     """
 
-    def __init__(self, mode: str, models: Sequence[nn.Module], level: int = logging.WARNING) -> None:
+    def __init__(
+        self, mode: str, models: Sequence[nn.Module], *, measured: bool, level: int = logging.WARNING
+    ) -> None:
         self.mode = mode
+        self.level = level
         self.scoring = self.generation = False
         if mode == "off":
             return
-        reason = next(filter(None, map(why_not_shared, models)), None)
+        reason = next(filter(None, (why_not_shared(model, measured=measured) for model in models)), None)
         if reason is not None:
-            self._raise_if_required(reason)
-            logger.log(level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+            self.stop(reason)
             return
         for model in models:
             enable_layouts(model)
         self.scoring = self.generation = True
+
+    def stop(self, reason: str) -> None:
+        """From here on, each rollout computes its prompt itself.
+
+        Raises:
+            ValueError: mode is 'on'.
+        """
+        self._raise_if_required(reason)
+        logger.log(self.level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
+        self.scoring = self.generation = False
 
     def prefills_once(
         self, prompts: Sequence[object], group_size: int, model: nn.Module, config: GenerationConfig

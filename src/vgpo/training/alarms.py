@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointStore
-from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_ROUNDS
+from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
 from vgpo.training.settings import AlarmSettings
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,15 @@ RULES = (
         is_bad=operator.gt,
         text="the divergence from the reference model (nats per token) is above",
         advice="The policy is leaving the reference model. Lower learning_rate or raise beta.",
+    ),
+    Rule(
+        name="log_prob_gap",
+        metric=SAMPLING_LOG_PROB_GAP,
+        threshold="alarm_log_prob_gap",
+        is_bad=operator.gt,
+        text="the mean difference (nats per token) of log-probabilities between update and sampling is above",
+        advice="Importance ratios and the clipping of the loss are wrong by as much. Set share_prompt to off, then "
+        "attn_implementation to eager or bf16 to false, and see which removes it; set lora_dropout to 0.",
     ),
 )
 

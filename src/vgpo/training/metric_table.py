@@ -97,6 +97,16 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             shapings=("kl_perception", "pgpo"),
         ),
     ),
+    "Sampling": (
+        Metric(
+            name=names.SAMPLING_LOG_PROB_GAP,
+            unit="nats per token",
+            meaning="Mean |difference| of a response's log-probabilities between the first update and its sampling, "
+            "which have the same weights. Where transformers generates, in one turn.",
+            advice="Rounding: below 1e-4 in float32, about 0.01 in bfloat16, more with dropout (LoRA's is on in "
+            "updates). Larger: the update does not score the policy that sampled; see the alarm `log_prob_gap`.",
+        ),
+    ),
     "Dynamic sampling": (
         Metric(
             name=names.SAMPLING_GROUPS_DRAWN,

@@ -52,6 +52,7 @@ ALARM_THRESHOLDS = {
     "alarm_sampling_rounds": inf,
     "alarm_skipped_steps": inf,
     "alarm_kl": inf,
+    "alarm_log_prob_gap": inf,
 }
 
 
@@ -81,6 +82,8 @@ class AlarmSettings:
     """Steps skipped since the last line, from which on there is an alarm."""
     alarm_kl: float = 1.0
     """Highest divergence from the reference model, nats per token."""
+    alarm_log_prob_gap: float = 0.2
+    """Highest mean difference of scored and sampled log-probabilities, nats per token."""
 
     def __post_init__(self) -> None:
         check_choice("alarms", self.alarms, ("warn", "stop", "off"))

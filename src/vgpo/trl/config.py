@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from vgpo.equations import VGPOSettings
 from vgpo.policy.parts import FREEZABLE, check_freeze
-from vgpo.settings_checks import reject_unused
+from vgpo.settings_checks import check_choice, reject_unused
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
 from vgpo.training.batch_plan import BatchPlan
 from vgpo.training.settings import (
@@ -79,8 +79,15 @@ class VGPOConfig(GRPOConfig):
     share_prompt: str = field(
         default="auto",
         metadata={
-            "help": "Compute a prompt once for all its rollouts: 'auto' where that is proven for the model, 'on' to "
+            "help": "Compute a prompt once for all its rollouts: 'auto' where that is exact for the model, 'on' to "
             "insist on it, or 'off'."
+        },
+    )
+    parity: str = field(
+        default="auto",
+        metadata={
+            "help": "Compare scoring, shared prompts, image tokens and focus with plain forward passes before the "
+            "first step: 'auto' works around a difference where it can, 'strict' stops at any, 'off' skips it."
         },
     )
     freeze: list[str] = field(
@@ -157,6 +164,13 @@ class VGPOConfig(GRPOConfig):
         default=AlarmSettings.alarm_kl,
         metadata={"help": "Alarm when the divergence from the reference model (nats per token) is above this."},
     )
+    alarm_log_prob_gap: float = field(
+        default=AlarmSettings.alarm_log_prob_gap,
+        metadata={
+            "help": "Alarm when log-probabilities of the update differ by more than this (nats per token, mean) from "
+            "those that were sampled from."
+        },
+    )
     log_rollouts_steps: int = field(
         default=RolloutLogSettings.log_rollouts_steps,
         metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."},
@@ -173,8 +187,8 @@ class VGPOConfig(GRPOConfig):
             self._explain_batch_sizes(error)
             raise
         self._check_signals()  # a wrong setting must not wait until a model is loaded
-        if self.share_prompt not in ("auto", "on", "off"):
-            raise ValueError(f"share_prompt={self.share_prompt!r}, expected 'auto', 'on' or 'off'.")
+        check_choice("share_prompt", self.share_prompt, ("auto", "on", "off"))
+        check_choice("parity", self.parity, ("auto", "strict", "off"))
         check_freeze(self.freeze)
         self._check_checkpoints()
         for kind in (AlarmSettings, DynamicSamplingSettings, GuardSettings, RolloutLogSettings):

@@ -12,15 +12,19 @@ from operator import is_
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from trl.extras.profiling import profiling_decorator
 
 from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
 from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
+from vgpo.metric_names import SAMPLING_LOG_PROB_GAP
 from vgpo.policy.blank_media import blank_media, blank_prompt
+from vgpo.policy.experts import why_no_aux_loss
+from vgpo.policy.parity import Parity
 from vgpo.policy.prompts import (
     EncodedPrompt,
     encoded_prompt,
@@ -30,6 +34,7 @@ from vgpo.policy.prompts import (
     prompt_key,
     row_with_images_in_prompt,
 )
+from vgpo.policy.sampled import mean_gap, record_sampled
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
@@ -37,7 +42,10 @@ from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.monitored import MonitoredTrainer
+from vgpo.trl.parity import ParityCheck, check_parity
 from vgpo.trl.vllm import refuse_colocate
+
+logger = logging.getLogger(__name__)
 
 BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
 
@@ -51,12 +59,15 @@ class ScoringPass:
         required: names of the signals to capture, of `vgpo.shaping.Signals`.
         update: the micro-batch of an update, whose advantages are shaped as soon as its pass has run.
         captured: the signals of each pass, (B, T) each.
+        sampled: log-probabilities from which the responses were sampled (B, T), and their mask; to be compared with
+            those of the pass.
     """
 
     prompts: list[EncodedPrompt] = field(default_factory=list)
     required: frozenset[str] = frozenset()
     update: Batch | None = None
     captured: list[dict[str, Tensor]] = field(default_factory=list)
+    sampled: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -67,11 +78,13 @@ class Rollout(ScoringPass):
         rows: of the data set, one per response.
         images: of each response: those of its prompt, then those that tools returned.
         rewards: of the responses of all processes, by reward function; (N, R).
+        sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[list[Any]] = field(default_factory=list)
     rewards: Tensor | None = None
+    sampled_log_probs: Tensor | None = None
 
 
 Pass = TypeVar("Pass", bound=ScoringPass)
@@ -93,12 +106,47 @@ class RolloutTrainer(MonitoredTrainer):
         self._blank: dict[str, Tensor] = {}  # the media of a blank image, once asked for
         models = [model for model in (self.model, self.ref_model) if model is not None]
         level = logging.WARNING if self._visual_token_ids else logging.INFO
-        self._sharing = PromptSharing(args.share_prompt, models, level)
+        self._sharing = PromptSharing(args.share_prompt, models, measured=args.parity != "off", level=level)
+        self._settle_aux_loss()
         self._ban_image_tokens()
+        self.parity: Parity | None = None
+        if args.parity != "off":
+            self.add_callback(ParityCheck(self))
 
     @property
     def _requires_images(self) -> bool:
         return not IMAGE_SIGNALS.isdisjoint(self._required_signals)
+
+    def scoring_models(self) -> list[PreTrainedModel]:
+        """The models that have a scoring head, without wrappers: the policy, and a reference if there is one."""
+        models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
+        return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
+
+    def check_parity(self) -> Parity:
+        """Measure once whether the model is scored as it is; see `vgpo.trl.parity.check_parity`."""
+        if self.parity is None:
+            self.parity = check_parity(self)
+        return self.parity
+
+    def _settle_aux_loss(self) -> None:
+        """The load-balancing loss of a mixture of experts, where TRL's head can compute it.
+
+        Raises:
+            ValueError: it was asked for and cannot be computed.
+        """
+        if not self.aux_loss_enabled:  # type: ignore[has-type]  # the parent's
+            return
+        reason = why_no_aux_loss(self.scoring_models()[0])
+        if reason is None:
+            if self._sharing.scoring:
+                self._sharing.stop("router_aux_loss_coef balances experts over all rows; 0 allows to share prompts")
+            return
+        if self.args.router_aux_loss_coef:
+            raise ValueError(
+                f"router_aux_loss_coef={self.args.router_aux_loss_coef} has no effect: {reason}. Set it to 0."
+            )
+        logger.warning("The load-balancing loss of the experts is left out (router_aux_loss_coef: 0): %s.", reason)
+        self.aux_loss_enabled = False
 
     @contextmanager
     def _current(self, scoring: Pass) -> Iterator[Pass]:
@@ -133,6 +181,10 @@ class RolloutTrainer(MonitoredTrainer):
         first = self.accelerator.process_index * len(rows)
         batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
         batch |= {"prompts": rollout.prompts, "rewards": rollout.rewards[first : first + len(rows)]}
+        if rollout.sampled_log_probs is not None:
+            width = batch["completion_ids"].shape[1]
+            sampled = rollout.sampled_log_probs[:, :width]
+            batch["sampled_log_probs"] = F.pad(sampled, (0, width - sampled.shape[1]))
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
@@ -258,8 +310,14 @@ class RolloutTrainer(MonitoredTrainer):
         if (blank := self._blank_media()) and not has_media(prompts):
             vision = blank_media(self.model, blank)
         prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
-        with vision:
-            return self._sample(prompt_ids, images, fields, *args, **kwargs)
+        if self.tools:  # further turns follow
+            with vision:
+                return self._sample(prompt_ids, images, fields, *args, **kwargs)
+        with vision, record_sampled(self.model, self.temperature) as sampled:
+            completion_ids, *rest = self._sample(prompt_ids, images, fields, *args, **kwargs)
+        last_tokens = torch.tensor([ids[-1] if ids else 0 for ids in completion_ids], device=self.accelerator.device)
+        self._rollout.sampled_log_probs = sampled.log_probs(last_tokens)
+        return completion_ids, *rest
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         with self._phase("generation"):
@@ -309,6 +367,8 @@ class RolloutTrainer(MonitoredTrainer):
             )
         signals = scores.signals()
         scoring.captured.append({name: signals[name] for name in signals.keys() & scoring.required})
+        if scoring.sampled is not None:
+            self._ratios.add({SAMPLING_LOG_PROB_GAP: mean_gap(scores.log_probs, *scoring.sampled)})
         if scoring.update is not None:
             self._shape_update(scoring)
         return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss

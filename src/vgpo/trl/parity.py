@@ -1,0 +1,137 @@
+"""The parity check of a trainer: what `vgpo.policy.parity` measures, on the trainer's model, data and precision."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from accelerate.utils import DistributedType
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+from trl.models import unwrap_model_for_generation
+
+from vgpo.policy.blank_media import blank_prompt
+from vgpo.policy.generation import sampled_decoding
+from vgpo.policy.head import use_own_head
+from vgpo.policy.parity import FAULTS, MAX_TOKENS, Host, Parity, measure, settle, timed, unlike
+from vgpo.policy.prompts import EncodedPrompt, row_with_images_in_prompt
+
+if TYPE_CHECKING:
+    from vgpo.trl.rollout import RolloutTrainer
+
+logger = logging.getLogger(__name__)
+
+ROWS = 16  # of the data set, in which prompts with unlike images are looked for
+TEXT_PROMPT = [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}]
+
+
+class ParityCheck(TrainerCallback):
+    """Measures parity before the first step of a run, also of a resumed one."""
+
+    def __init__(self, trainer: "RolloutTrainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.check_parity()
+
+
+def check_parity(trainer: "RolloutTrainer") -> Parity:
+    """Measure, and let the trainer score in another way where its own is wrong for the model.
+
+    Raises:
+        vgpo.policy.parity.ParityError: a difference that no other way removes; with parity='strict', any.
+        ValueError: share_prompt='on', and shared prompts differ from separate rows.
+    """
+    prompts, text, needs_text = probes(trainer)
+    blank = encoded_or_none(trainer, blank_prompt())
+
+    def host() -> Host:
+        return host_of(trainer, blank=blank.media if blank else None, needs_text=needs_text)
+
+    def own_head(reason: str) -> None:
+        logger.warning("The model's own head is used: %s.", reason)
+        for model in trainer.scoring_models():
+            use_own_head(model, trainer.temperature)
+
+    return timed(
+        partial(
+            settle,
+            lambda: measure(host(), prompts, text),
+            strict=trainer.args.parity == "strict",
+            use_own_head=own_head,
+            separate_rows=trainer._sharing.stop,
+        ),
+        host,
+    )
+
+
+def host_of(trainer: "RolloutTrainer", *, blank: dict[str, Tensor] | None, needs_text: bool) -> Host:
+    """The trainer's model as it scores, samples and runs backward."""
+    accelerator, model = trainer.accelerator, trainer.model_wrapped
+    processes, tokenizer = accelerator.num_processes, trainer._tokenizer
+    decoding = sampled_decoding(
+        trainer.scoring_models()[0], trainer.processing_class,
+        min(MAX_TOKENS, trainer.args.max_completion_length), trainer.temperature,
+    )  # fmt: skip
+    decoding.update(suppress_tokens=trainer.generation_config.suppress_tokens)
+    # DeepSpeed runs a backward pass as a part of a step.
+    has_backward = accelerator.distributed_type != DistributedType.DEEPSPEED
+
+    def largest(values: Tensor) -> Tensor:
+        return values if processes == 1 else accelerator.gather(values[None]).amax(0)
+
+    return Host(
+        model=model,
+        visual_token_ids=trainer._visual_token_ids,
+        decoding=decoding,
+        temperature=trainer.temperature,
+        special_token_ids=sorted(tokenizer.added_tokens_decoder),
+        pad_token_id=tokenizer.pad_token_id,
+        autocast=accelerator.autocast,
+        generating=partial(generating, trainer),
+        share=trainer._sharing.scoring,
+        blank=blank if trainer._has_images else None,
+        needs_blank=processes > 1,
+        needs_text=needs_text,
+        backward=accelerator.backward if has_backward else None,
+        largest=largest,
+        token_of=tokenizer.convert_ids_to_tokens,
+    )
+
+
+@contextmanager
+def generating(trainer: "RolloutTrainer") -> Iterator[PreTrainedModel]:
+    """The model that generates, as the parent unwraps it."""
+    wrapped, args = trainer.model_wrapped, trainer.args
+    with (
+        unwrap_model_for_generation(
+            wrapped, trainer.accelerator, gather_deepspeed3_params=args.ds3_gather_for_generation
+        ) as model,
+        trainer._dist.summon_full_params(wrapped, recurse=False),
+    ):
+        yield model
+
+
+def probes(trainer: "RolloutTrainer") -> tuple[list[EncodedPrompt], EncodedPrompt | None, bool]:
+    """Two prompts of the data with unlike images, one without, and whether the data have such rows."""
+    rows = list(islice(iter(trainer.train_dataset), ROWS))
+    prompts = [row_with_images_in_prompt(row)["prompt"] for row in rows]
+    encoded = (trainer._encode(prompt, 0)[0] for prompt in prompts)
+    kinds: dict[bool, list[EncodedPrompt]] = {True: [], False: []}
+    for prompt in encoded:
+        kinds[bool(prompt.media)].append(prompt)
+    with_images, text = kinds[True], kinds[False]
+    if not with_images:
+        return unlike(iter(text)), None, bool(text)
+    plain = text[0] if text else encoded_or_none(trainer, TEXT_PROMPT)
+    return unlike(iter(with_images)), plain, bool(text)
+
+
+def encoded_or_none(trainer: "RolloutTrainer", prompt: list[dict[str, Any]]) -> EncodedPrompt | None:
+    """A prompt that is not of the data, if the processor takes it; some demand an image."""
+    try:
+        return trainer._encode(prompt, 0)[0]
+    except FAULTS:
+        return None
