@@ -66,6 +66,7 @@ SETTINGS: dict[str, Any] = {
     "log_rollouts_steps": 0,
     "gradient_checkpointing": False,
     "bf16": False,
+    "parity": "off",  # the models are tempted to write image tokens, which their own forward alone does
     "dataloader_pin_memory": False,
 }
 # The parts as a reader of the parameters' names would tell them, the first that fits.

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accelerate.utils import extract_model_from_parallel
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
@@ -105,7 +106,7 @@ class Gap:
     def result(self) -> str:
         if self.problem:
             return self.problem
-        return "same" if self.largest == 0 else f"{self.mean:.1e} (largest {self.largest:.1e})"
+        return "same" if self.largest == 0 else f"{self.mean:.1e} (max {self.largest:.1e})"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Parity:
         for gap in self.gaps:
             status = "ok" if gap.passes else "reported" if gap.remedy == OPTIONAL else gap.remedy
             note = f"{status}; {gap.note}" if gap.note else status
-            table.add_row(gap.name, gap.result, f"{gap.tolerance:.0e}" if gap.tolerance else "exact", note)
+            table.add_row(gap.name, Text(gap.result), f"{gap.tolerance:.0e}" if gap.tolerance else "exact", note)
         return table
 
     def as_dict(self) -> dict[str, Any]:
@@ -311,7 +312,7 @@ class Measurement:
     def scoring(self) -> Gap:
         """Log-probabilities of padded rows by the scoring head against the model's own logits of single rows."""
         mask = self.responses[0].mask
-        return self._gap("log-probabilities: scored, single rows", [
+        return self._gap("log-probs, single rows", [
             row[kept] - single.log_probs
             for row, kept, single in zip(self.separate.log_probs, mask, self.singles, strict=True)
         ], self.tolerance.log_probs)  # fmt: skip
@@ -321,7 +322,7 @@ class Measurement:
         responses, sampled = self.responses
         width = responses.mask.shape[1]
         gap = (self.separate.log_probs - sampled[:, :width])[responses.mask]
-        return self._gap("log-probabilities: scored, sampled", [gap], self.tolerance.log_probs)
+        return self._gap("log-probs, sampled", [gap], self.tolerance.log_probs)
 
     def sharing(self) -> list[Gap]:
         """Shared prompts against separate rows: outputs, and one backward pass."""
@@ -329,11 +330,11 @@ class Measurement:
             return []
         responses, mask = self.responses[0], self.responses[0].mask
         shared = self._scores(responses.rows, share=True)
-        name = "log-probabilities: shared prompts, separate rows"
+        name = "log-probs, shared prompts"
         gaps = [self._gap(name, [(shared.log_probs - self.separate.log_probs)[mask]], self.tolerance.log_probs)]
         if shared.similarity is not None and self.separate.similarity is not None:
             gap = (shared.similarity - self.separate.similarity)[mask]
-            gaps.append(self._gap("focus: shared prompts, separate rows", [gap], self.tolerance.focus))
+            gaps.append(self._gap("focus, shared prompts", [gap], self.tolerance.focus))
         return gaps + self._gradient_gap()
 
     def _gradient_gap(self) -> list[Gap]:
@@ -343,7 +344,7 @@ class Measurement:
         scale = separate[:, 0].max().clamp(min=torch.finfo(torch.float32).tiny)
         gap = ((shared - separate).abs() / scale).flatten()
         # One parameter that is wrong must not be averaged away over all others.
-        name = "gradients: shared prompts, separate rows"
+        name = "gradients, shared prompts"
         return [self._gap(name, [gap.max()[None]], self.tolerance.gradient)]
 
     def _gradient_numbers(self, *, share: bool) -> Tensor:
@@ -366,7 +367,7 @@ class Measurement:
 
     def visual_mask(self) -> Gap:
         """Which inputs of the decoder change with the pixels: image tokens must, and nothing else may."""
-        name = "image tokens: mask, inputs that change with pixels"
+        name = "image tokens"
         image_tokens = constants = 0
         for index in range(0, len(self.prompts), SAMPLES):
             prompt, single = self.prompts[index], self.singles[index]
@@ -391,7 +392,7 @@ class Measurement:
             visual = [i for i, token in enumerate(prompt.token_ids) if token in self.host.visual_token_ids]
             prototype = states[visual].mean(0, keepdim=True)
             differences.append(similarity[mask] - torch.cosine_similarity(states[length:], prototype, dim=-1))
-        return self._gap("focus: scored, single rows", differences, self.tolerance.focus)
+        return self._gap("focus, single rows", differences, self.tolerance.focus)
 
     def text_rows(self) -> Gap:
         """Rows without an image beside rows with one."""
@@ -404,7 +405,7 @@ class Measurement:
         for i in range(SAMPLES):
             mask = responses.mask[i]
             gaps.append(scores.log_probs[i][mask] - self._single(self.text, responses.ids[i][mask]).log_probs)
-        return self._gap("rows without an image: scored, single rows", gaps, self.tolerance.log_probs)
+        return self._gap("text rows, single rows", gaps, self.tolerance.log_probs)
 
     def blank(self) -> Gap:
         """A blank image, by which processes stay together, changes nothing."""
@@ -414,16 +415,16 @@ class Measurement:
         plain = self._scores(responses.rows, share=False, similarity=False).log_probs
         with blank_media(self.host.model, self.host.blank):
             blank = self._scores(responses.rows, share=False, similarity=False).log_probs
-        return self._gap("rows without an image: with a blank image, without", [blank - plain], 0.0)
+        return self._gap("text rows, blank image", [blank - plain], 0.0)
 
     def special_tokens(self) -> Gap:
         """Every special token that is not banned can stand in a response."""
         banned = set(self.host.decoding.suppress_tokens or ())
         allowed = [token for token in self.host.special_token_ids if token not in banned][:SPECIAL_TOKENS_AT_ONCE]
         found = self._unreadable(allowed)
-        name = f"tokens: the {len(allowed)} special tokens that are not banned"
+        name = "special tokens"
         if found is None:
-            return Gap(name, 0.0, 0.0)
+            return Gap(name, 0.0, 0.0, note=f"{len(allowed)} may be generated")
         token, error = found
         return Gap(name, problem=(
             f"a response that holds {self.host.token_of(token)!r} (id {token}) cannot be scored ({_words(error)}); "
@@ -455,13 +456,13 @@ class Measurement:
         text = STOP if self.host.needs_text else OPTIONAL
         blank = STOP if self.host.needs_blank else OPTIONAL
         steps: list[tuple[Callable[[], Any], str, str, bool]] = [
-            (self.scoring, "log-probabilities: scored, single rows", OWN_HEAD, True),
-            (self.sampling, "log-probabilities: scored, sampled", STOP, True),
+            (self.scoring, "log-probs, single rows", OWN_HEAD, True),
+            (self.sampling, "log-probs, sampled", STOP, True),
             (self.sharing, "shared prompts", SEPARATE_ROWS, self.host.share),
             (self.visual_mask, "image tokens", STOP, self.has_images),
-            (self.focus, "focus: scored, single rows", STOP, self.has_images),
-            (self.text_rows, "rows without an image", text, self.text is not None and self.has_images),
-            (self.blank, "a blank image", blank, self.text is not None and self.host.blank is not None),
+            (self.focus, "focus, single rows", STOP, self.has_images),
+            (self.text_rows, "text rows, single rows", text, self.text is not None and self.has_images),
+            (self.blank, "text rows, blank image", blank, self.text is not None and self.host.blank is not None),
             (self.special_tokens, "special tokens", STOP, True),
         ]
         return [gap for step, name, remedy, wanted in steps if wanted for gap in _measured(step, name, remedy)]

@@ -11,8 +11,16 @@ from torch import nn
 from vgpo.focus import decoder_of
 from vgpo.text import did_you_mean
 
-FREEZABLE = ("vision", "projector", "language_model")
+FREEZABLE = ("vision", "projector", "language_model", "audio", "generation")
+TRAINED = ("vision", "projector", "language_model")  # what a prompt of images and text goes through
 PARTS = (*FREEZABLE, "head")
+# Names of modules beside the path of images and text: a whole branch of an omni model, and what generates images or
+# speech. Rollouts of text never run them, so that they have no gradient whether they are frozen or not.
+OTHER_PARTS = {
+    "audio": ("audio", "speech"),
+    "generation": ("generation", "vqmodel", "vqvae", "talker", "token2wav", "code2wav", "vision_decoder"),
+    "vision": ("video_tower",),
+}
 # Modules within the vision tower of the Qwen-VL families that make the decoder's features of its states.
 MERGERS = ("merger", "deepstack_merger_list")
 
@@ -36,7 +44,7 @@ def check_freeze(parts: Sequence[str]) -> None:
         if part not in FREEZABLE:
             hint = did_you_mean(str(part), FREEZABLE)
             raise ValueError(f"freeze: unknown part {part!r}{hint}, expected some of {list(FREEZABLE)}.")
-    if set(FREEZABLE) <= set(parts):
+    if set(TRAINED) <= set(parts):
         raise ValueError(f"freeze={list(parts)} leaves nothing to train. Remove one of them.")
 
 
@@ -58,7 +66,16 @@ def part_of_parameters(model: nn.Module) -> dict[str, str]:
     # What comes later is the narrower, or the first owner of a tied weight.
     modules = {"head": vlm.get_output_embeddings(), "vision": tower, "projector": mergers, "language_model": decoder}
     parts = {parameter: part for part, module in modules.items() for parameter in module.parameters()}
-    return {name: parts.get(parameter, "projector") for name, parameter in model.named_parameters()}
+    return {name: parts.get(parameter) or part_by_module(name) for name, parameter in model.named_parameters()}
+
+
+def part_by_module(parameter: str) -> str:
+    """The part of a parameter that is outside of tower, decoder and head, by the names of the modules around it."""
+    modules = parameter.split(".")
+    for part, prefixes in OTHER_PARTS.items():
+        if any(module.startswith(prefixes) or f"_{prefix}" in module for module in modules for prefix in prefixes):
+            return part
+    return "projector"
 
 
 def freeze_parts(model: nn.Module, frozen: Sequence[str]) -> None:
@@ -100,7 +117,7 @@ def lora_targets(model: nn.Module, *, vision: bool = False, layers: Sequence[str
         ValueError: if no layer has one of the names.
     """
     parts = part_of_parameters(model)
-    wanted = FREEZABLE if vision else ("language_model",)
+    wanted = TRAINED if vision else ("language_model",)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     targets = [name for name in linear if parts.get(f"{name}.weight") in wanted]
     if layers is None:
@@ -131,6 +148,8 @@ def parameter_table(model: nn.Module) -> Table:
     counts = count_parameters(model)
     total = Count(*map(sum, zip(*counts.values(), strict=True)))
     for part, count in {**counts, "total": total}.items():
+        if not count.all and part in ("audio", "generation"):
+            continue  # the most models have none
         share = f"{count.trainable / count.all:.2%}" if count.all else ("tied" if part == "head" else "none")
         table.add_row(part.replace("_", " "), f"{count.trainable:,}", f"{count.all:,}", share)
     return table

@@ -21,10 +21,13 @@ from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.parity import FAULTS as MODEL_FAULTS
+from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.recipe.loading import adapter_config, check_image_token
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
+from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.setup import Setup
@@ -34,7 +37,8 @@ from vgpo.rewards.checked import check_reward_columns
 from vgpo.shared_prompt import why_not_shared
 from vgpo.trl.vllm import refuse_colocate
 
-FAULTS = (RecipeError, DataError, RewardError, ValueError, OSError)
+# The last are what a model or its processor raises for a config or an image that it was not made for.
+FAULTS = (RecipeError, DataError, RewardError, OSError, *MODEL_FAULTS)
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -210,16 +214,33 @@ def trainable(setup: Setup) -> Finding:
     parts = [
         f"{part.replace('_', ' ')} {count.trainable / 1e6:.2f} M"
         for part, count in count_parameters(setup.model).items()
+        if count.all
     ]
     return Finding("pass", ", ".join(parts))
 
 
 def shared(setup: Setup) -> Finding:
-    reason = why_not_shared(setup.model)
+    reason = why_not_shared(setup.model, measured=setup.recipe.config.parity != "off")
     switch = setup.recipe.config.share_prompt
     if reason is None or switch == "off":
         return Finding("pass", f"share_prompt: {switch}")
     return Finding("fail" if switch == "on" else "warn", f"share_prompt: {switch}, but {reason}")
+
+
+def parity(setup: Setup) -> Finding:
+    """Whether the model is scored as it is; see `vgpo.policy.parity`."""
+    if setup.recipe.config.parity == "off":
+        return Finding("warn", "parity: off; nothing compares what is trained with the model itself")
+    try:
+        measured = measure_parity(setup)
+    except ParityError as error:
+        return Finding("fail", str(error))
+    reported = [f"{gap.name}: {gap.result}" for gap in measured.gaps if not gap.passes]
+    if measured.own_head:
+        reported.append("log-probabilities come from the model's own logits, which takes more memory")
+    largest = max((gap.largest for gap in measured.gaps if gap.largest == gap.largest), default=0.0)
+    found = f"{len(measured.gaps)} comparisons, largest difference {largest:.1e} in {measured.dtype}"
+    return Finding("warn" if reported else "pass", "; ".join([found, *reported]))
 
 
 def round_trip(setup: Setup) -> Finding:
@@ -267,6 +288,7 @@ CHECKS = {
     "banned tokens": Check(banned, ("model",)),
     "trained parts": Check(trainable, ("model",)),
     "shared prompts": Check(shared, ("model",)),
+    "parity": Check(parity, ("data", "model", "image tokens")),
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
@@ -293,8 +315,10 @@ def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
         return Finding("skip", f"needs {missing[0]}")
     try:
         return check.look(setup)
-    except FAULTS as error:
+    except (RecipeError, DataError, RewardError, OSError, ValueError) as error:
         return Finding("fail", str(error))
+    except FAULTS as error:
+        return Finding("fail", f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def raise_failed_checks(setup: Setup, names: Sequence[str], console: Console) -> None:

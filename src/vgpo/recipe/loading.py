@@ -8,16 +8,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, disable_progress_bars
 from peft import PeftConfig
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
-from vgpo.focus import banned_token_ids
+from vgpo.focus import banned_token_ids, named_visual_token_ids
+from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
@@ -30,6 +39,18 @@ NAMING_CODE = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer_config.json",
 )  # fmt: skip
+# Families whose images are no tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
+UNSUITABLE = {
+    "blip-2": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
+    "chameleon": "its images become discrete codes, through which no gradient reaches the vision tower",
+    "emu3": "its images become discrete codes, through which no gradient reaches the vision tower",
+    "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
+    "got_ocr2": "its processor reads one page for one prompt and has no chat template",
+    "idefics": "its decoder reads images by cross attention, not as tokens",
+    "instructblip": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
+    "mllama": "its decoder reads images by cross attention, not as tokens",
+    "qwen3_omni_moe_thinker": "its processor gives fields that no rule extends over a response",
+}
 # What a processor calls its limits, and what we call them.
 PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
@@ -124,6 +145,7 @@ def load_processor(
     Raises:
         RecipeError: No such checkpoint, one without images or chat template, or a processor without pixel limits.
     """
+    refuse_unsuitable(model, trust_remote_code=trust_remote_code)
     processor = load(AutoProcessor, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no image processor; {CHECKPOINT}")
@@ -249,19 +271,50 @@ def code_references(value: Any, named: bool = False) -> Iterator[str]:
             yield from code_references(inner, named)
 
 
-def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Whether model and processor mean the same token by an image.
+def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
+    """Whether the images of a model are tokens of its decoder, by its config alone.
 
     Raises:
-        RecipeError: They do not: files of two checkpoints were mixed.
+        RecipeError: They are not; no weights have been loaded.
     """
-    # Not `image_token`: Gemma 3's processor calls the mark that opens an image by this name.
-    in_tokenizer = [token_id for token_id in processor.image_token_ids if token_id is not None]
-    if not hasattr(model.config, "image_token_id") or not in_tokenizer:
-        return
-    in_model, token = model.config.image_token_id, processor.tokenizer.convert_ids_to_tokens(in_tokenizer[0])
-    if in_model not in in_tokenizer:
+    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    if reason := why_unsuitable(config):
         raise RecipeError(
-            f"model_name_or_path: {model.name_or_path!r} has image_token_id {in_model} in its config, but its "
-            f"tokenizer gives {token!r} the id {in_tokenizer[0]}; take config and tokenizer from the same checkpoint"
+            f"model_name_or_path: {model.model_name_or_path!r} (model_type {config.model_type!r}) cannot be trained: "
+            f"{reason}. VGPO measures how response tokens relate to image tokens; docs/families.md lists models that "
+            "have them"
+        )
+
+
+def why_unsuitable(config: PretrainedConfig) -> str | None:
+    """Why a model cannot be trained, by its config, or None."""
+    if config.model_type in UNSUITABLE:
+        return UNSUITABLE[config.model_type]
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder model, whose images are not in the decoder's context"
+    if getattr(config.get_text_config(), "cross_attention_layers", None):
+        return "its decoder reads images by cross attention, not as tokens"
+    return None
+
+
+def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Whether the processor writes the token that the model replaces by image features.
+
+    Raises:
+        RecipeError: It does not: files of two checkpoints were mixed.
+    """
+    wanted = named_visual_token_ids(model.config)
+    if not wanted:
+        return
+    written = processor.apply_chat_template(
+        blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"]
+    written = set(np.asarray(written).flatten().tolist())
+    if written.isdisjoint(wanted):
+        names = processor.tokenizer.convert_ids_to_tokens(wanted)
+        in_tokenizer = [token for token in getattr(processor, "image_token_ids", []) if token is not None]
+        raise RecipeError(
+            f"model_name_or_path: {model.name_or_path!r} has the image token ids {wanted} in its config, which its "
+            f"tokenizer calls {names}, but its processor writes none of them for an image; its own are "
+            f"{in_tokenizer}. Take config and tokenizer from the same checkpoint"
         )

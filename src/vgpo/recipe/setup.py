@@ -69,7 +69,8 @@ class Setup:
             self.model,
             config,
             prompt_tokens=self.recipe.run.max_prompt_length or self.first_image["input_ids"].shape[1],
-            shares_prompts=config.share_prompt != "off" and why_not_shared(self.model) is None,
+            shares_prompts=config.share_prompt != "off"
+            and why_not_shared(self.model, measured=config.parity != "off") is None,
             shards=shards_of(config),
         )
 

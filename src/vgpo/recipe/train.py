@@ -18,6 +18,7 @@ from vgpo.checkpoints import CheckpointError
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
+from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
@@ -37,7 +38,7 @@ from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrain
 
 ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
-    NonFiniteError,
+    NonFiniteError, ParityError,
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def train(
         RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
         RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
         CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
+        ParityError: The model is not scored as it is, and no other way of scoring it is right.
         SystemExit: A signal ended the training.
     """
     run, config = recipe.run, recipe.config
@@ -113,6 +115,10 @@ def train(
     identity = run_identity(setup)
     resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
     trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
+    keep_parity = KeepParity(trainer, folder, console)
+    trainer.add_callback(keep_parity)
+    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else it is measured on the sharded model
+        keep_parity.measure()
     opening = OpenFolder(recipe, command, resume)
     if resume is None:
         # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
@@ -256,6 +262,27 @@ class RewardBar(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs:
             self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
+
+
+class KeepParity(TrainerCallback):
+    """Prints what the parity check measured, and keeps it in the run folder."""
+
+    def __init__(self, trainer: VGPOTrainer, folder: RunFolder, console: Console) -> None:
+        self.trainer = trainer
+        self.folder = folder
+        self.console = console
+        self.is_printed = False
+
+    def measure(self) -> None:
+        """Measure now, and print it."""
+        if self.trainer.args.parity != "off" and not self.is_printed:
+            self.console.print(self.trainer.check_parity().table())
+            self.is_printed = True
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.measure()
+        if self.trainer.parity is not None and self.trainer.args.should_save:
+            self.folder.write_parity(self.trainer.parity.as_dict())
 
 
 class OpenFolder(TrainerCallback):

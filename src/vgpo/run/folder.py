@@ -275,6 +275,10 @@ class RunFolder(RunPaths):
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.evaluation.Evaluation`."""
         write_file(self.evaluation_path, to_json(evaluation, indent=2) + b"\n")
 
+    def write_parity(self, parity: Mapping[str, Any]) -> None:
+        """Write what the parity check measured: the fields of `vgpo.policy.parity.Parity`."""
+        write_file(self.path / "parity.json", to_json(parity, indent=2) + b"\n")
+
     def read_evaluation(self) -> dict[str, Any] | None:
         """Return what `write_evaluation` wrote, None before it was called.
 
