@@ -245,7 +245,9 @@ class Family:
         check_image_token(model, processor)
         return model, processor
 
-    def trainer(self, *, lora: bool = False, lora_vision: bool = False, **settings: Any) -> VGPOTrainer:
+    def trainer(
+        self, *, lora: bool = False, lora_vision: bool = False, tempted: bool = True, **settings: Any
+    ) -> VGPOTrainer:
         """The trainer of `vgpo train`, with a model that wants picture tokens."""
         source = f"{alternating.__module__}:{alternating.__name__}"
         recipe = Recipe(
@@ -257,7 +259,8 @@ class Family:
         setup.prompts = to_prompts(rows())
         trainer = build_trainer(setup, RunFolder(self.out), self.console)
         trainer.remove_callback(RunCallback)
-        tempt(trainer)
+        if tempted:
+            tempt(trainer)
         return trainer
 
     def train(self, **settings: Any) -> Run:

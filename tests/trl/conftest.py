@@ -52,6 +52,7 @@ def make_trainer(
             "max_completion_length": 6,
             "gradient_checkpointing": False,
             "bf16": False,
+            "parity": "off",  # tests here count passes
             "dataloader_pin_memory": False,
         }
         return trainer_class(

@@ -25,6 +25,9 @@ BAD = {
     ),
     "sampling_rounds": ("sampling/rounds", (7, 8, 10), 6, "reached alarm_sampling_rounds=7; found 7 to 10 in"),
     "kl_explosion": ("kl", (1.5, float("inf"), 2.0), 1.0, "above alarm_kl=1; found 1.5 to inf in"),
+    "log_prob_gap": (
+        "sampling/log_prob_gap", (0.3, 0.25, 2.9), 0.05, "above alarm_log_prob_gap=0.2; found 0.25 to 2.9 in",
+    ),
 }  # fmt: skip
 # Lowest and highest of the 160 lines that both recipes of `vgpo quickstart` logged (seed 0), and beyond.
 HEALTHY = {
@@ -35,6 +38,7 @@ HEALTHY = {
     "sampling/rounds": (1, 5),
     "guard/skipped_steps": (0.0, 0.0),
     "kl": (0.0, 0.3),
+    "sampling/log_prob_gap": (0.0, 1e-4),
 }
 
 

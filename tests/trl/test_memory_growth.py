@@ -9,10 +9,11 @@ import pytest
 from transformers import PrinterCallback, TrainerCallback
 
 from tests.trl.tiny import rows_with_pictures
+from vgpo.recipe import callback
 from vgpo.recipe.callback import RunCallback
 from vgpo.report import live
 from vgpo.run import RunFolder
-from vgpo.trl import VGPOTrainer, callback
+from vgpo.trl import VGPOTrainer
 
 STEPS = 500
 EVERY = 10

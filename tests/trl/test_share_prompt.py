@@ -481,7 +481,7 @@ def test_an_unknown_version_of_generate_samples_without_sharing_and_says_so_once
 
 @pytest.mark.parametrize("value", ["yes", "", None, True])
 def test_the_switch_has_three_positions(tmp_path, value):
-    with pytest.raises(ValueError, match=r"share_prompt=.*expected 'auto', 'on' or 'off'"):
+    with pytest.raises(ValueError, match=r"share_prompt is .*expected one of 'auto', 'on', 'off'"):
         VGPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, share_prompt=value)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
-from vgpo.focus import decoder_of, last_hidden_state, visual_token_mask
+from vgpo.focus import banned_token_ids, decoder_of, last_hidden_state, visual_token_mask
 from vgpo.policy.blank_media import blank_media
 from vgpo.policy.generation import Responses, as_responses, respond
 from vgpo.policy.prompts import EncodedPrompt, response_type
@@ -48,6 +48,8 @@ REMEDIES = {
     "of all responses of a micro-batch",
     SEPARATE_ROWS: "each rollout computes its prompt itself",
 }
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 # What a model or its processor may raise for input that it cannot take.
 FAULTS = (
@@ -418,8 +420,11 @@ class Measurement:
         return self._gap("text rows, blank image", [blank - plain], 0.0)
 
     def special_tokens(self) -> Gap:
-        """Every special token that is not banned can stand in a response."""
+        """Tokens of media are banned, and every special token that is not can stand in a response."""
         banned = set(self.host.decoding.suppress_tokens or ())
+        if missing := sorted(set(banned_token_ids(self.host.vlm.config)) - banned):
+            named = ", ".join(f"{self.host.token_of(token)!r} (id {token})" for token in missing)
+            return Gap("special tokens", problem=f"{named} may be generated, and stands for an image or a sound")
         allowed = [token for token in self.host.special_token_ids if token not in banned][:SPECIAL_TOKENS_AT_ONCE]
         found = self._unreadable(allowed)
         name = "special tokens"
@@ -598,7 +603,7 @@ def norm_and_projection(gradient: Tensor, seed: int) -> Tensor:
 @contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
     """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`."""
-    dropouts = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    dropouts = [module for module in model.modules() if isinstance(module, DROPOUTS)]
     shares = [module.p for module in dropouts]
     model.train()
     for module in dropouts:
@@ -619,7 +624,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     and buffers.
     """
     modes = {module: module.training for module in model.modules()}
-    kept = {module: (_attributes(module), dict(module._buffers)) for module in model.modules()}
+    kept = {module: (_attributes(module), dict(module.named_buffers(recurse=False))) for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -634,7 +639,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         np.random.set_state(states[1])
         for module, (attributes, buffers) in kept.items():
             _restore(module, attributes)
-            module._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)
             module.training = modes[module]
         for parameter, gradient in gradients.items():
             parameter.grad = gradient

@@ -145,7 +145,6 @@ def load_processor(
     Raises:
         RecipeError: No such checkpoint, one without images or chat template, or a processor without pixel limits.
     """
-    refuse_unsuitable(model, trust_remote_code=trust_remote_code)
     processor = load(AutoProcessor, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no image processor; {CHECKPOINT}")
@@ -191,8 +190,9 @@ def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedMode
     """The checkpoint's vision-language model, in the dtype and with the attention that `model` names.
 
     Raises:
-        RecipeError: The checkpoint cannot be loaded.
+        RecipeError: The checkpoint cannot be loaded, or its images are no tokens of its decoder.
     """
+    refuse_unsuitable(model, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
     quantization = get_quantization_config(model)
     if quantization is not None:

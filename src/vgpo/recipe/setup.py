@@ -9,7 +9,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.policy.prompts import row_with_images_in_prompt
-from vgpo.recipe.loading import image_tokens, load_model, load_processor, load_prompts
+from vgpo.recipe.loading import image_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
 from vgpo.shared_prompt import why_not_shared
@@ -30,6 +30,7 @@ class Setup:
     @cached_property
     def processor(self) -> ProcessorMixin:
         run, trust = self.recipe.run, self.recipe.config.trust_remote_code
+        refuse_unsuitable(self.recipe.model, trust_remote_code=trust)
         return load_processor(
             self.recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
         )

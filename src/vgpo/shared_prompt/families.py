@@ -21,6 +21,11 @@ PROVEN = (
     "qwen3_vl",
     "smolvlm",
 )
+OTHER_LAYERS = {
+    "chunked_attention": "attend within chunks of the row",
+    "linear_attention": "carry a state from token to token, which responses would hand on to each other",
+    "sliding_attention": "see a sliding window only",
+}
 DEVICES = ("cpu", "cuda")
 
 
@@ -63,7 +68,8 @@ def structural_obstacle(text: Mapping[str, Any]) -> str | None:
     """
     layer_types = set(text.get("layer_types") or ["full_attention"])
     if others := sorted(layer_types - {"full_attention"}):
-        return f"its decoder has layers of {others}, expected full_attention only"
+        kinds = (f"({kind}) {OTHER_LAYERS.get(kind, 'are of a kind not known here')}" for kind in others)
+        return "some layers of its decoder " + " and some ".join(kinds)
     # Mistral's config has a window for all layers and no list of them. Qwen's names a window that it does not use.
     if not text.get("layer_types") and text.get("sliding_window") and text.get("use_sliding_window", True):
         return f"its decoder sees a sliding window of {text['sliding_window']} tokens only"

@@ -254,7 +254,7 @@ class VGPOTrainer(RolloutTrainer):
     def _compute_loss(self, model: nn.Module, inputs: Batch) -> Tensor:
         scoring = ScoringPass(inputs["prompts"])
         # Until the first step after a generation, the weights are those that sampled.
-        first_update = self._step % self._plan.micro_batches < self.current_gradient_accumulation_steps
+        first_update = self._step % self._plan.micro_batches < self.args.gradient_accumulation_steps
         if self.model.training and first_update and "sampled_log_probs" in inputs:
             scoring.sampled = inputs["sampled_log_probs"], action_mask(inputs)
         if self.model.training and self._shapes_in_update:
