@@ -9,12 +9,18 @@ from transformers import (
     AriaConfig,
     AriaImageProcessor,
     AriaProcessor,
+    ChameleonConfig,
+    ChameleonImageProcessor,
+    ChameleonProcessor,
     DeepseekVLConfig,
     DeepseekVLHybridConfig,
     DeepseekVLHybridImageProcessor,
     DeepseekVLHybridProcessor,
     DeepseekVLImageProcessor,
     DeepseekVLProcessor,
+    Emu3Config,
+    Emu3ImageProcessor,
+    Emu3Processor,
     Gemma4AudioFeatureExtractor,
     Gemma4Config,
     Gemma4ImageProcessor,
@@ -29,13 +35,16 @@ from transformers import (
     MllamaConfig,
     MllamaImageProcessor,
     MllamaProcessor,
+    Ovis2Config,
+    Ovis2ImageProcessor,
+    Ovis2Processor,
     PaliGemmaConfig,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
 )
 
-from tests.families.tiny import ENCODER, Checkpoint, byte_tokenizer, chat_template, decoder
+from tests.families.tiny import ENCODER, Checkpoint, byte_tokenizer, chat_template, chatml, decoder
 
 SIGLIP = {**ENCODER, "model_type": "siglip_vision_model", "image_size": 56, "patch_size": 14, "vision_use_head": False}
 
@@ -223,9 +232,7 @@ def janus() -> Checkpoint:
 
 def aria() -> Checkpoint:
     """Experts; learned queries read the patches of an image of 980 pixels, so the patches are large here."""
-    template = chat_template(
-        "<|im_start|>{{ message['role'] }}\n", "<|img|>", "<|im_end|>\n", "<|im_start|>assistant\n"
-    )
+    template = chatml("<|img|>")
     tokenizer = byte_tokenizer(template, "<|im_end|>", "<pad>", ("<|im_start|>",), bos="<s>", image_token="<|img|>")
     config = AriaConfig(
         text_config=decoder(tokenizer, intermediate_size=48, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
@@ -233,10 +240,8 @@ def aria() -> Checkpoint:
         projector_patch_to_query_dict={49: 4, 196: 8},
         image_token_index=tokenizer.image_token_id,
     )
-    processor = AriaProcessor(
-        AriaImageProcessor(), tokenizer, tokenizer.chat_template, size_conversion={490: 4, 980: 8}
-    )
-    return config, processor
+    sizes = {490: 4, 980: 8}
+    return config, AriaProcessor(AriaImageProcessor(), tokenizer, tokenizer.chat_template, size_conversion=sizes)
 
 
 def mllama() -> Checkpoint:
@@ -266,6 +271,69 @@ def mllama() -> Checkpoint:
     return config, MllamaProcessor(images, tokenizer, tokenizer.chat_template)
 
 
+def ovis2() -> Checkpoint:
+    """A patch is a mix of rows of a visual vocabulary; the marks around tiles take their rows from it too."""
+    marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    special = ("<|im_start|>", "<image>", "<IMG_ATOM>", *marks)
+    tokenizer = byte_tokenizer(chatml("<image>\n"), "<|im_end|>", "<|endoftext|>", special)
+    config = Ovis2Config(
+        text_config=decoder(tokenizer, model_type="qwen2"),
+        vision_config={**ENCODER, "image_size": 56, "patch_size": 14, "vocab_size": 64, "hidden_stride": 2},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(list(marks)),
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+    )
+    images = Ovis2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True, max_patches=4)
+    return config, Ovis2Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=4)
+
+
+def emu3() -> Checkpoint:
+    """The image becomes tokens of the vocabulary, one row after another, each closed by a token of its own."""
+    template = chat_template("{{ message['role'] | upper }}: ", "<image>", " ", "ASSISTANT:")
+    named = {
+        "image_token": "<image>",
+        "boi_token": "<|image start|>",
+        "eoi_token": "<|image end|>",
+        "image_wrapper_token": "<|image token|>",
+        "eof_token": "<|extra_201|>",
+    }
+    special = ("<|extra_200|>", *(f"<|visual token {code:06d}|>" for code in range(32)))
+    tokenizer = byte_tokenizer(template, "<|extra_204|>", "<|endoftext|>", special, bos="<|extra_203|>", **named)
+    config = Emu3Config(
+        text_config=decoder(tokenizer, attention_dropout=0.1),
+        vq_config={
+            "codebook_size": 32, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "num_res_blocks": 1,
+            "channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [3], "hidden_size": 32,
+        },
+        vocabulary_map=tokenizer.get_vocab(),
+    )  # fmt: skip
+    images = Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64, spatial_factor=8)
+    return config, Emu3Processor(images, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def chameleon() -> Checkpoint:
+    """The image becomes tokens of the vocabulary, whose logits are masked; a token closes the prompt."""
+    codes = ("".join(chr(ord("A") + int(digit)) for digit in str(code)) for code in range(32))
+    named = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    special = ("<reserved08706>", *(f"IMGIMG{code}Z" for code in codes))
+    template = chat_template("", "<image>", "", "")
+    tokenizer = byte_tokenizer(template, "</s>", "<pad>", special, bos="<s>", **named)
+    tokenizer.sep_token = "<reserved08706>"
+    config = ChameleonConfig(
+        **decoder(tokenizer),
+        vq_config={
+            "embed_dim": 8, "num_embeddings": 32, "latent_channels": 32, "resolution": 28, "base_channels": 32,
+            "channel_multiplier": [1, 1, 1], "num_res_blocks": 1,
+        },
+        vocabulary_map=tokenizer.get_vocab(),
+    )  # fmt: skip
+    images = ChameleonImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = ChameleonProcessor(images, tokenizer, image_seq_length=49)
+    processor.chat_template = template
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
@@ -278,5 +346,8 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         janus,
         aria,
         mllama,
+        ovis2,
+        emu3,
+        chameleon,
     )
 }
