@@ -9,6 +9,9 @@ from transformers import (
     AriaConfig,
     AriaImageProcessor,
     AriaProcessor,
+    Blip2Config,
+    Blip2Processor,
+    BlipImageProcessor,
     ChameleonConfig,
     ChameleonImageProcessor,
     ChameleonProcessor,
@@ -313,7 +316,7 @@ def emu3() -> Checkpoint:
 
 
 def chameleon() -> Checkpoint:
-    """The image becomes tokens of the vocabulary, whose logits are masked; a token closes the prompt."""
+    """The image becomes tokens of the vocabulary, whose logits are masked; loading drops the chat template."""
     codes = ("".join(chr(ord("A") + int(digit)) for digit in str(code)) for code in range(32))
     named = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
     special = ("<reserved08706>", *(f"IMGIMG{code}Z" for code in codes))
@@ -334,6 +337,29 @@ def chameleon() -> Checkpoint:
     return config, processor
 
 
+def blip_2() -> Checkpoint:
+    """Queries read the image; their tokens stand before the text and are not written by the chat template."""
+    tokenizer = byte_tokenizer(chat_template("", "", "", ""), "</s>", "<pad>", bos="<s>")
+    images = BlipImageProcessor(size={"height": 28, "width": 28})
+    # Adds `<image>` to the tokenizer.
+    processor = Blip2Processor(images, tokenizer, num_query_tokens=4)
+    text = {
+        "model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 64, "word_embed_proj_dim": 64,
+        "ffn_dim": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 4096,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    config = Blip2Config(
+        text_config=text,
+        vision_config={**ENCODER, "image_size": 28, "patch_size": 14},
+        qformer_config=dict(ENCODER),
+        num_query_tokens=4,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    processor.chat_template = tokenizer.chat_template
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
@@ -349,5 +375,6 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         ovis2,
         emu3,
         chameleon,
+        blip_2,
     )
 }
