@@ -15,6 +15,7 @@ from transformers import (
     ChameleonConfig,
     ChameleonImageProcessor,
     ChameleonProcessor,
+    CLIPImageProcessor,
     DeepseekVLConfig,
     DeepseekVLHybridConfig,
     DeepseekVLHybridImageProcessor,
@@ -24,6 +25,8 @@ from transformers import (
     Emu3Config,
     Emu3ImageProcessor,
     Emu3Processor,
+    Florence2Config,
+    Florence2Processor,
     Gemma4AudioFeatureExtractor,
     Gemma4Config,
     Gemma4ImageProcessor,
@@ -360,6 +363,32 @@ def blip_2() -> Checkpoint:
     return config, processor
 
 
+def florence2() -> Checkpoint:
+    """Encoder and decoder; the image stands before the prompt in the encoder, by the processor alone."""
+    template = chat_template("", "", "", "")
+    tokenizer = byte_tokenizer(template, "</s>", "<pad>", bos="<s>", image_token="<image>")
+    images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    images.image_seq_length = 5
+    text = {
+        "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 64, "encoder_layers": 2, "decoder_layers": 2,
+        "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "max_position_embeddings": 1024, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id, "forced_eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    config = Florence2Config(
+        text_config=text,
+        vision_config={
+            "depths": [1, 1, 1, 1], "embed_dim": [32] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4,
+            "window_size": 4, "projection_dim": 64,
+        },
+        image_token_id=tokenizer.image_token_id,
+    )  # fmt: skip
+    processor = Florence2Processor(images, tokenizer)
+    processor.chat_template = template
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
@@ -376,5 +405,6 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         emu3,
         chameleon,
         blip_2,
+        florence2,
     )
 }
