@@ -32,6 +32,9 @@ from transformers import (
     Gemma4ImageProcessor,
     Gemma4Processor,
     Gemma4VideoProcessor,
+    IdeficsConfig,
+    IdeficsImageProcessor,
+    IdeficsProcessor,
     JanusConfig,
     JanusImageProcessor,
     JanusProcessor,
@@ -389,6 +392,31 @@ def florence2() -> Checkpoint:
     return config, processor
 
 
+def idefics() -> Checkpoint:
+    """The image enters by gated cross attention; its two tokens have an embedding of their own, past the others."""
+    tokenizer = byte_tokenizer(chat_template("", "", "", ""), "</s>", "<unk>", bos="<s>")
+    vocabulary = len(tokenizer)
+    tokenizer.add_tokens(["<fake_token_around_image>", "<image>"], special_tokens=True)
+    text = decoder(tokenizer, vocab_size=vocabulary, additional_vocab_size=2)
+    del text["num_key_value_heads"]
+    config = IdeficsConfig(
+        **text,
+        cross_layer_interval=1,
+        use_resampler=True,
+        vision_config={
+            "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14,
+        },
+        perceiver_config={
+            "use_resampler": True, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
+            "resampler_head_dim": 16,
+        },
+    )  # fmt: skip
+    processor = IdeficsProcessor(IdeficsImageProcessor(image_size=28), tokenizer, image_size=28)
+    processor.chat_template = tokenizer.chat_template
+    return config, processor
+
+
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
@@ -406,5 +434,6 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         chameleon,
         blip_2,
         florence2,
+        idefics,
     )
 }
