@@ -27,7 +27,16 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from tests.families.tiny import MROPE, Checkpoint, byte_tokenizer, chat_template, chatml, decoder, pixels, qwen_vl_tokenizer
+from tests.families.tiny import (
+    MROPE,
+    Checkpoint,
+    byte_tokenizer,
+    chat_template,
+    chatml,
+    decoder,
+    pixels,
+    qwen_vl_tokenizer,
+)
 
 # The fields that every vision tower of the Qwen-VL kind has.
 TOWER = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}

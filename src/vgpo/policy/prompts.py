@@ -130,25 +130,25 @@ def encoded_prompt(
     Raises:
         ValueError: the processor returns a field with a value for each token that has no rule for responses.
     """
-    check_token_fields(len(token_ids), fields)
     types = {name: [int(value) for value in fields[name][0]] for name in TOKEN_TYPE_FIELDS if name in fields}
-    return EncodedPrompt(list(token_ids), num_images, media_fields(fields, device), types)
+    media = media_fields(fields, device)
+    check_no_token_fields(media, len(token_ids))
+    return EncodedPrompt(list(token_ids), num_images, media, types)
 
 
-def check_token_fields(num_tokens: int, fields: Mapping[str, Any]) -> None:
-    """Whether each field with a value per token, shape (1, L, ...), is known: it has to grow with the response.
+def check_no_token_fields(media: Mapping[str, Tensor], num_tokens: int) -> None:
+    """Whether no field holds a value per token, shape (1, L, ...): it would have to grow with the response.
 
     Raises:
-        ValueError: one is not; names it.
+        ValueError: one does; names it.
     """
-    known = (*TOKENS, *TOKEN_TYPE_FIELDS, *DROPPED_TOKEN_FIELDS)
-    for name, value in fields.items():
-        shape = tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)
-        if name not in known and shape[:2] == (1, num_tokens):
+    for name, value in media.items():
+        if value.shape[:2] == (1, num_tokens):
             raise ValueError(
-                f"The processor returns {name!r} of shape {shape}, a value for each of the {num_tokens} tokens of the "
-                f"prompt, and no rule says what it is at the tokens of a response. Known are {', '.join(known)}. Add "
-                "a rule to TOKEN_TYPES in vgpo/media.py, or choose another model."
+                f"The processor returns {name!r} of shape {tuple(value.shape)}, a value for each of the {num_tokens} "
+                "tokens of the prompt, and no rule says what it is at the tokens of a response. Known are "
+                f"{', '.join((*TOKENS, *TOKEN_TYPE_FIELDS, *DROPPED_TOKEN_FIELDS))}. Add a rule to TOKEN_TYPES in "
+                "vgpo/media.py, or choose another model."
             )
 
 
@@ -160,14 +160,16 @@ def media_fields(encoded: dict[str, Any], device: torch.device) -> dict[str, Ten
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A field of a processor's output: a tensor, an array, numbers, or lists of tensors of one shape."""
+    """A field of a processor's output: a tensor, an array, numbers, or lists of tensors, one for each image."""
     if isinstance(value, Tensor):
         return value
     first = value
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
     if isinstance(first, Tensor):  # NumPy has no bfloat16
-        return torch.stack([as_tensor(item) for item in value])
+        parts = [as_tensor(item) for item in value]
+        # Images of unlike numbers of tiles follow one another.
+        return torch.stack(parts) if len({part.shape for part in parts}) == 1 else torch.cat(parts)
     return torch.as_tensor(np.array(value))
 
 

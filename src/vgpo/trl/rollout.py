@@ -136,7 +136,7 @@ class RolloutTrainer(MonitoredTrainer):
         """
         if not self.aux_loss_enabled:  # type: ignore[has-type]  # the parent's
             return
-        reason = why_no_aux_loss(self.scoring_models()[0])
+        reason = why_no_aux_loss(self.scoring_models()[0], self._tokenizer.eos_token_id)
         if reason is None:
             if self._sharing.scoring:
                 self._sharing.stop("router_aux_loss_coef balances experts over all rows; 0 allows to share prompts")
