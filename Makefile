@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # One worker for each core, of one thread and about 1.5 GB. Files that take long start first (tests/lanes.py).
 PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest lanes lint format bench lock clean
+.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest lanes lint format families bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
@@ -41,6 +41,9 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+families: .venv/installed  # writes docs/families.md from what the tests find
+	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.families.table
 
 bench: test
 	$(BIN)/python benchmarks/reweighting.py

@@ -54,6 +54,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from tests.families import build_llava, build_others, build_qwen
 from tests.families.tiny import (
     ENCODER,
     MROPE,
@@ -297,6 +298,10 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
 }
 
 
+# Those above, on which every check is run, and all that are tried in two steps.
+ALL_FAMILIES = {**FAMILIES, **build_llava.FAMILIES, **build_qwen.FAMILIES, **build_others.FAMILIES}
+
+
 @torch.no_grad()
 def draw_weights(model: torch.nn.Module, seed: int) -> None:
     """Weights that keep activations near one, and no bias or scale at its neutral value.
@@ -314,7 +319,7 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
 
 def build_checkpoint(name: str, folder: Path, seed: int = 0) -> None:
     """Write the checkpoint of family `name` to `folder`; the same seed gives the same weights."""
-    write_checkpoint(FAMILIES[name], folder, seed)
+    write_checkpoint(ALL_FAMILIES[name], folder, seed)
 
 
 def write_checkpoint(build: Callable[[], Checkpoint], folder: Path, seed: int = 0) -> None:

@@ -9,9 +9,6 @@ from transformers import (
     AyaVisionConfig,
     AyaVisionProcessor,
     CLIPImageProcessor,
-    Cohere2VisionConfig,
-    Cohere2VisionImageProcessorFast,
-    Cohere2VisionProcessor,
     GotOcr2ImageProcessor,
     Idefics2Config,
     Idefics2ImageProcessor,
@@ -233,25 +230,10 @@ def aya_vision() -> Checkpoint:
     return config, processor
 
 
-def cohere2_vision() -> Checkpoint:
-    tokens = ("<|START_OF_TURN_TOKEN|>", "<image>")
-    named = {"boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>", "image_token": "<|IMG_PATCH|>"}
-    named["img_line_break_token"] = "<|IMG_LINE_BREAK|>"
-    template = COHERE.replace("<image>", "<|IMG_PATCH|>")
-    tokenizer = byte_tokenizer(template, "<|END_OF_TURN_TOKEN|>", "<PAD>", tokens, bos="<BOS_TOKEN>", **named)
-    config = Cohere2VisionConfig(
-        text_config=decoder(tokenizer, model_type="cohere2", logit_scale=0.25, sliding_window=8),
-        vision_config={**SIGLIP, "image_size": 56}, image_token_id=image_token(tokenizer, "<|IMG_PATCH|>"),
-        alignment_intermediate_size=96,
-    )  # fmt: skip
-    images = Cohere2VisionImageProcessorFast(size={"height": 56, "width": 56}, patch_size=14, max_patches=4)
-    return config, Cohere2VisionProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-
-
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
-        llava, vipllava, video_llava, granite_vision, llava_next_mistral, llava_next_video, pixtral, mistral3, idefics2,
-        internvl_moe, aya_vision, cohere2_vision,
+        llava, vipllava, video_llava, granite_vision, llava_next_mistral, llava_next_video, pixtral, mistral3,
+        idefics2, internvl_moe, aya_vision,
     )
 }  # fmt: skip

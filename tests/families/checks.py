@@ -6,8 +6,9 @@ The support table of the documentation is made of what they find (`tests.familie
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -82,10 +83,10 @@ def part_by_name(parameter: str) -> str:
     return next(part for part, pattern in PART_BY_NAME.items() if re.search(pattern, parameter))
 
 
-def rows() -> Dataset:
+def rows(numbers: Sequence[int] = NUM_PICTURES) -> Dataset:
     """A row with each number of pictures, as users have them."""
     features = Features({"problem": Value("string"), "images": List(Image()), "answer": Value("string")})
-    return Dataset.from_list([row(number) for number in NUM_PICTURES], features=features)
+    return Dataset.from_list([row(number) for number in numbers], features=features)
 
 
 def row(num_pictures: int) -> dict[str, Any]:
@@ -237,6 +238,12 @@ class Family:
         path = str(self.checkpoints / self.name)
         return ModelConfig(model_name_or_path=path, dtype="float32", lora_r=4, lora_dropout=0.0, **settings)
 
+    @property
+    def model_type(self) -> str:
+        return str(
+            json.loads((self.checkpoints / self.name / "config.json").read_text(encoding="utf-8"))["model_type"]
+        )
+
     def load(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """Model and processor by the code of `vgpo train`."""
         config = self.model_config()
@@ -246,7 +253,13 @@ class Family:
         return model, processor
 
     def trainer(
-        self, *, lora: bool = False, lora_vision: bool = False, tempted: bool = True, **settings: Any
+        self,
+        *,
+        lora: bool = False,
+        lora_vision: bool = False,
+        tempted: bool = True,
+        numbers: Sequence[int] = NUM_PICTURES,
+        **settings: Any,
     ) -> VGPOTrainer:
         """The trainer of `vgpo train`, with a model that wants picture tokens."""
         source = f"{alternating.__module__}:{alternating.__name__}"
@@ -256,7 +269,7 @@ class Family:
             model=self.model_config(use_peft=lora),
         )
         setup = Setup(recipe, self.out)
-        setup.prompts = to_prompts(rows())
+        setup.prompts = to_prompts(rows(numbers))
         trainer = build_trainer(setup, RunFolder(self.out), self.console)
         trainer.remove_callback(RunCallback)
         if tempted:

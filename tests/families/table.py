@@ -1,25 +1,31 @@
-"""The support table of the documentation: run the checks of every family and write what they find.
+"""The support tables of the documentation: run the checks of every family and write what they find.
 
 python -m tests.families.table
 """
 
 from __future__ import annotations
 
+import logging
 import platform
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 
-from tests.families.build import FAMILIES, build_checkpoint
+from tests.families.build import ALL_FAMILIES, FAMILIES, build_checkpoint
 from tests.families.checks import CHECKS, LIMITS, Family
+from tests.families.outcomes import Outcome, outcome
 from vgpo.recipe.loading import quiet_libraries
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-START = "<!-- Written by `python -m tests.families.table`; do not edit. -->"
-END = "<!-- end of the table -->"
+# Of both tables: the mark that opens it, and the one that ends it.
+OUTCOMES = ("<!-- Outcomes, written by `make families`; do not edit. -->", "<!-- end of the outcomes -->")
+MATRIX = ("<!-- Checks, written by `make families`; do not edit. -->", "<!-- end of the checks -->")
+COLUMNS = ("family", "model_type", "images in a row", "trains", "head", "shared prompt", "several processes")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 
 Found = Mapping[tuple[str, str], bool]
@@ -55,35 +61,61 @@ def table_lines(found: Found) -> list[str]:
     return [*lines, "", *(f"[{number}] {reason}\n" for number, reason in enumerate(reasons, 1))]
 
 
-def committed_lines(page: str) -> list[str]:
-    """The table and its footnotes as they stand between the marks of a page, without the line of versions."""
-    body = page.partition(START)[2].partition(END)[0]
+def outcome_line(found: Outcome) -> str:
+    """A row of the first table."""
+    if found.why_not:
+        cells = ["", f"no: {found.why_not}", "", "", ""]
+    else:
+        separate = re.sub(r"model_type '\w+': ", "", found.why_separate)
+        separate = re.sub(r"\d\.\de[+-]\d+", "x", separate)  # a measured number
+        cells = [
+            ", ".join(map(str, found.numbers)),
+            "yes",
+            found.head,
+            f"no: {separate}" if separate else "yes",
+            "yes" if found.blank else "no",
+        ]
+    return " | ".join(["", f"`{found.family}`", f"`{found.model_type}`", *cells, ""]).strip()
+
+
+def outcome_lines(found: Iterable[Outcome]) -> list[str]:
+    """The first table in Markdown."""
+    head = [" | ".join(["", *COLUMNS, ""]).strip(), "|---" * len(COLUMNS) + "|"]
+    return [*head, *map(outcome_line, found)]
+
+
+def committed_lines(page: str, marks: tuple[str, str]) -> list[str]:
+    """A table and its footnotes as they stand between the marks of a page, without the line of versions."""
+    body = page.partition(marks[0])[2].partition(marks[1])[0]
     return body.strip().splitlines()[2:]
 
 
-def write_page(found: Found) -> None:
+def write_table(lines: list[str], marks: tuple[str, str]) -> None:
     page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(START)
-    after = rest.partition(END)[2]
+    before, _, rest = page.partition(marks[0])
+    after = rest.partition(marks[1])[2]
     versions = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
-    lines = [START, "", f"Found with {', '.join(versions)}, on CPU.", "", *table_lines(found)]
-    PAGE.write_text(before + "\n".join(lines) + END + after, encoding="utf-8")
+    table = [marks[0], "", f"Found with {', '.join(versions)}, on CPU.", "", *lines]
+    PAGE.write_text(before + "\n".join(table) + "\n" + marks[1] + after, encoding="utf-8")
 
 
 def main() -> None:
     quiet_libraries()
+    logging.disable(logging.WARNING)
     console = Console()
-    found = {}
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = Path(scratch, "checkpoints")
-        for name in FAMILIES:
+        for name in ALL_FAMILIES:
             build_checkpoint(name, checkpoints / name)
-        for name in FAMILIES:
-            family = Family(name, checkpoints, Path(scratch, "out"))
-            for check in CHECKS:
-                found[name, check] = passes(family, check)
-            console.print(f"{name}: {sum(found[name, check] for check in CHECKS)} of {len(CHECKS)}", markup=False)
-    write_page(found)
+        families = {name: Family(name, checkpoints, Path(scratch, "out")) for name in ALL_FAMILIES}
+        outcomes = [outcome(family) for family in track(families.values(), "outcomes", console=console)]
+        write_table(outcome_lines(outcomes), OUTCOMES)
+        found = {
+            (name, check): passes(families[name], check)
+            for name in track(FAMILIES, "checks", console=console)
+            for check in CHECKS
+        }
+    write_table(table_lines(found), MATRIX)
 
 
 if __name__ == "__main__":

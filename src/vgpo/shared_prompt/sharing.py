@@ -26,6 +26,7 @@ class PromptSharing:
     Attributes:
         scoring: whether a micro-batch computes a prompt once.
         generation: whether generation may compute a prompt once; False once it was found unable to.
+        reason: why prompts are not shared in scoring; empty where they are, or were not asked to be.
 
     Raises:
         ValueError: mode is 'on', and it is not possible.
@@ -37,6 +38,7 @@ class PromptSharing:
         self.mode = mode
         self.level = level
         self.scoring = self.generation = False
+        self.reason = ""
         if mode == "off":
             return
         reason = next(filter(None, (why_not_shared(model, measured=measured) for model in models)), None)
@@ -56,6 +58,7 @@ class PromptSharing:
         self._raise_if_required(reason)
         logger.log(self.level, "share_prompt is off, each rollout computes its prompt itself: %s.", reason)
         self.scoring = self.generation = False
+        self.reason = reason
 
     def prefills_once(
         self, prompts: Sequence[object], group_size: int, model: nn.Module, config: GenerationConfig
