@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import (
+    Ernie4_5_VLMoeConfig,
+    Ernie4_5_VLMoeImageProcessor,
+    Ernie4_5_VLMoeProcessor,
+    Ernie4_5_VLMoeVideoProcessor,
     Glm4vConfig,
     Glm4vImageProcessor,
     Glm4vMoeConfig,
@@ -191,6 +195,35 @@ def qwen2_5_omni_thinker() -> Checkpoint:
     return config, processor
 
 
+def ernie4_5_vl_moe() -> Checkpoint:
+    """Experts of their own for text and for images, told apart by a field of the processor with a value per token."""
+    named = {
+        "image_token": "<|IMAGE_PLACEHOLDER|>", "image_start_token": "<|IMAGE_START|>",
+        "image_end_token": "<|IMAGE_END|>", "video_token": "<|VIDEO_PLACEHOLDER|>",
+        "video_start_token": "<|VIDEO_START|>", "video_end_token": "<|VIDEO_END|>",
+    }  # fmt: skip
+    template = chat_template(
+        "{{ message['role'] | capitalize }}: ",
+        "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>", "<|end_of_sentence|>\n", "Assistant: ",
+        start="<|begin_of_sentence|>",
+    )  # fmt: skip
+    tokenizer = byte_tokenizer(
+        template, "</s>", "<unk>", ("<|end_of_sentence|>",), bos="<|begin_of_sentence|>", **named
+    )
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    experts = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": [32, 16]}
+    config = Ernie4_5_VLMoeConfig(
+        text_config=decoder(
+            tokenizer, mlp_layer_types=["dense", "sparse", "sparse"],
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [3, 3, 2]}, **experts,
+        ),
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2}, **ids,
+    )  # fmt: skip
+    images = Ernie4_5_VLMoeImageProcessor(size=pixels(28))
+    videos = Ernie4_5_VLMoeVideoProcessor(size=pixels(28), draw_on_frames=False)  # no font to draw with
+    return config, Ernie4_5_VLMoeProcessor(images, tokenizer, videos, chat_template=template)
+
+
 FAMILIES: dict[str, Callable[[], Checkpoint]] = {
     family.__name__: family
     for family in (
@@ -200,5 +233,6 @@ FAMILIES: dict[str, Callable[[], Checkpoint]] = {
         qwen3_vl_moe,
         qwen3_5_moe,
         qwen2_5_omni_thinker,
+        ernie4_5_vl_moe,
     )
 }
