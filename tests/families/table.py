@@ -67,7 +67,7 @@ def outcome_line(found: Outcome) -> str:
         cells = ["", f"no: {found.why_not}", "", "", ""]
     else:
         separate = re.sub(r"model_type '\w+': ", "", found.why_separate)
-        separate = re.sub(r"\d\.\de[+-]\d+", "x", separate)  # a measured number
+        separate = re.sub(r": [\d.e+-]+ \(max .*", " differ, as measured", separate)
         cells = [
             ", ".join(map(str, found.numbers)),
             "yes",

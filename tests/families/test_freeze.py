@@ -14,7 +14,14 @@ from trl import ModelConfig
 
 from tests.families.build import FAMILIES, LoadFamily
 from tests.families.checks import part_by_name
-from vgpo.policy.parts import count_parameters, freeze_parts, lora_targets, parameter_table, part_of_parameters
+from vgpo.policy.parts import (
+    TRAINED,
+    count_parameters,
+    freeze_parts,
+    lora_targets,
+    parameter_table,
+    part_of_parameters,
+)
 from vgpo.recipe.loading import adapter_config
 from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.trl import VGPOConfig
@@ -31,7 +38,7 @@ def test_every_parameter_is_in_the_part_that_its_name_tells(family: str, load_fa
     counts = count_parameters(model)
     assert sum(count.all for count in counts.values()) == sum(p.numel() for p in model.parameters())
     # A tied head is no parameter of its own.
-    assert all(count.trainable == count.all > 0 for part, count in counts.items() if part != "head")
+    assert all(count.trainable == count.all > 0 for part, count in counts.items() if part in TRAINED)
 
 
 @pytest.mark.parametrize(
@@ -149,3 +156,26 @@ def test_mergers_inside_the_vision_tower_are_projectors(
     trained = {name for name, p in model.model.visual.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in model.model.visual.named_parameters() if "merger" in name}
     assert trained
+
+
+@pytest.mark.parametrize(
+    ("family", "parts"),
+    [
+        ("qwen2_5_omni_thinker", {"audio_tower": "audio", "visual.blocks": "vision"}),
+        ("janus", {"vqmodel": "generation", "generation_": "generation", "aligner": "projector"}),
+        ("video_llava", {"video_tower": "vision", "image_tower": "vision"}),
+    ],
+)
+def test_branches_beside_images_and_text_are_parts_of_their_own(
+    family: str, parts: dict[str, str], load_family: LoadFamily
+) -> None:
+    model, _ = load_family(family)
+    found = part_of_parameters(model)
+    for words, part in parts.items():
+        named = {found[name] for name in found if words in name and "generation_aligner" not in name}
+        assert named == {part}, words
+    freeze_parts(model, ["vision"])
+    assert not any(p.requires_grad for name, p in model.named_parameters() if found[name] == "vision")
+    if "audio" in parts.values():
+        freeze_parts(model, ["audio"])
+        assert not any(p.requires_grad for name, p in model.named_parameters() if "audio" in name)

@@ -19,6 +19,8 @@ from vgpo.focus import visual_token_ids
 from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import PROVEN, enable_layouts, why_not_shared
+from vgpo.shared_prompt.attention import PromptLayout, layout_attention
+from vgpo.shared_prompt.families import structural_obstacle
 
 pytest_plugins = ["tests.families.fixtures"]
 
@@ -336,3 +338,30 @@ def test_a_decoder_without_known_attention_modules_is_refused(load_family: LoadF
     for layer in model.get_decoder().layers:
         layer.attn = layer._modules.pop("self_attn")
     assert "no modules named 'self_attn'" in why_not_shared(model)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ({"sliding_window": 8}, "sees a sliding window of 8 tokens only"),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": None}, None),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "attend within chunks"),
+        ({"attn_logit_softcapping": 50.0}, "caps its scores"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
+    ],
+)
+def test_structure_alone_refuses_what_sharing_cannot_compute(text: dict[str, object], reason: str | None) -> None:
+    found = structural_obstacle(text)
+    assert (found is None) == (reason is None)
+    assert reason is None or reason in found
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux"])
+def test_an_argument_that_would_be_dropped_is_an_error(name: str) -> None:
+    heads = torch.zeros(1, 2, 3, 4)
+    layout = PromptLayout((1,), ((2,),), 3, torch.device("cpu"))
+    with pytest.raises(ValueError, match=f"is called with {name}, which attention over shared prompts does not"):
+        layout_attention(None, heads, heads, heads, None, prompt_layout=layout, **{name: 4})
+    layout_attention(None, heads, heads, heads, None, prompt_layout=layout, **{name: None})
