@@ -61,7 +61,7 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert findings["data"].status == "fail"
     assert "nowhere.parquet" in findings["data"].found
     assert {name for name, finding in findings.items() if finding.status == "skip"} == {
-        "batches", "rewards", "memory", "image tokens",
+        "batches", "rewards", "memory", "image tokens", "parity",
     }  # fmt: skip
     assert findings["batches"].found == "needs data"
 

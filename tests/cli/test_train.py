@@ -117,6 +117,10 @@ class StandIn:
     folder: RunFolder
     ending: BaseException | None = None
     failing_save: Exception | None = None
+    is_fsdp_enabled = is_deepspeed_enabled = False
+
+    def check_parity(self) -> None:
+        """It has no model."""
 
     def __post_init__(self) -> None:
         self.args = SimpleNamespace(should_save=True)

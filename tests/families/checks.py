@@ -262,6 +262,17 @@ class Family:
         **settings: Any,
     ) -> VGPOTrainer:
         """The trainer of `vgpo train`, with a model that wants picture tokens."""
+        setup = self.setup(numbers, lora=lora, lora_vision=lora_vision, **settings)
+        trainer = build_trainer(setup, RunFolder(self.out), self.console)
+        trainer.remove_callback(RunCallback)
+        if tempted:
+            tempt(trainer)
+        return trainer
+
+    def setup(
+        self, numbers: Sequence[int], *, lora: bool = False, lora_vision: bool = False, **settings: Any
+    ) -> Setup:
+        """The parts of a run on rows with these numbers of pictures."""
         source = f"{alternating.__module__}:{alternating.__name__}"
         recipe = Recipe(
             run=RunArguments(train_data="in memory", rewards=[source], lora_vision=lora_vision),
@@ -270,11 +281,7 @@ class Family:
         )
         setup = Setup(recipe, self.out)
         setup.prompts = to_prompts(rows(numbers))
-        trainer = build_trainer(setup, RunFolder(self.out), self.console)
-        trainer.remove_callback(RunCallback)
-        if tempted:
-            tempt(trainer)
-        return trainer
+        return setup
 
     def train(self, **settings: Any) -> Run:
         """Train from the start; settings are those of `trainer`."""

@@ -17,6 +17,7 @@ from tests.families.build import build_checkpoint
 from tests.families.checks import Family, weights
 from vgpo.policy import parity, scoring
 from vgpo.policy.parity import ParityError, mask_problem
+from vgpo.recipe.checks import examine
 from vgpo.shared_prompt import Packing
 from vgpo.trl import VGPOTrainer
 
@@ -225,3 +226,49 @@ def test_modes_caches_and_random_numbers_are_as_before(make: Make) -> None:
     assert all(module.training for module in trainer.model.modules())
     assert trainer.model.model.rope_deltas is before
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+# vgpo doctor
+
+
+def doctor(name: str, checkpoints: Path, out: Path, check: str = "parity") -> Any:
+    if not (checkpoints / name).exists():
+        build_checkpoint(name, checkpoints / name)
+    setup = Family(name, checkpoints, out).setup((1, 2), parity="auto", per_device_train_batch_size=4)
+    return examine(check, setup, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "found"),
+    [
+        ("qwen2_5_vl", "pass", "10 comparisons, largest difference"),
+        ("granite_vision", "warn", "log-probabilities come from the model's own logits"),
+        ("llama4", "fail", "log-probs, single rows: cannot be measured"),
+        ("ovis2", "fail", "AttributeError: 'list' object has no attribute 'tolist'"),
+    ],
+)
+def test_doctor_says_what_the_check_finds(
+    name: str, status: str, found: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    finding = doctor(name, checkpoints, tmp_path)
+    assert finding.status == status
+    assert found in finding.found
+
+
+@pytest.mark.parametrize("name", ["mllama", "emu3", "florence2", "blip_2"])
+def test_doctor_refuses_a_model_without_image_tokens_by_its_config(
+    name: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    finding = doctor(name, checkpoints, tmp_path, "processor")
+    assert finding.status == "fail"
+    assert "cannot be trained: its" in finding.found or "cannot be trained: it is" in finding.found
+
+
+def test_doctor_leaves_the_model_as_it_was(checkpoints: Path, tmp_path: Path) -> None:
+    if not (checkpoints / "internvl").exists():
+        build_checkpoint("internvl", checkpoints / "internvl")
+    setup = Family("internvl", checkpoints, tmp_path).setup((1, 2), parity="auto", per_device_train_batch_size=4)
+    before = weights(setup.model)
+    assert examine("parity", setup, {}).status == "pass"
+    assert "forward" not in vars(setup.model)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(setup.model).items())

@@ -52,9 +52,10 @@ def make_trainer(
             "max_completion_length": 6,
             "gradient_checkpointing": False,
             "bf16": False,
-            "parity": "off",  # tests here count passes
             "dataloader_pin_memory": False,
         }
+        if issubclass(config_class, VGPOConfig):
+            defaults["parity"] = "off"  # tests here count passes
         return trainer_class(
             model=policy,
             reward_funcs=reward,

@@ -115,10 +115,8 @@ def train(
     identity = run_identity(setup)
     resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
     trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
-    keep_parity = KeepParity(trainer, folder, console)
-    trainer.add_callback(keep_parity)
-    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else it is measured on the sharded model
-        keep_parity.measure()
+    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else once the model is sharded
+        trainer.check_parity()
     opening = OpenFolder(recipe, command, resume)
     if resume is None:
         # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
@@ -156,6 +154,7 @@ def build_trainer(
         run_identity=identity,
     )
     trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
+    trainer.add_callback(KeepParity(trainer, folder, console))
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())
@@ -271,18 +270,12 @@ class KeepParity(TrainerCallback):
         self.trainer = trainer
         self.folder = folder
         self.console = console
-        self.is_printed = False
-
-    def measure(self) -> None:
-        """Measure now, and print it."""
-        if self.trainer.args.parity != "off" and not self.is_printed:
-            self.console.print(self.trainer.check_parity().table())
-            self.is_printed = True
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.measure()
-        if self.trainer.parity is not None and self.trainer.args.should_save:
-            self.folder.write_parity(self.trainer.parity.as_dict())
+        parity = self.trainer.parity
+        if parity is not None and self.trainer.args.should_save:
+            self.console.print(parity.table())
+            self.folder.write_parity(parity.as_dict())
 
 
 class OpenFolder(TrainerCallback):

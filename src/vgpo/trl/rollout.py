@@ -122,9 +122,9 @@ class RolloutTrainer(MonitoredTrainer):
         models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
         return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
 
-    def check_parity(self) -> Parity:
-        """Measure once whether the model is scored as it is; see `vgpo.trl.parity.check_parity`."""
-        if self.parity is None:
+    def check_parity(self) -> Parity | None:
+        """Measure once whether the model is scored as it is; see `vgpo.trl.parity.check_parity`. None if it is off."""
+        if self.parity is None and self.args.parity != "off":
             self.parity = check_parity(self)
         return self.parity
 
