@@ -140,3 +140,11 @@ def test_the_table_says_what_is_not_counted(write_recipe: WriteRecipe, model: Pr
     text = console.file.getvalue()
     assert "memory per device, estimated" in text
     assert "not counted: vision tower's activations" in text
+
+
+def test_the_widest_of_layers_of_unlike_widths_counts(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3n's text config has a list of widths."""
+    text = model.config.get_text_config()
+    one = memory.decoder_bytes_per_token(model, 4, checkpointing=True)
+    monkeypatch.setitem(vars(text), "intermediate_size", [text.intermediate_size // 2, text.intermediate_size])
+    assert memory.decoder_bytes_per_token(model, 4, checkpointing=True) == one
