@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from tests.families.checks import GROUP, Family
-from vgpo.policy.parity import SEPARATE_ROWS
+from vgpo.policy.measurement import SEPARATE_ROWS
 from vgpo.trl import VGPOTrainer
 
 LIMIT = 3e-5  # nats, in float32

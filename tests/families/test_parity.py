@@ -15,8 +15,9 @@ import torch
 
 from tests.families.build import build_checkpoint
 from tests.families.checks import Family, weights
-from vgpo.policy import parity, scoring
-from vgpo.policy.parity import ParityError, mask_problem
+from vgpo.policy import measurement, scoring
+from vgpo.policy.measurement import Gap, mask_problem
+from vgpo.policy.parity import ParityError
 from vgpo.recipe.checks import examine
 from vgpo.shared_prompt import Packing
 from vgpo.trl import VGPOTrainer
@@ -43,7 +44,7 @@ def make(checkpoints: Path, tmp_path: Path) -> Make:
     return trainer
 
 
-def gaps(trainer: VGPOTrainer) -> dict[str, parity.Gap]:
+def gaps(trainer: VGPOTrainer) -> dict[str, Gap]:
     return {gap.name: gap for gap in trainer.check_parity().gaps}
 
 
@@ -88,7 +89,7 @@ def test_image_features_under_another_mask(make: Make, monkeypatch: pytest.Monke
     with pytest.raises(ParityError, match="- focus, single rows"):
         make(share_prompt="off").check_parity()
     monkeypatch.undo()
-    monkeypatch.setattr(parity, "visual_token_mask", shifted)
+    monkeypatch.setattr(measurement, "visual_token_mask", shifted)
     with pytest.raises(ParityError, match=r"- image tokens: \d of \d positions that change"):
         make().check_parity()
 
@@ -171,7 +172,7 @@ def test_a_forward_pass_that_fails_is_a_line(make: Make, monkeypatch: pytest.Mon
     def broken(*args: Any, **kwargs: Any) -> None:
         raise TypeError("no such field\nand a whole model")
 
-    monkeypatch.setattr(parity, "score_rows", broken)
+    monkeypatch.setattr(measurement, "score_rows", broken)
     with pytest.raises(ParityError, match=f"- {HEAD}: cannot be measured: TypeError: no such field\n"):
         make().check_parity()
 

@@ -3,7 +3,8 @@
 import torch
 from transformers import PreTrainedModel
 
-from vgpo.policy.parity import FAULTS, undisturbed
+from vgpo.policy.probes import FAULTS
+from vgpo.policy.undisturbed import undisturbed
 
 
 def why_no_aux_loss(model: PreTrainedModel, token_id: int) -> str | None:

@@ -10,105 +10,26 @@ and without shared prompts; how prompts are shared, it does not.
 """
 
 import dataclasses
-import inspect
-import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from accelerate.utils import extract_model_from_parallel
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import GenerationConfig
 
-from vgpo.focus import banned_token_ids, decoder_of, last_hidden_state, visual_token_mask
-from vgpo.policy.blank_media import blank_media
-from vgpo.policy.generation import Responses, as_responses, respond
-from vgpo.policy.prompts import EncodedPrompt, response_type
-from vgpo.policy.sampled import record_sampled
-from vgpo.policy.scoring import Rows, Scores, score_rows
+from vgpo.policy.measurement import OPTIONAL, OWN_HEAD, SEPARATE_ROWS, STOP, Gap, Host, measure
+from vgpo.policy.probes import Probes
 
-MAX_TOKENS = 32  # of a sampled response
-SAMPLES = 2  # responses of a prompt
-SEED = 20260409  # of the responses; the state of every random generator is restored
-SHORTER = (1.0, 0.5, 0.75, 0.34)  # the share of each response that is kept, so that rows are padded to unlike lengths
-SPECIAL_TOKENS_AT_ONCE = 512
-
-# What a difference costs: a remedy that the host has, or the run; OPTIONAL lines are reported only.
-OWN_HEAD, SEPARATE_ROWS, STOP, OPTIONAL = "own head", "separate rows", "stop", "report"
 REMEDIES = {
     OWN_HEAD: "the log-probabilities are computed from the model's own logits, which takes the memory of the logits "
     "of all responses of a micro-batch",
     SEPARATE_ROWS: "each rollout computes its prompt itself",
 }
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-# What a model or its processor may raise for input that it cannot take.
-FAULTS = (
-    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, StopIteration,
-    TypeError, ValueError,
-)  # fmt: skip
-
 
 class ParityError(RuntimeError):
     """The model is not scored as it is, and no other way of scoring it is known; the message has what was measured."""
-
-
-class Tolerance(NamedTuple):
-    """Largest mean differences that rounding explains."""
-
-    log_probs: float  # nats per token
-    focus: float  # of a cosine
-    gradient: float  # of the largest gradient norm
-
-
-# By the dtype in which the model computes.
-TOLERANCES = {
-    torch.float32: Tolerance(1e-3, 1e-3, 1e-3),
-    torch.float16: Tolerance(2e-2, 1e-2, 5e-2),
-    torch.bfloat16: Tolerance(6e-2, 3e-2, 1e-1),
-}
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A line of the table: what was compared, and how far apart it is.
-
-    Args:
-        name: what was compared.
-        mean: mean absolute difference; NaN where there is none to measure.
-        largest: largest absolute difference.
-        tolerance: largest mean that passes.
-        remedy: what a failure costs; OWN_HEAD, SEPARATE_ROWS, STOP or OPTIONAL.
-        problem: why it failed, where that is not a number.
-        note: what else was seen.
-    """
-
-    name: str
-    mean: float = float("nan")
-    largest: float = float("nan")
-    tolerance: float = 0.0
-    remedy: str = STOP
-    problem: str = ""
-    note: str = ""
-
-    @property
-    def passes(self) -> bool:
-        return not self.problem and self.mean <= self.tolerance
-
-    @property
-    def result(self) -> str:
-        if self.problem:
-            return self.problem
-        return "same" if self.largest == 0 else f"{self.mean:.1e} (max {self.largest:.1e})"
 
 
 @dataclass(frozen=True)
@@ -147,382 +68,28 @@ class Parity:
         return {**dataclasses.asdict(self), "gaps": lines}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Host:
-    """The model as a host runs it.
-
-    Args:
-        model: the policy, wrapped or not, with a fused head.
-        visual_token_ids: ids of image tokens.
-        decoding: how responses are sampled; banned tokens are its `suppress_tokens`.
-        temperature: of sampling and scoring.
-        special_token_ids: all special tokens of the tokenizer.
-        pad_token_id: of the tokenizer.
-        autocast: the precision of a scoring pass.
-        generating: gives the model that generates.
-        share: whether scoring shares prompts.
-        blank: what the processor makes of a blank image, if it could.
-        needs_blank: whether several processes hold a part of the model each, or a replica.
-        needs_text: whether rows without an image are trained on.
-        backward: runs the backward pass of a loss; None where the host cannot run one by itself.
-        largest: of a tensor, over all processes.
-        token_of: the text of a token.
-    """
-
-    model: nn.Module
-    visual_token_ids: list[int]
-    decoding: GenerationConfig
-    temperature: float
-    special_token_ids: Sequence[int]
-    pad_token_id: int
-    autocast: Callable[[], AbstractContextManager[Any]]
-    generating: Callable[[], AbstractContextManager[Any]]
-    share: bool
-    blank: dict[str, Tensor] | None = None
-    needs_blank: bool = False
-    needs_text: bool = False
-    backward: Callable[[Tensor], None] | None = None
-    largest: Callable[[Tensor], Tensor] = lambda values: values
-    token_of: Callable[[int], str] = str
-
-    @property
-    def vlm(self) -> Any:
-        """The model without wrappers of processes and adapters."""
-        vlm = extract_model_from_parallel(self.model)
-        return vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which the scoring path computes."""
-        device = next(self.model.parameters()).device.type
-        with self.autocast():
-            if torch.is_autocast_enabled(device):
-                return torch.get_autocast_dtype(device)
-        return self.vlm.dtype
-
-
-class SingleRow(NamedTuple):
-    """What a plain forward pass over one unpadded row gives, for a response of T tokens after P of its prompt."""
-
-    log_probs: Tensor  # (T,)
-    states: Tensor  # last hidden states, (P + T, D)
-    embeddings: Tensor  # inputs of the decoder, (P, D)
-
-
-class Measurement:
-    """Compares scoring with single rows, for the responses to some prompts.
-
-    Args:
-        host: the model as it is run.
-        prompts: two with images, or without where nothing has one.
-        text: a prompt without an image, if one can be encoded.
-    """
-
-    def __init__(self, host: Host, prompts: Sequence[EncodedPrompt], text: EncodedPrompt | None) -> None:
-        self.host = host
-        self.prompts = [prompt for prompt in prompts for _ in range(SAMPLES)]
-        self.text = text
-        self.has_images = any(prompt.media for prompt in prompts)
-        self.model_type = host.vlm.config.model_type
-        self.tolerance = TOLERANCES.get(host.dtype, TOLERANCES[torch.bfloat16])
-
-    # What is compared
-
-    @cached_property
-    def responses(self) -> tuple[Responses, Tensor]:
-        """Sampled responses, cut to unlike lengths, and the log-probabilities from which they were sampled."""
-        decoding = self.host.decoding
-        with self.host.generating() as model, record_sampled(model, self.host.temperature) as sampled:
-            found = respond(model, self.prompts, decoding, seed=SEED)
-        log_probs = sampled.log_probs(found.rows.input_ids[:, -1])
-        lengths = found.mask.sum(1).tolist()
-        kept = [max(1, int(length * share)) for length, share in zip(lengths, SHORTER, strict=False)]
-        ids = [row[:length].tolist() for row, length in zip(found.ids, kept, strict=True)]
-        return self._of(self.prompts, ids), log_probs
-
-    def _of(self, prompts: Sequence[EncodedPrompt], token_ids: Sequence[Sequence[int]]) -> Responses:
-        return as_responses(prompts, token_ids, self.host.pad_token_id, self.responses_device)
-
-    @property
-    def responses_device(self) -> torch.device:
-        return next(self.host.model.parameters()).device
-
-    @cached_property
-    def separate(self) -> Scores:
-        return self._scores(self.responses[0].rows, share=False)
-
-    @cached_property
-    def singles(self) -> list[SingleRow]:
-        responses, _ = self.responses
-        rows = zip(self.prompts, responses.ids, responses.mask, strict=True)
-        return [self._single(prompt, ids[mask]) for prompt, ids, mask in rows]
-
-    def _scores(self, rows: Rows, *, share: bool, similarity: bool = True) -> Scores:
-        with self.host.autocast():
-            return score_rows(
-                self.host.model, rows, self.host.visual_token_ids, share=share,
-                similarity=similarity and self.has_images,
-            )  # fmt: skip
-
-    def _single(self, prompt: EncodedPrompt, response: Tensor) -> SingleRow:
-        """By plain code: one row, no padding, no head but the model's."""
-        length, count = len(prompt.token_ids), len(response)
-        ids = torch.cat([torch.tensor(prompt.token_ids, device=response.device), response])[None]
-        types = {
-            name: [*values, *[response_type(self.model_type, name)] * count]
-            for name, values in prompt.token_types.items()
-        }
-        keeps_some = "logits_to_keep" in inspect.signature(type(self.host.vlm).forward).parameters
-        seen: dict[str, Tensor] = {}
-
-        def note_input(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            embeddings = kwargs.get("inputs_embeds", args[0] if args else None)
-            if embeddings is not None and embeddings.is_floating_point():
-                seen["embeddings"] = embeddings[0, :length]
-
-        def note_output(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen["states"] = last_hidden_state(output)[0]
-
-        decoder = decoder_of(self.host.model)
-        handles = [
-            decoder.register_forward_pre_hook(note_input, with_kwargs=True), decoder.register_forward_hook(note_output)
-        ]  # fmt: skip
-        try:
-            with self.host.autocast():
-                output = self.host.model(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    use_cache=False,
-                    output_hidden_states=True,
-                    **({"logits_to_keep": count + 1} if keeps_some else {}),
-                    **{name: torch.tensor([values], device=ids.device) for name, values in types.items()},
-                    **prompt.media,
-                )
-        finally:
-            for handle in handles:
-                handle.remove()
-        logits = output.logits[0, -count - 1 : -1].float() / self.host.temperature
-        log_probs = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
-        hidden = output.get("hidden_states")
-        # Some decoders keep several streams of hidden states; what the decoder returns is the last one of all.
-        listed = hidden[-1][0] if hidden and hidden[-1].shape[1:] == (ids.shape[1], seen["states"].shape[-1]) else None
-        states = seen["states"] if listed is None else listed
-        return SingleRow(log_probs, states, seen.get("embeddings", states[:0]))
-
-    # Comparisons
-
-    def scoring(self) -> Gap:
-        """Log-probabilities of padded rows by the scoring head against the model's own logits of single rows."""
-        mask = self.responses[0].mask
-        return self._gap("log-probs, single rows", [
-            row[kept] - single.log_probs
-            for row, kept, single in zip(self.separate.log_probs, mask, self.singles, strict=True)
-        ], self.tolerance.log_probs)  # fmt: skip
-
-    def sampling(self) -> Gap:
-        """Log-probabilities of padded rows against those that `generate` sampled from."""
-        responses, sampled = self.responses
-        width = responses.mask.shape[1]
-        gap = (self.separate.log_probs - sampled[:, :width])[responses.mask]
-        return self._gap("log-probs, sampled", [gap], self.tolerance.log_probs)
-
-    def sharing(self) -> list[Gap]:
-        """Shared prompts against separate rows: outputs, and one backward pass."""
-        if not self.host.share:
-            return []
-        responses, mask = self.responses[0], self.responses[0].mask
-        shared = self._scores(responses.rows, share=True)
-        name = "log-probs, shared prompts"
-        gaps = [self._gap(name, [(shared.log_probs - self.separate.log_probs)[mask]], self.tolerance.log_probs)]
-        if shared.similarity is not None and self.separate.similarity is not None:
-            gap = (shared.similarity - self.separate.similarity)[mask]
-            gaps.append(self._gap("focus, shared prompts", [gap], self.tolerance.focus))
-        return gaps + self._gradient_gap()
-
-    def _gradient_gap(self) -> list[Gap]:
-        if self.host.backward is None:
-            return []
-        shared, separate = self._gradient_numbers(share=True), self._gradient_numbers(share=False)
-        scale = separate[:, 0].max().clamp(min=torch.finfo(torch.float32).tiny)
-        gap = ((shared - separate).abs() / scale).flatten()
-        # One parameter that is wrong must not be averaged away over all others.
-        name = "gradients, shared prompts"
-        return [self._gap(name, [gap.max()[None]], self.tolerance.gradient)]
-
-    def _gradient_numbers(self, *, share: bool) -> Tensor:
-        """Norm and one random projection of each parameter's gradient, (parameters, 2), without a copy of any."""
-        assert self.host.backward is not None
-        responses = self.responses[0]
-        draw = torch.Generator().manual_seed(SEED)
-        signs = (torch.randint(0, 2, responses.mask.shape, generator=draw) * 2 - 1).to(responses.mask.device)
-        weights = (signs * responses.mask).split(SAMPLES)
-        with training_without_dropout(self.host.model), torch.enable_grad():
-            for rows, weight in zip(responses.rows.chunks(SAMPLES), weights, strict=True):
-                loss = (self._scores(rows, share=share, similarity=False).log_probs * weight).sum()
-                self.host.backward(loss)
-        numbers = []
-        for index, parameter in enumerate(self.host.model.parameters()):
-            if parameter.grad is not None:
-                numbers.append(norm_and_projection(parameter.grad, index))
-                parameter.grad = None
-        return torch.stack(numbers)
-
-    def visual_mask(self) -> Gap:
-        """Which inputs of the decoder change with the pixels: image tokens must, and nothing else may."""
-        name = "image tokens"
-        image_tokens = constants = 0
-        for index in range(0, len(self.prompts), SAMPLES):
-            prompt, single = self.prompts[index], self.singles[index]
-            other = self._single(with_other_pixels(prompt), self.responses[0].ids[index][:1])
-            changed = (other.embeddings != single.embeddings).any(-1).cpu()
-            masked = visual_token_mask(torch.tensor(prompt.token_ids), self.host.visual_token_ids)
-            if problem := mask_problem(prompt.token_ids, changed, masked):
-                return Gap(name, problem=problem)
-            image_tokens += int(masked.sum())
-            constants += int((masked & ~changed).sum())
-        note = f"{image_tokens} tokens"
-        note += f", {constants} of them learned separators" if constants else ""
-        return Gap(name, 0.0, 0.0, note=note)
-
-    def focus(self) -> Gap:
-        """Recorded visual similarity against cosines of `output_hidden_states` of single rows."""
-        assert self.separate.similarity is not None
-        differences = []
-        rows = zip(self.prompts, self.separate.similarity, self.responses[0].mask, self.singles, strict=True)
-        for prompt, similarity, mask, single in rows:
-            length, states = len(prompt.token_ids), single.states.float()
-            visual = [i for i, token in enumerate(prompt.token_ids) if token in self.host.visual_token_ids]
-            prototype = states[visual].mean(0, keepdim=True)
-            differences.append(similarity[mask] - torch.cosine_similarity(states[length:], prototype, dim=-1))
-        return self._gap("focus, single rows", differences, self.tolerance.focus)
-
-    def text_rows(self) -> Gap:
-        """Rows without an image beside rows with one."""
-        assert self.text is not None
-        ids = [row[kept].tolist() for row, kept in zip(self.responses[0].ids, self.responses[0].mask, strict=True)]
-        prompts = [self.text] * SAMPLES + self.prompts[:SAMPLES]
-        responses = self._of(prompts, ids[: len(prompts)])
-        scores = self._scores(responses.rows, share=False)
-        gaps = []
-        for i in range(SAMPLES):
-            mask = responses.mask[i]
-            gaps.append(scores.log_probs[i][mask] - self._single(self.text, responses.ids[i][mask]).log_probs)
-        return self._gap("text rows, single rows", gaps, self.tolerance.log_probs)
-
-    def blank(self) -> Gap:
-        """A blank image, by which processes stay together, changes nothing."""
-        assert self.text is not None
-        assert self.host.blank is not None
-        responses = self._of([self.text], [self.responses[0].ids[0][:2].tolist()])
-        plain = self._scores(responses.rows, share=False, similarity=False).log_probs
-        with blank_media(self.host.model, self.host.blank):
-            blank = self._scores(responses.rows, share=False, similarity=False).log_probs
-        return self._gap("text rows, blank image", [blank - plain], 0.0)
-
-    def special_tokens(self) -> Gap:
-        """Tokens of media are banned, and every special token that is not can stand in a response."""
-        banned = set(self.host.decoding.suppress_tokens or ())
-        if missing := sorted(set(banned_token_ids(self.host.vlm.config)) - banned):
-            named = ", ".join(f"{self.host.token_of(token)!r} (id {token})" for token in missing)
-            return Gap("special tokens", problem=f"{named} may be generated, and stands for an image or a sound")
-        allowed = [token for token in self.host.special_token_ids if token not in banned][:SPECIAL_TOKENS_AT_ONCE]
-        found = self._unreadable(allowed)
-        name = "special tokens"
-        if found is None:
-            return Gap(name, 0.0, 0.0, note=f"{len(allowed)} may be generated")
-        token, error = found
-        return Gap(name, problem=(
-            f"a response that holds {self.host.token_of(token)!r} (id {token}) cannot be scored ({_words(error)}); "
-            f"set generation_kwargs: {{suppress_tokens: [{token}]}}"
-        ))  # fmt: skip
-
-    def _unreadable(self, tokens: Sequence[int]) -> tuple[int, Exception] | None:
-        """The first token with which a row cannot be read, found by halves."""
-        if not tokens:
-            return None
-        try:
-            self._single(self.prompts[0], torch.tensor(tokens, device=self.responses_device))
-            return None
-        except FAULTS as error:
-            if len(tokens) == 1:
-                return tokens[0], error
-        half = len(tokens) // 2
-        return self._unreadable(tokens[:half]) or self._unreadable(tokens[half:])
-
-    def _gap(self, name: str, differences: Sequence[Tensor], tolerance: float) -> Gap:
-        values = torch.cat([difference.detach().float().abs().flatten() for difference in differences])
-        mean, largest = self.host.largest(torch.stack([values.mean(), values.max()])).tolist()
-        return Gap(name, mean, largest, tolerance)
-
-    # All of them
-
-    def gaps(self) -> list[Gap]:
-        """The lines of the table."""
-        text = STOP if self.host.needs_text else OPTIONAL
-        blank = STOP if self.host.needs_blank else OPTIONAL
-        steps: list[tuple[Callable[[], Any], str, str, bool]] = [
-            (self.scoring, "log-probs, single rows", OWN_HEAD, True),
-            (self.sampling, "log-probs, sampled", STOP, True),
-            (self.sharing, "shared prompts", SEPARATE_ROWS, self.host.share),
-            (self.visual_mask, "image tokens", STOP, self.has_images),
-            (self.focus, "focus, single rows", STOP, self.has_images),
-            (self.text_rows, "text rows, single rows", text, self.text is not None and self.has_images),
-            (self.blank, "text rows, blank image", blank, self.text is not None and self.host.blank is not None),
-            (self.special_tokens, "special tokens", STOP, True),
-        ]
-        return [gap for step, name, remedy, wanted in steps if wanted for gap in _measured(step, name, remedy)]
-
-
-def _measured(step: Callable[[], Any], name: str, remedy: str) -> list[Gap]:
-    """The lines of one comparison; an error is a line too."""
-    try:
-        found = step()
-    except torch.OutOfMemoryError:
-        raise
-    except FAULTS as error:
-        return [Gap(name, problem=f"cannot be measured: {_words(error)}", remedy=remedy)]
-    return [replace(gap, remedy=remedy) for gap in (found if isinstance(found, list) else [found])]
-
-
-def _words(error: Exception) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200].rstrip('.')}"
-
-
-def measure(host: Host, prompts: Sequence[EncodedPrompt], text: EncodedPrompt | None) -> list[Gap]:
-    """Compare all that a host does with a model against plain passes; nothing is left changed.
-
-    Args:
-        host: the model as it is run.
-        prompts: two, with unlike images; without images for a set that has none.
-        text: a prompt without an image, or None if the processor takes none.
-    """
-    with undisturbed(host.model):
-        return Measurement(host, prompts, text).gaps()
-
-
 def settle(
-    measured: Callable[[], list[Gap]],
+    host: Callable[[], Host],
+    probes: Probes,
     *,
     strict: bool,
     use_own_head: Callable[[str], None],
     separate_rows: Callable[[str], None],
-) -> tuple[list[Gap], bool]:
+) -> Parity:
     """Measure, apply the remedies that there are, and measure again what they change.
 
     Args:
-        measured: gives all lines for the host as it is now.
+        host: gives the model as it is run now.
+        probes: the prompts.
         strict: any difference is an error.
         use_own_head: lets the model's own logits score; takes the reason.
         separate_rows: shares no prompts any more; takes the reason.
 
-    Returns:
-        All lines, and whether the model's own head is used.
-
     Raises:
         ParityError: a difference without a remedy, or any with `strict`.
     """
-    gaps, own_head = measured(), False
+    start = time.monotonic()
+    gaps, own_head = measure(host(), probes), False
     for remedy, apply in ((OWN_HEAD, use_own_head), (SEPARATE_ROWS, separate_rows)):
         failed = [gap for gap in gaps if gap.remedy == remedy and not gap.passes]
         if not failed:
@@ -531,12 +98,14 @@ def settle(
             break
         apply(f"{failed[0].name}: {failed[0].result}; {REMEDIES[remedy]}")
         own_head = own_head or remedy == OWN_HEAD
-        again = {gap.name: gap for gap in measured()}
+        again = {gap.name: gap for gap in measure(host(), probes)}
         gaps = [again.get(gap.name, gap) for gap in gaps]
-        if remedy == OWN_HEAD:
+        if own_head:  # there is no other head
             gaps = [replace(gap, remedy=STOP) if gap.remedy == OWN_HEAD else gap for gap in gaps]
     refuse(gaps, strict=strict)
-    return gaps, own_head
+    after = host()
+    dtype = str(after.dtype).removeprefix("torch.")
+    return Parity(dtype, tuple(gaps), own_head, after.share, time.monotonic() - start)
 
 
 def refuse(gaps: Sequence[Gap], *, strict: bool) -> None:
@@ -553,127 +122,3 @@ def refuse(gaps: Sequence[Gap], *, strict: bool) -> None:
             f"The model would not be trained on what it is. Measured on two prompts of the data:\n{lines}\n"
             "Use another checkpoint or attn_implementation, or report the family. parity: off trains in spite of it."
         )
-
-
-def mask_problem(token_ids: Sequence[int], changed: Tensor, masked: Tensor) -> str:
-    """What is wrong with a mask of image tokens, or nothing.
-
-    Some image tokens do not change with the pixels: a learned constant stands in their place, as the one that
-    LLaVA-NeXT puts at the end of each row of patches. These separators are written with the placeholder of the
-    patches. They count as image tokens: they are a part of the image's block and attend to it.
-
-    Args:
-        token_ids: of a prompt of P tokens.
-        changed: whether the input of the decoder changes with the pixels, bool (P,).
-        masked: whether the token is an image token, bool (P,).
-    """
-    if not changed.any():
-        return "no input of the decoder changes with the pixels, so that none of its tokens stands for the image"
-    if unmasked := int((changed & ~masked).sum()):
-        return f"{unmasked} of {int(changed.sum())} positions that change with the pixels are not image tokens"
-    ids = torch.tensor(token_ids)
-    foreign = masked & ~changed & ~torch.isin(ids, ids[changed])
-    if foreign.any():
-        return f"tokens {sorted(set(ids[foreign].tolist()))} count as image tokens and never change with the pixels"
-    return ""
-
-
-def with_other_pixels(prompt: EncodedPrompt) -> EncodedPrompt:
-    """The prompt with other pixels in images of the same sizes; tiles of zeros, which fill up a batch, stay."""
-    draw = torch.Generator().manual_seed(SEED)
-
-    def other(name: str, value: Tensor) -> Tensor:
-        if not value.is_floating_point() or value.ndim < 2 or "pixel" not in name:
-            return value
-        noise = torch.randn(value.shape, generator=draw).to(value)
-        return torch.where(value == 0, value, value + noise)
-
-    return replace(prompt, media={name: other(name, value) for name, value in prompt.media.items()})
-
-
-def norm_and_projection(gradient: Tensor, seed: int) -> Tensor:
-    """The norm of a gradient and its product with a random direction, (2,) in float32; of this process's shard."""
-    local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-    draw = torch.Generator(local.device).manual_seed(seed)
-    direction = torch.randn(local.shape, generator=draw, device=local.device)
-    local = local.float()
-    return torch.stack([local.norm(), (local * direction).sum()])
-
-
-@contextmanager
-def training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`."""
-    dropouts = [module for module in model.modules() if isinstance(module, DROPOUTS)]
-    shares = [module.p for module in dropouts]
-    model.train()
-    for module in dropouts:
-        module.p = 0.0
-    try:
-        yield
-    finally:
-        for module, share in zip(dropouts, shares, strict=True):
-            module.p = share
-        model.eval()
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, no gradients and evaluation mode; afterwards all random state, modes and caches as before.
-
-    Caches are whatever a forward pass leaves on a module: attributes such as the `rope_deltas` of the Qwen families,
-    and buffers.
-    """
-    modes = {module: module.training for module in model.modules()}
-    kept = {module: (_attributes(module), dict(module.named_buffers(recurse=False))) for module in model.modules()}
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    states = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    model.eval()
-    for parameter in gradients:
-        parameter.grad = None
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for module, (attributes, buffers) in kept.items():
-            _restore(module, attributes)
-            for name, buffer in buffers.items():
-                setattr(module, name, buffer)
-            module.training = modes[module]
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside parameters, buffers and modules."""
-    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
-
-
-def _restore(module: nn.Module, before: dict[str, Any]) -> None:
-    for name in _attributes(module).keys() - before.keys():
-        del vars(module)[name]
-    for name, value in before.items():
-        if vars(module).get(name) is not value:
-            vars(module)[name] = value
-
-
-def unlike(prompts: Iterator[EncodedPrompt]) -> list[EncodedPrompt]:
-    """The first prompt, and the first after it with other tokens; or the next one where all are alike."""
-    found = [next(prompts)]
-    last = found[0]
-    for prompt in prompts:
-        last = prompt
-        if len(prompt.token_ids) != len(found[0].token_ids):
-            break
-    return [found[0], last]
-
-
-def timed(measured: Callable[[], tuple[list[Gap], bool]], host: Callable[[], Host]) -> Parity:
-    """The record of a measurement that has been settled."""
-    start = time.monotonic()
-    gaps, own_head = measured()
-    after = host()
-    dtype = str(after.dtype).removeprefix("torch.")
-    return Parity(dtype, tuple(gaps), own_head, after.share, time.monotonic() - start)

@@ -21,9 +21,9 @@ from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
-from vgpo.policy.parity import FAULTS as MODEL_FAULTS
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
+from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.recipe.loading import adapter_config, check_image_token
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages

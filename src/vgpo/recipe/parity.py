@@ -6,20 +6,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from vgpo.focus import named_visual_token_ids
-from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.generation import sampled_decoding
 from vgpo.policy.head import use_own_head
-from vgpo.policy.parity import FAULTS, MAX_TOKENS, Host, Parity, measure, settle, timed, unlike
+from vgpo.policy.measurement import MAX_TOKENS, Host
+from vgpo.policy.parity import Parity, settle
+from vgpo.policy.probes import choose_probes
 from vgpo.policy.prompts import EncodedPrompt, encode
 from vgpo.recipe.setup import Setup
 from vgpo.shared_prompt import PromptSharing
-
-ROWS = 16  # of the data set, in which prompts with unlike images are looked for
-TEXT_ROW = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}], "images": []}
 
 
 def measure_parity(setup: Setup) -> Parity:
@@ -37,32 +34,20 @@ def measure_parity(setup: Setup) -> Parity:
         outputs=("log_probs", "entropy"),
     )  # fmt: skip
     sharing = PromptSharing(config.share_prompt, [model], measured=True)
-    encoder = partial(encode_row, setup, device=device)
-    rows = [encoder(setup.prompts[index]) for index in range(min(ROWS, len(setup.prompts)))]
-    with_images, text = [row for row in rows if row.media], [row for row in rows if not row.media]
-    plain = text[0] if text else or_none(encoder, TEXT_ROW)
-    blank = or_none(encoder, {"prompt": blank_prompt(), "images": []})
-    prompts = unlike(iter(with_images or text))
-
-    def host() -> Host:
-        return host_of(setup, sharing, blank=blank.media if blank else None, needs_text=bool(text))
-
     try:
-        return timed(
-            lambda: settle(
-                lambda: measure(host(), prompts, plain),
-                strict=config.parity == "strict",
-                use_own_head=lambda reason: use_own_head(model, config.temperature),
-                separate_rows=sharing.stop,
-            ),
-            host,
+        return settle(
+            partial(host_of, setup, sharing),
+            choose_probes(setup.prompts, partial(encoded, setup, device)),
+            strict=config.parity == "strict",
+            use_own_head=lambda reason: use_own_head(model, config.temperature),
+            separate_rows=sharing.stop,
         )
     finally:
         del model.forward
         model.to(place)
 
 
-def host_of(setup: Setup, sharing: PromptSharing, *, blank: dict[str, Tensor] | None, needs_text: bool) -> Host:
+def host_of(setup: Setup, sharing: PromptSharing) -> Host:
     """The recipe's model as a trainer on one device runs it."""
     config, model, tokenizer = setup.recipe.config, setup.model, setup.processor.tokenizer
     length = min(MAX_TOKENS, config.max_completion_length)
@@ -77,8 +62,6 @@ def host_of(setup: Setup, sharing: PromptSharing, *, blank: dict[str, Tensor] | 
         autocast=partial(torch.autocast, model.device.type, dtype) if dtype else nullcontext,
         generating=partial(generating, setup),
         share=sharing.scoring,
-        blank=blank,
-        needs_text=needs_text,
         backward=torch.Tensor.backward,
         token_of=tokenizer.convert_ids_to_tokens,
     )
@@ -90,13 +73,7 @@ def generating(setup: Setup) -> Iterator[torch.nn.Module]:
     yield setup.model
 
 
-def encode_row(setup: Setup, row: dict[str, Any], *, device: torch.device) -> EncodedPrompt:
+def encoded(setup: Setup, device: torch.device, prompt: Any, images: list[Any]) -> EncodedPrompt:
+    """A prompt as training encodes it."""
+    row = {"prompt": prompt, "images": images}
     return encode(setup.processor, row, setup.recipe.config.chat_template_kwargs or {}, device)
-
-
-def or_none(encoder: partial[EncodedPrompt], row: dict[str, Any]) -> EncodedPrompt | None:
-    """A prompt that is not of the data, if the processor takes it; some demand an image."""
-    try:
-        return encoder(row)
-    except FAULTS:
-        return None

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import DistributedType
@@ -12,19 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl.models import unwrap_model_for_generation
 
-from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.generation import sampled_decoding
 from vgpo.policy.head import use_own_head
-from vgpo.policy.parity import FAULTS, MAX_TOKENS, Host, Parity, measure, settle, timed, unlike
-from vgpo.policy.prompts import EncodedPrompt, row_with_images_in_prompt
+from vgpo.policy.measurement import MAX_TOKENS, Host
+from vgpo.policy.parity import Parity, settle
+from vgpo.policy.probes import choose_probes
+from vgpo.policy.prompts import row_with_images_in_prompt
 
 if TYPE_CHECKING:
     from vgpo.trl.rollout import RolloutTrainer
 
 logger = logging.getLogger(__name__)
-
-ROWS = 16  # of the data set, in which prompts with unlike images are looked for
-TEXT_PROMPT = [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}]
 
 
 class ParityCheck(TrainerCallback):
@@ -44,30 +41,25 @@ def check_parity(trainer: "RolloutTrainer") -> Parity:
         vgpo.policy.parity.ParityError: a difference that no other way removes; with parity='strict', any.
         ValueError: share_prompt='on', and shared prompts differ from separate rows.
     """
-    prompts, text, needs_text = probes(trainer)
-    blank = encoded_or_none(trainer, blank_prompt())
-
-    def host() -> Host:
-        return host_of(trainer, blank=blank.media if blank else None, needs_text=needs_text)
+    probes = choose_probes(
+        map(row_with_images_in_prompt, trainer.train_dataset), lambda prompt, images: trainer._encode(prompt, 0)[0]
+    )
 
     def own_head(reason: str) -> None:
         logger.warning("The model's own head is used: %s.", reason)
         for model in trainer.scoring_models():
             use_own_head(model, trainer.temperature)
 
-    return timed(
-        partial(
-            settle,
-            lambda: measure(host(), prompts, text),
-            strict=trainer.args.parity == "strict",
-            use_own_head=own_head,
-            separate_rows=trainer._sharing.stop,
-        ),
-        host,
+    return settle(
+        partial(host_of, trainer),
+        probes,
+        strict=trainer.args.parity == "strict",
+        use_own_head=own_head,
+        separate_rows=trainer._sharing.stop,
     )
 
 
-def host_of(trainer: "RolloutTrainer", *, blank: dict[str, Tensor] | None, needs_text: bool) -> Host:
+def host_of(trainer: "RolloutTrainer") -> Host:
     """The trainer's model as it scores, samples and runs backward."""
     accelerator, model = trainer.accelerator, trainer.model_wrapped
     processes, tokenizer = accelerator.num_processes, trainer._tokenizer
@@ -92,9 +84,7 @@ def host_of(trainer: "RolloutTrainer", *, blank: dict[str, Tensor] | None, needs
         autocast=accelerator.autocast,
         generating=partial(generating, trainer),
         share=trainer._sharing.scoring,
-        blank=blank if trainer._has_images else None,
         needs_blank=processes > 1,
-        needs_text=needs_text,
         backward=accelerator.backward if has_backward else None,
         largest=largest,
         token_of=tokenizer.convert_ids_to_tokens,
@@ -112,26 +102,3 @@ def generating(trainer: "RolloutTrainer") -> Iterator[PreTrainedModel]:
         trainer._dist.summon_full_params(wrapped, recurse=False),
     ):
         yield model
-
-
-def probes(trainer: "RolloutTrainer") -> tuple[list[EncodedPrompt], EncodedPrompt | None, bool]:
-    """Two prompts of the data with unlike images, one without, and whether the data have such rows."""
-    rows = list(islice(iter(trainer.train_dataset), ROWS))
-    prompts = [row_with_images_in_prompt(row)["prompt"] for row in rows]
-    encoded = (trainer._encode(prompt, 0)[0] for prompt in prompts)
-    kinds: dict[bool, list[EncodedPrompt]] = {True: [], False: []}
-    for prompt in encoded:
-        kinds[bool(prompt.media)].append(prompt)
-    with_images, text = kinds[True], kinds[False]
-    if not with_images:
-        return unlike(iter(text)), None, bool(text)
-    plain = text[0] if text else encoded_or_none(trainer, TEXT_PROMPT)
-    return unlike(iter(with_images)), plain, bool(text)
-
-
-def encoded_or_none(trainer: "RolloutTrainer", prompt: list[dict[str, Any]]) -> EncodedPrompt | None:
-    """A prompt that is not of the data, if the processor takes it; some demand an image."""
-    try:
-        return trainer._encode(prompt, 0)[0]
-    except FAULTS:
-        return None

@@ -1,0 +1,71 @@
+"""Passes over a model that leave nothing changed: random state, modes, caches and gradients are restored."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+@contextmanager
+def training_without_dropout(model: nn.Module) -> Iterator[None]:
+    """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`."""
+    dropouts = [module for module in model.modules() if isinstance(module, DROPOUTS)]
+    shares = [module.p for module in dropouts]
+    model.train()
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, share in zip(dropouts, shares, strict=True):
+            module.p = share
+        model.eval()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside the block, no gradients and evaluation mode; afterwards all random state, modes and caches as before.
+
+    Caches are whatever a forward pass leaves on a module: attributes such as the `rope_deltas` of the Qwen families,
+    and buffers.
+    """
+    modes = {module: module.training for module in model.modules()}
+    kept = {module: (_attributes(module), dict(module.named_buffers(recurse=False))) for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    states = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    model.eval()
+    for parameter in gradients:
+        parameter.grad = None
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for module, (attributes, buffers) in kept.items():
+            _restore(module, attributes)
+            for name, buffer in buffers.items():
+                setattr(module, name, buffer)
+            module.training = modes[module]
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module holds beside parameters, buffers and modules."""
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+
+def _restore(module: nn.Module, before: dict[str, Any]) -> None:
+    for name in _attributes(module).keys() - before.keys():
+        del vars(module)[name]
+    for name, value in before.items():
+        if vars(module).get(name) is not value:
+            vars(module)[name] = value
