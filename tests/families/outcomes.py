@@ -15,6 +15,8 @@ from vgpo.trl import VGPOTrainer
 LIMIT = 3e-5  # nats, in float32
 # Families whose processor takes no prompt without an image.
 IMAGES_REQUIRED = ("paligemma", "paligemma2")
+# Families whose decoder has parameters for images alone, which a blank image does not run.
+IMAGE_EXPERTS = ("ernie4_5_vl_moe",)
 # What is known not to work: how the error begins or what it holds, and the reason for the table.
 CROSS_ATTENTION = ("its decoder reads images by cross attention", "Refused: its images are no tokens of the decoder.")
 CODES = ("discrete codes", "Refused: its images become discrete codes, through which no gradient reaches the tower.")
@@ -93,7 +95,7 @@ def outcome(family: Family) -> Outcome:
         numbers,
         head="own" if parity.own_head else "fused",
         why_separate="" if parity.shares_prompts else trainer._sharing.reason,
-        blank=bool(blank) and all(gap.passes for gap in blank),
+        blank=bool(blank) and all(gap.passes for gap in blank) and family.name not in IMAGE_EXPERTS,
     )
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from tests.families.build import FAMILIES
+from tests.families.build import ALL_FAMILIES, FAMILIES
 from tests.families.mixed_worker import blank_of, load, score, score_family
+from tests.families.outcomes import IMAGE_EXPERTS, IMAGES_REQUIRED, RED
 from tests.processes import NUM_PROCESSES, run_in_processes
 
 pytest_plugins = ["tests.families.fixtures"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def case(name: str) -> Any:
+    return pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "family", [case(name) for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *IMAGE_EXPERTS)]
+)
 def test_a_blank_picture_changes_no_output_and_no_gradient(family: str, family_folder: Callable[[str], Path]) -> None:
     model, processor = load(family_folder(family))
     pictures = score(model, processor, 0, None)
@@ -47,3 +55,11 @@ def test_without_a_blank_picture_processes_do_not_get_through(
     assert not list(tmp_path.iterdir())
     run_in_processes(score_family, checkpoint, tmp_path, True)
     assert len(list(tmp_path.iterdir())) == NUM_PROCESSES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", IMAGE_EXPERTS)
+def test_a_blank_picture_does_not_run_experts_of_images(family: str, family_folder: Callable[[str], Path]) -> None:
+    model, processor = load(family_folder(family))
+    pictures, blank = score(model, processor, 0, None), score(model, processor, 1, blank_of(processor))
+    assert {"vision_moe" in name for name in pictures.keys() - blank.keys()} == {True}
