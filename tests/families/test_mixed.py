@@ -18,6 +18,9 @@ from tests.processes import NUM_PROCESSES, run_in_processes
 pytest_plugins = ["tests.families.fixtures"]
 
 
+MIXED = [name for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *IMAGE_EXPERTS)]
+
+
 def case(name: str) -> Any:
     return pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow)
 

@@ -74,6 +74,7 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     found = {
         "sharded": trainer.is_fsdp_enabled,
+        "parity": {gap.name: gap.passes for gap in trainer.check_parity().gaps},
         "weights": weight_hash(trainer.model.named_parameters()),
         "log": trainer.state.log_history,
         "records": records,

@@ -60,6 +60,8 @@ def test_two_processes_go_on_where_two_others_stopped(
     run_in_processes(resume_worker.train, tmp_path, checkpoint, CASES[case])
     for expected, actual in zip(known(checkpoint.parent), known(tmp_path), strict=True):
         assert actual["sharded"] == expected["sharded"] == ("fsdp" in CASES[case])
+        assert all(actual["parity"].values())
+        assert "gradients, shared prompts" in actual["parity"]
         assert actual["weights"] == expected["weights"]
         assert told(actual["log"]) == told(expected["log"])
         assert [line["step"] for line in actual["trained_on"]] == [4, 5, 6]
