@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from vgpo.focus import banned_token_ids, decoder_of, last_hidden_state, visual_token_mask
 from vgpo.policy.blank_media import blank_media
 from vgpo.policy.generation import Responses, as_responses, respond
-from vgpo.policy.probes import FAULTS, Probes, with_other_pixels
+from vgpo.policy.probes import FAULTS, SEED, Probes, with_other_pixels
 from vgpo.policy.prompts import EncodedPrompt, response_type
 from vgpo.policy.sampled import record_sampled
 from vgpo.policy.scoring import Rows, Scores, score_rows
@@ -24,7 +24,6 @@ from vgpo.policy.undisturbed import training_without_dropout, undisturbed
 
 MAX_TOKENS = 32  # of a sampled response
 SAMPLES = 2  # responses of a prompt
-SEED = 20260409  # of the responses; the state of every random generator is restored
 SHORTER = (1.0, 0.5, 0.75, 0.34)  # the share of each response that is kept, so that rows are padded to unlike lengths
 SPECIAL_TOKENS_AT_ONCE = 512
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.prompts import EncodedPrompt
 
-ROWS = 16  # of the data set, in which prompts with unlike images are looked for
+ROWS = 8  # of the data set, in which prompts with unlike images are looked for
 TEXT_PROMPT = [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}]
-SEED = 20260409  # of other pixels
+SEED = 20260409  # of responses and other pixels; the state of every random generator is restored
 # What a model or its processor may raise for input that it cannot take.
 FAULTS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, StopIteration,

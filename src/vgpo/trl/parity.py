@@ -67,7 +67,8 @@ def host_of(trainer: "RolloutTrainer") -> Host:
         trainer.scoring_models()[0], trainer.processing_class,
         min(MAX_TOKENS, trainer.args.max_completion_length), trainer.temperature,
     )  # fmt: skip
-    decoding.update(suppress_tokens=trainer.generation_config.suppress_tokens)
+    if not trainer.use_vllm:  # with it, the parent has no such config
+        decoding.update(suppress_tokens=trainer.generation_config.suppress_tokens)
     # DeepSpeed runs a backward pass as a part of a step.
     has_backward = accelerator.distributed_type != DistributedType.DEEPSPEED
 
