@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from trl import ModelConfig
@@ -161,7 +163,13 @@ def test_mergers_inside_the_vision_tower_are_projectors(
 @pytest.mark.parametrize(
     ("family", "parts"),
     [
-        ("qwen2_5_omni_thinker", {"audio_tower": "audio", "visual.blocks": "vision"}),
+        pytest.param(
+            "qwen2_5_omni_thinker",
+            {"audio_tower": "audio", "visual.blocks": "vision"},
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.23"), reason="needs transformers 5.23"
+            ),
+        ),
         ("janus", {"vqmodel": "generation", "generation_": "generation", "aligner": "projector"}),
         ("video_llava", {"video_tower": "vision", "image_tower": "vision"}),
     ],

@@ -81,5 +81,5 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
         for part in output:
             yield from tensors_of(part)
     elif output is not None:
-        yield from tensors_of(output.get("pooler_output"))
-        yield from tensors_of(output.get("deepstack_features"))  # Qwen3-VL, for its first layers
+        yield from tensors_of(getattr(output, "pooler_output", None))
+        yield from tensors_of(getattr(output, "deepstack_features", None))  # Qwen3-VL, for its first layers
