@@ -15,11 +15,11 @@ import torch
 
 from tests.families.build import build_checkpoint
 from tests.families.checks import Family, weights
-from vgpo.policy import measurement, scoring
+from vgpo.policy import measurement, prompts, scoring
 from vgpo.policy.measurement import Gap, mask_problem
 from vgpo.policy.parity import ParityError
 from vgpo.recipe.checks import examine
-from vgpo.shared_prompt import Packing
+from vgpo.shared_prompt import Packing, attention, families
 from vgpo.trl import VGPOTrainer
 
 Make = Callable[..., VGPOTrainer]
@@ -112,6 +112,21 @@ def test_positions_of_responses_that_are_off_by_one(make: Make, monkeypatch: pyt
         make(parity="strict").check_parity()
     with pytest.raises(ValueError, match="share_prompt='on' is not possible: log-probs, shared prompts"):
         make(share_prompt="on").check_parity()
+
+
+def test_a_sliding_window_that_sharing_drops(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "structural_obstacle", lambda text: None)
+    monkeypatch.setattr(attention, "UNSUPPORTED", ())
+    trainer = make("llava_next_mistral")
+    assert trainer._sharing.scoring
+    assert not trainer.check_parity().shares_prompts
+    assert "log-probs, shared prompts" in trainer._sharing.reason
+
+
+def test_a_response_that_sees_its_future(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "RESPONSE_TYPES", {})
+    with pytest.raises(ParityError, match="- log-probs, sampled"):
+        make("paligemma", numbers=(1, 2), per_device_train_batch_size=4).check_parity()
 
 
 def test_padding_that_is_attended_to(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
