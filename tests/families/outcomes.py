@@ -13,10 +13,13 @@ from vgpo.policy.measurement import SEPARATE_ROWS
 from vgpo.trl import VGPOTrainer
 
 LIMIT = 3e-5  # nats, in float32
+# Linear attention adds up in chunks of tokens, which begin elsewhere in a padded row.
+ROUNDING = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4}
 # Families whose processor takes no prompt without an image.
 IMAGES_REQUIRED = ("paligemma", "paligemma2")
-# Families whose decoder has parameters for images alone, which a blank image does not run.
-IMAGE_EXPERTS = ("ernie4_5_vl_moe",)
+# Families with parameters for images that a blank one does not run, by a word of their names: experts of the decoder,
+# and queries for the tiles of large images.
+NOT_RUN_BY_BLANK = {"ernie4_5_vl_moe": "vision_moe", "deepseek_ocr2": "query_768"}
 # What is known not to work: how the error begins or what it holds, and the reason for the table.
 CROSS_ATTENTION = ("its decoder reads images by cross attention", "Refused: its images are no tokens of the decoder.")
 CODES = ("discrete codes", "Refused: its images become discrete codes, through which no gradient reaches the tower.")
@@ -32,9 +35,14 @@ RED: dict[str, tuple[str, str]] = {
         "Stopped by the parity check: the forward pass of transformers 5.24 fails for text and for images alike.",
     ),
     "ovis2": (
-        "'list' object has no attribute 'tolist'",
-        "The processor of transformers 5.24 fails unless it is asked for tensors, which TRL does not.",
+        "RecipeError.*fails on a prompt with one image.*'list' object has no attribute 'tolist'",
+        "Refused: the processor of transformers 5.24 fails unless it is asked for tensors, which TRL does not.",
     ),
+    "granite4_vision": (
+        "ParityError.*no input of the decoder changes",
+        "Stopped by the parity check: its layers add image features themselves, which no input shows.",
+    ),
+    "got_ocr2": ("one page for one prompt", "Refused: its processor reads one page for one prompt."),
 }
 
 
@@ -88,14 +96,15 @@ def outcome(family: Family) -> Outcome:
     required = [gap for gap in parity.gaps if gap not in blank and gap.remedy != SEPARATE_ROWS]
     for gap in required:
         assert gap.passes, f"{family.name}: {gap}"
-        assert not gap.largest >= LIMIT or "gradients" in gap.name, f"{family.name}: {gap}"
+        limit = ROUNDING.get(family.name, LIMIT)
+        assert not gap.largest >= limit or "gradients" in gap.name, f"{family.name}: {gap}"
     return Outcome(
         family.name,
         model_type,
         numbers,
         head="own" if parity.own_head else "fused",
         why_separate="" if parity.shares_prompts else trainer._sharing.reason,
-        blank=bool(blank) and all(gap.passes for gap in blank) and family.name not in IMAGE_EXPERTS,
+        blank=bool(blank) and all(gap.passes for gap in blank) and family.name not in NOT_RUN_BY_BLANK,
     )
 
 

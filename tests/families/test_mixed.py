@@ -12,13 +12,13 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.families.build import ALL_FAMILIES, FAMILIES
 from tests.families.mixed_worker import blank_of, load, score, score_family
-from tests.families.outcomes import IMAGE_EXPERTS, IMAGES_REQUIRED, RED
+from tests.families.outcomes import NOT_RUN_BY_BLANK, IMAGES_REQUIRED, RED
 from tests.processes import NUM_PROCESSES, run_in_processes
 
 pytest_plugins = ["tests.families.fixtures"]
 
 
-MIXED = [name for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *IMAGE_EXPERTS)]
+MIXED = [name for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *NOT_RUN_BY_BLANK)]
 
 
 def case(name: str) -> Any:
@@ -26,7 +26,7 @@ def case(name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "family", [case(name) for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *IMAGE_EXPERTS)]
+    "family", [case(name) for name in ALL_FAMILIES if name not in (*RED, *IMAGES_REQUIRED, *NOT_RUN_BY_BLANK)]
 )
 def test_a_blank_picture_changes_no_output_and_no_gradient(family: str, family_folder: Callable[[str], Path]) -> None:
     model, processor = load(family_folder(family))
@@ -61,8 +61,10 @@ def test_without_a_blank_picture_processes_do_not_get_through(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", IMAGE_EXPERTS)
-def test_a_blank_picture_does_not_run_experts_of_images(family: str, family_folder: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("family", NOT_RUN_BY_BLANK)
+def test_a_blank_picture_does_not_run_all_that_pictures_go_through(
+    family: str, family_folder: Callable[[str], Path]
+) -> None:
     model, processor = load(family_folder(family))
     pictures, blank = score(model, processor, 0, None), score(model, processor, 1, blank_of(processor))
-    assert {"vision_moe" in name for name in pictures.keys() - blank.keys()} == {True}
+    assert {NOT_RUN_BY_BLANK[family] in name for name in pictures.keys() - blank.keys()} == {True}

@@ -32,6 +32,19 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
     assert browser.complaints == []
 
 
+def test_numbers_of_a_chart_fit_their_size(browser: Chromium, make_run, tmp_path: Path):
+    """Differences of float32 rounding are not a row of zeros."""
+    folder = fill(make_run(), 4, **{"sampling/log_prob_gap": 8.7e-8})
+    browser.show(write_report([folder.path], tmp_path / "report.html"))
+    charts = browser.evaluate("[...document.querySelectorAll('#charts .readout')].map(line => line.textContent)")
+    assert "last8.7e\u22128" in charts
+    labels = browser.evaluate("[...document.querySelectorAll('#charts svg text')].map(label => label.textContent)")
+    assert labels
+    assert max(map(len, labels)) <= len("1.0e-8")
+    spoken = "[scaled(0, 8), scaled(0.25, 2), scaled(-3e-5, 3), scaled(0.4, 0), scaled(1200, 0), scaled(null, 3)]"
+    assert browser.evaluate(spoken) == ["0.0000", "0.25", "\u22123.0e\u22125", "0", "1200", "–"]
+
+
 def test_tokens_answer_to_keys_and_pointer(browser: Chromium, page: Path):
     browser.show(page)
     readout = "document.querySelector('.token-readout').textContent"

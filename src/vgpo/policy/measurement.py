@@ -123,11 +123,15 @@ class Host:
     @property
     def dtype(self) -> torch.dtype:
         """In which the scoring path computes."""
-        device = next(self.model.parameters()).device.type
         with self.autocast():
-            if torch.is_autocast_enabled(device):
-                return torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(self.device.type):
+                return torch.get_autocast_dtype(self.device.type)
         return self.vlm.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the parameters."""
+        return next(self.model.parameters()).device
 
 
 class SingleRow(NamedTuple):
@@ -161,7 +165,11 @@ class Measurement:
     def responses(self) -> tuple[Responses, Tensor]:
         """Sampled responses, cut to unlike lengths, and the log-probabilities from which they were sampled."""
         decoding = self.host.decoding
-        with self.host.generating() as model, record_sampled(model, self.host.temperature) as sampled:
+        with (
+            self.host.autocast(),
+            self.host.generating() as model,
+            record_sampled(model, self.host.temperature) as sampled,
+        ):
             found = respond(model, self.prompts, decoding, seed=SEED)
         log_probs = sampled.log_probs(found.rows.input_ids[:, -1])
         lengths = found.mask.sum(1).tolist()
@@ -170,11 +178,7 @@ class Measurement:
         return self._of(self.prompts, ids), log_probs
 
     def _of(self, prompts: Sequence[EncodedPrompt], token_ids: Sequence[Sequence[int]]) -> Responses:
-        return as_responses(prompts, token_ids, self.host.pad_token_id, self.responses_device)
-
-    @property
-    def responses_device(self) -> torch.device:
-        return next(self.host.model.parameters()).device
+        return as_responses(prompts, token_ids, self.host.pad_token_id, self.host.device)
 
     @cached_property
     def separate(self) -> Scores:
@@ -257,8 +261,6 @@ class Measurement:
 
     def sharing(self) -> list[Gap]:
         """Shared prompts against separate rows: outputs, and one backward pass."""
-        if not self.host.share:
-            return []
         responses, mask = self.responses[0], self.responses[0].mask
         shared = self._scores(responses.rows, share=True)
         name = "log-probs, shared prompts"
@@ -272,7 +274,8 @@ class Measurement:
         if self.host.backward is None:
             return []
         shared, separate = self._gradient_numbers(share=True), self._gradient_numbers(share=False)
-        scale = separate[:, 0].max().clamp(min=torch.finfo(torch.float32).tiny)
+        # Of all processes: a shard may have next to no gradient.
+        scale = self.host.largest(separate[:, 0].max()[None]).clamp(min=torch.finfo(torch.float32).tiny)
         gap = ((shared - separate).abs() / scale).flatten()
         # One parameter that is wrong must not be averaged away over all others.
         name = "gradients, shared prompts"
@@ -370,7 +373,7 @@ class Measurement:
         if not tokens:
             return None
         try:
-            self._single(self.prompts[0], torch.tensor(tokens, device=self.responses_device))
+            self._single(self.prompts[0], torch.tensor(tokens, device=self.host.device))
             return None
         except FAULTS as error:
             if len(tokens) == 1:

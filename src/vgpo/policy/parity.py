@@ -1,4 +1,4 @@
-"""Whether a model is scored as it is: parity, measured on the user's own checkpoint and prompts.
+"""Parity: whether a trainer computes what the model computes, measured on the user's own checkpoint and prompts.
 
 A trainer does not read a model as `model(...)` does. It pads rows, computes a prompt once for several responses,
 projects states with a head of its own, and runs under autocast. Each of these can be wrong for a model that nobody has
@@ -29,7 +29,7 @@ REMEDIES = {
 
 
 class ParityError(RuntimeError):
-    """The model is not scored as it is, and no other way of scoring it is known; the message has what was measured."""
+    """The trainer does not compute what the model computes; the message says what was measured."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def refuse(gaps: Sequence[Gap], *, strict: bool) -> None:
     if failed:
         lines = "\n".join(f"- {gap.name}: {gap.result}" for gap in failed)
         raise ParityError(
-            f"The model would not be trained on what it is. Measured on two prompts of the data:\n{lines}\n"
-            "Use another checkpoint or attn_implementation, or report the family. parity: off trains in spite of it."
+            "Parity check failed: the trainer does not compute what the model computes. Measured on two prompts of "
+            f"the training data:\n{lines}\nTry another attn_implementation or version of transformers, or report the "
+            "model family. parity: off skips this check."
         )

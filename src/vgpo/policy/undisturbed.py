@@ -35,7 +35,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     Caches are whatever a forward pass leaves on a module: attributes such as the `rope_deltas` of the Qwen families,
     and buffers.
     """
-    modes = {module: module.training for module in model.modules()}
     kept = {module: (_attributes(module), dict(module.named_buffers(recurse=False))) for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     states = random.getstate(), np.random.get_state()
@@ -53,13 +52,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             _restore(module, attributes)
             for name, buffer in buffers.items():
                 setattr(module, name, buffer)
-            module.training = modes[module]
         for parameter, gradient in gradients.items():
             parameter.grad = gradient
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside parameters, buffers and modules."""
+    """What a module holds beside parameters, buffers and modules: its mode, caches, and what it was built with."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 

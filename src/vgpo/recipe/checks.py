@@ -228,7 +228,7 @@ def shared(setup: Setup) -> Finding:
 
 
 def parity(setup: Setup) -> Finding:
-    """Whether the model is scored as it is; see `vgpo.policy.parity`."""
+    """Whether training computes what the model computes; see `vgpo.policy.parity`."""
     if setup.recipe.config.parity == "off":
         return Finding("warn", "parity: off; nothing compares what is trained with the model itself")
     try:

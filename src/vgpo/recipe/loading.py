@@ -28,6 +28,7 @@ from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_
 from vgpo.focus import banned_token_ids, named_visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
+from vgpo.policy.probes import FAULTS
 from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
 
@@ -301,15 +302,21 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
     """Whether the processor writes the token that the model replaces by image features.
 
     Raises:
-        RecipeError: It does not: files of two checkpoints were mixed.
+        RecipeError: It does not: files of two checkpoints were mixed. Or it fails on an image.
     """
     wanted = named_visual_token_ids(model.config)
     if not wanted:
         return
-    written = processor.apply_chat_template(
-        blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
-    written = set(np.asarray(written).flatten().tolist())
+    try:
+        fields = processor.apply_chat_template(
+            blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except FAULTS as error:
+        raise RecipeError(
+            f"model_name_or_path: {type(processor).__name__} of {model.name_or_path!r} fails on a prompt with one "
+            f"image ({type(error).__name__}: {error}). Try another version of transformers, or another model"
+        ) from error
+    written = set(np.asarray(fields["input_ids"]).flatten().tolist())
     if written.isdisjoint(wanted):
         names = processor.tokenizer.convert_ids_to_tokens(wanted)
         in_tokenizer = [token for token in getattr(processor, "image_token_ids", []) if token is not None]

@@ -95,7 +95,7 @@ def train(
         RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
         RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
         CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
-        ParityError: The model is not scored as it is, and no other way of scoring it is right.
+        ParityError: The trainer does not compute what the model computes.
         SystemExit: A signal ended the training.
     """
     run, config = recipe.run, recipe.config

@@ -23,6 +23,7 @@ PROVEN = (
 )
 OTHER_LAYERS = {
     "chunked_attention": "attend within chunks of the row",
+    "conv": "carry a state from token to token, which responses would hand on to each other",
     "linear_attention": "carry a state from token to token, which responses would hand on to each other",
     "sliding_attention": "see a sliding window only",
 }

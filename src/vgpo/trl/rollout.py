@@ -123,7 +123,7 @@ class RolloutTrainer(MonitoredTrainer):
         return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
 
     def check_parity(self) -> Parity | None:
-        """Measure once whether the model is scored as it is; see `vgpo.trl.parity.check_parity`. None if it is off."""
+        """Run the parity check once, see `vgpo.trl.parity.check_parity`; None if it is off."""
         if self.parity is None and self.args.parity != "off":
             self.parity = check_parity(self)
         return self.parity

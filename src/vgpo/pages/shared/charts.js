@@ -34,7 +34,7 @@ function axes(scale, xTicks, yRange) {
   for (const tick of ticks) {
     const y = scale.y(tick);
     group.append(shape("line", { class: "grid", x1: PLOT.left, x2: PLOT.width - PLOT.right, y1: y, y2: y }));
-    const label = number(tick, digits);
+    const label = scaled(tick, digits);
     group.append(shape("text", { x: PLOT.left - 6, y: y + 4, "text-anchor": "end" }, label));
   }
   for (const [value, label] of xTicks) {
@@ -129,7 +129,7 @@ function readOut(chart, scale, svg, readout, step) {
     const at = nearest(line.steps, step);
     const value = line.values[at];
     if (value !== null) marks.append(dot(scale, line, at, value));
-    parts.push(element("span", { class: "mark" }, swatch(line.run), number(value, chart.digits)));
+    parts.push(element("span", { class: "mark" }, swatch(line.run), scaled(value, chart.digits)));
   }
   svg.append(marks);
   readout.replaceChildren(...parts);
@@ -138,7 +138,7 @@ function readOut(chart, scale, svg, readout, step) {
 function latest(chart) {
   const row = element("span", {}, "last");
   for (const line of chart.series) {
-    row.append(element("span", { class: "mark" }, swatch(line.run), number(line.values.at(-1), chart.digits)));
+    row.append(element("span", { class: "mark" }, swatch(line.run), scaled(line.values.at(-1), chart.digits)));
   }
   return row;
 }

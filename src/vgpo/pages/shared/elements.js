@@ -29,6 +29,12 @@ function number(value, digits) {
   return value.toFixed(digits).replace("-", "\u2212");
 }
 
+// As `number`, and with an exponent where so few digits would show zeros only, or so many would not fit an axis.
+function scaled(value, digits) {
+  const small = Math.abs(value) < Math.min(1e-3, 0.5 * 10 ** -digits);
+  return value && (small || digits > 4) ? value.toExponential(1).replaceAll("-", "\u2212") : number(value, Math.min(digits, 4));
+}
+
 function signed(value, digits) {
   return (value > 0 ? "+" : "") + number(value, digits);
 }
