@@ -12,7 +12,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tests.families.build import ALL_FAMILIES, FAMILIES
 from tests.families.mixed_worker import blank_of, load, score, score_family
-from tests.families.outcomes import NOT_RUN_BY_BLANK, IMAGES_REQUIRED, RED
+from tests.families.outcomes import IMAGES_REQUIRED, NOT_RUN_BY_BLANK, RED
 from tests.processes import NUM_PROCESSES, run_in_processes
 
 pytest_plugins = ["tests.families.fixtures"]
