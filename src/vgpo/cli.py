@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,21 @@ def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def outside_runs(path: Path | None) -> Path | None:
+    """A path that a command writes to, which must not be a file of a run."""
+    from vgpo.run.outputs import check_not_of_a_run
+    from vgpo.run.storage import RunFolderError
+
+    with readable((RunFolderError,)):
+        if path is not None:
+            check_not_of_a_run(path)
+    return path
+
+
+out_option = partial(typer.Option, callback=outside_runs)
+out_argument = partial(typer.Argument, callback=outside_runs)
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         Console().print(f"vgpo {__version__}", highlight=False)
@@ -68,7 +84,8 @@ def options(
 @app.command()
 def quickstart(
     out: Annotated[
-        Path | None, typer.Option(help="New folder for data, both runs and the report. Default: under runs/.")
+        Path | None,
+        out_option(help="New folder for data, both runs and the report. Default: under runs/."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
     max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after so many steps.")] = None,
@@ -120,7 +137,7 @@ def evaluate(
     min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write the figures and every answer to this JSON file.")] = None,
+    out: Annotated[Path | None, out_option(help="Write the figures and every answer to this JSON file.")] = None,
 ) -> None:
     """Measure a checkpoint's greedy accuracy, with its 95 % interval."""
     from vgpo.commands import evaluate as command
@@ -170,7 +187,10 @@ def inspect_checkpoint(
         bool, typer.Option("--without", help="Ask again with a blank image, and with another question's.")
     ] = False,
     out: Annotated[
-        Path, typer.Option(help="A folder for inspection.json and inspection.html, or the name of one of the two.")
+        Path,
+        out_option(
+            help="A folder for inspection.json and inspection.html, or the name of one of the two.",
+        ),
     ] = Path("inspection.html"),
     format: Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")] = None,
     template: Annotated[
@@ -211,7 +231,7 @@ def inspect_checkpoint(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; their curves are drawn over each other.")],
-    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, out_option(help="The HTML file to write.")] = Path("report.html"),
 ) -> None:
     """Draw one self-contained page from run folders."""
     from vgpo.commands import report as command
@@ -236,7 +256,10 @@ def watch(
 @app.command()
 def compare(
     study: Annotated[Path, typer.Argument(help="A study file: methods, seeds and settings over one recipe.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the study. Default: runs/ and the file's name.")] = None,
+    out: Annotated[
+        Path | None,
+        out_option(help="Folder of the study. Default: runs/ and the file's name."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
 ) -> None:
     """Train every method with every seed from the same start, and compare them in a table and a page.
@@ -285,7 +308,7 @@ def doctor(
 def check(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
-    html: Annotated[Path | None, typer.Option(help="Write the prompts with their images as a page too.")] = None,
+    html: Annotated[Path | None, out_option(help="Write the prompts with their images as a page too.")] = None,
 ) -> None:
     """Read a recipe's sets, count them, show three prompts as the model gets them, and name every bad row.
 
@@ -320,7 +343,7 @@ def try_rewards(
 
 @toy.command()
 def warmstart(
-    out: Annotated[Path, typer.Argument(help="New folder for the checkpoint and the log of its accuracy.")],
+    out: Annotated[Path, out_argument(help="New folder for the checkpoint and the log of its accuracy.")],
     seed: Annotated[int, typer.Option(help="Draws weights, images and questions.")] = 0,
     task: Annotated[str | None, typer.Option(help=DIAL)] = None,
 ) -> None:
@@ -333,7 +356,7 @@ def warmstart(
 
 @toy.command()
 def data(
-    out: Annotated[Path, typer.Argument(help="Folder for train.parquet and test.parquet.")],
+    out: Annotated[Path, out_argument(help="Folder for train.parquet and test.parquet.")],
     num_train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 4096,
     num_test: Annotated[int, typer.Option(min=1, help="Held-out questions, on scans of their own.")] = 500,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,

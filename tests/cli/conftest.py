@@ -11,6 +11,7 @@ import datasets
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.cli.resuming import begin, folder, start, stopped, whole  # noqa: F401  # fixtures of several modules
 from vgpo.toy import write_datasets
 
 MINIMAL = """

@@ -1,58 +1,23 @@
 """`vgpo train --resume true`: the same command goes on, as the run that was never stopped, or says what differs."""
 
-import contextlib
-import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from benchmarks.faults import differences
-from click.testing import Result
 from safetensors.torch import save
-from typer.testing import CliRunner
 
+from tests.cli.resuming import REWARD, STEPS, Start, contents, evaluation, wait_for
 from vgpo.checkpoints import CheckpointStore
 from vgpo.checkpoints.store import FORMAT, file_entry
-from vgpo.cli import app
 from vgpo.recipe import train
 from vgpo.recipe.signals import StopOnSignal
 from vgpo.run import RunFolder
-from vgpo.toy import write_datasets
 
-STEPS = 4
-SETTINGS = {
-    "model_name_or_path": "toy",
-    "num_generations": 4,
-    "per_device_train_batch_size": 8,
-    "steps_per_generation": 2,
-    "dynamic_sampling": True,
-    "max_completion_length": 16,
-    "max_steps": STEPS,
-    "learning_rate": 1.0e-4,
-    "save_strategy": "steps",
-    "save_steps": 1,
-    "logging_steps": 1,
-    "log_rollouts_steps": 1,
-    "dtype": "float32",
-    "use_cpu": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "dataloader_pin_memory": False,
-    "disable_tqdm": True,
-    "report_to": "none",
-}
-REWARD = """
-def odd(completions, **kwargs):
-    return [float(sum(map(ord, completion[0]["content"])) % 2) for completion in completions]
-"""
 WAITING = """
 import time
 from pathlib import Path
@@ -61,77 +26,6 @@ def waiting(**kwargs):
     Path(__file__).with_name("waits").touch()
     time.sleep(300)
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe, its data, and a reward of one's own."""
-    folder = tmp_path_factory.mktemp("resume")
-    _, test = write_datasets(folder, num_train=12, num_test=4, progress=False)
-    (folder / "reward.py").write_text(REWARD)
-    recipe = {
-        "train_data": str(folder / "train.parquet"),
-        "eval_data": str(test),
-        "rewards": [f"{folder}/reward.py:odd"],
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**SETTINGS, **recipe}))
-    return folder
-
-
-Start = Callable[..., Result]
-
-
-@pytest.fixture(scope="module")
-def start(folder: Path) -> Start:
-    """`vgpo train --resume true` in a run folder."""
-
-    def invoke(run: Path, *words: str) -> Result:
-        return CliRunner().invoke(app, command(folder, run, *words), catch_exceptions=False)
-
-    return invoke
-
-
-def command(folder: Path, run: Path, *words: str) -> list[str]:
-    return ["train", "--config", str(folder / "recipe.yaml"), "--run_dir", str(run), "--resume", "true", *words]
-
-
-@pytest.fixture(scope="module")
-def whole(folder: Path, start: Start) -> Path:
-    """The run that was never stopped, with a checkpoint of each step; `--resume` in an empty folder begins it."""
-    done = start(folder / "whole")
-    assert done.exit_code == 0, done.output
-    return folder / "whole"
-
-
-@pytest.fixture
-def stopped(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
-    """A folder as a kill leaves it that came after more was written than the checkpoint of a step."""
-
-    def copy(step: int) -> Path:
-        run = shutil.copytree(whole, tmp_path / "run")
-        for later in range(step + 1, STEPS + 1):
-            shutil.rmtree(run / "checkpoints" / f"checkpoint-{later}")
-        shutil.rmtree(run / "checkpoints" / "final")
-        (run / "finished.json").unlink()
-        with (run / "metrics.jsonl").open("a") as metrics:
-            metrics.write('{"step": 4, "epo')
-        return run
-
-    return copy
-
-
-def evaluation(run: Path) -> dict:
-    return json.loads((run / "evaluation.json").read_text())
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file and link below a folder, with the SHA-256 of what it holds or where it leads."""
-
-    def digest(path: Path) -> str:
-        return f"-> {path.readlink()}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
-
-    files = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    return {str(path.relative_to(folder)): digest(path) for path in files}
 
 
 @pytest.mark.train
@@ -267,16 +161,6 @@ def test_a_run_that_was_killed_before_its_report_is_not_finished(start: Start, w
     assert RunFolder(run).read_finished().step == STEPS
 
 
-@pytest.mark.parametrize("left", [(), ("final",), (".replaced-final",), ("final", ".replaced-final")], ids=str)
-def test_final_weights_are_replaced_whatever_a_kill_has_left(tmp_path: Path, left: tuple[str, ...]) -> None:
-    for name in (".saving-final", *left):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_text(name)
-    train.put_in_place(tmp_path / ".saving-final", tmp_path / "final")
-    assert contents(tmp_path).keys() == {"final/weights"}
-    assert (tmp_path / "final" / "weights").read_text() == ".saving-final"
-
-
 @pytest.mark.train
 def test_a_run_that_was_killed_before_its_first_save_starts_again_and_keeps_its_first_evaluation(
     start: Start, whole: Path, stopped: Callable[[int], Path]
@@ -309,9 +193,10 @@ CHANGES = {
     "data set": (["--train_data", "{folder}/test.parquet"], ["data set"]),
     "template": (["--template", "think_boxed"], ["template"]),
     "reward": (["--rewards", "accuracy"], ["rewards"]),
-    "pixel limits": (["--max_pixels", "20000"], ["image sizes", "max_pixels"]),
+    "pixel limits": (["--max_pixels", "20000"], ["image_processor.size.longest_edge", "max_pixels"]),
     "settings": (["--learning_rate", "1e-5", "--seed", "7"], ["learning_rate", "seed"]),
-    "how it is watched": (["--save_steps", "2", "--logging_steps", "5", "--eval_limit", "1"], []),
+    "how it is watched": (["--save_steps", "2", "--logging_steps", "5"], []),
+    "how it is judged": (["--eval_limit", "1"], ["held-out set"]),
     "what is kept of it": (["--max_rollout_bytes", "1000000", "--save_total_limit", "9"], []),
 }
 
@@ -362,27 +247,6 @@ def test_a_change_that_is_meant_is_recorded(start: Start, whole: Path, stopped: 
     assert resumed.changes == [change]
     rates = [[line.get("learning_rate") for line in RunFolder.open(path).read_metrics()] for path in (whole, run)]
     assert rates[1] == [*rates[0][:2], *(pytest.approx(10 * rate) for rate in rates[0][2:STEPS]), None]
-
-
-@pytest.fixture
-def begin(folder: Path, tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[bytes]"]]:
-    """The command in a process of its own, which ends with the test; what it says goes to `log`."""
-    with contextlib.ExitStack() as ends:
-
-        def start_process(*words: str) -> "subprocess.Popen[bytes]":
-            line = [sys.executable, "-m", "vgpo.cli", *command(folder, tmp_path / "run", *words)]
-            log = ends.enter_context((tmp_path / "log").open("wb"))
-            process = subprocess.Popen(line, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            ends.enter_context(process)
-            ends.callback(process.kill)
-            return process
-
-        yield start_process
-
-
-def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    while not path.exists() and process.poll() is None:
-        time.sleep(0.02)
 
 
 @pytest.mark.train

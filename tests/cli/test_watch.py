@@ -22,7 +22,7 @@ from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import plots, watch
 from vgpo.report.watched import WatchedRun, throughput_of
-from vgpo.run import RunFolder, RunFolderError
+from vgpo.run import RunFolder, RunFolderError, resume_folder
 from vgpo.run.storage import append_records
 
 NOW = 10_000.0
@@ -190,7 +190,7 @@ def test_a_run_that_an_error_ended_says_by_what(make_folder):
     assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
     assert "second line" not in shown
     assert "left" not in shown
-    RunFolder.resume(folder.path, 20, seed=0, command=[])
+    resume_folder(folder, 20, seed=0, command=[])
     watched.read()
     assert not watched.over
 

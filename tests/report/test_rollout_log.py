@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import os
+import random
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 
 from tests.report.run_records import LINE_0_1, evaluation, fill, handed_over, rollout
 from vgpo.report import report_data
-from vgpo.run import RunFolder, RunFolderError, storage
+from vgpo.run import RunFolder, RunFolderError, examine, folder_state, resume_folder, storage
+from vgpo.run.records import FolderState
 from vgpo.run.storage import append_records
 
 LIMIT = 40_000
@@ -111,7 +113,8 @@ def test_a_full_disk_in_the_midst_of_a_rotation_leaves_the_log(make_run, monkeyp
 def test_resuming_cuts_back_to_the_checkpoint(make_run):
     path = fill(make_run(), 6).path
     RunFolder(path).write_evaluation({"before": evaluation(0.4, 0.3, 0.5), "after": evaluation(0.6, 0.5, 0.7)})
-    folder = RunFolder.resume(path, 4, seed=3, command=["vgpo", "train"], changes=["rewards: a -> b"])
+    folder = RunFolder.open(path)
+    resume_folder(folder, 4, seed=3, command=["vgpo", "train"], changes=["rewards: a -> b"])
 
     assert [line["step"] for line in folder.read_metrics()] == [1, 2, 3, 4]
     assert sorted({record.step for record in folder.read_rollouts()}) == [1, 2, 3, 4]
@@ -123,7 +126,7 @@ def test_resuming_cuts_back_to_the_checkpoint(make_run):
     assert resumed.versions == folder.read_environment().versions
 
     fill(folder, 2)
-    RunFolder.resume(path, 1, seed=3, command=[])
+    resume_folder(RunFolder(path), 1, seed=3, command=[])
     assert [line["step"] for line in folder.read_metrics()] == [1, 1]
     assert report_data([path])["runs"][0]["resumed_from"] == [4, 1]
 
@@ -132,7 +135,7 @@ def test_a_run_resumed_from_its_end_is_left_as_it_was(make_run):
     folder = fill(make_run(), 3)
     files = [folder.metrics_path, folder.rollouts_path]
     before = [(file.stat().st_ino, file.read_bytes()) for file in files]
-    RunFolder.resume(folder.path, 3, seed=0, command=[])
+    resume_folder(folder, 3, seed=0, command=[])
     assert [(file.stat().st_ino, file.read_bytes()) for file in files] == before
     assert folder.read_evaluation() is None
 
@@ -141,7 +144,7 @@ def test_the_line_that_summed_up_a_training_goes(make_run):
     folder = fill(make_run(), 3)
     before = folder.read_metrics()
     folder.log_metrics({"step": 3, "train_runtime": 1.0, "train_loss": 0.5})
-    RunFolder.resume(folder.path, 3, seed=0, command=[])
+    resume_folder(folder, 3, seed=0, command=[])
     assert folder.read_metrics() == before
 
 
@@ -151,22 +154,43 @@ def test_an_unfinished_line_goes_too(make_run, name: str):
     whole = (folder.path / name).read_bytes()
     with (folder.path / name).open("ab") as file:
         file.write(b'{"step": 2, "imag')
-    RunFolder.resume(folder.path, 2, seed=0, command=[])
+    resume_folder(folder, 2, seed=0, command=[])
     assert (folder.path / name).read_bytes() == whole
 
 
-def test_a_folder_without_a_run_or_with_a_broken_line_is_not_resumed(make_run, tmp_path: Path):
+def test_a_folder_without_a_run_is_not_resumed(tmp_path: Path):
     with pytest.raises(RunFolderError, match="holds no run"):
-        RunFolder.resume(tmp_path, 1, seed=0, command=[])
-    folder = fill(make_run(), 3)
-    content = folder.metrics_path.read_bytes().replace(b'{"step": 2', b"{step: 2")
-    folder.metrics_path.write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: not valid JSON"):
-        RunFolder.resume(folder.path, 1, seed=0, command=[])
-    assert folder.metrics_path.read_bytes() == content
-    folder.metrics_path.write_bytes(b'{"step": 1}\n{"loss": 1}\n')
-    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2: step: missing"):
-        RunFolder.resume(folder.path, 1, seed=0, command=[])
+        resume_folder(RunFolder(tmp_path), 1, seed=0, command=[])
+
+
+@pytest.mark.parametrize("limit", [2_000, 6_000, 20_000, 10**6])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_resumed_run_keeps_the_records_of_a_run_that_was_never_stopped(make_run, limit: int, seed: int):
+    """Killed anywhere, taken back to any earlier step, at any limit; images come again."""
+    draw = random.Random(seed)
+    steps = [
+        handed_over([rollout(step, images=[noise(draw.randrange(4))], completion="x" * draw.randrange(900))] * 2)
+        for step in range(1, 31)
+    ]
+    whole = RunFolder(make_run("whole").path, max_rollout_bytes=limit)
+    states = {0: FolderState()}
+    for step, handed in enumerate(steps, start=1):
+        whole.write_rollouts(*handed)
+        states[step] = folder_state(whole)
+
+    killed = RunFolder(make_run("killed").path, max_rollout_bytes=limit)
+    last = draw.randrange(2, 31)
+    for handed in steps[:last]:
+        killed.write_rollouts(*handed)
+    resumed = RunFolder(killed.path, max_rollout_bytes=limit)
+    step = draw.randrange(last)
+    assert examine(resumed, step, states[step]).lost == []
+    resume_folder(resumed, step, states[step], seed=0, command=[])
+    for handed in steps[step:]:
+        resumed.write_rollouts(*handed)
+    assert resumed.rollouts_path.read_bytes() == whole.rollouts_path.read_bytes()
+    assert {path.name for path in resumed.images_path.iterdir()} == {path.name for path in whole.images_path.iterdir()}
+    assert num_bytes(whole) <= limit or len(list(whole.read_rollouts())) == 2
 
 
 @pytest.mark.parametrize("stage", range(5))
@@ -188,9 +212,9 @@ def test_a_resume_that_is_killed_is_resumed_again(make_run, monkeypatch: pytest.
         for owner, name in ((Path, "replace"), (Path, "unlink"), (os, "truncate")):
             killing.setattr(owner, name, dying(getattr(owner, name)))
         with contextlib.suppress(KeyboardInterrupt):
-            RunFolder.resume(folder.path, 2, seed=0, command=[])
+            resume_folder(folder, 2, seed=0, command=[])
             pytest.fail("there are fewer stages")
-    RunFolder.resume(folder.path, 2, seed=0, command=[])
+    resume_folder(folder, 2, seed=0, command=[])
     assert [line["step"] for line in folder.read_metrics()] == [1, 2]
     assert [record.step for record in folder.read_rollouts()] == [1, 1, 1, 2, 2, 2]
     assert len(list(folder.images_path.iterdir())) == 2

@@ -4,15 +4,26 @@
 """
 
 from vgpo.checkpoints.state import load_state, save_state
-from vgpo.checkpoints.store import CheckpointError, CheckpointStore, Found, strict_difference
+from vgpo.checkpoints.store import (
+    MANIFEST,
+    CheckpointError,
+    CheckpointStore,
+    Found,
+    put_in_place,
+    seal,
+    strict_difference,
+)
 from vgpo.checkpoints.weights import weight_hash
 
 __all__ = [
+    "MANIFEST",
     "CheckpointError",
     "CheckpointStore",
     "Found",
     "load_state",
+    "put_in_place",
     "save_state",
+    "seal",
     "strict_difference",
     "weight_hash",
 ]

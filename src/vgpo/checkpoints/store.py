@@ -123,14 +123,9 @@ class CheckpointStore:
                 file, or a link.
         """
         staging, place = self.staging_path(step), self.path(step)
-        replaced = self.folder / f".replaced-{place.name}"
         try:
-            _seal(staging, step)
-            # A kill between the two renames: the next start puts the old one back.
-            if _is_real_folder(place):
-                place.rename(replaced if self.verify(place) is None else _unusable_name(place))
-            staging.rename(place)
-            _sync(self.folder)
+            seal(staging, step)
+            replaced = put_in_place(staging, place)
         except OSError as error:
             raise self.give_up(step, error) from error
         if replaced.exists():
@@ -183,7 +178,7 @@ class CheckpointStore:
         return Found(None, None, passed_over)
 
     @staticmethod
-    def verify(path: Path, *, contents: bool = True) -> str | None:
+    def verify(path: Path, *, contents: bool = True, more: bool = False) -> str | None:
         """Say why a checkpoint is not usable; None if it is.
 
         A file that the manifest does not list is a reason: loaders choose by which files are there, so an adapter, an
@@ -192,9 +187,10 @@ class CheckpointStore:
         Args:
             path: folder of a checkpoint.
             contents: False compares names and sizes only, and reads no file but the manifest.
+            more: accept files that the manifest does not list.
         """
         try:
-            _check(path, contents)
+            _check(path, contents, more)
         except CheckpointError as error:
             return str(error)
         except OSError as error:
@@ -291,8 +287,32 @@ def strict_difference(expected: Iterable[str], found: Iterable[str]) -> str | No
     return "; ".join(parts) or None
 
 
-def _seal(staging: Path, step: int) -> None:
-    """Bring every file to the disk and then write the manifest, which says that they all are there."""
+def put_in_place(staging: Path, place: Path) -> Path:
+    """Rename a sealed folder to its place, and return where a complete one that was there has gone, to be deleted.
+
+    One that is not complete, or holds more than was saved, is renamed to `unusable-<name>` and stays. A kill between
+    the renames leaves one of them.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    replaced = place.with_name(f".replaced-{place.name}")
+    if _is_real_folder(place):
+        if replaced.exists():  # of a save that was killed: the newer one is in its place
+            shutil.rmtree(replaced)
+        place.rename(replaced if CheckpointStore.verify(place) is None else _unusable_name(place))
+    staging.rename(place)
+    _sync(place.parent)
+    return replaced
+
+
+def seal(staging: Path, step: int) -> None:
+    """Bring every file to the disk and then write the manifest, which says that they all are there.
+
+    Raises:
+        CheckpointError: the folder holds no file, or a link.
+        OSError: the disk refused.
+    """
     folders, others = _tree(staging)
     files = {file.relative_to(staging).as_posix(): file for file in others}
     files.pop(MANIFEST, None)
@@ -304,7 +324,7 @@ def _seal(staging: Path, step: int) -> None:
         _sync(folder)
 
 
-def _check(path: Path, contents: bool) -> None:
+def _check(path: Path, contents: bool, more: bool) -> None:
     if not _is_real_folder(path):
         raise CheckpointError("a link or a file, expected a folder" if os.path.lexists(path) else "not there")
     manifest = _read_manifest(path)
@@ -313,7 +333,8 @@ def _check(path: Path, contents: bool) -> None:
         raise CheckpointError(f"{MANIFEST} is of step {manifest['step']}, expected step {name[1]}")
     entries = manifest["files"]
     found = {file.relative_to(path).as_posix(): file for file in _tree(path)[1]}
-    if difference := strict_difference({*entries, MANIFEST}, found):
+    expected = {*entries, MANIFEST}
+    if difference := strict_difference(expected, found.keys() & expected if more else found):
         raise CheckpointError(f"files {difference}")
     for name, entry in entries.items():
         size = _regular(name, found[name]).stat().st_size

@@ -1,47 +1,60 @@
-"""A fingerprint of a data set: what of it would make another run of the same recipe."""
+"""A fingerprint of a data set: all of it that a model, a reward or an evaluation can see."""
 
+import base64
 import hashlib
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from vgpo.data.schema import ANSWER, ID, IMAGES, PROBLEM
+from vgpo.data.progress import with_bar
+from vgpo.data.schema import IMAGES, as_list
 
-_ROWS_PER_BATCH = 256
+_ROWS_PER_BATCH = 64  # whose images are held in memory at once
+_THREADS = 4  # reading and hashing release the interpreter's lock
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """SHA-256 (hex) over the texts of all rows in their order, and the sizes or paths of their pictures.
+    """SHA-256 (hex) over all columns of all rows in their order, and over the stored bytes of their images.
 
-    Pictures are not read: one that is drawn anew into as many bytes is not noticed.
-    dataset: of `load_dataset` or `to_prompts`.
+    An image counts by its content: where its file is, and whether it is a file at all, makes no difference.
+
+    Args:
+        dataset: of `load_dataset` or `to_prompts`, checked by `check_dataset`.
     """
     digest = hashlib.sha256()
-    texts = [name for name in (ID, PROBLEM, ANSWER) if name in dataset.column_names]
-    pictures = [IMAGES] if IMAGES in dataset.column_names else []
-    batches = dataset.with_format("arrow", columns=[*texts, *pictures]).iter(_ROWS_PER_BATCH)
-    for batch in batches:
-        described = {name: batch[name].to_pylist() for name in texts}
-        described |= {name: _described(batch[name].combine_chunks()) for name in pictures}
-        digest.update(json.dumps(described, sort_keys=True).encode())
+    texts = sorted(name for name in dataset.column_names if name != IMAGES)
+    batches = with_bar(
+        dataset.with_format("arrow").iter(_ROWS_PER_BATCH),
+        "Hashing the data set",
+        rows=len(dataset),
+        total=-(-len(dataset) // _ROWS_PER_BATCH),
+    )
+    with ThreadPoolExecutor(_THREADS, "vgpo-fingerprint") as threads:
+        for batch in batches:
+            described: dict[str, Any] = {name: batch[name].to_pylist() for name in texts}
+            if IMAGES in batch.column_names:
+                cells = [as_list(cell) for cell in batch[IMAGES].to_pylist()]
+                described[IMAGES] = [len(cell) for cell in cells], list(threads.map(_digest, _flat(cells)))
+            digest.update(json.dumps(described, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def _described(pictures: pa.Array) -> list[list[object]]:
-    """Number of pictures a row, and what is known of each of them without reading it."""
-    kind = pictures.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return [pc.list_value_length(pictures).to_pylist(), *_known(pc.list_flatten(pictures))]
-    return [[1] * len(pictures), *_known(pictures)]
+def _flat(cells: Iterable[list[Any]]) -> list[Any]:
+    return [image for cell in cells for image in cell]
 
 
-def _known(pictures: pa.Array) -> list[list[object]]:
-    """The sizes of stored pictures, the texts that name the others."""
-    if pa.types.is_struct(pictures.type):
-        names = [field.name for field in pictures.type]
-        fields = [pc.struct_field(pictures, name) for name in ("bytes", "path") if name in names]
-        return [known for field in fields for known in _known(field)]
-    is_stored = "binary" in str(pictures.type)
-    return [(pc.binary_length(pictures) if is_stored else pictures).to_pylist()]
+def _digest(image: Any) -> str | None:
+    """Of an image as Arrow stores it: bytes, a path, a data URI, or a struct of bytes and path."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if image is None:
+        return None
+    if isinstance(image, str) and not image.startswith("data:"):
+        with Path(image).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    encoded = base64.b64decode(image.partition(",")[2]) if isinstance(image, str) else image
+    return hashlib.sha256(encoded).hexdigest()

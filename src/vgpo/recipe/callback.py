@@ -42,6 +42,12 @@ class RunCallback(TrainerCallback):
             self.run_folder.log_metrics({**place, **logs})
             self.report.keep_fresh()
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        # After a skipped step nothing was saved.
+        if state.is_world_process_zero and (self.run_folder.checkpoints_path / f"checkpoint-{step}").is_dir():
+            self.run_folder.write_saved(step)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

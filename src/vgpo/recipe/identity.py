@@ -4,59 +4,122 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import os.path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import PreTrainedModel, ProcessorMixin
 
-from vgpo.checkpoints import CheckpointError, CheckpointStore, Found
+from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, Found, weight_hash
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.setup import Setup
-from vgpo.rewards import REWARDS
-from vgpo.run import RunFolder, RunFolderError
-from vgpo.run.storage import plain
+from vgpo.rewards import REWARDS, load_reward, reward_name
+from vgpo.run import Damage, RunFolder, RunFolderError, examine
+from vgpo.run.records import Finished, FolderState
+from vgpo.run.storage import plain, read_object
 from vgpo.terminal import say
-from vgpo.training.resuming import newest_checkpoint
 from vgpo.trl import VGPOConfig
-from vgpo.trl.resumable import IDENTITY
+from vgpo.trl.resumable import FOLDER_STATE, IDENTITY
 
-# Fields by which a run is watched, kept or started; another value of them makes no other run.
+# Fields by which a run is watched, kept or started; another value of them makes no other run. Of data, template,
+# rewards and model the content counts, wherever it is.
 IGNORED_FIELDS = (
     "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "max_rollout_bytes",
     "report_to", "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before",
     "dataloader_", "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
-    "rewards", "num_processes",
+    "rewards", "num_processes", "model_name_or_path",
 )  # fmt: skip
+# Of a config or a processor: where it came from, and what wrote it.
+ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "auto_map", "_commit_hash")
+# Of a tokenizer: set by each call, not by its files.
+CALL_SETTINGS = ("padding", "truncation")
+# Of `model_identity`, which is compared last: what is wrong with a recipe is found before a model is loaded.
+MODEL_PARTS = ("start model", "model config")
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run is resumed: from a checkpoint, or from step 0 if there is none yet."""
+    """Where a run is resumed: from a checkpoint, or from step 0 if there is none yet.
+
+    identity, state: of the run and its folder when the checkpoint was saved, or when the run began.
+    changes: what is not as it was; damage: what of the folder is damaged.
+    """
 
     found: Found
+    identity: dict[str, Any]
+    state: FolderState
     changes: list[str] = field(default_factory=list)
+    damage: Damage = field(default_factory=Damage)
 
     @property
     def step(self) -> int:
         return self.found.step or 0
 
+    @property
+    def record(self) -> list[str]:
+        """What resumes.jsonl says about it."""
+        return [*self.changes, *self.damage.lost, *self.damage.repaired.values()]
+
 
 def run_identity(setup: Setup) -> dict[str, Any]:
-    """What must be the same when a run is resumed: data, template, rewards, image sizes, model and settings."""
+    """What must be the same when a run is resumed, without its model: data, template, rewards, processor, settings.
+
+    Whatever decides what is trained on, or how it is judged, counts by its content: a folder may be moved.
+    """
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
     return {
         "data set": fingerprint(setup.prompts),
+        "held-out set": None if setup.held_out is None else fingerprint(setup.held_out),
         "template": digest(template_text(run.template)),
-        "rewards": {name: source_digest(name) for name in run.rewards},
-        "image sizes": plain(dict(setup.processor.image_processor.size), other=str),
+        "rewards": [[reward_name(load_reward(name)), source_digest(name)] for name in run.rewards],
+        **processor_identity(setup.processor),
         "processes": config.world_size,
         **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
     }
+
+
+def model_identity(model: PreTrainedModel) -> dict[str, str]:
+    """Weights and config that a run starts from, which are its reference model too."""
+    config = {name: value for name, value in model.config.to_diff_dict().items() if name not in ORIGIN}
+    return {
+        "start model": weight_hash(model.named_parameters()),
+        "model config": digest(json.dumps(plain(config, other=str), sort_keys=True)),
+    }
+
+
+def processor_identity(processor: ProcessorMixin) -> dict[str, Any]:
+    """Chat template, tokenizer and settings of a processor, each under a name that a message can show."""
+    settings = plain({**processor.to_dict(), "chat_template": None}, other=str)
+    return {
+        "chat template": digest(json.dumps(processor.chat_template)),
+        "tokenizer": tokenizer_digest(processor.tokenizer),
+        **dict(flattened(settings)),
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    content: Any = [sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map]
+    if tokenizer.is_fast:
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = [content, {name: part for name, part in parts.items() if name not in CALL_SETTINGS}]
+    return digest(json.dumps(plain(content, other=str), sort_keys=True))
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """("image_processor.size.longest_edge", 200704) and so on."""
+    for name, value in settings.items():
+        if name in ORIGIN or value is None:
+            continue
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def digest(text: str) -> str:
@@ -78,29 +141,52 @@ def find_checkpoint(folder: RunFolder, config: VGPOConfig, console: Console) -> 
 
     Raises:
         RunFolderError: The run is finished, and the recipe does not train further.
-        CheckpointError: There are checkpoints, and none of them can be used.
+        CheckpointError: There are checkpoints, and none of them can be used; or all that were saved are gone.
     """
-    check_not_finished(folder, config)
-    found = newest_checkpoint(CheckpointStore(folder.checkpoints_path, keep=None))
-    if found.path is None and found.passed_over:
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in found.passed_over)
-        raise CheckpointError(
-            f"{folder.checkpoints_path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}"
-            "\nNothing was changed. Repair one of them, or resume with the version of vgpo that wrote it. To start "
-            "from step 0 instead, choose a new run_dir; this one stays as it is."
-        )
+    check_not_finished(folder, config, console)
+    store = CheckpointStore(folder.checkpoints_path, keep=None)
+    store.pins()  # else a save would be the first to find that it is damaged
+    found = store.newest_valid()
+    if found.path is None:
+        check_none_was_saved(folder, found)
     for name, reason in found.passed_over:
         say(console, f"passed over: {name}: {reason}")
+    saved = folder.read_saved()
+    if saved is not None and saved > (found.step or 0) and not os.path.lexists(store.path(saved)):
+        say(console, f"passed over: {store.path(saved).name}: it was saved, and is missing")
     return found
 
 
-def check_not_finished(folder: RunFolder, config: VGPOConfig) -> None:
-    """Whether a recipe trains further than the run in `folder` did, if that is finished.
+def check_none_was_saved(folder: RunFolder, found: Found) -> None:
+    """Whether a run without a usable checkpoint has never saved one: else its results would be overwritten.
+
+    Raises:
+        CheckpointError: It has.
+    """
+    path = folder.checkpoints_path
+    advice = "To start from step 0 instead, choose a new run_dir; this one stays as it is."
+    if found.passed_over:
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in found.passed_over)
+        raise CheckpointError(
+            f"{path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}\nNothing was "
+            f"changed. Repair one of them, or resume with the version of vgpo that wrote it. {advice}"
+        )
+    saved = folder.read_saved()
+    if saved is not None or folder.final_path.is_dir():
+        what = f"checkpoint-{saved} was saved" if saved is not None else f"{folder.final_path.name} is there"
+        raise CheckpointError(
+            f"{path} holds no checkpoint, although {what}: a start from step 0 would overwrite what the run has. "
+            f"Nothing was changed. Put a checkpoint back to resume it. {advice} To insist, delete {folder.path}."
+        )
+
+
+def check_not_finished(folder: RunFolder, config: VGPOConfig, console: Console) -> None:
+    """Whether a recipe trains further than the run in `folder` did, if that is finished and its weights are intact.
 
     Raises:
         RunFolderError: It does not.
     """
-    finished = folder.read_finished()
+    finished = intact_end(folder, console)
     if finished is None:
         return
     by_steps = config.max_steps > 0
@@ -115,27 +201,91 @@ def check_not_finished(folder: RunFolder, config: VGPOConfig) -> None:
     )
 
 
-def resume_from(found: Found, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
-    """How the run is resumed from a checkpoint of `find_checkpoint`; says so.
+def intact_end(folder: RunFolder, console: Console) -> Finished | None:
+    """The mark of a finished run, None if there is none or the final weights are damaged; says so."""
+    try:
+        finished = folder.read_finished()
+    except RunFolderError:  # `examine` reports it
+        return None
+    if finished is None or not (folder.final_path / MANIFEST).exists():  # by an earlier version
+        return finished
+    damage = CheckpointStore.verify(folder.final_path, more=True)
+    if damage is None:
+        return finished
+    say(console, f"repaired: {folder.final_path}: {damage}; it is saved again from the newest checkpoint")
+    return None
+
+
+def resume_from(folder: RunFolder, config: VGPOConfig, allow_changes: bool, console: Console) -> Resume:
+    """The newest checkpoint of a run folder and what it says about the run; damage of the folder is reported.
 
     Raises:
-        RecipeError: It is of a run with other data, rewards or settings, and `allow_changes` does not say that this
-            is meant; names what differs.
+        One of the errors of `find_checkpoint`, and
+        RunFolderError: Something of the folder is lost, and `allow_changes` does not say to go on without it.
+        CheckpointError: The checkpoint holds nothing about its run folder: another program saved it.
     """
+    found = find_checkpoint(folder, config, console)
+    identity, state = {}, FolderState()
+    if found.path is not None:
+        identity, state = read_note(found.path / IDENTITY), FolderState(**read_note(found.path / FOLDER_STATE))
+    damage = examine(folder, found.step or 0, state)
+    if found.path is None:
+        try:
+            identity = folder.read_identity()
+        except RunFolderError as error:
+            damage.lost.append(str(error))
+    if damage.lost and not allow_changes:
+        listed = "\n".join(f"  {lost}" for lost in damage.lost)
+        raise RunFolderError(
+            f"{folder.path} has lost something that the run wrote before step {found.step or 0}:\n{listed}\nNothing "
+            "was changed. Restore it from a backup, or set allow_changes: true to go on without; the run folder will "
+            "record it."
+        )
     if found.path is None:
         say(console, "no checkpoint was saved yet: the run starts from step 0")
-        return Resume(found)
-    changes = differences(json.loads((found.path / IDENTITY).read_text(encoding="utf-8")), identity)
+    else:
+        say(console, f"going on from {found.path}, step {found.step}")
+    for line in damage.lost:
+        say(console, f"lost: {line}")
+    for line in damage.repaired.values():
+        say(console, f"repaired: {line}")
+    return Resume(found, identity, state, damage=damage)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds about its run.
+
+    Raises:
+        CheckpointError: Nothing.
+    """
+    note = read_object(path) if path.exists() else {}
+    if not note:
+        raise CheckpointError(
+            f"{path.parent} says nothing about its run ({path.name} is missing or empty): it was not saved by `vgpo "
+            "train`, or by an earlier version. To go on from its weights, name it as model_name_or_path of a new run."
+        )
+    return note
+
+
+def with_changes(resume: Resume, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
+    """The resume with what of `identity` is not as it was; says so. The model is left out until it is there.
+
+    Raises:
+        RecipeError: Something is not, and `allow_changes` does not say that this is meant; lists it.
+    """
+    missing = set(MODEL_PARTS) - identity.keys()
+    saved = {name: value for name, value in resume.identity.items() if name not in missing}
+    changes = differences(saved, identity) if saved else []
     if changes and not allow_changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RecipeError(
-            f"{found.path} is of another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
-            "allow_changes: true to go on with them; the run folder will record it."
+            f"{resume.found.path or 'The run folder'} is of another run:\n{listed}\nUndo the changes, start a new "
+            "run_dir, or set allow_changes: true to go on with them; the run folder will record it."
         )
-    say(console, f"going on from {found.path}, step {found.step}")
     for change in changes:
-        say(console, f"changed: {change}")
-    return Resume(found, changes)
+        if change not in resume.changes:
+            say(console, f"changed: {change}")
+    return replace(resume, changes=changes)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,8 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import ProgressCallback, TrainerCallback
 
-from vgpo.checkpoints import CheckpointError
+from vgpo.checkpoints import CheckpointError, put_in_place, seal
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
@@ -22,7 +23,7 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
-from vgpo.recipe.identity import Resume, find_checkpoint, resume_from, run_identity
+from vgpo.recipe.identity import Resume, model_identity, resume_from, run_identity, with_changes
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
@@ -32,8 +33,10 @@ from vgpo.recipe.trackers import TrackedRollouts
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
-from vgpo.run import RunFolder, RunFolderError
+from vgpo.run import RunFolder, RunFolderError, folder_state, locked, resume_folder
+from vgpo.run.resuming import DESCRIPTION, evaluation_before
 from vgpo.terminal import say
+from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
 
 ERRORS = (
@@ -98,26 +101,50 @@ def train(
         ParityError: The trainer does not compute what the model computes.
         SystemExit: A signal ended the training.
     """
+    console = console or Console(quiet=not recipe.config.should_log)
+    # Absolute, so that no later change of the working directory moves files.
+    folder = RunFolder(Path(recipe.run.run_dir).expanduser().absolute(), recipe.run.max_rollout_bytes)
+    with locked_by_main_process(folder):
+        return train_in(folder, recipe, command=command, console=console, stopper=stopper)
+
+
+@contextmanager
+def locked_by_main_process(folder: RunFolder) -> Iterator[None]:
+    """Hold the lock of the run folder; where another trainer holds it, all processes raise."""
+    with ExitStack() as stack:
+        run_on_main_process(lambda: stack.enter_context(locked(folder.path)))
+        yield
+
+
+def train_in(
+    folder: RunFolder, recipe: Recipe, *, command: Sequence[str], console: Console, stopper: StopOnSignal | None
+) -> TrainedRun:
+    """`train` in a folder that no other process writes to."""
     run, config = recipe.run, recipe.config
-    console = console or Console(quiet=not config.should_log)
-    folder = RunFolder(Path(run.run_dir), run.max_rollout_bytes)
-    goes_on = run.resume and (folder.path / "config.yaml").is_file()
+    goes_on = run.resume and bool(folder.marks)
     if not goes_on:
         folder.require_free()
     check_launch(run, config.world_size)
     setup = Setup(recipe, folder.path / "data")
     raise_failed_checks(setup, BEFORE_LOADING, console)
-    found = find_checkpoint(folder, config, console) if goes_on else None
+    resume = None
+    if goes_on:
+        resume = run_on_main_process(lambda: resume_from(folder, config, run.allow_changes, console))
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
-    identity = run_identity(setup)
-    resume = resume_from(found, identity, allow_changes=run.allow_changes, console=console) if found else None
+    identity = run_on_main_process(lambda: run_identity(setup))
+    if resume is not None:
+        resume = with_changes(resume, identity, allow_changes=run.allow_changes, console=console)
+    model = setup.model  # on all processes at once, which may share it
+    identity |= run_on_main_process(lambda: model_identity(model))
+    if resume is not None:
+        resume = with_changes(resume, identity, allow_changes=run.allow_changes, console=console)
     trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
     if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else once the model is sharded
         trainer.check_parity()
-    opening = OpenFolder(recipe, command, resume)
+    opening = OpenFolder(folder, recipe, command, identity, resume)
     if resume is None:
         # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
         opening.open()
@@ -152,6 +179,7 @@ def build_trainer(
         peft_config=adapter_config(setup.recipe.model, model, vision=run.lora_vision),
         callbacks=[RunCallback(folder), *([] if stopper is None else [stopper])],
         run_identity=identity,
+        folder_state=lambda: folder_state(folder).model_dump(),
     )
     trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
     trainer.add_callback(KeepParity(trainer, folder, console))
@@ -175,7 +203,7 @@ def run_phases(
 ) -> TrainedRun:
     """Evaluate, train, save, evaluate, draw; what one phase found is on the disk before the next begins."""
     config = recipe.config
-    known = (folder.read_evaluation() or {}).get("before") if resume else None
+    known = evaluation_before(folder, resume.state).get("before") if resume else None
     evaluations = {"before": Evaluation(**known)} if known else {}
 
     def evaluate_and_write(when: str) -> None:
@@ -216,26 +244,16 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
         trainer.save_model(str(partial))
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            put_in_place(partial, final)
-    except NonFiniteError:
+            seal(partial, trainer.state.global_step)
+            replaced = put_in_place(partial, final)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except (NonFiniteError, CheckpointError):
         raise
     except (OSError, SafetensorError, RuntimeError) as error:  # the last is PyTorch's own writer
         raise RunFolderError(
             f"{final} could not be written: {error}. Metrics, rollouts and checkpoints are intact: free space on this "
             "disk, and run the same command with --resume true."
         ) from error
-
-
-def put_in_place(folder: Path, place: Path) -> None:
-    """Rename a folder to `place`. One that is there is deleted afterwards: a kill at any moment leaves one of them."""
-    old = place.with_name(f".replaced-{place.name}")
-    if place.exists():
-        if old.exists():
-            shutil.rmtree(old)
-        place.rename(old)
-    folder.rename(place)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
@@ -281,9 +299,18 @@ class KeepParity(TrainerCallback):
 class OpenFolder(TrainerCallback):
     """Writes what the run is into its folder; a resumed run cuts its folder back, once its checkpoint is loaded."""
 
-    def __init__(self, recipe: Recipe, command: Sequence[str], resume: Resume | None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        recipe: Recipe,
+        command: Sequence[str],
+        identity: Mapping[str, Any],
+        resume: Resume | None,
+    ) -> None:
+        self.folder = folder
         self.recipe = recipe
         self.command = command
+        self.identity = identity
         self.resume = resume
         self.is_open = False
 
@@ -291,19 +318,26 @@ class OpenFolder(TrainerCallback):
         self.open()
 
     def open(self) -> None:
-        """Create the folder, or open that of the resumed run; only the main process writes."""
-        run, config, resume = self.recipe.run, self.recipe.config, self.resume
+        """Create the folder, or continue that of the resumed run; only the main process writes."""
+        config, resume = self.recipe.config, self.resume
         if config.process_index != 0:
             return
+        start = {"seed": config.seed, "command": self.command}
         if resume is None:
-            parts = (dataclasses.asdict(run), config.to_dict(), dataclasses.asdict(self.recipe.model))
-            settings = {key: value for part in parts for key, value in part.items()}
-            settings["accuracy_reward"] = self.recipe.accuracy_reward
-            RunFolder.create(run.run_dir, settings, seed=config.seed, command=self.command)
+            RunFolder.create(self.folder.path, self._settings(), identity=self.identity, **start)
         else:
-            changes = resume.changes
-            RunFolder.resume(run.run_dir, resume.step, seed=config.seed, command=self.command, changes=changes)
+            damaged = [name for name in DESCRIPTION if name in resume.damage.repaired]
+            if damaged:
+                self.folder.write_description(self._settings(), only=damaged, **start)
+            self.folder.write_identity(self.identity)
+            resume_folder(self.folder, resume.step, resume.state, changes=resume.record, **start)
         self.is_open = True
+
+    def _settings(self) -> dict[str, Any]:
+        recipe = self.recipe
+        parts = (dataclasses.asdict(recipe.run), recipe.config.to_dict(), dataclasses.asdict(recipe.model))
+        settings = {key: value for part in parts for key, value in part.items()}
+        return {**settings, "accuracy_reward": recipe.accuracy_reward}
 
 
 def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:

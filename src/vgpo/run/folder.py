@@ -14,14 +14,13 @@ from PIL import Image
 from vgpo.metric_names import with_current_names
 from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.environment import code_diff, describe_environment, hide_secrets
-from vgpo.run.records import Environment, Finished, Interrupted, MetricsLine, Resume, Scores
+from vgpo.run.records import Environment, Finished, Interrupted, MetricsLine, Resume, Saved, Scores
 from vgpo.run.rollout_log import RolloutLog
 from vgpo.run.storage import (
     RunFolderError,
     append_records,
     check_mapping,
     check_record,
-    keep_lines,
     parse_object,
     parser_of,
     plain,
@@ -94,15 +93,23 @@ class RunPaths:
         return self.path / "finished.json"
 
     @property
+    def identity_path(self) -> Path:
+        return self.path / "run_identity.json"
+
+    @property
+    def saved_path(self) -> Path:
+        return self.path / "newest_checkpoint.json"
+
+    @property
     def report_path(self) -> Path:
         return self.path / "report.html"
 
 
 @dataclass(frozen=True)
 class RunFolder(RunPaths):
-    """The files of one run. `create` starts a new one, `open` reads an existing one, `resume` continues it.
+    """The files of one run. `create` starts a new one, `open` reads an existing one, `resume_folder` continues it.
 
-    The constructor touches nothing. Only one process may write: the world's main one.
+    The constructor touches nothing. Only one process may write: the world's main one, which holds `vgpo.run.locked`.
     max_rollout_bytes: limit of rollouts.jsonl and images/ together, > 0; beyond it the oldest rollouts go
     (`vgpo.run.rollout_log`). metrics.jsonl, a line a logged step, has none.
     """
@@ -110,14 +117,23 @@ class RunFolder(RunPaths):
     max_rollout_bytes: int = MAX_ROLLOUT_BYTES
 
     @classmethod
-    def create(cls, path: Path | str, config: Mapping[str, Any], *, seed: int, command: Sequence[str]) -> "RunFolder":
-        """Start a run folder: config.yaml, environment.json and code.diff.
+    def create(
+        cls,
+        path: Path | str,
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        command: Sequence[str],
+        identity: Mapping[str, Any] | None = None,
+    ) -> "RunFolder":
+        """Start a run folder: run_identity.json, environment.json, code.diff and config.yaml.
 
         Args:
             path: new or empty folder (files that are no part of a run are left alone).
             config: the resolved settings; values YAML has no type for are written as text, credentials hidden.
             seed: seed of the run.
             command: the words of the command line.
+            identity: what must be the same when the run is resumed before its first checkpoint.
 
         Raises:
             RunFolderError: the folder already holds a run, or cannot be written.
@@ -130,12 +146,23 @@ class RunFolder(RunPaths):
             raise RunFolderError(
                 f"{folder.images_path} could not be made: {error.strerror}. Choose another output folder."
             ) from error
-        environment = describe_environment(seed, command)
-        write_file(folder.environment_path, to_json(environment, indent=2) + b"\n")
-        write_file(folder.path / "code.diff", code_diff().encode("utf-8"))
-        resolved = hide_secrets(plain(config, other=str))
-        write_file(folder.config_path, yaml.safe_dump(resolved, sort_keys=False).encode("ascii"))
+        folder.write_identity(identity or {})
+        folder.write_description(config, seed=seed, command=command)
         return folder
+
+    def write_description(
+        self, config: Mapping[str, Any], *, seed: int, command: Sequence[str], only: Sequence[str] = ()
+    ) -> None:
+        """Write environment.json, code.diff and, last, config.yaml; or `only` those of them."""
+        resolved = hide_secrets(plain(config, other=str))
+        contents = {
+            self.environment_path: lambda: to_json(describe_environment(seed, command), indent=2) + b"\n",
+            self.path / "code.diff": lambda: code_diff().encode("utf-8"),
+            self.config_path: lambda: yaml.safe_dump(resolved, sort_keys=False).encode("ascii"),
+        }
+        for path, content in contents.items():
+            if not only or path.name in only:
+                write_file(path, content())
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
@@ -151,37 +178,11 @@ class RunFolder(RunPaths):
             )
         return folder
 
-    @classmethod
-    def resume(
-        cls, path: Path | str, step: int, *, seed: int, command: Sequence[str], changes: Sequence[str] = ()
-    ) -> "RunFolder":
-        """Open the folder of a run that is resumed from a checkpoint, without what the run wrote after it.
-
-        Metrics and rollouts of later steps go, the line that sums up a training that ended, the evaluation after
-        training, and the marks of a finished run and of an early end; resumes.jsonl gets a line. Each file changes at
-        once: after a kill, call this again.
-
-        Args:
-            path: folder of the run.
-            step: the optimiser step of the checkpoint, at least 0.
-            seed, command: as in `create`.
-            changes: what is not as it was when the run began, one text each.
-
-        Raises:
-            RunFolderError: there is no run in it, a line is broken (names it), or the disk refused.
-        """
-        folder = cls.open(path)
-        folder.finished_path.unlink(missing_ok=True)
-        keep = [line["step"] <= step and SUMMARY not in line for line in folder.read_metrics()]
-        keep_lines(folder.metrics_path, keep)
-        folder.rollouts.cut_back(step)
-        evaluation = folder.read_evaluation() or {}
-        if evaluation.pop("after", None) is not None:
-            folder.write_evaluation(evaluation)
-        folder.interrupted_path.unlink(missing_ok=True)
-        resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
-        append_records(folder.resumes_path, [resumed])
-        return folder
+    @property
+    def marks(self) -> list[str]:
+        """What says that a run has begun in the folder, whatever is left of it; empty if nothing does."""
+        # An empty folder is no mark: a trainer makes `checkpoints` when it is built.
+        return [name for name in MARKS_OF_A_RUN if (mark := self.path / name).is_file() or any(mark.glob("*"))]
 
     def require_free(self) -> None:
         """Touch nothing, and raise if the folder holds a run.
@@ -189,9 +190,7 @@ class RunFolder(RunPaths):
         Raises:
             RunFolderError: it does; names the files that say so.
         """
-        # An empty folder is no mark: a trainer makes `checkpoints` when it is built.
-        held = [name for name in MARKS_OF_A_RUN if (mark := self.path / name).is_file() or any(mark.glob("*"))]
-        if held:
+        if held := self.marks:
             raise RunFolderError(
                 f"{self.path} already holds a run ({', '.join(held)}). Choose another output folder, "
                 "or move or delete this one."
@@ -270,6 +269,29 @@ class RunFolder(RunPaths):
     def read_resumes(self) -> list[Resume]:
         """Return what `resume` recorded, in order: `step`, `changes`, and the fields of environment.json then."""
         return list(read_lines(self.resumes_path, parser_of(Resume)))
+
+    def write_identity(self, identity: Mapping[str, Any]) -> None:
+        """Write what must be the same when the run is resumed, name by name."""
+        write_file(self.identity_path, to_json(identity, indent=2) + b"\n")
+
+    def read_identity(self) -> dict[str, Any]:
+        """Return what `write_identity` wrote.
+
+        Raises:
+            RunFolderError: run_identity.json is missing or damaged.
+        """
+        return read_object(self.identity_path)
+
+    def write_saved(self, step: int) -> None:
+        """Note that the checkpoint of this step was saved."""
+        write_file(self.saved_path, to_json({"step": step}) + b"\n")
+
+    def read_saved(self) -> int | None:
+        """Return the step of the checkpoint that was saved last; None if none was, or a power cut took the note."""
+        try:
+            return read_record(self.saved_path, Saved).step
+        except RunFolderError:
+            return None
 
     def write_evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.evaluation.Evaluation`."""

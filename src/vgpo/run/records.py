@@ -1,5 +1,8 @@
 """What readers of a run's files need; the files may hold more."""
 
+import hashlib
+from typing import Any
+
 from pydantic import ConfigDict
 
 from vgpo.records import Record
@@ -45,6 +48,24 @@ class Interrupted(RunRecord):
     time: float
     """Seconds since 1970."""
     reason: str
+
+
+class FolderState(Record):
+    """run_folder.json of a checkpoint: what the run folder held when it was saved. The default is a new folder."""
+
+    metrics_bytes: int = 0
+    metrics_sha256: str = hashlib.sha256().hexdigest()
+    rollouts_written: int = 0
+    """Bytes, as `RolloutLog.written`."""
+    last_rollout_sha256: str | None = None
+    """Of the last line of rollouts.jsonl; None if there was none."""
+    evaluation: dict[str, Any] | None = None
+
+
+class Saved(RunRecord):
+    """newest_checkpoint.json: the step of the checkpoint that was saved last."""
+
+    step: int
 
 
 class Scores(RunRecord):

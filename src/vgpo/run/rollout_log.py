@@ -12,6 +12,7 @@ from vgpo.run.storage import (
     RunFolderError,
     append_records,
     keep_lines,
+    keep_valid_lines,
     parse_object,
     read_lines,
     reported_faults,
@@ -23,10 +24,19 @@ from vgpo.training.records import VERSION, RolloutRecord, upgrade_0_1
 class RolloutLog:
     """rollouts.jsonl and images/ of one run folder.
 
-    max_bytes: of both together. When a write has taken them beyond it, the oldest records go, until the rest takes
-    at most half; so what was written before is copied about once. The newest record always stays. Only one process
-    may write.
-    accuracy_reward: which of these reward functions is the accuracy of the run; asked for lines of vgpo 0.1 only.
+    Only one process may write.
+
+    Which records are kept depends only on what was written since the run began, so that a resumed run keeps the same
+    ones as a run that was never stopped: whenever `written` passes a multiple of half the limit, the steps that began
+    more than one half before that multiple go. The newest step always stays.
+
+    Args:
+        max_bytes: limit of both together; an image counts each time that it is handed over.
+        accuracy_reward: which of these reward functions is the accuracy of the run; asked for lines of vgpo 0.1 only.
+
+    Attributes:
+        written: bytes of records and images written since the run began, with those that are gone. A resumed run sets
+            it; else it is what is there when the first record is written.
     """
 
     def __init__(self, folder: Path, max_bytes: int, accuracy_reward: Callable[[tuple[str, ...]], str | None]) -> None:
@@ -35,15 +45,27 @@ class RolloutLog:
         self.images_path = folder / "images"
         self.max_bytes = max_bytes
         self._accuracy_reward = functools.cache(accuracy_reward)
-        self._num_bytes: int | None = None  # measured before the first write, then counted
+        self._written: int | None = None
+
+    @property
+    def written(self) -> int:
+        if self._written is None:
+            self._written = sum(self._sizes_of_steps().values())
+        return self._written
+
+    @written.setter
+    def written(self, num_bytes: int) -> None:
+        self._written = num_bytes
 
     def write(self, records: Sequence[RolloutRecord], images: Mapping[str, Image.Image]) -> None:
-        """Append records and save their images; see `RunFolder.write_rollouts`."""
-        num_bytes = self._measure() if self._num_bytes is None else self._num_bytes
-        num_bytes += sum(self._save(name, image) for name, image in images.items())
-        self._num_bytes = num_bytes + append_records(self.path, [record.model_dump() for record in records])
-        if self._num_bytes > self.max_bytes:
-            self._drop_oldest()
+        """Append the records of a step and save their images; see `RunFolder.write_rollouts`."""
+        before = self.written
+        num_bytes = sum(self._save(name, image) for name, image in images.items())
+        num_bytes += append_records(self.path, [record.model_dump() for record in records])
+        self.written = before + num_bytes
+        half = max(1, self.max_bytes // 2)
+        if self.written // half > max(1, before // half):
+            self._drop_before((self.written // half - 1) * half)
 
     def read(self) -> Iterator[RolloutRecord]:
         """Yield the records in order, one at a time (the file may be larger than memory).
@@ -72,42 +94,54 @@ class RolloutLog:
 
     def cut_back(self, step: int) -> None:
         """Drop the records of later steps, and the images that none of the others names."""
-        self._keep([record.step <= step for record in self.read()])
+        keep_valid_lines(self.path, self.parse, lambda record: record.step <= step)
+        self._drop_unnamed_images()
 
     def _save(self, name: str, image: Image.Image) -> int:
-        """Save an image as PNG, unless it is there. Returns how many bytes were written."""
+        """Save an image as PNG, unless it is there. Returns its size in bytes."""
         path = self.folder / name
         if path.exists():
-            return 0
+            return path.stat().st_size
         encoded = io.BytesIO()
         image.save(encoded, format="PNG")
         write_file(path, encoded.getvalue())
         return len(encoded.getvalue())
 
-    def _drop_oldest(self) -> None:
-        with self.path.open("rb") as lines:
-            lengths = [len(line) for line in lines]
-        names = [record.media for record in self.read()]
-        sizes = {f"images/{image.name}": image.stat().st_size for image in self.images_path.glob("*.png")}
-        room = self.max_bytes // 2
-        keep = [False] * len(names)
-        for number in reversed(range(len(names))):
-            # The bytes of an image are counted for the newest record that names it.
-            room -= lengths[number] + sum(sizes.pop(name, 0) for name in names[number])
-            if room < 0 and any(keep):
+    def _drop_before(self, place: int) -> None:
+        """Drop the steps that began before so many bytes were written, except the newest."""
+        sizes = self._sizes_of_steps()
+        kept: set[int] = set()
+        end = self.written
+        for step in sorted(sizes, reverse=True):
+            end -= sizes[step]
+            if kept and end < place:
                 break
-            keep[number] = True
-        self._keep(keep)
+            kept.add(step)
+        self._keep([record.step in kept for record in self.read()])
+
+    def _sizes_of_steps(self) -> dict[int, int]:
+        """Bytes of the records of each step and of the images that they name."""
+        sizes: dict[int, int] = {}
+        names: dict[int, set[str]] = {}
+        if not self.path.exists():
+            return sizes
+        with self.path.open("rb") as lines:
+            for line, record in zip(lines, self.read(), strict=False):
+                sizes[record.step] = sizes.get(record.step, 0) + len(line)
+                names.setdefault(record.step, set()).update(record.media)
+        return {step: size + sum(map(self._size_of_image, names[step])) for step, size in sizes.items()}
+
+    def _size_of_image(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.exists() else 0
 
     def _keep(self, keep: Sequence[bool]) -> None:
         """Keep these records and their images. The records first: none that is left ever lacks its image."""
         keep_lines(self.path, keep)
+        self._drop_unnamed_images()
+
+    def _drop_unnamed_images(self) -> None:
         named = {name for record in self.read() for name in record.media}
         for image in self.images_path.glob("*.png"):
             if f"images/{image.name}" not in named:
                 image.unlink()
-        self._num_bytes = self._measure()
-
-    def _measure(self) -> int:
-        images = sum(image.stat().st_size for image in self.images_path.glob("*.png"))
-        return images + (self.path.stat().st_size if self.path.exists() else 0)

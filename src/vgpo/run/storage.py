@@ -1,4 +1,8 @@
-"""Files that survive a full disk: a file appears complete or not, a JSON-lines file ends in a complete line."""
+"""Files that survive a full disk and a power cut: a file appears complete or not, a line is on the disk or not.
+
+What was written has reached the disk when a function returns, so that a checkpoint never is newer than the lines that
+belong to it.
+"""
 
 import itertools
 import json
@@ -67,8 +71,8 @@ def to_json(value: object, indent: int | None = None) -> bytes:
 def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Write a complete file, or its parts in order, under another name and rename it.
 
-    A reader sees the old file or the new one, also after a kill. If an error ends the writing, one of the parts too,
-    the unfinished file is deleted.
+    A reader sees the old file or the new one, also after a kill or a power cut. If an error ends the writing, one of
+    the parts too, the unfinished file is deleted.
 
     Raises:
         RunFolderError: the disk refused; an older file at `path` is left as it was.
@@ -82,7 +86,9 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
             with reported_refusals(path):
                 write_all(partial, part, append=True)
         with reported_refusals(path):
+            bring_to_disk(partial)
             partial.replace(path)
+            bring_to_disk(path.parent)
     except BaseException:
         if partial.exists():
             partial.unlink()
@@ -109,10 +115,14 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """
     data = b"".join(to_json(record) + b"\n" for record in records)
     end, last_line = last_complete_line(path)
+    is_new = not path.exists()
     try:
-        if path.exists():
+        if not is_new:
             os.truncate(path, end)  # drops a line that a killed process left unfinished
         write_all(path, data, append=True)
+        bring_to_disk(path)
+        if is_new:
+            bring_to_disk(path.parent)
     except OSError as error:
         if path.exists():
             os.truncate(path, end)
@@ -133,6 +143,37 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
     with path.open("rb") as lines:
         left = (line for line, kept in zip(lines, keep, strict=False) if kept)
         write_file(path, iter(lambda: b"".join(itertools.islice(left, 100)), b""))
+
+
+def cut_file(path: Path, num_bytes: int) -> None:
+    """Drop what comes after so many bytes.
+
+    Raises:
+        RunFolderError: the disk refused; the file is as it was.
+    """
+    if path.exists() and path.stat().st_size > num_bytes:
+        with reported_refusals(path):
+            os.truncate(path, num_bytes)
+            bring_to_disk(path)
+
+
+def keep_valid_lines(path: Path, parse: Parse[T], keep: Callable[[T], bool]) -> None:
+    """Keep the lines of a JSON-lines file that `parse` accepts and `keep` is true of; the file is replaced.
+
+    Raises:
+        RunFolderError: the disk refused; the file is as it was.
+    """
+
+    def is_kept(line: bytes) -> bool:
+        try:
+            return line.endswith(b"\n") and keep(parse(line, str(path)))
+        except RunFolderError:
+            return False
+
+    if path.exists():
+        with path.open("rb") as lines:
+            kept = [is_kept(line) for line in lines]
+        keep_lines(path, kept)
 
 
 def parse_object(text: bytes, where: str) -> dict[str, Any]:
@@ -232,6 +273,15 @@ def write_all(path: Path, data: bytes, append: bool = False) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
+
+
+def bring_to_disk(path: Path) -> None:
+    """Wait until what was written to a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def last_complete_line(path: Path) -> tuple[int, bytes]:

@@ -33,6 +33,9 @@ from vgpo.toy.task import Question, TaskSettings, draw_question
 MAX_NEW_TOKENS = 64  # the longest chain of a 4 x 4 grid is 45 tokens
 
 
+LOG = "warmstart.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WarmstartSettings:
     """How the embedded weights are made.
@@ -86,13 +89,14 @@ class WarmstartLog:
 def warmstart(out: Path, settings: WarmstartSettings | None = None) -> WarmstartLog:
     """Make a checkpoint of the embedded model in ``out``, in the hub's on-disk format, with its log.
 
-    ``out`` is replaced only when everything has been written. The log is ``out/warmstart.json``.
+    ``out`` is replaced only when everything has been written, and only if it holds such a log. The log is
+    ``out/warmstart.json``.
 
     Raises:
-        FileExistsError: ``out`` exists and holds no checkpoint, so it is not ours to replace.
+        FileExistsError: ``out`` exists and holds no log of a warm start: another program, or a run, wrote it.
     """
-    if out.exists() and not (out / "config.json").exists():
-        raise FileExistsError(f"{out} exists and is not a checkpoint; name another folder or remove it")
+    if out.exists() and not (out / LOG).exists():
+        raise FileExistsError(f"{out} exists and is no checkpoint of a warm start; name another folder or move it")
     settings = settings or WarmstartSettings()
     processor = build_processor()
     model = build_model(processor.tokenizer, settings.seed)
@@ -105,7 +109,7 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
         log = WarmstartLog(settings=settings, records=trainer.records)
         model.save_pretrained(fresh)
         processor.save_pretrained(fresh)
-        (fresh / "warmstart.json").write_text(log.to_json(), encoding="utf-8")
+        (fresh / LOG).write_text(log.to_json(), encoding="utf-8")
     return log
 
 

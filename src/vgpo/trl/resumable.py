@@ -7,7 +7,7 @@ sealed and put in its place by `vgpo.checkpoints`, and loading it runs no code.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +32,17 @@ from vgpo.checkpoints import (
     weight_hash,
 )
 from vgpo.training.batches import Batch, to_device
-from vgpo.training.resuming import buffer_state, changed_values, choose_checkpoint, restored_buffer
+from vgpo.training.resuming import (
+    buffer_state,
+    changed_values,
+    choose_checkpoint,
+    restored_buffer,
+    run_on_main_process,
+)
 
 logger = logging.get_logger(__name__)
 
-IDENTITY = "run_identity.json"
+IDENTITY, FOLDER_STATE = "run_identity.json", "run_folder.json"
 # Of a parameter group; its other entries may be the state of an optimizer.
 OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # They decide how rows are drawn and split into updates. A checkpoint holds what is left of a generation.
@@ -54,6 +60,7 @@ class ResumableTrainer(GRPOTrainer):
 
     Args:
         run_identity: what must not change when the run is resumed, name by name; stored with each checkpoint.
+        folder_state: called on the main process when a checkpoint is saved; stored with it, as JSON.
     """
 
     _staging: Path | None = None
@@ -61,10 +68,17 @@ class ResumableTrainer(GRPOTrainer):
     _saved_state: dict[str, Any] | None = None  # of a checkpoint, until it is restored
     _buffered_inputs: list[Batch] | None
 
-    def __init__(self, *args: Any, run_identity: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        run_identity: Mapping[str, Any] | None = None,
+        folder_state: Callable[[], Mapping[str, Any]] = dict,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._plan = self.args.batch_plan
         self.run_identity = dict(run_identity or {})
+        self.folder_state = folder_state
 
     @cached_property
     def checkpoints(self) -> CheckpointStore:
@@ -84,10 +98,21 @@ class ResumableTrainer(GRPOTrainer):
             kwargs: the parent's.
 
         Raises:
-            CheckpointError: there is none, the named one is not intact, or it cannot be resumed with these settings.
+            CheckpointError: there is none, the named one is not intact, or it cannot be resumed with these settings;
+                or a training that starts from step 0 would replace checkpoints of an earlier one.
         """
         path = str(self._choose_checkpoint(resume_from_checkpoint)) if resume_from_checkpoint else None
+        if path is None and self.state.global_step == 0:
+            run_on_main_process(self._require_no_checkpoints)
         return super().train(resume_from_checkpoint=path, **kwargs)
+
+    def _require_no_checkpoints(self) -> None:
+        if steps := self.checkpoints.steps():
+            raise CheckpointError(
+                f"{self.checkpoints.folder} already holds checkpoints (steps {', '.join(map(str, sorted(steps)))}), "
+                "which a training from step 0 would replace. Pass resume_from_checkpoint=True to resume, choose "
+                "another output_dir, or move or delete them to start over."
+            )
 
     def _choose_checkpoint(self, wanted: str | bool | Found) -> Path:
         if self.args.sync_ref_model:
@@ -128,7 +153,8 @@ class ResumableTrainer(GRPOTrainer):
         save_state(staging, f"step_state_{self.accelerator.process_index}", self.step_state())
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            (staging / IDENTITY).write_text(json.dumps(self.run_identity, indent=2), encoding="utf-8")
+            for name, content in ((IDENTITY, self.run_identity), (FOLDER_STATE, dict(self.folder_state()))):
+                (staging / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
             inner = staging / f"checkpoint-{self.state.global_step}"  # where the parent wrote
             for entry in inner.iterdir():
                 entry.rename(staging / entry.name)

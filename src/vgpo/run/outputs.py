@@ -1,0 +1,35 @@
+"""Files that a command is asked to write, and those that belong to a run."""
+
+from pathlib import Path
+
+from vgpo.run.storage import RunFolderError
+
+OWN_FOLDERS = ("checkpoints", "images", "data")
+# Of `vgpo train`, and of a study's run.
+OWN_FILES = (
+    "config.yaml", "environment.json", "code.diff", "metrics.jsonl", "rollouts.jsonl", "resumes.jsonl",
+    "evaluation.json", "parity.json", "run_identity.json", "newest_checkpoint.json", "broken_off.json",
+    "finished.json", ".lock", "recipe.yaml", "probe.json", "usage.json", "done.json", "log.txt",
+)  # fmt: skip
+
+
+def check_not_of_a_run(path: Path) -> None:
+    """Whether a command may write `path`: no run has written it, or looks for it.
+
+    Raises:
+        RunFolderError: it belongs to a run folder, at any depth; names the folder.
+    """
+    real = path.resolve()
+    for folder in real.parents:
+        name = real.relative_to(folder).parts[0]
+        if name in (*OWN_FILES, *OWN_FOLDERS) and is_run(folder):
+            raise RunFolderError(
+                f"{path} belongs to the run in {folder}, which would lose it or could not be resumed any more. Write "
+                f"to another place, such as {folder / 'report.html'}; to insist, move it away first."
+            )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds the description or the figures of a run."""
+    described = (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
+    return described or (folder / "metrics.jsonl").is_file()

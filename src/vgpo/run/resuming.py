@@ -1,0 +1,205 @@
+"""Continuing a run folder from a checkpoint: what it held then, what of that is damaged, and what came later."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgpo.run.environment import describe_environment
+from vgpo.run.folder import SUMMARY, RunFolder, parse_metrics
+from vgpo.run.records import FolderState, Resume
+from vgpo.run.storage import (
+    RunFolderError,
+    append_records,
+    cut_file,
+    keep_valid_lines,
+    last_complete_line,
+    parse_object,
+    parser_of,
+)
+
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+DESCRIPTION = ("environment.json", "code.diff", "config.yaml")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What a power cut, or a hand, has taken from a run folder.
+
+    lost: nothing can bring it back; a sentence each, which begins with the file. repaired: such sentences by the name
+    of the file, which `resume_folder` and the run write again.
+    """
+
+    lost: list[str] = field(default_factory=list)
+    repaired: dict[str, str] = field(default_factory=dict)
+
+
+def folder_state(folder: RunFolder) -> FolderState:
+    """What a run folder holds now, for a checkpoint."""
+    metrics = folder.metrics_path.read_bytes() if folder.metrics_path.exists() else b""
+    last = last_complete_line(folder.rollouts_path)[1]
+    return FolderState(
+        metrics_bytes=len(metrics),
+        metrics_sha256=sha256(metrics),
+        rollouts_written=folder.rollouts.written,
+        last_rollout_sha256=sha256(last) if last else None,
+        evaluation=folder.read_evaluation(),
+    )
+
+
+def examine(folder: RunFolder, step: int, state: FolderState) -> Damage:
+    """Compare a run folder with what it held when the checkpoint of a step was saved; nothing is changed."""
+    found = (
+        metrics_damage(folder, step, state),
+        rollouts_damage(folder, step, state),
+        unreadable(folder.read_resumes),
+    )
+    return Damage([reason for reason in found if reason], dict(repairable(folder, state)))
+
+
+def repairable(folder: RunFolder, state: FolderState) -> Iterator[tuple[str, str]]:
+    """Names of files that can be written again, and what is wrong with them."""
+    reads: dict[Path, Callable[[], object]] = {
+        folder.config_path: folder.read_config,
+        folder.environment_path: folder.read_environment,
+        folder.evaluation_path: folder.read_evaluation,
+        folder.finished_path: folder.read_finished,
+        folder.interrupted_path: folder.read_interrupted,
+    }
+    for path, read in reads.items():
+        if path.exists() and (reason := unreadable(read)):
+            yield path.name, reason
+    expected = [folder.path / name for name in DESCRIPTION] + ([folder.evaluation_path] if state.evaluation else [])
+    yield from ((path.name, f"{path}: missing") for path in expected if not path.exists())
+    if images := damaged_images(folder):
+        found = f"{len(images)} damaged image(s), the first {images[0].name}; reports leave them out"
+        yield folder.images_path.name, f"{folder.images_path}: {found}"
+
+
+def metrics_damage(folder: RunFolder, step: int, state: FolderState) -> str | None:
+    if has_metrics(folder, state):
+        return None
+    path, expected = folder.metrics_path, f"expected the {state.metrics_bytes} bytes that it held at step {step}"
+    if not path.exists():
+        return f"{path}: missing, {expected}"
+    found = path.stat().st_size
+    if found < state.metrics_bytes:
+        return f"{path}: found {found} bytes, {expected}"
+    return f"{path}: found other bytes (their sha256 differs), {expected}"
+
+
+def has_metrics(folder: RunFolder, state: FolderState) -> bool:
+    """Whether metrics.jsonl begins with what it held in this state."""
+    if not folder.metrics_path.exists():
+        return state.metrics_bytes == 0
+    with folder.metrics_path.open("rb") as file:
+        return sha256(file.read(state.metrics_bytes)) == state.metrics_sha256
+
+
+def rollouts_damage(folder: RunFolder, step: int, state: FolderState) -> str | None:
+    """The first broken line before the last one of that step, or that the last one is missing."""
+    broken, has_earlier, has_later = None, False, False
+    for number, line in enumerate(complete_lines(folder.rollouts_path), start=1):
+        if sha256(line) == state.last_rollout_sha256:
+            return broken
+        try:
+            is_later = parse_step(line, f"{folder.rollouts_path}, line {number}") > step
+        except RunFolderError as error:
+            broken = broken or str(error)
+            continue
+        has_earlier, has_later = has_earlier or not is_later, has_later or is_later
+    # The limit of the file may have taken all lines up to the step, once later ones were written.
+    if state.last_rollout_sha256 is None or (has_later and not has_earlier and not broken):
+        return None
+    return broken or f"{folder.rollouts_path}: the last rollout up to step {step} is missing or was changed"
+
+
+def complete_lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as lines:
+            yield from (line for line in lines if line.endswith(b"\n"))
+
+
+def parse_step(line: bytes, where: str) -> int:
+    step = parse_object(line, where).get("step")
+    if not isinstance(step, int):
+        raise RunFolderError(f"{where}: found step {step!r}, expected a whole number; restore or delete it.")
+    return step
+
+
+def damaged_images(folder: RunFolder) -> list[Path]:
+    """Images without the first or last bytes of a PNG, as those that a power cut has left empty or full of zeros."""
+    return [path for path in sorted(folder.images_path.glob("*.png")) if not is_complete_png(path)]
+
+
+def is_complete_png(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(len(PNG_START))
+        file.seek(max(0, path.stat().st_size - len(PNG_END)))
+        return start == PNG_START and file.read() == PNG_END
+
+
+def unreadable(read: Callable[[], object]) -> str | None:
+    """Why a file cannot be read, None if it can."""
+    try:
+        read()
+    except RunFolderError as error:
+        return str(error)
+    return None
+
+
+def resume_folder(
+    folder: RunFolder,
+    step: int,
+    state: FolderState | None = None,
+    *,
+    seed: int,
+    command: Sequence[str],
+    changes: Sequence[str] = (),
+) -> None:
+    """Take a run folder back to a checkpoint, and note it in resumes.jsonl.
+
+    Metrics and rollouts of later steps go, and lines that are broken; the evaluation after training; the marks of a
+    finished run and of an early end; and damaged images. Each file changes at once: after a kill, call this again.
+
+    Args:
+        folder: of the run.
+        step: the optimiser step of the checkpoint, at least 0.
+        state: what the folder held when the checkpoint was saved. Default: whatever is of no later step.
+        seed, command: as of `RunFolder.create`.
+        changes: what is not as it was when the run began, and what was damaged; one text each.
+
+    Raises:
+        RunFolderError: there is no run in the folder, or the disk refused.
+    """
+    if not folder.marks:
+        raise RunFolderError(f"{folder.path} holds no run. Pass the folder that training wrote.")
+    folder.finished_path.unlink(missing_ok=True)
+    if state is not None and has_metrics(folder, state):
+        cut_file(folder.metrics_path, state.metrics_bytes)
+    else:
+        keep_valid_lines(folder.metrics_path, parse_metrics, lambda line: line["step"] <= step and SUMMARY not in line)
+    folder.rollouts.cut_back(step)
+    for image in damaged_images(folder):
+        image.unlink()
+    if state is not None:
+        folder.rollouts.written = state.rollouts_written
+    before = evaluation_before(folder, state)
+    if before or folder.evaluation_path.exists():
+        folder.write_evaluation(before)
+    folder.interrupted_path.unlink(missing_ok=True)
+    keep_valid_lines(folder.resumes_path, parser_of(Resume), lambda resume: True)
+    resumed = {"step": step, "changes": list(changes), **describe_environment(seed, command)}
+    append_records(folder.resumes_path, [resumed])
+
+
+def evaluation_before(folder: RunFolder, state: FolderState | None) -> dict[str, Any]:
+    """What is known of the evaluation before training: `{"before": {...}}`, or nothing."""
+    found = {} if unreadable(folder.read_evaluation) else folder.read_evaluation() or {}
+    kept = state.evaluation if state and state.evaluation else {}
+    return {name: scores for name, scores in {**kept, **found}.items() if name != "after"}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
