@@ -325,9 +325,10 @@ class RunFolder(RunPaths):
 
     def read_finished(self) -> Finished | None:
         """Return the mark of a finished run, None if it is not finished or its final weights were removed."""
-        if not (self.finished_path.exists() and self.final_path.is_dir()):
+        if not self.finished_path.exists():
             return None
-        return read_record(self.finished_path, Finished)
+        finished = read_record(self.finished_path, Finished)
+        return finished if self.final_path.is_dir() else None
 
     def write_interrupted(self, step: int, error: BaseException) -> None:
         """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.

@@ -99,26 +99,24 @@ def has_metrics(folder: RunFolder, state: FolderState) -> bool:
 
 def rollouts_damage(folder: RunFolder, step: int, state: FolderState) -> str | None:
     """The first broken line before the last one of that step, or that the last one is missing."""
-    broken, has_earlier, has_later = None, False, False
-    for number, line in enumerate(complete_lines(folder.rollouts_path), start=1):
-        if sha256(line) == state.last_rollout_sha256:
-            return broken
-        try:
-            is_later = parse_step(line, f"{folder.rollouts_path}, line {number}") > step
-        except RunFolderError as error:
-            broken = broken or str(error)
-            continue
-        has_earlier, has_later = has_earlier or not is_later, has_later or is_later
-    # The limit of the file may have taken all lines up to the step, once later ones were written.
-    if state.last_rollout_sha256 is None or (has_later and not has_earlier and not broken):
+    path, expected = folder.rollouts_path, state.last_rollout_sha256
+    if expected is None:
         return None
-    return broken or f"{folder.rollouts_path}: the last rollout up to step {step} is missing or was changed"
-
-
-def complete_lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
-        with path.open("rb") as lines:
-            yield from (line for line in lines if line.endswith(b"\n"))
+    missing = f"{path}: the last rollout up to step {step} is missing or was changed"
+    if not path.exists():
+        return missing
+    broken, steps = None, set()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if sha256(line) == expected:
+                return broken
+            try:
+                steps.add(parse_step(line, f"{path}, line {number}"))
+            except RunFolderError as error:
+                broken = broken or str(error)
+    # The limit of the file may have taken all lines up to the step, once later ones were written.
+    were_dropped = bool(steps) and min(steps) > step and broken is None
+    return None if were_dropped else broken or missing
 
 
 def parse_step(line: bytes, where: str) -> int:

@@ -60,6 +60,20 @@ def choose_checkpoint(wanted: str | Path | bool | Found, store: CheckpointStore)
     return found.path
 
 
+def require_no_checkpoints(store: CheckpointStore) -> None:
+    """A training from step 0 would replace the checkpoints that are there.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    if steps := sorted(store.steps()):
+        raise CheckpointError(
+            f"{store.folder} already holds checkpoints (steps {', '.join(map(str, steps))}), which a training from "
+            "step 0 would replace. Pass resume_from_checkpoint=True to resume, choose another output_dir, or move or "
+            "delete them to start over."
+        )
+
+
 def changed_values(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A text for each name whose value is not the saved one."""
     return [f"{name} was {saved[name]}, is {value}" for name, value in now.items() if value != saved[name]]

@@ -18,6 +18,8 @@ from accelerate.utils import extract_model_from_parallel, gather_object
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -36,6 +38,7 @@ from vgpo.training.resuming import (
     buffer_state,
     changed_values,
     choose_checkpoint,
+    require_no_checkpoints,
     restored_buffer,
     run_on_main_process,
 )
@@ -79,6 +82,7 @@ class ResumableTrainer(GRPOTrainer):
         self._plan = self.args.batch_plan
         self.run_identity = dict(run_identity or {})
         self.folder_state = folder_state
+        self.add_callback(LogBeforeSave)
 
     @cached_property
     def checkpoints(self) -> CheckpointStore:
@@ -103,16 +107,8 @@ class ResumableTrainer(GRPOTrainer):
         """
         path = str(self._choose_checkpoint(resume_from_checkpoint)) if resume_from_checkpoint else None
         if path is None and self.state.global_step == 0:
-            run_on_main_process(self._require_no_checkpoints)
+            run_on_main_process(lambda: require_no_checkpoints(self.checkpoints))
         return super().train(resume_from_checkpoint=path, **kwargs)
-
-    def _require_no_checkpoints(self) -> None:
-        if steps := self.checkpoints.steps():
-            raise CheckpointError(
-                f"{self.checkpoints.folder} already holds checkpoints (steps {', '.join(map(str, sorted(steps)))}), "
-                "which a training from step 0 would replace. Pass resume_from_checkpoint=True to resume, choose "
-                "another output_dir, or move or delete them to start over."
-            )
 
     def _choose_checkpoint(self, wanted: str | bool | Found) -> Path:
         if self.args.sync_ref_model:
@@ -319,6 +315,14 @@ class ResumableTrainer(GRPOTrainer):
             self._metrics[mode] = defaultdict(list, values)
         if (buffer := state["buffer"]) is not None:
             self._buffered_inputs = restored_buffer(buffer, device)
+
+
+class LogBeforeSave(TrainerCallback):
+    """Logs an epoch before its last step is saved, and not after it: a resumed run would never log it."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        is_end_of_epoch = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
+        control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH and is_end_of_epoch
 
 
 def batching_config(args: GRPOConfig) -> dict[str, Any]:
