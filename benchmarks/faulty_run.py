@@ -4,7 +4,10 @@ import itertools
 import json
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tests.checkpoints.faults import inject
 from vgpo import cli
 from vgpo.checkpoints import CheckpointStore
 from vgpo.rewards import Grader
+from vgpo.rewards.process import SymbolicWorker
 from vgpo.trl import VGPOTrainer
 
 HANGING = r"\boxed{9**(9*9*9*9*9*9*9*9*9)}"  # a power of 387 million digits
@@ -97,3 +101,75 @@ def hang_grader(call: int) -> None:
         return grade(grader, [*predictions, HANGING], [*golds, "1.5"])[:-1]
 
     Grader.grade = with_one_more  # type: ignore[assignment,method-assign]
+
+
+def fork_and_return() -> None:
+    os.fork()
+
+
+def lose_output() -> None:
+    print("x" * 1_000_000)
+    sys.stdout.close()
+    os.close(1)
+
+
+DEEDS: dict[str, Callable[[], Any]] = {
+    "sys.exit": lambda: sys.exit(0),
+    "os._exit": lambda: os._exit(0),
+    "a fork that returns twice": fork_and_return,
+    "a change of the folder": lambda: os.chdir("/"),
+    "a loss of the standard output": lose_output,
+}
+ENDING_DEEDS = ("sys.exit", "os._exit")
+
+
+def misbehave(call: int, deed: str) -> None:
+    """What a reward does in the batch of this number, from 1, before it grades."""
+    grade, calls = Grader.grade, itertools.count(1)
+
+    def misbehaving(grader: Grader, *batch: Any) -> list[bool]:
+        if next(calls) == call:
+            DEEDS[deed]()
+        return grade(grader, *batch)
+
+    Grader.grade = misbehaving  # type: ignore[method-assign]
+
+
+def lose_log(seconds: float) -> None:
+    """After so many seconds, nothing that is printed can be written."""
+
+    def lose() -> None:
+        time.sleep(seconds)
+        full = os.open("/dev/full", os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(full, descriptor)
+
+    if seconds:
+        threading.Thread(target=lose, daemon=True).start()
+    else:
+        lose()
+
+
+def kill_grader(call: int, part: str) -> None:
+    """SIGKILL to a part of the grader in the batch of this number, from 1; each batch has an answer more to check."""
+    grade, ready, calls = Grader.grade, SymbolicWorker.await_ready, itertools.count(1)
+    doomed: list[bool] = []
+
+    def grade_with_deaths(grader: Grader, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
+        if next(calls) == call:
+            doomed.append(True)
+        if doomed and part == "server" and grader._server.pid is not None:
+            os.kill(grader._server.pid, signal.SIGKILL)
+            doomed.clear()
+        verdicts = grade(grader, [*predictions, r"\boxed{x+1}"], [*golds, "1+x"])
+        assert verdicts.pop()
+        return verdicts
+
+    def dying(worker: SymbolicWorker) -> bytes:
+        if doomed and part == "worker":
+            doomed.clear()
+            os.kill(worker.pid, signal.SIGKILL)
+        return ready(worker)
+
+    Grader.grade = grade_with_deaths  # type: ignore[assignment,method-assign]
+    SymbolicWorker.await_ready = dying  # type: ignore[assignment,method-assign]
