@@ -328,8 +328,10 @@ def last_words(log: Path) -> str:
 
 def rows_of(data: Path) -> list[dict[str, Any]]:
     """The rows of the embedded task; the image as its encoded bytes."""
-    rows = pq.read_table(data).to_pylist()
-    return [{**row, "image": row.pop("images")[0]["bytes"]} for row in rows]
+    return [
+        {"problem": row["problem"], "answer": row["answer"], "image": row["images"][0]["bytes"]}
+        for row in pq.read_table(data).to_pylist()
+    ]
 
 
 def write_rows(folder: Path, rows: Sequence[dict[str, Any]], first: Callable[[Path], Any] | None = None) -> Path:
