@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import faults
+from benchmarks import fault_kinds, fault_lab, faults
 from rich.console import Console
 from safetensors.numpy import save_file
 
@@ -37,7 +37,7 @@ def test_a_small_campaign_survives_and_goes_on_where_it_was(tmp_path: Path, monk
     injected = []
     monkeypatch.setattr(faults, "inject", lambda lab, kind, seed: injected.append(seed) or result(seed, kind))
     again = faults.campaign(
-        faults.Lab.build(tmp_path / "out"), ["truncate", "kill_in_save"], 3, Console(file=io.StringIO())
+        fault_lab.Lab.build(tmp_path / "out"), ["truncate", "kill_in_save"], 3, Console(file=io.StringIO())
     )
     assert injected == [2]
     assert [line.seed for line in again] == [0, 1, 2]
@@ -61,23 +61,23 @@ def run(tmp_path: Path) -> Path:
 
 def test_differences_are_named_with_their_place(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other")
-    assert faults.differences(run, other) == []
+    assert fault_lab.differences(run, other) == []
     save_file({"weight": np.arange(4.0) + 1e-12}, other / "checkpoints" / "final" / "model.safetensors")
     (other / "metrics.jsonl").write_text((other / "metrics.jsonl").read_text().replace("0.5", "0.7"))
     with (other / "rollouts.jsonl").open("a") as rollouts:
         rollouts.write("{}\n")
-    assert faults.differences(run, other) == [
+    assert fault_lab.differences(run, other) == [
         "weights differ",
         "rollouts differ from the end on (2 lines, expected 3)",
     ]
     text = (run / "metrics.jsonl").read_text()
     (other / "metrics.jsonl").write_text(text.replace('"step": 2, "time": 0.5, "reward": 1.0', '"step": 2'))
-    assert "metrics differ from line 2 on (2 lines, expected 2)" in faults.differences(run, other)
-    assert "metrics" not in str(faults.differences(run, other, ("time", "reward")))
+    assert "metrics differ from line 2 on (2 lines, expected 2)" in fault_lab.differences(run, other)
+    assert "metrics" not in str(fault_lab.differences(run, other, ("time", "reward")))
 
 
 def test_a_run_that_left_nothing_is_not_identical_to_another(tmp_path: Path) -> None:
-    assert len(faults.differences(tmp_path / "none", tmp_path / "none")) == 3
+    assert len(fault_lab.differences(tmp_path / "none", tmp_path / "none")) == 3
 
 
 def test_damage_changes_one_file(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_damage_changes_one_file(tmp_path: Path) -> None:
         files = {name: bytes(range(50)) for name in ("manifest.json", "model.safetensors")}
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        said = faults.damage(folder, random.Random(seed))
+        said = fault_kinds.damage(folder, random.Random(seed))
         left = {path.name: path.read_bytes() for path in folder.iterdir()}
         [changed] = [name for name in files if left.get(name) != files[name]]
         assert said.startswith(changed)
@@ -99,14 +99,14 @@ def test_damage_changes_one_file(tmp_path: Path) -> None:
 def test_a_fault_that_is_not_survived_keeps_its_folder_and_says_why(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(trial: faults.Trial) -> None:
+    def lost(trial: fault_lab.Trial) -> None:
         trial.said = "something"
         trial.run.mkdir(parents=True)
-        faults.expect(False, "exit status 1, expected 0")
+        fault_lab.expect(False, "exit status 1, expected 0")
 
-    monkeypatch.setitem(faults.KINDS, "lost", lost)
-    monkeypatch.setattr(faults.Lab, "clean", lambda lab, seed, processes=1: run)
-    lab = faults.Lab(tmp_path, tmp_path / "recipe.yaml")
+    monkeypatch.setitem(fault_kinds.KINDS, "lost", lost)
+    monkeypatch.setattr(fault_lab.Lab, "clean", lambda lab, seed, processes=1: run)
+    lab = fault_lab.Lab(tmp_path, tmp_path / "recipe.yaml")
     log = io.StringIO()
     [found] = faults.campaign(lab, ["lost"], 1, Console(file=log))
     assert (found.survived, found.identical, found.resumed, found.fault) == (False, False, False, "something")

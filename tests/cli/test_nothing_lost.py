@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from benchmarks.faults import differences
+from benchmarks.fault_lab import differences
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner

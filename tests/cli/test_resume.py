@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benchmarks.faults import differences
+from benchmarks.fault_lab import differences
 from safetensors.torch import save
 
 from tests.cli.resuming import REWARD, STEPS, Start, contents, evaluation, wait_for
