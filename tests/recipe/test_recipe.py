@@ -36,8 +36,8 @@ def test_every_recipe_loads_and_keeps_groups_whole(path: Path) -> None:
     plan = RunPlan.of(recipe.config, 40_000, recipe.run.num_processes or 1)
     assert plan.batch.groups_fit_micro_batch
     assert recipe.config.dynamic_sampling
-    assert recipe.run.run_dir == f"runs/{path.stem}"
-    assert recipe.config.output_dir == f"runs/{path.stem}/checkpoints"
+    assert recipe.run.run_dir == str(Path("runs", path.stem).absolute())
+    assert recipe.config.output_dir == f"{recipe.run.run_dir}/checkpoints"
     assert "# Hardware:" in path.read_text()
 
 

@@ -1,7 +1,9 @@
 """Recipes: YAML files that only pick values, checked key by key before anything heavy is loaded."""
 
 import dataclasses
+import functools
 import logging
+import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +11,11 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS
+from vgpo.recipe.values import check_choices, check_depth, check_numbers, check_texts, shown
+from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
 from vgpo.text import did_you_mean
@@ -37,18 +40,8 @@ REFUSED_KEYS = {
 # Fields of version 0.1 that have another name now.
 RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
 
-# Fields that divide or count; the command line may override any of them.
-COUNTS = (
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "steps_per_generation",
-    "num_iterations",
-    "num_processes",
-    "max_completion_length",
-    "lora_r",
-)
-POSITIVE = ("temperature", "num_train_epochs")
+SCALARS = bool | int | float | str
+MAX_MESSAGE = 500  # characters of what a library says about a value
 NO_GPU_THERE = "doesn't support bf16"  # in the message of transformers
 COMMIT = re.compile("[0-9a-f]{40}")
 DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
@@ -149,14 +142,8 @@ class RunArguments:
         for name, kind in (("train_format", self.train_format), ("eval_format", self.eval_format)):
             if kind is not None and kind not in FORMATS:
                 raise ValueError(f"{name}: unknown format {kind!r}{did_you_mean(kind, FORMATS)}")
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"max_prompt_length is {self.max_prompt_length}, expected at least 1; or leave it out")
-        if self.max_rollout_bytes < 1:
-            raise ValueError(f"max_rollout_bytes is {self.max_rollout_bytes}, expected at least 1")
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes has no effect without resume; set resume: true or remove it")
-        if self.eval_limit is not None and self.eval_limit < 1:
-            raise ValueError(f"eval_limit is {self.eval_limit}, expected at least 1; leave it out for the whole set")
 
     @property
     def reward_names(self) -> list[str]:
@@ -213,34 +200,54 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     """
     values = with_current_names(values)
     overrides = [renamed_option(word) for word in overrides]
-    parser = RecipeParser(RECIPE_PARTS, allow_abbrev=False, prog="vgpo train")
     known = field_names()
     check_keys(values, known, where=where)
     check_keys(option_names(overrides, known), known, where="command line")
-    check_values(values, where=where)
-    parser.set_values(values)
     try:
-        check_numbers(vars(parser.parse_known_args(overrides)[0]))
-        run, config, model, rest = parser.parse_args_into_dataclasses(
-            args=overrides, return_remaining_strings=True, look_for_args_file=False
-        )
+        run, config, model, rest = parse(values, overrides, where=where)
     except PackageNotFoundError as error:  # transformers looks for this one while it reads the field
         raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
-    except ValueError as error:
-        raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else error}") from error
+    except RecipeError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else one_line(error)}") from error
     if rest:
-        raise RecipeError(f"command line: unexpected {rest[0]!r}; a value follows its --field")
+        raise RecipeError(f"command line: unexpected {shown(rest[0])}; a value follows its --field")
     if model.model_name_or_path is None:
         raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
-    check_weights(run.rewards, config.reward_weights, where=where)
+    check_num_weights(run.rewards, config.reward_weights, where=where)
     check_adapters(run, config, model, where=where)
     check_reference(config, model, where=where)
     check_remote_code(config, model, where=where)
-    run.run_dir = run.run_dir or str(Path("runs") / name)
+    # Absolute, so that no later change of the working directory moves files.
+    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
     recipe = Recipe(run, config, model)
     check_accuracy_reward(recipe, where=where)
     return recipe
+
+
+def parse(
+    values: Mapping[str, Any], overrides: Sequence[str], *, where: str
+) -> tuple[RunArguments, VGPOConfig, ModelConfig, list[str]]:
+    """The three parts of a recipe, and the words of the command line that belong to no field.
+
+    Raises:
+        ValueError, RecipeError: A value that makes no sense.
+    """
+    parser = RecipeParser(RECIPE_PARTS, allow_abbrev=False, prog="vgpo train")
+    check_values(values, where=where)
+    parser.set_values(values)
+    raw = vars(parser.parse_known_args(overrides)[0])
+    check_texts(raw)
+    check_numbers(raw)
+    check_choices(raw, field_types())
+    *parts, rest = parser.parse_args_into_dataclasses(
+        args=overrides, return_remaining_strings=True, look_for_args_file=False
+    )
+    for part in parts:  # what was a text in JSON is a mapping now
+        check_numbers({name: value for name, value in vars(part).items() if isinstance(value, dict)})
+    return *parts, rest
 
 
 class RecipeParser(TrlParser):
@@ -249,13 +256,24 @@ class RecipeParser(TrlParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
-    def set_values(self, values: dict[str, Any]) -> None:
+    def set_values(self, values: Mapping[str, Any]) -> None:
         """Recipe values as defaults; scalars as words, for argparse checks the type of words only."""
         lists = {action.dest for action in self._actions if action.nargs == "+"}
-        scalars = (bool, int, float, str)
-        words = {key: str(value) if isinstance(value, scalars) else value for key, value in values.items()}
+        words = {key: str(value) if isinstance(value, SCALARS) else value for key, value in values.items()}
         listed = {key: [value] for key, value in words.items() if key in lists and isinstance(value, str)}
         self.set_defaults_with_config(**words | listed)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
+
+
+@functools.cache
+def field_types() -> dict[str, Any]:
+    """The type of each field that a recipe may set."""
+    return {name: hint for kind in RECIPE_PARTS for name, hint in get_type_hints(kind).items()}
 
 
 def field_names() -> list[str]:
@@ -265,7 +283,7 @@ def field_names() -> list[str]:
 
 def find_recipe(source: str | Path) -> Path:
     """The path of a recipe: an existing file, or the name of one that comes with the package."""
-    if Path(source).is_file():
+    if os.path.exists(source):  # noqa: PTH110  # Path.exists raises for a name that no file system takes
         return Path(source)
     shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
     name = Path(source).stem
@@ -282,35 +300,16 @@ def recipe_folder() -> Path:
     return inside if inside.is_dir() else package.parents[1] / "recipes"
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Rejects a duplicate key; YAML's own loader silently takes the last one."""
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} stands twice; keep one of them", problem_mark=key.start_mark
-                )
-            seen.add(name)
-        return node
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file."""
+    """The keys and values of a YAML file.
+
+    Raises:
+        RecipeError: It cannot be read; see `read_yaml`.
+    """
     try:
-        values = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except UnicodeDecodeError as error:
-        raise RecipeError(
-            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path}: expected a mapping of 'field: value' lines, found {type(values).__name__}")
-    return values
+        return read_yaml(path)
+    except YamlFileError as error:
+        raise RecipeError(str(error)) from error
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -336,10 +335,11 @@ def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None
             raise RecipeError(f"{where}: unknown field {key!r}{did_you_mean(str(key), known)}")
 
 
-def check_values(values: dict[str, Any], *, where: str) -> None:
+def check_values(values: Mapping[str, Any], *, where: str) -> None:
     """Refuse empty values and lists where a field takes none; argparse checks words only."""
-    hints = {name: hint for kind in RECIPE_PARTS for name, hint in get_type_hints(kind).items()}
+    hints = field_types()
     for key, value in values.items():
+        check_depth(key, value)
         taken = {get_origin(hint) or hint for hint in (hints[key], *get_args(hints[key]))}
         if value is None and type(None) not in taken:
             raise RecipeError(f"{where}: {key} is empty; give it a value or remove the line")
@@ -350,30 +350,14 @@ def check_values(values: dict[str, Any], *, where: str) -> None:
         if isinstance(value, list) and list[str] in (hints[key], *get_args(hints[key])):
             other = [item for item in value if not isinstance(item, str)]
             if other:
-                raise RecipeError(f"{where}: {key} has {other[0]!r} in its list, expected names; put it in quotes")
-        if isinstance(value, list | dict) and type(value) not in taken:
-            raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({value!r}), expected a single value")
+                raise RecipeError(
+                    f"{where}: {key} has {shown(other[0])} in its list, expected names; put it in quotes"
+                )
+        if not isinstance(value, SCALARS | None) and type(value) not in taken:
+            raise RecipeError(f"{where}: {key} is a {type(value).__name__} ({shown(value)}), expected a single value")
 
 
-def check_numbers(values: dict[str, Any]) -> None:
-    """Whether all sizes are positive, and what draws the responses can; checked before TRL divides by them.
-
-    Raises:
-        ValueError: One is not; names it.
-    """
-    for name in COUNTS:
-        if values[name] is not None and values[name] < 1:
-            raise ValueError(f"{name} is {values[name]}, expected at least 1")
-    for name in POSITIVE:
-        if not values[name] > 0:
-            raise ValueError(f"{name} is {values[name]:g}, expected a number above 0")
-    if not 0 < values["top_p"] <= 1:
-        raise ValueError(f"top_p is {values['top_p']:g}, expected a number above 0 and at most 1, which keeps all")
-    if values["max_steps"] == 0 or values["max_steps"] < -1:
-        raise ValueError(f"max_steps is {values['max_steps']}, expected at least 1, or -1 to train num_train_epochs")
-
-
-def check_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
+def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
     """Whether there is one weight for each reward, or none at all."""
     if weights is not None and len(weights) != len(rewards):
         raise RecipeError(

@@ -1,0 +1,98 @@
+"""YAML files that people write: each value as it stands there, or an error of one line."""
+
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1 << 20
+OCTAL = re.compile(r"[-+]?0[0-9_]+")  # 010 is 8 in YAML 1.1
+SEXAGESIMAL = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")  # 1:30 is 90
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
+
+
+class YamlFileError(ValueError):
+    """A YAML file that cannot be read, or a value that YAML reads otherwise than it looks."""
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, which rejects duplicate keys and numbers that are not what they look like.
+
+    YAML's own loader takes the last of two keys; dates are texts here.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as the parent has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != TIMESTAMP]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} stands twice; keep one of them", problem_mark=key.start_mark
+                )
+            seen.add(name)
+            for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                check_scalar(str(key.value), item)
+        return node
+
+
+def check_scalar(key: str, node: yaml.Node) -> None:
+    """Whether a plain number is what it looks like."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in NUMBERS or node.style is not None:
+        return
+    kind = "an octal number" if OCTAL.fullmatch(node.value) else "a number of base 60"
+    if OCTAL.fullmatch(node.value) or SEXAGESIMAL.fullmatch(node.value):
+        raise yaml.MarkedYAMLError(
+            problem=f"{key} is {node.value}, which YAML reads as {kind}; write a decimal number, or put it in quotes",
+            problem_mark=node.start_mark,
+        )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        YamlFileError: It is no regular file of at most 1 MiB with one mapping; names the file, and where it can the
+            line.
+    """
+    text = read_text(path)
+    try:
+        values = StrictLoader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise YamlFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise YamlFileError(f"{path}: not valid YAML: brackets in brackets, too deep to be read") from error
+    except ValueError as error:  # such as a number of more digits than Python reads
+        raise YamlFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise YamlFileError(f"{path}: expected a mapping of 'field: value' lines, found {type(values).__name__}")
+    return values
+
+
+def read_text(path: Path) -> str:
+    """The text of a small regular file in UTF-8.
+
+    Raises:
+        YamlFileError: It is something else, or cannot be read; nothing of it was read then.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise YamlFileError(f"{path}: not a regular file; name a file")
+        if found.st_size > MAX_BYTES:
+            raise YamlFileError(f"{path}: has {found.st_size:,} bytes, expected at most {MAX_BYTES:,}")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise YamlFileError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise YamlFileError(f"{path}: cannot be read: {error.strerror}") from error
