@@ -15,7 +15,7 @@ from trl import ModelConfig
 from vgpo.data import DataError
 from vgpo.recipe.loading import (
     check_image_token,
-    image_tokens,
+    forbidden_tokens,
     load_model,
     load_processor,
     load_prompts,
@@ -147,13 +147,20 @@ def test_wrong_data_is_an_error_of_the_data(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "none.parquet"), "plain", toy_folder=tmp_path)
 
 
-def test_a_problem_that_spells_a_picture_token_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_a_problem_that_spells_a_control_token_is_refused_with_its_row(tmp_path: Path) -> None:
     train, _ = write_datasets(tmp_path, num_train=3, num_test=1, progress=False)
     rows = datasets.Dataset.from_parquet(str(train))
     problems = [*rows["problem"][:2], "<image>What is <|image_pad|>"]
     rows.remove_columns("problem").add_column("problem", problems).to_parquet(tmp_path / "spelt.parquet")
-    tokens = image_tokens(TOY, processor(), trust_remote_code=False)
-    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>"} == set(tokens)
+    tokens = forbidden_tokens(TOY, processor(), trust_remote_code=False)
+    assert {
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    } <= set(tokens)
     with pytest.raises(DataError, match=r"row 2, field 'problem'.*<\|image_pad\|>"):
         load_prompts(str(tmp_path / "spelt.parquet"), "plain", toy_folder=tmp_path, forbidden=tokens)
 
