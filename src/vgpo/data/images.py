@@ -42,7 +42,7 @@ def decode_image(value: Any) -> PIL.Image.Image:
     """
     image = _open(value)
     with _refusing(value, "cannot be decoded"):
-        _load(image, value)
+        image.load()
         turn = _TURNS.get(_orientation(image))
         pixels = _rgb(image)
         return pixels if turn is None else pixels.transpose(turn)
@@ -77,8 +77,8 @@ def verify_image(value: Any) -> None:
     with _refusing(value, "is damaged"):
         if image is not value:
             image.draft("RGB", (1, 1))  # for JPEG alone: all of its data is read, at less than the whole cost
-        _load(image, value)
-        _rgb(image.crop((0, 0, 1, 1)))  # whether this kind of pixels becomes RGB, without converting them all
+        image.load()
+        _rgb(image)
 
 
 @contextlib.contextmanager
@@ -93,17 +93,8 @@ def _refusing(value: Any, what: str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(f"the image {_describe(value)} {what} ({error}); replace or drop it") from error
-
-
-def _load(image: PIL.Image.Image, value: Any) -> None:
-    """Decode the pixels. DataError where they are more than the header said, as an icon may hold a larger PNG."""
-    image.load()
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(
-            f"the image {_describe(value)} unpacks to {image.width} x {image.height} pixels; expected at most "
-            f"{MAX_PIXELS:,}; resize or replace it"
-        )
+        reason = str(error) or type(error).__name__
+        raise DataError(f"the image {_describe(value)} {what} ({reason}); replace or drop it") from error
 
 
 def _orientation(image: PIL.Image.Image) -> Any:
