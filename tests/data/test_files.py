@@ -81,9 +81,8 @@ def make(folder: Path, kind: str) -> Path:
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as listener:
-            with contextlib.chdir(folder):  # the name of a socket is short
-                listener.bind(path.name)
+        with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)  # which must be short
     elif kind == "folder":
         path.mkdir()
     else:
