@@ -115,11 +115,11 @@ def test_orientation_is_applied() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (b"no picture", r"of 10 bytes cannot be opened \(not a picture format .* damaged\); replace"),
+        (b"no picture", r"of 10 bytes cannot be opened \(not an image format .* damaged\); replace"),
         (encoded()[:50], "damaged|cannot be opened"),
         ({"bytes": b"no picture", "path": "a.png"}, "with path 'a.png' and 10 bytes cannot be opened"),
         ({"bytes": None, "path": None}, "has no known form; give a PIL image, bytes"),
-        ("missing.png", "there is no picture file missing.png; correct the path"),
+        ("missing.png", "there is no image file missing.png; correct the path"),
         ("https://example.org/a.png", "is a web address; store its bytes or a local path"),
         ("data:image/png,plain", "is not of the form data:image"),
         ("data:image/png;base64,???", "is not valid base64"),
@@ -144,11 +144,14 @@ def test_picture_cut_short_is_found_and_fails_when_decoded(kind: str, tmp_path: 
             decode_image(value)
 
 
-def test_sound_jpeg_is_not_decoded_and_may_have_a_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(kind="JPEG")
-    verify_image(data + bytes(10))
-    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
-    verify_image(data)
+def test_a_jpeg_is_verified_at_an_eighth_of_its_size_and_may_have_a_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    PIL.Image.effect_noise((64, 48), 50).save(file, "JPEG")
+    sizes = []
+    load = PIL.ImageFile.ImageFile.load
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda image: (load(image), sizes.append(image.size))[0])
+    verify_image(file.getvalue() + bytes(10))
+    assert set(sizes) == {(8, 6)}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

@@ -50,7 +50,7 @@ def test_rows_are_what_trl_takes_and_pickle(png, make_dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "message"), [("gone.png", "no picture file gone.png"), (b"junk", "of 4 bytes|and 4 bytes")]
+    ("image", "message"), [("gone.png", "no image file gone.png"), (b"junk", "of 4 bytes|and 4 bytes")]
 )
 def test_bad_picture_is_told_with_its_problem_when_the_row_is_read(make_dataset, image, message) -> None:
     source = make_dataset([{"images": [image], "problem": "<image>Who?", "answer": "7"}])

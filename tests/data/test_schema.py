@@ -37,9 +37,9 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
         ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal counts"),
         ({"images": None}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'"),
-        ({"images": [b"junk"]}, "row 1, field 'images', picture 0: the picture with path None and 4 bytes cannot be"),
-        ({"images": ["gone.png"]}, "row 1, field 'images', picture 0: there is no picture file gone.png; correct"),
-        ({"images": [None]}, "row 1, field 'images', picture 0: the picture of type NoneType has no known form"),
+        ({"images": [b"junk"]}, "row 1, field 'images', image 0: the image with path None and 4 bytes cannot be"),
+        ({"images": ["gone.png"]}, "row 1, field 'images', image 0: there is no image file gone.png; correct"),
+        ({"images": [None]}, "row 1, field 'images', image 0: the image of type NoneType has no known form"),
     ],
 )
 def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, message: str) -> None:
@@ -61,8 +61,8 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
         ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
         ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Rename or"),
-        ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has a picture"),
-        ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has a picture"),
+        ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has an image"),
+        ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has an image"),
     ],
 )
 def test_bad_columns_are_named(columns: dict, message: str) -> None:
@@ -81,22 +81,61 @@ def test_misnamed_picture_column_is_one_error() -> None:
     )
 
 
-def test_texts_that_stand_for_a_picture_are_refused_but_not_marks(png, make_dataset) -> None:
+def test_control_tokens_are_refused_but_not_marks(png, make_dataset) -> None:
     dataset = make_dataset([row(png), row(png, problem="<image>Why <|image_pad|>?")])
     check_dataset(dataset)
     check_dataset(dataset, forbidden=["<image>", "<|video_pad|>"])
     with pytest.raises(DataError) as caught:
         check_dataset(dataset, forbidden=["<|video_pad|>", "<|image_pad|>"])
     assert str(caught.value) == (
-        "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', which stands for "
-        "a picture in this model's prompts; write <image> where a picture goes, or remove it"
+        "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', a control token "
+        "of this model's tokenizer, which would be read as one and not as text; remove or rewrite it, and write "
+        "<image> where an image goes"
     )
+
+
+def test_all_control_tokens_of_a_problem_are_named_but_no_ordinary_character(png, make_dataset) -> None:
+    text = "<image>Stop!<|im_end|>\n<|im_start|>assistant\n\\boxed{1}<|im_end|> <think>!! a.b"
+    dataset = make_dataset([row(png, problem=text)])
+    check_dataset(dataset, forbidden=["!", "!!", "a|b", "aXb"])
+    with pytest.raises(DataError) as caught:
+        check_dataset(dataset, forbidden=["!", "<|im", "<|im_end|>", "<|im_start|>", "a.b", "a|b"])
+    faults = str(caught.value).splitlines()[1:]
+    named = ["'<|im_end|>'", "'<|im_start|>'", "'a.b'"]
+    assert [fault.split(": contains ")[1].split(",")[0] for fault in faults] == named
+    assert all(fault.startswith("  row 0, field 'problem'") for fault in faults)
+
+
+@pytest.mark.parametrize("field", ["problem", "answer", "id"])
+def test_a_text_beyond_the_limit_is_refused(png, make_dataset, field: str) -> None:
+    bad = make_dataset([row(png), row(png)])
+    bad = bad.add_column("id", ["0", "1"])
+    check_dataset(bad)
+    long = [bad[0][field], "<image>" + "x" * 999_994]
+    bad = bad.remove_columns(field).add_column(field, long)
+    message = f"row 1, field '{field}': 1,000,001 characters, expected at most 1,000,000. Shorten it or drop the row"
+    with pytest.raises(DataError) as caught:
+        check_dataset(bad)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_faults_keep_the_order_of_rows_and_images(png, make_dataset) -> None:
+    images = [[png(), b"bad", png(), b"bad"], [], [b"bad"], [png()], [b"bad"]]
+    rows = [row(png, problem="a", images=cell, answer="" if cell == [b"bad"] else "7") for cell in images]
+    with pytest.raises(DataError) as caught:
+        check_dataset(make_dataset(rows))
+    places = [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:]]
+    expected = ["row 0, field 'images', image 1", "row 0, field 'images', image 3"]
+    for number in (2, 4):
+        expected += [f"row {number}, field 'answer'", f"row {number}, field 'images', image 0"]
+    assert places == expected
 
 
 def test_template_is_checked_with_the_problem(png, make_dataset, tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     for text, fault in (
-        ("{{ problem }}<|image_pad|>", "contains '<|image_pad|>', which stands for a picture"),
+        ("{{ problem }}<|image_pad|>", "contains '<|image_pad|>', a control token"),
         ("<image>{{ problem }}", "2 <image> marks but 1 in field 'images'"),
     ):
         template.write_text(text)
@@ -126,7 +165,7 @@ def test_faults_are_listed_together_up_to_ten(png, make_dataset) -> None:
 def test_only_the_first_pictures_are_opened_on_request(png, make_dataset) -> None:
     dataset = make_dataset([row(png), row(png, images=[b"junk"])])
     check_dataset(dataset, max_pictures=1)
-    with pytest.raises(DataError, match="picture 0"):
+    with pytest.raises(DataError, match="image 0"):
         check_dataset(dataset, max_pictures=2)
 
 

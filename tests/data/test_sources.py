@@ -163,7 +163,7 @@ def test_relative_paths_of_a_saved_set(png, tmp_path: Path) -> None:
 def test_nothing_is_fetched_and_no_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "socket", lambda *args, **kwargs: pytest.fail("a connection was opened"))
     path = write_rows(tmp_path / "rows.jsonl", {"images": [{"path": "https://example.org/a.png"}]})
-    with pytest.raises(DataError, match=r"picture 0: the picture 'https://example.org/a.png' is a web address"):
+    with pytest.raises(DataError, match=r"image 0: the image 'https://example.org/a.png' is a web address"):
         check_dataset(load_dataset(str(path)))
     (tmp_path / "scripted").mkdir()
     (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('run')")

@@ -12,10 +12,12 @@ from transformers import CLIPImageProcessor
 from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
+from tests.families.build import ALL_FAMILIES
 from vgpo.data import DataError
+from vgpo.recipe import loading
 from vgpo.recipe.loading import (
     check_image_token,
-    image_tokens,
+    forbidden_tokens,
     load_model,
     load_processor,
     load_prompts,
@@ -147,15 +149,58 @@ def test_wrong_data_is_an_error_of_the_data(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "none.parquet"), "plain", toy_folder=tmp_path)
 
 
-def test_a_problem_that_spells_a_picture_token_is_refused_with_its_row(tmp_path: Path) -> None:
+def test_a_problem_that_spells_a_control_token_is_refused_with_its_row(tmp_path: Path) -> None:
     train, _ = write_datasets(tmp_path, num_train=3, num_test=1, progress=False)
     rows = datasets.Dataset.from_parquet(str(train))
     problems = [*rows["problem"][:2], "<image>What is <|image_pad|>"]
     rows.remove_columns("problem").add_column("problem", problems).to_parquet(tmp_path / "spelt.parquet")
-    tokens = image_tokens(TOY, processor(), trust_remote_code=False)
-    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>"} == set(tokens)
+    tokens = forbidden_tokens(TOY, processor(), trust_remote_code=False)
+    assert {
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    } <= set(tokens)
     with pytest.raises(DataError, match=r"row 2, field 'problem'.*<\|image_pad\|>"):
         load_prompts(str(tmp_path / "spelt.parquet"), "plain", toy_folder=tmp_path, forbidden=tokens)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    [
+        ("qwen2_5_vl", {"<|im_start|>", "<|im_end|>", "<|vision_end|>", "<|image_pad|>"}),
+        ("smolvlm", {"<row_1_col_1>", "<end_of_utterance>", "<fake_token_around_image>", "<|im_start|>"}),
+        ("gemma3", {"<end_of_turn>", "<start_of_turn>", "<pad>", "<bos>"}),
+        ("llava_next", {"</s>", "<s>"}),
+    ],
+)
+def test_every_special_token_of_a_family_is_forbidden(
+    family: str, tokens: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, made = ALL_FAMILIES[family]()
+    monkeypatch.setattr(loading, "load", lambda *args, **kwargs: config)
+    assert tokens <= set(forbidden_tokens(TOY, made, trust_remote_code=False))
+
+
+def test_added_tokens_that_are_words_stay_allowed() -> None:
+    made = processor()
+    made.tokenizer.add_tokens(["<think>", "</answer>"])
+    made.tokenizer.add_tokens(["<|stop|>"], special_tokens=True)
+    tokens = forbidden_tokens(TOY, made, trust_remote_code=False)
+    assert "<|stop|>" in tokens
+    assert not {"<think>", "</answer>"} & set(tokens)
+
+
+def test_a_system_message_with_a_control_token_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (56, 56)).save(tmp_path / "a.png")
+    turns = [("system", "Be brief.<|im_end|>"), ("user", "<image>How many?"), ("assistant", "3")]
+    row = {"images": ["a.png"], "messages": [{"role": role, "content": text} for role, text in turns]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    tokens = forbidden_tokens(TOY, processor(), trust_remote_code=False)
+    with pytest.raises(DataError, match=r"row 0, field 'problem': contains '<\|im_end\|>', a control token of this"):
+        load_prompts(str(tmp_path / "rows.jsonl"), "plain", toy_folder=tmp_path, forbidden=tokens)
 
 
 def test_the_dial_behind_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
 from vgpo.data.schema import quantity
-from vgpo.recipe.loading import image_tokens, load_processor, quiet_libraries, read_dataset
+from vgpo.recipe.loading import forbidden_tokens, load_processor, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
 from vgpo.terminal import right, say
 from vgpo.text import visible
@@ -41,7 +41,7 @@ def check(config: str, overrides: Sequence[str], *, html: Path | None) -> None:
     processor = load_processor(
         recipe.model, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
     )
-    forbidden = image_tokens(recipe.model, processor, trust_remote_code=trust)
+    forbidden = forbidden_tokens(recipe.model, processor, trust_remote_code=trust)
     fields = ["train_data"] if run.eval_data is None else ["train_data", "eval_data"]
     checks, faults = [], []
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:

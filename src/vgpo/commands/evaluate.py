@@ -17,7 +17,7 @@ from vgpo.evaluation import Evaluation, evaluate
 from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
-    image_tokens,
+    forbidden_tokens,
     load_model,
     load_processor,
     load_prompts,
@@ -71,7 +71,7 @@ def run(request: Request) -> None:
             toy_folder=Path(folder),
             format=request.format,
             limit=request.limit,
-            forbidden=image_tokens(source, processor, trust_remote_code=False),
+            forbidden=forbidden_tokens(source, processor, trust_remote_code=False),
         )
         scores = answer_all(
             source,

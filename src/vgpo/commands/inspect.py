@@ -21,7 +21,7 @@ from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, question
 from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
-    image_tokens,
+    forbidden_tokens,
     load_model,
     load_processor,
     load_prompts,
@@ -178,7 +178,7 @@ def rows_of_set(
         toy_folder=folder,
         format=format,
         limit=max(wanted) + 1,
-        forbidden=image_tokens(source, processor_of(source), trust_remote_code=False),
+        forbidden=forbidden_tokens(source, processor_of(source), trust_remote_code=False),
     )
     chosen = clip_rows(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
     return QuestionSet(prompts.select(chosen), chosen)

@@ -1,102 +1,136 @@
-"""Reading one picture from any form in which a data set may hold it."""
+"""Reading one image from any form in which a data set may hold it."""
 
 import base64
-import binascii
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import PIL.ExifTags
 import PIL.Image
-import PIL.ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
 
 from vgpo.data.errors import DataError
+from vgpo.data.files import check_regular, expanded, status_of
 
-# What Pillow raises for bytes that are no picture, are cut short, or unpack to an absurd size.
-_PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    PIL.Image.DecompressionBombError,
-    PIL.Image.DecompressionBombWarning,
-)
 _LONGEST_PATH = 4096  # characters
 MIN_SIDE = 2
 MAX_PIXELS = 80_000_000  # below where Pillow begins to warn of decompression bombs
-MAX_ASPECT = 200  # at which Qwen's processors refuse a picture
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-_SELF_CHECKED = ("PNG", "WEBP")  # Pillow tells a cut file of these from its chunks, undecoded
-_JPEG_END = b"\xff\xd9"
+MAX_ASPECT = 200  # at which Qwen's processors refuse an image
+# As large as 80 million pixels of RGB are without compression, with room for metadata.
+MAX_BYTES = 256 * 2**20
+# What an EXIF orientation asks for; 1, and whatever is not here, leaves the image as it is stored.
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_SWAPPED = (5, 6, 7, 8)  # orientations that swap height and width
 _SIXTEEN_BIT = ("PNG", "PPM")  # what Pillow opens in mode I of these has levels of 0 to 65,535
+_PROGRAMS = ("EPS", "WMF")  # Pillow gives these to another program, which runs what is in them
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
-    """The picture as RGB, upright (EXIF orientation applied), loaded; on white where it is transparent.
+    """The image as RGB, upright (EXIF orientation applied), loaded; on white where it is transparent.
 
     16 bits of grey become 8. value: PIL image, bytes, {"bytes", "path"}, path, or base64 data URI. DataError says why
     one cannot be read.
     """
     image = _open(value)
-    try:
-        return _rgb(PIL.ImageOps.exif_transpose(image))
-    except _PILLOW_ERRORS as error:
-        raise DataError(f"the picture {_describe(value)} cannot be decoded ({error}); replace or drop it") from error
+    with _refusing(value, "cannot be decoded"):
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        pixels = _rgb(image)
+        return pixels if turn is None else pixels.transpose(turn)
 
 
 def image_size(value: Any) -> tuple[int, int]:
-    """(height, width) of the upright picture in pixels, from its header alone. DataError as of `decode_image`."""
+    """(height, width) of the upright image in pixels, from its header alone. DataError as of `decode_image`."""
     image = _open(value)
-    try:
-        exif = PIL.Image.Image.getexif(image)  # the method of PNG files would decode the picture
-    except _PILLOW_ERRORS as error:
-        raise DataError(
-            f"the picture {_describe(value)} has damaged EXIF data ({error}); replace or drop it"
-        ) from error
-    return image.size if exif.get(PIL.ExifTags.Base.Orientation) in _TURNED else image.size[::-1]
+    return image.size if _orientation(image) in _SWAPPED else image.size[::-1]
 
 
 def encoded_image(value: Any) -> dict[str, Any]:
     """{"bytes", "path"} with the stored bytes; PNG of what `decode_image` gives where another reader would differ.
 
-    That is a PIL image, and a picture that is transparent or of 16 bits. DataError as of `decode_image`.
+    That is a PIL image, an image that is transparent or of 16 bits, and one with EXIF data that cannot be written
+    again, on which `PIL.ImageOps.exif_transpose` fails. DataError as of `decode_image`.
     """
     image = _open(value)
-    if image is value or image.has_transparency_data or _has_16_bits(image):
+    if image is value or image.has_transparency_data or _has_16_bits(image) or not _has_sound_exif(image):
         file = io.BytesIO()
         decode_image(value).save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
-    source = _source(value)
-    return {"bytes": source.read_bytes() if isinstance(source, Path) else source.getvalue(), "path": None}
+    return {"bytes": _encoded(value), "path": None}
 
 
 def verify_image(value: Any) -> None:
-    """Raise DataError unless the picture opens and is whole; it is decoded only where nothing cheaper tells.
+    """Raise DataError for each image for which `decode_image` does: it is decoded, a JPEG at 1/8 of its size.
 
-    PNG is judged by its checksums, WebP by its chunks, JPEG by its end marker; other formats are decoded.
+    A cheaper test says less: the checksums and chunks of a PNG or WebP can be right around too few pixels.
     """
     image = _open(value)
-    if image is value:
-        return
+    with _refusing(value, "is damaged"):
+        if image is not value:
+            image.draft("RGB", (1, 1))  # for JPEG alone: all of its data is read, at less than the whole cost
+        image.load()
+        _rgb(image)
+
+
+@contextlib.contextmanager
+def _refusing(value: Any, what: str) -> Iterator[None]:
+    """Whatever Pillow raises for an image, as DataError.
+
+    Its readers raise what they happen to run into, from struct.error to RuntimeError. MemoryError passes: a size is
+    checked before, so that it is the machine that is too small and not the image that is wrong.
+    """
     try:
-        _check_whole(image)
-    except _PILLOW_ERRORS as error:
-        raise DataError(f"the picture {_describe(value)} is damaged ({error}); replace or drop it") from error
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"the image {_describe(value)} {what} ({reason}); replace or drop it") from error
+
+
+def _orientation(image: PIL.Image.Image) -> Any:
+    """The EXIF orientation, or None: metadata that cannot be read does not decide whether pixels can."""
+    try:
+        with _refusing(image, "has damaged EXIF data"):
+            return _exif(image).get(PIL.ExifTags.Base.Orientation)
+    except DataError:
+        return None
+
+
+def _has_sound_exif(image: PIL.Image.Image) -> bool:
+    try:
+        with _refusing(image, "has damaged EXIF data"):
+            return bool(_exif(image).tobytes())
+    except DataError:
+        return False
+
+
+def _exif(image: PIL.Image.Image) -> PIL.Image.Exif:
+    return PIL.Image.Image.getexif(image)  # the method of PNG files would decode the image
 
 
 def _open(value: Any) -> PIL.Image.Image:
-    """The picture with only its header read, of a sane size; a PIL image is returned as it is."""
+    """The image with only its header read, of a sane size; a PIL image is returned as it is."""
     image = value if isinstance(value, PIL.Image.Image) else _opened(value)
     width, height = image.size
     too_small, too_large = min(width, height) < MIN_SIDE, width * height > MAX_PIXELS
     if too_small or too_large or max(width, height) >= MAX_ASPECT * min(width, height):
         raise DataError(
-            f"the picture {_describe(value)} has {width} x {height} pixels; expected sides of at least {MIN_SIDE}, at "
+            f"the image {_describe(value)} has {width} x {height} pixels; expected sides of at least {MIN_SIDE}, at "
             f"most {MAX_PIXELS:,} pixels, and one side less than {MAX_ASPECT} times the other; resize or replace it"
         )
     if image.mode in ("I", "F") and image.format not in _SIXTEEN_BIT:
         raise DataError(
-            f"the picture {_describe(value)} has the pixel mode {image.mode!r}, which does not say which level is "
+            f"the image {_describe(value)} has the pixel mode {image.mode!r}, which does not say which level is "
             "white; save it with 8 bits a channel, or as a PNG of 16 bits"
         )
     return image
@@ -114,61 +148,81 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _has_16_bits(image: PIL.Image.Image) -> bool:
-    """Whether it is grey of 16 bits; for a picture of `_open`."""
+    """Whether it is grey of 16 bits; for an image of `_open`."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def _opened(value: Any) -> PIL.Image.Image:
-    source = _source(value)
+    data = _encoded(value)
     try:
-        # Read at once: Pillow keeps the file of a damaged picture open.
-        return PIL.Image.open(io.BytesIO(source.read_bytes()) if isinstance(source, Path) else source)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no picture file {source}; correct the path or drop the row") from error
-    except PIL.UnidentifiedImageError as error:
+        with _refusing(value, "cannot be opened"):
+            image = PIL.Image.open(io.BytesIO(data))
+    except DataError as error:
+        if not isinstance(error.__cause__, PIL.UnidentifiedImageError):
+            raise
         raise DataError(
-            f"the picture {_describe(value)} cannot be opened (not a picture format that Pillow knows, or its header "
+            f"the image {_describe(value)} cannot be opened (not an image format that Pillow knows, or its header "
             "is damaged); replace or drop it"
         ) from error
-    except _PILLOW_ERRORS as error:
-        raise DataError(f"the picture {_describe(value)} cannot be opened ({error}); replace or drop it") from error
+    if image.format in _PROGRAMS:
+        raise DataError(
+            f"the image {_describe(value)} is in the format {image.format}, which is a program to be run; save it as "
+            "PNG"
+        )
+    return image
 
 
-def _check_whole(image: PIL.Image.Image) -> None:
-    if image.format in _SELF_CHECKED:
-        image.verify()
-    elif not (isinstance(image, JpegImageFile) and _has_end_marker(image)):
-        image.draft("RGB", (1, 1))  # a JPEG without the marker at its end may be whole: decode it at 1/8 of its size
-        image.load()
+def _encoded(value: Any) -> bytes:
+    """The bytes of an image that is no PIL image, at most `MAX_BYTES`."""
+    source = _source(value)
+    size = _checked_size(source) if isinstance(source, Path) else len(source)
+    if size > MAX_BYTES:
+        raise DataError(
+            f"the image {_describe(value)} is too large ({size:,} bytes, expected at most {MAX_BYTES:,}); resize or "
+            "drop it"
+        )
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the image file {source} cannot be read ({error.strerror}); correct its permissions, or drop the row"
+        ) from error
 
 
-def _has_end_marker(image: JpegImageFile) -> bool:
-    if image.fp is None:
-        return False
-    image.fp.seek(-len(_JPEG_END), io.SEEK_END)
-    return image.fp.read() == _JPEG_END
+def _checked_size(path: Path) -> int:
+    """Bytes of a regular file, which is not opened."""
+    status = status_of(path)
+    if status is None:
+        missing = "the link {} leads to no image file" if path.is_symlink() else "there is no image file {}"
+        raise DataError(f"{missing.format(path)}; correct the path or drop the row")
+    check_regular(path, status)
+    if status.st_size == 0:  # as a file of /proc says of itself, some of which block their reader
+        raise DataError(f"the image file {path} is empty; write it again or drop the row")
+    return status.st_size
 
 
-def _source(value: Any) -> io.BytesIO | Path:
+def _source(value: Any) -> bytes | Path:
     if isinstance(value, dict) and value.get("bytes") is not None:
         value = value["bytes"]
     elif isinstance(value, dict) and value.get("path"):
         value = value["path"]
     if isinstance(value, bytes):
-        return io.BytesIO(value)
+        return value
     if isinstance(value, str) and value.startswith("data:"):
-        return io.BytesIO(_data_uri_bytes(value))
+        return _data_uri_bytes(value)
     if isinstance(value, str) and "://" in value:
-        raise DataError(f"the picture {_describe(value)} is a web address; store its bytes or a local path")
+        raise DataError(f"the image {_describe(value)} is a web address; store its bytes or a local path")
     if isinstance(value, str) and len(value) > _LONGEST_PATH:
         raise DataError(
-            f"the picture {_describe(value)}... is of {len(value)} characters, too long for a path; write base64 as "
+            f"the image {_describe(value)}... is of {len(value)} characters, too long for a path; write base64 as "
             "data:image/png;base64,..."
         )
     if isinstance(value, str | Path):
-        return Path(value).expanduser()
+        return expanded(value)
     raise DataError(
-        f"the picture {_describe(value)} has no known form; give a PIL image, bytes, {{'bytes', 'path'}}, a path "
+        f"the image {_describe(value)} has no known form; give a PIL image, bytes, {{'bytes', 'path'}}, a path "
         "or a base64 data URI"
     )
 
@@ -176,15 +230,20 @@ def _source(value: Any) -> io.BytesIO | Path:
 def _data_uri_bytes(uri: str) -> bytes:
     header, comma, payload = uri.partition(",")
     if not comma or not header.endswith(";base64"):
-        raise DataError(f"the picture {_describe(uri)} is not of the form data:image/...;base64,...")
+        raise DataError(f"the image {_describe(uri)} is not of the form data:image/...;base64,...")
+    if len(payload) // 4 * 3 > MAX_BYTES + 3:
+        raise DataError(
+            f"the image {_describe(uri)} is too large ({len(payload):,} characters of base64, expected at most "
+            f"{MAX_BYTES // 3 * 4:,}); resize or drop it"
+        )
     try:
         return base64.b64decode(payload, validate=True)
-    except binascii.Error as error:
-        raise DataError(f"the picture {_describe(uri)} is not valid base64 ({error})") from error
+    except ValueError as error:
+        raise DataError(f"the image {_describe(uri)} is not valid base64 ({error})") from error
 
 
 def _describe(value: Any) -> str:
-    """A short name for a picture in a message."""
+    """A short name for an image in a message."""
     if isinstance(value, dict):
         return f"with path {value.get('path')!r} and {len(value.get('bytes') or b'')} bytes"
     if isinstance(value, bytes):

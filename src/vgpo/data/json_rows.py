@@ -5,6 +5,7 @@ The JSON reader of `datasets` guesses types: it takes a text of digits for a num
 
 import codecs
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,13 +17,17 @@ from vgpo.data.readers import Row, StoredSet
 from vgpo.data.schema import IMAGES, as_list, no_row
 
 _ROWS_AT_ONCE = 64  # whose pictures are held while the column is written
+# A row holds images of at most 256 MiB each as base64; what is longer is a list of rows without line ends.
+_LONGEST_LINE = 2**30  # bytes
+_LARGEST_LIST = 4 * 2**30  # bytes of a file that is read whole; its rows take several times that in memory
 _NAMES = datasets.Features({IMAGES: datasets.List(datasets.Value("string"))})
 
 
 def stored_json(file: Path) -> StoredSet:
-    """The set in `file`, one row a line or one list of rows. The file is read anew for each part of it.
+    """The set in `file`, one row a line or one list of rows. The file is read again for each part of it.
 
-    Pictures are paths and data URIs, in one column. DataError for the first line that is no row, or if there is none.
+    Images are paths and data URIs, in one column. DataError for the first line that is no row or names a key twice,
+    or if there is none.
     """
     columns: dict[str, None] = {}
     num_rows = 0
@@ -54,11 +59,26 @@ def json_rows(file: Path) -> Iterator[Row]:
     with _opened(file) as lines:
         if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             lines.seek(0)
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE + 1), b""), start=1):
+            place = f"{file}, line {number}"
             if number == 1 and line.startswith(b"["):
+                _check_list(file, os.fstat(lines.fileno()).st_size)
                 yield from _listed_rows(line + lines.read(), file)
-            elif line.strip():
-                yield _row(_parsed(line.strip(), f"{file}, line {number}"), f"{file}, line {number}")
+                return
+            if len(line) > _LONGEST_LINE:
+                raise DataError(
+                    f"{place}: more than {_LONGEST_LINE:,} bytes; write one row a line, and its images to files"
+                )
+            if line.strip():
+                yield _row(_parsed(line.strip(), place), place)
+
+
+def _check_list(file: Path, size: int) -> None:
+    if size > _LARGEST_LIST:
+        raise DataError(
+            f"{file}: one list of {size:,} bytes, which is read whole; expected at most {_LARGEST_LIST:,}. Write one "
+            "row a line, which has no limit"
+        )
 
 
 def _opened(file: Path) -> BinaryIO:
@@ -81,16 +101,35 @@ def _row(value: Any, place: str) -> Row:
 
 def _parsed(text: bytes, place: str) -> Any:
     try:
-        value = json.loads(text.decode("utf-8"))
+        value = _DECODER.decode(text.decode("utf-8"))
         if rb"\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # a half of a surrogate pair is no text
     except UnicodeError as error:
         raise DataError(f"{place}: no UTF-8 text ({error}); write the file again in UTF-8") from error
     except RecursionError as error:
         raise DataError(f"{place}: brackets in brackets too deep to be read; correct it") from error
+    except _TwiceError as error:
+        raise DataError(f"{place}: {error}; remove one of the two values") from error
     except ValueError as error:
         raise DataError(f"{place}: no valid JSON ({error}); correct it, or write one row a line") from error
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would keep the last value of a key without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise _TwiceError(f"the key {twice[:80]!r} is there twice")
+    return found
+
+
+class _TwiceError(ValueError):
+    """An object with two values for one key."""
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _picture_names(file: str, names: tuple[str, ...], written: tuple[int, int]) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 """The text of a prompt: a jinja template around the problem."""
 
 import functools
+import stat
 from pathlib import Path
 
 import jinja2
@@ -8,6 +9,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from vgpo.data.errors import DataError
+from vgpo.data.files import expanded, status_of
 
 _VARIABLE = "problem"
 _FOLDER = Path(__file__).parent / "templates"
@@ -18,13 +20,18 @@ _FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, T
 def template_text(name_or_path: str) -> str:
     """The source of a template: "plain", "think_boxed" or the path of a jinja file. DataError if unknown."""
     packaged = {path.stem: path for path in sorted(_FOLDER.glob("*.jinja"))}
-    path = packaged.get(name_or_path, Path(name_or_path).expanduser())
-    if not path.is_file():
+    path = packaged.get(name_or_path) or expanded(name_or_path)
+    status = status_of(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
         raise DataError(
             f"there is no prompt template {name_or_path!r}; use one of {list(packaged)} or the path of a jinja file"
         )
     try:
         return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"the prompt template {path} cannot be read ({error.strerror}); correct its permissions"
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt template {path} is no UTF-8 text ({error}); write it again in UTF-8") from error
 

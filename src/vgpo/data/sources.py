@@ -1,7 +1,7 @@
 """Loading a data set from a file, a folder or the hub, without running code that comes with it."""
 
 import glob
-import os.path
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vgpo.data.errors import DataError
+from vgpo.data.files import check_files, check_regular, expanded, is_folder, status_of
 from vgpo.data.json_rows import stored_json
 from vgpo.data.readers import PICTURES, StoredSet, canonical_rows, stored
 from vgpo.data.schema import as_list, is_text, listed, no_row
@@ -22,9 +23,10 @@ _FILE_TYPES = (*_JSON, ".parquet")
 _DEFAULT_SPLIT = "train"
 _SHARD = re.compile(r"(?:^|[-_.])\d+(?:-of-\d+(?:-[0-9a-f]+)?)?$")
 _LEADS_OUT = (
-    "the picture path {!r} leads out of the folder of the data file; move the picture into it, or write the absolute "
+    "the image path {!r} leads out of the folder of the data file; move the image into it, or write the absolute "
     "path if it is meant"
 )
+_SAVED_TYPES = (".json", ".arrow")  # of the files that `save_to_disk` writes
 _HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
 
 
@@ -36,8 +38,9 @@ def load_dataset(source: str, split: str | None = None, format: str | None = Non
 
     `source` may end in `@split`; the default is train. In a folder, a file belongs to the split that it is named
     after (`test.parquet`, `test-00000-of-00002.parquet`); a file, and a folder whose files name no split, hold
-    one set and take no split. Relative picture paths start from the folder of the file, or else from `source`, and
-    must not lead out of it; absolute ones are taken as they are.
+    one set and take no split. Relative image paths start from the folder of the file, or else from `source`, and must
+    not lead out of it, by `../` or by a link; absolute ones are taken as they are. All are absolute afterwards, so
+    that the working directory may change.
     format: how a row is written, a key of `vgpo.data.FORMATS`; None recognises it by the columns.
     Nothing is decoded, no address is fetched, and no code that comes with the data is run.
     DataError if it cannot be found or read, or has no such split or format.
@@ -47,20 +50,24 @@ def load_dataset(source: str, split: str | None = None, format: str | None = Non
 
 def _load(source: str, split: str | None) -> StoredSet:
     name, split = name_and_split(source, split)
-    path = Path(name).expanduser()
-    if path.is_file():
-        return _load_file(path, split)
-    if path.is_dir():
+    path = expanded(name).absolute()
+    status = status_of(path)
+    if is_folder(path):
         return stored(_load_folder(path, split))
+    if status is not None:
+        check_regular(path, status)
+        if status.st_size == 0:
+            raise no_row(path)
+        return _load_file(path, split)
     hub = _HUB_NAME.fullmatch(name)
     if path.suffix in _FILE_TYPES or hub is None:
-        raise DataError(f"there is no file or folder {name!r} (looked at {path.absolute()}); correct the path")
+        raise DataError(f"there is no file or folder {name!r} (looked at {path}); correct the path")
     return stored(_load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT))
 
 
 def name_and_split(source: str, split: str | None = None) -> tuple[str, str | None]:
     """What comes before and after the last `@` of a source; what exists under its whole name has no split in it."""
-    if Path(source).expanduser().exists() or "@" not in source:
+    if "@" not in source or status_of(expanded(source)) is not None:
         return source, split
     name, _, named_split = source.rpartition("@")
     if split is not None and split != named_split:
@@ -82,16 +89,16 @@ def _load_file(path: Path, split: str | None) -> StoredSet:
 
 
 def _load_folder(path: Path, split: str | None) -> datasets.Dataset:
-    if (path / "dataset_dict.json").is_file():
+    if os.path.lexists(path / "dataset_dict.json"):
         splits = _load_from_disk(path)
         if (split or _DEFAULT_SPLIT) not in splits:
             raise _no_such_split(path, split or _DEFAULT_SPLIT, sorted(splits))
         return _anchor_paths(splits[split or _DEFAULT_SPLIT], path)
-    if (path / "state.json").is_file():
+    if os.path.lexists(path / "state.json"):
         if split not in (None, _DEFAULT_SPLIT):
             raise DataError(f"{path} holds one data set and has no split {split!r}; leave the split out")
         return _anchor_paths(_load_from_disk(path), path)
-    files = sorted(path.rglob("*.parquet"))
+    files = sorted(file for file in path.rglob("*.parquet") if not is_folder(file))
     if not files:
         raise DataError(f"the folder {path} holds no parquet file and no data set of save_to_disk; correct the path")
     return _read_parquet(_files_of_split(path, files, split), path)
@@ -99,6 +106,7 @@ def _load_folder(path: Path, split: str | None) -> datasets.Dataset:
 
 def _load_from_disk(folder: Path) -> Any:
     """What `save_to_disk` wrote: a data set, or several under the names of their splits."""
+    check_files([file for file in sorted(folder.rglob("*")) if file.suffix in _SAVED_TYPES])
     try:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -124,6 +132,7 @@ def _no_such_split(source: object, split: str, found: list[str]) -> DataError:
 
 
 def _read_parquet(files: list[Path], folder: Path) -> datasets.Dataset:
+    check_files(files)
     # A name may hold [, * or ?, which would be read as a pattern, and another file in its place.
     patterns = [glob.escape(str(file)) for file in _with_rows(files)]
     try:
@@ -157,7 +166,7 @@ def _with_rows(files: list[Path]) -> list[Path]:
 
 
 def _anchor_paths(dataset: datasets.Dataset, *folders: Path) -> datasets.Dataset:
-    """Make relative picture paths, in columns of texts, relative to the first of `folders` that has the file."""
+    """Make relative image paths, in columns of texts, start from the first of `folders` that has the file."""
     columns = [name for name in PICTURES if name in dataset.column_names and _holds_text(dataset, name)]
     if not columns:
         return dataset
@@ -165,13 +174,19 @@ def _anchor_paths(dataset: datasets.Dataset, *folders: Path) -> datasets.Dataset
     if not any(_is_relative(path) for row in cells for column in columns for path in _paths(row[column])):
         return dataset
     faults: list[str] = []
+    links = _Links(folders)
+
+    def placed(path: str | None, where: str) -> str | None:
+        if not _is_relative(path):
+            return path
+        place = _anchored(path, folders)
+        if os.path.normpath(path).startswith("..") or links.lead_out(place):
+            faults.append(f"{where}: {_LEADS_OUT.format(path)}")
+        return place
 
     def anchor(row: dict[str, Any], number: int) -> dict[str, list[str | None]]:
-        for column in columns:
-            outside = [path for path in filter(_is_relative, _paths(row[column])) if _leads_out(path)]
-            faults.extend(f"row {number}, field {column!r}: {_LEADS_OUT.format(path)}" for path in outside)
         return {
-            column: [_anchored(path, folders) if _is_relative(path) else path for path in _paths(row[column])]
+            column: [placed(path, f"row {number}, field {column!r}") for path in _paths(row[column])]
             for column in columns
         }
 
@@ -183,19 +198,30 @@ def _anchor_paths(dataset: datasets.Dataset, *folders: Path) -> datasets.Dataset
     return datasets.concatenate_datasets([others, anchored], axis=1) if others.column_names else anchored
 
 
-def _leads_out(path: str) -> bool:
-    return os.path.normpath(path).startswith("..")
+class _Links:
+    """Whether a path leads out of some folders once its links are followed.
+
+    Links into the `blobs` of the hub's cache stay inside: a file there is a link from `snapshots/REVISION` to
+    `blobs/HASH` of the same repository.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        real = [Path(os.path.realpath(folder)) for folder in folders]
+        blobs = [place.parents[1] / "blobs" for inner in real for place in _snapshots(inner)]
+        self._inside = tuple(str(place).rstrip(os.sep) + os.sep for place in (*real, *blobs))
+
+    def lead_out(self, path: str) -> bool:
+        # A path with a NUL is none; the check of the set says so, with its row.
+        return "\0" not in path and not os.path.realpath(path).startswith(self._inside)
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """The folder of a revision in the hub's cache that `folder` is or lies in."""
+    return [place for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
 
 
 def _anchored(path: str, folders: Sequence[Path]) -> str:
-    return str(next((folder / path for folder in folders if _is_file(folder / path)), folders[0] / path))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a text that is too long for a name; the check of the set says so, with its row
-        return False
+    return str(next((folder / path for folder in folders if os.path.lexists(folder / path)), folders[0] / path))
 
 
 def _holds_text(dataset: datasets.Dataset, column: str) -> bool:

@@ -90,7 +90,7 @@ def load_prompts(
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
         format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
         limit: Keep the first so many rows.
-        forbidden: What no problem may contain, see `image_tokens`.
+        forbidden: What no problem may contain, see `forbidden_tokens`.
         max_prompt_length: Leave out prompts of more tokens, with a line that counts them; `processor` and
             `chat_template_kwargs` say what the tokens are.
 
@@ -156,10 +156,17 @@ def load_processor(
     return processor
 
 
-def image_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
-    """The texts that stand for an image in this model's prompts; in a problem they would ask for one too many."""
+def forbidden_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
+    """The control tokens of a model's tokenizer, sorted: in a problem they would end the turn, or ask for an image.
+
+    These are its special tokens and what stands for an image by the config; other added tokens, such as `<think>`,
+    are words that a prompt may use.
+    """
     config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
-    return processor.tokenizer.convert_ids_to_tokens(banned_token_ids(config))
+    tokenizer = processor.tokenizer
+    added = tokenizer.added_tokens_decoder.values()
+    special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    return sorted({*special, *tokenizer.convert_ids_to_tokens(banned_token_ids(config))})
 
 
 def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -9,7 +9,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.policy.prompts import row_with_images_in_prompt
-from vgpo.recipe.loading import image_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
+from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
 from vgpo.shared_prompt import why_not_shared
@@ -85,7 +85,7 @@ class Setup:
             toy_folder=self.folder,
             format=format,
             limit=limit,
-            forbidden=image_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
+            forbidden=forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
             max_prompt_length=max_prompt_length,
             processor=self.processor,
             chat_template_kwargs=config.chat_template_kwargs,
