@@ -107,18 +107,30 @@ def test_the_streams_stay_as_they_were() -> None:
         assert (done.stdout, done.stderr) == ("kept\n", "")
 
 
-@FULL
-@pytest.mark.parametrize("outputs", ["> /dev/full 2>&1", ">&- 2>&-"])
-def test_a_training_whose_output_is_lost_ends_as_any_other(outputs: str, tmp_path: Path) -> None:
-    train, test = write_datasets(tmp_path, num_train=12, num_test=4, progress=False)
-    settings = {
+def training(folder: Path, **settings: object) -> str:
+    """The words of `vgpo train` for one step in `folder`/run."""
+    train, test = write_datasets(folder, num_train=12, num_test=4, progress=False)
+    recipe = {
         "model_name_or_path": "toy", "train_data": str(train), "eval_data": str(test), "rewards": ["accuracy"],
-        "run_dir": str(tmp_path / "run"), "num_generations": 4, "per_device_train_batch_size": 8,
+        "run_dir": str(folder / "run"), "num_generations": 4, "per_device_train_batch_size": 8,
         "steps_per_generation": 1, "max_completion_length": 8, "max_steps": 1, "learning_rate": 1.0e-4,
         "dtype": "float32", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
         "dataloader_pin_memory": False, "report_to": "none",
     }  # fmt: skip
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    done = shell(of(f"train --config {tmp_path}/recipe.yaml") + f" {outputs}")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | settings))
+    return f"train --config {folder}/recipe.yaml"
+
+
+@pytest.mark.parametrize("outputs", [pytest.param("> /dev/full 2>&1", marks=FULL), ">&- 2>&-"])
+def test_a_training_whose_output_is_lost_ends_as_any_other(outputs: str, tmp_path: Path) -> None:
+    done = shell(f"{of(training(tmp_path))} {outputs}")
     assert done.returncode == 0
     assert (tmp_path / "run" / "finished.json").is_file()
+
+
+def test_a_reward_that_ends_the_process_does_not_end_a_training_as_if_it_were_done(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("import os\n\ndef ends(**kwargs):\n    os._exit(0)\n")
+    done = shell(of(training(tmp_path, rewards=[f"{tmp_path}/own.py:ends"])))
+    assert done.returncode == 2
+    assert "error: reward 'ends' raised SystemExit for row 0 of the batch" in done.stderr
+    assert not (tmp_path / "run" / "finished.json").exists()

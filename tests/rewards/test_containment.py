@@ -75,11 +75,24 @@ def test_an_exit_that_the_module_imported_is_refused_too(tmp_path: Path) -> None
 
 
 def test_a_signal_during_a_reward_still_ends_the_run() -> None:
+    signals = [StoppedBySignal(143)]  # it comes once
+
     def stop() -> None:
-        raise StoppedBySignal(143)
+        if signals:
+            raise signals.pop()
 
     with pytest.raises(StoppedBySignal):
         reward_that(stop)(**COLUMNS)
+
+
+def test_a_signal_while_the_failing_row_is_looked_for_still_ends_the_run() -> None:
+    errors: list[BaseException] = [StoppedBySignal(143), ValueError()]
+
+    def fail() -> None:
+        raise errors.pop()
+
+    with pytest.raises(StoppedBySignal):
+        reward_that(fail)(**COLUMNS)
 
 
 def test_ctrl_c_during_a_reward_still_ends_the_run() -> None:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -54,8 +54,10 @@ class StopOnSignal(TrainerCallback):
         if not self.trains or (number == signal.SIGINT and not first):
             raise StoppedBySignal(128 + number)
         if first:
-            say = Console(stderr=True).print
-            say(f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once", highlight=False)
+            text = f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once"
+            # The signal may have come inside a print, which a stream refuses to interrupt with another.
+            with suppress(RuntimeError, OSError, ValueError):
+                Console(stderr=True).print(text, highlight=False)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trains = True
