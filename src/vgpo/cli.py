@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
-from vgpo.terminal import take_any_text
+from vgpo.terminal import KeptOutput, keep_printing, message_of
 from vgpo.text import visible
 
 app = typer.Typer(
@@ -31,12 +31,41 @@ app.add_typer(rewards, name="reward")
 
 DIAL = "The difficulty dial, as in rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+WRITING_FILES = {"train", "quickstart", "compare", "compare-run", "inspect", "report", "toy"}
+"""Commands that are run for the files they write. The others are run for what they print."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    take_any_text(sys.stdout)
-    app(prog_name="vgpo")
+    """Entry point of the console script.
+
+    Output that cannot be written ends no command early. Only one that is run for what it prints fails for it, with
+    status 1: quietly where nobody reads any more, as in `vgpo doctor RECIPE | head -1`.
+    """
+    output = keep_printing()
+    try:
+        app(prog_name="vgpo")
+    except SystemExit as end:
+        if not end.code and output is not None and sys.argv[1:2] and sys.argv[1] not in WRITING_FILES:
+            fail_if_lost(output)
+        raise
+
+
+def fail_if_lost(output: KeptOutput) -> None:
+    """End in status 1 if part of what was printed is lost.
+
+    Raises:
+        SystemExit: it is.
+    """
+    sys.stdout.flush()
+    if output.failure is None:
+        return
+    if not isinstance(output.failure, BrokenPipeError):
+        print_error(f"the output could not be written: {output.failure}")
+    raise SystemExit(1)
+
+
+def print_error(message: str) -> None:
+    Console(stderr=True).print(Text("error: ", style="bold red") + Text(visible(message)), soft_wrap=True)
 
 
 @contextmanager
@@ -45,7 +74,7 @@ def readable(errors: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        Console(stderr=True).print(Text("error: ", style="bold red") + Text(visible(str(error))), soft_wrap=True)
+        print_error(message_of(error))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

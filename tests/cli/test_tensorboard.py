@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from tests.cli import even_sum
 from vgpo.recipe.recipe import load_recipe
@@ -23,6 +24,29 @@ log_rollouts_steps: 1
 save_strategy: "no"
 disable_tqdm: true
 """
+
+
+@pytest.mark.train
+def test_an_event_file_that_cannot_be_written_does_not_cost_the_run(
+    tmp_path: Path,
+    toy_files: tuple[Path, Path],
+    write_recipe: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("add_scalar", "add_image"):
+        monkeypatch.setattr(SummaryWriter, name, refuse)
+    words = ["--train_data", str(toy_files[0]), "--run_dir", str(tmp_path / "run")]
+    run = train(load_recipe(write_recipe(SETTINGS), words), command=["vgpo", "train"])
+    assert run.folder.read_finished().step == 2
+    assert len([line for line in run.folder.read_metrics() if "reward" in line]) == 2
+    warned = [record.getMessage() for record in caplog.records if "No space left" in record.getMessage()]
+    # Twice in two steps, but once each.
+    names = sorted(line.split(" failed: ")[0] for line in warned)
+    assert names == ["TensorBoardCallback", "TensorBoardCallback (rollouts)"]
 
 
 @pytest.mark.train

@@ -21,6 +21,7 @@ from vgpo.commands import quickstart
 from vgpo.evaluation import Evaluation
 from vgpo.recipe import setup, train
 from vgpo.recipe.recipe import RecipeError
+from vgpo.rewards.containment import StoppedBySignal
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.toy import write_datasets
 from vgpo.trl import NonFiniteError
@@ -124,7 +125,7 @@ class StandIn:
 
     def __post_init__(self) -> None:
         self.args = SimpleNamespace(should_save=True)
-        self.state = SimpleNamespace(global_step=0)
+        self.state = SimpleNamespace(global_step=0, epoch=0.1)
         self.checkpoints = CheckpointStore(self.folder.checkpoints_path, keep=None)
 
     def train(self, resume_from_checkpoint: None) -> None:
@@ -161,7 +162,7 @@ def invoke_stand_in(
     ("ending", "status", "reason"),
     [
         (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
-        (SystemExit(143), 143, "SIGTERM"),
+        (StoppedBySignal(143), 143, "SIGTERM"),
         (NonFiniteError("loss is nan\nand more"), 2, "NonFiniteError: loss is nan"),
         (OSError("other"), 1, "OSError: other"),
     ],
@@ -192,6 +193,87 @@ def test_a_report_that_fails_does_not_hide_why_the_run_ended(
     done, _ = invoke_stand_in(ending=NonFiniteError("loss is nan"))
     assert "error: loss is nan" in done.stderr
     assert "could not be drawn" in caplog.text
+
+
+INJECTED = {
+    "mark": (RunFolder, "write_interrupted"),
+    "report": (train, "write_report"),
+    "checkpoints": (CheckpointStore, "newest_valid"),
+    "output": (train, "say"),
+}
+
+
+@pytest.mark.parametrize(
+    "second", [OSError(errno.EMFILE, "Too many open files"), KeyboardInterrupt(), SystemExit(130)]
+)
+@pytest.mark.parametrize(("place", "name"), INJECTED.values(), ids=INJECTED)
+def test_nothing_that_fails_while_an_error_is_reported_hides_it(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]],
+    monkeypatch: pytest.MonkeyPatch,
+    place: object,
+    name: str,
+    second: BaseException,
+) -> None:
+    real, calls = getattr(place, name), []
+
+    def fail(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if name == "say" and "stopped at" not in str(args[1]):
+            return real(*args, **kwargs)
+        raise second
+
+    monkeypatch.setattr(place, name, fail)
+    done, _ = invoke_stand_in(ending=NonFiniteError("loss is nan"))
+    assert calls
+    assert done.exit_code == 2
+    assert "error: loss is nan" in done.stderr
+
+
+def test_an_error_without_a_text_ends_a_run_as_itself(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]],
+) -> None:
+    class UnreadableError(NonFiniteError):
+        def __str__(self) -> str:
+            raise KeyError
+
+    done, _ = invoke_stand_in(ending=UnreadableError())
+    assert done.exit_code == 2
+    assert "UnreadableError" in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, None, 7])
+def test_an_exit_that_no_signal_asked_for_is_an_error(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], code: int | None
+) -> None:
+    done, folder = invoke_stand_in(ending=SystemExit(code))
+    assert done.exit_code == 1
+    assert str(done.exception).startswith(f"sys.exit({code}) was called in a run that is not finished")
+    assert folder.read_interrupted() is not None
+
+
+def test_a_report_that_cannot_be_written_does_not_cost_the_run(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "write_report", fail)
+    monkeypatch.setattr(train, "save_final", lambda *args: None)
+    done, folder = invoke_stand_in()
+    assert done.exit_code == 0, done.output
+    assert folder.finished_path.is_file()
+    assert f"`vgpo report {folder.path}` draws it" in caplog.text
+
+
+def test_parity_that_cannot_be_written_does_not_cost_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder(tmp_path / "file")
+    folder.path.touch()
+    parity = SimpleNamespace(table=lambda: "", as_dict=dict)
+    trainer = SimpleNamespace(parity=parity, args=SimpleNamespace(should_save=True))
+    train.KeepParity(trainer, folder, train.Console(quiet=True)).on_train_begin()
+    assert "What the parity check measured could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(

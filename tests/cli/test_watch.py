@@ -467,6 +467,14 @@ def test_it_is_drawn_anew_until_the_run_is_over(make_folder, tmp_path: Path):
     assert shown.count("\x1b[?1049h") == shown.count("\x1b[?1049l") == 1
 
 
+def test_it_ends_when_the_terminal_is_gone(make_folder, monkeypatch: pytest.MonkeyPatch):
+    def wait(seconds: float) -> None:
+        raise AssertionError("nobody sees it, and it goes on")
+
+    monkeypatch.setattr(watch, "output_is_lost", lambda: True)
+    watch.follow(WatchedRun(make_folder().path), terminal(), every=2, pause=wait)
+
+
 def test_a_slow_view_is_drawn_less_often(make_folder, monkeypatch: pytest.MonkeyPatch):
     clock, pauses = iter(range(0, 1000, 7)), []
     monkeypatch.setattr(watch.time, "monotonic", lambda: float(next(clock)))

@@ -9,13 +9,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
 
 from tests.report.run_records import ATTACKS, handed_over, rollout
-from vgpo.recipe.trackers import TrackedRollouts
+from vgpo.recipe.trackers import EVENTS, TrackedRollouts, forgive_trackers
+from vgpo.rewards.containment import StoppedBySignal
 from vgpo.training.records import Images, RolloutRecord, code_block
 
 
@@ -140,3 +142,80 @@ def test_swanlab_has_texts_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step == 5
     assert len(media["rollouts"]) == 3
     assert [image.caption for image in media["images"]] == ["image 0"]
+
+
+class Failing(WandbCallback):
+    """A tracker that fails at each event that is called with an error."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_train_begin(self, error: BaseException | None = None, **kwargs: Any) -> None:
+        self.log(error)
+
+    def on_log(self, error: BaseException | None = None, **kwargs: Any) -> str:
+        return self.log(error)
+
+    def log(self, error: BaseException | None) -> str:
+        self.calls.append(type(error).__name__)
+        if error is not None:
+            raise error
+        return "control"
+
+
+FULL = OSError(28, "No space left on device")
+
+
+def test_a_tracker_that_fails_is_a_warning_once_for_each_kind_of_error(caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Failing()
+    forgive_trackers([tracker])
+    for error in (FULL, FULL, ConnectionError("no network"), SystemExit(0), FULL):
+        assert tracker.on_log(error) is None
+    assert tracker.on_log() == "control"
+    assert tracker.calls == ["OSError", "OSError", "ConnectionError", "SystemExit", "OSError", "NoneType"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Failing failed: {what}. Training goes on; the run folder has every figure. "
+        "More errors of this kind are not reported."
+        for what in ("OSError: [Errno 28] No space left on device", "ConnectionError: no network", "SystemExit: 0")
+    ]
+
+
+def test_a_tracker_that_cannot_be_started_is_not_called_again(caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Failing()
+    forgive_trackers([tracker])
+    tracker.on_train_begin(FULL)
+    tracker.on_log(FULL)
+    assert tracker.calls == ["OSError"]
+    assert caplog.text.count("It gets no figures") == 1
+
+
+def test_a_signal_ends_the_run_inside_a_tracker_too() -> None:
+    tracker = Failing()
+    forgive_trackers([tracker])
+    with pytest.raises(StoppedBySignal):
+        tracker.on_log(StoppedBySignal(143))
+
+
+def test_trackers_stay_the_callbacks_that_they_are() -> None:
+    tracker, other = Failing(), transformers.PrinterCallback()
+    forgive_trackers(callbacks := [tracker, other])
+    assert callbacks == [tracker, other]
+    assert isinstance(tracker, WandbCallback)
+    assert not vars(other)
+    assert set(vars(tracker)) == {"calls", *EVENTS}
+    assert {"on_train_begin", "on_log", "on_save", "on_train_end"} < set(EVENTS)
+
+
+def test_rollouts_that_a_tracker_refuses_are_a_warning_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullWriter:
+        def add_text(self, *args: Any) -> None:
+            raise FULL
+
+    written: list[Any] = []
+    tracked = TrackedRollouts(lambda *given: written.append(given), [TensorBoardCallback(FullWriter())])
+    tracked(*group())
+    tracked(*group())
+    assert len(written) == 2
+    assert caplog.text.count("TensorBoardCallback (rollouts) failed: OSError: [Errno 28]") == 1

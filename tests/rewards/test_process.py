@@ -1,8 +1,10 @@
 """The server of the grader's workers: how fast it forks them, what it survives, and when it ends."""
 
+import errno
 import os
 import resource
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -201,3 +203,93 @@ def test_a_trainer_with_many_open_files_grades(monkeypatch: pytest.MonkeyPatch) 
         for file in files:
             os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def refusing(function: Callable[..., object], error: OSError, times: int) -> Callable[..., object]:
+    """`function`, which the system refuses so many times first."""
+    left = [error] * times
+
+    def call(*args: object, **kwargs: object) -> object:
+        if left:
+            raise left.pop()
+        return function(*args, **kwargs)
+
+    return call
+
+
+REFUSALS = {
+    "no process": ("subprocess.Popen", BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")),
+    "no temporary file": ("tempfile.TemporaryFile", OSError(errno.ENOSPC, "No space left on device")),
+    "no sockets": ("socket.socketpair", OSError(errno.EMFILE, "Too many open files")),
+}
+
+
+@pytest.mark.parametrize(("name", "error"), REFUSALS.values(), ids=REFUSALS)
+def test_a_start_that_the_system_refuses_twice_is_repeated(
+    make_server: Callable[..., WorkerServer], monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    module, function = name.split(".")
+    at = getattr(process, module)
+    monkeypatch.setattr(process.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(at, function, refusing(getattr(at, function), error, 2))
+    with closing(make_server("stand_in").start_worker()) as worker:
+        assert worker.check("right", "a") is Outcome.RIGHT
+
+
+@pytest.mark.parametrize(("name", "error"), REFUSALS.values(), ids=REFUSALS)
+def test_a_start_that_the_system_always_refuses_is_one_error_that_says_why(
+    make_server: Callable[..., WorkerServer], monkeypatch: pytest.MonkeyPatch, name: str, error: OSError
+) -> None:
+    module, function = name.split(".")
+    at = getattr(process, module)
+    monkeypatch.setattr(process.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(at, function, refusing(getattr(at, function), error, 99))
+    with pytest.raises(RuntimeError, match=rf"{error.strerror}(.|\n)*short of memory, processes, open files"):
+        make_server("stand_in").start_worker()
+
+
+def test_sockets_of_a_worker_that_the_system_refuses_are_an_error(
+    make_server: Callable[..., WorkerServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server("stand_in")
+    server.start_worker().close()
+    monkeypatch.setattr(process.time, "sleep", lambda seconds: None)
+    full = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(process.socket, "socketpair", refusing(process.socket.socketpair, full, 99))
+    with pytest.raises(RuntimeError, match=r"3 workers of the grader in a row could not be started .*Too many open"):
+        server.start_worker()
+
+
+def test_a_server_that_ends_before_it_kills_a_worker_is_replaced(make_server: Callable[..., WorkerServer]) -> None:
+    server = make_server("stand_in")
+    worker = server.start_worker()
+    os.kill(server.pid, signal.SIGKILL)
+    worker.close()
+    with closing(server.start_worker()) as worker:
+        assert worker.check("right", "a") is Outcome.RIGHT
+
+
+def test_a_server_that_has_ended_can_be_closed(make_server: Callable[..., WorkerServer]) -> None:
+    server = make_server("stand_in")
+    with closing(server.start_worker()):
+        os.kill(server.pid, signal.SIGKILL)
+        server.close()
+        assert server.pid is None
+
+
+def test_a_pair_whose_worker_was_killed_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
+    check = process.SymbolicWorker.check
+    killed: list[int] = []
+
+    def kill_first(worker: process.SymbolicWorker, *pair: str) -> Outcome:
+        if not killed:
+            killed.append(worker.pid)
+            worker._channel.shutdown(socket.SHUT_RDWR)
+            os.kill(grader._server.pid, signal.SIGKILL)
+        return check(worker, *pair)
+
+    monkeypatch.setattr(process.SymbolicWorker, "check", kill_first)
+    with Grader() as grader:
+        assert grader.grade(*PAIR) == [True]
+    assert grader.statistics.crashes == 0

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from tests.trl.tiny import coin
-from vgpo.checkpoints import CheckpointStore, load_state, save_state
+from vgpo.checkpoints import CheckpointError, CheckpointStore, load_state, save_state
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.train import ERRORS
 from vgpo.run import RunFolder
@@ -129,6 +129,19 @@ def test_the_newest_checkpoint_from_before_the_bad_lines_is_kept(config, store, 
     assert f"{store.path(4)} is from before it and is never deleted; to go back" in caplog.text
     save(store, 12, 16, 20)
     assert store.steps() == [20, 16, 4]
+
+
+def test_a_checkpoint_that_cannot_be_pinned_does_not_hide_the_alarm(config, store, caplog, monkeypatch):
+    def refuse(*args):
+        raise CheckpointError("No space left on device. Free space and resume.")
+
+    save(store, 4)
+    monkeypatch.setattr(CheckpointStore, "pin", refuse)
+    alarms = Alarms(AlarmSettings(alarm_lines=LINES, alarms="stop"))
+    assert hear(alarms, store, "entropy", [0.5, 0.0, 0.0, 0.0], first_step=7)[-1] == ["entropy_collapse"]
+    assert "Alarm entropy_collapse at step 10" in caplog.text
+    assert "could not be kept from deletion: No space left on device" in caplog.text
+    assert len(alarms.stopping) == 1
 
 
 def test_a_checkpoint_of_a_suspect_update_is_not_pinned(config, store, caplog):

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
+from vgpo.checkpoints import CheckpointStore
 from vgpo.training.collective import AccelerateCollective
-from vgpo.training.finite_guard import full_tensor, non_finite_weight
+from vgpo.training.finite_guard import full_tensor, non_finite_weight, way_back
 from vgpo.trl import NonFiniteError, VGPOTrainer, monitored
 
 
@@ -71,6 +72,31 @@ def test_too_many_in_a_row_stop_with_the_last_good_weights(make_trainer, tmp_pat
     assert saved
     assert all(tensor.isfinite().all() for tensor in saved.values())
     assert any(torch.equal(t, p) for t in saved.values() for p in trainer.before.values() if t.shape == p.shape)
+
+
+@pytest.mark.train
+def test_weights_that_cannot_be_saved_do_not_hide_why_the_run_ended(make_trainer, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    trainer = make_trainer(Poisoned, max_steps=9, max_skipped_steps=2)
+    trainer.bad_steps = (0, 1)
+    monkeypatch.setattr(trainer, "save_model", refuse)
+    with pytest.raises(
+        NonFiniteError, match=r"2 steps in a row.*could not be written to .*last_good .*No space"
+    ) as raised:
+        trainer.train()
+    assert isinstance(raised.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("name", ["complete_steps", "steps"])
+def test_checkpoints_that_cannot_be_read_do_not_hide_an_error(tmp_path, monkeypatch, name):
+    def refuse(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    store = CheckpointStore(tmp_path, keep=None)
+    monkeypatch.setattr(CheckpointStore, name, refuse)
+    assert "could not be looked at: [Errno 24] Too many open files" in way_back(store, 3)
 
 
 @pytest.mark.train

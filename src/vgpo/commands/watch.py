@@ -16,7 +16,7 @@ from vgpo.commands.plots import SHORT, duration, short
 from vgpo.metric_names import GRADER_TIMEOUTS, GUARD_SKIPPED_STEPS, TIMES
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder, RunFolderError
-from vgpo.terminal import say
+from vgpo.terminal import output_is_lost, say
 from vgpo.text import visible
 
 ERRORS = (RunFolderError,)
@@ -72,7 +72,7 @@ def follow(
             size = console.size
             lines = view(watched, size.width, size.height, time.time())
             live.update(Text("\n").join(lines), refresh=True)
-            if watched.over:
+            if watched.over or output_is_lost():
                 return
             pause(max(every, (time.monotonic() - started) / MAX_SHARE))
 

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vgpo.rewards.containment import StoppedBySignal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -28,10 +30,21 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
+        """Handle the signals inside the block.
+
+        Raises:
+            StoppedBySignal: one ended the block.
+            RuntimeError: other code did, with `sys.exit`: whatever status it asked for, this is no end of a run.
+        """
         before = {number: signal.signal(number, self.handle) for number in STOPPING}
         try:
             yield
+        except StoppedBySignal:
+            raise
+        except SystemExit as end:
+            raise RuntimeError(
+                f"sys.exit({end.code!r}) was called in a run that is not finished; the traceback above shows where"
+            ) from end
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -39,10 +52,12 @@ class StopOnSignal(TrainerCallback):
     def handle(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, signal.Signals(number)
         if not self.trains or (number == signal.SIGINT and not first):
-            raise SystemExit(128 + number)
+            raise StoppedBySignal(128 + number)
         if first:
-            say = Console(stderr=True).print
-            say(f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once", highlight=False)
+            text = f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once"
+            # The signal may have come inside a print, which a stream refuses to interrupt with another.
+            with suppress(RuntimeError, OSError, ValueError):
+                Console(stderr=True).print(text, highlight=False)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trains = True
@@ -71,4 +86,4 @@ class StopOnSignal(TrainerCallback):
     def leave(self) -> None:
         """End the process if a signal has come."""
         if self.signal is not None:
-            raise SystemExit(128 + self.signal)
+            raise StoppedBySignal(128 + self.signal)

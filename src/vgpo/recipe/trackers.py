@@ -1,5 +1,7 @@
-"""Rollouts and their images for the trackers of `report_to`, beside those that the run folder keeps."""
+"""The trackers of `report_to`: they get rollouts and images too, and one that fails does not end a training."""
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -7,10 +9,58 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 from transformers.integrations import SwanLabCallback, TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from vgpo.rewards.containment import StoppedBySignal
+from vgpo.terminal import message_of
 from vgpo.training.records import Images, RolloutRecord, RolloutWriter, code_block, shown_fields, shown_text
 
 Records = Sequence[RolloutRecord]
+
+EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+
+logger = logging.getLogger(__name__)
+
+
+class Forgiving:
+    """Calls functions of one tracker. What they raise is a warning, once for each kind of error, and no more.
+
+    Args:
+        tracker: its name in the warning.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        self.tracker = tracker
+        self.started = True
+        self._warned: set[type[BaseException]] = set()
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What `function` returns; None if it fails, or if the tracker could not be started."""
+        if not self.started:
+            return None
+        try:
+            return function(*args, **kwargs)
+        except StoppedBySignal:
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a tracker can raise anything
+            self.started = function.__name__ != "on_train_begin"  # else each event would try again, and wait
+            if type(error) not in self._warned:
+                self._warned.add(type(error))
+                logger.warning(
+                    "%s failed: %s: %s. Training goes on; the run folder has every figure. %s", self.tracker,
+                    type(error).__name__, message_of(error),
+                    "More errors of this kind are not reported." if self.started else "It gets no figures.",
+                )  # fmt: skip
+            return None
+
+
+def forgive_trackers(callbacks: Sequence[TrainerCallback]) -> None:
+    """Let no tracker among the callbacks of a trainer end its training; they stay the objects that they are."""
+    for callback in callbacks:
+        if isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values())):
+            forgiving = Forgiving(type(callback).__name__)
+            for event in EVENTS:
+                setattr(callback, event, functools.partial(forgiving, getattr(callback, event)))
 
 
 class TrackedRollouts:
@@ -24,13 +74,15 @@ class TrackedRollouts:
     def __init__(self, write: RolloutWriter, callbacks: Sequence[TrainerCallback]) -> None:
         self.write = write
         self.callbacks = callbacks
+        self._forgiving: dict[type[TrainerCallback], Forgiving] = {}
 
     def __call__(self, records: Records, images: Images) -> None:
         self.write(records, images)
         for callback in self.callbacks:
             for kind, send in TRACKERS.items():
                 if isinstance(callback, kind):
-                    send(callback, records, images)
+                    forgiving = self._forgiving.setdefault(kind, Forgiving(f"{kind.__name__} (rollouts)"))
+                    forgiving(send, callback, records, images)
 
 
 def send_to_tensorboard(callback: TensorBoardCallback, records: Records, images: Images) -> None:

@@ -29,7 +29,7 @@ from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
-from vgpo.recipe.trackers import TrackedRollouts
+from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
@@ -43,6 +43,9 @@ ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
     NonFiniteError, ParityError,
 )  # fmt: skip
+
+WHILE_REPORTING = (Exception, KeyboardInterrupt, SystemExit)
+"""What may come while an error is reported, and must not hide it."""
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +184,7 @@ def build_trainer(
         run_identity=identity,
         folder_state=lambda: folder_state(folder).model_dump(),
     )
+    forgive_trackers(trainer.callback_handler.callbacks)
     trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
     trainer.add_callback(KeepParity(trainer, folder, console))
     if not config.disable_tqdm:
@@ -226,9 +230,24 @@ def run_phases(
     if held_out is not None:
         evaluate_and_write("after")
     if config.should_save:
-        write_report([folder.path], folder.report_path)
+        draw_report(folder)
         folder.write_finished(trainer.state.global_step, trainer.state.epoch)
     return TrainedRun(folder, evaluations, training_seconds)
+
+
+def draw_report(folder: RunFolder) -> None:
+    """Draw the report of a run that is over; a page that cannot be drawn is a warning: the run's figures are safe."""
+    with attempted(f"{folder.report_path} could not be drawn; `vgpo report {folder.path}` draws it", Exception):
+        write_report([folder.path], folder.report_path)
+
+
+@contextmanager
+def attempted(failure: str, *errors: type[BaseException]) -> Iterator[None]:
+    """Let none of `errors` leave the block: log `failure` with the traceback."""
+    try:
+        yield
+    except errors:
+        logger.warning("%s.", failure, exc_info=True)
 
 
 def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
@@ -261,16 +280,18 @@ def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, 
     if not trainer.args.should_save:
         return
     step, newest = trainer.state.global_step, None
-    try:
+    # Neither a full disk nor another signal may take the place of the error that is reported.
+    with attempted("The stopped run could not be marked", *WHILE_REPORTING):
         folder.write_interrupted(step, error)
-        write_report([folder.path], folder.report_path)
+    with attempted("The report of the stopped run could not be drawn", *WHILE_REPORTING):
+        draw_report(folder)
+    with attempted("The checkpoints of the stopped run could not be looked at", *WHILE_REPORTING):
         newest = trainer.checkpoints.newest_valid(contents=False).path  # whoever sent a signal may not wait long
-    except Exception:
-        logger.warning("The stopped run could not be marked, or its report could not be drawn.", exc_info=True)
-    say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
-    # After weights or losses that are not finite, the error names the checkpoint to go back to.
-    if newest is not None and not isinstance(error, NonFiniteError):
-        say(console, f"to resume from {newest}, run the same command with --resume true")
+    with attempted("What is left of the stopped run could not be printed", *WHILE_REPORTING):
+        say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
+        # After weights or losses that are not finite, the error names the checkpoint to go back to.
+        if newest is not None and not isinstance(error, NonFiniteError):
+            say(console, f"to resume from {newest}, run the same command with --resume true")
 
 
 class RewardBar(ProgressCallback):
@@ -291,8 +312,10 @@ class KeepParity(TrainerCallback):
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         parity = self.trainer.parity
-        if parity is not None and self.trainer.args.should_save:
-            self.console.print(parity.table())
+        if parity is None or not self.trainer.args.should_save:
+            return
+        self.console.print(parity.table())
+        with attempted("What the parity check measured could not be written", OSError, RunFolderError):
             self.folder.write_parity(parity.as_dict())
 
 

@@ -5,19 +5,30 @@ A reward function has TRL's signature: it is called with keyword arguments only,
 `log_extra` and `log_metric`. It returns one number a completion, or None where it does not apply; it may be `async`.
 """
 
+import contextlib
 import functools
 import inspect
+import itertools
 import math
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from typing import Any, SupportsFloat
 
+from vgpo.rewards.containment import StoppedBySignal, contained
 from vgpo.text import did_you_mean, visible
 
 RewardFunction = Callable[..., Any]
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """What every reward function is called with, beside the columns of the data set."""
+
+
+MAX_REWARD = 1e9
+"""Largest absolute reward. The square of a weighted sum of larger ones can overflow float32 in a group's variance,
+which makes its advantages 0 or NaN."""
+
+FAILURES = (Exception, SystemExit)
+"""What a reward function may raise without ending the process. KeyboardInterrupt ends a run with status 130."""
 
 
 class RewardError(ValueError):
@@ -31,8 +42,9 @@ def checked(function: RewardFunction) -> RewardFunction:
     """`function` under its own name, with every mistake it makes as a RewardError.
 
     Its arguments must fit (`check_arguments`), and what it returns must be one finite number, or None, for each
-    completion. If it raises, it is called again row by row, to name the first row that makes it raise; the error it
-    raised is the cause. Async functions stay async.
+    completion, at most `MAX_REWARD` in absolute value. If it raises, it is called again row by row, to name the first
+    row that makes it raise; the error it raised is the cause. What it does to the process is undone (`contained`).
+    Async functions stay async.
     """
 
     @functools.wraps(function)
@@ -53,19 +65,24 @@ async def _call_checked(function: RewardFunction, columns: dict[str, Any]) -> li
     name = reward_name(function)
     try:
         result = await _call(function, columns)
-    except Exception as error:
+    except StoppedBySignal:
+        raise
+    except FAILURES as error:
         for row in range(len(columns["completions"])):
             try:
                 await _call(function, _one_row(columns, row))
-            except Exception as again:
+            except StoppedBySignal:
+                raise
+            except FAILURES as again:
                 raise _raised(name, again, _named_row(columns, row)) from again
         raise _raised(name, error, "the whole batch, though for none of its rows alone") from error
-    return _as_rewards(name, result, columns)
+    return _read(name, result, columns)
 
 
 async def _call(function: RewardFunction, columns: dict[str, Any]) -> Any:
-    result = function(**columns)
-    return await result if is_async(function) else result
+    with contained():
+        result = function(**columns)
+        return await result if is_async(function) else result
 
 
 def _run(coroutine: Coroutine[Any, Any, list[float | None]]) -> list[float | None]:
@@ -118,6 +135,17 @@ def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
         raise RewardError(f"reward {name!r} does not take {unexpected}; add **kwargs to its arguments")
 
 
+def _read(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
+    """The rewards in what the function returned, whose own code runs while it is read."""
+    try:
+        with contained():
+            return _as_rewards(name, result, columns)
+    except (RewardError, StoppedBySignal):
+        raise
+    except FAILURES as error:
+        raise _raised(name, error, f"what it returned ({type(result).__name__}) when that was read") from error
+
+
 def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
     num_rows = len(columns["completions"])
     expected = f"expected a list of {num_rows} numbers, one for each completion"
@@ -125,26 +153,31 @@ def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float |
         raise RewardError(f"reward {name!r} returned None, {expected}; is its `return` missing?")
     if isinstance(result, str | bytes | dict) or not (isinstance(result, Iterable) and isinstance(result, Sized)):
         raise RewardError(f"reward {name!r} returned {_shown(result)}, {expected}")
-    values = list(result)
+    values = list(itertools.islice(result, num_rows + 1))  # an iterator may have no end, whatever its length says
     if len(values) != num_rows:
-        raise RewardError(f"reward {name!r} returned {len(values)} values, {expected}")
-    for row, value in enumerate(values):
-        if value is not None and not _is_finite(value):
-            raise RewardError(
-                f"reward {name!r} returned {_shown(value)} for {_named_row(columns, row)}; "
-                "expected a finite number, or None where the reward does not apply"
-            )
-    return [None if value is None else float(value) for value in values]
+        found = f"more than {num_rows}" if len(values) > num_rows else len(values)
+        raise RewardError(f"reward {name!r} returned {found} values, {expected}")
+    return [None if value is None else _as_reward(name, value, columns, row) for row, value in enumerate(values)]
 
 
-def _is_finite(value: Any) -> bool:
-    """Whether `value` is a number, of Python, NumPy or PyTorch, that is neither infinite nor NaN."""
-    if not isinstance(value, SupportsFloat):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array of several numbers; an int beyond floats
-        return False
+def _as_reward(name: str, value: Any, columns: dict[str, Any], row: int) -> float:
+    """`value` as a float. A number is one of Python, NumPy or PyTorch."""
+    number = math.nan
+    if isinstance(value, SupportsFloat):
+        with contextlib.suppress(Exception):  # an array of several numbers; an int beyond floats
+            number = float(value)
+    if not math.isfinite(number):
+        raise RewardError(
+            f"reward {name!r} returned {_shown(value)} for {_named_row(columns, row)}; "
+            "expected a finite number, or None where the reward does not apply"
+        )
+    if abs(number) > MAX_REWARD:
+        raise RewardError(
+            f"reward {name!r} returned {_shown(value)} for {_named_row(columns, row)}; expected a number from "
+            f"{-MAX_REWARD:g} to {MAX_REWARD:g}: larger ones overflow float32 in the variance of a group, and nothing "
+            "is learned. Scale the reward down"
+        )
+    return number
 
 
 def _one_row(columns: dict[str, Any], row: int) -> dict[str, Any]:
@@ -161,16 +194,21 @@ def _named_row(columns: dict[str, Any], row: int) -> str:
     return f"row {row} of the batch" + (f" ({', '.join(known)})" if known else "")
 
 
-def _raised(name: str, error: Exception, where: str) -> RewardError:
+def _raised(name: str, error: BaseException, where: str) -> RewardError:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     trace = "".join(traceback.format_exception(type(error), error, frames, chain=False)).rstrip()
-    return RewardError(f"reward {name!r} raised {type(error).__name__} for {where}\n{trace}")
+    why = "; a reward returns, it cannot end the run" if isinstance(error, SystemExit) else ""
+    return RewardError(f"reward {name!r} raised {type(error).__name__} for {where}{why}\n{trace}")
 
 
 def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {repr(value)[:80]}"
+    try:
+        text = repr(value)[:80]
+    except Exception as error:  # noqa: BLE001  # code of the user, which is only described here
+        text = f"(its __repr__ raises {type(error).__name__})"
+    return f"{type(value).__name__} {text}"
 
 
 def check_reward_columns(rewards: Iterable[RewardFunction], prompts: Sequence[dict[str, Any]]) -> None:

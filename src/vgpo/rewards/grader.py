@@ -31,7 +31,7 @@ class GraderStatistics:
     timeouts: int = 0
     """Pairs whose check was killed after the time limit, graded wrong."""
     crashes: int = 0
-    """Pairs whose check ended the worker, graded wrong."""
+    """Pairs whose check ended two workers, one after the other, graded wrong."""
 
 
 class Grader:
@@ -135,6 +135,11 @@ class Grader:
         """The outcome for one pair, by an idle worker or a new one, which is idle afterwards if it can be."""
         if any(map(is_unsafe, pair)):
             return Outcome.REFUSED
+        outcome = self._check_once(idle, pair)
+        # The pair need not be the reason: the system kills when memory is short, and a server takes its workers along.
+        return self._check_once(idle, pair) if outcome is Outcome.CRASH else outcome
+
+    def _check_once(self, idle: list[SymbolicWorker], pair: Pair) -> Outcome:
         worker = self._take_worker(idle)
         try:
             return worker.check(*pair)

@@ -28,6 +28,10 @@ PID_BYTES = 4
 
 _START_SECONDS = 120.0  # importing sympy takes under a second, but not on a busy machine or a cold disk
 _END_SECONDS = 5.0
+_SHORTAGE = (
+    "The machine may be short of memory, processes, open files (`ulimit -n`) or space for temporary files: free some, "
+    "or lower num_workers."
+)
 _ATTEMPTS = 3  # a process may be killed while it starts, as the kernel does when memory is short
 
 
@@ -114,20 +118,23 @@ class WorkerServer:
     def start_worker(self) -> SymbolicWorker:
         """A new worker. A worker or server that is killed while it starts is replaced.
 
-        RuntimeError if the server cannot load what it needs, with what it wrote, or if all attempts were killed.
+        RuntimeError if the server cannot load what it needs, with what it wrote, or if all attempts were killed or
+        refused by the system.
         """
+        reason = "ended while they started"
         for attempt in range(_ATTEMPTS):
             time.sleep(attempt)
-            worker = self._fork()
+            try:
+                worker = self._fork()
+            except OSError as error:
+                reason = f"could not be started ({error})"
+                continue
             ready = worker.await_ready()
             if ready:
                 self._warn_if_limited(ready)
                 return worker
             worker.close()
-        raise RuntimeError(
-            f"{_ATTEMPTS} workers of the grader in a row ended while they started. The machine may be short of memory "
-            "or of processes: free some, or lower num_workers."
-        )
+        raise RuntimeError(f"{_ATTEMPTS} workers of the grader in a row {reason}. {_SHORTAGE}")
 
     def kill(self, pid: int) -> None:
         """End a worker. Those of a server that has ended have ended with it."""
@@ -187,15 +194,19 @@ class _ServerProcess:
         self.control.settimeout(_START_SECONDS)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}
         with remote:  # closed here, so that the server's end is the only one, and its death is seen
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", SERVER_MODULE, str(remote.fileno()), str(os.getpid()), *arguments],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=messages,
-                stderr=messages,
-                pass_fds=[remote.fileno()],
-                start_new_session=True,  # Ctrl-C is for the trainer
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", SERVER_MODULE, str(remote.fileno()), str(os.getpid()), *arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=messages,
+                    stderr=messages,
+                    pass_fds=[remote.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the trainer
+                )
+            except OSError:
+                self.control.close()
+                raise
         self.end = weakref.finalize(self, _end, self.process, self.control)
 
 
@@ -209,23 +220,31 @@ def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
 
 
 def _start_server(arguments: Sequence[str]) -> _ServerProcess:
-    """A server that is ready. RuntimeError if it ends by itself, or is killed in every attempt."""
+    """A server that is ready. RuntimeError if it ends by itself, or is killed or refused in every attempt."""
     for attempt in range(_ATTEMPTS):
         time.sleep(attempt)
-        with tempfile.TemporaryFile() as messages:
-            server = _ServerProcess(arguments, messages)
-            if _receive(server.control) == READY:
-                return server
-            server.end()
-            messages.seek(0)
-            written = messages.read().decode(errors="replace")[-2000:].strip()
+        try:
+            with tempfile.TemporaryFile() as messages:
+                server = _ServerProcess(arguments, messages)
+                if _receive(server.control) == READY:
+                    return server
+                server.end()
+                messages.seek(0)
+                written = messages.read().decode(errors="replace")[-2000:].strip() or "(nothing)"
+        except OSError as error:
+            reason, advice = f"the system refused it ({error})", _SHORTAGE
+            continue
         status = server.process.returncode
+        reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}"
+        advice = (
+            "It needs mathruler, sympy and pylatexenc: reinstall vgpo if one is missing. The worker wrote:\n" + written
+        )
         if status >= 0:
             break
-    reason = f"exit status {status}" if status >= 0 else f"killed by signal {-status}, {_ATTEMPTS} times in a row"
+    else:
+        reason += f", {_ATTEMPTS} times in a row"
     raise RuntimeError(
-        f"The grader's worker ({SERVER_MODULE}, run by {sys.executable}) did not start: {reason}. It needs mathruler, "
-        f"sympy and pylatexenc: reinstall vgpo if one is missing. The worker wrote:\n{written or '(nothing)'}"
+        f"The grader's worker ({SERVER_MODULE}, run by {sys.executable}) did not start: {reason}. {advice}"
     )
 
 

@@ -5,10 +5,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
-from vgpo.rewards.checked import RewardError, RewardFunction, checked
+from vgpo.rewards.checked import FAILURES, RewardError, RewardFunction, checked
+from vgpo.rewards.containment import StoppedBySignal, contained
 from vgpo.rewards.functions import accuracy_reward, format_reward, lenient_accuracy_reward
 from vgpo.rewards.grader import lenient_grader
 from vgpo.text import did_you_mean
@@ -66,8 +68,11 @@ def _built_in(name: str) -> RewardFunction:
 
 def _load_module(source: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
-    except Exception as error:
+        with contained():
+            return importlib.import_module(name)
+    except StoppedBySignal:
+        raise
+    except FAILURES as error:
         raise _import_error(source, name, Path.cwd(), error) from error
 
 
@@ -81,19 +86,23 @@ def _load_file(source: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses and pickle look for it
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with contained():
+            spec.loader.exec_module(module)
+    except StoppedBySignal:
+        raise
+    except FAILURES as error:
         raise _import_error(source, str(path), path.resolve().parent, error) from error
     return module
 
 
-def _import_error(source: str, place: str, folder: Path, error: Exception) -> RewardError:
+def _import_error(source: str, place: str, folder: Path, error: BaseException) -> RewardError:
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     line = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
+    text = traceback.format_exception_only(error)[-1].strip()  # also of an error whose own text cannot be had
     cure = _cure(folder, error.name) if isinstance(error, ModuleNotFoundError) and error.name else ""
-    return RewardError(f"reward {source!r}: importing {place} failed: {type(error).__name__}: {error}{line}{cure}")
+    return RewardError(f"reward {source!r}: importing {place} failed: {text}{line}{cure}")
 
 
 def _cure(folder: Path, name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vgpo.checkpoints import CheckpointStore
+from vgpo.checkpoints import CheckpointError, CheckpointStore
 from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
 from vgpo.training.settings import AlarmSettings
 
@@ -218,11 +218,14 @@ class Alarms:
     @staticmethod
     def _keep_checkpoint(rule: Rule, since: int, now: int, checkpoints: CheckpointStore, suspect: int) -> str:
         """Pin the newest complete checkpoint from before the first bad line, else the oldest; say which it is."""
-        steps = checkpoints.complete_steps(before=suspect)
-        if not steps:
-            return "There is no earlier checkpoint to go back to; set save_steps to have some."
-        kept = next((step for step in steps if step < since), steps[-1])
-        checkpoints.pin(kept, f"{rule.name}: alarm at step {now}, bad since step {since}")
+        try:
+            steps = checkpoints.complete_steps(before=suspect)
+            if not steps:
+                return "There is no earlier checkpoint to go back to; set save_steps to have some."
+            kept = next((step for step in steps if step < since), steps[-1])
+            checkpoints.pin(kept, f"{rule.name}: alarm at step {now}, bad since step {since}")
+        except (CheckpointError, OSError) as error:  # it must not take the place of the alarm
+            return f"The checkpoint to go back to could not be kept from deletion: {error}"
         which = "is from before it" if kept < since else "is the oldest there is"
         return (
             f"{checkpoints.path(kept)} {which} and is never deleted; to go back to it, move newer ones away and "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from vgpo.checkpoints import CheckpointStore
+from vgpo.checkpoints import CheckpointError, CheckpointStore
 from vgpo.training.collective import Collective
 from vgpo.training.settings import GuardSettings
 
@@ -84,10 +84,13 @@ def way_back(checkpoints: CheckpointStore, last_update: int) -> str:
         checkpoints: of the run.
         last_update: step of the last update that was not skipped.
     """
-    sound = checkpoints.complete_steps(before=last_update)
+    try:
+        sound = checkpoints.complete_steps(before=last_update)
+        later = [step for step in checkpoints.steps() if step >= last_update]
+    except (CheckpointError, OSError) as error:  # it must not take the place of the error that is reported
+        return f"The checkpoints to go back to could not be looked at: {error}"
     if not sound:
         return "There is no earlier checkpoint to go back to: start a new run with a lower learning_rate."
-    later = [step for step in checkpoints.steps() if step >= last_update]
     move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""
     return (
         f"Go back to {checkpoints.path(sound[0])}, the newest checkpoint whose weights gave a finite loss: {move}"

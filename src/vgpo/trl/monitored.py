@@ -109,14 +109,20 @@ class MonitoredTrainer(ResumableTrainer):
             NonFiniteError: always.
         """
         folder = Path(self.args.output_dir) / "last_good"
-        self.save_model(str(folder))
+        cause, weights = None, f"are in {folder}"
+        try:
+            self.save_model(str(folder))
+        except NonFiniteError:
+            raise
+        except Exception as error:  # noqa: BLE001  # a full disk must not hide what the weights are saved for
+            cause, weights = error, f"could not be written to {folder} ({error})"
         skipped = self._guard.num_skipped_in_a_row
         raise NonFiniteError(
             f"{skipped} steps in a row had a non-finite loss or gradient norm (the last one: step "
-            f"{self._last_update + skipped}). The weights from before the first of them are in {folder}, but no loss "
+            f"{self._last_update + skipped}). The weights from before the first of them {weights}, but no loss "
             f"computed with them was finite. {self._way_back()} Look at the rewards of the last rollouts too, lower "
             "max_grad_norm, or raise max_skipped_steps."
-        )
+        ) from cause
 
     def _way_back(self) -> str:
         return way_back(self.checkpoints, self._last_update)
