@@ -314,6 +314,21 @@ def test_images_are_found_after_a_change_of_the_working_directory(
     assert loaded["images"][:] == [[str(place / "a.png")]]
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_relative_path_among_stored_images_is_refused(png, tmp_path: Path, listed: bool) -> None:
+    stored = {"bytes": png(5), "path": "a.png"}
+    for path, fits in ((str(tmp_path / "a.png"), True), ("a.png", False)):
+        cells = [stored, stored, {"bytes": None, "path": path}]
+        rows = [{**ROW, "images": [cell] if listed else cell} for cell in cells]
+        (tmp_path / "a.png").write_bytes(png(5))
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+        if fits:
+            assert read_levels(tmp_path / "train.parquet") == [5, 5, 5]
+            continue
+        with pytest.raises(DataError, match=r"row 2, field 'images': the image path 'a.png' is relative and has no b"):
+            load_dataset(str(tmp_path / "train.parquet"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

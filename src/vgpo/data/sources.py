@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vgpo.data.errors import DataError
@@ -167,13 +168,16 @@ def _with_rows(files: list[Path]) -> list[Path]:
 
 def _anchor_paths(dataset: datasets.Dataset, *folders: Path) -> datasets.Dataset:
     """Make relative image paths, in columns of texts, start from the first of `folders` that has the file."""
-    columns = [name for name in PICTURES if name in dataset.column_names and _holds_text(dataset, name)]
+    found = [name for name in PICTURES if name in dataset.column_names]
+    columns = [name for name in found if _holds_text(dataset, name)]
+    faults = [fault for name in found if name not in columns for fault in _stored_faults(dataset, name)]
+    if faults:
+        raise DataError(f"the data set in {folders[0]} cannot be used:\n{listed(faults)}")
     if not columns:
         return dataset
     cells = dataset.select_columns(columns)
     if not any(_is_relative(path) for row in cells for column in columns for path in _paths(row[column])):
         return dataset
-    faults: list[str] = []
     links = _Links(folders)
 
     def placed(path: str | None, where: str) -> str | None:
@@ -232,6 +236,27 @@ def _holds_text(dataset: datasets.Dataset, column: str) -> bool:
         return is_text(kind)
     names = [kind.field(index).name for index in range(kind.num_fields)]
     return "path" in names and ("bytes" not in names or pa.types.is_null(kind.field("bytes").type))
+
+
+def _stored_faults(dataset: datasets.Dataset, column: str) -> list[str]:
+    """The relative paths without bytes in a column that stores bytes: they would start from the working directory."""
+    faults, first = [], 0
+    for cells in dataset.data.column(column).chunks:
+        is_list = pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)
+        images = pc.list_flatten(cells) if is_list else cells
+        rows = pc.list_parent_indices(cells).to_pylist() if is_list else range(len(cells))
+        names = [field.name for field in images.type] if pa.types.is_struct(images.type) else []
+        if {"bytes", "path"} <= set(names):
+            stored_bytes = pc.is_valid(pc.struct_field(images, "bytes")).to_pylist()  # looks at no byte
+            paths = pc.struct_field(images, "path").to_pylist()
+            faults += [
+                f"row {first + row}, field {column!r}: the image path {path!r} is relative and has no bytes, in a "
+                "column that stores them; write the absolute path, or store the bytes"
+                for row, path, has_bytes in zip(rows, paths, stored_bytes, strict=True)
+                if not has_bytes and _is_relative(path)
+            ]
+        first += len(cells)
+    return faults
 
 
 def _paths(cell: Any) -> list[str | None]:
