@@ -90,6 +90,16 @@ def test_whoever_prints_to_an_output_that_is_lost_goes_on(outputs: str, status: 
     assert (tmp_path / "opened").read_text() == ""
 
 
+def test_whoever_prints_to_a_terminal_that_is_gone_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "prints.py").write_text(PRINTS)
+    master, slave = os.openpty()
+    os.close(master)  # every write gives EIO
+    words = [sys.executable, str(tmp_path / "prints.py"), str(tmp_path / "opened")]
+    done = subprocess.run(words, stdin=slave, stdout=slave, stderr=slave, check=False)
+    os.close(slave)
+    assert done.returncode == 7
+
+
 def test_the_streams_stay_as_they_were() -> None:
     script = (
         "import sys\n"
