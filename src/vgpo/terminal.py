@@ -7,6 +7,7 @@ import os
 import select
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -130,6 +131,11 @@ def stand_ins(error: UnicodeError) -> tuple[str, int]:
 def say(console: Console, text: str) -> None:
     """Print text as it is, in lines as long as they are."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def from_here(path: Path) -> Path:
+    """A path as people write it: from the working directory, if it is inside."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def right(title: str) -> Column:

@@ -102,6 +102,7 @@ def test_a_start_that_fails_leaves_the_folder_free(
         monkeypatch.setattr(train, check, lambda *args: None)
     monkeypatch.setattr(train, "VGPOTrainer", fail_late)
     monkeypatch.setattr(setup, "load_model", lambda *args, **kwargs: torch.nn.Module())
+    monkeypatch.setattr(train, "model_identity", lambda model: {})
     words = ["--run_dir", run_dir, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
     done = CliRunner().invoke(app, ["train", "--config", "quickstart_vgpo", *map(str, words)])
     assert "no such model" in done.stderr

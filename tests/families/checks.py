@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -289,8 +290,8 @@ class Family:
 
     def train_and_save(self, name: str, **settings: Any) -> Run:
         """Train and keep a checkpoint of each step."""
-        folder = self.out / f"{self.name} {name}"
-        return self.train(output_dir=str(folder), save_strategy="steps", save_steps=1, **settings)
+        folder = tempfile.mkdtemp(dir=self.out, prefix=f"{self.name} {name} ")
+        return self.train(output_dir=folder, save_strategy="steps", save_steps=1, **settings)
 
     @cached_property
     def plain(self) -> Run:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from vgpo.recipe.train import ERRORS, train_recipe
-from vgpo.terminal import say
+from vgpo.terminal import from_here, say
 
 __all__ = ["ERRORS", "run"]
 
@@ -14,4 +14,4 @@ def run(config: str, overrides: Sequence[str], *, command: Sequence[str]) -> Non
     """Train as the recipe `config` says, with `--field value` words that override it."""
     recipe, trained = train_recipe(config, overrides, command=command)
     if recipe.config.should_log:
-        say(Console(), f"report: {trained.folder.report_path}")
+        say(Console(), f"report: {from_here(trained.folder.report_path)}")

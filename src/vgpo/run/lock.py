@@ -1,12 +1,13 @@
 """The lock of a run folder: one trainer at a time, and a trainer that is killed gives it back."""
 
 import fcntl
+import io
 import json
 import logging
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vgpo.run.storage import RunFolderError
@@ -18,7 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder inside the block; the folder is created if it is missing.
+    """Hold the lock of a run folder inside the block. A folder that was created for it and stays empty goes again.
 
     It is a record lock of POSIX: it belongs to this process and not to its children, so it ends with this process in
     any way, even if a child that was forked from it lives on. It holds between machines that share the folder too,
@@ -27,26 +28,50 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: another process holds it, or the folder cannot be created.
     """
+    path, is_new = folder / LOCK, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+b", buffering=0)
+        file = _acquire(path)
     except OSError as error:
         raise RunFolderError(
             f"{folder} cannot be written: {error.strerror}. Choose another run_dir, or correct its permissions."
         ) from error
     with file:
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+                if is_new:
+                    folder.rmdir()  # refused if there is anything in it
+
+
+def _acquire(path: Path) -> io.FileIO:
+    """The lock's file, once it is held."""
+    while True:
+        file = io.FileIO(path, "a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
+            file.close()
             raise RunFolderError(
-                f"{folder} is in use by another training process ({_holder(folder / LOCK)}). Nothing was changed. "
+                f"{path.parent} is in use by another training process ({_holder(path)}). Nothing was changed. "
                 "Wait until it ends or stop it, or choose another run_dir."
             ) from error
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): do not start two runs in it.", folder, error.strerror)
-        os.ftruncate(file.fileno(), 0)
-        file.write(json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
-        yield
+            logger.warning("%s cannot be locked (%s): do not start two runs in it.", path.parent, error.strerror)
+        if _is_at(file, path):
+            return file
+        file.close()  # whoever held it has removed it in the meantime
+
+
+def _is_at(file: io.FileIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(path: Path) -> str:

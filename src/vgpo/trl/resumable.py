@@ -19,7 +19,6 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
@@ -322,7 +321,7 @@ class LogBeforeSave(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_end_of_epoch = state.epoch == int(state.epoch or 0) or state.global_step >= state.max_steps
-        control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH and is_end_of_epoch
+        control.should_log |= args.logging_strategy == "epoch" and is_end_of_epoch
 
 
 def batching_config(args: GRPOConfig) -> dict[str, Any]:
