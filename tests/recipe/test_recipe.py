@@ -171,13 +171,17 @@ def test_the_recipe_for_one_gpu_trains_adapters() -> None:
     assert recipe.model.dtype == "bfloat16"
 
 
-def test_deepspeed_that_is_not_installed_is_named_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deepspeed_that_is_not_installed_is_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "zero2.json").write_text("{}")
+
     def look_for_deepspeed(self: RecipeParser, **options: Any) -> None:
         raise PackageNotFoundError("deepspeed>=0.9.3")  # as transformers does for this field
 
     monkeypatch.setattr(RecipeParser, "parse_args_into_dataclasses", look_for_deepspeed)
     with pytest.raises(RecipeError, match=r"deepspeed is not installed: pip install 'trl\[deepspeed\]'"):
-        load_recipe("quickstart_vgpo", ["--deepspeed", "zero2.json"])
+        load_recipe("quickstart_vgpo", ["--deepspeed", str(tmp_path / "zero2.json")])
 
 
 def test_no_recipe_generates_with_colocated_vllm() -> None:

@@ -1,7 +1,9 @@
 """Every field of a recipe refuses what makes no sense, in one line that names it; YAML's surprises are errors."""
 
 import dataclasses
+import inspect
 import os
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from benchmarks.fault_kinds import BAD_VALUES
+from trl import GRPOTrainer
 
 from vgpo.recipe.recipe import (
     RECIPE_PARTS,
@@ -21,7 +24,7 @@ from vgpo.recipe.recipe import (
     recipe_folder,
     recipe_from,
 )
-from vgpo.recipe.values import MAX_TEXT, RANGES
+from vgpo.recipe.values import CHOICES, MAX_TEXT, RANGES
 
 BASE = {
     "model_name_or_path": "toy",
@@ -146,6 +149,27 @@ def test_numbers_inside_of_mappings_are_finite(words: list[str]) -> None:
     values = {} if words else {"lr_scheduler_kwargs": {"min_lr": float("nan")}}
     said = refusal({"lr_scheduler_type": "cosine_with_min_lr", **values}, words)
     assert said == "recipe.yaml: lr_scheduler_kwargs.min_lr is nan, expected a finite number"
+
+
+@pytest.mark.parametrize("name", sorted(CHOICES))
+def test_a_name_that_a_library_would_refuse_later_is_refused_at_once(name: str) -> None:
+    said = refusal({name: "nonesuch"})
+    check_refused(name, said)
+    assert f"expected one of ['{CHOICES[name][0]}'" in str(said)
+
+
+def test_every_loss_of_the_library_is_a_choice() -> None:
+    source = inspect.getsource(GRPOTrainer)
+    listed = " ".join(re.findall(r"loss_type in \[(.*?)\]", source))
+    compared = {*re.findall(r'loss_type == "(\w+)"', source), *re.findall(r'"(\w+)"', listed)}
+    assert "dapo" in compared
+    assert compared <= set(CHOICES["loss_type"])
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if "dict" in str(TYPES[name])])
+def test_a_text_where_a_mapping_is_expected_is_refused(name: str) -> None:
+    for text in ("many", "[1]", "{broken", "{'a': 1}", "nowhere.json"):
+        check_refused(name, refusal({}, [f"--{name}={text}"]))
 
 
 def test_names_of_a_fixed_set_are_listed() -> None:

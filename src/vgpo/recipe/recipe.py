@@ -209,7 +209,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
         raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
     except RecipeError:
         raise
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else one_line(error)}") from error
     if rest:
         raise RecipeError(f"command line: unexpected {shown(rest[0])}; a value follows its --field")

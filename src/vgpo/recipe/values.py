@@ -1,10 +1,12 @@
 """Values of a recipe's fields: numbers in their range, texts of sane length, nothing nested without end."""
 
 import enum
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from reprlib import Repr
 from typing import Any, get_args
 
@@ -94,6 +96,24 @@ RANGES: dict[str, Range] = {
     "entropy_target": Range(-1e3, 1e3),
 }  # fmt: skip
 
+# Names that a library would refuse once a model is loaded, or at the first step.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("server", "colocate"),
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    "log_level_replica": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "bnb_4bit_quant_type": ("fp4", "nf4"),
+    "lora_task_type": ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
+    "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
+}
+# Mappings that may be the name of a JSON file too.
+FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 PATHS = ("train_data", "eval_data", "run_dir", "template", "model_name_or_path", "rewards")
 
 _short = Repr()
@@ -180,15 +200,36 @@ def check_weights(weights: Sequence[Any] | None) -> None:
 
 
 def check_choices(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Whether texts of fields that have a fixed set of names are one of them.
+    """Whether texts of fields that take a name of a fixed set, or a mapping, are one.
 
     Raises:
-        ValueError: One is not; names its field and the names.
+        ValueError: One is not; names its field and what is expected.
     """
     for name, value in values.items():
-        names = [member.value for kind in enums_of(hints[name]) for member in kind] if name in hints else []
-        if names and isinstance(value, str) and value not in names:
+        if not isinstance(value, str) or name not in hints:
+            continue
+        names = list(CHOICES.get(name, ())) or [member.value for kind in enums_of(hints[name]) for member in kind]
+        if names and value not in names:
             raise ValueError(f"{name} is {shown(value)}{did_you_mean(value, names)}, expected one of {names}")
+        if "dict" in str(hints[name]) and not is_mapping(value):
+            check_file(name, value)
+    padding = values.get("pad_to_multiple_of")
+    if isinstance(padding, str) and padding != "auto" and not padding.isdecimal():
+        raise ValueError(f"pad_to_multiple_of is {shown(padding)}, expected 'auto' or a whole number")
+
+
+def is_mapping(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def check_file(name: str, path: str) -> None:
+    if name not in FILES:
+        raise ValueError(f"{name} is {shown(path)}, expected a mapping (on the command line in JSON)")
+    if not Path(path).is_file():
+        raise ValueError(f"{name} is {shown(path)}, expected a mapping or the path of a JSON file")
 
 
 def enums_of(hint: Any) -> Iterator[type[enum.Enum]]:
