@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tests.cli.resuming import SETTINGS, STEPS, Start, contents, evaluation
 from vgpo.cli import app
+from vgpo.data import schema
 from vgpo.recipe import train
 from vgpo.run import RunFolder, RunFolderError, locked
 from vgpo.run.outputs import OWN_FILES, check_not_of_a_run
@@ -388,6 +389,28 @@ def test_whatever_decides_what_is_trained_on_or_how_it_is_judged_counts(
     assert status == 2
     assert "chat template" in names or "same run" not in said
     assert set(names) <= set(listed(said))
+
+
+@pytest.mark.train
+@pytest.mark.usefixtures("no_training")
+def test_images_are_decoded_again_only_where_they_have_changed(
+    begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    decoded = []
+    monkeypatch.setattr(schema, "verify_image", decoded.append)
+    folder = shutil.copytree(begun, tmp_path / "moved")
+    (folder / "run" / "finished.json").unlink()
+    assert "same run" in resume_in(folder, "--max_steps", "1")[1]
+    assert decoded == []
+    redraw(folder)
+    assert "data set was" in resume_in(folder, "--max_steps", "1")[1]
+    assert len(decoded) == 12
+    decoded.clear()
+    (folder / "images" / "0.bmp").unlink()
+    os.mkfifo(folder / "images" / "0.bmp")
+    assert "data set was" not in resume_in(folder, "--max_steps", "1")[1]
+    assert len(decoded) >= 6
 
 
 # Every setting of logging and storage

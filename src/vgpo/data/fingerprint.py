@@ -10,6 +10,8 @@ from typing import Any
 
 import datasets
 
+from vgpo.data.errors import DataError
+from vgpo.data.files import check_regular, expanded, status_of
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import IMAGES, as_list
 
@@ -23,7 +25,10 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     An image counts by its content: where its file is, and whether it is a file at all, makes no difference.
 
     Args:
-        dataset: of `load_dataset` or `to_prompts`, checked by `check_dataset`.
+        dataset: of `load_dataset` or `to_prompts`.
+
+    Raises:
+        DataError: An image is no regular file, or cannot be read.
     """
     digest = hashlib.sha256()
     texts = sorted(name for name in dataset.column_names if name != IMAGES)
@@ -43,6 +48,18 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
+def _digest_of_file(path: Path) -> str:
+    status = status_of(path)
+    if status is None:
+        raise DataError(f"there is no image file {path}; correct the path or drop the row")
+    check_regular(path, status)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct its permissions") from error
+
+
 def _flat(cells: Iterable[list[Any]]) -> list[Any]:
     return [image for cell in cells for image in cell]
 
@@ -54,7 +71,6 @@ def _digest(image: Any) -> str | None:
     if image is None:
         return None
     if isinstance(image, str) and not image.startswith("data:"):
-        with Path(image).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest_of_file(expanded(image))
     encoded = base64.b64decode(image.partition(",")[2]) if isinstance(image, str) else image
     return hashlib.sha256(encoded).hexdigest()

@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, Found, weight_hash
 from vgpo.data import template_text
-from vgpo.data.fingerprint import fingerprint
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.setup import Setup
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -38,6 +37,8 @@ IGNORED_FIELDS = (
 ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "auto_map", "_commit_hash")
 # Of a tokenizer: set by each call, not by its files.
 CALL_SETTINGS = ("padding", "truncation")
+# What errors call the sets of these fields.
+DATA_SETS = {"data set": "train_data", "held-out set": "eval_data"}
 # Of `model_identity`, which is compared last: what is wrong with a recipe is found before a model is loaded.
 MODEL_PARTS = ("start model", "model config")
 
@@ -74,8 +75,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
     return {
-        "data set": fingerprint(setup.prompts),
-        "held-out set": None if setup.held_out is None else fingerprint(setup.held_out),
+        **{name: setup.fingerprint(field) for name, field in DATA_SETS.items()},
         "template": digest(template_text(run.template)),
         "rewards": [[reward_name(load_reward(name)), source_digest(name)] for name in run.rewards],
         **processor_identity(setup.processor),

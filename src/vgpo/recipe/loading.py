@@ -77,6 +77,7 @@ def load_prompts(
     format: str | None = None,
     limit: int | None = None,
     forbidden: Sequence[str] = (),
+    max_images: int | None = None,
     max_prompt_length: int | None = None,
     processor: ProcessorMixin | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -91,6 +92,7 @@ def load_prompts(
         format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
         limit: Keep the first so many rows.
         forbidden: What no problem may contain, see `forbidden_tokens`.
+        max_images: Decode only the first so many images in the check; None for all.
         max_prompt_length: Leave out prompts of more tokens, with a line that counts them; `processor` and
             `chat_template_kwargs` say what the tokens are.
 
@@ -98,7 +100,7 @@ def load_prompts(
         DataError: A row or column that cannot be trained on; names it.
     """
     dataset = read_dataset(source, toy_folder=toy_folder, format=format, limit=limit)
-    check_dataset(dataset, template=template, forbidden=forbidden)
+    check_dataset(dataset, template=template, forbidden=forbidden, max_pictures=max_images)
     if max_prompt_length is not None:
         assert processor is not None
         lengths = prompt_lengths(dataset, template, processor, chat_template_kwargs)

@@ -1,13 +1,18 @@
 """What a run is made of, each part loaded when it is first asked for."""
 
-from dataclasses import dataclass
+import contextlib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
+from vgpo.data.fingerprint import fingerprint
 from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
@@ -17,7 +22,15 @@ from vgpo.shared_prompt import why_not_shared
 
 @dataclass
 class Setup:
-    """Processor, prompts and model of a recipe. `folder` is where the embedded task writes its sets.
+    """Processor, prompts and model of a recipe.
+
+    Every image is decoded once, so that none can end a training: not again for a set that has not changed since.
+
+    Args:
+        recipe: a checked recipe.
+        folder: where the embedded task writes its sets.
+        trusted: by the name of a field, such as `train_data`, the fingerprint of a set whose images were checked.
+        checks_images: whether this process checks images; one is enough.
 
     Raises, where a part is asked for:
         RecipeError: The checkpoint cannot be loaded.
@@ -26,6 +39,9 @@ class Setup:
 
     recipe: Recipe
     folder: Path
+    trusted: Mapping[str, Any] = field(default_factory=dict)
+    checks_images: bool = True
+    _fingerprints: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def processor(self) -> ProcessorMixin:
@@ -43,13 +59,20 @@ class Setup:
     def prompts(self) -> Dataset:
         """The training set, without prompts that are too long."""
         run = self.recipe.run
-        return self._read(run.train_data, run.train_format, max_prompt_length=run.max_prompt_length)
+        return self._read("train_data", run.train_format, max_prompt_length=run.max_prompt_length)
 
     @cached_property
     def held_out(self) -> Dataset | None:
         """The first `eval_limit` questions of the held-out set, if there is one."""
         run = self.recipe.run
-        return self._read(run.eval_data, run.eval_format, limit=run.eval_limit) if run.eval_data else None
+        return self._read("eval_data", run.eval_format, limit=run.eval_limit) if run.eval_data else None
+
+    def fingerprint(self, name: str) -> str | None:
+        """Of the set of a field, None if there is none."""
+        prompts = self.prompts if name == "train_data" else self.held_out
+        if prompts is not None and name not in self._fingerprints:
+            self._fingerprints[name] = fingerprint(prompts)
+        return self._fingerprints.get(name)
 
     @cached_property
     def first_image(self) -> BatchFeature:
@@ -75,18 +98,25 @@ class Setup:
             shards=shards_of(config),
         )
 
-    def _read(
-        self, source: str, format: str | None, *, limit: int | None = None, max_prompt_length: int | None = None
-    ) -> Dataset:
+    def _read(self, name: str, format: str | None, **options: Any) -> Dataset:
         config = self.recipe.config
-        return load_prompts(
-            source,
+        load = functools.partial(
+            load_prompts,
+            vars(self.recipe.run)[name],
             self.recipe.run.template,
             toy_folder=self.folder,
             format=format,
-            limit=limit,
             forbidden=forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
-            max_prompt_length=max_prompt_length,
             processor=self.processor,
             chat_template_kwargs=config.chat_template_kwargs,
+            **options,
         )
+        if not self.checks_images:
+            return load(max_images=0)
+        if self.trusted.get(name):
+            with contextlib.suppress(DataError):  # the check below names the row
+                prompts = load(max_images=0)
+                self._fingerprints[name] = fingerprint(prompts)
+                if self._fingerprints[name] == self.trusted[name]:
+                    return prompts
+        return load()

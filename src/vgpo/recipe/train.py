@@ -23,7 +23,7 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
-from vgpo.recipe.identity import Resume, model_identity, resume_from, run_identity, with_changes
+from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
@@ -128,11 +128,12 @@ def train_in(
     if not goes_on:
         folder.require_free()
     check_launch(run, config.world_size)
-    setup = Setup(recipe, folder.path / "data")
+    setup = Setup(recipe, folder.path / "data", checks_images=config.process_index == 0)
     raise_failed_checks(setup, BEFORE_LOADING, console)
     resume = None
     if goes_on:
         resume = run_on_main_process(lambda: resume_from(folder, config, run.allow_changes, console))
+        setup.trusted = {field: resume.identity.get(name) for name, field in DATA_SETS.items()}
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
