@@ -1,3 +1,4 @@
+import json
 import logging
 from typing import Any
 
@@ -256,3 +257,28 @@ def test_pictures_of_columns_that_no_format_names_are_left_out(png) -> None:
 
 def test_every_format_is_tried_in_the_table_above() -> None:
     assert {row[0] for row in ROWS} == set(FORMATS)
+
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>How many?"}]
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_messages_that_came_as_json_text_are_read(make_dataset, png, column: str) -> None:
+    rows = [{"images": [{"bytes": png()}], column: json.dumps(MESSAGES), "answer": "3"}]
+    read = to_canonical(datasets.Dataset.from_list(rows))
+    assert read["problem"][0] == "Be brief.\n\n<image>How many?"
+    for text in ("[3, 4] is a list. Which?", '{"a": 1} has how many keys?', "[", '["user"]'):
+        read = to_canonical(datasets.Dataset.from_list([{**rows[0], column: text}]))
+        assert read["problem"][0] == text
+
+
+@pytest.mark.parametrize("name", ["video", "videos", "audio", "audios"])
+@pytest.mark.parametrize("value", [["film.mp4"], "film.mp4", {"path": "film.mp4"}, b"film"])
+def test_other_media_are_never_left_out_without_a_word(png, name: str, value: Any) -> None:
+    row = {"images": [{"bytes": png()}], "problem": "What?", "answer": "3"}
+    empty = {list: [], str: "", dict: None, bytes: None}[type(value)]
+    said = f"row 1, field '{name}': holds {name.removesuffix('s')}; only images are read"
+    with pytest.raises(DataError, match=said):
+        to_canonical(datasets.Dataset.from_list([{**row, name: empty}, {**row, name: value}]))
+    read = to_canonical(datasets.Dataset.from_list([{**row, name: None}] * 2))
+    assert "meta" not in read.column_names

@@ -14,9 +14,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from vgpo.answers import strip_outer_box
 from vgpo.data.errors import DataError
 from vgpo.data.progress import with_bar
+from vgpo.data.references import unwrapped
 from vgpo.data.schema import (
     ANSWER,
     ID,
@@ -37,6 +37,7 @@ Turns = list[tuple[str, str]]
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
 LETTERS = "ABCDEFGHIJ"
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
 IN_PICTURE = "Answer the question in the picture."
 
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
@@ -131,7 +132,8 @@ def canonical_rows(rows: StoredSet, name: str | None) -> datasets.Dataset:
     pictures = layout.picture_columns(found)
     # A column of pictures that the format does not name stays out of meta: it would be read with every row.
     aside = {*pictures, *(rows.binary - (layout.taken() - set(PICTURES)))}
-    texts = [column for column in found if column not in aside]
+    # Videos are looked at even where they are stored as bytes.
+    texts = [column for column in found if column not in aside or column in OTHER_MEDIA]
     read = _read_texts(rows, texts, layout)
     return datasets.concatenate_datasets([rows.pictures(pictures), read], axis=1) if pictures else read
 
@@ -166,12 +168,13 @@ def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.D
 
 
 def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> datasets.Dataset:
-    extra = [column for column in columns if column not in layout.taken()]
+    extra = [column for column in columns if column not in {*layout.taken(), *OTHER_MEDIA}]
     rows: list[Row] = []
     meta: list[Row | None] = []
     faults: list[str] = []
     for number, row in with_bar(enumerate(source.texts(columns)), "Reading the rows", rows=source.num_rows):
         try:
+            _check_media(row)
             rows.append({**layout.read(row), ID: row.get(layout.id)})
         except RowError as fault:
             faults.append(f"row {number}, {fault}")
@@ -184,6 +187,14 @@ def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> datase
     if extra:
         table = table.append_column(META, _records(meta, _DEEPEST))
     return datasets.Dataset(table)
+
+
+def _check_media(row: Row) -> None:
+    """A row has no video and no audio: these are never left out of a prompt without a word."""
+    for name in OTHER_MEDIA:
+        if row.get(name) not in (None, "", [], {}):
+            kind = name.removesuffix("s")
+            raise RowError(name, f"holds {kind}; only images are read. Drop the row, or the column if it is unused")
 
 
 def _identifiers(names: list[Any]) -> list[str]:
@@ -234,10 +245,10 @@ def _text(row: Row, field: str) -> str:
 
 
 def _answer(value: Any, field: str) -> str:
-    """A gold answer as text, without the `\\boxed{}` that may be around all of it."""
+    """A reference answer as text, without the `\\boxed{}`, the tags or the solution that may be around it."""
     if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
         raise RowError(field, f"is of type {type(value).__name__}, expected text or an integer. Write it as text")
-    return "" if value is None else strip_outer_box(str(value))
+    return "" if value is None else unwrapped(str(value))
 
 
 def _gold(row: Row, *fields: str) -> str:
@@ -252,10 +263,23 @@ def _turns(row: Row, field: str) -> Turns:
     """(role, text) of the messages, pictures among their parts as `<image>`."""
     messages = row[field]
     if isinstance(messages, str):
-        return [(USER, messages)]
+        messages = _stored_messages(messages) or [{"role": USER, "content": messages}]
     if not isinstance(messages, list) or not messages:
         raise RowError(field, "holds no message; expected a list of {role, content}. Fill it or drop the row")
     return [_turn(message, field) for message in messages]
+
+
+def _stored_messages(text: str) -> list[Any] | None:
+    """Messages that came through a column of texts as JSON; None for any other text."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    messages = value if isinstance(value, list) else [value]
+    named = all(isinstance(message, dict) and message.keys() & {"role", "from"} for message in messages)
+    return messages if messages and named else None
 
 
 def _turn(message: Any, field: str) -> tuple[str, str]:

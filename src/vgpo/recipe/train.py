@@ -300,7 +300,9 @@ class RewardBar(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs:
-            self.training_bar.set_postfix({name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if key in logs})
+            # A reward that applies to no row of a step has no mean.
+            shown = {name: logs[key] for name, key in SHOWN.items() if logs.get(key) is not None}
+            self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
 
 class KeepParity(TrainerCallback):
