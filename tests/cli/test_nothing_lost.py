@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,12 +79,43 @@ def test_files_that_a_power_cut_took_are_named_and_written_again(
     assert RunFolder(run).read_config()["seed"] == RunFolder(whole).read_config()["seed"]
 
 
+def without_line(*numbers: int) -> Callable[[Path], object]:
+    def remove(path: Path) -> None:
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(line for number, line in enumerate(lines) if number not in numbers))
+
+    return remove
+
+
+def become_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 LOST = {
     "metrics are missing": ("metrics.jsonl", Path.unlink, "missing, expected the"),
     "metrics are empty": ("metrics.jsonl", WAYS["empty"], "found 0 bytes, expected the"),
     "metrics are zeros": ("metrics.jsonl", WAYS["zeros"], "found other bytes (their sha256 differs)"),
-    "rollouts are missing": ("rollouts.jsonl", Path.unlink, "the last rollout up to step 2 is missing"),
-    "rollouts are empty": ("rollouts.jsonl", WAYS["empty"], "the last rollout up to step 2 is missing"),
+    "rollouts are missing": ("rollouts.jsonl", Path.unlink, "the rollouts of step 1 are missing"),
+    "rollouts are empty": ("rollouts.jsonl", WAYS["empty"], "the rollouts of step 1 are missing"),
+    "a rollout is missing": (
+        "rollouts.jsonl",
+        without_line(0),
+        "the rollouts of step 1 are not those that were written",
+    ),
+    "a step of rollouts is missing": (
+        "rollouts.jsonl",
+        without_line(*range(4)),
+        "the rollouts of step 1 are missing",
+    ),
+    "a rollout is another": (
+        "rollouts.jsonl",
+        lambda path: path.write_text(path.read_text().replace('"answer": "', '"answer": "1', 1)),
+        "the rollouts of step 1 are not those that were written",
+    ),
+    "metrics are a folder": ("metrics.jsonl", become_a_folder, "it is no regular file"),
+    "rollouts are a folder": ("rollouts.jsonl", become_a_folder, "it is no regular file"),
+    "resumes are a folder": ("resumes.jsonl", Path.mkdir, "it is no regular file"),
     "resumes are zeros": ("resumes.jsonl", lambda path: path.write_bytes(bytes(9) + b"\n"), "not valid JSON"),
 }
 
@@ -96,7 +129,7 @@ def test_what_nothing_can_bring_back_is_an_error_that_changes_nothing(
     way(run / name)
     before = contents(run)
     done = start(run)
-    assert done.exit_code == 2
+    assert done.exit_code == 2, done.output
     assert f"{run} has lost something that the run wrote before step 2:\n  {run / name}" in done.stderr
     assert found in done.stderr
     assert "set allow_changes: true to go on without" in done.stderr
@@ -140,6 +173,19 @@ def test_final_weights_that_are_damaged_are_saved_again(start: Start, whole: Pat
     assert f"repaired: {final}: model.safetensors has 0 bytes" in done.stdout
     assert differences(run, whole) == []
     assert (run / "checkpoints" / "unusable-final" / "notes.txt").is_file()
+
+
+@pytest.mark.train
+def test_what_is_in_the_place_of_final_weights_is_kept(
+    start: Start, whole: Path, stopped: Callable[[int], Path]
+) -> None:
+    run = stopped(2)
+    (run / "checkpoints" / "final").write_text("of a user")
+    (run / "images" / "folder.png").mkdir()
+    done = start(run)
+    assert done.exit_code == 0, done.output
+    assert differences(run, whole) == []
+    assert (run / "checkpoints" / "unusable-final").read_text() == "of a user"
 
 
 @pytest.mark.train
@@ -252,6 +298,27 @@ def test_a_second_trainer_is_refused_until_the_first_is_killed(start: Start, tmp
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def hold_briefly(folder: Path) -> None:
+    for _ in range(20):
+        with contextlib.suppress(RunFolderError), locked(folder):
+            assert not (folder / "held").exists()
+            (folder / "held").touch()
+            time.sleep(0.002)
+            (folder / "held").unlink()
+
+
+@pytest.mark.process
+def test_the_lock_of_a_new_folder_is_held_once_and_leaves_nothing(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=hold_briefly, args=(tmp_path / "run",)) for _ in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not (tmp_path / "run").exists()
 
 
 # The same run

@@ -1,6 +1,7 @@
 """`vgpo train --resume true`: the same command goes on, as the run that was never stopped, or says what differs."""
 
 import json
+import py_compile
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from tests.cli.resuming import REWARD, STEPS, Start, contents, evaluation, wait_for
 from vgpo.checkpoints import CheckpointStore
 from vgpo.checkpoints.store import FORMAT, file_entry
-from vgpo.recipe import train
+from vgpo.recipe import identity, train
 from vgpo.recipe.signals import StopOnSignal
 from vgpo.run import RunFolder
 
@@ -234,6 +235,25 @@ def test_a_reward_that_was_edited_is_another_one(start: Start, folder: Path, sto
     (folder / "reward.py").write_text(REWARD)
     assert done.exit_code == 2
     assert "rewards was " in done.stderr
+
+
+@pytest.mark.parametrize("suffix", ["py", "pyc"])
+def test_a_reward_counts_by_the_bytes_of_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    name = f"reward_in_latin_{suffix}"
+    source = tmp_path / f"{name}.py"
+    source.write_bytes("# -*- coding: latin-1 -*-  é\ndef f(**kwargs): ...\n".encode("latin-1"))
+    if suffix == "pyc":
+        py_compile.compile(str(source), tmp_path / f"{name}.pyc")
+        source.unlink()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = identity.source_digest(f"{name}:f")
+    assert found is not None
+    if suffix == "py":
+        assert found == identity.source_digest(f"{source}:f")
+        source.write_bytes(source.read_bytes().replace(b"\n", b"\r\n"))
+        assert found == identity.source_digest(f"{source}:f")
 
 
 @pytest.mark.train

@@ -12,8 +12,10 @@ from typing import Any, get_args
 import pytest
 import yaml
 from benchmarks.fault_kinds import BAD_VALUES
+from rich.console import Console
 from trl import GRPOTrainer
 
+from vgpo.recipe.checks import raise_failed_checks
 from vgpo.recipe.recipe import (
     RECIPE_PARTS,
     REFUSED_KEYS,
@@ -24,6 +26,7 @@ from vgpo.recipe.recipe import (
     recipe_folder,
     recipe_from,
 )
+from vgpo.recipe.setup import Setup
 from vgpo.recipe.values import CHOICES, MAX_TEXT, RANGES
 
 BASE = {
@@ -55,6 +58,16 @@ TEXTS = [name for name in FIELDS if str in kinds(name)]
 # Values that are right for some number: of the first, all but a few; of the second, -1 has a meaning.
 MINUS_ONE = {"max_steps", "local_rank", "top_k", "entropy_coef", "entropy_coef_min", "entropy_coef_max"}
 MINUS_ONE |= {"entropy_target"}
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
 
 
 def refusal(values: dict[str, Any], words: list[str] | None = None) -> str | None:
@@ -172,6 +185,36 @@ def test_a_text_where_a_mapping_is_expected_is_refused(name: str) -> None:
         check_refused(name, refusal({}, [f"--{name}={text}"]))
 
 
+def test_numbers_inside_of_mappings_are_numbers(recipe_file: Callable[[str], Path]) -> None:
+    lines = "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr: 1e-7\n"
+    config = load_recipe(recipe_file(yaml.safe_dump(BASE) + lines)).config
+    assert config.lr_scheduler_kwargs == {"min_lr": 1e-7}
+
+
+REFUSED_BY_LIBRARIES = {
+    "min_lr": ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": "x"}}, "min_lr"),
+    "no such argument": ({"lr_scheduler_kwargs": {"minlr": 1.0}}, "lr_scheduler_kwargs {'minlr': 1.0}"),
+    "generation": ({"generation_kwargs": {"suppres_tokens": [1]}}, "(did you mean 'suppress_tokens'?)"),
+    "optimizer": ({"optim_args": "beta1"}, "optim_args: 'beta1'"),
+}
+
+
+@pytest.mark.parametrize(("values", "named"), REFUSED_BY_LIBRARIES.values(), ids=REFUSED_BY_LIBRARIES)
+def test_what_a_library_would_refuse_at_the_first_step_is_found_before_a_model_is_loaded(
+    tmp_path: Path, values: dict[str, Any], named: str
+) -> None:
+    setup = Setup(recipe_from({**BASE, **values}, where="recipe.yaml"), tmp_path)
+    with pytest.raises(RecipeError, match=re.escape(named)):
+        raise_failed_checks(setup, ["library settings"], Console(quiet=True))
+    setup = Setup(recipe_from(BASE, where="recipe.yaml"), tmp_path)
+    raise_failed_checks(setup, ["library settings"], Console(quiet=True))
+
+
+@pytest.mark.parametrize("name", ["run_name", "run_dir", "project"])
+def test_names_are_of_one_line(name: str) -> None:
+    check_refused(name, refusal({name: "a\nb"}))
+
+
 def test_names_of_a_fixed_set_are_listed() -> None:
     said = refusal({"lr_scheduler_type": "cosin"})
     assert "lr_scheduler_type is 'cosin' (did you mean 'cosine'?)" in str(said)
@@ -214,16 +257,6 @@ SURPRISES = {
         ["unknown field 'a'"],
     ),
 }  # fmt: skip
-
-
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "recipe.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(("lines", "expected"), SURPRISES.values(), ids=SURPRISES)

@@ -225,7 +225,7 @@ class CheckpointStore:
             return {}
         try:
             return {int(step): str(reason) for step, reason in json.loads(path.read_bytes()).items()}
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: expected a JSON object of steps and reasons ({error}). Restore it, or delete it if no "
                 "checkpoint has to be kept for good."
@@ -297,7 +297,7 @@ def put_in_place(staging: Path, place: Path) -> Path:
         OSError: the disk refused.
     """
     replaced = place.with_name(f".replaced-{place.name}")
-    if _is_real_folder(place):
+    if os.path.lexists(place):
         if replaced.exists():  # of a save that was killed: the newer one is in its place
             shutil.rmtree(replaced)
         place.rename(replaced if CheckpointStore.verify(place) is None else _unusable_name(place))

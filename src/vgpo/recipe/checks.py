@@ -16,7 +16,7 @@ from peft import get_peft_model, get_peft_model_state_dict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.data import DataError
@@ -35,6 +35,7 @@ from vgpo.recipe.tested import TESTED
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.shared_prompt import why_not_shared
+from vgpo.text import did_you_mean
 from vgpo.trl.vllm import refuse_colocate
 
 # The last are what a model or its processor raises for a config or an image that it was not made for.
@@ -109,6 +110,28 @@ def packages(setup: Setup) -> Finding:
         found = "; ".join(f"{need.field} needs {need.module}, which is not installed" for need in missing)
         return Finding("fail", found, f"pip install {' '.join(sorted({repr(need.requirement) for need in missing}))}")
     return Finding("pass", "all that the recipe needs are installed")
+
+
+def library_settings(setup: Setup) -> Finding:
+    """Mappings and texts that libraries read when the first step is near."""
+    config = setup.recipe.config
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    try:
+        get_scheduler(
+            config.lr_scheduler_type, optimizer, num_warmup_steps=1, num_training_steps=10,
+            scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}),
+        )  # fmt: skip
+    except MODEL_FAULTS as error:
+        what = f"lr_scheduler_type {config.lr_scheduler_type!s}, lr_scheduler_kwargs {config.lr_scheduler_kwargs}"
+        return Finding("fail", f"{what}: {type(error).__name__}: {error}", "correct lr_scheduler_kwargs")
+    known = vars(GenerationConfig())
+    unknown = [name for name in config.generation_kwargs or {} if name not in known and not config.use_vllm]
+    if unknown:
+        hint = did_you_mean(unknown[0], known)
+        return Finding("fail", f"generation_kwargs: unknown {unknown[0]!r}{hint}", "correct or remove it")
+    if config.optim_args and any(pair.count("=") != 1 for pair in config.optim_args.split(",")):
+        return Finding("fail", f"optim_args: {config.optim_args!r}", "write it as name=value,name=value")
+    return Finding("pass", "schedule, generation and optimizer take what the recipe gives them")
 
 
 def processor(setup: Setup) -> Finding:
@@ -276,6 +299,7 @@ CHECKS = {
     "generation": Check(generation),
     "trackers": Check(trackers),
     "packages": Check(packages),
+    "library settings": Check(library_settings),
     "processor": Check(processor),
     "data": Check(data, ("processor",)),
     "held-out data": Check(held_out, ("processor",)),
@@ -292,7 +316,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "generation", "trackers", "packages")
+BEFORE_LOADING = ("versions", "generation", "trackers", "packages", "library settings")
 WITH_MODEL = ("memory", "disk")
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import inspect
 import json
 import os.path
 from collections.abc import Iterable, Mapping
@@ -131,9 +130,11 @@ def source_digest(reward: str) -> str | None:
     if reward in REWARDS:
         return None
     place = reward.rpartition(":")[0]
-    if place.endswith(".py"):
-        return digest(Path(place).expanduser().read_text(encoding="utf-8"))
-    return digest(inspect.getsource(importlib.import_module(place)))
+    file = place if place.endswith(".py") else getattr(importlib.import_module(place), "__file__", None)
+    if file is None:  # a module that is compiled into the interpreter
+        return None
+    content = Path(file).expanduser().read_bytes().replace(b"\r\n", b"\n")
+    return hashlib.sha256(content).hexdigest()
 
 
 def find_checkpoint(folder: RunFolder, config: VGPOConfig, console: Console) -> Found:
@@ -172,7 +173,7 @@ def check_none_was_saved(folder: RunFolder, found: Found) -> None:
             f"changed. Repair one of them, or resume with the version of vgpo that wrote it. {advice}"
         )
     saved = folder.read_saved()
-    if saved is not None or folder.final_path.is_dir():
+    if saved is not None or os.path.lexists(folder.final_path):
         what = f"checkpoint-{saved} was saved" if saved is not None else f"{folder.final_path.name} is there"
         raise CheckpointError(
             f"{path} holds no checkpoint, although {what}: a start from step 0 would overwrite what the run has. "

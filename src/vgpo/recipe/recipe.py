@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS
-from vgpo.recipe.values import check_choices, check_depth, check_numbers, check_texts, shown
+from vgpo.recipe.values import check_choices, check_depth, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
@@ -237,7 +237,8 @@ def parse(
     """
     parser = RecipeParser(RECIPE_PARTS, allow_abbrev=False, prog="vgpo train")
     check_values(values, where=where)
-    parser.set_values(values)
+    mappings = {name: with_numbers(value) for name, value in values.items() if isinstance(value, dict)}
+    parser.set_values({**values, **mappings})
     raw = vars(parser.parse_known_args(overrides)[0])
     check_texts(raw)
     check_numbers(raw)

@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 PATHS = ("train_data", "eval_data", "run_dir", "template", "model_name_or_path", "rewards")
 
+ONE_LINE = (*PATHS, "run_name", "project", "hub_model_id", "filter_reward")
+SCIENTIFIC = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+")
+
 _short = Repr()
 _short.maxstring = _short.maxother = 80
 _short.maxlevel = 2
@@ -141,7 +145,8 @@ def check_texts(values: Mapping[str, Any]) -> None:
 def check_text(place: str, text: str, *, is_path: bool) -> None:
     if len(text) > MAX_TEXT:
         raise ValueError(f"{place} has {len(text):,} characters, expected at most {MAX_TEXT:,}")
-    if control := next((character for character in text if ord(character) < 32 and character not in "\t\n\r"), None):
+    allowed = "\t" if place in ONE_LINE else "\t\n\r"
+    if control := next((character for character in text if ord(character) < 32 and character not in allowed), None):
         raise ValueError(f"{place} is {shown(text)}, expected no control character such as {control!r}")
     parts = text.rpartition(":")[0].split("/") if place.startswith("rewards") else text.split("/")
     longest = max((len(os.fsencode(part)) for part in parts), default=0)
@@ -249,6 +254,15 @@ def check_depth(place: str, value: Any, depth: int = 0) -> None:
     items: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in items:
         check_depth(place, item, depth + 1)
+
+
+def with_numbers(value: Any) -> Any:
+    """A mapping with the numbers that YAML 1.1 takes for texts, such as 1e-7, as numbers."""
+    if isinstance(value, dict):
+        return {key: with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and SCIENTIFIC.fullmatch(value) else value
 
 
 def leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -30,11 +30,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path, is_new = folder / LOCK, not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         file = _acquire(path)
     except OSError as error:
         raise RunFolderError(
-            f"{folder} cannot be written: {error.strerror}. Choose another run_dir, or correct its permissions."
+            f"{error.filename} cannot be written: {error.strerror}. Correct that, or choose another run_dir."
         ) from error
     with file:
         file.truncate(0)
@@ -51,7 +50,11 @@ def locked(folder: Path) -> Iterator[None]:
 def _acquire(path: Path) -> io.FileIO:
     """The lock's file, once it is held."""
     while True:
-        file = io.FileIO(path, "a+")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = io.FileIO(path, "a+")
+        except FileNotFoundError:  # whoever held it has removed the folder too
+            continue
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:

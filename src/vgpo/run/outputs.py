@@ -9,7 +9,8 @@ OWN_FOLDERS = ("checkpoints", "images", "data")
 OWN_FILES = (
     "config.yaml", "environment.json", "code.diff", "metrics.jsonl", "rollouts.jsonl", "resumes.jsonl",
     "evaluation.json", "parity.json", "run_identity.json", "newest_checkpoint.json", "broken_off.json",
-    "finished.json", ".lock", "recipe.yaml", "probe.json", "usage.json", "done.json", "log.txt",
+    "finished.json", "rollouts_dropped.json", ".lock", "recipe.yaml", "probe.json", "usage.json", "done.json",
+    "log.txt",
 )  # fmt: skip
 
 

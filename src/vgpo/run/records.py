@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from vgpo.records import Record
 
@@ -57,13 +57,13 @@ class FolderState(Record):
     metrics_sha256: str = hashlib.sha256().hexdigest()
     rollouts_written: int = 0
     """Bytes, as `RolloutLog.written`."""
-    last_rollout_sha256: str | None = None
-    """Of the last line of rollouts.jsonl; None if there was none."""
+    rollouts: dict[str, str] = Field(default_factory=dict)
+    """By step, a digest of its lines in rollouts.jsonl, of all steps that are kept."""
     evaluation: dict[str, Any] | None = None
 
 
 class Saved(RunRecord):
-    """newest_checkpoint.json: the step of the checkpoint that was saved last."""
+    """newest_checkpoint.json and rollouts_dropped.json: the step that was saved, or dropped, last."""
 
     step: int
 

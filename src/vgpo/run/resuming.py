@@ -1,6 +1,7 @@
 """Continuing a run folder from a checkpoint: what it held then, what of that is damaged, and what came later."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 from vgpo.run.environment import describe_environment
 from vgpo.run.folder import SUMMARY, RunFolder, parse_metrics
 from vgpo.run.records import FolderState, Resume
+from vgpo.run.rollout_log import scan
 from vgpo.run.storage import (
     RunFolderError,
     append_records,
     cut_file,
     keep_valid_lines,
-    last_complete_line,
-    parse_object,
     parser_of,
+    read_bytes,
+    reading,
 )
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
@@ -37,13 +39,12 @@ class Damage:
 
 def folder_state(folder: RunFolder) -> FolderState:
     """What a run folder holds now, for a checkpoint."""
-    metrics = folder.metrics_path.read_bytes() if folder.metrics_path.exists() else b""
-    last = last_complete_line(folder.rollouts_path)[1]
+    metrics = read_bytes(folder.metrics_path) if folder.metrics_path.exists() else b""
     return FolderState(
         metrics_bytes=len(metrics),
         metrics_sha256=sha256(metrics),
         rollouts_written=folder.rollouts.written,
-        last_rollout_sha256=sha256(last) if last else None,
+        rollouts={str(step): lines for step, lines in folder.rollouts.digests.items()},
         evaluation=folder.read_evaluation(),
     )
 
@@ -51,8 +52,8 @@ def folder_state(folder: RunFolder) -> FolderState:
 def examine(folder: RunFolder, step: int, state: FolderState) -> Damage:
     """Compare a run folder with what it held when the checkpoint of a step was saved; nothing is changed."""
     found = (
-        metrics_damage(folder, step, state),
-        rollouts_damage(folder, step, state),
+        damage_of(lambda: metrics_damage(folder, step, state)),
+        damage_of(lambda: rollouts_damage(folder, step, state)),
         unreadable(folder.read_resumes),
     )
     return Damage([reason for reason in found if reason], dict(repairable(folder, state)))
@@ -91,44 +92,29 @@ def metrics_damage(folder: RunFolder, step: int, state: FolderState) -> str | No
 
 def has_metrics(folder: RunFolder, state: FolderState) -> bool:
     """Whether metrics.jsonl begins with what it held in this state."""
-    if not folder.metrics_path.exists():
+    if not os.path.lexists(folder.metrics_path):
         return state.metrics_bytes == 0
-    with folder.metrics_path.open("rb") as file:
+    with reading(folder.metrics_path) as file:
         return sha256(file.read(state.metrics_bytes)) == state.metrics_sha256
 
 
 def rollouts_damage(folder: RunFolder, step: int, state: FolderState) -> str | None:
-    """The first broken line before the last one of that step, or that the last one is missing."""
-    path, expected = folder.rollouts_path, state.last_rollout_sha256
-    if expected is None:
-        return None
-    missing = f"{path}: the last rollout up to step {step} is missing or was changed"
-    if not path.exists():
-        return missing
-    broken, steps = None, set()
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if sha256(line) == expected:
-                return broken
-            try:
-                steps.add(parse_step(line, f"{path}, line {number}"))
-            except RunFolderError as error:
-                broken = broken or str(error)
-    # The limit of the file may have taken all lines up to the step, once later ones were written.
-    were_dropped = bool(steps) and min(steps) > step and broken is None
-    return None if were_dropped else broken or missing
-
-
-def parse_step(line: bytes, where: str) -> int:
-    step = parse_object(line, where).get("step")
-    if not isinstance(step, int):
-        raise RunFolderError(f"{where}: found step {step!r}, expected a whole number; restore or delete it.")
-    return step
+    """What is missing from, or changed in, the rollouts up to a step."""
+    path = folder.rollouts_path
+    expected = {int(one): lines for one, lines in state.rollouts.items()}
+    found, broken = scan(path)
+    changed = [one for one in found if one <= step and found[one] != expected.get(one)]
+    missing = [one for one in sorted(expected) if one not in found and one > folder.rollouts.last_dropped]
+    if changed:
+        return broken or f"{path}: the rollouts of step {changed[0]} are not those that were written"
+    if missing:
+        return broken or f"{path}: the rollouts of step {missing[0]} are missing"
+    return None
 
 
 def damaged_images(folder: RunFolder) -> list[Path]:
     """Images without the first or last bytes of a PNG, as those that a power cut has left empty or full of zeros."""
-    return [path for path in sorted(folder.images_path.glob("*.png")) if not is_complete_png(path)]
+    return [path for path in sorted(folder.images_path.glob("*.png")) if path.is_file() and not is_complete_png(path)]
 
 
 def is_complete_png(path: Path) -> bool:
@@ -136,6 +122,14 @@ def is_complete_png(path: Path) -> bool:
         start = file.read(len(PNG_START))
         file.seek(max(0, path.stat().st_size - len(PNG_END)))
         return start == PNG_START and file.read() == PNG_END
+
+
+def damage_of(examine_file: Callable[[], str | None]) -> str | None:
+    """What a look at a file finds; that it cannot be read, if so."""
+    try:
+        return examine_file()
+    except RunFolderError as error:
+        return str(error)
 
 
 def unreadable(read: Callable[[], object]) -> str | None:

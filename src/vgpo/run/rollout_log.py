@@ -1,24 +1,33 @@
 """The rollouts of a run and their images, in files that stay below a limit however long the run lasts."""
 
 import functools
+import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from vgpo.records import describe_value
+from vgpo.run.records import Saved
 from vgpo.run.storage import (
     RunFolderError,
-    append_records,
+    append_lines,
+    check_record,
     keep_lines,
     keep_valid_lines,
     parse_object,
     read_lines,
+    read_object,
+    reading,
     reported_faults,
+    to_json,
     write_file,
 )
 from vgpo.training.records import VERSION, RolloutRecord, upgrade_0_1
+
+DIGITS = 16  # of a SHA-256, enough to tell lines of one step apart
 
 
 class RolloutLog:
@@ -43,26 +52,50 @@ class RolloutLog:
         self.folder = folder
         self.path = folder / "rollouts.jsonl"
         self.images_path = folder / "images"
+        self.dropped_path = folder / "rollouts_dropped.json"
         self.max_bytes = max_bytes
         self._accuracy_reward = functools.cache(accuracy_reward)
         self._written: int | None = None
+        self._digests: dict[int, str] | None = None  # read once, then kept up to date
 
     @property
     def written(self) -> int:
         if self._written is None:
-            self._written = sum(self._sizes_of_steps().values())
+            self._written = sum(self.sizes_of_steps().values())
         return self._written
 
     @written.setter
     def written(self, num_bytes: int) -> None:
         self._written = num_bytes
 
+    @property
+    def digests(self) -> dict[int, str]:
+        """A digest of the lines of each step that is kept, for a checkpoint.
+
+        Raises:
+            RunFolderError: a line is broken; names it.
+        """
+        if self._digests is None:
+            self._digests, broken = scan(self.path)
+            if broken:
+                raise RunFolderError(broken)
+        return self._digests
+
+    @property
+    def last_dropped(self) -> int:
+        """The last step whose records the limit has taken, 0 if it has taken none."""
+        if not self.dropped_path.exists():
+            return 0
+        return check_record(Saved, read_object(self.dropped_path), str(self.dropped_path)).step
+
     def write(self, records: Sequence[RolloutRecord], images: Mapping[str, Image.Image]) -> None:
         """Append the records of a step and save their images; see `RunFolder.write_rollouts`."""
         before = self.written
+        lines = b"".join(to_json(record.model_dump()) + b"\n" for record in records)
         num_bytes = sum(self._save(name, image) for name, image in images.items())
-        num_bytes += append_records(self.path, [record.model_dump() for record in records])
-        self.written = before + num_bytes
+        self.written = before + num_bytes + append_lines(self.path, lines)
+        if self._digests is not None:
+            self._digests[records[0].step] = digest(lines)
         half = max(1, self.max_bytes // 2)
         if self.written // half > max(1, before // half):
             self._drop_before((self.written // half - 1) * half)
@@ -95,6 +128,9 @@ class RolloutLog:
     def cut_back(self, step: int) -> None:
         """Drop the records of later steps, and the images that none of the others names."""
         keep_valid_lines(self.path, self.parse, lambda record: record.step <= step)
+        self._digests = None
+        if self.last_dropped > step:
+            self._note_dropped(step)
         self._drop_unnamed_images()
 
     def _save(self, name: str, image: Image.Image) -> int:
@@ -109,7 +145,7 @@ class RolloutLog:
 
     def _drop_before(self, place: int) -> None:
         """Drop the steps that began before so many bytes were written, except the newest."""
-        sizes = self._sizes_of_steps()
+        sizes = self.sizes_of_steps()
         kept: set[int] = set()
         end = self.written
         for step in sorted(sizes, reverse=True):
@@ -117,9 +153,16 @@ class RolloutLog:
             if kept and end < place:
                 break
             kept.add(step)
+        dropped = [step for step in sizes if step not in kept]
+        if not dropped:
+            return
+        self._note_dropped(max(dropped))  # before they go: a resume must not take them for lost
         self._keep([record.step in kept for record in self.read()])
 
-    def _sizes_of_steps(self) -> dict[int, int]:
+    def _note_dropped(self, step: int) -> None:
+        write_file(self.dropped_path, to_json({"step": step}) + b"\n")
+
+    def sizes_of_steps(self) -> dict[int, int]:
         """Bytes of the records of each step and of the images that they name."""
         sizes: dict[int, int] = {}
         names: dict[int, set[str]] = {}
@@ -138,10 +181,41 @@ class RolloutLog:
     def _keep(self, keep: Sequence[bool]) -> None:
         """Keep these records and their images. The records first: none that is left ever lacks its image."""
         keep_lines(self.path, keep)
+        self._digests = None
         self._drop_unnamed_images()
 
     def _drop_unnamed_images(self) -> None:
         named = {name for record in self.read() for name in record.media}
         for image in self.images_path.glob("*.png"):
-            if f"images/{image.name}" not in named:
+            if f"images/{image.name}" not in named and image.is_file():
                 image.unlink()
+
+
+def scan(path: Path) -> tuple[dict[int, str], str | None]:
+    """A digest of the lines of each step in rollouts.jsonl, and what is wrong with the first line that is broken."""
+    lines: dict[int, hashlib._Hash] = {}
+    broken: str | None = None
+    if os.path.lexists(path):
+        with reading(path) as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    lines.setdefault(parse_step(line, f"{path}, line {number}"), hashlib.sha256()).update(line)
+                except RunFolderError as error:
+                    broken = broken or str(error)
+    return {step: found.hexdigest()[:DIGITS] for step, found in lines.items()}, broken
+
+
+def parse_step(line: bytes, where: str) -> int:
+    """The step of a line of rollouts.jsonl, of which no more is looked at.
+
+    Raises:
+        RunFolderError: it is broken, or has no step; names `where`.
+    """
+    step = parse_object(line, where).get("step")
+    if not isinstance(step, int):
+        raise RunFolderError(f"{where}: found step {step!r}, expected a whole number; restore or delete it.")
+    return step
+
+
+def digest(lines: bytes) -> str:
+    return hashlib.sha256(lines).hexdigest()[:DIGITS]

@@ -4,16 +4,18 @@ What was written has reached the disk when a function returns, so that a checkpo
 belong to it.
 """
 
+import errno
 import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -101,10 +103,16 @@ def reported_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        advice = "Free space on this disk, or choose a folder on another one, and run again."
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. Nothing was written. "
-            "Free space on this disk, or choose a folder on another one, and run again."
+            f"{path} could not be written: {error.strerror}. Nothing was written. {advice_on(error, advice)}"
         ) from error
+
+
+def advice_on(error: OSError, if_full: str) -> str:
+    """What to do about a refusal of the disk."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return if_full if is_full else "Correct what the error names, and run the same command with --resume true."
 
 
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
@@ -113,7 +121,15 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     Raises:
         RunFolderError: the disk refused; the file ends at the last complete line it had before.
     """
-    data = b"".join(to_json(record) + b"\n" for record in records)
+    return append_lines(path, b"".join(to_json(record) + b"\n" for record in records))
+
+
+def append_lines(path: Path, data: bytes) -> int:
+    """Append complete lines: all of them or, if the disk refuses, none. Returns how many bytes that took.
+
+    Raises:
+        RunFolderError: as of `append_records`.
+    """
     end, last_line = last_complete_line(path)
     is_new = not path.exists()
     try:
@@ -127,7 +143,7 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
         if path.exists():
             os.truncate(path, end)
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {RESTART}"
+            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {advice_on(error, RESTART)}"
         ) from error
     return len(data)
 
@@ -170,8 +186,8 @@ def keep_valid_lines(path: Path, parse: Parse[T], keep: Callable[[T], bool]) -> 
         except RunFolderError:
             return False
 
-    if path.exists():
-        with path.open("rb") as lines:
+    if os.path.lexists(path):
+        with reading(path) as lines:
             kept = [is_kept(line) for line in lines]
         keep_lines(path, kept)
 
@@ -233,9 +249,9 @@ def read_lines(path: Path, parse: Parse[T]) -> Iterator[T]:
     Raises:
         RunFolderError: `parse` raises it.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    with path.open("rb") as lines:
+    with reading(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 return
@@ -261,10 +277,25 @@ def read_record(path: Path, kind: type[R]) -> R:
 
 
 def read_bytes(path: Path) -> bytes:
+    with reading(path) as file:
+        return file.read()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading.
+
+    Raises:
+        RunFolderError: it is missing, cannot be read, or is a folder, a pipe or a device.
+    """
     try:
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RunFolderError(f"{path} could not be read: it is no regular file; restore it.")
+        file = path.open("rb")
     except OSError as error:
         raise RunFolderError(f"{path} could not be read: {error.strerror}; restore it.") from error
+    with file:
+        yield file
 
 
 def write_all(path: Path, data: bytes, append: bool = False) -> None:
@@ -289,9 +320,9 @@ def last_complete_line(path: Path) -> tuple[int, bytes]:
 
     However long the file, little more of it is read than that line.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return 0, b""
-    with path.open("rb") as file:
+    with reading(path) as file:
         size = file.seek(0, os.SEEK_END)
         length, block = 0, b""
         while length < size and block.count(b"\n") < 2:
