@@ -73,6 +73,8 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     """
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
+    if isinstance(config.deepspeed, str):
+        settings["deepspeed"] = digest(Path(config.deepspeed).read_text(encoding="utf-8"))
     return {
         **{name: setup.fingerprint(field) for name, field in DATA_SETS.items()},
         "template": digest(template_text(run.template)),
