@@ -9,11 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from benchmarks import fault_kinds, fault_lab, faults
 from rich.console import Console
 from safetensors.numpy import save_file
+
+from vgpo.data import DataError, check_dataset, load_dataset
+from vgpo.data.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,6 +98,18 @@ def test_damage_changes_one_file(tmp_path: Path) -> None:
         assert said.startswith(changed)
         ways.add(said.split()[1])
     assert ways == {"cut", "deleted", "with"}
+
+
+def test_sets_of_the_campaign_are_what_they_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    lab = fault_lab.Lab.build(tmp_path)
+    whole, moved = (fingerprint(load_dataset(str(path))) for path in (lab.data, lab.moved_data))
+    assert whole == moved
+    changed = [words[1] for name, words in lab.changes if name == "data set"]
+    assert len({whole, *(fingerprint(load_dataset(path)) for path in changed)}) == 3
+    for path in lab.hostile_data.values():
+        with pytest.raises(DataError, match="field 'images'"):
+            check_dataset(load_dataset(str(path)))
 
 
 def test_a_fault_that_is_not_survived_keeps_its_folder_and_says_why(
