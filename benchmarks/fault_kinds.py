@@ -57,7 +57,8 @@ def kill_in_save(trial: Trial) -> None:
 def truncate(trial: Trial) -> None:
     """After a kill, a random file of the newest checkpoint is cut, deleted, or has one bit flipped.
 
-    If it is the only one, the resume must refuse to start over, and does so once that checkpoint is removed.
+    If it is the only one, the resume must refuse to start over, and so it must once that checkpoint is removed: only
+    without the whole run folder it starts from step 0.
     """
     trial.strike(signal.SIGKILL, range(4, STEPS + 1)).should_end_with(-signal.SIGKILL)
     newest = trial.store.newest_valid().path
@@ -65,10 +66,10 @@ def truncate(trial: Trial) -> None:
         raise LostError("no usable checkpoint after a kill")
     trial.said += f"; {newest.name}: {damage(newest, trial.draw)}"
     if trial.store.newest_valid().path is None:
-        refused = trial.start("refused")
-        refused.should_end_with(2)
-        expect(f"  {newest.name}: " in text_of(refused.log), "the damage was not named")
+        trial.must_refuse(f"  {newest.name}: ")
         shutil.rmtree(newest)
+        trial.must_refuse(f"holds no checkpoint, although {newest.name} was saved")
+        shutil.rmtree(trial.run)
         trial.resume()
         return
     trial.resume()
@@ -235,10 +236,15 @@ def logging_settings(trial: Trial) -> None:
     trial.reference = trial.run.with_name(f"{trial.run.name}-clean")
     log = trial.logs / "clean.txt"
     trial.lab.launch(trial.reference, trial.training_seed, log, *trial.words).should_end_with(0)
-    saved = trial.draw.choice(trial.lab.steps_saved(trial.reference))
-    trial.said = f"{name}; SIGKILL after checkpoint-{saved}"
-    launch = trial.start()
-    launch.wait_for(trial.run / "checkpoints" / f"checkpoint-{saved}", 0.5 * trial.draw.random())
+    steps = trial.lab.steps_saved(trial.reference)
+    saved, seconds = trial.draw.choice(steps), 0.5 * trial.draw.random()
+    launch = trial.started_until_saved(saved, seconds)
+    while not launch.process.is_alive():  # on a fast machine it ends in that time
+        expect(saved > min(steps), f"it had ended before: {last_words(launch.log)}")
+        saved = max(step for step in steps if step < saved)
+        shutil.rmtree(trial.run)
+        launch = trial.started_until_saved(saved, seconds)
+    trial.said = f"{name}; SIGKILL {seconds:.2f} s after checkpoint-{saved}"
     launch.send(signal.SIGKILL)
     launch.should_end_with(-signal.SIGKILL)
     trial.resume()

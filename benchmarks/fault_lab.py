@@ -275,6 +275,11 @@ class Trial:
         launch.wait_for_lines(line, seconds)
         return launch
 
+    def started_until_saved(self, step: int, seconds: float) -> Launch:
+        launch = self.start()
+        launch.wait_for(self.run / "checkpoints" / f"checkpoint-{step}", seconds)
+        return launch
+
     def resume(self) -> None:
         self.resumed = True
         launch = self.start("resumed")
