@@ -57,7 +57,7 @@ BEHAVIOUR = [
     ("50", "50%", True, True, True),
     ("0.5", r"50\%", False, False, True),
     ("2 m/s", "2", False, False, False),
-    ("2191.7 metres", "2191.7", False, False, True),
+    ("2191.7 metres", "2191.7", False, True, True),
     # numbers
     ("2/4", "1/2", False, False, True),
     (r"\frac12", r"\frac{2}{4}", False, False, True),
@@ -138,12 +138,12 @@ def test_a_second_opinion_that_is_not_installed(monkeypatch: pytest.MonkeyPatch)
         Grader(second_opinion="math-verify")
 
 
-@pytest.mark.parametrize("text", ["left", "two words", r"\text{left}", "Straße", "ab"])
+@pytest.mark.parametrize("text", ["left", "two words", r"\text{left}", "Straße", "ab", "5 felt", "AB", "2 cm + 3", "左"])
 def test_words_are_told_from_mathematics(text: str) -> None:
     assert is_words(text)
 
 
-@pytest.mark.parametrize("text", ["x", "x+y", "2191.7 metres", r"\pi", "x>3", r"\sqrt{ab}", "(a, b)", ""])
+@pytest.mark.parametrize("text", ["x", "x+y", "xy+1", "2ab", "sin x", r"\pi", "x>3", r"\sqrt{ab}", "(a, b)", ""])
 def test_mathematics_is_no_word(text: str) -> None:
     assert not is_words(text)
 
