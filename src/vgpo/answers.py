@@ -117,6 +117,7 @@ _SUM_OF_NAMES = re.compile(r"[A-Z]+(?:\s*[+-]\s*[A-Z]+)+")
 _ARITHMETIC = re.compile(r"(?:[0-9.\s()+*/^-]|\\cdot|\\times|\\div)+")
 _UNFINISHED = re.compile(r"(?:[-+*/^=(,]|\\cdot|\\times|\\div)$")
 _NO_VARIABLE = re.compile(r"-?[^\W_]?[^A-Za-z+-]*")
+_INDEX = re.compile(r"\w\[")
 _EQUALS = re.compile(r"(?<![<>!])=")
 _COMPARISON = re.compile(r"[<>≤≥≠≈,;!]|\\(?:leq?|geq?|neq?|lt|gt|approx|begin)(?![A-Za-z])|\b(?:or|and)\b")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z*]*\}|\\[A-Za-z]+")
@@ -254,6 +255,8 @@ def _compare_values(answer: str, gold: str) -> bool | None:
         return given == right
     if bool(_EQUALS.search(answer)) != bool(_EQUALS.search(gold)):  # mathruler drops the short side of an equation
         return False
+    if bool(_INDEX.search(answer)) != bool(_INDEX.search(gold)):
+        return None  # code, which the symbolic check refuses and counts
     if any(_RANGE.fullmatch(_squeeze(text)) or is_words(text) for text in (answer, gold)):
         return False
     return None
