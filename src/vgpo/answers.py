@@ -345,6 +345,8 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 def _plain(text: str) -> str:
     r"""`text` without `$` and braces around it and with the content of each `\text{}` or `\bf` in its place."""
+    if text.startswith("$") and text.count("$") == 1:  # $12: money, no mathematics
+        text = f"\\{text}"
     text = _FONT_GROUP.sub(r"\1", _AROUND.sub("", text))
     text = _TEXT_MACRO.sub(_macro_content, text).strip()
     if text.startswith("{") and _closing_brace(text, 1) == len(text) - 1:
