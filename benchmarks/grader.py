@@ -1,16 +1,20 @@
 """Time the grader beside mathruler called in-process: on ordinary answers, and on batches where some never end.
 
-    python benchmarks/grader.py [--prompts 256] [--workers 2] [--repeats 3] [--limit 30] [--seed 0]
+    python benchmarks/grader.py [--prompts 256] [--workers 2] [--repeats 3] [--limit 30] [--seed 0] [--answers FILE]
 
 Ordinary answers are of the kinds that ViRL39K and Geometry3K have, eight rollouts a prompt, half of them right. The
 symbolic ones all need algebra. In the last two batches 5 % of the answers are power towers,
-and 5 % are powers that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints a table,
+and 5 % are powers that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints tables,
 then one line of JSON. Nothing is timed before every verdict on ordinary answers is the known one.
+
+Verdicts are compared with known ones, beside mathruler and math-verify: those of the ordinary and symbolic answers, or
+of FILE, which has a JSON object a line with `gold`, `answer` (the content of a box) and `right`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -18,7 +22,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,11 +36,13 @@ from vgpo.run.environment import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
+HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
+
 GROUP = 8
 HANGING_PROMPTS = 64
 HANGING_SHARE = 0.05
 NUM_STARTS = 20
-THOUGHT = "The picture shows a triangle whose sides are given, so the law of cosines applies. " * 12
+THOUGHT = "The image shows a triangle whose sides are given, so the law of cosines applies. " * 12
 WORDS = ["Rectangles", "isosceles triangle", "left", "the red car", "parallel", "Wednesday"]
 
 
@@ -121,6 +127,7 @@ def main() -> None:
             name: measure_hanging(grader, write_hanging(answer, arguments.seed), arguments.limit)
             for name, answer in (("power towers", tower), ("slow powers", slow_power))
         }
+    report_verdicts(read_answers(arguments.answers) if arguments.answers else draw_answers(arguments))
     report(rates, hanging, measure_starts(), arguments)
 
 
@@ -131,6 +138,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="batches, each of new answers; medians are reported")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds after which mathruler is stopped")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--answers", type=Path, help="a JSON file of answers with known verdicts, one a line")
     return parser.parse_args()
 
 
@@ -247,6 +255,61 @@ def report(
         )
     print(f"start of a worker: {starts['later']} ms; of the first, with its server: {starts['first']} ms")
     print(json.dumps({**rates, **hanging, "start_ms": starts}))
+
+
+def draw_answers(arguments: argparse.Namespace) -> list[Rollout]:
+    return [
+        rollout
+        for kinds in (ORDINARY, SYMBOLIC)
+        for rollout in draw_rollouts(kinds, arguments.prompts, arguments.seed)
+    ]
+
+
+def read_answers(path: Path) -> list[Rollout]:
+    """The rows of a file of known verdicts. SystemExit with the line that lacks a field."""
+    rollouts = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            rollouts.append(Rollout(rf"\boxed{{{row['answer']}}}", str(row["gold"]), bool(row["right"])))
+        except (ValueError, TypeError, KeyError) as error:
+            sys.exit(f"{path}, line {number}: expected an object with gold, answer and right ({error!r})")
+    return rollouts
+
+
+def report_verdicts(rollouts: Sequence[Rollout]) -> None:
+    """Print how often each grader grades right and wrong answers right and wrong."""
+    print(f"{len(rollouts)} answers with known verdicts")
+    print(f"{'':24s}{'right':>16s}{'right':>16s}{'wrong':>16s}{'wrong':>16s}")
+    print(f"{'':24s}{'graded right':>16s}{'graded wrong':>16s}{'graded right':>16s}{'graded wrong':>16s}")
+    for name, verdicts in grade_with_each(rollouts):
+        pairs = list(zip((rollout.right for rollout in rollouts), verdicts, strict=True))
+        counts = [pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))]
+        print(f"{name:24s}" + "".join(f"{count:16,}" for count in counts))
+    if not HAS_MATH_VERIFY:
+        print("math-verify is not installed: pip install 'vgpo[math-verify]'")
+
+
+def grade_with_each(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[bool]]]:
+    with Grader() as grader:
+        yield "accuracy", grade(grader, rollouts)
+    if HAS_MATH_VERIFY:
+        with Grader(second_opinion="math-verify") as grader:
+            yield "accuracy_math_verify", grade(grader, rollouts)
+    yield "mathruler alone", [mathruler_verdict(rollout) for rollout in rollouts]
+    if HAS_MATH_VERIFY:
+        yield "math-verify alone", [math_verify_verdict(rollout) for rollout in rollouts]
+
+
+def mathruler_verdict(rollout: Rollout) -> bool:
+    return grade_answer(extract_boxed_content(rollout.response), rollout.gold)
+
+
+def math_verify_verdict(rollout: Rollout) -> bool:
+    import math_verify  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    gold = rf"\boxed{{{rollout.gold}}}"
+    return math_verify.verify(math_verify.parse(gold), math_verify.parse(rollout.response))
 
 
 if __name__ == "__main__":

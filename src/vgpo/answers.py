@@ -4,30 +4,150 @@ Everything here is string work in linear time, safe on hostile text of any lengt
 """
 
 import re
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
 _BOX = "\\boxed{"
-
-_TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_INTEGER = re.compile(r"[+-]?[0-9]{1,15}")  # 15 digits: where mathruler's float comparison is still exact
-_DECIMAL = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{1,6})?")  # beyond 6 places mathruler rounds to an integer
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a macro or an escaped brace is passed over
-_SIGNS = {"−": "-", "°": r"^\circ"}  # as Unicode has them and as LaTeX does
+
+# Characters and their LaTeX: full-width forms, CJK punctuation, dashes, superscripts.
+_CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5E)} | str.maketrans(
+    {"　": " ", "。": ".", "、": ",", "【": "[", "】": "]", "～": "~", "〜": "~", "−": "-", "–": "-", "—": "-",
+     "°": r"^\circ", "²": "^2", "³": "^3", "π": r"\pi "}
+)  # fmt: skip
+_CHOICE_STOP = re.compile(r"(?<=[A-JＡ-Ｊ])．")  # a number has such a point, too
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z])|(?=\{))")
+_LATEX_BLANK = re.compile(r"(\\\\)|(?:\\[ ,;:]|\\(?:quad|qquad|enspace)(?![A-Za-z])|~)|(\\!)")  # `\\ ` is a line break
+_RANGE_TILDE = re.compile(r"(?<=[0-9])\s*~\s*(?=[0-9])(?![0-9]{3}(?![0-9]))")
 _GROUPING_BLANK = re.compile(r"(?<=[0-9])\s(?=[0-9]{3}(?![0-9]))")
 _ADDING_BLANK = re.compile(r"(?<=[0-9])(?<!frac [0-9])\s+(?=[0-9])")
-_GOLD_CHOICE = re.compile(r"\(([A-J])\)|([A-J])[.:)]?")
+
+_TEXT_MACRO = re.compile(r"\\(?:text(?:bf|it|rm|sf|up)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
+_FONT_GROUP = re.compile(r"\{\s*\\(?:bf|it|rm|sf)(?![A-Za-z])([^{}]*)\}")
+_AROUND = re.compile(r"(?<!\\)\$|\\[()]")  # marks of mathematics
+_BOLD = re.compile(r"\*\*(.+)\*\*", re.DOTALL)
+
+_GOLD_CHOICE = re.compile(r"\(([A-J])\)|\[([A-J])\]|([A-J])[.:)]?")
+_NEXT_CHOICE = r"\s\(?[a-j][.:)]\s|[\s0-9][(\[][a-j][)\]]\s*[^\s.]|[\s0-9][a-j][.:]\S|\s[a-j]\)[0-9\\]"
+_MARK = r"(?:\(([a-j])\)|\[([a-j])\]|([a-j])(?:[:)]|\.(?![0-9])))"  # (A), [A], A., A: or A); A.5 is none
 _CHOICE = re.compile(
-    r"""(?:\(([a-j])\)|([a-j])[.:)])                    # (A), A., A: or A)
-        (?:(?=\s)(?!\s*(?:or|and|\(?[a-j]\))(?!\w))     # and a text that does not go on with another letter,
-           (?:(?!\s\(?[a-j][.:)]\s).)*)?                # nor names one like the first
-      | ([a-j])
+    rf"""(?:{_MARK}
+           (?!\s*(?:[,;/&|]|[a-j][.:]|(?:or|and|\(?[a-j]\)|\[[a-j]\])(?!\w)))
+           (?:(?!{_NEXT_CHOICE}).)*  # a text that neither goes on with another letter nor names one like the first
+      | ([a-j]))
     """,
     re.VERBOSE | re.DOTALL,
 )
+_CHOICE_BEFORE_VALUE = re.compile(r"(?:\([A-J]\)|[A-J][.:)])\s+(?=[^\s])")
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
 _ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
+
+# One unit a line, by all its spellings. mathruler deletes most of them from both sides.
+_SPELLINGS = """
+mm millimeter millimeters millimetre millimetres 毫米
+cm centimeter centimeters centimetre centimetres 厘米
+dm decimeter decimeters decimetre decimetres 分米
+km kilometer kilometers kilometre kilometres 千米 公里
+m meter meters metre metres 米
+inch inches in
+ft foot feet
+yd yard yards
+mi mile miles
+nmi 海里
+ms millisecond milliseconds
+s sec secs second seconds 秒
+min mins minute minutes 分钟
+h hr hrs hour hours 小时
+day days 天
+week weeks
+month months
+year years
+mg milligram milligrams
+kg kilogram kilograms 千克 公斤
+g gram grams 克
+lb lbs pound pounds
+oz ounce ounces
+ton tons tonne tonnes 吨
+ml mL milliliter milliliters millilitre millilitres 毫升
+L liter liters litre litres 升
+degree degrees deg ^\\circ ^{\\circ} 度
+celsius ^\\circC ^{\\circ}C
+fahrenheit ^\\circF ^{\\circ}F
+rad radian radians
+unit units
+% \\% percent
+$ \\$ dollar dollars
+cent cents
+euro euros €
+yuan 元
+"""
+_UNITS = {
+    spelling if len(spelling) == 1 else spelling.lower(): line.split()[0]
+    for line in _SPELLINGS.strip().splitlines()
+    for spelling in line.split()
+    if spelling != "$"  # a bare one is a mark of mathematics
+}
+_WORDS_FOR_UNITS = [re.escape(name) for name in _UNITS if len(name) > 1 and name[0] not in "^\\"]
+_WORD_UNITS = "|".join(sorted(_WORDS_FOR_UNITS, key=len, reverse=True))
+_UNIT = re.compile(
+    rf"""(?:(?<![A-Za-z\\/])(?P<times>(?i:square|sq\.?|cubic|cu\.?|平方|立方)\s*)?
+            (?P<name>(?i:{_WORD_UNITS})|(?<=\s)[gshL]|(?<=[0-9\s)}}方])m|[米秒天克吨升度元])
+            (?:\s*(?:\^\s*(?P<brace>\{{\s*)?(?P<power>[23])(?(brace)\s*\}})|(?P<word>(?i:squared|cubed))))?
+          | (?P<sign>\^\s*(?:\\circ|\{{\s*\\circ\s*\}})\s*(?:[CF](?![A-Za-z]))?|\\?%|€|\\\$)
+        )\s*\.?$
+    """,
+    re.VERBOSE,
+)
+_BRACED_UNIT = re.compile(rf"(?<!sqrt)\{{\s*((?i:square|cubic)?\s*(?i:{_WORD_UNITS}))\s*\}}$")
+_CURRENCY = re.compile(r"(?:\\\$|€)\s*(?=[0-9.])")
+_POWERS = {"s": "2", "c": "3", "平": "2", "立": "3"}  # by the first letter of square(d), cubic, cubed
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+_GROUPED_NUMBER = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
+_RANGE = re.compile(r"[0-9.]+(?:-[0-9.]+|:[0-9.]+)+|[0-9]+(?:/[0-9]+){2,}")  # 3-5, 2020-01-02, 10:30, 1/2/2020
+_NAME = re.compile(
+    r"""(?:m?\s*\\(?:angle|triangle|overline|widehat|vec)\s*)?
+        \{?(?:[A-Za-z]|[A-Z]{2,4}|[^\W\d_]{3,}(?:\s+[^\W\d_]+)*|\\[a-z]+)\}?
+        '*(?:\s*_\s*(?:\w|\{[^{}]*\}))?(?:\([a-z]\))?""",
+    re.VERBOSE,
+)
+_SUM_OF_NAMES = re.compile(r"[A-Z]+(?:\s*[+-]\s*[A-Z]+)+")
+_ARITHMETIC = re.compile(r"(?:[0-9.\s()+*/^-]|\\cdot|\\times|\\div)+")
+_UNFINISHED = re.compile(r"(?:[-+*/^=(,]|\\cdot|\\times|\\div)$")
+_NO_VARIABLE = re.compile(r"-?[^\W_]?[^A-Za-z+-]*")
+_INDEX = re.compile(r"\w\[")
+_EQUALS = re.compile(r"(?<![<>!])=")
+_COMPARISON = re.compile(r"[<>≤≥≠≈,;!]|\\(?:leq?|geq?|neq?|lt|gt|approx|begin)(?![A-Za-z])|\b(?:or|and)\b")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{[a-z*]*\}|\\[A-Za-z]+")
+_WORD = re.compile(r"[^\W\d_]{3,}|[A-Z]{2,}|(?i:cm)|[\u3040-\u30ff\u3400-\u9fff]")
+_FUNCTIONS = [
+    "sqrt",
+    "frac",
+    "ln",
+    "log",
+    "exp",
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "arcsin",
+    "arccos",
+    "arctan",
+]
+_NOT_WORDS = frozenset([*_FUNCTIONS, "pi", "inf", "infty", "and", "million", "billion", "trillion"])
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An answer in its parts: `x = 5 cm^2` has the name x, the value 5 and the unit cm^2; "" where there is none."""
+
+    name: str
+    value: str
+    unit: str
 
 
 def extract_boxed(text: str) -> str | None:
@@ -52,19 +172,22 @@ def strip_outer_box(gold: str) -> str:
 
 
 def canonical_answer(text: str) -> str:
-    """`text` with minus and degree signs as LaTeX writes them, and without blanks between digits.
+    r"""`text` in plain LaTeX: ASCII for full-width forms, `\sqrt{}`, `\pi` and `^\circ` for √, π and °, blanks for
+    `~`, `\,` and the like, and no blanks between digits.
 
     "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler would read it so too, but for 11/2 before that.
     """
-    for sign, latex in _SIGNS.items():
-        text = text.replace(sign, latex)
+    text = _CHOICE_STOP.sub(". ", text).translate(_CHARACTERS)
+    text = _ROOT.sub(_root_macro, text)
+    text = _RANGE_TILDE.sub("-", text)
+    text = _LATEX_BLANK.sub(lambda blank: blank[1] or ("" if blank[2] else " "), text).strip()
     return _ADDING_BLANK.sub("+", _GROUPING_BLANK.sub("", text))
 
 
 def choice_letter(gold: str) -> str | None:
-    r"""The capital letter, A-J, of a gold that is one choice: `A`, `(A)`, `A.`, `A:`, `A)`, also inside `\text{}`."""
-    choice = _GOLD_CHOICE.fullmatch(_without_macros(strip_outer_box(gold)))
-    return choice and (choice[1] or choice[2])
+    r"""The letter, A-J, of a gold that is one choice: `A`, `(A)`, `[A]`, `A.`, `A:`, `A)`, also in `\text{}`."""
+    choice = _GOLD_CHOICE.fullmatch(_plain(canonical_answer(strip_outer_box(gold))))
+    return next(filter(None, choice.groups())) if choice else None
 
 
 def compare_text(answer: str | None, gold: str) -> bool | None:
@@ -73,7 +196,8 @@ def compare_text(answer: str | None, gold: str) -> bool | None:
     `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box; both
     are `canonical`.
     A gold that is a `choice_letter` is a multiple-choice answer and always decided here. A gold of several, "A, C"
-    or "AC" in alphabetical order, is a set: another list of letters is right if it is the same set.
+    or "AC" in alphabetical order, is a set: another list of letters is right if it is the same set. Units and names
+    that both sides have must be the same. Words, numbers, dates and ranges are always decided here.
     """
     if not answer:
         return False
@@ -86,19 +210,124 @@ def compare_text(answer: str | None, gold: str) -> bool | None:
     right, given = _gold_choices(gold), _choice_letters(answer)
     if right and given:
         return set(given) == set(right)
-    answer, gold = _normalise(answer), _normalise(gold)
-    if answer == gold:
+    if _normalise(answer) == _normalise(gold):
         return True
-    if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
-        return int(answer) == int(gold)
-    if _DECIMAL.fullmatch(answer) and _DECIMAL.fullmatch(gold):
-        return Decimal(answer) == Decimal(gold)
-    return None
+    return _compare_quantities(*_quantities(answer, gold))
+
+
+def symbolic_pair(answer: str, gold: str) -> tuple[str, str]:
+    """What the symbolic check gets of two texts that `compare_text` leaves to it: their values, in the same unit."""
+    given, right = _quantities(answer, gold)
+    return (answer, gold) if _is_share(given, right) else (given.value, right.value)
 
 
 def is_words(text: str) -> bool:
-    """Whether `text` is words, not mathematics: no digit, no macro but an enclosing one, two letters in a row."""
-    return re.fullmatch(r"[^\d\\]*[^\W\d_]{2}[^\d\\]*", _unwrap(text)) is not None
+    """Whether `text` has words or names, whose letters must never be multiplied: `left`, `ab`, `5 felt`, `AB`."""
+    text = _ENVIRONMENT.sub(" ", _plain(text))
+    if any(word not in _NOT_WORDS for word in _WORD.findall(text)):
+        return True
+    pairs = [word for word in re.findall(r"[^\W\d_]{2,}", text) if word not in _NOT_WORDS]
+    return bool(pairs) and not re.search(r"[\d+*/^=<>_(){},-]", text)
+
+
+def _compare_quantities(given: Quantity, right: Quantity) -> bool | None:
+    if given.name and right.name and _squeeze(given.name) != _squeeze(right.name):
+        return False
+    if given.unit and right.unit and given.unit != right.unit:
+        return False
+    if not given.value or not right.value:
+        return given.value == right.value and given.unit == right.unit
+    verdict = _compare_values(given.value, right.value)
+    return verdict or (None if _is_share(given, right) else verdict)
+
+
+def _is_share(given: Quantity, right: Quantity) -> bool:
+    """Whether one side alone is a percentage of a number: 50% is 0.5 to those who read it so."""
+    numbers = _number(given.value) is not None and _number(right.value) is not None
+    return numbers and given.unit != right.unit and "%" in (given.unit, right.unit)
+
+
+def _compare_values(answer: str, gold: str) -> bool | None:
+    if _squeeze(answer) == _squeeze(gold):
+        return True
+    given, right = _number(answer), _number(gold)
+    if given is not None and right is not None:
+        return given == right
+    if bool(_EQUALS.search(answer)) != bool(_EQUALS.search(gold)):  # mathruler drops the short side of an equation
+        return False
+    if bool(_INDEX.search(answer)) != bool(_INDEX.search(gold)):
+        return None  # code, which the symbolic check refuses and counts
+    if any(_RANGE.fullmatch(_squeeze(text)) or is_words(text) for text in (answer, gold)):
+        return False
+    return None
+
+
+def _quantities(answer: str, gold: str) -> tuple[Quantity, Quantity]:
+    """Both sides in their parts. An answer may lead to its value by a choice letter or a chain of equations."""
+    given, right = _read_quantity(_CHOICE_BEFORE_VALUE.sub("", _plain(answer))), _read_quantity(_plain(gold))
+    if not right.name and "=" not in right.value:
+        given = replace(given, value=_last_side(given.value))
+    return given, right
+
+
+def _read_quantity(text: str) -> Quantity:
+    value, unit = _split_unit(text.removesuffix(".").rstrip())
+    name, value = _split_name(value)
+    return Quantity(name, value, unit)
+
+
+def _split_unit(text: str) -> tuple[str, str]:
+    """Value and unit; a word with the name of a unit, as "good day", and an algebraic `2x+3m` have none."""
+    if currency := _CURRENCY.match(text):
+        return text[currency.end() :], _UNITS[currency[0].strip()]
+    text = _BRACED_UNIT.sub(r" \1", text)
+    found = _UNIT.search(text)
+    value = text[: found.start()].rstrip() if found else text
+    if not found or _UNFINISHED.search(value) or is_words(_value_side(value)):
+        return text, ""
+    letter = found["name"] and len(found["name"]) == 1 and found["name"].isascii()
+    if letter and not _NO_VARIABLE.fullmatch(_ENVIRONMENT.sub("", _value_side(value))):
+        return text, ""
+    spelling = found["name"] or "".join(found["sign"].split())
+    spelling = spelling if len(spelling) == 1 else spelling.lower()
+    power = found["power"] or _POWERS.get((found["times"] or found["word"] or " ")[0].lower(), "")
+    return value, _UNITS[spelling] + (f"^{power}" if power else "")
+
+
+def _value_side(text: str) -> str:
+    return text.rpartition("=")[2].strip()
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """`x = 5` and `5 = x` as the name and the value; what is no name with one value has no name."""
+    left, _, right = map(str.strip, text.partition("="))
+    if not (left and right) or "=" in right or _COMPARISON.search(text):
+        return "", text
+    if _NAME.fullmatch(left):
+        return left, right
+    return (right, left) if re.fullmatch("[A-Za-z]", right) else ("", text)
+
+
+def _last_side(text: str) -> str:
+    """The last side of a chain that begins with a name or a sum: 576 of `24*24 = 576`."""
+    first, *others = (side.strip() for side in text.split("="))
+    if not others or not all(others) or _COMPARISON.search(text):
+        return text
+    is_sum = _ARITHMETIC.fullmatch(first) and _number(first) is None
+    return others[-1] if is_sum or _NAME.fullmatch(first) or _SUM_OF_NAMES.fullmatch(first) else text
+
+
+def _number(text: str) -> Decimal | None:
+    """The exact number that `text` writes in digits, with or without commas between groups of three."""
+    text = "".join(text.split())
+    if _GROUPED_NUMBER.fullmatch(text):
+        text = text.replace(",", "")
+    return Decimal(text) if _NUMBER.fullmatch(text) else None
+
+
+def _root_macro(root: re.Match[str]) -> str:
+    radicand = root[1] or root[2]
+    return rf"\sqrt{{{radicand}}}" if radicand else r"\sqrt"
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -114,31 +343,40 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _unwrap(text: str) -> str:
-    r"""`text` without `$` around it and without one `\text{}` or `\textbf{}` that encloses all of it."""
-    text = text.strip().strip("$").strip()
-    macro = _TEXT_MACRO.fullmatch(text)
-    return macro.group(1).strip() if macro else text
+def _plain(text: str) -> str:
+    r"""`text` without `$` and braces around it and with the content of each `\text{}` or `\bf` in its place."""
+    if text.startswith("$") and text.count("$") == 1:  # $12: money, no mathematics
+        text = f"\\{text}"
+    text = _FONT_GROUP.sub(r"\1", _AROUND.sub("", text))
+    text = _TEXT_MACRO.sub(_macro_content, text).strip()
+    if text.startswith("{") and _closing_brace(text, 1) == len(text) - 1:
+        text = text[1:-1].strip()
+    return _BOLD.sub(r"\1", text) if _BOLD.fullmatch(text) else text
 
 
-def _without_macros(text: str) -> str:
-    r"""`text` without `$` around it and with the content of each `\text{}` and `\textbf{}` in its place."""
-    return _TEXT_MACRO.sub(r"\1", text.strip().strip("$")).strip()
+def _macro_content(macro: re.Match[str]) -> str:
+    """A blank keeps it from a number before it: `5\text{s}` is five seconds."""
+    before = macro.string[macro.start() - 1 : macro.start()]
+    return f" {macro[1]}" if before.isalnum() or before in {"}", ")"} else macro[1]
 
 
 def _normalise(text: str) -> str:
-    return "".join(_unwrap(text).split()).lower()
+    return _squeeze(_plain(text)).removesuffix(".")
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split()).lower()
 
 
 def _chosen(answer: str) -> str | None:
     """The letter of an answer like a `choice_letter`, in lower case too, alone or before the text of the choice."""
-    choice = _CHOICE.fullmatch(_without_macros(answer).lower())
-    return (choice[1] or choice[2] or choice[3]).upper() if choice else None
+    choice = _CHOICE.fullmatch(_plain(answer).lower())
+    return next(filter(None, choice.groups())).upper() if choice else None
 
 
 def _choice_letters(text: str) -> list[str] | None:
     r"""The letters of `AC`, `A, C`, `C and A`, `(A); (C)`, also inside `\text{}`; None for anything else."""
-    parts = [part for part in _BETWEEN_CHOICES.split(_unwrap(text)) if part]
+    parts = [part for part in _BETWEEN_CHOICES.split(_plain(text)) if part]
     letters = [part.strip("()") for part in (list(parts[0]) if len(parts) == 1 else parts)]
     listed = all(map(_ONE_OF_CHOICES.fullmatch, letters if len(parts) == 1 else parts))
     return letters if listed and len(set(letters)) == len(letters) > 1 else None
@@ -147,6 +385,6 @@ def _choice_letters(text: str) -> list[str] | None:
 def _gold_choices(gold: str) -> list[str] | None:
     """The letters of a gold that is a set; "BAD" and "DA" are names, the keys of a set stand in their order."""
     letters = _choice_letters(gold)
-    if letters and "".join(letters) == _unwrap(gold) and letters != sorted(letters):
+    if letters and "".join(letters) == _plain(gold) and letters != sorted(letters):
         return None
     return letters

@@ -12,9 +12,13 @@ STARTS = "STARTS"  # environment: a file with a line for each start of a server
 
 
 def stand_in(fallback: bool) -> Checker:
-    """Says right to "right" and to the worker's own "pid N", exits on "crash", hangs on "hang"."""
+    r"""Says right to "right" and to the worker's own "pid N", exits on "crash", hangs on "hang".
+
+    Also where they are macros, as `\right`: a grader decides words itself.
+    """
 
     def check(answer: str, reference: str) -> Outcome:
+        answer = answer.removeprefix("\\")
         if answer == "crash":
             os._exit(3)
         if answer == "hang":

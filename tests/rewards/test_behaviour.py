@@ -56,8 +56,12 @@ BEHAVIOUR = [
     ("30°", r"30^\circ", False, True, True),
     ("50", "50%", True, True, True),
     ("0.5", r"50\%", False, False, True),
+    ("hours", "minutes", True, False, False),
+    ("5 hours", "5 minutes", True, False, False),
+    ("12 cm^2", "12 cm", True, False, False),
+    ("√{5}", r"\sqrt{5}", False, True, True),
     ("2 m/s", "2", False, False, False),
-    ("2191.7 metres", "2191.7", False, False, True),
+    ("2191.7 metres", "2191.7", False, True, True),
     # numbers
     ("2/4", "1/2", False, False, True),
     (r"\frac12", r"\frac{2}{4}", False, False, True),
@@ -79,6 +83,10 @@ BEHAVIOUR = [
     (r"4\pi", "12.57", False, False, False),
     (r"4\pi", "4", False, False, False),
     ("3", "3 or 4", False, False, False),
+    ("12345678901234567", "12345678901234568", True, False, False),
+    ("1.0000000001", "1.0000000002", True, False, False),
+    ("4.2", "BF = 4.2", False, True, True),
+    ("x = 5", "y = 5", True, False, False),
     # pairs, sets, intervals
     ("(1,2)", "[1,2]", False, False, False),
     ("(1,2)", "1,2", False, False, True),
@@ -89,6 +97,7 @@ BEHAVIOUR = [
     (r"(-\infty,3)", "x<3", False, False, False),
     # words
     ("Left", "left", True, True, True),
+    ("Yes", "Yes.", False, True, True),
     ("left", "felt", False, False, False),
     ("cat", "act", False, False, False),
 ]
@@ -138,12 +147,12 @@ def test_a_second_opinion_that_is_not_installed(monkeypatch: pytest.MonkeyPatch)
         Grader(second_opinion="math-verify")
 
 
-@pytest.mark.parametrize("text", ["left", "two words", r"\text{left}", "Straße", "ab"])
+@pytest.mark.parametrize("text", ["left", "two words", r"\text{left}", "Straße", "ab", "5 felt", "AB", "2 cm+3", "左"])
 def test_words_are_told_from_mathematics(text: str) -> None:
     assert is_words(text)
 
 
-@pytest.mark.parametrize("text", ["x", "x+y", "2191.7 metres", r"\pi", "x>3", r"\sqrt{ab}", "(a, b)", ""])
+@pytest.mark.parametrize("text", ["x", "x+y", "xy+1", "2ab", "sin x", r"\pi", "x>3", r"\sqrt{ab}", "(a, b)", ""])
 def test_mathematics_is_no_word(text: str) -> None:
     assert not is_words(text)
 

@@ -19,7 +19,7 @@ def test_accuracy_logs_timeouts_of_its_own_call(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader(timeout=0.2) as grader, caplog.at_level(logging.ERROR):
         monkeypatch.setattr(functions, "default_grader", lambda: grader)
-        for completion in [r"\boxed{hang}", r"\boxed{7}"]:
+        for completion in [r"\boxed{\hang}", r"\boxed{7}"]:
             accuracy_reward([completion], ["1.5"], log_metric=lambda name, value: logged.append((name, value)))
     assert logged == [("grader/timeouts", 1.0), ("grader/timeouts", 0.0)]
 

@@ -95,7 +95,7 @@ def test_timeouts_are_counted_each_and_warned_about_once(
 ) -> None:
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader(timeout=0.1) as grader:
-        assert grader.grade([boxed("hang")] * 2, ["a", "b"]) == [False, False]
+        assert grader.grade([boxed(r"\hang")] * 2, ["a", "b"]) == [False, False]
         assert grader.statistics.timeouts == 2
     assert caplog.text.count("took over 0.1 s") == 1
 
@@ -113,8 +113,8 @@ def test_crash_is_counted_and_grading_goes_on(
 ) -> None:
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader() as grader:
-        assert grader.grade([boxed("right"), boxed("crash")], ["a", "a"]) == [True, False]
-        assert grader.grade([boxed("right"), boxed("wrong")], ["a", "a"]) == [True, False]
+        assert grader.grade([boxed(r"\right"), boxed(r"\crash")], ["a", "a"]) == [True, False]
+        assert grader.grade([boxed(r"\right"), boxed(r"\wrong")], ["a", "a"]) == [True, False]
         assert grader.statistics.crashes == 1
     assert "ended the grader's worker" in caplog.text
 
@@ -137,17 +137,17 @@ def test_interrupted_check_does_not_answer_for_the_next(monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     with Grader() as grader:
-        grader.grade([boxed("right")], ["a"])
+        grader.grade([boxed(r"\right")], ["a"])
         with monkeypatch.context() as patch:
             patch.setattr(process.SymbolicWorker, "check", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                grader.grade([boxed("right")], ["a"])
-        assert grader.grade([boxed("wrong")], ["a"]) == [False]
+                grader.grade([boxed(r"\right")], ["a"])
+        assert grader.grade([boxed(r"\wrong")], ["a"]) == [False]
 
 
 def test_hanging_checks_are_waited_for_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
-    predictions = [boxed("right"), *map(boxed, ["hang"] * 4), boxed("wrong"), boxed("right")]
+    predictions = [boxed(r"\right"), *map(boxed, [r"\hang"] * 4), boxed(r"\wrong"), boxed(r"\right")]
     golds = ["a", "b", "c", "d", "e", "a", "f"]
     with Grader(timeout=2.0, num_workers=4) as grader:
         start = time.perf_counter()
@@ -174,7 +174,7 @@ def test_workers_are_started_as_they_are_needed_and_for_one_call(
     with Grader(num_workers=num_workers) as grader:
         for _ in range(2):
             num_before = len(pids)
-            assert all(grader.grade([boxed("right")] * num_pairs, list("abcde")[:num_pairs]))
+            assert all(grader.grade([boxed(r"\right")] * num_pairs, list("abcde")[:num_pairs]))
             assert len(pids) - num_before in expected
             assert len(set(pids)) == len(pids)
             assert not any(map(is_running, pids))
@@ -230,7 +230,7 @@ def test_an_answer_cannot_take_more_memory_than_the_limit(monkeypatch: pytest.Mo
 
 
 def _exit_zero_if_right(grader: Grader) -> None:
-    sys.exit(0 if grader.grade([boxed("right")], ["a"]) == [True] else 1)
+    sys.exit(0 if grader.grade([boxed(r"\right")], ["a"]) == [True] else 1)
 
 
 @pytest.mark.process
@@ -238,14 +238,14 @@ def _exit_zero_if_right(grader: Grader) -> None:
 def test_forked_daemon_gets_its_own_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "CHECKER", "tests.rewards.checkers:stand_in")
     with Grader() as grader:
-        assert grader.grade([boxed("right")], ["a"]) == [True]
+        assert grader.grade([boxed(r"\right")], ["a"]) == [True]
         pid = grader._server.pid
         child = multiprocessing.get_context("fork").Process(target=_exit_zero_if_right, args=(grader,), daemon=True)
         with grader._lock:  # as if another thread were grading at that moment
             child.start()
             child.join(timeout=30)
         assert child.exitcode == 0
-        assert grader.grade([boxed("wrong"), boxed("right")], ["a", "a"]) == [False, True]
+        assert grader.grade([boxed(r"\wrong"), boxed(r"\right")], ["a", "a"]) == [False, True]
         assert grader._server.pid == pid
 
 

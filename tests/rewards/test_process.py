@@ -20,7 +20,7 @@ from tests.rewards.checkers import STARTS
 from vgpo.rewards import Grader, process
 from vgpo.rewards.process import Outcome, WorkerServer
 
-PAIR = ([r"\boxed{right}"], ["a"])
+PAIR = ([r"\boxed{\right}"], ["a"])
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_trainer_with_many_open_files_grades(monkeypatch: pytest.MonkeyPatch) 
     files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1050)]
     try:
         with Grader(num_workers=1) as grader:
-            assert grader.grade([r"\boxed{right}", r"\boxed{wrong}", r"\boxed{right}"], ["a", "b", "c"]) == [
+            assert grader.grade([r"\boxed{\right}", r"\boxed{\wrong}", r"\boxed{\right}"], ["a", "b", "c"]) == [
                 True,
                 False,
                 True,

@@ -147,6 +147,8 @@ def test_state_does_not_outlive_a_batch(monkeypatch: pytest.MonkeyPatch) -> None
     poison = r"\boxed{import builtins; builtins.poison = result = 1}"
     ask = r"\boxed{import builtins; result = hasattr(builtins, 'poison')}"
     monkeypatch.setattr("vgpo.rewards.grader.is_unsafe", lambda text: False)
+    monkeypatch.setattr("vgpo.rewards.grader.compare_text", lambda answer, gold: None)
+    monkeypatch.setattr("vgpo.rewards.grader.symbolic_pair", lambda answer, gold: (answer, gold))
     with Grader(num_workers=1) as grader:
         assert grader.grade([poison, ask], ["1", "True"]) == [True, True]
         assert grader.grade([ask], ["False"]) == [True]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.answers import canonical_answer, compare_text, extract_boxed, strip_outer_box
+from vgpo.answers import canonical_answer, compare_text, extract_boxed, strip_outer_box, symbolic_pair
 from vgpo.rewards.grammar import is_unsafe
 from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
@@ -99,13 +99,13 @@ class Grader:
             for row, (prediction, gold) in enumerate(zip(predictions, golds, strict=True))
         ]
         verdicts = [compare_text(answer, gold) for answer, gold in pairs]
-        undecided = dict.fromkeys(
-            (answer, gold)
-            for (answer, gold), verdict in zip(pairs, verdicts, strict=True)
+        undecided = {
+            row: symbolic_pair(answer, gold)
+            for row, ((answer, gold), verdict) in enumerate(zip(pairs, verdicts, strict=True))
             if verdict is None and answer is not None
-        )
-        symbolic = self._check_all(list(undecided))
-        return [symbolic[pair] if verdict is None else verdict for pair, verdict in zip(pairs, verdicts, strict=True)]
+        }
+        symbolic = self._check_all(list(dict.fromkeys(undecided.values())))
+        return [symbolic[undecided[row]] if verdict is None else verdict for row, verdict in enumerate(verdicts)]
 
     def _become_owner(self) -> None:
         """Start with a lock and a server of this process's own."""
@@ -113,11 +113,11 @@ class Grader:
         self._lock = threading.Lock()
         self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.second_opinion is not None)
 
-    def _check_all(self, pairs: Sequence[Pair]) -> dict[tuple[str | None, str], bool]:
+    def _check_all(self, pairs: Sequence[Pair]) -> dict[Pair, bool]:
         """One verdict a pair. Threads wait for the replies of workers that see no other batch."""
         if self._owner != os.getpid():  # forked: the lock may be held by a thread that does not exist here
             self._become_owner()
-        verdicts: dict[tuple[str | None, str], bool] = {}
+        verdicts: dict[Pair, bool] = {}
         idle: list[SymbolicWorker] = []
         with self._lock:
             try:

@@ -4,6 +4,7 @@ Both hand text to sympy, which evaluates it as Python. Here every such text is f
 the parser itself, and evaluated with the listed names alone.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -30,6 +31,8 @@ _LATE_IMPORTS = (
     "ntheory", "physics.units", "polys", "series", "sets", "simplify", "solvers", "strategies", "tensor",
 )  # fmt: skip
 _NOT_NEEDED = (".tests", ".benchmarks", "_doc", "_wrapper")
+
+_DIGITS = 400  # after the point, where math-verify compares numbers; its own six take 2^-99 for 2^-98
 
 _WARM_UP = [
     (r"\frac{\sqrt{12}}{2}", r"\sqrt{3}"),
@@ -95,18 +98,24 @@ def _with_fallback(guard: Guard) -> Callable[[str, str], bool]:
     """mathruler's verdict or, where it says no and both sides are mathematics, that of math-verify."""
     import math_verify  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
+    latex = math_verify.LatexExtractionConfig()
+    normalization = dataclasses.replace(latex.normalization_config, units=False)  # it takes the m of 2x+3m for a unit
+    extraction = [dataclasses.replace(latex, normalization_config=normalization), math_verify.ExprExtractionConfig()]
+
     math_verify.parser.latex2sympy = guard.around_latex(math_verify.parser.latex2sympy)
 
     def boxed(text: str) -> list[object]:
         # Bare LaTeX would be read up to its first number; time is limited from outside, for alarms miss long sums.
-        return math_verify.parse(rf"\boxed{{{text}}}", parsing_timeout=None)
+        return math_verify.parse(rf"\boxed{{{text}}}", extraction_config=extraction, parsing_timeout=None)
 
     def is_right(answer: str, reference: str) -> bool:
         if mathruler.grade_answer(answer, reference):
             return True
         if is_words(answer) or is_words(reference):  # it multiplies letters: "felt" would be "left"
             return False
-        return math_verify.verify(boxed(reference), boxed(answer), timeout_seconds=None)
+        return math_verify.verify(
+            boxed(reference), boxed(answer), float_rounding=_DIGITS, numeric_precision=_DIGITS, timeout_seconds=None
+        )
 
     return is_right
 
