@@ -104,6 +104,7 @@ _BRACED_UNIT = re.compile(rf"(?<!sqrt)\{{\s*((?i:square|cubic)?\s*(?i:{_WORD_UNI
 _CURRENCY = re.compile(r"(?:\\\$|€)\s*(?=[0-9.])")
 _POWERS = {"s": "2", "c": "3", "平": "2", "立": "3"}  # by the first letter of square(d), cubic, cubed
 
+_PLAIN_NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _GROUPED_NUMBER = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
 _RANGE = re.compile(r"[0-9.]+(?:-[0-9.]+|:[0-9.]+)+|[0-9]+(?:/[0-9]+){2,}")  # 3-5, 2020-01-02, 10:30, 1/2/2020
@@ -207,6 +208,8 @@ def compare_text(answer: str | None, gold: str) -> bool | None:
         return _chosen(answer) == letter
     if max(len(answer), len(gold)) > MAX_SYMBOLIC_LENGTH:
         return False
+    if _PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(gold):  # most answers: nothing else is to be read
+        return Decimal(answer) == Decimal(gold)
     right, given = _gold_choices(gold), _choice_letters(answer)
     if right and given:
         return set(given) == set(right)
