@@ -237,6 +237,7 @@ def test_paths_are_absolute_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_
 SURPRISES = {
     "octal": ("max_steps: 010", ["line 3", "max_steps is 010, which YAML reads as an octal number"]),
     "octal in a list": ("reward_weights: [010]", ["reward_weights is 010"]),
+    "octal in a list of lists": ("reward_weights: [[010]]", ["reward_weights is 010"]),
     "base 60": ("max_steps: 1:30", ["max_steps is 1:30, which YAML reads as a number of base 60"]),
     "base 60 with a fraction": ("learning_rate: 1:30.5", ["learning_rate is 1:30.5"]),
     "off": ("alarms: off", ["alarms is False", "put it in quotes"]),
@@ -255,6 +256,11 @@ SURPRISES = {
     "an anchor that grows": (
         "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefghi")),
         ["unknown field 'a'"],
+    ),
+    "an anchor that grows in a known field": (
+        "lr_scheduler_kwargs:\n  a: &a [x,x,x,x,x,x,x,x,x]\n"
+        + "".join(f"  {b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefghi")),
+        ["lr_scheduler_kwargs has", "more than 10000 values"],
     ),
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ class CheckpointStore:
 
     def give_up(self, step: int, error: Exception) -> CheckpointError:
         """Remove the staging folder after a failed write, and return the error to raise."""
-        staging = self.staging_path(step)
+        staging, free = self.staging_path(step), _free_bytes(self.folder)
         if _is_real_folder(staging):
             self._delete(staging)
         try:
@@ -143,9 +143,9 @@ class CheckpointStore:
         except CheckpointError:  # the first error is the one to report
             newest = None
         return CheckpointError(
-            f"{self.path(step)} could not be saved: {error}. Its unfinished files were removed, older checkpoints are "
-            f"as they were; newest usable one: {newest or 'none'}. Free space on this disk, or mend what the error "
-            "names, and resume."
+            f"{self.path(step)} could not be saved: {error} ({free} bytes were free on this disk). Its unfinished "
+            f"files were removed, older checkpoints are as they were; newest usable one: {newest or 'none'}. Free "
+            "space on this disk, or correct what the error names, and resume."
         )
 
     def newest_valid(self, *, at: int | None = None, before: int | None = None, contents: bool = True) -> Found:
@@ -273,6 +273,14 @@ class CheckpointStore:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _free_bytes(folder: Path) -> str:
+    """Writers in C++ do not say that a disk is full."""
+    try:
+        return f"{shutil.disk_usage(folder).free:,}"
+    except OSError:
+        return "unknown"
 
 
 def strict_difference(expected: Iterable[str], found: Iterable[str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS
-from vgpo.recipe.values import check_choices, check_depth, check_numbers, check_texts, shown, with_numbers
+from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
@@ -340,7 +340,7 @@ def check_values(values: Mapping[str, Any], *, where: str) -> None:
     """Refuse empty values and lists where a field takes none; argparse checks words only."""
     hints = field_types()
     for key, value in values.items():
-        check_depth(key, value)
+        check_nesting(key, value)
         taken = {get_origin(hint) or hint for hint in (hints[key], *get_args(hints[key]))}
         if value is None and type(None) not in taken:
             raise RecipeError(f"{where}: {key} is empty; give it a value or remove the line")

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import Repr
@@ -17,6 +17,7 @@ MAX_TEXT = 4_096  # characters; a path is not longer
 MAX_NAME = 255  # bytes of one part of a path, on every common file system
 FAR = 1e6
 MAX_DEPTH = 16  # of lists and dicts in one another
+MAX_ITEMS = 10_000  # aliases of YAML can stand for any number
 MAX_WEIGHT = 1e6  # with rewards of at most 1e9, sums and their squares stay within float32
 
 
@@ -243,17 +244,23 @@ def enums_of(hint: Any) -> Iterator[type[enum.Enum]]:
             yield kind
 
 
-def check_depth(place: str, value: Any, depth: int = 0) -> None:
-    """Whether lists and dicts are nested as settings are; one that holds itself never ends.
+def check_nesting(place: str, value: Any) -> None:
+    """Whether lists and dicts are as few and as flat as settings are; one that holds itself never ends.
 
     Raises:
-        ValueError: They are deeper; names the field.
+        ValueError: They are deeper, or hold more; names the field.
     """
-    if depth > MAX_DEPTH:
-        raise ValueError(f"{place} has lists or mappings {MAX_DEPTH} deep in one another; expected a few at most")
-    items: Iterable[Any] = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in items:
-        check_depth(place, item, depth + 1)
+    waiting, num_items = [(value, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        num_items += 1
+        if depth > MAX_DEPTH or num_items > MAX_ITEMS:
+            raise ValueError(
+                f"{place} has lists or mappings more than {MAX_DEPTH} deep in one another, or more than {MAX_ITEMS} "
+                "values; expected a few at most"
+            )
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting.extend((one, depth + 1) for one in inner)
 
 
 def with_numbers(value: Any) -> Any:

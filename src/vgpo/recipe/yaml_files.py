@@ -39,13 +39,22 @@ class StrictLoader(yaml.SafeLoader):
                     problem=f"{key.value!r} stands twice; keep one of them", problem_mark=key.start_mark
                 )
             seen.add(name)
-            for item in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                check_scalar(str(key.value), item)
+            check_scalars(str(key.value), value)
         return node
 
 
+def check_scalars(key: str, node: yaml.Node) -> None:
+    """Whether plain numbers, also those in lists, are what they look like."""
+    waiting, seen = [node], {id(node)}  # an alias is the node that it names
+    while waiting:
+        item = waiting.pop()
+        check_scalar(key, item)
+        inner = [one for one in item.value if id(one) not in seen] if isinstance(item, yaml.SequenceNode) else []
+        seen.update(map(id, inner))
+        waiting.extend(inner)
+
+
 def check_scalar(key: str, node: yaml.Node) -> None:
-    """Whether a plain number is what it looks like."""
     if not isinstance(node, yaml.ScalarNode) or node.tag not in NUMBERS or node.style is not None:
         return
     kind = "an octal number" if OCTAL.fullmatch(node.value) else "a number of base 60"
