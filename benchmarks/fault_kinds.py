@@ -242,15 +242,10 @@ def logging_settings(trial: Trial) -> None:
     trial.lab.launch(trial.reference, trial.training_seed, log, *trial.words).should_end_with(0)
     steps = trial.lab.steps_saved(trial.reference)
     saved, seconds = trial.draw.choice(steps), 0.5 * trial.draw.random()
-    launch = trial.started_until_saved(saved, seconds)
-    while not launch.process.is_alive():  # on a fast machine it ends in that time
-        expect(seconds > 0.001, f"it had ended before: {last_words(launch.log)}")
+    while not trial.killed_after_save(saved, seconds):  # on a fast machine it ends in that time
+        expect(seconds > 0.001, "it had ended before")
         saved, seconds = min(steps), seconds / 3
-        shutil.rmtree(trial.run)
-        launch = trial.started_until_saved(saved, seconds)
     trial.said = f"{name}; SIGKILL {seconds:.2f} s after checkpoint-{saved}"
-    launch.send(signal.SIGKILL)
-    launch.should_end_with(-signal.SIGKILL)
     trial.resume()
 
 

@@ -12,6 +12,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -275,10 +276,16 @@ class Trial:
         launch.wait_for_lines(line, seconds)
         return launch
 
-    def started_until_saved(self, step: int, seconds: float) -> Launch:
+    def killed_after_save(self, step: int, seconds: float) -> bool:
+        """Whether a SIGKILL so many seconds after the save of a step has ended the run, and not its own end."""
         launch = self.start()
         launch.wait_for(self.run / "checkpoints" / f"checkpoint-{step}", seconds)
-        return launch
+        with suppress(ProcessLookupError):
+            launch.send(signal.SIGKILL)
+        if launch.status() == -signal.SIGKILL:
+            return True
+        shutil.rmtree(self.run)
+        return False
 
     def resume(self) -> None:
         self.resumed = True

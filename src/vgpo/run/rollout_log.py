@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -193,7 +194,7 @@ class RolloutLog:
 
 def scan(path: Path) -> tuple[dict[int, str], str | None]:
     """A digest of the lines of each step in rollouts.jsonl, and what is wrong with the first line that is broken."""
-    lines: dict[int, hashlib._Hash] = {}
+    lines: dict[int, Any] = {}
     broken: str | None = None
     if os.path.lexists(path):
         with reading(path) as file:
