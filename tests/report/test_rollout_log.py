@@ -193,6 +193,20 @@ def test_a_resumed_run_keeps_the_records_of_a_run_that_was_never_stopped(make_ru
     assert num_bytes(whole) <= limit or len(list(whole.read_rollouts())) == 2
 
 
+def test_a_note_of_dropped_rollouts_that_is_damaged_makes_them_lost_and_ends_nothing(make_run):
+    folder = bounded(make_run, 10_000)
+    states = {}
+    for step in range(1, 31):
+        folder.write_rollouts(*handed_over([rollout(step, images=[noise(step)], completion="x" * 500)]))
+        states[step] = folder_state(folder)
+    assert folder.rollouts.last_dropped > 2
+    assert examine(folder, 2, states[2]).lost == []
+    (folder.path / "rollouts_dropped.json").write_bytes(b"")
+    assert "the rollouts of step 1 are missing" in examine(folder, 2, states[2]).lost[0]
+    resume_folder(folder, 2, states[2], seed=0, command=[])
+    assert list(folder.read_rollouts()) == []
+
+
 @pytest.mark.parametrize("stage", range(5))
 def test_a_resume_that_is_killed_is_resumed_again(make_run, monkeypatch: pytest.MonkeyPatch, stage: int):
     """Killed before each of the calls that change the folder: what is left is resumed to the same files."""

@@ -104,7 +104,8 @@ def rollouts_damage(folder: RunFolder, step: int, state: FolderState) -> str | N
     expected = {int(one): lines for one, lines in state.rollouts.items()}
     found, broken = scan(path)
     changed = [one for one in found if one <= step and found[one] != expected.get(one)]
-    missing = [one for one in sorted(expected) if one not in found and one > folder.rollouts.last_dropped]
+    dropped = folder.rollouts.last_dropped
+    missing = [one for one in sorted(expected) if one not in found and one > dropped]
     if changed:
         return broken or f"{path}: the rollouts of step {changed[0]} are not those that were written"
     if missing:

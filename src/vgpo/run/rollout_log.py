@@ -15,12 +15,11 @@ from vgpo.run.records import Saved
 from vgpo.run.storage import (
     RunFolderError,
     append_lines,
-    check_record,
     keep_lines,
     keep_valid_lines,
     parse_object,
     read_lines,
-    read_object,
+    read_record,
     reading,
     reported_faults,
     to_json,
@@ -84,10 +83,11 @@ class RolloutLog:
 
     @property
     def last_dropped(self) -> int:
-        """The last step whose records the limit has taken, 0 if it has taken none."""
-        if not self.dropped_path.exists():
+        """The last step whose records the limit has taken; 0 if it has taken none, or a power cut took the note."""
+        try:
+            return read_record(self.dropped_path, Saved).step
+        except RunFolderError:
             return 0
-        return check_record(Saved, read_object(self.dropped_path), str(self.dropped_path)).step
 
     def write(self, records: Sequence[RolloutRecord], images: Mapping[str, Image.Image]) -> None:
         """Append the records of a step and save their images; see `RunFolder.write_rollouts`."""
