@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder inside the block. A folder that was created for it and stays empty goes again.
+    """Hold the lock of a run folder inside the block. A folder that is empty before and after is removed.
 
     It is a record lock of POSIX: it belongs to this process and not to its children, so it ends with this process in
     any way, even if a child that was forked from it lives on. It holds between machines that share the folder too,
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: another process holds it, or the folder cannot be created.
     """
-    path, is_new = folder / LOCK, not folder.exists()
+    path = folder / LOCK
     try:
         file = _acquire(path)
     except OSError as error:
@@ -38,13 +38,15 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
+        # Not "was created here": of two processes that start at once, one may create it and the other hold the lock.
+        was_empty = os.listdir(folder) == [LOCK]
         try:
             yield
         finally:
             with suppress(OSError):
                 path.unlink()
-                if is_new:
-                    folder.rmdir()  # refused if there is anything in it
+                if was_empty:
+                    folder.rmdir()  # refused if there is anything in it, the lock of the next process too
 
 
 def _acquire(path: Path) -> io.FileIO:
