@@ -39,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
         # Not "was created here": of two processes that start at once, one may create it and the other hold the lock.
-        was_empty = os.listdir(folder) == [LOCK]
+        was_empty = list(folder.iterdir()) == [path]
         try:
             yield
         finally:
