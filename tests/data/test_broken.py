@@ -122,7 +122,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "one choice",
         {**VISTA, "answer": "red"},
         {"choices": ["red"]},
-        ["field 'choices'", "1 option, expected 2 to 10"],
+        ["field 'choices'", "1 option, expected 2 to 12"],
     ),
     (
         "letter beyond the options",
@@ -137,10 +137,10 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         ["field 'options'", "no Python list", "correct it or drop the row"],
     ),
     (
-        "options without letters",
+        "gold that is no option",
         {**QUESTION, "option": "A. 1; B. 2", "answer": "A"},
-        {"option": "A. 1; C. 2"},
-        ["field 'option'", "lettered 'AC', expected 'AB'", "correct them"],
+        {"option": "A. 1; C. 2", "answer": "B"},
+        ["field 'answer'", "'B' is none of the options ['A', 'C']", "correct it"],
     ),
     (
         "no assistant turn",
@@ -200,7 +200,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "no solution",
         {**TRL, "prompt": "<image>a"},
         {"solution": None},
-        ["field 'answer'", "no answer", "Fill it or dr"],
+        ["field 'solution'", "empty; expected a checkable answer in 'solution'", "Fill it or dr"],
     ),
 ]
 
@@ -233,14 +233,14 @@ BROKEN_SETS: list[tuple[str, Callable[[Row], Any], list[str]]] = [
     (
         "no answer column",
         lambda row: {"images": row["images"], "problem": "a"},
-        ["no column 'answer'", "Rename or add"],
+        ["no column 'answer'", "Add it, or name"],
     ),
     (
         "misnamed column",
         lambda row: {"images": ["a.png"], "problems": "a", "answer": "b"},
         ["did you mean 'problems'?"],
     ),
-    ("no pictures column", lambda row: {"problem": "a", "answer": "b"}, ["no column 'images'", "Rename or add it"]),
+    ("no pictures column", lambda row: {"problem": "a", "answer": "b"}, ["no column 'images'", "Add it, or name"]),
     (
         "number as problem",
         lambda row: {**row, "problem": 5},
@@ -327,7 +327,7 @@ def test_disk_that_takes_no_names_of_pictures(tmp_path: Path, monkeypatch: pytes
     path = write_jsonl(tmp_path, SOUND)
     (tmp_path / "cache").write_text("a file where a folder is expected")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(DataError, match=r"cannot keep the names of the pictures .*rows\.jsonl on the disk: .*cache"):
+    with pytest.raises(DataError, match=r"cannot keep the names of the images .*rows\.jsonl on the disk: .*cache"):
         load_dataset(str(path))
 
 

@@ -373,5 +373,5 @@ def test_a_list_of_rows_beyond_the_limit_is_refused_before_it_is_read(
     monkeypatch.setattr("vgpo.data.json_rows._LARGEST_LIST", size)
     assert len(list(json_rows(path))) == 2
     monkeypatch.setattr("vgpo.data.json_rows._LARGEST_LIST", size - 1)
-    with pytest.raises(DataError, match=rf"one list of {size} bytes, .* at most {size - 1}. Write one row a line"):
+    with pytest.raises(DataError, match=rf"one value of {size} bytes, .* at most {size - 1}. Write one row a line"):
         list(json_rows(path))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vgpo.data import check_dataset, load_dataset, to_prompts
+from vgpo.data import DataError, check_dataset, load_dataset, to_prompts
 
 ROW = {"images": ["a.png"], "problem": "<image>a", "answer": "7"}
 # What a reader that guesses types takes for a number, nothing, a truth, a list or a time.
@@ -111,6 +111,64 @@ def test_layout_of_the_file(write, text: str) -> None:
     path = Path(write(ROW))
     path.write_bytes(text.encode())
     assert len(load_dataset(str(path))) == 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_of_rows_by_their_ids(write, indent: int | None) -> None:
+    path = Path(write(ROW)).with_suffix(".json")
+    path.write_text(json.dumps({"a": ROW, "b": {**ROW, "id": "own"}}, indent=indent))
+    assert load_dataset(str(path))["id"][:] == ["a", "own"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"rows": [ROW]}, "one object with the keys 'rows'; expected a list of rows, {id: row}, or one row a line"),
+        ({"a": ROW, "b": 3}, "one object with the keys 'a', 'b'; expected"),
+        ([ROW, 3], "row 1: a int, expected {column: value}"),
+    ],
+)
+def test_other_objects_are_refused_by_what_they_are(write, value: Any, message: str) -> None:
+    path = Path(write(ROW)).with_suffix(".json")
+    path.write_text(json.dumps(value, indent=1))
+    with pytest.raises(DataError) as caught:
+        load_dataset(str(path))
+    assert message in str(caught.value)
+
+
+def test_a_folder_of_json_files_and_their_splits(write) -> None:
+    path = Path(write(ROW))
+    path.rename(path.with_name("test.jsonl"))
+    (path.parent / "images").mkdir()
+    (path.parent / "images" / "b.png").touch()
+    path.with_name("train.json").write_text(json.dumps([{**ROW, "images": ["b.png"]}] * 2))
+    train = load_dataset(str(path.parent))
+    assert train["images"][:] == [[str(path.parent / "images" / "b.png")]] * 2
+    assert len(load_dataset(f"{path.parent}@test")) == 1
+    with pytest.raises(DataError, match=r"has no split 'validation'; found \['test', 'train'\]"):
+        load_dataset(f"{path.parent}@validation")
+
+
+def test_a_folder_of_one_folder_a_row(tmp_path: Path, png) -> None:
+    for number in (11, 9):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "img_diagram.png").write_bytes(png(number))
+        problem = {"id": number, "problem_text": "Find x.", "choices": ["5", "6"], "answer": "B"}
+        (folder / "data.json").write_text(json.dumps(problem, indent=1))
+        (folder / "logic_form.json").write_text("{}")
+    rows = load_dataset(str(tmp_path))
+    check_dataset(rows)
+    assert sorted(zip(rows["id"], rows["images"], strict=True)) == [
+        (name, [str(tmp_path / name / "img_diagram.png")]) for name in ("11", "9")
+    ]
+
+
+def test_columns_of_json_rows_are_read_under_other_names(write) -> None:
+    path = write({"photo": "a.png", "query": "a", "label": "7"})
+    rows = load_dataset(path, columns={"images": "photo", "problem": "query", "answer": "label"})
+    assert (rows["problem"][0], rows["answer"][0]) == ("a", "7")
+    assert rows["images"][:] == [[str(Path(path).parent / "a.png")]]
 
 
 def test_file_that_was_written_again_is_read_again(write, png) -> None:

@@ -162,9 +162,89 @@ ROWS: list[tuple[str, dict[str, Any], str, str, str, str, dict[str, Any]]] = [
         "image_path",
         "How far?\nA. 3; 4 cm\nB. 5 cm",
         "B",
-        "9",
-        {"key": "x"},
+        "9/x",
+        {"ID": "9", "key": "x"},
     ),
+    (
+        "wemath",
+        {"ID": "9", "question": "How far?", "option": "A. 45° B. 60° ;C. 75°", "answer": "B"},
+        "image_path",
+        "How far?\nA. 45° B. 60° ;C. 75°",
+        "B",
+        "9",
+        {},
+    ),
+    (
+        "wemath",
+        {"ID": "9", "question": "Which?", "option": "A. ①; B．②;C. ③", "answer": "B"},
+        "image_path",
+        "Which?\nA. ①\nB．②\nC. ③",
+        "B",
+        "9",
+        {},
+    ),
+    (
+        "mathverse",
+        {
+            "sample_index": 7,
+            "question": "Is it so?\nChoices:\nA:True\nB:False",
+            "answer": "False",
+            "question_type": "multi-choice",
+            "problem_version": "Text Lite",
+        },
+        "image",
+        "Is it so?\nChoices:\nA:True\nB:False",
+        "B",
+        "7",
+        {},
+    ),
+    (
+        "mathvision",
+        {"question": "From <image1> to <image2>?", "options": ["1", "2"], "answer": "B", "level": 3, "subject": "x"},
+        "decoded_image",
+        "From (image 1) to (image 2)?\nA. 1\nB. 2",
+        "B",
+        "0",
+        {"level": 3, "subject": "x"},
+    ),
+    (
+        "mathvision",
+        {"question": "Which?\n<image1>", "options": ["A", "B"], "answer": "B", "level": 3, "subject": "x"},
+        "image",
+        "Which?\n<image1>",
+        "B",
+        "0",
+        {},
+    ),
+    (
+        "mathvision",
+        {"question": "How far?", "options": [], "answer": "$\\boxed{\\frac{16}{7}}$", "level": 3, "subject": "x"},
+        "image",
+        "How far?",
+        "\\frac{16}{7}",
+        "0",
+        {},
+    ),
+    (
+        "geometry3k",
+        {"id": 11, "problem_text": "Find x.", "annotat_text": "Find $x$.", "choices": ["5", "6"], "answer": "B"},
+        "image",
+        "Find $x$.\nA. 5\nB. 6",
+        "B",
+        "11",
+        {},
+    ),
+    (
+        "options",
+        {"problem": "How many?", "choices": "['2', '3']", "ground_truth": "3"},
+        "image_1",
+        "How many?\nA. 2\nB. 3",
+        "B",
+        "0",
+        {"ground_truth": "3"},
+    ),
+    ("question", {"question": "How many?", "ground_truth": 4}, "image_path", "How many?", "4", "0", {}),
+    ("easyr1", {"problem": "a", "solution": "<think>b</think> <answer> 3 </answer>"}, "image", "a", "3", "0", {}),
     (
         "logicvista",
         {"id": 2, "question": "Which? A. 1 B. 2", "answer": "A, B", "skill": ["spatial"]},
@@ -227,6 +307,104 @@ def test_numbered_picture_columns_become_one(png) -> None:
     assert first["problem"] == "See <image 1> and <image 2>.\nA. (image 1)\nB. none"
     assert [image.getpixel((0, 0))[0] for image in first["images"]] == [1, 2]
     assert [image.getpixel((0, 0))[0] for image in second["images"]] == [3]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ("[['A', 'B', 'Not enough information']]", "C. Not enough information"),
+        ([["A", "B", "Not enough information"]], "C. Not enough information"),
+        (list("1234567890ab"), "L. b"),
+        ("['C','A']", "B. A"),
+    ],
+)
+def test_options_of_mmmu_pro_may_be_nested_and_go_up_to_l(png, options: Any, last: str) -> None:
+    row = {"image": png(), "options": options, "answer": "B", "subject": "Art", "question": "Which?"}
+    read = to_canonical(datasets.Dataset.from_list([row]))
+    assert (read["problem"][0].splitlines()[-1], read["answer"][0]) == (last, "B")
+
+
+@pytest.mark.parametrize("answer", ["M", "C", "AB", "none"])
+def test_an_answer_that_is_no_option_is_refused(png, answer: str) -> None:
+    row = {"image": png(), "options": ["1", "2"], "answer": answer, "subject": "Art", "question": "Which?"}
+    with pytest.raises(DataError, match=r"row 0, field 'answer': .* is none of the 2 options \['A', 'B'\]"):
+        to_canonical(datasets.Dataset.from_list([row]))
+
+
+def test_options_that_the_problem_does_not_show_are_a_warning(caplog) -> None:
+    rows = [
+        {"question": "Which?", "options": ["red", "blue"], "answer": "A"},
+        {"question": "red or blue?", "options": ["red", "blue"], "answer": "A"},
+        {"question": "How many?", "options": ["3", "4"], "answer": "3"},
+        {"question": "Which?", "options": ["3", "4"], "answer": "(B)"},
+    ]
+    dataset = datasets.Dataset.from_list([{**row, "image": "a.png"} for row in rows])
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        to_canonical(dataset)
+    said = "2 of 4 rows have a letter as answer, and options in the column 'options' that are not in the problem"
+    assert f"{said} (the first is row 0)" in caplog.text
+    caplog.clear()
+    assert to_canonical(dataset, "options")["answer"][:] == ["A", "A", "A", "B"]
+    assert "not in the problem" not in caplog.text
+
+
+def test_an_empty_text_is_no_image() -> None:
+    rows = [{"question": "a", "answer": "7", "image": path} for path in ("", "a.png")]
+    prompts = to_prompts(to_canonical(datasets.Dataset.from_list(rows)), read=str)
+    assert [row["images"] for row in prompts] == [[], ["a.png"]]
+
+
+# Columns under other names
+
+
+def test_columns_of_a_set_are_read_under_other_names() -> None:
+    rows = datasets.Dataset.from_list([{"photo": "a.png", "query": "a", "label": 7, "answer": "because", "level": 3}])
+    read = to_canonical(rows, columns={"images": "photo", "problem": "query", "answer": "label"})
+    assert read[0] == {"images": "a.png", "problem": "a", "answer": "7", "id": "0", "meta": {"level": 3}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"anser": "label"}, "columns: no data format has a column 'anser' (did you mean 'answer'?); write"),
+        ({"answer": "labels"}, "columns: there is no column 'labels' (did you mean 'label'?) to be read as 'answer'"),
+    ],
+)
+def test_other_names_that_fit_nothing_are_refused(columns: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        to_canonical(datasets.Dataset.from_list([{"problem": "a", "label": "7"}]), columns=columns)
+    assert message in str(caught.value)
+
+
+# Faulty rows
+
+FAULTY = [
+    {"images": ["a.png"], "prompt": "a", "solution": "7", "id": None},
+    {"images": ["b.png"], "prompt": "a", "solution": None, "id": None},
+    {"images": ["c.png"], "prompt": "b", "solution": "8", "id": "third"},
+    {"images": ["d.png"], "prompt": None, "solution": "8", "id": None},
+]
+
+
+def test_rows_that_cannot_be_read_are_left_out_on_request(caplog) -> None:
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        read = to_canonical(datasets.Dataset.from_list(FAULTY), faulty_rows="drop")
+    assert read["images"][:] == [["a.png"], ["c.png"]]
+    assert (read["answer"][:], read["id"][:], read["row"][:]) == (["7", "8"], ["0", "third"], [0, 2])
+    said = [message for message in caplog.messages if message.startswith("Left out")]
+    assert said == [
+        "Left out 2 of 4 rows, which cannot be read:\n"
+        "  row 1, field 'solution': empty; expected a checkable answer in 'solution'. Fill it or drop the row\n"
+        "  row 3, field 'prompt': holds no message; expected a list of {role, content}. Fill it or drop the row"
+    ]
+
+
+def test_a_set_of_faulty_rows_alone_is_refused() -> None:
+    for rows, policy in ((FAULTY[1:2], "drop"), (FAULTY, "error")):
+        with pytest.raises(DataError, match="cannot be read"):
+            to_canonical(datasets.Dataset.from_list(rows), "trl", faulty_rows=policy)
+    with pytest.raises(DataError, match=r"faulty_rows is 'skip', expected one of \['error', 'drop'\]"):
+        to_canonical(datasets.Dataset.from_list(FAULTY), "trl", faulty_rows="skip")
 
 
 def test_set_without_rows_is_told_as_such() -> None:

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import datasets
@@ -53,14 +54,14 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"question": ["a"], "answer": ["b"]}, "no column 'problem'; its columns are ['question', 'answer']. Rename"),
-        ({"problem": ["a"]}, "no column 'answer'; its columns are ['problem']. Rename"),
+        ({"question": ["a"], "answer": ["b"]}, "no column 'problem'; its columns are ['question', 'answer']. Add it"),
+        ({"problem": ["a"]}, "no column 'answer'; its columns are ['problem']. Add it"),
         ({"problem": [5], "answer": ["b"]}, "column 'problem' is int64; expected string"),
         ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
         ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
         ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
-        ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Rename or"),
+        ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Add it, or"),
         ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has an image"),
         ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has an image"),
     ],
@@ -77,7 +78,7 @@ def test_misnamed_picture_column_is_one_error() -> None:
         check_dataset(datasets.Dataset.from_list(rows))
     assert str(caught.value) == (
         "the data set has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
-        "Rename or add it (dataset.rename_column)"
+        "Add it, or name the one that holds it, as in columns: {images: NAME}"
     )
 
 
@@ -90,7 +91,7 @@ def test_control_tokens_are_refused_but_not_marks(png, make_dataset) -> None:
     assert str(caught.value) == (
         "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', a control token "
         "of this model's tokenizer, which would be read as one and not as text; remove or rewrite it, and write "
-        "<image> where an image goes"
+        "<image> where an image goes\nOr set faulty_rows: drop, which leaves such rows out"
     )
 
 
@@ -100,7 +101,7 @@ def test_all_control_tokens_of_a_problem_are_named_but_no_ordinary_character(png
     check_dataset(dataset, forbidden=["!", "!!", "a|b", "aXb"])
     with pytest.raises(DataError) as caught:
         check_dataset(dataset, forbidden=["!", "<|im", "<|im_end|>", "<|im_start|>", "a.b", "a|b"])
-    faults = str(caught.value).splitlines()[1:]
+    faults = str(caught.value).splitlines()[1:-1]
     named = ["'<|im_end|>'", "'<|im_start|>'", "'a.b'"]
     assert [fault.split(": contains ")[1].split(",")[0] for fault in faults] == named
     assert all(fault.startswith("  row 0, field 'problem'") for fault in faults)
@@ -125,7 +126,7 @@ def test_faults_keep_the_order_of_rows_and_images(png, make_dataset) -> None:
     rows = [row(png, problem="a", images=cell, answer="" if cell == [b"bad"] else "7") for cell in images]
     with pytest.raises(DataError) as caught:
         check_dataset(make_dataset(rows))
-    places = [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:]]
+    places = [line.strip().split(": ")[0] for line in str(caught.value).splitlines()[1:-1]]
     expected = ["row 0, field 'images', image 1", "row 0, field 'images', image 3"]
     for number in (2, 4):
         expected += [f"row {number}, field 'answer'", f"row {number}, field 'images', image 0"]
@@ -147,6 +148,26 @@ def test_template_is_checked_with_the_problem(png, make_dataset, tmp_path: Path)
         check_dataset(make_dataset([row(png, problem="<|image_pad|>")]), forbidden=["<|image_pad|>"])
 
 
+def test_faulty_rows_are_left_out_on_request_and_numbers_stay_those_of_the_source(png, make_dataset, caplog) -> None:
+    rows = make_dataset(
+        [row(png), row(png, images=[b"bad"]), row(png), row(png, answer=" ", problem=""), row(png, problem="<image>b")]
+    )
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        kept = check_dataset(rows, faulty_rows="drop")
+    assert kept["row"][:] == [0, 2, 4]
+    (said,) = caplog.messages
+    assert said.startswith("Left out 2 of 5 rows, which cannot be used:\n  row 1, field 'images', image 0: ")
+    assert [line.split(":")[0] for line in said.splitlines()[2:]] == ["  row 3, field 'problem'"]
+    with pytest.raises(DataError, match="row 4, field 'problem': contains '<pad>'"):
+        check_dataset(kept.map(lambda one: {"problem": one["problem"].replace("b", "<pad>")}), forbidden=["<pad>"])
+
+
+def test_a_fault_of_the_whole_set_is_never_left_out(make_dataset) -> None:
+    rows = [{"images": [], "problem": "a", "answer": "7"}, {"images": [], "problem": "", "answer": "7"}]
+    with pytest.raises(DataError, match="no row of the whole set has an image"):
+        check_dataset(make_dataset(rows), faulty_rows="drop")
+
+
 def test_empty_set(png, make_dataset) -> None:
     with pytest.raises(DataError, match="has no row; expected at least one"):
         check_dataset(make_dataset([row(png)]).select([]))
@@ -156,7 +177,8 @@ def test_faults_are_listed_together_up_to_ten(png, make_dataset) -> None:
     rows = [row(png), row(png, answer="", problem="")] * 4
     with pytest.raises(DataError) as caught:
         check_dataset(make_dataset(rows))
-    assert str(caught.value).count("\n") == 8
+    assert str(caught.value).count("\n") == 9
+    assert str(caught.value).splitlines()[-1] == "Or set faulty_rows: drop, which leaves such rows out"
     with pytest.raises(DataError, match="and more; these are the first 10") as caught:
         check_dataset(make_dataset(rows * 3))
     assert str(caught.value).count("row ") == 10

@@ -3,18 +3,21 @@
 One row: `problem` (text, with `<image>` where a picture goes), `images`, `answer` (text), `id` and `meta`.
 """
 
+from vgpo.data.check import check_dataset
 from vgpo.data.errors import DataError
+from vgpo.data.faulty import FAULTY_ROWS
+from vgpo.data.formats import FORMATS
 from vgpo.data.images import decode_image, image_size
 from vgpo.data.prompts import to_prompts
-from vgpo.data.readers import FORMATS, to_canonical
+from vgpo.data.readers import to_canonical
 from vgpo.data.rendering import template_text
-from vgpo.data.schema import check_dataset
 from vgpo.data.sources import load_dataset
 from vgpo.data.summary import DatasetSummary, answer_kind, summarize
 from vgpo.data.tokens import drop_long, prompt_lengths
 from vgpo.data.writer import write_trl
 
 __all__ = [
+    "FAULTY_ROWS",
     "FORMATS",
     "DataError",
     "DatasetSummary",

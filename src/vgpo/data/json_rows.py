@@ -6,16 +6,19 @@ The JSON reader of `datasets` guesses types: it takes a text of digits for a num
 import codecs
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
 
 from vgpo.data.errors import DataError
-from vgpo.data.readers import Row, StoredSet
-from vgpo.data.schema import IMAGES, as_list, no_row
+from vgpo.data.formats import Row
+from vgpo.data.readers import StoredSet, stored_names
+from vgpo.data.schema import ID, IMAGES, as_list, no_row
 
+ROW_FILE = "data.json"  # one row, in a folder with its images
+_IMAGE_TYPES = (".png", ".jpg", ".jpeg")
 _ROWS_AT_ONCE = 64  # whose pictures are held while the column is written
 # A row holds images of at most 256 MiB each as base64; what is longer is a list of rows without line ends.
 _LONGEST_LINE = 2**30  # bytes
@@ -23,47 +26,57 @@ _LARGEST_LIST = 4 * 2**30  # bytes of a file that is read whole; its rows take s
 _NAMES = datasets.Features({IMAGES: datasets.List(datasets.Value("string"))})
 
 
-def stored_json(file: Path) -> StoredSet:
-    """The set in `file`, one row a line or one list of rows. The file is read again for each part of it.
+def stored_json(files: Sequence[Path], columns: Mapping[str, str] | None = None) -> StoredSet:
+    """The set in `files`, each of one row a line, one list of rows, or `{id: row}`. They are read again for each part.
 
-    Images are paths and data URIs, in one column. DataError for the first line that is no row or names a key twice,
-    or if there is none.
+    Images are paths and data URIs, in one column. columns: as of `vgpo.data.readers.stored_names`. DataError for the
+    first line that is no row or names a key twice, or if there is none.
     """
-    columns: dict[str, None] = {}
+    found: dict[str, None] = {}
     num_rows = 0
-    for row in json_rows(file):
-        columns |= dict.fromkeys(row)
+    for row in _rows_of(files):
+        found |= dict.fromkeys(row)
         num_rows += 1
     if not num_rows:
-        raise no_row(file)
+        raise no_row(files[0])
+    names = stored_names(list(found), columns)
 
-    def texts(names: list[str]) -> Iterator[Row]:
-        return ({name: row.get(name) for name in names} for row in json_rows(file))
+    def texts(wanted: list[str]) -> Iterator[Row]:
+        return ({name: row.get(names[name]) for name in wanted} for row in _rows_of(files))
 
-    def pictures(names: list[str]) -> datasets.Dataset:
-        written = file.stat()  # part of the key under which the column is kept on the disk
-        key = {"file": str(file.absolute()), "names": tuple(names), "written": (written.st_mtime_ns, written.st_size)}
+    def pictures(wanted: list[str]) -> datasets.Dataset:
+        # The state of the files is part of the key under which the column is kept on the disk.
+        states = [(status.st_mtime_ns, status.st_size) for status in (file.stat() for file in files)]
+        key = {"files": [str(file.absolute()) for file in files], "names": [names[name] for name in wanted]}
         try:
             return datasets.Dataset.from_generator(
-                _picture_names, features=_NAMES, gen_kwargs=key, writer_batch_size=_ROWS_AT_ONCE
+                _picture_names,
+                features=_NAMES,
+                gen_kwargs={name: tuple(value) for name, value in (key | {"written": states}).items()},
+                writer_batch_size=_ROWS_AT_ONCE,
             )
         except (datasets.exceptions.DatasetGenerationError, OSError) as error:
             reason = error.__cause__ or error
-            raise DataError(f"cannot keep the names of the pictures of {file} on the disk: {reason}") from error
+            raise DataError(f"cannot keep the names of the images of {files[0]} on the disk: {reason}") from error
 
-    return StoredSet(list(columns), num_rows, texts, pictures)
+    return StoredSet(list(names), num_rows, texts, pictures)
+
+
+def _rows_of(files: Sequence[Path]) -> Iterator[Row]:
+    for file in files:
+        yield from json_rows(file)
 
 
 def json_rows(file: Path) -> Iterator[Row]:
-    """The rows of a file of one row a line, or of one list. DataError names the line, or the row of a list."""
+    """The rows of a file of one row a line, one list, or `{id: row}`. DataError names the line or row."""
     with _opened(file) as lines:
         if lines.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             lines.seek(0)
         for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE + 1), b""), start=1):
             place = f"{file}, line {number}"
-            if number == 1 and line.startswith(b"["):
-                _check_list(file, os.fstat(lines.fileno()).st_size)
-                yield from _listed_rows(line + lines.read(), file)
+            if number == 1 and _begins_a_whole(line, file):
+                _check_whole(file, os.fstat(lines.fileno()).st_size)
+                yield from _rows_of_whole(_parsed(line + lines.read(), str(file)), file)
                 return
             if len(line) > _LONGEST_LINE:
                 raise DataError(
@@ -73,10 +86,47 @@ def json_rows(file: Path) -> Iterator[Row]:
                 yield _row(_parsed(line.strip(), place), place)
 
 
-def _check_list(file: Path, size: int) -> None:
+def _begins_a_whole(line: bytes, file: Path) -> bool:
+    """Whether the first line begins one value that fills the file: a list, or in a .json file an object of rows."""
+    if line.startswith(b"["):
+        return True
+    if file.suffix != ".json" or not line.startswith(b"{"):
+        return False
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return _is_of_rows(value)
+
+
+def _is_of_rows(value: Any) -> bool:
+    """Whether this is `{id: row}`: a row has a text, and so it is none of rows."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
+
+
+def _rows_of_whole(value: Any, file: Path) -> Iterator[Row]:
+    if isinstance(value, list):
+        rows = enumerate(value)
+    elif _is_of_rows(value):
+        rows = enumerate({ID: name, **row} for name, row in value.items())
+    elif isinstance(value, dict) and file.name == ROW_FILE:
+        rows = enumerate([{IMAGES: _images_beside(file), **value}])
+    elif isinstance(value, dict):
+        keys = ", ".join(repr(key[:40]) for key in list(value)[:5])
+        raise DataError(
+            f"{file}: one object with the keys {keys}; expected a list of rows, {{id: row}}, or one row a line. Write "
+            "the list itself"
+        )
+    else:
+        raise DataError(f"{file}: a {type(value).__name__}, expected a list of rows")
+    for number, row in rows:
+        yield _row(row, f"{file}, row {number}")
+
+
+def _check_whole(file: Path, size: int) -> None:
     if size > _LARGEST_LIST:
         raise DataError(
-            f"{file}: one list of {size:,} bytes, which is read whole; expected at most {_LARGEST_LIST:,}. Write one "
+            f"{file}: one value of {size:,} bytes, which is read whole; expected at most {_LARGEST_LIST:,}. Write one "
             "row a line, which has no limit"
         )
 
@@ -88,9 +138,10 @@ def _opened(file: Path) -> BinaryIO:
         raise DataError(f"cannot read {file}: {error}; correct its permissions or the path") from error
 
 
-def _listed_rows(text: bytes, file: Path) -> Iterator[Row]:
-    for number, row in enumerate(_parsed(text, str(file))):
-        yield _row(row, f"{file}, row {number}")
+def _images_beside(file: Path) -> list[str]:
+    """The images in the folder of a row, by paths from the folder around it."""
+    names = sorted(image.name for image in file.parent.iterdir() if image.suffix.lower() in _IMAGE_TYPES)
+    return [f"{file.parent.name}/{name}" for name in names]
 
 
 def _row(value: Any, place: str) -> Row:
@@ -132,8 +183,10 @@ class _TwiceError(ValueError):
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _picture_names(file: str, names: tuple[str, ...], written: tuple[int, int]) -> Iterator[Row]:
-    for row in json_rows(Path(file)):
+def _picture_names(
+    files: tuple[str, ...], names: tuple[str, ...], written: tuple[tuple[int, int], ...]
+) -> Iterator[Row]:
+    for row in _rows_of(list(map(Path, files))):
         yield {IMAGES: [_picture_name(picture) for name in names for picture in as_list(row.get(name))]}
 
 

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 
 from vgpo.data.images import image_size
 from vgpo.data.prompts import to_prompts
-from vgpo.data.schema import ANSWER, ID, IMAGES
+from vgpo.data.schema import ANSWER, ID, IMAGES, source_rows
 from vgpo.data.summary import DatasetSummary
 from vgpo.data.tokens import TokenCounter
 from vgpo.pages import page_environment
@@ -80,12 +80,13 @@ def previews(
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    numbers = source_rows(dataset)
     counter = TokenCounter(processor, chat_template_kwargs or {})
     shown = dataset.select(chosen)
     rows, sizes = to_prompts(shown, template), to_prompts(shown, template, image_size)[IMAGES]
     return [
         Preview(
-            row=number,
+            row=numbers[number],
             id=row[ID],
             tokens=lengths[number],
             text=counter.text(row["prompt"]),

@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,14 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vgpo.data.errors import DataError
+from vgpo.data.faulty import ERROR
 from vgpo.data.files import check_files, check_regular, expanded, is_folder, status_of
-from vgpo.data.json_rows import stored_json
-from vgpo.data.readers import PICTURES, StoredSet, canonical_rows, stored
+from vgpo.data.formats import PICTURES
+from vgpo.data.json_rows import ROW_FILE, stored_json
+from vgpo.data.readers import StoredSet, canonical_rows, stored, with_columns
 from vgpo.data.schema import as_list, is_text, listed, no_row
 
 _JSON = (".json", ".jsonl")
 _FILE_TYPES = (*_JSON, ".parquet")
 _DEFAULT_SPLIT = "train"
+_IMAGE_FOLDER, _DATA_FOLDER = "images", "data"
 _SHARD = re.compile(r"(?:^|[-_.])\d+(?:-of-\d+(?:-[0-9a-f]+)?)?$")
 _LEADS_OUT = (
     "the image path {!r} leads out of the folder of the data file; move the image into it, or write the absolute "
@@ -31,39 +34,50 @@ _SAVED_TYPES = (".json", ".arrow")  # of the files that `save_to_disk` writes
 _HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
 
 
-def load_dataset(source: str, split: str | None = None, format: str | None = None) -> datasets.Dataset:
+def load_dataset(
+    source: str,
+    split: str | None = None,
+    format: str | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    faulty_rows: str = ERROR,
+) -> datasets.Dataset:
     """The data set at `source` with the columns images, problem, answer, id and, where it has more, meta.
 
-    `source` is a .parquet, .jsonl or .json file (one row a line, or one list of rows), a folder of parquet files, one
-    written by `save_to_disk`, or a name on the hub, as `owner/name` or `owner/name/configuration`.
+    `source` is a .parquet, .jsonl or .json file (one row a line, one list of rows, or `{id: row}`), a folder of
+    parquet, .jsonl or .json files, a folder with one folder a row (`data.json` and its images), one written by
+    `save_to_disk`, or a name on the hub, as `owner/name` or `owner/name/configuration`.
 
     `source` may end in `@split`; the default is train. In a folder, a file belongs to the split that it is named
     after (`test.parquet`, `test-00000-of-00002.parquet`); a file, and a folder whose files name no split, hold
-    one set and take no split. Relative image paths start from the folder of the file, or else from `source`, and must
-    not lead out of it, by `../` or by a link; absolute ones are taken as they are. All are absolute afterwards, so
-    that the working directory may change.
+    one set and take no split. Relative image paths start from the folder of the file, from `images` in it, or else
+    from `source`, and must not lead out of it, by `../` or by a link; absolute ones are taken as they are. All are
+    absolute afterwards, so that the working directory may change.
     format: how a row is written, a key of `vgpo.data.FORMATS`; None recognises it by the columns.
+    columns: the columns of the set that are read as others, as in {"answer": "ground_truth"}.
+    faulty_rows: "error", or "drop", which leaves out rows that cannot be read, after a warning that counts and names
+    them; see `to_canonical`.
     Nothing is decoded, no address is fetched, and no code that comes with the data is run.
-    DataError if it cannot be found or read, or has no such split or format.
+    DataError if it cannot be found or read, or has no such split, format or column.
     """
-    return canonical_rows(_load(source, split), format)
+    return canonical_rows(_load(source, split, columns), format, faulty_rows)
 
 
-def _load(source: str, split: str | None) -> StoredSet:
+def _load(source: str, split: str | None, columns: Mapping[str, str] | None) -> StoredSet:
     name, split = name_and_split(source, split)
     path = expanded(name).absolute()
     status = status_of(path)
     if is_folder(path):
-        return stored(_load_folder(path, split))
+        return _load_folder(path, split, columns)
     if status is not None:
         check_regular(path, status)
         if status.st_size == 0:
             raise no_row(path)
-        return _load_file(path, split)
+        return _load_file(path, split, columns)
     hub = _HUB_NAME.fullmatch(name)
     if path.suffix in _FILE_TYPES or hub is None:
         raise DataError(f"there is no file or folder {name!r} (looked at {path}); correct the path")
-    return stored(_load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT))
+    return stored(with_columns(_load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT), columns))
 
 
 def name_and_split(source: str, split: str | None = None) -> tuple[str, str | None]:
@@ -76,7 +90,7 @@ def name_and_split(source: str, split: str | None = None) -> tuple[str, str | No
     return name, named_split
 
 
-def _load_file(path: Path, split: str | None) -> StoredSet:
+def _load_file(path: Path, split: str | None, columns: Mapping[str, str] | None) -> StoredSet:
     if path.suffix not in _FILE_TYPES:
         raise DataError(
             f"{path} has the unknown file type {path.suffix!r}; expected one of {list(_FILE_TYPES)} or a folder"
@@ -84,25 +98,45 @@ def _load_file(path: Path, split: str | None) -> StoredSet:
     if split not in (None, _DEFAULT_SPLIT, path.stem):
         raise DataError(f"{path} is one file and has no split {split!r}; leave the split out")
     if path.suffix in _JSON:
-        rows = stored_json(path)
-        return replace(rows, pictures=lambda names: _anchor_paths(rows.pictures(names), path.parent))
-    return stored(_read_parquet([path], path.parent))
+        return _from_json([path], (path.parent, path.parent / _IMAGE_FOLDER), columns)
+    # The paths of a file of a hub repository, which is in data/, start from the repository.
+    repository = (path.parents[1],) if path.parent.name == _DATA_FOLDER else ()
+    return _from_dataset(_read_parquet([path]), (path.parent, *repository), columns)
 
 
-def _load_folder(path: Path, split: str | None) -> datasets.Dataset:
+def _load_folder(path: Path, split: str | None, columns: Mapping[str, str] | None) -> StoredSet:
     if os.path.lexists(path / "dataset_dict.json"):
         splits = _load_from_disk(path)
         if (split or _DEFAULT_SPLIT) not in splits:
             raise _no_such_split(path, split or _DEFAULT_SPLIT, sorted(splits))
-        return _anchor_paths(splits[split or _DEFAULT_SPLIT], path)
+        return _from_dataset(splits[split or _DEFAULT_SPLIT], (path,), columns)
     if os.path.lexists(path / "state.json"):
         if split not in (None, _DEFAULT_SPLIT):
             raise DataError(f"{path} holds one data set and has no split {split!r}; leave the split out")
-        return _anchor_paths(_load_from_disk(path), path)
-    files = sorted(file for file in path.rglob("*.parquet") if not is_folder(file))
-    if not files:
-        raise DataError(f"the folder {path} holds no parquet file and no data set of save_to_disk; correct the path")
-    return _read_parquet(_files_of_split(path, files, split), path)
+        return _from_dataset(_load_from_disk(path), (path,), columns)
+    if files := sorted(file for file in path.rglob("*.parquet") if not is_folder(file)):
+        chosen = _files_of_split(path, files, split)
+        return _from_dataset(_read_parquet(chosen), (chosen[0].parent, path), columns)
+    if rows := sorted(path.glob(f"*/{ROW_FILE}")):
+        if split not in (None, _DEFAULT_SPLIT, path.name):
+            raise DataError(f"{path} holds one data set and has no split {split!r}; leave the split out")
+        return _from_json(rows, (path,), columns)
+    if files := sorted(file for file in path.iterdir() if file.suffix in _JSON):
+        return _from_json(_files_of_split(path, files, split), (path, path / _IMAGE_FOLDER), columns)
+    raise DataError(
+        f"the folder {path} holds no parquet file, no JSON file and no data set of save_to_disk; correct the path"
+    )
+
+
+def _from_dataset(dataset: datasets.Dataset, folders: Sequence[Path], columns: Mapping[str, str] | None) -> StoredSet:
+    """folders: from which relative image paths start."""
+    return stored(_anchor_paths(with_columns(dataset, columns), *folders))
+
+
+def _from_json(files: list[Path], folders: Sequence[Path], columns: Mapping[str, str] | None) -> StoredSet:
+    check_files(files)
+    rows = stored_json(files, columns)
+    return replace(rows, pictures=lambda names: _anchor_paths(rows.pictures(names), *folders))
 
 
 def _load_from_disk(folder: Path) -> Any:
@@ -132,16 +166,15 @@ def _no_such_split(source: object, split: str, found: list[str]) -> DataError:
     return DataError(f"{source} has no split {split!r}; found {found}. Write {source}@SPLIT with one of them")
 
 
-def _read_parquet(files: list[Path], folder: Path) -> datasets.Dataset:
+def _read_parquet(files: list[Path]) -> datasets.Dataset:
     check_files(files)
     # A name may hold [, * or ?, which would be read as a pattern, and another file in its place.
     patterns = [glob.escape(str(file)) for file in _with_rows(files)]
     try:
-        dataset = datasets.Dataset.from_parquet(patterns)
+        return datasets.Dataset.from_parquet(patterns)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         read = str(files[0]) if len(files) == 1 else f"the {len(files)} files from {files[0]} to {files[-1]}"
         raise DataError(f"cannot read {read}: {error.__cause__ or error}; write the data set again") from error
-    return _anchor_paths(dataset, files[0].parent, folder)
 
 
 def _with_rows(files: list[Path]) -> list[Path]:
@@ -210,7 +243,9 @@ class _Links:
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        real = [Path(os.path.realpath(folder)) for folder in folders]
+        # A folder below another one may itself be a link that leads out.
+        outermost = [folder for folder in folders if not set(folder.parents) & set(folders)]
+        real = [Path(os.path.realpath(folder)) for folder in outermost]
         blobs = [place.parents[1] / "blobs" for inner in real for place in _snapshots(inner)]
         self._inside = tuple(str(place).rstrip(os.sep) + os.sep for place in (*real, *blobs))
 

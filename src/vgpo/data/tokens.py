@@ -11,7 +11,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.images import image_size
 from vgpo.data.progress import with_bar
 from vgpo.data.prompts import to_prompts
-from vgpo.data.schema import IMAGES, as_list, quantity
+from vgpo.data.schema import IMAGES, as_list, quantity, source_rows
 
 Size = tuple[int, int]  # (height, width)
 
@@ -51,6 +51,7 @@ def drop_long(
 
     DataError if none is left.
     """
+    numbers = source_rows(dataset)
     long = [] if max_prompt_length is None else [row for row, n in enumerate(lengths) if n > max_prompt_length]
     if not long:
         return dataset, None
@@ -60,7 +61,7 @@ def drop_long(
             f"tokens; the shortest has {min(lengths)}. Raise it, or lower max_pixels"
         )
     kept = sorted(set(range(len(dataset))) - set(long))
-    rows = ", ".join(map(str, long[:_SHOWN_ROWS])) + (", ..." if len(long) > _SHOWN_ROWS else "")
+    rows = ", ".join(str(numbers[row]) for row in long[:_SHOWN_ROWS]) + (", ..." if len(long) > _SHOWN_ROWS else "")
     return dataset.select(kept), (
         f"left out {len(long)} of {quantity(len(dataset), 'prompt')}, longer than "
         f"max_prompt_length={max_prompt_length} tokens (row{'s' * (len(long) > 1)} {rows}); "

@@ -1,0 +1,73 @@
+"""Rows that cannot be used: one error that lists them, or a warning and a set without them."""
+
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import datasets
+
+from vgpo.data.errors import DataError
+from vgpo.data.schema import MAX_FAULTS, ROW, listed, quantity, source_rows
+
+ERROR, DROP = "error", "drop"
+FAULTY_ROWS = (ERROR, DROP)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the row of this number in the source; None stands for the whole set."""
+
+    row: int | None
+    complaint: str
+
+    def __str__(self) -> str:
+        return self.complaint if self.row is None else f"row {self.row}, {self.complaint}"
+
+
+def without_faulty(
+    dataset: datasets.Dataset, faults: Iterable[Fault], faulty_rows: str, *, cannot: str
+) -> datasets.Dataset:
+    """`dataset` without its faulty rows if `faulty_rows` is "drop"; these are counted and named in a warning.
+
+    The rows that are left have their number in the source in the column `row`.
+
+    Args:
+        dataset: Rows with columns as of `load_dataset`.
+        faults: In the order of the rows; read up to the eleventh where they are an error.
+        faulty_rows: One of `FAULTY_ROWS`.
+        cannot: What no faulty row can be, such as "used".
+
+    Raises:
+        DataError: There is a fault, and `faulty_rows` is "error"; or the whole set has one, or each of its rows.
+    """
+    check_faulty_rows(faulty_rows)
+    size = quantity(len(dataset), "row")
+    found = list(faults if faulty_rows == DROP else itertools.islice(faults, MAX_FAULTS + 1))
+    wrong = {fault.row for fault in found} - {None}
+    is_whole = len(wrong) < len({fault.row for fault in found})
+    if found and (faulty_rows == ERROR or is_whole or len(wrong) == len(dataset)):
+        hint = "" if is_whole or faulty_rows == DROP else "\nOr set faulty_rows: drop, which leaves such rows out"
+        raise DataError(f"the data set of {size} cannot be {cannot}:\n{listed(list(map(str, found)))}{hint}")
+    if not found:
+        return dataset
+    logger.warning(
+        "Left out %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, listed(_first_of_each(found))
+    )
+    numbers = source_rows(dataset)
+    if ROW not in dataset.column_names:
+        dataset = dataset.add_column(ROW, numbers)
+    return dataset.select([index for index, number in enumerate(numbers) if number not in wrong])
+
+
+def check_faulty_rows(faulty_rows: str) -> None:
+    """Raise DataError unless this is one of `FAULTY_ROWS`."""
+    if faulty_rows not in FAULTY_ROWS:
+        raise DataError(f"faulty_rows is {faulty_rows!r}, expected one of {list(FAULTY_ROWS)}")
+
+
+def _first_of_each(faults: list[Fault]) -> list[str]:
+    """A line for each row."""
+    return [str(fault) for fault in {fault.row: fault for fault in reversed(faults)}.values()][::-1]

@@ -1,0 +1,396 @@
+"""The row formats in use: what each is recognised by, and its problem and answer.
+
+A reader sees the texts of a row and never its images; those stay where they are stored.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vgpo.answers import choice_letter
+from vgpo.data.references import unwrapped
+from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, PROBLEM, quantity
+
+Row = dict[str, Any]
+Turns = list[tuple[str, str]]
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
+LETTERS = "ABCDEFGHIJKL"
+IN_PICTURE = "Answer the question in the picture."
+
+QUESTIONS = ("question", PROBLEM, "annotat_text", "problem_text")
+ANSWERS = (ANSWER, "ground_truth", "solution")
+OPTIONS = ("options", "choices")
+
+_LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
+_SOME_LETTERS = re.compile(r"[\s()A-L]+")
+_LETTERED_LINE = re.compile(r"^\s*([A-L])\s*[.:]\s*(.*)$", re.MULTILINE)
+
+
+class RowError(ValueError):
+    """What is wrong with a row: the field and the complaint, with what to do."""
+
+    def __init__(self, field: str, complaint: str) -> None:
+        super().__init__(f"field {field!r}: {complaint}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a row.
+
+    columns: what the reader takes and the format is recognised by; "a|b" is either. images: the columns of images,
+    by preference, or all together where they are numbered. read: texts of a row to problem and answer. id: the
+    columns whose values name the row, those that are there joined by a slash. optional: read where they are there.
+    kept: of the columns, those that go into `meta` as well; every column not named here does.
+    """
+
+    columns: tuple[str, ...]
+    images: tuple[str, ...]
+    read: Callable[[Row], Row]
+    id: tuple[str, ...] = (ID,)
+    optional: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def missing(self, found: Sequence[str]) -> list[str]:
+        """The columns that a set of the columns `found` lacks."""
+        return [name for name in self.columns if not set(name.split("|")) & set(found)]
+
+    def picture_columns(self, found: Sequence[str]) -> list[str]:
+        there = [name for name in self.images if name in found]
+        return there if all(name[-1].isdigit() for name in there) else there[:1]
+
+    def name(self, row: Row) -> str | None:
+        """The name of a row, of the columns that have a value; None if none has."""
+        parts = [str(row[column]) for column in self.id if row.get(column) is not None]
+        return "/".join(parts) or None
+
+    def taken(self) -> set[str]:
+        """The columns that become problem, answer and id, and stay out of `meta`."""
+        parts = {part for name in (*self.columns, *self.optional, *self.id) for part in name.split("|")}
+        return parts - set(self.kept)
+
+
+def _text(row: Row, field: str) -> str:
+    """A text; an empty cell is found by the check of the whole set."""
+    value = row[field]
+    if value is not None and not isinstance(value, str):
+        raise RowError(field, f"is of type {type(value).__name__}, expected text. Write it as text")
+    return value or ""
+
+
+def _answer(value: Any, field: str) -> str:
+    """A reference answer as text, without the `\\boxed{}`, the tags or the solution that may be around it."""
+    if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
+        raise RowError(field, f"is of type {type(value).__name__}, expected text or an integer. Write it as text")
+    return "" if value is None else unwrapped(str(value))
+
+
+def _gold(row: Row, *fields: str) -> str:
+    """The answer in the first of these columns that has one."""
+    for field in fields:
+        if row.get(field) is not None:
+            return _answer(row[field], field)
+    there = [field for field in fields if field in row]
+    names = " or ".join(map(repr, there or fields))
+    raise RowError((there or fields)[0], f"empty; expected a checkable answer in {names}. Fill it or drop the row")
+
+
+def _turns(row: Row, field: str) -> Turns:
+    """(role, text) of the messages, pictures among their parts as `<image>`."""
+    messages = row[field]
+    if isinstance(messages, str):
+        messages = _stored_messages(messages) or [{"role": USER, "content": messages}]
+    if not isinstance(messages, list) or not messages:
+        raise RowError(field, "holds no message; expected a list of {role, content}. Fill it or drop the row")
+    return [_turn(message, field) for message in messages]
+
+
+def _stored_messages(text: str) -> list[Any] | None:
+    """Messages that came through a column of texts as JSON; None for any other text."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    messages = value if isinstance(value, list) else [value]
+    named = all(isinstance(message, dict) and message.keys() & {"role", "from"} for message in messages)
+    return messages if messages and named else None
+
+
+def _turn(message: Any, field: str) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        raise RowError(field, f"a message is of type {type(message).__name__}, expected {{role, content}}")
+    role = message.get("role") or message.get("from")
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    if role not in ROLES:
+        raise RowError(field, f"a message has the role {role!r}, expected one of {sorted(ROLES)}")
+    if isinstance(content, list):
+        content = "".join(_part(part, field) for part in content)
+    if not isinstance(content, str):
+        raise RowError(field, f"the {role} message has no text; expected a text or a list of parts")
+    return ROLES[role], content
+
+
+def _part(part: Any, field: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "image":
+        if part.get("image") is not None:
+            raise RowError(field, "a picture is inside the message; put it into the column 'images'")
+        return "<image>"
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise RowError(field, f"a part of a message is a {kind!r} without text, expected 'text' or 'image'")
+    return part["text"]
+
+
+def _question(turns: Turns, field: str) -> str:
+    """The one question; a system message goes before it, for a prompt here is one user turn."""
+    asked = [text for role, text in turns if role == USER]
+    if len(asked) != 1:
+        raise RowError(field, f"{quantity(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
+    if any(role == ASSISTANT for role, _ in turns):
+        raise RowError(field, "an assistant turn among what is asked, where a prompt is one user turn. Remove it")
+    return "\n\n".join([*(text for role, text in turns if role == SYSTEM and text.strip()), *asked])
+
+
+def _letter(gold: str, options: Sequence[str], field: str) -> str:
+    """The letter that `gold` is, or that of the option which it is word for word."""
+    letters = LETTERS[: len(options)]
+    letter = choice_letter(gold)
+    if letter is None and gold in options:
+        letter = letters[options.index(gold)]
+    if letter is None or letter not in letters:
+        raise RowError(
+            field, f"{gold[:40]!r} is none of the {quantity(len(options), 'option')} {list(letters)}; correct it"
+        )
+    return letter
+
+
+def _with_options(question: str, options: Sequence[str]) -> str:
+    """The question and a line for each option; without lines where options are letters alone, shown in the image."""
+    if list(options) == list(LETTERS[: len(options)]):
+        return question
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question.rstrip(), *lines])
+
+
+def _check_number_of_options(options: Sequence[Any], field: str) -> None:
+    if not 2 <= len(options) <= len(LETTERS):
+        raise RowError(
+            field, f"{quantity(len(options), 'option')}, expected 2 to {len(LETTERS)}. Correct it or drop the row"
+        )
+
+
+def read_easyr1(row: Row) -> Row:
+    return {PROBLEM: _text(row, PROBLEM), ANSWER: _gold(row, *ANSWERS)}
+
+
+def read_question(row: Row) -> Row:
+    return {PROBLEM: _text(row, "question"), ANSWER: _gold(row, *ANSWERS)}
+
+
+def read_options(row: Row) -> Row:
+    """A question whose options are a list of texts; with none it is a question for a free answer."""
+    question = next((name for name in QUESTIONS if row.get(name) is not None), QUESTIONS[0])
+    field = next((name for name in OPTIONS if row.get(name) is not None), OPTIONS[0])
+    options = _options(row.get(field), field)
+    answer = _gold(row, *ANSWERS)
+    if not options:
+        return {PROBLEM: _text(row, question), ANSWER: answer}
+    _check_number_of_options(options, field)
+    problem = _first_marks(_with_options(_text(row, question), options))
+    return {PROBLEM: problem, ANSWER: _letter(answer, options, ANSWER)}
+
+
+def read_mathvision(row: Row) -> Row:
+    # All that the marks name is in one image.
+    read = read_options(row)
+    return {**read, PROBLEM: _one_mark(read[PROBLEM])}
+
+
+def read_trl(row: Row) -> Row:
+    return {PROBLEM: _question(_turns(row, "prompt"), "prompt"), ANSWER: _gold(row, ANSWER, "solution")}
+
+
+def read_verl(row: Row) -> Row:
+    graded = row["reward_model"]
+    field = "reward_model.ground_truth"
+    if not isinstance(graded, dict) or graded.get("ground_truth") is None:
+        raise RowError(field, "missing; expected the answer there. Fill it or drop the row")
+    return {
+        PROBLEM: _question(_turns(row, "prompt"), "prompt"),
+        ANSWER: _answer(graded["ground_truth"], field),
+    }
+
+
+def read_sharegpt(row: Row) -> Row:
+    field = "messages" if row.get("messages") is not None else "conversations"
+    if row.get(field) is None:
+        raise RowError(field, "empty; expected a list of messages. Fill it or drop the row")
+    turns = _turns(row, field)
+    problem = _question(turns[:-1] if turns[-1][0] == ASSISTANT else turns, field)
+    if row.get(ANSWER) is not None or row.get("solution") is not None:
+        return {PROBLEM: problem, ANSWER: _gold(row, ANSWER, "solution")}
+    if turns[-1][0] != ASSISTANT:
+        raise RowError(field, "no assistant turn at the end, which would be the answer; add it or a column 'answer'")
+    return {PROBLEM: problem, ANSWER: _answer(turns[-1][1], field)}
+
+
+def read_mathvista(row: Row) -> Row:
+    problem = _text(row, "question")
+    answer = _answer(row[ANSWER], ANSWER)
+    if row.get("unit"):
+        problem += f" (Unit: {row['unit']})"
+    if not row["choices"]:
+        places = row.get("precision")
+        if places and row.get("answer_type") == "float":
+            problem += f"\nGive the number with {quantity(int(places), 'decimal place')}."
+        return {PROBLEM: problem, ANSWER: answer}
+    _check_number_of_options(row["choices"], "choices")
+    if answer not in row["choices"]:
+        raise RowError(ANSWER, f"{answer[:40]!r} is none of the choices {row['choices']}; correct it or drop the row")
+    return {PROBLEM: _with_options(problem, row["choices"]), ANSWER: LETTERS[row["choices"].index(answer)]}
+
+
+def read_mathverse(row: Row) -> Row:
+    question, answer = _text(row, "question"), _answer(row[ANSWER], ANSWER)
+    if row.get("question_type") == "multi-choice":
+        answer = _choices_of_mathverse(question, answer)
+    return {PROBLEM: question or IN_PICTURE, ANSWER: answer}
+
+
+def _choices_of_mathverse(question: str, answer: str) -> str:
+    """A reference answer such as `(C)` or `C\\nD`, or the text of an option, as letters."""
+    if _SOME_LETTERS.fullmatch(answer):
+        return ", ".join(re.findall("[A-L]", answer))
+    options = {text.strip(): letter for letter, text in _LETTERED_LINE.findall(question)}
+    return options.get(answer, answer)
+
+
+def read_wemath(row: Row) -> Row:
+    options, answer = _text(row, "option").strip(), _answer(row[ANSWER], ANSWER)
+    # "A. 3 cm; B. 4 cm": a semicolon may also stand inside an option
+    parts = [part.strip() for part in re.split(r";\s*(?=[A-L][.．])", options)]
+    letters = "".join(part[:1] for part in parts)
+    if letters != LETTERS[: len(parts)]:
+        parts = [options]  # lettered in another way, as "A. 45° B. 60° ;C. 75°": shown as it is written
+        letters = "".join(re.findall(r"(?<![A-Za-z])[A-L](?=\s*[.．、:;])", options))
+    if len(answer) != 1 or answer not in letters:
+        raise RowError(ANSWER, f"{answer[:40]!r} is none of the options {list(letters)}; correct it or drop the row")
+    return {PROBLEM: "\n".join([_text(row, "question").rstrip(), *parts]), ANSWER: answer}
+
+
+def read_mmmu_pro(row: Row) -> Row:
+    options = _options(row["options"], "options")
+    _check_number_of_options(options, "options")
+    answer = _letter(_answer(row[ANSWER], ANSWER), options, ANSWER)
+    if row.get("question") is None:  # the vision setting: question and options are in the image
+        return {PROBLEM: IN_PICTURE, ANSWER: answer}
+    return {PROBLEM: _first_marks(_with_options(_text(row, "question"), options)), ANSWER: answer}
+
+
+def _options(value: Any, field: str) -> list[str]:
+    """Options that are a list of texts, also as the text of such a list, or alone in another list."""
+    options = _parsed_options(value, field) if isinstance(value, str) and value.strip() else value or []
+    if not isinstance(options, list):
+        raise RowError(field, f"is of type {type(options).__name__}, expected a list of texts; correct it")
+    if len(options) == 1 and isinstance(options[0], list):
+        options = options[0]
+    return [str(option) for option in options]
+
+
+def _parsed_options(text: str, field: str) -> Any:
+    try:
+        return ast.literal_eval(text[:_LONGEST_OPTIONS])
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise RowError(field, f"no Python list of texts ({error}); correct it or drop the row") from error
+
+
+def _one_mark(text: str) -> str:
+    """A single mark is the place of the image; several are mentions of its parts, and the image comes first."""
+    if len(IMAGE_MARK.findall(text)) < 2:
+        return text
+    return IMAGE_MARK.sub(lambda mark: f"(image {mark.group(1)})" if mark.group(1) else "(image)", text)
+
+
+def _first_marks(text: str) -> str:
+    """A picture stands at its first mark; a later mention of it is words."""
+    seen: set[str] = set()
+
+    def mention(mark: re.Match[str]) -> str:
+        number = mark.group(1)
+        if number is None:
+            return mark.group()
+        again = number in seen
+        seen.add(number)
+        return f"(image {number})" if again else mark.group()
+
+    return IMAGE_MARK.sub(mention, text)
+
+
+PLAIN = "easyr1"
+ONE_OR_MORE = (IMAGES, "decoded_image", "image", "image_path", "imagename")
+NUMBERED = tuple(f"image_{number}" for number in range(1, 8))
+ANY_ANSWER = "|".join(ANSWERS)
+FURTHER_ANSWERS = ANSWERS[1:]
+
+# In the order in which they are tried; a set that fits two is read as the first.
+FORMATS = {
+    "mathvista": Format(
+        ("question", "choices", ANSWER, "question_type", "answer_type"),
+        ("decoded_image", "image"),
+        read_mathvista,
+        id=("pid",),
+        optional=("unit", "precision", "query", "image"),
+        kept=("question_type", "answer_type"),
+    ),
+    "mathverse": Format(
+        ("question", ANSWER, "problem_version", "question_type"),
+        ("image",),
+        read_mathverse,
+        id=("sample_index",),
+        kept=("problem_version", "question_type"),
+    ),
+    "mathvision": Format(
+        ("question", "options", ANSWER, "level", "subject"),
+        ("decoded_image", "image"),
+        read_mathvision,
+        kept=("level", "subject"),
+    ),
+    "wemath": Format(
+        ("question", "option", ANSWER),
+        ("image_path", "image"),
+        read_wemath,
+        id=("ID", "key"),  # ID alone names a problem of several steps, which are rows
+        kept=("ID", "key"),
+    ),
+    "mmmu_pro": Format(
+        ("options", ANSWER, "subject"),
+        ("image", *NUMBERED),
+        read_mmmu_pro,
+        optional=("question",),
+        kept=("subject",),
+    ),
+    "geometry3k": Format(("annotat_text|problem_text", "choices", ANSWER), ONE_OR_MORE, read_options),
+    "logicvista": Format(("question", ANSWER, "skill"), ONE_OR_MORE, read_question, kept=("skill",)),
+    "verl": Format(("prompt", "reward_model"), ONE_OR_MORE, read_verl),
+    "trl": Format(("prompt", "answer|solution"), ONE_OR_MORE, read_trl),
+    "sharegpt": Format(("messages|conversations",), ONE_OR_MORE, read_sharegpt, optional=(ANSWER, "solution")),
+    PLAIN: Format((PROBLEM, ANY_ANSWER), ONE_OR_MORE, read_easyr1, kept=FURTHER_ANSWERS),
+    "question": Format(("question", ANY_ANSWER), ONE_OR_MORE, read_question, kept=FURTHER_ANSWERS),
+    "options": Format(
+        ("|".join(QUESTIONS), "|".join(OPTIONS), ANY_ANSWER),
+        (*ONE_OR_MORE, *NUMBERED),
+        read_options,
+        kept=FURTHER_ANSWERS,
+    ),
+}
+
+# Every column in which a format keeps images.
+PICTURES = tuple(dict.fromkeys(name for layout in FORMATS.values() for name in layout.images))
+# Every column that a format knows, and that another column may be read as.
+COLUMNS = sorted({*PICTURES, *(name for layout in FORMATS.values() for name in layout.taken())})
