@@ -95,6 +95,16 @@ out_option = partial(typer.Option, callback=outside_runs)
 out_argument = partial(typer.Argument, callback=outside_runs)
 
 
+FormatOption = Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(help="""Columns of the set that are read as others, in JSON: '{"answer": "ground_truth"}'."""),
+]
+FaultyRowsOption = Annotated[
+    str, typer.Option(help="What becomes of rows that cannot be used: error, or drop, which counts and names them.")
+]
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         Console().print(f"vgpo {__version__}", highlight=False)
@@ -154,7 +164,9 @@ def evaluate(
     data: Annotated[
         str, typer.Option(help="A data set as in a recipe: file, folder or hub name, with @split; 'toy:test'.")
     ],
-    format: Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")] = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    faulty_rows: FaultyRowsOption = "error",
     template: Annotated[
         str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
     ] = None,
@@ -170,12 +182,13 @@ def evaluate(
 ) -> None:
     """Measure a checkpoint's greedy accuracy, with its 95 % interval."""
     from vgpo.commands import evaluate as command
+    from vgpo.recipe.recipe import reading_from
 
     with readable(command.ERRORS):
         request = command.Request(
             checkpoint=checkpoint,
             data=data,
-            format=format,
+            reading=reading_from(format, columns, faulty_rows),
             template=template,
             limit=limit,
             batch_size=batch_size,
@@ -221,7 +234,9 @@ def inspect_checkpoint(
             help="A folder for inspection.json and inspection.html, or the name of one of the two.",
         ),
     ] = Path("inspection.html"),
-    format: Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")] = None,
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    faulty_rows: FaultyRowsOption = "error",
     template: Annotated[
         str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
     ] = None,
@@ -236,6 +251,7 @@ def inspect_checkpoint(
 ) -> None:
     """Show where a checkpoint looks: its answers, token by token, over their images, as one page."""
     from vgpo.commands import inspect as command
+    from vgpo.recipe.recipe import reading_from
 
     with readable(command.ERRORS):
         request = command.Request(
@@ -247,7 +263,7 @@ def inspect_checkpoint(
             attention=attention,
             without=without,
             out=out,
-            format=format,
+            reading=reading_from(format, columns, faulty_rows),
             template=template,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,

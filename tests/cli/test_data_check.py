@@ -1,11 +1,13 @@
 """`vgpo data check` on sets in the form of Geometry3K and MathVista, on the embedded recipe, and on what is wrong."""
 
 import html
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import PIL.Image
 import pytest
 from click.testing import Result
 from trl import ModelConfig
@@ -172,6 +174,46 @@ def documented_blocks(*languages: str) -> list[str]:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)[: len(languages)]
     assert [language for language, _ in blocks] == list(languages)
     return [body for _, body in blocks]
+
+
+def test_faulty_rows_are_left_out_counted_and_named_on_request(
+    check: Callable[..., Result], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"photo": f"{n}.png", "query": f"<image>How many, {n}?", "label": n} for n in range(6)]
+    rows[1]["label"] = None
+    for n in range(5):
+        PIL.Image.new("RGB", (60, 60)).save(tmp_path / f"{n}.png")
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    columns = ["--columns", '{"images": "photo", "problem": "query", "answer": "label"}', "--eval_columns", "{}"]
+    words = ["--train_data", source, *columns]
+    assert check(*words).exit_code == 2
+    done = check(*words, "--faulty_rows", "drop")
+    assert done.exit_code == 0
+    assert "5 rows" in lines(done)  # as they are counted before their images are opened
+    assert [message.split(":\n")[0] for message in caplog.messages if "Left out" in message] == [
+        "Left out 1 of 6 rows, which cannot be read",
+        "Left out 1 of 5 rows, which cannot be used",
+    ]
+    assert f"row 5, field 'images', image 0: there is no image file {tmp_path / '5.png'}" in caplog.text
+    assert "╭─ row 4, " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--columns", "answer=label"], "columns is 'answer=label', expected a mapping (on the command line in JSON)"),
+        (["--columns", '{"answer": 3}'], "columns is {'answer': 3}, expected names of columns, as in {answer: ground_"),
+        (["--faulty_rows", "skip"], "faulty_rows is 'skip', expected one of ['error', 'drop']"),
+        (["--columns", '{"answer": "truth"}'], "columns: there is no column 'truth' to be read as 'answer'"),
+    ],
+)
+def test_columns_and_faulty_rows_that_make_no_sense(
+    check: Callable[..., Result], geometry: Path, words: list[str], message: str
+) -> None:
+    done = check("--train_data", geometry, *words)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 def test_prompts_that_are_too_long_are_left_out_of_training(

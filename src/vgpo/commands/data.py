@@ -78,13 +78,13 @@ def check_set(
     """
     run, chat = recipe.run, recipe.config.chat_template_kwargs
     is_train = field == "train_data"
-    source, form = (run.train_data, run.train_format) if is_train else (str(run.eval_data), run.eval_format)
-    rows = read_dataset(source, toy_folder=folder, format=form, limit=None if is_train else run.eval_limit)
+    source, reading = str(getattr(run, field)), run.reading(field)
     console.rule(Text(f"{field}: {visible(source)}"), align="left")
+    rows = read_dataset(source, toy_folder=folder, reading=reading, limit=None if is_train else run.eval_limit)
     summary = summarize(rows)
     say(console, quantity(summary.num_rows, "row"))
     console.print(counts(summary))
-    check_dataset(rows, template=run.template, forbidden=forbidden)
+    rows = check_dataset(rows, template=run.template, forbidden=forbidden, faulty_rows=reading.faulty_rows)
     lengths = prompt_lengths(rows, run.template, processor, chat)
     left_out = drop_long(rows, lengths, run.max_prompt_length if is_train else None)[1]
     found = SetCheck(field, source, summary, lengths, left_out, previews(rows, run.template, processor, lengths, chat))

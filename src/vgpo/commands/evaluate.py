@@ -12,7 +12,7 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import ProcessorMixin
 
-from vgpo.data import DataError
+from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.recipe.loading import (
     check_image_token,
@@ -37,7 +37,7 @@ class Request:
 
     checkpoint: str
     data: str
-    format: str | None = None
+    reading: Reading = AS_IT_IS
     template: str | None = None
     limit: int | None = None
     batch_size: int = 64
@@ -69,7 +69,7 @@ def run(request: Request) -> None:
             request.data,
             template,
             toy_folder=Path(folder),
-            format=request.format,
+            reading=request.reading,
             limit=request.limit,
             forbidden=forbidden_tokens(source, processor, trust_remote_code=False),
         )
@@ -84,6 +84,7 @@ def run(request: Request) -> None:
     say(Console(), f"{request.checkpoint} on {request.data}: {scores}")
     if request.out is not None:
         settings = {"checkpoint": request.checkpoint, "data": request.data, "template": template}
+        settings |= dataclasses.asdict(request.reading)
         settings |= {"limit": request.limit, "max_new_tokens": max_new_tokens}
         settings |= {"image_size": dict(processor.image_processor.size)}
         write_answers(request.out, settings, scores)

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import ProcessorMixin
 
-from vgpo.data import DataError
+from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.equations import VGPOSettings
 from vgpo.inspection import Inspection, InspectionError, iter_questions, write_inspection
 from vgpo.inspection.attention import AttentionError
@@ -73,12 +73,17 @@ class Request:
     attention: bool = False
     without: bool = False
     out: Path = Path("inspection.html")
-    format: str | None = None
+    reading: Reading = AS_IT_IS
     template: str | None = None
     max_new_tokens: int | None = None
     batch_size: int = 64
     seed: int | None = None
     dtype: str = "auto"
+
+    @property
+    def reading_options(self) -> dict[str, Any]:
+        """The given options that say how a data set is read."""
+        return {name: value for name, value in vars(self.reading).items() if value != getattr(AS_IT_IS, name)}
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -101,7 +106,7 @@ def run(request: Request) -> None:
     quiet_libraries()
     checkpoint = Path(request.checkpoint)
     if request.data is None:
-        reject_generation({**request.generation, **given(compare=request.compare, format=request.format)})
+        reject_generation({**request.generation, **given(compare=request.compare, **request.reading_options)})
     options = replace(
         options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
     )
@@ -119,7 +124,9 @@ def questions_for(request: Request, template: str, scratch: Path) -> QuestionSet
     """Rows of the data set that was named, or the rollouts that the checkpoint's run stored."""
     if request.data is None:
         return stored_of_run(request.checkpoint, template, request.rows)
-    return rows_of_set(request.checkpoint, request.data, template, request.rows, format=request.format, folder=scratch)
+    return rows_of_set(
+        request.checkpoint, request.data, template, request.rows, reading=request.reading, folder=scratch
+    )
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -167,7 +174,7 @@ def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratc
 
 
 def rows_of_set(
-    checkpoint: str, data: str, template: str, rows: str | None, *, format: str | None, folder: Path
+    checkpoint: str, data: str, template: str, rows: str | None, *, reading: Reading, folder: Path
 ) -> QuestionSet:
     """The wanted rows of a data set, whose responses are not there yet."""
     source = checkpoint_config(checkpoint)
@@ -176,7 +183,7 @@ def rows_of_set(
         data,
         template,
         toy_folder=folder,
-        format=format,
+        reading=reading,
         limit=max(wanted) + 1,
         forbidden=forbidden_tokens(source, processor_of(source), trust_remote_code=False),
     )

@@ -50,8 +50,9 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
         if name not in names:
             raise RecipeError(f"--exempt {name}: the recipe's rewards are {names}")
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
-        rows = read_dataset(run.train_data, toy_folder=Path(folder), format=run.train_format, limit=num_rows)
-        check_dataset(rows, template=run.template)
+        reading = run.reading("train_data")
+        rows = read_dataset(run.train_data, toy_folder=Path(folder), reading=reading, limit=num_rows)
+        rows = check_dataset(rows, template=run.template, faulty_rows=reading.faulty_rows)
         prompts = to_prompts(rows, run.template)
         check_reward_columns(rewards, prompts)
         references = [strip_outer_box(str(answer)) for answer in rows["answer"]]

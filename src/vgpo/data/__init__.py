@@ -11,16 +11,18 @@ from vgpo.data.images import decode_image, image_size
 from vgpo.data.prompts import to_prompts
 from vgpo.data.readers import to_canonical
 from vgpo.data.rendering import template_text
-from vgpo.data.sources import load_dataset
+from vgpo.data.sources import AS_IT_IS, Reading, load_dataset
 from vgpo.data.summary import DatasetSummary, answer_kind, summarize
 from vgpo.data.tokens import drop_long, prompt_lengths
 from vgpo.data.writer import write_trl
 
 __all__ = [
+    "AS_IT_IS",
     "FAULTY_ROWS",
     "FORMATS",
     "DataError",
     "DatasetSummary",
+    "Reading",
     "answer_kind",
     "check_dataset",
     "decode_image",

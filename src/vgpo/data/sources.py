@@ -4,7 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -32,6 +32,18 @@ _LEADS_OUT = (
 )
 _SAVED_TYPES = (".json", ".arrow")  # of the files that `save_to_disk` writes
 _HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a set are read: `format`, `columns` and `faulty_rows` as `load_dataset` takes them."""
+
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+    faulty_rows: str = ERROR
+
+
+AS_IT_IS = Reading()
 
 
 def load_dataset(

@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from vgpo.data import DataError, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
+from vgpo.data import AS_IT_IS, DataError, Reading, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids, named_visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
@@ -74,7 +74,7 @@ def load_prompts(
     template: str,
     *,
     toy_folder: Path,
-    format: str | None = None,
+    reading: Reading = AS_IT_IS,
     limit: int | None = None,
     forbidden: Sequence[str] = (),
     max_images: int | None = None,
@@ -89,7 +89,7 @@ def load_prompts(
             `toy:train:rows=4,columns=4` (`vgpo.toy.parse_task`).
         template: What `vgpo.data.to_prompts` takes.
         toy_folder: Where the embedded task's sets are written when `source` asks for them.
-        format: How its rows are written, a key of `vgpo.data.FORMATS`; None recognises it.
+        reading: How its rows are read, and what becomes of faulty ones.
         limit: Keep the first so many rows.
         forbidden: What no problem may contain, see `forbidden_tokens`.
         max_images: Decode only the first so many images in the check; None for all.
@@ -99,8 +99,10 @@ def load_prompts(
     Raises:
         DataError: A row or column that cannot be trained on; names it.
     """
-    dataset = read_dataset(source, toy_folder=toy_folder, format=format, limit=limit)
-    check_dataset(dataset, template=template, forbidden=forbidden, max_pictures=max_images)
+    dataset = read_dataset(source, toy_folder=toy_folder, reading=reading, limit=limit)
+    dataset = check_dataset(
+        dataset, template=template, forbidden=forbidden, max_pictures=max_images, faulty_rows=reading.faulty_rows
+    )
     if max_prompt_length is not None:
         assert processor is not None
         lengths = prompt_lengths(dataset, template, processor, chat_template_kwargs)
@@ -110,11 +112,12 @@ def load_prompts(
     return to_prompts(dataset, template)
 
 
-def read_dataset(source: str, *, toy_folder: Path, format: str | None = None, limit: int | None = None) -> Dataset:
+def read_dataset(source: str, *, toy_folder: Path, reading: Reading = AS_IT_IS, limit: int | None = None) -> Dataset:
     """The unchecked rows of a set, the first `limit` of them; arguments as of `load_prompts`."""
     if is_toy(source):
-        source = str(write_toy(source, toy_folder))
-    dataset = load_dataset(source, format=format)
+        dataset = load_dataset(str(write_toy(source, toy_folder)))
+    else:
+        dataset = load_dataset(source, format=reading.format, columns=reading.columns, faulty_rows=reading.faulty_rows)
     return dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import os.path
 import re
@@ -13,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from trl import ModelConfig, TrlParser
 
-from vgpo.data import FORMATS
+from vgpo.data import FORMATS, Reading
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -92,6 +93,23 @@ class RunArguments:
         metadata={"help": f"How train_data is written, of {list(FORMATS)}. Default: recognised by its columns."},
     )
     eval_format: str | None = field(default=None, metadata={"help": "How eval_data is written, as train_format."})
+    columns: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of train_data that are read as others, as in {answer: ground_truth}; on the command line "
+            "in JSON."
+        },
+    )
+    eval_columns: dict[str, str] | str | None = field(
+        default=None, metadata={"help": "The same for eval_data. Default: columns."}
+    )
+    faulty_rows: str = field(
+        default="error",
+        metadata={
+            "help": "What becomes of rows that cannot be used: 'error', or 'drop', which leaves them out of "
+            "train_data and eval_data after a warning that counts and names them."
+        },
+    )
     max_prompt_length: int | None = field(
         default=None,
         metadata={
@@ -142,6 +160,8 @@ class RunArguments:
         for name, kind in (("train_format", self.train_format), ("eval_format", self.eval_format)):
             if kind is not None and kind not in FORMATS:
                 raise ValueError(f"{name}: unknown format {kind!r}{did_you_mean(kind, FORMATS)}")
+        for name in ("columns", "eval_columns"):
+            column_names(name, getattr(self, name))
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes has no effect without resume; set resume: true or remove it")
 
@@ -149,6 +169,38 @@ class RunArguments:
     def reward_names(self) -> list[str]:
         """The names of `rewards` in metrics and records."""
         return [reward_name(load_reward(source)) for source in self.rewards]
+
+    def reading(self, field: str) -> Reading:
+        """How the rows of `train_data` or `eval_data` are read."""
+        if field == "train_data":
+            return Reading(self.train_format, column_names("columns", self.columns), self.faulty_rows)
+        columns = self.columns if self.eval_columns is None else self.eval_columns
+        return Reading(self.eval_format, column_names("eval_columns", columns), self.faulty_rows)
+
+
+def reading_from(format: str | None, columns: str | None, faulty_rows: str) -> Reading:
+    """How a set is read, by options of a command; `columns` in JSON.
+
+    Raises:
+        RecipeError: An option that no set can be read by.
+    """
+    try:
+        check_choices({"faulty_rows": faulty_rows, "columns": columns}, field_types())
+        return Reading(format, column_names("columns", columns), faulty_rows)
+    except ValueError as error:
+        raise RecipeError(f"command line: {error}") from error
+
+
+def column_names(field: str, value: Any) -> dict[str, str] | None:
+    """A mapping of columns, also as JSON text.
+
+    Raises:
+        ValueError: It maps anything but names.
+    """
+    names = json.loads(value) if isinstance(value, str) else value
+    if names is not None and not all(isinstance(name, str) for pair in names.items() for name in pair):
+        raise ValueError(f"{field} is {shown(names)}, expected names of columns, as in {{answer: ground_truth}}")
+    return names
 
 
 RECIPE_PARTS = (RunArguments, VGPOConfig, ModelConfig)

@@ -59,13 +59,13 @@ class Setup:
     def prompts(self) -> Dataset:
         """The training set, without prompts that are too long."""
         run = self.recipe.run
-        return self._read("train_data", run.train_format, max_prompt_length=run.max_prompt_length)
+        return self._read("train_data", max_prompt_length=run.max_prompt_length)
 
     @cached_property
     def held_out(self) -> Dataset | None:
         """The first `eval_limit` questions of the held-out set, if there is one."""
         run = self.recipe.run
-        return self._read("eval_data", run.eval_format, limit=run.eval_limit) if run.eval_data else None
+        return self._read("eval_data", limit=run.eval_limit) if run.eval_data else None
 
     def fingerprint(self, name: str) -> str | None:
         """Of the set of a field, None if there is none."""
@@ -98,19 +98,21 @@ class Setup:
             shards=shards_of(config),
         )
 
-    def _read(self, name: str, format: str | None, **options: Any) -> Dataset:
-        config = self.recipe.config
+    def _read(self, name: str, **options: Any) -> Dataset:
+        config, reading = self.recipe.config, self.recipe.run.reading(name)
         load = functools.partial(
             load_prompts,
             vars(self.recipe.run)[name],
             self.recipe.run.template,
             toy_folder=self.folder,
-            format=format,
+            reading=reading,
             forbidden=forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=config.trust_remote_code),
             processor=self.processor,
             chat_template_kwargs=config.chat_template_kwargs,
             **options,
         )
+        if reading.faulty_rows == "drop":
+            return load()  # in each process: which rows are left depends on all images
         if not self.checks_images:
             return load(max_images=0)
         if self.trusted.get(name):

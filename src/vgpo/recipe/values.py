@@ -11,6 +11,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, get_args
 
+from vgpo.data import FAULTY_ROWS
 from vgpo.text import did_you_mean
 
 MAX_TEXT = 4_096  # characters; a path is not longer
@@ -100,6 +101,7 @@ RANGES: dict[str, Range] = {
 
 # Names that a library would refuse once a model is loaded, or at the first step.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "faulty_rows": FAULTY_ROWS,
     "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none"),
