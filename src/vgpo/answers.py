@@ -17,7 +17,9 @@ _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5E)} | str.make
     {"　": " ", "。": ".", "、": ",", "【": "[", "】": "]", "～": "~", "〜": "~", "−": "-", "–": "-", "—": "-",
      "°": r"^\circ", "²": "^2", "³": "^3", "π": r"\pi "}
 )  # fmt: skip
-_CHOICE_STOP = re.compile(r"(?<=[A-JＡ-Ｊ])．")  # a number has such a point, too
+_CHOICE_STOP = re.compile(r"(?<=[A-LＡ-Ｌ])．")  # a number has such a point, too
+_A_CHOICE = r"\s*[(（\[【]?[A-LＡ-Ｌ][)）\]】]?\s*"
+_CHINESE_STOP = re.compile(rf"^({_A_CHOICE})、(?!{_A_CHOICE}(?:[、,，和]|$))")  # A、12, but not A、B
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z])|(?=\{))")
 _LATEX_BLANK = re.compile(r"(\\\\)|(?:\\[ ,;:]|\\(?:quad|qquad|enspace)(?![A-Za-z])|~)|(\\!)")  # `\\ ` is a line break
 _RANGE_TILDE = re.compile(r"(?<=[0-9])\s*~\s*(?=[0-9])(?![0-9]{3}(?![0-9]))")
@@ -29,20 +31,20 @@ _FONT_GROUP = re.compile(r"\{\s*\\(?:bf|it|rm|sf)(?![A-Za-z])([^{}]*)\}")
 _AROUND = re.compile(r"(?<!\\)\$|\\[()]")  # marks of mathematics
 _BOLD = re.compile(r"\*\*(.+)\*\*", re.DOTALL)
 
-_GOLD_CHOICE = re.compile(r"\(([A-J])\)|\[([A-J])\]|([A-J])[.:)]?")
-_NEXT_CHOICE = r"\s\(?[a-j][.:)]\s|[\s0-9][(\[][a-j][)\]]\s*[^\s.]|[\s0-9][a-j][.:]\S|\s[a-j]\)[0-9\\]"
-_MARK = r"(?:\(([a-j])\)|\[([a-j])\]|([a-j])(?:[:)]|\.(?![0-9])))"  # (A), [A], A., A: or A); A.5 is none
+_GOLD_CHOICE = re.compile(r"\(([A-L])\)|\[([A-L])\]|([A-L])[.:)]?")
+_NEXT_CHOICE = r"\s\(?[a-l][.:)]\s|[\s0-9][(\[][a-l][)\]]\s*[^\s.]|[\s0-9][a-l][.:]\S|\s[a-l]\)[0-9\\]"
+_MARK = r"(?:\(([a-l])\)|\[([a-l])\]|([a-l])(?:[:)]|\.(?![0-9])))"  # (A), [A], A., A: or A); A.5 is none
 _CHOICE = re.compile(
     rf"""(?:{_MARK}
-           (?!\s*(?:[,;/&|]|[a-j][.:]|(?:or|and|\(?[a-j]\)|\[[a-j]\])(?!\w)))
+           (?!\s*(?:[,;/&|]|[a-l][.:]|(?:or|and|\(?[a-l]\)|\[[a-l]\])(?!\w)))
            (?:(?!{_NEXT_CHOICE}).)*  # a text that neither goes on with another letter nor names one like the first
-      | ([a-j]))
+      | ([a-l]))
     """,
     re.VERBOSE | re.DOTALL,
 )
-_CHOICE_BEFORE_VALUE = re.compile(r"(?:\([A-J]\)|[A-J][.:)])\s+(?=[^\s])")
+_CHOICE_BEFORE_VALUE = re.compile(r"(?:\([A-L]\)|[A-L][.:)])\s+(?=[^\s])")
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
-_ONE_OF_CHOICES = re.compile(r"\([A-J]\)|[A-J]")
+_ONE_OF_CHOICES = re.compile(r"\([A-L]\)|[A-L]")
 
 # One unit a line, by all its spellings. mathruler deletes most of them from both sides.
 _SPELLINGS = """
@@ -178,7 +180,7 @@ def canonical_answer(text: str) -> str:
 
     "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler would read it so too, but for 11/2 before that.
     """
-    text = _CHOICE_STOP.sub(". ", text).translate(_CHARACTERS)
+    text = _CHOICE_STOP.sub(". ", _CHINESE_STOP.sub(r"\1. ", text)).translate(_CHARACTERS)
     text = _ROOT.sub(_root_macro, text)
     text = _RANGE_TILDE.sub("-", text)
     text = _LATEX_BLANK.sub(lambda blank: blank[1] or ("" if blank[2] else " "), text).strip()
@@ -186,7 +188,7 @@ def canonical_answer(text: str) -> str:
 
 
 def choice_letter(gold: str) -> str | None:
-    r"""The letter, A-J, of a gold that is one choice: `A`, `(A)`, `[A]`, `A.`, `A:`, `A)`, also in `\text{}`."""
+    r"""The letter, A-L, of a gold that is one choice: `A`, `(A)`, `[A]`, `A.`, `A:`, `A)`, also in `\text{}`."""
     choice = _GOLD_CHOICE.fullmatch(_plain(canonical_answer(strip_outer_box(gold))))
     return next(filter(None, choice.groups())) if choice else None
 

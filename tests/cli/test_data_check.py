@@ -203,7 +203,10 @@ def test_faulty_rows_are_left_out_counted_and_named_on_request(
     ("words", "message"),
     [
         (["--columns", "answer=label"], "columns is 'answer=label', expected a mapping (on the command line in JSON)"),
-        (["--columns", '{"answer": 3}'], "columns is {'answer': 3}, expected names of columns, as in {answer: ground_"),
+        (
+            ["--columns", '{"answer": 3}'],
+            "columns is {'answer': 3}, expected names of columns, as in {answer: ",
+        ),
         (["--faulty_rows", "skip"], "faulty_rows is 'skip', expected one of ['error', 'drop']"),
         (["--columns", '{"answer": "truth"}'], "columns: there is no column 'truth' to be read as 'answer'"),
     ],

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from vgpo.cli import app
 from vgpo.recipe import loading, train
 from vgpo.rewards import load_reward
 from vgpo.rewards import trial as command
+from vgpo.toy import checkpoint_path
 
 # Answers as Geometry3K writes them: blanks inside LaTeX, decimals, degrees, a choice now and then.
 # Integers first: against others the slow power is computed until the grader's time is up.
@@ -114,6 +116,7 @@ def test_a_good_recipe(reward_test: Callable[..., Result]) -> None:
     assert table(done.output) == {
         "answer": ["mean", "rows", "rows that fail"],
         "reference answer": ["1.000", "8", "none"],
+        "as a model writes it": ["1.000", "8", "none"],
         "another row's answer": ["0.000", "8", "none"],
         "empty response": ["0.000", "8", "none"],
         "empty box": ["0.000", "8", "none"],
@@ -131,6 +134,40 @@ def test_a_form_that_is_asked_for_is_given(reward_test: Callable[..., Result]) -
     assert done.exit_code == 0, done.output
     assert re.search(r"format_reward +reference answer +1\.000 +8 +none", done.output)
     assert re.search(r"another row's answer +1\.000 +8 +not tested", done.output)
+
+
+THINKING = "<|im_start|>assistant\n<think>\n"
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_thought_that_the_chat_template_opens_is_gone_on_with(
+    reward_test: Callable[..., Result], tmp_path: Path, closed: bool
+) -> None:
+    model = tmp_path / "thinking"
+    shutil.copytree(checkpoint_path(), model)
+    template = model / "chat_template.jinja"
+    opened = THINKING + ("\n</think>\n\n" if closed else "")
+    text = template.read_text().replace("<|im_start|>assistant\n", opened)
+    template.write_text(text)
+    assert "<think>" in text
+    done = reward_test("rewards: [accuracy, format]\ntemplate: think_boxed\n", "--model_name_or_path", model)
+    assert re.search(r"format_reward +reference answer +1\.000 +8 +none", done.output)
+    assert done.exit_code == 0
+
+
+def test_reference_answers_that_no_response_equals_are_named(reward_test: Callable[..., Result]) -> None:
+    rows = pq.read_table("geometry.parquet").to_pylist()
+    rows[2]["answer"] = "<final>8.5</final>"
+    rows[3]["answer"] = "First we see that " + "the angle is half of the arc, and so " * 4 + "it is 12."
+    pq.write_table(pa.Table.from_pylist(rows), "geometry.parquet")
+    done = reward_test("rewards: [accuracy]\n")
+    assert done.exit_code == 1
+    said = " ".join(done.output.split())
+    assert (
+        "row 2: no response will equal the reference answer '<final>8.5</final>': it holds the tag '</final>'. Keep "
+        "the answer alone" in said
+    )
+    assert "it is a text of 42 words" in said
 
 
 def test_golds_that_do_not_score_1_are_named(reward_test: Callable[..., Result]) -> None:

@@ -9,11 +9,11 @@ from vgpo.data.preview import histogram
     ("kind", "answers"),
     [
         ("number", ["7", "-3.5", "1,000", "50%", "50\\%", "30°", "1.2e3", ".5", " 12 ", "$20"]),
-        ("choice letter", ["A", "(C)", "D.", "J"]),
+        ("choice letter", ["A", "(C)", "D.", "L"]),
         ("several letters", ["A, C", "A,C", "A and C", "(A), (B)"]),
         ("yes or no", ["yes", "No", "TRUE", "False."]),
         ("expression", ["2 \\sqrt { 221 }", "\\frac{1}{2}", "3/4", "x=3", "2x+1", "12 cm", "7:30", "(1, 2)", "4π"]),
-        ("text", ["Rectangles", "30 minutes", "left", "K", "ABD"]),
+        ("text", ["Rectangles", "30 minutes", "left", "M", "ABD"]),
         ("empty", ["", "  ", None]),
     ],
 )

@@ -81,7 +81,7 @@ def test_choice_letter_is_read(answer: str) -> None:
         assert compare_text(answer, wrong) is False
 
 
-@pytest.mark.parametrize("gold", ["a", "(a)", "AC", "K", "A. 12", "(A", "(A).", "A, C", "None", ""])
+@pytest.mark.parametrize("gold", ["a", "(a)", "AC", "M", "A. 12", "(A", "(A).", "A, C", "None", ""])
 def test_other_golds_are_no_choice_letter(gold: str) -> None:
     assert choice_letter(gold) is None
 

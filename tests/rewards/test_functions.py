@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from vgpo.rewards import Grader, accuracy_reward, default_grader, format_reward, functions, process
+from vgpo.rewards.checked import checked, with_prefix
 
 
 def test_accuracy_takes_text_and_messages() -> None:
@@ -48,8 +49,37 @@ def test_default_grader_is_one() -> None:
     ],
 )
 def test_format(completion: str, reward: float) -> None:
-    assert format_reward([completion], answer=["7"]) == [reward]
-    assert format_reward([[{"role": "assistant", "content": completion}]]) == [reward]
+    assert format_reward([completion], answer=["7"], response_prefix="") == [reward]
+    assert format_reward([[{"role": "assistant", "content": completion}]], response_prefix="") == [reward]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "completion", "reward"),
+    [
+        ("<think>\n", r"I look.</think>It is \boxed{3}.", 1.0),
+        ("<think>\n", r"<think>I look.</think>It is \boxed{3}.", 0.0),
+        ("<think>\n", r"It is \boxed{3}.", 0.0),
+        ("<think>\n\n</think>\n\n", r"It is \boxed{3}.", 1.0),
+        ("<think>\n\n</think>\n\n", r"<think>I look.</think>It is \boxed{3}.", 0.0),
+        ("", r"I look.</think>It is \boxed{3}.", 0.0),
+        ("", r"<think>I look.</think>It is \boxed{3}.", 1.0),
+        (None, r"I look.</think>It is \boxed{3}.", 1.0),
+        (None, r"<think>I look.</think>It is \boxed{3}.", 1.0),
+        (None, r"It is \boxed{3}.", 0.0),
+        (None, r"a <think>I look.</think>It is \boxed{3}.", 0.0),
+    ],
+)
+def test_what_the_prompt_has_of_a_response_counts(prefix: str | None, completion: str, reward: float) -> None:
+    assert format_reward([completion], response_prefix=prefix) == [reward]
+
+
+def test_only_a_reward_that_asks_for_the_prefix_gets_it() -> None:
+    def other(completions: list[str], **kwargs: object) -> list[float]:
+        return [float("response_prefix" in kwargs)]
+
+    assert with_prefix(other, "<think>")(completions=["a"]) == [0.0]
+    bound = with_prefix(checked(format_reward), "<think>\n")
+    assert (bound.__name__, bound(completions=[r"a</think>\boxed{3}"])) == ("format_reward", [1.0])
 
 
 @pytest.mark.parametrize("completion", [None, [], [{"role": "assistant", "content": None}]])

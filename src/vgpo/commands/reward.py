@@ -3,19 +3,20 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+from transformers import ProcessorMixin
 
 from vgpo.answers import strip_outer_box
 from vgpo.data import DataError, check_dataset, template_text, to_prompts
+from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.loading import load_processor, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
 from vgpo.rewards import REWARDS, RewardError, load_reward, reward_name
 from vgpo.rewards.checked import check_reward_columns
-from vgpo.rewards.trial import NUM_SLOWEST, REFERENCE, RewardTest, format_rows
+from vgpo.rewards.trial import NUM_SLOWEST, REFERENCE, RIGHT, RewardTest, format_rows
 from vgpo.terminal import right
 from vgpo.text import visible
 
@@ -25,7 +26,8 @@ ERRORS = (RecipeError, DataError, RewardError)
 def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequence[str]) -> bool:
     """Test the rewards of a recipe on the first rows of its training set; print table, slowest answers and faults.
 
-    Loads no model, and a tokenizer only for user-defined rewards.
+    Loads no model, and a processor only for user-defined rewards and for thoughts: the test's responses go on from the
+    prompt as its chat template ends it.
 
     Args:
         config: What `load_recipe` takes.
@@ -56,7 +58,14 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
         prompts = to_prompts(rows, run.template)
         check_reward_columns(rewards, prompts)
         references = [strip_outer_box(str(answer)) for answer in rows["answer"]]
-        trial = RewardTest(rewards, think=wants_thought(recipe), tokenizer=tokenizer_for(recipe), exempt=exempt)
+        processor = processor_for(recipe)
+        trial = RewardTest(
+            rewards,
+            think=wants_thought(recipe),
+            response_prefix=prefix_of(processor, recipe),
+            tokenizer=getattr(processor, "tokenizer", None),
+            exempt=exempt,
+        )
         trial.run(prompts, references)
     faults = trial.faults(references)
     show(trial, faults, Console())
@@ -68,12 +77,17 @@ def wants_thought(recipe: Recipe) -> bool:
     return "format" in recipe.run.rewards or "<think>" in template_text(recipe.run.template)
 
 
-def tokenizer_for(recipe: Recipe) -> Any:
-    """The tokenizer of the recipe's model if a user-defined reward may ask for token ids, else None."""
-    if all(source in REWARDS for source in recipe.run.rewards):
+def processor_for(recipe: Recipe) -> ProcessorMixin | None:
+    """The processor of the recipe's model if a reward may ask for token ids or the form of a response, else None."""
+    if all(source in REWARDS for source in recipe.run.rewards) and not wants_thought(recipe):
         return None
     trust = recipe.config.trust_remote_code
-    return load_processor(recipe.model, trust_remote_code=trust, min_pixels=None, max_pixels=None).tokenizer
+    return load_processor(recipe.model, trust_remote_code=trust, min_pixels=None, max_pixels=None)
+
+
+def prefix_of(processor: ProcessorMixin | None, recipe: Recipe) -> str:
+    """How the chat template begins each response; "" where no reward looks at its form."""
+    return response_prefix(processor, recipe.config.chat_template_kwargs or {}) if processor else ""
 
 
 def show(trial: RewardTest, faults: Sequence[str], console: Console) -> None:
@@ -81,7 +95,7 @@ def show(trial: RewardTest, faults: Sequence[str], console: Console) -> None:
     table = Table("reward", "answer", right("mean"), right("rows"), "rows that fail", box=None, pad_edge=False)
     for name, tables in trial.tables.items():
         for kind, scores in tables.items():
-            is_tested = trial.judges(name) or (kind == REFERENCE and name not in trial.exempt)
+            is_tested = trial.judges(name) or (kind in RIGHT and name not in trial.exempt)
             failing = format_rows(scores.failing_rows) if is_tested else "not tested"
             mean = "-" if scores.mean is None else f"{scores.mean:.3f}"
             table.add_row(Text(name if kind == REFERENCE else ""), kind, mean, str(len(scores.scores)), failing)

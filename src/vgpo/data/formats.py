@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vgpo.answers import choice_letter
-from vgpo.data.references import unwrapped
 from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, PROBLEM, quantity
+from vgpo.references import unwrapped
 
 Row = dict[str, Any]
 Turns = list[tuple[str, str]]

@@ -17,7 +17,7 @@ MAX_COLUMNS = 3
 NAMES = ("category", "source", "data_source", "question_type", "problem_version", "subject", "skill", "task")
 
 _NUMBER = re.compile(r"[-+]?[$€]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?\s*(?:%|\\%|°)?|[-+]?\.\d+")
-_LETTERS = re.compile(r"\(?[A-J]\)?(?:(?:\s*[,;]\s*|\s+and\s+)\(?[A-J]\)?)+")
+_LETTERS = re.compile(r"\(?[A-L]\)?(?:(?:\s*[,;]\s*|\s+and\s+)\(?[A-L]\)?)+")
 _YES_NO = re.compile(r"(?i:yes|no|true|false)\.?")
 _SIGNS = re.compile(r"[\\^/=√π<>≤≥]")
 _WORD = re.compile(r"[^\W\d_]{3,}")

@@ -53,6 +53,20 @@ def encode(
     return encoded_prompt(fields["input_ids"][0], len(row["images"]), dict(fields), device)
 
 
+def response_prefix(processor: Any, chat_template_kwargs: Mapping[str, Any]) -> str:
+    """What the chat template writes of a response at the end of a prompt: from a `<think>` on; "" without one.
+
+    Thinking models have such templates. A completion goes on after it, and does not hold it.
+    """
+    messages = [{"role": "user", "content": [{"type": "text", "text": "1"}]}]
+    closed, opened = (
+        processor.apply_chat_template(messages, add_generation_prompt=is_open, tokenize=False, **chat_template_kwargs)
+        for is_open in (False, True)
+    )
+    added = opened.removeprefix(closed)
+    return added[added.index("<think>") :] if "<think>" in added else ""
+
+
 def row_with_images_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose images are in the messages of its prompt, and nowhere else.
 

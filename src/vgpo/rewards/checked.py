@@ -101,6 +101,15 @@ def reward_name(function: RewardFunction) -> str:
     return function.__name__ if inspect.isroutine(function) else type(function).__name__
 
 
+def with_prefix(function: RewardFunction, response_prefix: str) -> RewardFunction:
+    """`function`, which gets `response_prefix` if it has an argument of that name; see `format_reward`."""
+    if "response_prefix" not in inspect.signature(function).parameters:
+        return function
+    bound: Any = functools.partial(function, response_prefix=response_prefix)
+    bound.__name__ = reward_name(function)  # which TRL asks for
+    return bound
+
+
 def is_async(function: RewardFunction) -> bool:
     """Whether calling `function` gives a coroutine; looks into partials and callable objects."""
     if isinstance(function, functools.partial):

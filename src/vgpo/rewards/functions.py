@@ -7,6 +7,8 @@ from vgpo.answers import extract_boxed
 from vgpo.metric_names import GRADER_TIMEOUTS
 from vgpo.rewards.grader import Grader, default_grader, lenient_grader
 
+THINK, END_THINK = "<think>", "</think>"
+
 Completion = str | list[dict[str, Any]]
 
 
@@ -37,13 +39,19 @@ def lenient_accuracy_reward(
     return _accuracy(lenient_grader(), completions, answer, log_metric)
 
 
-def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
-    r"""1.0 where the completion is `<think>...</think>` and then an answer with one `\boxed{}`, else 0.0.
+def format_reward(completions: Sequence[Completion], response_prefix: str | None = None, **kwargs: Any) -> list[float]:
+    r"""1.0 where the response is `<think>...</think>` and then an answer with one `\boxed{}`, else 0.0.
 
-    The whole completion counts: blanks may surround it, text before `<think>` may not. The answer's box must
+    The whole response counts: blanks may surround it, text before `<think>` may not. The answer's box must
     be the only one after `</think>`, closed and not empty.
+    response_prefix: what the chat template writes of each response at the end of the prompt, such as a `<think>` that
+    it opens; a completion goes on from there. `VGPOTrainer` gives it. None where that is not known: the completion
+    may then begin within the thought.
     """
-    return [float(_has_format(_response(row, completion).strip())) for row, completion in enumerate(completions)]
+    texts = [_response(row, completion) for row, completion in enumerate(completions)]
+    if response_prefix is None:
+        return [float(_has_format(text.strip()) or _has_format(f"{THINK}{text}")) for text in texts]
+    return [float(_has_format((response_prefix + text).strip())) for text in texts]
 
 
 def _accuracy(
@@ -60,13 +68,13 @@ def _accuracy(
 
 
 def _has_format(response: str) -> bool:
-    thought, closing, answer = response.partition("</think>")
+    thought, closing, answer = response.partition(END_THINK)
     return (
-        thought.startswith("<think>")
-        and thought.count("<think>") == 1
+        thought.startswith(THINK)
+        and thought.count(THINK) == 1
         and bool(closing)
-        and "<think>" not in answer
-        and "</think>" not in answer
+        and THINK not in answer
+        and END_THINK not in answer
         and answer.count("\\boxed{") == 1
         and bool(extract_boxed(answer))
     )

@@ -11,17 +11,23 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainerState
 
-from vgpo.rewards.checked import RewardFunction, is_async, reward_name
+from vgpo.answers import choice_letter, is_words
+from vgpo.references import why_never_equal
+from vgpo.rewards.checked import RewardFunction, is_async, reward_name, with_prefix
+from vgpo.rewards.functions import END_THINK, THINK, accuracy_reward, lenient_accuracy_reward
 
 REFERENCE, MISMATCHED = "reference answer", "another row's answer"
+WRITTEN = "as a model writes it"
 NOTHING, EMPTY_BOX = "empty response", "empty box"
 ADVERSARIAL_ANSWERS = {
     "10,000 characters": "7" * 10_000,
     "power tower": "9^{9^{9^{9}}}",
     "slow power": "9**(9*9*9*9*9*9*9*9*9)",
 }
-ANSWER_KINDS = (REFERENCE, MISMATCHED, NOTHING, EMPTY_BOX, *ADVERSARIAL_ANSWERS)
+RIGHT = (REFERENCE, WRITTEN)
+ANSWER_KINDS = (REFERENCE, WRITTEN, MISMATCHED, NOTHING, EMPTY_BOX, *ADVERSARIAL_ANSWERS)
 
+BUILT_IN = tuple(map(reward_name, (accuracy_reward, lenient_accuracy_reward)))
 TOLERANCE = 1e-6
 NEAR_ZERO = 0.1  # on average: another row's answer is right now and then, 1/2 where 0.5 is asked for
 TELLS_APART = 0.1  # a reward whose means differ by so much judges answers
@@ -51,7 +57,7 @@ class ScoreTable:
     @property
     def failing_rows(self) -> list[int]:
         """Rows whose reference answer does not score 1, or whose wrong answer scores more than 0."""
-        if self.kind == REFERENCE:
+        if self.kind in RIGHT:
             return [row for row, score in self.applied.items() if abs(score - 1) > TOLERANCE]
         return [row for row, score in self.applied.items() if score > TOLERANCE]
 
@@ -70,16 +76,24 @@ class Timing:
 class RewardTest:
     """Rewards on answers whose value is known: reference answers, those of other rows, nothing, and costly answers.
 
-    rewards: of `load_reward`. think: whether responses begin with a thought. tokenizer: gives `completion_ids`,
-    which are empty without one. exempt: names of rewards that are held to nothing.
+    rewards: of `load_reward`. think: whether responses begin with a thought. response_prefix: how the chat template
+    begins each response, see `format_reward`. tokenizer: gives `completion_ids`, which are empty without one.
+    exempt: names of rewards that are held to nothing.
     """
 
     def __init__(
-        self, rewards: Sequence[RewardFunction], *, think: bool, tokenizer: Any = None, exempt: Sequence[str] = ()
+        self,
+        rewards: Sequence[RewardFunction],
+        *,
+        think: bool,
+        response_prefix: str = "",
+        tokenizer: Any = None,
+        exempt: Sequence[str] = (),
     ) -> None:
-        self.rewards = rewards
+        self.rewards = [with_prefix(reward, response_prefix) for reward in rewards]
+        self.in_thought = response_prefix.rfind(THINK) > response_prefix.rfind(END_THINK)
         self.exempt = exempt
-        self.think = think
+        self.think = think and not response_prefix  # which has the thought, or its beginning
         self.tokenizer = tokenizer
         self.tables = {reward_name(reward): {kind: ScoreTable(kind) for kind in ANSWER_KINDS} for reward in rewards}
         self.timings: list[Timing] = []
@@ -91,6 +105,7 @@ class RewardTest:
             numbers = range(start, min(start + ROWS_AT_ONCE, len(references)))
             rows = [{**prompts[number], "row_index": number} for number in numbers]
             self.score(REFERENCE, [(row, references[row["row_index"]]) for row in rows])
+            self.score(WRITTEN, [(row, as_written(references[row["row_index"]])) for row in rows])
             self.score(MISMATCHED, [(row, others[row["row_index"]]) for row in rows if others[row["row_index"]]])
             self.score(NOTHING, [(row, None) for row in rows])
             self.score(EMPTY_BOX, [(row, "") for row in rows])
@@ -124,11 +139,16 @@ class RewardTest:
             return asyncio.run(result) if is_async(reward) else result
 
     def response(self, answer: str | None) -> str:
-        """A response that gives `answer` in a box, after a thought if the recipe wants one; empty without answer."""
+        """A completion that gives `answer` in a box, after a thought if the recipe wants one; empty without answer.
+
+        It goes on from the prompt as the chat template ends it.
+        """
         if answer is None:
             return ""
         box = rf"\boxed{{{answer}}}"
-        return f"<think>I look at the image.</think>\n\n{box}" if self.think else f"The answer is {box}."
+        if self.in_thought:
+            return f"I look at the image.\n{END_THINK}\n\n{box}"
+        return f"{THINK}I look at the image.{END_THINK}\n\n{box}" if self.think else f"The answer is {box}."
 
     def token_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, verbose=False)["input_ids"] if self.tokenizer else []
@@ -147,12 +167,49 @@ class RewardTest:
         held = [name for name in self.tables if name not in self.exempt]
         judges = [name for name in held if self.judges(name)]
         faults = [fault for name in held for fault in reference_faults(name, self.tables[name][REFERENCE], references)]
+        for name in [name for name in judges if name in BUILT_IN]:
+            faults += wrapped_faults(name, references)
+            faults += written_faults(name, self.tables[name][WRITTEN], references)
         faults += [fault for name in judges for fault in wrong_answer_faults(name, self.tables[name])]
         if not judges:
             faults.append(
                 "no reward scores reference answers above those of other rows: right answers earn nothing extra"
             )
         return faults
+
+
+def wrapped_faults(name: str, references: Sequence[str]) -> list[str]:
+    """Reference answers that score 1 against themselves, and against nothing that a model writes."""
+    reasons = {row: reason for row, text in enumerate(references) if (reason := why_never_equal(text))}
+    faults = [
+        f"{name}: row {row}: no response will equal the reference answer {references[row][:60]!r}: {reason}. Keep the "
+        "answer alone"
+        for row, reason in reasons.items()
+    ]
+    return faults[:NUM_SHOWN] + too_many(name, len(faults), "more reference answers are no answers")
+
+
+def written_faults(name: str, table: ScoreTable, references: Sequence[str]) -> list[str]:
+    """Reference answers that score 1 as they are, and not in the form of a model."""
+    faults = [
+        f"{name}: row {row}: the reference answer {references[row][:60]!r}, written as "
+        f"{as_written(references[row])[:80]!r}, scores {table.applied[row] + 0.0:g}, not 1"
+        for row in table.failing_rows
+    ]
+    return faults[:NUM_SHOWN] + too_many(name, len(faults), "more reference answers do not score 1 so")
+
+
+def too_many(name: str, number: int, what: str) -> list[str]:
+    return [f"{name}: {number - NUM_SHOWN} {what}"] if number > NUM_SHOWN else []
+
+
+def as_written(reference: str) -> str:
+    r"""A right answer in the form of a model: a letter as `\text{(A)}`, words in `\text{}`, mathematics in `$`."""
+    letter = choice_letter(reference)
+    if letter is not None:
+        return rf"\text{{({letter})}}"
+    is_plain = not any(character in reference for character in "\\{}$^_#%&~")
+    return rf"\text{{{reference}}}" if is_plain and is_words(reference) else f"${reference.strip('$')}$"
 
 
 def mismatched_references(references: Sequence[str]) -> list[str | None]:
@@ -175,8 +232,7 @@ def reference_faults(name: str, table: ScoreTable, references: Sequence[str]) ->
         f"{name}: row {row}: the reference answer {references[row][:60]!r} scores {table.applied[row] + 0.0:g}, not 1"
         for row in rows
     ]
-    more = [f"{name}: {len(rows) - NUM_SHOWN} more reference answers do not score 1"] if len(rows) > NUM_SHOWN else []
-    return faults[:NUM_SHOWN] + more
+    return faults[:NUM_SHOWN] + too_many(name, len(rows), "more reference answers do not score 1")
 
 
 def wrong_answer_faults(name: str, tables: dict[str, ScoreTable]) -> list[str]:
@@ -184,7 +240,7 @@ def wrong_answer_faults(name: str, tables: dict[str, ScoreTable]) -> list[str]:
     faults = (
         [f"{name}: reference answers of other rows score {mean:.2f} on average"] if mean and mean > NEAR_ZERO else []
     )
-    wrong = [table for kind, table in tables.items() if kind not in (REFERENCE, MISMATCHED) and table.failing_rows]
+    wrong = [table for kind, table in tables.items() if kind not in (*RIGHT, MISMATCHED) and table.failing_rows]
     return faults + [
         f"{name}: {table.kind} scores more than 0 in {format_rows(table.failing_rows)}" for table in wrong
     ]

@@ -30,7 +30,8 @@ from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
-from vgpo.policy.prompts import prompt_columns
+from vgpo.policy.prompts import prompt_columns, response_prefix
+from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import Signals
 from vgpo.training.accuracy import accuracy_reward_name
 from vgpo.training.batches import (
@@ -91,6 +92,7 @@ class VGPOTrainer(RolloutTrainer):
     _tag_names = ("trl", "vgpo")
     _name = "VGPO"
     _paper = PAPER
+    reward_funcs: list[Any]
 
     def __init__(
         self,
@@ -126,6 +128,8 @@ class VGPOTrainer(RolloutTrainer):
         )
         if args.freeze:
             freeze_parts(self.model, args.freeze)
+        prefix = response_prefix(self.processing_class, args.chat_template_kwargs or {})
+        self.reward_funcs = [with_prefix(function, prefix) for function in self.reward_funcs]
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
 

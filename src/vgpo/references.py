@@ -8,6 +8,8 @@ import re
 from vgpo.answers import extract_boxed, strip_outer_box
 
 _LONGEST_SENTENCE = 300  # characters
+_MOST_WORDS = 25  # of an answer; a solution has more
+_TAG = re.compile(r"</[A-Za-z_]\w*>")
 _SENTENCE = re.compile(
     r"(?:.*[.!?]\s+)?(?:so|thus|hence|therefore)?,?\s*(?:the )?(?:final |correct )?answer(?:\s+is|\s*[:=])"
     r"[:\s]*(\S.*)",
@@ -34,6 +36,18 @@ def unwrapped(reference: str) -> str:
     if len(last) <= _LONGEST_SENTENCE and (sentence := _SENTENCE.fullmatch(last.strip())):
         text = sentence[1].removesuffix(".")
     return strip_outer_box(text)
+
+
+def why_never_equal(reference: str) -> str | None:
+    """Why no response can equal a reference answer that was read, or None: it is still wrapped, or a solution."""
+    if tag := _TAG.search(reference):
+        return f"it holds the tag {tag.group()!r}"
+    if reference.count("\\boxed{"):
+        return "it is a text with a box in it"
+    words = len(re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", " ", reference)))
+    if words > _MOST_WORDS:
+        return f"it is a text of {words} words"
+    return None
 
 
 def _between(text: str, opening: str, closing: str) -> str:

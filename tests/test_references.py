@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vgpo.data.references import unwrapped
+from vgpo.references import unwrapped
 
 WRAPPED = {
     "3": [
