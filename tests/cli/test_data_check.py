@@ -181,6 +181,7 @@ def test_faulty_rows_are_left_out_counted_and_named_on_request(
 ) -> None:
     rows = [{"photo": f"{n}.png", "query": f"<image>How many, {n}?", "label": n} for n in range(6)]
     rows[1]["label"] = None
+    rows[2]["label"] = "<final>2</final>"
     for n in range(5):
         PIL.Image.new("RGB", (60, 60)).save(tmp_path / f"{n}.png")
     source = tmp_path / "rows.jsonl"
@@ -197,6 +198,8 @@ def test_faulty_rows_are_left_out_counted_and_named_on_request(
     ]
     assert f"row 5, field 'images', image 0: there is no image file {tmp_path / '5.png'}" in caplog.text
     assert "╭─ row 4, " in done.stdout
+    doubt = "no response will equal 1 reference answer; the first is that of row 2: it holds the tag '</final>'"
+    assert doubt in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

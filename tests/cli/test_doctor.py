@@ -221,6 +221,31 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, train_file, monkeypa
     assert (finding.status, finding.fix) == ("fail", "pip install wandb")
 
 
+@pytest.mark.parametrize("fault", ["zero", "mean", "copy"])
+def test_tags_of_a_thought_that_nobody_trained_are_warned_of(tmp_path, train_file, monkeypatch, fault):
+    words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    setup = Setup(load_recipe("quickstart_vgpo", [*words, "--template", "think_boxed"]), tmp_path)
+    assert doctor.examine("thought", setup, {}) == doctor.Finding(
+        "pass", "written by the model, its tags tokens of their own"
+    )
+    weight = setup.model.get_input_embeddings().weight.data
+    token, end = setup.processor.tokenizer.convert_tokens_to_ids(["</think>", "<|im_end|>"])
+    weight[token] = {"zero": 1e-3 * weight[token], "mean": weight.mean(0), "copy": weight[end]}[fault]
+    found = doctor.examine("thought", setup, {})
+    assert (found.status, found.found) == ("warn", "</think> are tokens whose embeddings look untrained")
+
+
+def test_a_thought_that_the_chat_template_empties_is_warned_of(tmp_path, train_file):
+    words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    setup = Setup(load_recipe("quickstart_vgpo", [*words, "--template", "think_boxed"]), tmp_path)
+    opened = "<|im_start|>assistant\n"
+    template = setup.processor.chat_template
+    for prefix, status in (("<think>\n", "pass"), ("<think>\n\n</think>\n\n", "warn")):
+        setup.processor.chat_template = template.replace(opened, opened + prefix)
+        found = doctor.examine("thought", setup, {})
+        assert (found.status, repr(prefix) in found.found) == (status, True)
+
+
 def test_groups_that_are_cut_are_warned_of(tmp_path, train_file):
     words = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "4"]
     finding = examined(tmp_path, train_file, *words, checks=["batches"])["batches"]

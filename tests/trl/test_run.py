@@ -381,3 +381,17 @@ def test_lora(make_trainer):
     line = trainer.state.log_history[0]
     assert 0 < line["focus/mean"] < 1
     assert isinstance(trainer.model, nn.Module)
+
+
+@pytest.mark.train
+def test_a_reward_that_asks_for_the_prefix_of_responses_gets_that_of_the_chat_template(make_trainer, processor):
+    seen = []
+
+    def reward(completions, response_prefix, **kwargs):
+        seen.append(response_prefix)
+        return [float(index % 2) for index in range(len(completions))]
+
+    opened = "<|im_start|>assistant\n"
+    processor.chat_template = processor.chat_template.replace(opened, f"{opened}<think>\n")
+    make_trainer(reward=reward, max_steps=1).train()
+    assert seen == ["<think>\n"]

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets import Dataset
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.panel import Panel
@@ -13,9 +14,10 @@ from transformers import ProcessorMixin
 
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
-from vgpo.data.schema import quantity
+from vgpo.data.schema import quantity, source_rows
 from vgpo.recipe.loading import forbidden_tokens, load_processor, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.references import why_never_equal
 from vgpo.terminal import right, say
 from vgpo.text import visible
 
@@ -84,6 +86,8 @@ def check_set(
     summary = summarize(rows)
     say(console, quantity(summary.num_rows, "row"))
     console.print(counts(summary))
+    if doubt := doubtful_answers(rows):
+        console.print(Text(visible(doubt), style="yellow"), soft_wrap=True)
     rows = check_dataset(rows, template=run.template, forbidden=forbidden, faulty_rows=reading.faulty_rows)
     lengths = prompt_lengths(rows, run.template, processor, chat)
     left_out = drop_long(rows, lengths, run.max_prompt_length if is_train else None)[1]
@@ -94,6 +98,16 @@ def check_set(
     for prompt in found.previews:
         console.print(panel(prompt))
     return found
+
+
+def doubtful_answers(rows: Dataset) -> str | None:
+    """What is to be said of reference answers that no response will equal, if there are any."""
+    answers = zip(source_rows(rows), rows["answer"], strict=True)
+    reasons = [(row, reason) for row, answer in answers if (reason := why_never_equal(answer or ""))]
+    if not reasons:
+        return None
+    number, (row, reason) = quantity(len(reasons), "reference answer"), reasons[0]
+    return f"no response will equal {number}; the first is that of row {row}: {reason}"
 
 
 def counts(summary: DatasetSummary) -> Columns:

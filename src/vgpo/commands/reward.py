@@ -10,7 +10,7 @@ from rich.text import Text
 from transformers import ProcessorMixin
 
 from vgpo.answers import strip_outer_box
-from vgpo.data import DataError, check_dataset, template_text, to_prompts
+from vgpo.data import DataError, check_dataset, to_prompts
 from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.loading import load_processor, quiet_libraries, read_dataset
 from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
@@ -61,7 +61,7 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
         processor = processor_for(recipe)
         trial = RewardTest(
             rewards,
-            think=wants_thought(recipe),
+            think=recipe.wants_thought,
             response_prefix=prefix_of(processor, recipe),
             tokenizer=getattr(processor, "tokenizer", None),
             exempt=exempt,
@@ -72,14 +72,9 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
     return not faults
 
 
-def wants_thought(recipe: Recipe) -> bool:
-    """Whether responses of this recipe begin with a thought between tags."""
-    return "format" in recipe.run.rewards or "<think>" in template_text(recipe.run.template)
-
-
 def processor_for(recipe: Recipe) -> ProcessorMixin | None:
     """The processor of the recipe's model if a reward may ask for token ids or the form of a response, else None."""
-    if all(source in REWARDS for source in recipe.run.rewards) and not wants_thought(recipe):
+    if all(source in REWARDS for source in recipe.run.rewards) and not recipe.wants_thought:
         return None
     trust = recipe.config.trust_remote_code
     return load_processor(recipe.model, trust_remote_code=trust, min_pixels=None, max_pixels=None)

@@ -21,9 +21,11 @@ from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.embeddings import untrained_rows
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.policy.probes import FAULTS as MODEL_FAULTS
+from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.loading import adapter_config, check_image_token
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
@@ -34,6 +36,7 @@ from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
+from vgpo.rewards.functions import END_THINK, THINK
 from vgpo.shared_prompt import why_not_shared
 from vgpo.text import did_you_mean
 from vgpo.trl.vllm import refuse_colocate
@@ -229,6 +232,34 @@ def banned(setup: Setup) -> Finding:
     return Finding("pass" if ids else "fail", f"never generated: {', '.join(names)}")
 
 
+def thought(setup: Setup) -> Finding:
+    """How the prompt and the tokenizer treat the tags of a thought that the recipe asks for."""
+    prefix = response_prefix(setup.processor, setup.recipe.config.chat_template_kwargs or {})
+    if not setup.recipe.wants_thought:
+        return Finding("pass", f"the chat template begins responses with {prefix!r}" if prefix else "not asked for")
+    if END_THINK in prefix:
+        return Finding(
+            "warn",
+            f"the recipe asks for a thought, and the chat template begins responses with an empty one, {prefix!r}",
+            "set chat_template_kwargs: {enable_thinking: true}, or whatever switches it on in this template",
+        )
+    tokenizer = setup.processor.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[tag] for tag in (THINK, END_THINK) if tag in vocabulary]
+    weight = setup.model.get_input_embeddings().weight
+    unused = range(len(tokenizer), len(weight))
+    untrained = untrained_rows(weight, ids, [*tokenizer.added_tokens_decoder, *unused])
+    if untrained:
+        return Finding(
+            "warn",
+            f"{' and '.join(tokenizer.convert_ids_to_tokens(untrained))} are tokens whose embeddings look untrained",
+            "train them first (supervised, on responses with a thought), or remove them from the tokenizer, which "
+            "then writes the tags in ordinary tokens",
+        )
+    how = f"begun by the chat template with {prefix!r}" if prefix else "written by the model"
+    return Finding("pass", f"{how}, its tags {'tokens of their own' if ids else 'in ordinary tokens'}")
+
+
 def trainable(setup: Setup) -> Finding:
     frozen = setup.recipe.config.freeze or []
     if setup.recipe.model.use_peft:
@@ -310,6 +341,7 @@ CHECKS = {
     "disk": Check(disk, ("model",)),
     "image tokens": Check(image, ("data", "model")),
     "banned tokens": Check(banned, ("model",)),
+    "thought": Check(thought, ("model",)),
     "trained parts": Check(trainable, ("model",)),
     "shared prompts": Check(shared, ("model",)),
     "parity": Check(parity, ("data", "model", "image tokens")),

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from trl import ModelConfig, TrlParser
 
-from vgpo.data import FORMATS, Reading
+from vgpo.data import FORMATS, Reading, template_text
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -213,6 +213,11 @@ class Recipe:
     run: RunArguments
     config: VGPOConfig
     model: ModelConfig
+
+    @property
+    def wants_thought(self) -> bool:
+        """Whether responses shall begin with a thought between tags."""
+        return "format" in self.run.rewards or "<think>" in template_text(self.run.template)
 
     @property
     def accuracy_reward(self) -> str:
