@@ -334,6 +334,24 @@ def compare_run(
 
 
 @app.command(context_settings=PASS_FIELDS_ON)
+def serve(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    prints: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
+    vllm: Annotated[str, typer.Option(help="Further options of `vllm serve`, as in --vllm '--port 9000'.")] = "",
+) -> None:
+    """Start the vLLM server that a recipe generates with, on the GPUs that CUDA_VISIBLE_DEVICES names.
+
+    It gets the recipe's checkpoint, precision, pixel limits and address. Fields of the recipe can be overridden as for
+    [bold]vgpo train[/bold].
+    """
+    from vgpo.commands import serve as command
+
+    with readable(command.ERRORS):
+        command.run(recipe, context.args, prints=prints, extra=vllm)
+
+
+@app.command(context_settings=PASS_FIELDS_ON)
 def doctor(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],

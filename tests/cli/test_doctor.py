@@ -83,18 +83,14 @@ def test_a_missing_model_leaves_the_other_checks_running(tmp_path, train_file):
     assert {findings[name].status for name in ("model", "memory", "data")} == {"skip"}
 
 
-def test_colocated_vllm_is_refused_and_a_server_needs_the_pixel_limits(tmp_path, train_file):
-    def generation(*words):
-        return examined(tmp_path, train_file, "--use_vllm", "true", *words, checks=["generation"])["generation"]
-
-    assert generation().status == "fail"
-    assert "vllm_mode='colocate' (TRL's default) cannot take images" in generation().found
-    server = ["--vllm_mode", "server"]
-    assert generation(*server) == doctor.Finding("pass", "vLLM server")
-    finding = generation(*server, "--min_pixels", "784", "--max_pixels", "20000")
-    assert finding.status == "warn"
-    assert finding.found == "vLLM server, which does not get min_pixels and max_pixels of the recipe"
-    assert """--mm-processor-kwargs '{"min_pixels": 784, "max_pixels": 20000}'""" in finding.fix
+def test_a_vllm_server_that_is_not_there_is_named_with_its_command(tmp_path, train_file):
+    words = ["--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_port", "9", "--max_pixels", "20000"]
+    finding = examined(tmp_path, train_file, *words, checks=["processor", "vLLM server"])["vLLM server"]
+    assert finding.status == "fail"
+    assert "No vLLM server answers at http://0.0.0.0:9" in finding.found
+    assert """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 20000}}'""" in finding.fix
+    assert finding.fix.startswith("VLLM_SERVER_DEV_MODE=1 vllm serve /")
+    assert examined(tmp_path, train_file, checks=["vLLM server"])["vLLM server"].status == "pass"
 
 
 def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):

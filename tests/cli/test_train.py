@@ -56,15 +56,6 @@ def test_too_little_data(tmp_path: Path, toy_files: tuple[Path, Path], monkeypat
     assert not run_dir.exists()
 
 
-def test_colocated_vllm_is_refused_for_images_before_a_model_is_loaded(
-    tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["--run_dir", tmp_path / "run", "--train_data", toy_files[0], "--eval_data", toy_files[1]]
-    message = invoke_train(monkeypatch, *words, "--use_vllm", "true")
-    assert "vllm_mode='colocate' (TRL's default) cannot take images" in message
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_folder_that_holds_a_run_is_not_written_into(
     tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

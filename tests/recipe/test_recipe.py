@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 from vgpo.cli import app
 from vgpo.recipe.recipe import RecipeError, RecipeParser, load_recipe, recipe_folder
 from vgpo.recipe.run_plan import RunPlan
-from vgpo.trl.vllm import refuse_colocate
 
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))
 ON_A_LAPTOP = ["--use_cpu", "true"]
@@ -182,13 +181,6 @@ def test_deepspeed_that_is_not_installed_is_named_with_the_fix(
     monkeypatch.setattr(RecipeParser, "parse_args_into_dataclasses", look_for_deepspeed)
     with pytest.raises(RecipeError, match=r"deepspeed is not installed: pip install 'trl\[deepspeed\]'"):
         load_recipe("quickstart_vgpo", ["--deepspeed", str(tmp_path / "zero2.json")])
-
-
-def test_no_recipe_generates_with_colocated_vllm() -> None:
-    for path in recipe_folder().glob("*.yaml"):
-        refuse_colocate(load_recipe(path, ON_A_LAPTOP).config)
-    with pytest.raises(ValueError, match=r"cannot take images.*use_vllm=False.*vllm_mode='server'"):
-        refuse_colocate(load_recipe("quickstart_vgpo", ["--use_vllm", "true"]).config)
 
 
 def test_a_missing_file_names_the_nearest_recipe() -> None:

@@ -1,7 +1,7 @@
 """Prompts as the processor encodes them: once each, however many rollouts they have."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,15 @@ class EncodedPrompt:
         media: the tensors of its images that the model's forward takes, without padding to other prompts; empty for
             text.
         token_types: those of `vgpo.media.TOKEN_TYPES` that the processor gives, one number per token.
+        placeholder_ids: the prompt with one token for each image, as an inference engine takes it; empty where no
+            engine generates.
     """
 
     token_ids: list[int]
     num_images: int
     media: dict[str, Tensor]
     token_types: dict[str, list[int]]
+    placeholder_ids: list[int] = field(default_factory=list)
 
     def types_of(self, name: str) -> list[int]:
         """One token-type field; zeros where the processor left it out, as for text."""

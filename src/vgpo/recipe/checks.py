@@ -1,6 +1,5 @@
 """what can go wrong with a run, looked at before it costs anything."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.run_plan import RunPlan, check_launch
+from vgpo.recipe.serving import server_settings
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.rewards import RewardError, load_reward
@@ -39,7 +39,8 @@ from vgpo.rewards.checked import check_reward_columns
 from vgpo.rewards.functions import END_THINK, THINK
 from vgpo.shared_prompt import why_not_shared
 from vgpo.text import did_you_mean
-from vgpo.trl.vllm import refuse_colocate
+from vgpo.vllm.prompts import EngineError
+from vgpo.vllm.server import as_shell, faults_of
 
 # The last are what a model or its processor raises for a config or an image that it was not made for.
 FAULTS = (RecipeError, DataError, RewardError, OSError, *MODEL_FAULTS)
@@ -82,21 +83,24 @@ def launch(setup: Setup) -> Finding:
 
 
 def generation(setup: Setup) -> Finding:
-    run, config = setup.recipe.run, setup.recipe.config
+    config = setup.recipe.config
     if not config.use_vllm:
         return Finding("pass", "transformers")
+    return Finding("pass", f"vLLM, {config.vllm_mode}")
+
+
+def vllm_server(setup: Setup) -> Finding:
+    """Whether the server that runs is that of the recipe."""
+    if not setup.recipe.config.use_vllm or setup.recipe.config.vllm_mode != "server":
+        return Finding("pass", "none (use_vllm, vllm_mode)")
+    settings = server_settings(setup)
     try:
-        refuse_colocate(config)  # every training set has images
-    except ValueError as error:
-        return Finding("fail", str(error))
-    limits = {name: vars(run)[name] for name in ("min_pixels", "max_pixels") if vars(run)[name] is not None}
-    if not limits:
-        return Finding("pass", "vLLM server")
-    return Finding(
-        "warn",
-        f"vLLM server, which does not get {' and '.join(limits)} of the recipe",
-        f"start it with --mm-processor-kwargs '{json.dumps(limits)}', or it sees other images than the trainer",
-    )
+        faults = faults_of(settings)
+    except EngineError as error:
+        return Finding("fail", str(error), as_shell(settings.command()))
+    if faults:
+        return Finding("fail", f"at {settings.url}: {'; '.join(faults)}", as_shell(settings.command()))
+    return Finding("pass", f"{settings.model} at {settings.url}, in {settings.dtype}")
 
 
 def trackers(setup: Setup) -> Finding:
@@ -332,6 +336,7 @@ CHECKS = {
     "packages": Check(packages),
     "library settings": Check(library_settings),
     "processor": Check(processor),
+    "vLLM server": Check(vllm_server, ("processor",)),
     "data": Check(data, ("processor",)),
     "held-out data": Check(held_out, ("processor",)),
     "batches": Check(arithmetic, ("data",)),

@@ -38,10 +38,11 @@ from vgpo.run.resuming import DESCRIPTION, evaluation_before
 from vgpo.terminal import say
 from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
+from vgpo.vllm.prompts import EngineError
 
 ERRORS = (
     RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
-    NonFiniteError, ParityError,
+    EngineError, NonFiniteError, ParityError,
 )  # fmt: skip
 
 WHILE_REPORTING = (Exception, KeyboardInterrupt, SystemExit)

@@ -112,6 +112,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "log_level_replica": ("detail", "debug", "info", "warning", "error", "critical", "passive"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "vllm_dtype": ("auto", "float32", "bfloat16", "float16"),
     "bnb_4bit_quant_type": ("fp4", "nf4"),
     "lora_task_type": ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),

@@ -83,6 +83,12 @@ class VGPOConfig(GRPOConfig):
             "insist on it, or 'off'."
         },
     )
+    vllm_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "dtype of a colocated vLLM; 'auto' is that in which the policy computes, also under bf16 or fp16."
+        },
+    )
     parity: str = field(
         default="auto",
         metadata={

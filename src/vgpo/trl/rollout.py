@@ -7,7 +7,7 @@ what it finds out, is in one object that is current while TRL runs: a `ScoringPa
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from operator import is_
 from typing import Any, TypeVar
 
@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from trl.extras.profiling import profiling_decorator
+from trl.import_utils import is_vllm_available
 
 from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
@@ -40,51 +42,15 @@ from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
+from vgpo.training.passes import Rollout, ScoringPass
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.monitored import MonitoredTrainer
 from vgpo.trl.parity import ParityCheck, check_parity
-from vgpo.trl.vllm import refuse_colocate
+from vgpo.vllm.prompts import placeholder_ids, with_placeholders
 
 logger = logging.getLogger(__name__)
 
 BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
-
-
-@dataclass
-class ScoringPass:
-    """One or several log-probability passes over the same rows.
-
-    Attributes:
-        prompts: of the rows, in order; a rollout fills them when TRL tokenizes.
-        required: names of the signals to capture, of `vgpo.shaping.Signals`.
-        update: the micro-batch of an update, whose advantages are shaped as soon as its pass has run.
-        captured: the signals of each pass, (B, T) each.
-        sampled: log-probabilities from which the responses were sampled (B, T), and their mask; to be compared with
-            those of the pass.
-    """
-
-    prompts: list[EncodedPrompt] = field(default_factory=list)
-    required: frozenset[str] = frozenset()
-    update: Batch | None = None
-    captured: list[dict[str, Tensor]] = field(default_factory=list)
-    sampled: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass
-class Rollout(ScoringPass):
-    """The generation of responses to rows of the data set, their rewards, and the passes that TRL runs over them.
-
-    Attributes:
-        rows: of the data set, one per response.
-        images: of each response: those of its prompt, then those that tools returned.
-        rewards: of the responses of all processes, by reward function; (N, R).
-        sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    images: list[list[Any]] = field(default_factory=list)
-    rewards: Tensor | None = None
-    sampled_log_probs: Tensor | None = None
 
 
 Pass = TypeVar("Pass", bound=ScoringPass)
@@ -101,7 +67,8 @@ class RolloutTrainer(MonitoredTrainer):
         self._visual_token_ids = (visual_token_ids if self._requires_images else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
         self._pass: ScoringPass | None = None
-        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        with vllm_in_place(args):
+            super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self._has_images = has_media_column(self.train_dataset)
         self._blank: dict[str, Tensor] = {}  # the media of a blank image, once asked for
         models = [model for model in (self.model, self.ref_model) if model is not None]
@@ -213,7 +180,24 @@ class RolloutTrainer(MonitoredTrainer):
         ids, images, fields = super()._tokenize_prompts([prompt])
         self._batch_environments = environments
         own = (images[0] if images else None) or []
-        return encoded_prompt(ids[0], len(own), fields, self.accelerator.device), own
+        encoded = encoded_prompt(ids[0], len(own), fields, self.accelerator.device)
+        if self.use_vllm and own:
+            encoded = replace(encoded, placeholder_ids=self._placeholder_ids(prompt, row))
+        return encoded, own
+
+    def _placeholder_ids(self, prompt: Any, row: int) -> list[int]:
+        """The prompt as the parent encodes it, before the processor has made tokens of its images."""
+        environments = self._batch_environments
+        tools = self.tools if environments is None else self._env_tools[environments[row]]
+        text = self.processing_class.apply_chat_template(
+            prompt,
+            tools=tools or None,
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            **self.chat_template_kwargs,
+        )
+        return placeholder_ids(self.processing_class, text)
 
     def _take_prompt_ids(self, prompt_ids: list[list[int]]) -> None:
         """Where `rollout_func` wrote prompts of its own, these are read, and no two rollouts share one."""
@@ -286,13 +270,13 @@ class RolloutTrainer(MonitoredTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        if images and any(images):
-            refuse_colocate(self.args)
+        if self.use_vllm:
+            return self._sample_with_engine(prompt_ids, images, fields, num_generations, *args, **kwargs)
         # Turns after tools, and those of a rollout_func, bring other lists than those that were tokenized here.
         prompts = self._rollout.prompts
         tokenized = [prompt.token_ids for prompt in prompts]
         first_turn = len(tokenized) == len(prompt_ids) and all(map(is_, tokenized, prompt_ids))
-        if not first_turn or self.use_vllm or self.use_transformers_continuous_batching:
+        if not first_turn or self.use_transformers_continuous_batching:
             return self._sample(prompt_ids, images, fields, num_generations, *args, **kwargs)
         config = self.generation_config
         if self._sharing.prefills_once(prompts, num_generations, self.model, config):
@@ -318,6 +302,21 @@ class RolloutTrainer(MonitoredTrainer):
         last_tokens = torch.tensor([ids[-1] if ids else 0 for ids in completion_ids], device=self.accelerator.device)
         self._rollout.sampled_log_probs = sampled.log_probs(last_tokens)
         return completion_ids, *rest
+
+    def _sample_with_engine(self, prompt_ids: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sample responses with vLLM, which gets one placeholder for each image of a prompt."""
+        prompts = self._rollout.prompts
+        if images and any(images):
+            pairs = zip(prompt_ids, prompts, strict=True)
+            self.vllm_generation.engine_prompts = [
+                with_placeholders(ids, prompt.token_ids, prompt.placeholder_ids or prompt.token_ids)
+                for ids, prompt in pairs
+            ]
+        completion_ids, log_probs = self._sample(prompt_ids, images, *args, **kwargs)
+        if not self.tools and self.rollout_func is None:
+            rows = [torch.tensor(row, dtype=torch.float, device=self.accelerator.device) for row in log_probs]
+            self._rollout.sampled_log_probs = pad_sequence(rows, batch_first=True)
+        return completion_ids, log_probs
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         with self._phase("generation"):
@@ -387,6 +386,15 @@ class RolloutTrainer(MonitoredTrainer):
         if not self._blank:
             self._blank = self._encode(blank_prompt(), 0)[0].media
         return self._blank
+
+
+def vllm_in_place(args: VGPOConfig) -> AbstractContextManager[None]:
+    """Inside the block, a trainer that generates with vLLM is built with ours; it imports packages of an extra."""
+    if not args.use_vllm or not is_vllm_available():  # of which the parent then says that it is missing
+        return nullcontext()
+    from vgpo.vllm.generation import engine_in_place
+
+    return engine_in_place(args.vllm_dtype)
 
 
 def model_config(model: Any, args: VGPOConfig) -> PretrainedConfig:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trl.trainer.utils import split_tensor_dict
 
-from vgpo.data.media_columns import stores_images
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ablate_prompts, build_ablations
@@ -58,7 +57,6 @@ from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, 
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer, ScoringPass
-from vgpo.trl.vllm import refuse_colocate
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +108,6 @@ class VGPOTrainer(RolloutTrainer):
             raise ValueError(f"args is {type(args).__name__}, expected VGPOConfig: VGPOTrainer(args=VGPOConfig(...)).")
         self.shaping = args.build_shaping()
         self._required_signals = required_signals(self.shaping, measure_focus=args.measure_focus)
-        if args.use_vllm and train_dataset is not None and stores_images(train_dataset):
-            refuse_colocate(args)  # before vLLM is started
         if isinstance(train_dataset, IterableDataset):
             train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
         self.rollout_writer = rollout_writer

@@ -1,0 +1,45 @@
+"""The vLLM server that a recipe asks for."""
+
+from transformers import AutoConfig
+
+from vgpo.recipe.loading import load
+from vgpo.recipe.recipe import TOY_MODEL, Recipe
+from vgpo.recipe.setup import Setup
+from vgpo.toy import checkpoint_path
+from vgpo.vllm.prompts import processor_options
+from vgpo.vllm.server import ServerSettings
+
+
+def server_settings(setup: Setup) -> ServerSettings:
+    """How the server of a recipe is started: with the trainer's checkpoint, precision and pixel limits.
+
+    Raises:
+        RecipeError: The checkpoint cannot be loaded.
+    """
+    run, config, model = setup.recipe.run, setup.recipe.config, setup.recipe.model
+    is_toy = model.model_name_or_path == TOY_MODEL
+    sets_limits = run.min_pixels is not None or run.max_pixels is not None
+    lengths = [config.vllm_max_model_length, (run.max_prompt_length or 0) + (config.max_completion_length or 0)]
+    return ServerSettings(
+        model=str(checkpoint_path()) if is_toy else str(model.model_name_or_path),
+        url=config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}",
+        dtype=engine_dtype(setup.recipe),
+        revision=None if is_toy or model.model_revision == "main" else model.model_revision,
+        processor=processor_options(setup.processor) if sets_limits else {},
+        max_model_length=lengths[0] or (lengths[1] if run.max_prompt_length else None),
+        tensor_parallel_size=config.vllm_tensor_parallel_size,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def engine_dtype(recipe: Recipe) -> str:
+    """In which vLLM computes: `vllm_dtype`, else as the policy does, under autocast or as it was loaded."""
+    config, model = recipe.config, recipe.model
+    if config.vllm_dtype != "auto":
+        return config.vllm_dtype
+    if config.bf16 or config.fp16:
+        return "bfloat16" if config.bf16 else "float16"
+    if model.dtype not in (None, "auto"):
+        return str(model.dtype)
+    stored = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
+    return str(stored.dtype or "float32").removeprefix("torch.")

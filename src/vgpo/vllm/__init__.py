@@ -1,0 +1,1 @@
+"""vLLM beside a trainer: what it is given, what it must give back, and how it is started."""
