@@ -25,6 +25,10 @@ BAD = {
     ),
     "sampling_rounds": ("sampling/rounds", (7, 8, 10), 6, "reached alarm_sampling_rounds=7; found 7 to 10 in"),
     "kl_explosion": ("kl", (1.5, float("inf"), 2.0), 1.0, "above alarm_kl=1; found 1.5 to inf in"),
+    "importance_ratio": (
+        "sampling/importance_sampling_ratio/mean", (0.4, 0.2, 0.3), 0.99,
+        "below alarm_importance_ratio=0.5; found 0.2 to 0.4 in",
+    ),
     "log_prob_gap": (
         "sampling/log_prob_gap", (0.3, 0.25, 2.9), 0.05, "above alarm_log_prob_gap=0.2; found 0.25 to 2.9 in",
     ),
@@ -39,6 +43,7 @@ HEALTHY = {
     "guard/skipped_steps": (0.0, 0.0),
     "kl": (0.0, 0.3),
     "sampling/log_prob_gap": (0.0, 1e-4),
+    "sampling/importance_sampling_ratio/mean": (0.9, 1.1),
 }
 
 

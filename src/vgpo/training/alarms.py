@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointError, CheckpointStore
-from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
+from vgpo.metric_names import GUARD_SKIPPED_STEPS, IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
 from vgpo.training.settings import AlarmSettings
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,15 @@ RULES = (
         text="the mean difference (nats per token) of log-probabilities between update and sampling is above",
         advice="Importance ratios and the clipping of the loss are wrong by as much. Set share_prompt to off, then "
         "attn_implementation to eager or bf16 to false, and see which removes it; set lora_dropout to 0.",
+    ),
+    Rule(
+        name="importance_ratio",
+        metric=IMPORTANCE_RATIO,
+        threshold="alarm_importance_ratio",
+        is_bad=operator.lt,
+        text="the mean importance ratio of the policy to vLLM, which sampled, is below",
+        advice="Rollouts weigh too little, or are masked: vLLM does not compute what the policy computes. Compare "
+        "vllm_dtype and dtype, and look at sampling/log_prob_gap; `vgpo doctor` looks at a server.",
     ),
 )
 

@@ -53,6 +53,7 @@ ALARM_THRESHOLDS = {
     "alarm_skipped_steps": inf,
     "alarm_kl": inf,
     "alarm_log_prob_gap": inf,
+    "alarm_importance_ratio": 1.0,
 }
 
 
@@ -84,6 +85,8 @@ class AlarmSettings:
     """Highest divergence from the reference model, nats per token."""
     alarm_log_prob_gap: float = 0.2
     """Highest mean difference of scored and sampled log-probabilities, nats per token."""
+    alarm_importance_ratio: float = 0.5
+    """Lowest mean importance ratio of the policy to the inference engine that sampled; in [0, 1]."""
 
     def __post_init__(self) -> None:
         check_choice("alarms", self.alarms, ("warn", "stop", "off"))

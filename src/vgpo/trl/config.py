@@ -177,6 +177,10 @@ class VGPOConfig(GRPOConfig):
             "those that were sampled from."
         },
     )
+    alarm_importance_ratio: float = field(
+        default=AlarmSettings.alarm_importance_ratio,
+        metadata={"help": "Alarm when the mean importance ratio of the policy to vLLM is below this."},
+    )
     log_rollouts_steps: int = field(
         default=RolloutLogSettings.log_rollouts_steps,
         metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."},
