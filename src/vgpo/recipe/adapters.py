@@ -36,6 +36,11 @@ class Source:
     def is_folder(self) -> bool:
         return Path(self.name).is_dir()
 
+    @property
+    def adapter_config(self) -> str | None:
+        """The path of its adapter_config.json, None if it is no adapter or cannot be reached."""
+        return find_adapter_config_file(self.name, revision=self.revision)
+
     def file(self, name: str) -> str | None:
         """The path of one of its files, None where it has none of that name or cannot be reached."""
         return cached_file(
@@ -60,7 +65,7 @@ def with_bases(source: Source, *, trust_remote_code: bool) -> list[Source]:
             is on the hub at no commit, although its code may run.
     """
     chain = [source]
-    while config := find_adapter_config_file(chain[-1].name, revision=chain[-1].revision):
+    while config := chain[-1].adapter_config:
         base = base_of(chain[-1], Path(config))
         if trust_remote_code and not base.is_folder and not COMMIT.fullmatch(base.revision or ""):
             refuse(

@@ -24,7 +24,7 @@ from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.policy.probes import FAULTS as MODEL_FAULTS
-from vgpo.recipe.loading import adapter_config, check_image_token
+from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
@@ -94,6 +94,22 @@ def generation(setup: Setup) -> Finding:
         f"vLLM server, which does not get {' and '.join(limits)} of the recipe",
         f"start it with --mm-processor-kwargs '{json.dumps(limits)}', or it sees other images than the trainer",
     )
+
+
+def reference(setup: Setup) -> Finding:
+    """The reference model, which TRL loads by the name of the policy's checkpoint, and knows no adapter there."""
+    beta, model = setup.recipe.config.beta, setup.recipe.model
+    if not beta:
+        return Finding("pass", "none (beta: 0)")
+    if model.use_peft:
+        return Finding("pass", "the policy without its adapters")
+    name = source_of(model).name
+    with faults_of(repr(name)):
+        is_adapter = source_of(model).adapter_config is not None
+    if not is_adapter:
+        return Finding("pass", f"{name}, loaded a second time")
+    found = f"beta {beta:g} needs a reference model, and TRL cannot load the adapter {name!r} as one"
+    return Finding("fail", found, f"`vgpo merge {name} FOLDER` and name FOLDER, or set use_peft: true, or beta: 0")
 
 
 def trackers(setup: Setup) -> Finding:
@@ -297,6 +313,7 @@ CHECKS = {
     "device": Check(device),
     "processes": Check(launch),
     "generation": Check(generation),
+    "reference model": Check(reference),
     "trackers": Check(trackers),
     "packages": Check(packages),
     "library settings": Check(library_settings),
@@ -316,7 +333,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "generation", "trackers", "packages", "library settings")
+BEFORE_LOADING = ("versions", "generation", "reference model", "trackers", "packages", "library settings")
 WITH_MODEL = ("memory", "disk")
 
 

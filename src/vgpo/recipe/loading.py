@@ -65,6 +65,9 @@ CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weight
 def quiet_libraries() -> None:
     """Hide what no user can act on: bars of short steps, and names that transformers renames and TRL still reads."""
     warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
+    # PEFT, when it saves an adapter whose base is an adapter, or on a hub that it cannot reach. It asks whether the
+    # vocabulary has grown, which a run never does.
+    warnings.filterwarnings("ignore", "Could not find a config file in ", UserWarning)
     disable_progress_bars()
     disable_progress_bar()
 
@@ -253,16 +256,21 @@ def load(auto_class: Any, model: ModelConfig, *, trust_remote_code: bool, **opti
     Of an adapter the config is its base's; the processor is its own where one is saved with it, else the base's; the
     model is the base with the adapter merged.
     """
-    name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else str(model.model_name_or_path)
+    source = source_of(model)
     options["trust_remote_code"] = trust_remote_code
-    source = Source(name, model.model_revision)
-    with faults_of(repr(name)):
+    with faults_of(repr(source.name)):
         chain = with_bases(source, trust_remote_code=trust_remote_code)
     if auto_class is AutoProcessor:
         return processor_of(chain, **options)
     loaded = from_source(auto_class, chain[-1], of=source, **options)
     adapters = chain[-2::-1] if auto_class is AutoModelForImageTextToText else []
     return functools.reduce(merged, adapters, loaded)
+
+
+def source_of(model: ModelConfig) -> Source:
+    """Where the checkpoint of a recipe is."""
+    name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else str(model.model_name_or_path)
+    return Source(name, model.model_revision)
 
 
 def processor_of(chain: Sequence[Source], **options: Any) -> Any:
