@@ -1,4 +1,4 @@
-"""Plain checkpoints out of runs and adapters: weights, config, processor and chat template, and nothing of a trainer."""
+"""Plain checkpoints out of runs and adapters: weights, config and processor, nothing of a trainer."""
 
 import tempfile
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ class Written:
 
     def __str__(self) -> str:
         return (
-            f"{self.source} to {self.out}: {self.what}; {self.num_files} files, {self.num_bytes / 1e6:,.1f} MB, loaded "
-            "back and equal to the last bit"
+            f"{self.source} to {self.out}: {self.what}; {self.num_files} files, {self.num_bytes / 1e6:,.1f} MB, "
+            "loaded back and equal to the last bit"
         )
 
 
@@ -61,14 +61,14 @@ def choose(source: str, which: str | None) -> Chosen:
 
     Raises:
         RecipeError: Another word, or `which` for something that is no run.
-        RunFolderError: The run has no such checkpoint, or it is damaged.
+        RunFolderError: The run has no such checkpoint, or the checkpoint is damaged.
     """
     if which not in (None, *WHICH):
         raise RecipeError(f"--which {which}: expected one of {', '.join(WHICH)}")
     if not is_run(Path(source)):
         if which is not None:
             raise RecipeError(f"--which {which} chooses among the checkpoints of a run, and {source} is no run folder")
-        return Chosen(source)
+        return Chosen(intact(Path(source), "Take another checkpoint"))
     folder = RunFolder(Path(source))
     return {"final": final_of, "last": last_of, "best": best_of}[which or "final"](folder)
 
@@ -84,10 +84,19 @@ def final_of(folder: RunFolder) -> Chosen:
         raise RunFolderError(
             f"{path} is not there: the run has not ended. `--which last` takes its newest intact checkpoint"
         )
-    damage = CheckpointStore.verify(path, more=True) if (path / MANIFEST).exists() else None  # by an earlier version
+    return Chosen(intact(path, "`--which last` takes the newest intact checkpoint"))
+
+
+def intact(path: Path, fix: str) -> str:
+    """A checkpoint, whose files are those that were saved, as far as a manifest says which.
+
+    Raises:
+        RunFolderError: They are not.
+    """
+    damage = CheckpointStore.verify(path, more=True) if (path / MANIFEST).exists() else None
     if damage is not None:
-        raise RunFolderError(f"{path} is damaged: {damage}. `--which last` takes the newest intact checkpoint")
-    return Chosen(str(path))
+        raise RunFolderError(f"{path} is damaged: {damage}. {fix}")
+    return str(path)
 
 
 def last_of(folder: RunFolder) -> Chosen:
@@ -128,8 +137,8 @@ def best_of(folder: RunFolder) -> Chosen:
     }
     if not means:
         raise RunFolderError(
-            f"{folder.metrics_path} has no {metric!r} up to step {max(steps)}, so no checkpoint can be called the best. "
-            "`--which last` takes the newest"
+            f"{folder.metrics_path} has no {metric!r} up to step {max(steps)}, so no checkpoint can be called the "
+            "best. `--which last` takes the newest"
         )
     best = max(means, key=means.__getitem__)  # the first of equals, which is the newest
     listed = ", ".join(f"{mean:.3f} at step {step}" for step, mean in means.items())
@@ -190,17 +199,16 @@ def write_plain(checkpoint: str, out: Path, *, dtype: str = "auto") -> Written:
             del model  # before the other one is loaded
             check_written(folder, weights, identity)
             files = [file for file in folder.rglob("*") if file.is_file()]
+            num_bytes = sum(file.stat().st_size for file in files)
             for file in (*files, folder):
                 bring_to_disk(file)
             folder.rename(place)
             bring_to_disk(place.parent)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RecipeError(
-            f"{out} could not be written: {error}. Free space on this disk, or name another one"
-        ) from error
-    return Written(
-        out, checkpoint, what, len(files), sum((place / file.relative_to(folder)).stat().st_size for file in files)
-    )
+    except RecipeError:
+        raise
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RecipeError(f"{out} could not be written: {error}. Correct that, or name another place") from error
+    return Written(out, checkpoint, what, len(files), num_bytes)
 
 
 def digests(model: PreTrainedModel) -> dict[str, str]:
