@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -14,31 +15,38 @@ from transformers import AutoModelForImageTextToText
 from typer.testing import CliRunner
 
 from tests.cli import even_sum
-from vgpo.checkpoints import CheckpointStore
+from vgpo.checkpoints import CheckpointStore, weight_hash
 from vgpo.cli import app
 from vgpo.inspection import Inspection
 from vgpo.recipe.export import choose
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.recipe.train import train_recipe
 from vgpo.run import RunFolder, RunFolderError
+from vgpo.study import run as study_run
+from vgpo.study.folder import StudyRun
 from vgpo.toy import checkpoint_path, write_datasets
 
+TEMPLATE = "plain"  # of both, else the prompts would make the answers differ
 REWARD = f"{even_sum.__file__}:even_sum"
 SMALL = {
     "rewards": REWARD,
+    "template": TEMPLATE,
     "use_cpu": "true",
     "bf16": "false",
     "gradient_checkpointing": "false",
     "parity": "off",
     "learning_rate": "0.02",
     "max_steps": "2",
+    "save_strategy": "steps",
     "save_steps": "1",
     "logging_steps": "1",
     "num_generations": "4",
     "per_device_train_batch_size": "8",
     "steps_per_generation": "1",
     "gradient_accumulation_steps": "1",
-    "max_completion_length": "6",
+    "max_completion_length": "12",
+    "dynamic_sampling": "false",
+    "temperature": "2.0",
     "evaluate_before": "false",
     "disable_tqdm": "true",
 }
@@ -51,7 +59,7 @@ def train(run_dir: Path, **fields: object) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
     folder = tmp_path_factory.mktemp("sets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
@@ -72,7 +80,7 @@ def invoke(*words: object, status: int = 0) -> Result:
 
 
 def answers(checkpoint: object, data: Path, out: Path) -> dict:
-    invoke("eval", checkpoint, "--data", data, "--max-new-tokens", 6, "--out", out)
+    invoke("eval", checkpoint, "--data", data, "--max-new-tokens", 12, "--template", TEMPLATE, "--out", out)
     return json.loads(out.read_text())
 
 
@@ -105,12 +113,25 @@ def test_inspect_reads_a_lora_run_and_not_its_base(lora: RunFolder, sets: tuple[
         "run": lora.final_path,
         "step": lora.checkpoints_path / "checkpoint-2",
     }.items():
-        words = ["--rows", "0-1", "--max-new-tokens", 6, "--out", tmp_path / name]
+        words = ["--rows", "0-1", "--max-new-tokens", 12, "--template", TEMPLATE, "--out", tmp_path / name]
         invoke("inspect", checkpoint, "--data", sets[1], *words)
         questions = Inspection.read(tmp_path / name / "inspection.json").data["questions"]
-        found[name] = json.dumps([question["responses"] for question in questions])
+        found[name] = json.dumps([question["rollouts"] for question in questions])
     assert found["run"] == found["step"]
     assert found["run"] != found["base"]
+
+
+@pytest.mark.train
+def test_a_study_looks_at_the_trained_model_of_a_lora_run(lora: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        study_run, "measure_grounding", lambda model, *args, **options: seen.append(logits(model)) or {}
+    )
+    config = lora.read_config()
+    fields = {name: config[name] for name in ("train_data", "eval_data", *LORA)}
+    words = [str(word) for name, value in {**SMALL, **fields}.items() for word in (f"--{name}", value)]
+    study_run.grounding_of(load_recipe("quickstart_vgpo", words), StudyRun(lora.path), start=False)
+    assert (seen[0] - logits(adapted(lora.final_path))).abs().max() < 1e-5
 
 
 @pytest.mark.train
@@ -119,14 +140,16 @@ def test_a_lora_run_is_trained_further(lora: RunFolder, sets: tuple[Path, Path],
     more = train(tmp_path / "more", **start, **LORA)
     recorded = json.loads((more.final_path / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert recorded == str(lora.final_path)
-    exported = tmp_path / "out"
-    invoke("export", more.path, exported)
-    full = train(tmp_path / "full", **start, learning_rate=0)
-    assert weights(full.final_path).keys() == weights(exported).keys()
-    merged = tmp_path / "merged"
-    invoke("merge", lora.final_path, merged)
-    assert same(weights(full.final_path), weights(merged))
-    assert not same(weights(exported), weights(merged))
+    invoke("export", more.path, tmp_path / "both")
+    invoke("merge", lora.final_path, tmp_path / "first")
+    assert not same(weights(tmp_path / "both"), weights(tmp_path / "first"))
+    # All weights, from the first adapter.
+    full = train(tmp_path / "full", **start)
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "first")
+    assert full.read_identity()["start model"] == weight_hash(merged.named_parameters())
+    assert more.read_identity()["start model"] == full.read_identity()["start model"]
+    assert lora.read_identity()["start model"] != full.read_identity()["start model"]
+    assert not same(weights(full.final_path), weights(tmp_path / "first"))
 
 
 @pytest.mark.train
