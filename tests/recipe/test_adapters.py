@@ -137,6 +137,10 @@ def test_processor_and_chat_template_are_the_adapters_own_where_they_are_saved(a
     (adapter / "processor_config.json").unlink()  # tokenizer and template stay
     assert processor_of(adapter).image_processor.size == processor_of("toy").image_processor.size
     assert processor_of(adapter).chat_template.endswith("{# own #}")
+    tokenizer = adapter / "tokenizer_config.json"  # where earlier versions keep the template
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()) | {"chat_template": "older"}))
+    (adapter / "chat_template.jinja").unlink()
+    assert processor_of(adapter).chat_template == "older"
     for file in adapter.glob("*"):
         if not file.name.startswith("adapter_"):
             file.unlink()
@@ -230,13 +234,13 @@ def test_a_broken_adapter_config_is_refused(adapter: Path, text: str) -> None:
     refused(adapter, "adapter_config.json")
 
 
-def test_adapters_whose_bases_are_a_circle_are_refused(adapter: Path, tmp_path: Path) -> None:
+def test_adapters_whose_bases_form_a_cycle_are_refused(adapter: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(adapter, tmp_path / "other"))
     set_config(adapter, base_model_name_or_path=str(other))
     set_config(other, base_model_name_or_path=str(adapter))
-    refused(adapter, "part of a circle")
+    refused(adapter, "part of a cycle")
     set_config(adapter, base_model_name_or_path=str(adapter))
-    refused(adapter, "part of a circle")
+    refused(adapter, "part of a cycle")
 
 
 def test_a_base_in_a_relative_folder_is_recorded_with_its_full_path(

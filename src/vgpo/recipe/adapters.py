@@ -74,7 +74,7 @@ def with_bases(source: Source, *, trust_remote_code: bool) -> list[Source]:
                 f'Set "revision" in {CONFIG} to the 40 characters of a commit whose code you have read',
             )
         if base in chain:
-            refuse(chain[-1], f"and part of a circle: its base is {base.name}", f"Correct {BASE} in {CONFIG}")
+            refuse(chain[-1], f"and part of a cycle: its base is {base.name}", f"Correct {BASE} in {CONFIG}")
         chain.append(base)
     return chain
 
