@@ -31,7 +31,7 @@ app.add_typer(rewards, name="reward")
 
 DIAL = "The difficulty dial, as in rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-WRITING_FILES = {"train", "quickstart", "compare", "compare-run", "inspect", "report", "toy"}
+WRITING_FILES = {"train", "quickstart", "compare", "compare-run", "inspect", "report", "toy", "merge", "export"}
 """Commands that are run for the files they write. The others are run for what they print."""
 
 
@@ -271,6 +271,40 @@ def inspect_checkpoint(
             dtype=dtype,
         )
         command.run(request)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="An adapter: its folder, or a hub name.")],
+    out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights: auto (the base's own), float32, bfloat16, float16.")] = (
+        "auto"
+    ),
+) -> None:
+    """Merge a LoRA adapter into its base, and write a plain checkpoint that any program loads."""
+    from vgpo.commands import merge as command
+
+    with readable(command.ERRORS):
+        command.run(adapter, out, dtype=dtype)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a hub name.")],
+    out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
+    which: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a run: final, its final weights; last, its newest intact checkpoint; best, the checkpoint with "
+            "the highest accuracy in the steps up to it. Default: final."
+        ),
+    ] = None,
+) -> None:
+    """Write a checkpoint for publishing: without optimizer and trainer state, an adapter merged into its base."""
+    from vgpo.commands import export as command
+
+    with readable(command.ERRORS):
+        command.run(source, out, which=which)
 
 
 @app.command()

@@ -21,7 +21,6 @@ SAMPLING_ROUNDS = "sampling/rounds"
 SAMPLING_ACCURACY_DRAWN = "sampling/accuracy_drawn"
 
 SAMPLING_LOG_PROB_GAP = "sampling/log_prob_gap"
-IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"  # of TRL, where vLLM generates
 
 GUARD_SKIPPED_STEPS = "guard/skipped_steps"
 GRADER_TIMEOUTS = "grader/timeouts"

@@ -27,7 +27,19 @@ def modules_after(*words: str) -> set[str]:
 @pytest.mark.process
 @pytest.mark.parametrize(
     "command",
-    [(), ("quickstart",), ("train",), ("eval",), ("inspect",), ("report",), ("watch",), ("compare",), ("toy",)],
+    [
+        (),
+        ("quickstart",),
+        ("train",),
+        ("eval",),
+        ("inspect",),
+        ("report",),
+        ("watch",),
+        ("compare",),
+        ("merge",),
+        ("export",),
+        ("toy",),
+    ],
 )
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     loaded = modules_after(*command, "--help")
@@ -42,5 +54,5 @@ def test_help_takes_less_than_a_second() -> None:
     done = subprocess.run([sys.executable, "-m", "vgpo.cli", "--help"], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
-    for command in ("quickstart", "train", "eval", "inspect", "report", "watch", "compare", "toy"):
+    for command in ("quickstart", "train", "eval", "inspect", "report", "watch", "compare", "merge", "export", "toy"):
         assert command in done.stdout

@@ -25,7 +25,7 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.policy.prompts import response_prefix
-from vgpo.recipe.loading import adapter_config, check_image_token
+from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
@@ -40,7 +40,7 @@ from vgpo.rewards.functions import END_THINK, THINK
 from vgpo.shared_prompt import why_not_shared
 from vgpo.text import did_you_mean
 from vgpo.vllm.prompts import EngineError
-from vgpo.vllm.server import as_shell, faults_of
+from vgpo.vllm.server import as_shell, server_faults
 
 # The last are what a model or its processor raises for a config or an image that it was not made for.
 FAULTS = (RecipeError, DataError, RewardError, OSError, *MODEL_FAULTS)
@@ -86,6 +86,9 @@ def generation(setup: Setup) -> Finding:
     config = setup.recipe.config
     if not config.use_vllm:
         return Finding("pass", "transformers")
+    if is_adapter(setup):
+        name = setup.recipe.model.model_name_or_path
+        return Finding("fail", f"vLLM cannot load the adapter {name!r}", f"`vgpo merge {name} FOLDER` and name FOLDER")
     return Finding("pass", f"vLLM, {config.vllm_mode}")
 
 
@@ -95,12 +98,33 @@ def vllm_server(setup: Setup) -> Finding:
         return Finding("pass", "none (use_vllm, vllm_mode)")
     settings = server_settings(setup)
     try:
-        faults = faults_of(settings)
+        faults = server_faults(settings)
     except EngineError as error:
         return Finding("fail", str(error), as_shell(settings.command()))
     if faults:
         return Finding("fail", f"at {settings.url}: {'; '.join(faults)}", as_shell(settings.command()))
     return Finding("pass", f"{settings.model} at {settings.url}, in {settings.dtype}")
+
+
+def is_adapter(setup: Setup) -> bool:
+    """Whether the start model is the adapter of a run."""
+    source = source_of(setup.recipe.model)
+    with faults_of(repr(source.name)):
+        return source.adapter_config is not None
+
+
+def reference(setup: Setup) -> Finding:
+    """The reference model, which TRL loads by the name of the policy's checkpoint, and knows no adapter there."""
+    beta, model = setup.recipe.config.beta, setup.recipe.model
+    if not beta:
+        return Finding("pass", "none (beta: 0)")
+    if model.use_peft:
+        return Finding("pass", "the policy without its adapters")
+    name = source_of(model).name
+    if not is_adapter(setup):
+        return Finding("pass", f"{name}, loaded a second time")
+    found = f"beta {beta:g} needs a reference model, and TRL cannot load the adapter {name!r} as one"
+    return Finding("fail", found, f"`vgpo merge {name} FOLDER` and name FOLDER, or set use_peft: true, or beta: 0")
 
 
 def trackers(setup: Setup) -> Finding:
@@ -332,6 +356,7 @@ CHECKS = {
     "device": Check(device),
     "processes": Check(launch),
     "generation": Check(generation),
+    "reference model": Check(reference),
     "trackers": Check(trackers),
     "packages": Check(packages),
     "library settings": Check(library_settings),
@@ -353,7 +378,7 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
-BEFORE_LOADING = ("versions", "generation", "trackers", "packages", "library settings")
+BEFORE_LOADING = ("versions", "generation", "reference model", "trackers", "packages", "library settings")
 WITH_MODEL = ("memory", "disk")
 
 

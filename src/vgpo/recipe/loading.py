@@ -1,10 +1,12 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
 import dataclasses
+import functools
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -29,6 +32,7 @@ from vgpo.focus import banned_token_ids, named_visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
+from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
 from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
 
@@ -54,12 +58,16 @@ UNSUITABLE = {
 }
 # What a processor calls its limits, and what we call them.
 PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # an adapter without them has its base's processor
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
 
 
 def quiet_libraries() -> None:
     """Hide what no user can act on: bars of short steps, and names that transformers renames and TRL still reads."""
     warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
+    # PEFT, when it saves an adapter whose base is an adapter, or on a hub that it cannot reach. It asks whether the
+    # vocabulary has grown, which a run never does.
+    warnings.filterwarnings("ignore", "Could not find a config file in ", UserWarning)
     disable_progress_bars()
     disable_progress_bar()
 
@@ -151,7 +159,7 @@ def load_processor(
     Raises:
         RecipeError: No such checkpoint, one without images or chat template, or a processor without pixel limits.
     """
-    processor = load(AutoProcessor, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    processor = load(AutoProcessor, model, trust_remote_code=trust_remote_code)
     if not isinstance(processor, ProcessorMixin):
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no image processor; {CHECKPOINT}")
     if not processor.chat_template:
@@ -167,7 +175,7 @@ def forbidden_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_rem
     These are its special tokens and what stands for an image by the config; other added tokens, such as `<think>`,
     are words that a prompt may use.
     """
-    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    config = load(AutoConfig, model, trust_remote_code=trust_remote_code)
     tokenizer = processor.tokenizer
     added = tokenizer.added_tokens_decoder.values()
     special = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
@@ -202,6 +210,8 @@ def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: i
 def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:
     """The checkpoint's vision-language model, in the dtype and with the attention that `model` names.
 
+    Of an adapter it is the base with the adapter merged into its weights.
+
     Raises:
         RecipeError: The checkpoint cannot be loaded, or its images are no tokens of its decoder.
     """
@@ -210,49 +220,96 @@ def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedMode
     quantization = get_quantization_config(model)
     if quantization is not None:
         options["quantization_config"] = quantization
-    return load(
-        AutoModelForImageTextToText,
-        model,
-        revision=model.model_revision,
-        trust_remote_code=trust_remote_code,
-        **options,
-    )
+    loaded = load(AutoModelForImageTextToText, model, trust_remote_code=trust_remote_code, **options)
+    loaded.name_or_path = absolute(loaded.name_or_path)  # an adapter on top of it is read in other folders too
+    return loaded
 
 
 def adapter_config(recipe: ModelConfig, model: PreTrainedModel, *, vision: bool) -> PeftConfig | None:
     """The adapters that a recipe asks for: in the decoder, or with `vision` in vision tower and projector too.
 
+    They record the revision of a model of the hub, which they are loaded onto again.
+
     Raises:
         RecipeError: No linear layer there has a name of `lora_target_modules`.
     """
+    if not recipe.use_peft:
+        return None
     names = recipe.lora_target_modules
-    if not recipe.use_peft or (names is None and recipe.lora_target_parameters):
-        return get_peft_config(recipe)
+    if names is not None or not recipe.lora_target_parameters:
+        recipe = dataclasses.replace(recipe, lora_target_modules=target_layers(names, model, vision=vision))
+    config = get_peft_config(recipe)
+    if not Path(model.name_or_path).is_dir() and recipe.model_revision != "main":
+        config.revision = recipe.model_revision
+    return config
+
+
+def target_layers(names: Any, model: PreTrainedModel, *, vision: bool) -> list[str]:
+    """Full names of the layers that get adapters; arguments and errors as of `adapter_config`."""
     layers = [names] if isinstance(names, str) else names
     try:
-        targets = lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)
+        return lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {error} Name some of them, or leave it out for all.") from error
-    return get_peft_config(dataclasses.replace(recipe, lora_target_modules=targets))
 
 
-def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
-    """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe."""
-    name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else model.model_name_or_path
-    try:
+def load(auto_class: Any, model: ModelConfig, *, trust_remote_code: bool, **options: Any) -> Any:
+    """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe.
+
+    Of an adapter the config is its base's; the processor is its own where one is saved with it, else the base's; the
+    model is the base with the adapter merged.
+    """
+    source = source_of(model)
+    options["trust_remote_code"] = trust_remote_code
+    with faults_of(repr(source.name)):
+        chain = with_bases(source, trust_remote_code=trust_remote_code)
+    if auto_class is AutoProcessor:
+        return processor_of(chain, **options)
+    loaded = from_source(auto_class, chain[-1], of=source, **options)
+    adapters = chain[-2::-1] if auto_class is AutoModelForImageTextToText else []
+    return functools.reduce(merged, adapters, loaded)
+
+
+def source_of(model: ModelConfig) -> Source:
+    """Where the checkpoint of a recipe is."""
+    name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else str(model.model_name_or_path)
+    return Source(name, model.model_revision)
+
+
+def processor_of(chain: Sequence[Source], **options: Any) -> Any:
+    """The processor of the first of a chain that has one, with the tokenizers and chat templates saved before it."""
+    number = next((number for number, part in enumerate(chain[:-1]) if part.has_any(PROCESSORS)), len(chain) - 1)
+    processor = from_source(AutoProcessor, chain[number], of=chain[0], **options)
+    for part in reversed(chain[:number]):
+        own_tokens(processor, part, functools.partial(from_source, AutoTokenizer, of=chain[0], **options))
+    return processor
+
+
+def from_source(auto_class: Any, source: Source, *, of: Source, **options: Any) -> Any:
+    """What `auto_class` makes of one checkpoint, which is `of` itself or the base of it."""
+    looked = f" (looked for in the folder {Path(source.name).absolute()} and on the hub)"
+    what = repr(of.name) if source == of else f"the base {source.name!r} of the adapter {of.name!r}"
+    with faults_of(what if source == of or source.is_folder else what + looked):
         if options["trust_remote_code"]:
-            refuse_code_from_elsewhere(name, model.model_revision)
-        return auto_class.from_pretrained(name, **options)
+            refuse_code_from_elsewhere(source.name, source.revision)
+        return auto_class.from_pretrained(source.name, revision=source.revision or "main", **options)
+
+
+@contextmanager
+def faults_of(checkpoint: str) -> Iterator[None]:
+    """Errors of a checkpoint as errors of the recipe, which name it."""
+    try:
+        yield
     except RecipeError:
         raise
     except ImportError as error:  # its message has the pip command
-        raise RecipeError(f"model_name_or_path: {name!r} needs a package: {str(error).strip()}") from error
+        raise RecipeError(f"model_name_or_path: {checkpoint} needs a package: {str(error).strip()}") from error
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise RecipeError(f"model_name_or_path: {name!r} cannot be loaded: {reason}; {CHECKPOINT}") from error
+        raise RecipeError(f"model_name_or_path: {checkpoint} cannot be loaded: {reason}; {CHECKPOINT}") from error
 
 
-def refuse_code_from_elsewhere(name: str, revision: str) -> None:
+def refuse_code_from_elsewhere(name: str, revision: str | None) -> None:
     """Whether all code that a checkpoint would run is in its own repository: no revision pins that of another.
 
     Raises:
@@ -290,7 +347,7 @@ def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
     Raises:
         RecipeError: They are not; no weights have been loaded.
     """
-    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    config = load(AutoConfig, model, trust_remote_code=trust_remote_code)
     if reason := why_unsuitable(config):
         raise RecipeError(
             f"model_name_or_path: {model.model_name_or_path!r} (model_type {config.model_type!r}) cannot be trained: "

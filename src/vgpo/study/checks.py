@@ -2,15 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vgpo.checkpoints.store import file_entry
 from vgpo.data import template_text
 from vgpo.data.sources import name_and_split
+from vgpo.recipe.adapters import Source, with_bases
 from vgpo.recipe.checks import examine_all, failures
 from vgpo.recipe.identity import digest, source_digest
-from vgpo.recipe.recipe import TOY_MODEL, Recipe, read_mapping, with_current_names
+from vgpo.recipe.recipe import TOY_MODEL, Recipe, RecipeError, read_mapping, with_current_names
 from vgpo.recipe.setup import Setup
 from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.study.file import PlannedRun, Study, StudyError, differing, run_label
@@ -22,7 +24,7 @@ INPUTS_FILE = "inputs.json"
 INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
 # What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
 OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
-OF_METHOD = ("processes", "generation", "trackers", "packages")
+OF_METHOD = ("processes", "generation", "reference model", "trackers", "packages")
 
 
 def check_runs_match(study: Study, out: Path) -> None:
@@ -90,10 +92,19 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     paths = {name: Path(name_and_split(source)[0]).expanduser() for name, source in sources.items() if source}
     if model != TOY_MODEL:
         paths["model_name_or_path"] = Path(model)
+        paths |= {f"model_name_or_path, base {n}": path for n, path in enumerate(bases_of(model), start=1)}
     found = {name: digest_of(path) for name, path in paths.items() if path.exists()}
     if Path(run.template).expanduser().is_file():
         found["template"] = digest(template_text(run.template))
     return found | {f"reward {name}": text for name in run.rewards if (text := source_digest(name))}
+
+
+def bases_of(model: str) -> list[Path]:
+    """The bases of an adapter in a folder, the nearest first; where one is lost, the start of a run says so."""
+    with suppress(RecipeError):
+        chain = with_bases(Source(model), trust_remote_code=False) if Path(model).is_dir() else []
+        return [Path(base.name) for base in chain[1:]]
+    return []
 
 
 def digest_of(path: Path) -> str:

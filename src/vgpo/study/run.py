@@ -53,11 +53,13 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
 
 
 def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
-    """Probe the trained model of a run, or its start, on the held-out questions; a start is also evaluated."""
+    """Probe the trained model of a run, or its start, on the held-out questions; a start is also evaluated.
+
+    Adapters are merged into their base, which is not quantized for that.
+    """
     if not start:
-        recipe = dataclasses.replace(
-            recipe, model=dataclasses.replace(recipe.model, model_name_or_path=str(one.final_path))
-        )
+        trained = {"model_name_or_path": str(one.final_path), "load_in_4bit": False, "load_in_8bit": False}
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **trained))
     config = recipe.config
     setup = Setup(recipe, one.path / "data")
     model = setup.model.to(config.device)

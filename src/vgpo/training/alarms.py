@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointError, CheckpointStore
-from vgpo.metric_names import GUARD_SKIPPED_STEPS, IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
+from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
 from vgpo.training.settings import AlarmSettings
+
+IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"  # of the host, where an inference engine samples
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from trl.import_utils import is_vllm_available
 from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
 from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
-from vgpo.metric_names import IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP
+from vgpo.metric_names import SAMPLING_LOG_PROB_GAP
 from vgpo.policy.blank_media import blank_media, blank_prompt
 from vgpo.policy.experts import why_no_aux_loss
 from vgpo.policy.parity import Parity
@@ -40,17 +40,17 @@ from vgpo.policy.sampled import mean_gap, record_sampled
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
+from vgpo.training.alarms import IMPORTANCE_RATIO
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
 from vgpo.training.passes import Rollout, ScoringPass
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.monitored import MonitoredTrainer
 from vgpo.trl.parity import ParityCheck, check_parity
-from vgpo.vllm.prompts import EngineError, placeholder_ids, with_placeholders
+from vgpo.vllm.prompts import check_importance_ratio, placeholder_ids, with_placeholders
 
 logger = logging.getLogger(__name__)
 
-LOWEST_RATIO = 0.01  # of the policy to vLLM, on average
 BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
 
 
@@ -145,7 +145,8 @@ class RolloutTrainer(MonitoredTrainer):
             if self.environment_factories is None:  # an environment may ask for any column
                 rows = [row_with_images_in_prompt(row) for row in rows]
             batch = super()._generate_and_score_completions(rows)
-        self._check_importance_ratio()
+        if self.use_vllm:
+            check_importance_ratio(self._metrics["train"].get(IMPORTANCE_RATIO, []), self.state.global_step)
         assert rollout.rewards is not None
         first = self.accelerator.process_index * len(rows)
         batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
@@ -319,20 +320,6 @@ class RolloutTrainer(MonitoredTrainer):
             rows = [torch.tensor(row, dtype=torch.float, device=self.accelerator.device) for row in log_probs]
             self._rollout.sampled_log_probs = pad_sequence(rows, batch_first=True)
         return completion_ids, log_probs
-
-    def _check_importance_ratio(self) -> None:
-        """Whether vLLM sampled from anything like the policy, where it did.
-
-        Raises:
-            EngineError: Not by far; an alarm would come after updates.
-        """
-        ratios = self._metrics["train"].get(IMPORTANCE_RATIO, [])
-        if self.use_vllm and ratios and ratios[-1] < LOWEST_RATIO:
-            raise EngineError(
-                f"The mean importance ratio of the policy to vLLM is {ratios[-1]:.1e} after step "
-                f"{self.state.global_step}: vLLM sampled from another distribution than the policy's, and training on "
-                "it would learn nothing. Compare its checkpoint, dtype and quantization with the trainer's."
-            )
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
         with self._phase("generation"):

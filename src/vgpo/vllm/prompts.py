@@ -9,6 +9,7 @@ from typing import Any
 
 TokenIds = Sequence[int]
 
+LOWEST_RATIO = 0.01
 LIMITS = ("shortest_edge", "longest_edge")
 
 
@@ -71,6 +72,24 @@ def check_same_prompts(trained: Sequence[TokenIds], read: Sequence[TokenIds]) ->
         f"on ({own[place : place + 8]} and {other[place : place + 8]}). Usual causes are other pixel limits, another "
         "processor or another chat template in the engine. Nothing was trained on these rows."
     )
+
+
+def check_importance_ratio(ratios: Sequence[float], step: int) -> None:
+    """Whether the engine sampled from anything like the policy; an alarm would come after updates.
+
+    Args:
+        ratios: Mean importance ratios of the policy to the engine, the last one of the rollouts at hand.
+        step: The last optimiser step, for the message.
+
+    Raises:
+        EngineError: The last ratio is close to zero.
+    """
+    if ratios and ratios[-1] < LOWEST_RATIO:
+        raise EngineError(
+            f"The mean importance ratio of the policy to the inference engine is {ratios[-1]:.1e} after step {step}: "
+            "the engine sampled from another distribution than the policy's, and training on it would learn nothing. "
+            "Compare its checkpoint, dtype and quantization with the trainer's."
+        )
 
 
 def processor_options(processor: Any) -> dict[str, Any]:

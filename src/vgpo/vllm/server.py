@@ -71,7 +71,7 @@ def as_shell(command: Sequence[str]) -> str:
     return " ".join([*(f"{name}={value}" for name, value in DEVELOPMENT_MODE.items()), shlex.join(command)])
 
 
-def faults_of(settings: ServerSettings) -> list[str]:
+def server_faults(settings: ServerSettings) -> list[str]:
     """What is wrong with the server that runs at `settings.url`, a sentence each; its own words where it has some.
 
     Raises:
