@@ -61,7 +61,9 @@ def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
         ValueError: the model has no such method.
     """
     vlm = extract_model_from_parallel(model)
-    owners = (vlm, getattr(vlm, "base_model", None), getattr(vlm, "model", None))
+    vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
+    # The model without its head names all fields that it needs; the one with a head passes on what it does not name.
+    owners = (getattr(vlm, "base_model", None), vlm)
     owner = next((owner for owner in owners if hasattr(owner, "get_image_features")), None)
     if owner is None:
         raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot look at a blank image.")

@@ -1,10 +1,12 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
-import dataclasses
+import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from datasets import Dataset, disable_progress_bars
 from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -40,18 +43,34 @@ NAMING_CODE = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer_config.json",
 )  # fmt: skip
+CODES = "its images become discrete codes, through which no gradient reaches the vision tower"
+CROSS_ATTENTION = "its decoder reads images by cross attention, not as tokens"
+Q_FORMER = "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt"
+IMAGE_MASK = "its config names no image token: a mask beside the prompt says which positions are images"
 # Families whose images are no tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
 UNSUITABLE = {
-    "blip-2": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
-    "chameleon": "its images become discrete codes, through which no gradient reaches the vision tower",
-    "emu3": "its images become discrete codes, through which no gradient reaches the vision tower",
+    "apertus1p5": CODES,
+    "blip": CROSS_ATTENTION,
+    "blip-2": Q_FORMER,
+    "chameleon": CODES,
+    "diffusion_gemma": "it generates blocks of tokens by diffusion, not one token after another",
+    "emu3": CODES,
+    "evolla": "it reads proteins, not images",
     "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
+    "git": "its decoder puts image features before the prompt, where no token stands for them",
     "got_ocr2": "its processor reads one page for one prompt and has no chat template",
-    "idefics": "its decoder reads images by cross attention, not as tokens",
-    "instructblip": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
-    "mllama": "its decoder reads images by cross attention, not as tokens",
-    "qwen3_omni_moe_thinker": "its processor gives fields that no rule extends over a response",
+    "idefics": CROSS_ATTENTION,
+    "instructblip": Q_FORMER,
+    "instructblipvideo": Q_FORMER,
+    "kosmos-2": IMAGE_MASK,
+    "kosmos-2.5": IMAGE_MASK,
+    "mistral4": "it is a text-only model",
+    "mllama": CROSS_ATTENTION,
+    "pi0": "it generates actions of a robot, not text",
+    "shieldgemma2": "it classifies images by a policy that its processor writes, and has no other prompt",
 }
+# Parts of a model that transformers takes from another package, by their `model_type`.
+PACKAGES = {"gemma3n_vision": "timm", "timm_backbone": "timm", "timm_wrapper": "timm"}
 # What a processor calls its limits, and what we call them.
 PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
@@ -155,7 +174,46 @@ def load_processor(
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no chat template; {CHECKPOINT}")
     processor.tokenizer.padding_side = "left"
     set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
+    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    suit_trainer(processor, config)
     return processor
+
+
+def suit_trainer(processor: ProcessorMixin, config: PretrainedConfig) -> None:
+    """Let a processor be called as TRL calls it, and return what the forward pass of its model takes."""
+    if "conversation" not in inspect.signature(processor.apply_chat_template).parameters:
+        processor.apply_chat_template = ChatTemplate(processor.apply_chat_template)
+    if takes_token_types(config):
+        processor.return_mm_token_type_ids = True
+    if not takes_lists(processor):
+        processor.images_kwargs = {**getattr(processor, "images_kwargs", {}), "return_tensors": "pt"}
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """`apply_chat_template` of a processor whose first argument has another name, as Qwen3-Omni's `conversations`."""
+
+    apply: Callable[..., Any]
+
+    def __call__(self, conversation: Any, **options: Any) -> Any:
+        return self.apply(conversation, **options)
+
+
+def takes_token_types(config: PretrainedConfig) -> bool:
+    """Whether a model's forward pass takes `mm_token_type_ids`, which some processors return on request only."""
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return kind is not None and "mm_token_type_ids" in inspect.signature(kind.forward).parameters
+
+
+def takes_lists(processor: ProcessorMixin) -> bool:
+    """Whether a processor can read what its image processor returns if nobody asks for tensors, as TRL does not."""
+    try:
+        processor.apply_chat_template(blank_prompt(), tokenize=True, return_dict=True)
+    except AttributeError:  # Ovis2's: 'list' object has no attribute 'tolist'
+        return False
+    except Exception:  # noqa: BLE001  # of whatever kind: `check_image_token` says what it is
+        return True
+    return True
 
 
 def forbidden_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
@@ -230,7 +288,7 @@ def adapter_config(recipe: ModelConfig, model: PreTrainedModel, *, vision: bool)
         targets = lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {error} Name some of them, or leave it out for all.") from error
-    return get_peft_config(dataclasses.replace(recipe, lora_target_modules=targets))
+    return get_peft_config(replace(recipe, lora_target_modules=targets))
 
 
 def load(auto_class: Any, model: ModelConfig, **options: Any) -> Any:
@@ -282,7 +340,7 @@ def code_references(value: Any, named: bool = False) -> Iterator[str]:
 
 
 def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
-    """Whether the images of a model are tokens of its decoder, by its config alone.
+    """Whether the images of a model are tokens of its decoder and its packages are installed, by its config alone.
 
     Raises:
         RecipeError: They are not; no weights have been loaded.
@@ -294,6 +352,18 @@ def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
             f"{reason}. VGPO measures how response tokens relate to image tokens; docs/families.md lists models that "
             "have them"
         )
+    if package := missing_package(config):
+        raise RecipeError(
+            f"model_name_or_path: {model.model_name_or_path!r} (model_type {config.model_type!r}) has a part of the "
+            f"package {package}, which is not installed: pip install {package}"
+        )
+
+
+def missing_package(config: PretrainedConfig) -> str | None:
+    """The package that a part of a model comes from, if it is not installed."""
+    parts = (getattr(config, name) for name in config.sub_configs)
+    packages = {PACKAGES[part.model_type] for part in parts if getattr(part, "model_type", None) in PACKAGES}
+    return next((package for package in sorted(packages) if find_spec(package) is None), None)
 
 
 def why_unsuitable(config: PretrainedConfig) -> str | None:
@@ -303,7 +373,7 @@ def why_unsuitable(config: PretrainedConfig) -> str | None:
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder model, whose images are not in the decoder's context"
     if getattr(config.get_text_config(), "cross_attention_layers", None):
-        return "its decoder reads images by cross attention, not as tokens"
+        return CROSS_ATTENTION
     return None
 
 
