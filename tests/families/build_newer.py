@@ -24,7 +24,7 @@ from tests.families.tiny import (
 TOWER, HALF, EXPERTS = build_qwen.TOWER, build_qwen.HALF, build_qwen.EXPERTS
 
 
-def _processor(name: str, tokenizer: PreTrainedTokenizerFast, *parts: Any, **options: Any) -> Any:
+def processor_of(name: str, tokenizer: PreTrainedTokenizerFast, *parts: Any, **options: Any) -> Any:
     """A processor of transformers that takes an image processor, a tokenizer and others."""
     return getattr(transformers, name)(
         parts[0], tokenizer, *parts[1:], chat_template=tokenizer.chat_template, **options
@@ -92,7 +92,7 @@ def exaone4_5() -> Checkpoint:
         text_config=decoder(tokenizer, model_type="exaone4", **layers), vision_config=tower,
         image_token_id=ids["image_token_id"], video_token_id=ids["video_token_id"],
     )  # fmt: skip
-    processor = _processor(
+    processor = processor_of(
         "Exaone4_5_Processor", tokenizer, transformers.Qwen2VLImageProcessor(size=pixels(28)),
         transformers.Qwen2VLVideoProcessor(size=pixels(28)),
     )  # fmt: skip
@@ -106,7 +106,7 @@ def glm_ocr() -> Checkpoint:
     config = transformers.GlmOcrConfig(text_config=text, vision_config={**TOWER, "image_size": 112}, **ids)
     size = build_qwen.glm_pixels()
     images, videos = transformers.Glm46VImageProcessor(size=size), transformers.Glm46VVideoProcessor(size=size)
-    return config, _processor("Glm46VProcessor", tokenizer, images, videos)
+    return config, processor_of("Glm46VProcessor", tokenizer, images, videos)
 
 
 def glmga() -> Checkpoint:
@@ -119,7 +119,7 @@ def glmga() -> Checkpoint:
     )
     size = build_qwen.glm_pixels()
     images, videos = transformers.GlmgaImageProcessor(size=size), transformers.GlmgaVideoProcessor(size=size)
-    return config, _processor("Glm46VProcessor", tokenizer, images, videos)
+    return config, processor_of("Glm46VProcessor", tokenizer, images, videos)
 
 
 def qwen4_exp() -> Checkpoint:
@@ -139,7 +139,7 @@ def qwen4_exp() -> Checkpoint:
     )  # fmt: skip
     images = transformers.Qwen2VLImageProcessor(size=pixels(32), patch_size=16, **HALF)
     videos = transformers.Qwen3VLVideoProcessor(size=pixels(32))
-    return config, _processor("Qwen3VLProcessor", tokenizer, images, videos)
+    return config, processor_of("Qwen3VLProcessor", tokenizer, images, videos)
 
 
 def cohere_compass() -> Checkpoint:
@@ -157,7 +157,7 @@ def cohere_compass() -> Checkpoint:
     )  # fmt: skip
     images = transformers.CohereCompassImageProcessor(size=pixels(32), patch_size=16)
     videos = transformers.CohereCompassVideoProcessor(size=pixels(32), patch_size=16)
-    return config, _processor("CohereCompassProcessor", tokenizer, images, videos)
+    return config, processor_of("CohereCompassProcessor", tokenizer, images, videos)
 
 
 def video_llama_3() -> Checkpoint:
@@ -169,7 +169,7 @@ def video_llama_3() -> Checkpoint:
     )  # fmt: skip
     images = transformers.VideoLlama3ImageProcessor(size=pixels(14))
     videos = transformers.VideoLlama3VideoProcessor(size=pixels(14))
-    return config, _processor("VideoLlama3Processor", tokenizer, images, videos)
+    return config, processor_of("VideoLlama3Processor", tokenizer, images, videos)
 
 
 def paddleocr_vl() -> Checkpoint:
@@ -185,7 +185,7 @@ def paddleocr_vl() -> Checkpoint:
         image_token_id=tokenizer.image_token_id, video_token_id=video, vision_start_token_id=start,
         vision_end_token_id=end,
     )  # fmt: skip
-    return config, _processor(
+    return config, processor_of(
         "PaddleOCRVLProcessor", tokenizer, transformers.PaddleOCRVLImageProcessor(size=pixels(28))
     )
 
@@ -199,7 +199,7 @@ def cosmos3_edge() -> Checkpoint:
     )  # fmt: skip
     images = transformers.Cosmos3EdgeImageProcessor(size=pixels(32))
     videos = transformers.Cosmos3EdgeVideoProcessor(size=pixels(32))
-    return config, _processor("Cosmos3EdgeProcessor", tokenizer, images, videos)
+    return config, processor_of("Cosmos3EdgeProcessor", tokenizer, images, videos)
 
 
 def cosmos3_omni() -> Checkpoint:
@@ -211,7 +211,7 @@ def cosmos3_omni() -> Checkpoint:
     )  # fmt: skip
     images = transformers.Qwen2VLImageProcessor(size=pixels(32), patch_size=16, **HALF)
     videos = transformers.Qwen3VLVideoProcessor(size=pixels(32))
-    return config, _processor("Qwen3VLProcessor", tokenizer, images, videos)
+    return config, processor_of("Qwen3VLProcessor", tokenizer, images, videos)
 
 
 def hyperclovax_vision_v2() -> Checkpoint:
@@ -223,7 +223,7 @@ def hyperclovax_vision_v2() -> Checkpoint:
         text_config=decoder(tokenizer, model_type="hyperclovax", attention_multiplier=0.2, **scales),
         vision_config=tower, image_token_id=ids["image_token_id"], video_token_id=ids["video_token_id"],
     )  # fmt: skip
-    processor = _processor(
+    processor = processor_of(
         "HyperCLOVAXVisionV2Processor", tokenizer, transformers.Qwen2VLImageProcessor(size=pixels(28)),
         transformers.Qwen2VLVideoProcessor(size=pixels(28)),
     )  # fmt: skip
@@ -241,7 +241,7 @@ def lfm3_vl() -> Checkpoint:
     )  # fmt: skip
     images = transformers.Qwen2VLImageProcessor(size=pixels(32), patch_size=16, **HALF)
     videos = transformers.Qwen3VLVideoProcessor(size=pixels(32))
-    return config, _processor("Lfm3VlProcessor", tokenizer, images, videos)
+    return config, processor_of("Lfm3VlProcessor", tokenizer, images, videos)
 
 
 # Rows of another name than the `model_type` that transformers must know.

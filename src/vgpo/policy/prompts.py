@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vgpo.media import DROPPED_TOKEN_FIELDS, IMAGE_COLUMNS, RESPONSE_TYPES, TOKEN_TYPE_FIELDS, TOKEN_TYPES
+from vgpo.media import DROPPED_TOKEN_FIELDS, IMAGE_COLUMNS, PACKED_BY, RESPONSE_TYPES, TOKEN_TYPE_FIELDS, TOKEN_TYPES
 
 TOKENS = ("input_ids", "attention_mask")
 
@@ -182,7 +182,11 @@ def joined_media(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     """The media of several prompts, concatenated in order; a field that no prompt has is left out."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.media)
     values = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
-    return {name: torch.cat(pad_to_widest(tensors, 0, left=False)) for name, tensors in values.items()}
+    packed = {PACKED_BY[name] for name in names if name in PACKED_BY}
+    return {
+        name: torch.cat(tensors, dim=-1) if name in packed else torch.cat(pad_to_widest(tensors, 0, left=False))
+        for name, tensors in values.items()
+    }
 
 
 def has_media(prompts: Sequence[EncodedPrompt]) -> bool:

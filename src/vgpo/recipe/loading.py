@@ -59,6 +59,7 @@ UNSUITABLE = {
     "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
     "git": "its decoder puts image features before the prompt, where no token stands for them",
     "got_ocr2": "its processor reads one page for one prompt and has no chat template",
+    "hunyuan_vl": "its positions count images over all rows of a batch, so that a row depends on those before it",
     "idefics": CROSS_ATTENTION,
     "instructblip": Q_FORMER,
     "instructblipvideo": Q_FORMER,
@@ -68,6 +69,7 @@ UNSUITABLE = {
     "mllama": CROSS_ATTENTION,
     "pi0": "it generates actions of a robot, not text",
     "shieldgemma2": "it classifies images by a policy that its processor writes, and has no other prompt",
+    "unlimited_ocr": "its forward pass takes numbers of tiles as Python lists, which no batch of several rows holds",
 }
 # Parts of a model that transformers takes from another package, by their `model_type`.
 PACKAGES = {"gemma3n_vision": "timm", "timm_backbone": "timm", "timm_wrapper": "timm"}
