@@ -30,6 +30,7 @@ LATENT = {
     "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
     "v_head_dim": 16,
 }  # fmt: skip
+# All tokens of a short prompt, as the published 2048: which of more are picked would depend on padding.
 INDEXER = {"index_topk": 2048, "index_head_dim": 16, "index_n_heads": 2}
 
 

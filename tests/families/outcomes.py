@@ -20,7 +20,7 @@ LIMIT = 3e-5  # nats, in float32
 # Linear attention adds up in chunks of tokens, which begin elsewhere in a padded row.
 ROUNDING = {"qwen3_5": 1e-4, "qwen3_5_moe": 1e-4}
 # Families whose processor takes no prompt without an image.
-IMAGES_REQUIRED = ("paligemma", "paligemma2")
+IMAGES_REQUIRED = ("paligemma", "paligemma2", "pp_chart2table")
 # Families with parameters for images that a blank one does not run, by a word of their names: experts of the decoder,
 # and queries for the tiles of large images.
 NOT_RUN_BY_BLANK = {"ernie4_5_vl_moe": "vision_moe", "deepseek_ocr2": "query_768"}
@@ -42,7 +42,7 @@ RED: dict[str, tuple[str, str]] = {
         "ParityError.*no input of the decoder changes",
         "Stopped by the parity check: its layers add image features themselves, which no input shows.",
     ),
-    "got_ocr2": ("one page for one prompt", "Refused: its processor reads one page for one prompt."),
+    "got_ocr2": ("pages of one document", "Refused: its processor takes images as the pages of one document only."),
 }
 
 

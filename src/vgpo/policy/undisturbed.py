@@ -32,6 +32,18 @@ def training_without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block, no module is in training mode: none drops values or asks for what training alone has."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Inside the block, no gradients and evaluation mode; afterwards all random state, modes and caches as before.
 

@@ -1,11 +1,10 @@
 """Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
 
-import inspect
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from datasets import Dataset, disable_progress_bars
 from peft import PeftConfig
 from safetensors import SafetensorError
 from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -32,6 +30,7 @@ from vgpo.focus import banned_token_ids, named_visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
+from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
 
@@ -57,8 +56,9 @@ UNSUITABLE = {
     "emu3": CODES,
     "evolla": "it reads proteins, not images",
     "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
+    "fuyu": "its processor drops the chat template that a checkpoint has",
     "git": "its decoder puts image features before the prompt, where no token stands for them",
-    "got_ocr2": "its processor reads one page for one prompt and has no chat template",
+    "got_ocr2": "its processor takes images as the pages of one document only, and it has no chat template",
     "hunyuan_vl": "its positions count images over all rows of a batch, so that a row depends on those before it",
     "idefics": CROSS_ATTENTION,
     "instructblip": Q_FORMER,
@@ -66,7 +66,9 @@ UNSUITABLE = {
     "kosmos-2": IMAGE_MASK,
     "kosmos-2.5": IMAGE_MASK,
     "mistral4": "it is a text-only model",
+    "mistral_large4": "its attention scales queries by their absolute positions, which padding on the left moves",
     "mllama": CROSS_ATTENTION,
+    "nemotron_h_omni": "it names no head (get_output_embeddings), from which TRL computes log-probabilities",
     "pi0": "it generates actions of a robot, not text",
     "shieldgemma2": "it classifies images by a policy that its processor writes, and has no other prompt",
     "unlimited_ocr": "its forward pass takes numbers of tiles as Python lists, which no batch of several rows holds",
@@ -179,43 +181,6 @@ def load_processor(
     config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
     suit_trainer(processor, config)
     return processor
-
-
-def suit_trainer(processor: ProcessorMixin, config: PretrainedConfig) -> None:
-    """Let a processor be called as TRL calls it, and return what the forward pass of its model takes."""
-    if "conversation" not in inspect.signature(processor.apply_chat_template).parameters:
-        processor.apply_chat_template = ChatTemplate(processor.apply_chat_template)
-    if takes_token_types(config):
-        processor.return_mm_token_type_ids = True
-    if not takes_lists(processor):
-        processor.images_kwargs = {**getattr(processor, "images_kwargs", {}), "return_tensors": "pt"}
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """`apply_chat_template` of a processor whose first argument has another name, as Qwen3-Omni's `conversations`."""
-
-    apply: Callable[..., Any]
-
-    def __call__(self, conversation: Any, **options: Any) -> Any:
-        return self.apply(conversation, **options)
-
-
-def takes_token_types(config: PretrainedConfig) -> bool:
-    """Whether a model's forward pass takes `mm_token_type_ids`, which some processors return on request only."""
-    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    return kind is not None and "mm_token_type_ids" in inspect.signature(kind.forward).parameters
-
-
-def takes_lists(processor: ProcessorMixin) -> bool:
-    """Whether a processor can read what its image processor returns if nobody asks for tensors, as TRL does not."""
-    try:
-        processor.apply_chat_template(blank_prompt(), tokenize=True, return_dict=True)
-    except AttributeError:  # Ovis2's: 'list' object has no attribute 'tolist'
-        return False
-    except Exception:  # noqa: BLE001  # of whatever kind: `check_image_token` says what it is
-        return True
-    return True
 
 
 def forbidden_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
