@@ -306,9 +306,10 @@ ALL_FAMILIES = {
 }  # fmt: skip
 # Families, by `model_type`, that are refused by their configuration alone: there is nothing else to build of them.
 CONFIG_ONLY = (
-    "apertus1p5", "blip", "diffusion_gemma", "evolla", "fast_vlm", "fuyu", "gemma3n", "git", "hunyuan_vl", "instructblip",
-    "instructblipvideo", "kosmos-2", "kosmos-2.5", "mistral4", "mistral_large4", "nemotron_h_omni", "perception_lm", "pi0", "pix2struct", "pp_formulanet",
-    "shieldgemma2", "t5gemma2", "udop", "unlimited_ocr", "vision-encoder-decoder",
+    "apertus1p5", "blip", "diffusion_gemma", "evolla", "fast_vlm", "fuyu", "gemma3n", "git", "hunyuan_vl",
+    "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5", "mistral4", "mistral_large4", "nemotron_h_omni",
+    "perception_lm", "pi0", "pix2struct", "pp_formulanet", "shieldgemma2", "t5gemma2", "udop", "unlimited_ocr",
+    "vision-encoder-decoder",
 )  # fmt: skip
 TRIED = (*ALL_FAMILIES, *CONFIG_ONLY)
 

@@ -51,8 +51,8 @@ def molmo2() -> Checkpoint:
             "head_dim": 16, "intermediate_size": 48, "text_hidden_size": 64,
         },
         image_start_token_id=ids["<im_start>"], low_res_image_start_token_id=ids["<low_res_im_start>"],
-        image_end_token_id=ids["<im_end>"], image_patch_id=ids["<im_patch>"], frame_start_token_id=ids["<frame_start>"],
-        frame_end_token_id=ids["<frame_end>"],
+        image_end_token_id=ids["<im_end>"], image_patch_id=ids["<im_patch>"],
+        frame_start_token_id=ids["<frame_start>"], frame_end_token_id=ids["<frame_end>"],
     )  # fmt: skip
     size = {"height": 56, "width": 56}
     images = transformers.Molmo2ImageProcessor(size=size, max_crops=4, overlap_margins=[1, 1])

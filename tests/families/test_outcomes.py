@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tests.families import table
 from tests.families.build import CONFIG_ONLY, FAMILIES, TRIED, build_checkpoint
@@ -36,8 +37,9 @@ def test_the_committed_row_is_what_becomes_of_a_family(name: str, tmp_path: Path
 
 
 def test_the_table_has_a_row_for_every_family() -> None:
-    rows = committed()[2:]
-    assert [row.split("`")[1] for row in rows] == list(TRIED)
-    assert len(rows) >= 40
-    assert len(rows) - len(RED) >= 30
+    rows = [row.split("`") for row in committed()[2:]]
+    assert {row[1] for row in rows} >= set(TRIED)  # an older transformers has fewer
+    assert len(rows) >= 95
+    assert len(rows) - len(RED) - len(CONFIG_ONLY) >= 60
+    assert {row[3] for row in rows} >= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     assert set(FAMILIES) <= set(TRIED) - set(RED)
