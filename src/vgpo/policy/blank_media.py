@@ -69,9 +69,10 @@ def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
         raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot look at a blank image.")
     known = inspect.signature(owner.get_image_features).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) and len(known) == 1
-    given = {name: value for name, value in images.items() if takes_all or name in known}
-    if "pixel_values" in known and "pixel_values" not in given:  # Video-LLaVA's processor says whose pixels they are
-        given["pixel_values"] = images["pixel_values_images"]
+    fields = dict(images)
+    if "pixel_values" in known and "pixel_values" not in fields:  # Video-LLaVA's processor says whose pixels they are
+        fields["pixel_values"] = fields.pop("pixel_values_images")
+    given = {name: value for name, value in fields.items() if takes_all or name in known}
     return owner.get_image_features(**given)
 
 
