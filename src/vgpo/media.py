@@ -25,3 +25,8 @@ TRAINER_FIELDS = (
     "pixel_values", "image_grid_thw", "pixel_attention_mask", "spatial_shapes", "image_sizes", "image_position_ids",
     "num_images", "num_tiles",
 )  # fmt: skip
+# Fields with the patches of all images in one row, (1, C, P, N * P), by the field that says how many patches each
+# image has. Those of several prompts follow one another in the last dimension.
+PACKED_BY = {"target_sizes": "pixel_values"}
+# Fields of indices into the patches of all images, by the field that has those patches, (crops, patches of a crop, D).
+INDICES_OF = {"image_token_pooling": "pixel_values"}

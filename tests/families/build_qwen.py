@@ -51,7 +51,7 @@ HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.001}
 
 
-def _glm_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
+def glm_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
     """The tokenizer of the GLM-V families and the ids that their configurations name."""
     names = (
         "<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
@@ -70,7 +70,7 @@ def _glm_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
     return tokenizer, {f"{key}_token_id": index for key, index in zip(keys, ids, strict=True)}
 
 
-def _glm_text(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
+def glm_text(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
     """A response may end in any of three tokens."""
     ends = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|observation|>"])
     return decoder(tokenizer, eos_token_id=ends, rope_parameters=dict(HALF_MROPE), **changes)
@@ -78,39 +78,39 @@ def _glm_text(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> dict[str, A
 
 def glm4v() -> Checkpoint:
     """GLM-4.1V. Position embeddings of the vision tower are interpolated to each image's grid."""
-    tokenizer, ids = _glm_tokenizer()
-    config = Glm4vConfig(text_config=_glm_text(tokenizer), vision_config={**TOWER, "image_size": 112}, **ids)
-    images, videos = Glm4vImageProcessor(size=_glm_pixels()), Glm4vVideoProcessor(size=_glm_pixels())
+    tokenizer, ids = glm_tokenizer()
+    config = Glm4vConfig(text_config=glm_text(tokenizer), vision_config={**TOWER, "image_size": 112}, **ids)
+    images, videos = Glm4vImageProcessor(size=glm_pixels()), Glm4vVideoProcessor(size=glm_pixels())
     return config, Glm4vProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
-def _glm_pixels() -> dict[str, int]:
+def glm_pixels() -> dict[str, int]:
     """These image processors count the pixels of both frames that an image is doubled to."""
     return {name: 2 * value for name, value in pixels(28).items()}
 
 
 def glm46v() -> Checkpoint:
     """The modules are those of GLM-4.1V."""
-    tokenizer, ids = _glm_tokenizer()
+    tokenizer, ids = glm_tokenizer()
     config = Glm46VConfig(
-        text_config={**_glm_text(tokenizer), "model_type": "glm4v_text"},
+        text_config={**glm_text(tokenizer), "model_type": "glm4v_text"},
         vision_config={**TOWER, "model_type": "glm4v_vision", "image_size": 112},
         **ids,
     )
-    images, videos = Glm46VImageProcessor(size=_glm_pixels()), Glm46VVideoProcessor(size=_glm_pixels())
+    images, videos = Glm46VImageProcessor(size=glm_pixels()), Glm46VVideoProcessor(size=glm_pixels())
     return config, Glm46VProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
 def glm4v_moe() -> Checkpoint:
     """GLM-4.5V. Experts in all layers but the first, chosen by sigmoid scores with a correction bias."""
-    tokenizer, ids = _glm_tokenizer()
+    tokenizer, ids = glm_tokenizer()
     experts = {
         "moe_intermediate_size": 32, "num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1,
         "first_k_dense_replace": 1, "norm_topk_prob": True, "router_aux_loss_coef": 0.0001,
     }  # fmt: skip
-    text = _glm_text(tokenizer, head_dim=16, attention_bias=True, **experts)
+    text = glm_text(tokenizer, head_dim=16, attention_bias=True, **experts)
     config = Glm4vMoeConfig(text_config=text, vision_config={**TOWER, "image_size": 112}, **ids)
-    images, videos = Glm4vImageProcessor(size=_glm_pixels()), Glm4vVideoProcessor(size=_glm_pixels())
+    images, videos = Glm4vImageProcessor(size=glm_pixels()), Glm4vVideoProcessor(size=glm_pixels())
     return config, Glm4vProcessor(images, tokenizer, videos, chat_template=tokenizer.chat_template)
 
 
@@ -152,7 +152,7 @@ def qwen3_5_moe() -> Checkpoint:
     return config, _qwen3_processor(tokenizer)
 
 
-def _omni_tokenizer(image: str, video: str, vision: tuple[str, str], audio: tuple[str, str, str]) -> Any:
+def omni_tokenizer(image: str, video: str, vision: tuple[str, str], audio: tuple[str, str, str]) -> Any:
     """The tokenizer of a Qwen-Omni family; `vision` are start and end, `audio` the placeholder, start and end."""
     named = {"image_token": image, "video_token": video, "audio_token": audio[0]}
     named |= {"vision_bos_token": vision[0], "vision_eos_token": vision[1]}
@@ -163,7 +163,7 @@ def _omni_tokenizer(image: str, video: str, vision: tuple[str, str], audio: tupl
 
 def qwen2_5_omni_thinker() -> Checkpoint:
     """The part of Qwen2.5-Omni that reads: with an audio tower, which no image passes through."""
-    tokenizer = _omni_tokenizer(
+    tokenizer = omni_tokenizer(
         "<|IMAGE|>",
         "<|VIDEO|>",
         ("<|vision_bos|>", "<|vision_eos|>"),

@@ -17,6 +17,7 @@ from tests.families.build import Prompt, encode_prompts, picture
 from tests.processes import NUM_PROCESSES, run_in_processes
 from vgpo.focus import visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
+from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.shared_prompt import enable_layouts, why_not_shared
@@ -37,7 +38,9 @@ def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     model = AutoModelForImageTextToText.from_pretrained(folder)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     enable_layouts(model)
-    return model, AutoProcessor.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    suit_trainer(processor, model.config)
+    return model, processor
 
 
 def blank_of(processor: ProcessorMixin) -> dict[str, Tensor]:

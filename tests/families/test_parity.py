@@ -260,7 +260,7 @@ def doctor(name: str, checkpoints: Path, out: Path, check: str = "parity") -> An
         ("qwen2_5_vl", "pass", "10 comparisons, largest difference"),
         ("granite_vision", "warn", "log-probabilities come from the model's own logits"),
         ("llama4", "fail", "log-probs, single rows: cannot be measured"),
-        ("ovis2", "fail", "AttributeError: 'list' object has no attribute 'tolist'"),
+        ("ovis2", "pass", "10 comparisons, largest difference"),
     ],
 )
 def test_doctor_says_what_the_check_finds(
@@ -288,3 +288,19 @@ def test_doctor_leaves_the_model_as_it_was(checkpoints: Path, tmp_path: Path) ->
     assert examine("parity", setup, {}).status == "pass"
     assert "forward" not in vars(setup.model)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(setup.model).items())
+
+
+@pytest.mark.train
+def test_rollouts_are_sampled_in_evaluation_mode(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(max_steps=1, parity="off")
+    generate, modes = trainer.model.generate, []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        modes.append([module.training for module in trainer.model.modules()])
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.model, "generate", noting)
+    trainer.train()
+    assert len(modes) == 1
+    assert not any(modes[0])
+    assert trainer.model.training

@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from vgpo.focus import banned_token_ids
-from vgpo.policy.prompts import EncodedPrompt, as_tensor, encoded_prompt, response_type, token_types
+from vgpo.focus import banned_token_ids, visual_token_ids
+from vgpo.policy.prompts import (
+    EncodedPrompt,
+    as_tensor,
+    encoded_prompt,
+    joined_media,
+    response_type,
+    token_types,
+)
 
 CPU = torch.device("cpu")
 
@@ -55,7 +62,7 @@ def test_responses_have_the_type_of_the_family(model_type: str, name: str, value
     ],
 )
 def test_tokens_of_every_medium_are_banned(fields: dict[str, Any], expected: list[int]) -> None:
-    assert banned_token_ids(SimpleNamespace(to_dict=lambda: fields)) == expected
+    assert banned_token_ids(SimpleNamespace(to_dict=lambda: fields, attribute_map={})) == expected
 
 
 def test_lists_of_tensors_become_one() -> None:
@@ -63,3 +70,32 @@ def test_lists_of_tensors_become_one() -> None:
     assert as_tensor(images).shape == (2, 3, 2, 2)
     assert as_tensor([torch.ones(4, 3), torch.ones(1, 3)]).shape == (5, 3)
     assert as_tensor([[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_token_that_has_an_alias_is_banned_by_it() -> None:
+    config = SimpleNamespace(
+        to_dict=lambda: {"image_patch": 5}, attribute_map={"image_token_id": "image_patch"}, image_token_id=5
+    )
+    assert banned_token_ids(config) == visual_token_ids(config) == [5]
+
+
+def with_media(**media: torch.Tensor) -> EncodedPrompt:
+    return EncodedPrompt([1], 1, media, {})
+
+
+def test_patches_that_stand_in_one_row_follow_one_another_in_it() -> None:
+    one, two = torch.rand(1, 3, 2, 4), torch.rand(1, 3, 2, 8)
+    sizes = [torch.tensor([[1, 2]]), torch.tensor([[1, 2], [2, 1]])]
+    first = with_media(pixel_values=one, target_sizes=sizes[0])
+    joined = joined_media([first, with_media(pixel_values=two, target_sizes=sizes[1]), with_media()])
+    assert torch.equal(joined["pixel_values"], torch.cat([one, two], dim=-1))
+    assert joined["target_sizes"].tolist() == [[1, 2], [1, 2], [2, 1]]
+
+
+def test_indices_into_patches_count_those_of_earlier_prompts() -> None:
+    prompts = [
+        with_media(pixel_values=torch.rand(2, 4, 6), image_token_pooling=torch.tensor([[0, -1], [7, 3]])),
+        with_media(pixel_values=torch.rand(1, 4, 6), image_token_pooling=torch.tensor([[3, -1]])),
+        with_media(pixel_values=torch.rand(1, 4, 6), image_token_pooling=torch.tensor([[0, 1]])),
+    ]
+    assert joined_media(prompts)["image_token_pooling"].tolist() == [[0, -1], [7, 3], [11, -1], [12, 13]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vgpo.policy.undisturbed import training_without_dropout, undisturbed
+from vgpo.policy.undisturbed import evaluation_mode, training_without_dropout, undisturbed
 
 
 class Caching(nn.Module):
@@ -77,3 +77,26 @@ def test_dropout_is_off_and_checkpointing_on() -> None:
     with undisturbed(model), training_without_dropout(model):
         assert model.training
         assert model.dropout.p == 0
+
+
+class DropPath(nn.Module):
+    """As the vision towers of transformers write it: no dropout of PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop_prob = 0.25
+
+
+def test_layers_that_are_dropped_stay_too() -> None:
+    model = nn.Sequential(DropPath(), nn.Dropout(0.5))
+    with undisturbed(model), training_without_dropout(model):
+        assert [model[0].drop_prob, model[1].p] == [0.0, 0.0]
+    assert [model[0].drop_prob, model[1].p] == [0.25, 0.5]
+
+
+def test_evaluation_mode_ends_as_each_module_was() -> None:
+    model = nn.Sequential(DropPath(), nn.Dropout(0.5))
+    model[1].eval()
+    with evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, True, False]

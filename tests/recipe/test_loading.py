@@ -47,6 +47,7 @@ def test_pixel_limits_are_obeyed_and_saved_with_the_checkpoint(tmp_path: Path) -
     assert visual_tokens(processor(min_pixels=28 * 28 * 25)) == 25
     assert visual_tokens(processor()) == 16  # nothing leaks from one processor to the next
     smaller.save_pretrained(tmp_path)
+    shutil.copy(checkpoint_path() / "config.json", tmp_path)
     assert visual_tokens(processor(ModelConfig(model_name_or_path=str(tmp_path)))) == 9
     assert smaller.tokenizer.padding_side == "left"
 
@@ -210,3 +211,44 @@ def test_the_dial_behind_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [row["images"][0].size for row in prompts] == [(56, 28)] * 3
     with pytest.raises(DataError, match="toy:test:rows=7: rows is 7; expected 1 to 4"):
         load_prompts("toy:test:rows=7", "plain", toy_folder=tmp_path)
+
+
+def test_a_processor_that_fails_on_an_image_is_named() -> None:
+    model, broken = load_model(TOY, trust_remote_code=False), processor()
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise TypeError("no such field")
+
+    broken.apply_chat_template = fail
+    with pytest.raises(RecipeError, match=r"fails on a prompt with one image \(TypeError: no such field\)"):
+        check_image_token(model, broken)
+
+
+def config_of(folder: Path, **fields: Any) -> ModelConfig:
+    """A checkpoint that has a config and no weights."""
+    (folder / "config.json").write_text(json.dumps(fields))
+    return ModelConfig(model_name_or_path=str(folder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma3n"},
+        {"model_type": "llava", "vision_config": {"model_type": "timm_wrapper"}},
+    ],
+)
+def test_a_package_that_a_part_comes_from_is_named_before_weights_are_looked_for(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="part of the package timm, which is not installed: pip install timm"):
+        load_model(config_of(tmp_path, **config), trust_remote_code=False)
+    monkeypatch.setattr(loading, "find_spec", lambda name: object())
+    with pytest.raises(RecipeError, match="cannot be loaded"):  # now they are
+        load_model(config_of(tmp_path, **config), trust_remote_code=False)
+
+
+@pytest.mark.parametrize("family", ["chameleon", "emu3"])
+def test_a_model_that_reads_codes_says_that_no_gradient_reaches_its_images(family: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="become discrete codes, through which no gradient reaches the vision tower"):
+        load_model(config_of(tmp_path, model_type=family), trust_remote_code=False)

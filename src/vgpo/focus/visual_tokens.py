@@ -41,7 +41,7 @@ def banned_token_ids(config: PretrainedConfig) -> list[int]:
     A sampled placeholder has no features, and a mark makes position ids look for a medium that is not there: both end
     a run at a random step.
     """
-    return _token_ids(config, [name for name in config.to_dict() if _names_medium(name)])
+    return _token_ids(config, [name for name in (*config.to_dict(), *config.attribute_map) if _names_medium(name)])
 
 
 def _names_medium(field: str) -> bool:
@@ -59,6 +59,6 @@ def _token_ids(config: PretrainedConfig, fields: Iterable[str]) -> list[int]:
     values = config.to_dict()
     ids: set[int] = set()
     for field in fields:
-        value = values.get(field)
+        value = getattr(config, field, None) if field in config.attribute_map else values.get(field)
         ids.update(item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int))
     return sorted(ids)

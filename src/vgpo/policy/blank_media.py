@@ -61,15 +61,18 @@ def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
         ValueError: the model has no such method.
     """
     vlm = extract_model_from_parallel(model)
-    owners = (vlm, getattr(vlm, "base_model", None), getattr(vlm, "model", None))
+    vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
+    # The model without its head names all fields that it needs; the one with a head passes on what it does not name.
+    owners = (getattr(vlm, "base_model", None), vlm)
     owner = next((owner for owner in owners if hasattr(owner, "get_image_features")), None)
     if owner is None:
         raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot look at a blank image.")
     known = inspect.signature(owner.get_image_features).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) and len(known) == 1
-    given = {name: value for name, value in images.items() if takes_all or name in known}
-    if "pixel_values" in known and "pixel_values" not in given:  # Video-LLaVA's processor says whose pixels they are
-        given["pixel_values"] = images["pixel_values_images"]
+    fields = dict(images)
+    if "pixel_values" in known and "pixel_values" not in fields:  # Video-LLaVA's processor says whose pixels they are
+        fields["pixel_values"] = fields.pop("pixel_values_images")
+    given = {name: value for name, value in fields.items() if takes_all or name in known}
     return owner.get_image_features(**given)
 
 

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from vgpo.media import DROPPED_TOKEN_FIELDS, IMAGE_COLUMNS, RESPONSE_TYPES, TOKEN_TYPE_FIELDS, TOKEN_TYPES
+from vgpo.media import (
+    DROPPED_TOKEN_FIELDS,
+    IMAGE_COLUMNS,
+    INDICES_OF,
+    PACKED_BY,
+    RESPONSE_TYPES,
+    TOKEN_TYPE_FIELDS,
+    TOKEN_TYPES,
+)
 
 TOKENS = ("input_ids", "attention_mask")
 
@@ -198,8 +206,34 @@ def is_empty(value: Any) -> bool:
 def joined_media(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
     """The media of several prompts, concatenated in order; a field that no prompt has is left out."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt.media)
-    values = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
-    return {name: torch.cat(pad_to_widest(tensors, 0, left=False)) for name, tensors in values.items()}
+    fields = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
+    return {name: joined_field(name, fields) for name in fields}
+
+
+def joined_field(name: str, fields: Mapping[str, list[Tensor]]) -> Tensor:
+    """One field of several prompts.
+
+    Args:
+        name: of the field.
+        fields: the tensors of each field, one for each prompt that has it.
+    """
+    tensors = fields[name]
+    if name in INDICES_OF:
+        tensors = shifted(tensors, [patches.shape[0] * patches.shape[1] for patches in fields[INDICES_OF[name]]])
+    if any(PACKED_BY.get(other) == name for other in fields):
+        return torch.cat(tensors, dim=-1)
+    return torch.cat(pad_to_widest(tensors, 0, left=False))
+
+
+def shifted(indices: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Indices into what several prompts have, each counted from its own first, as indices into all of it in order.
+
+    Args:
+        indices: of each prompt; negative ones stand for nothing and stay.
+        sizes: how much each prompt has.
+    """
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [torch.where(value < 0, value, value + start) for value, start in zip(indices, starts, strict=True)]
 
 
 def has_media(prompts: Sequence[EncodedPrompt]) -> bool:

@@ -14,18 +14,33 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 @contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`."""
-    dropouts = [module for module in model.modules() if isinstance(module, DROPOUTS)]
-    shares = [module.p for module in dropouts]
+    """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`.
+
+    Layers are dropped by modules of each family (`drop_prob`), values by those of PyTorch (`p`).
+    """
+    names = {module: "p" if isinstance(module, DROPOUTS) else "drop_prob" for module in model.modules()}
+    shares = {module: vars(module)[name] for module, name in names.items() if name in vars(module)}
     model.train()
-    for module in dropouts:
-        module.p = 0.0
+    for module in shares:
+        setattr(module, names[module], 0.0)
     try:
         yield
     finally:
-        for module, share in zip(dropouts, shares, strict=True):
-            module.p = share
+        for module, share in shares.items():
+            setattr(module, names[module], share)
         model.eval()
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block, no module is in training mode: none drops values or asks for what training alone has."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vgpo.focus import banned_token_ids, named_visual_token_ids
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
+from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
 from vgpo.recipe.recipe import TOY_MODEL, RecipeError
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
@@ -44,18 +46,39 @@ NAMING_CODE = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer_config.json",
 )  # fmt: skip
+CODES = "its images become discrete codes, through which no gradient reaches the vision tower"
+CROSS_ATTENTION = "its decoder reads images by cross attention, not as tokens"
+Q_FORMER = "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt"
+IMAGE_MASK = "its config names no image token: a mask beside the prompt says which positions are images"
 # Families whose images are no tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
 UNSUITABLE = {
-    "blip-2": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
-    "chameleon": "its images become discrete codes, through which no gradient reaches the vision tower",
-    "emu3": "its images become discrete codes, through which no gradient reaches the vision tower",
+    "apertus1p5": CODES,
+    "blip": CROSS_ATTENTION,
+    "blip-2": Q_FORMER,
+    "chameleon": CODES,
+    "diffusion_gemma": "it generates blocks of tokens by diffusion, not one token after another",
+    "emu3": CODES,
+    "evolla": "it reads proteins, not images",
     "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
-    "got_ocr2": "its processor reads one page for one prompt and has no chat template",
-    "idefics": "its decoder reads images by cross attention, not as tokens",
-    "instructblip": "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt",
-    "mllama": "its decoder reads images by cross attention, not as tokens",
-    "qwen3_omni_moe_thinker": "its processor gives fields that no rule extends over a response",
+    "fuyu": "its processor drops the chat template that a checkpoint has",
+    "git": "its decoder puts image features before the prompt, where no token stands for them",
+    "got_ocr2": "its processor takes images as the pages of one document only, and it has no chat template",
+    "hunyuan_vl": "its positions count images over all rows of a batch, so that a row depends on those before it",
+    "idefics": CROSS_ATTENTION,
+    "instructblip": Q_FORMER,
+    "instructblipvideo": Q_FORMER,
+    "kosmos-2": IMAGE_MASK,
+    "kosmos-2.5": IMAGE_MASK,
+    "mistral4": "it is a text-only model",
+    "mistral_large4": "its attention scales queries by their absolute positions, which padding on the left moves",
+    "mllama": CROSS_ATTENTION,
+    "nemotron_h_omni": "it names no head (get_output_embeddings), from which TRL computes log-probabilities",
+    "pi0": "it generates actions of a robot, not text",
+    "shieldgemma2": "it classifies images by a policy that its processor writes, and has no other prompt",
+    "unlimited_ocr": "its forward pass takes numbers of tiles as Python lists, which no batch of several rows holds",
 }
+# Parts of a model that transformers takes from another package, by their `model_type`.
+PACKAGES = {"gemma3n_vision": "timm", "timm_backbone": "timm", "timm_wrapper": "timm"}
 # What a processor calls its limits, and what we call them.
 PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # an adapter without them has its base's processor
@@ -166,6 +189,8 @@ def load_processor(
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no chat template; {CHECKPOINT}")
     processor.tokenizer.padding_side = "left"
     set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
+    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    suit_trainer(processor, config)
     return processor
 
 
@@ -342,7 +367,7 @@ def code_references(value: Any, named: bool = False) -> Iterator[str]:
 
 
 def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
-    """Whether the images of a model are tokens of its decoder, by its config alone.
+    """Whether the images of a model are tokens of its decoder and its packages are installed, by its config alone.
 
     Raises:
         RecipeError: They are not; no weights have been loaded.
@@ -354,6 +379,18 @@ def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
             f"{reason}. VGPO measures how response tokens relate to image tokens; docs/families.md lists models that "
             "have them"
         )
+    if package := missing_package(config):
+        raise RecipeError(
+            f"model_name_or_path: {model.model_name_or_path!r} (model_type {config.model_type!r}) has a part of the "
+            f"package {package}, which is not installed: pip install {package}"
+        )
+
+
+def missing_package(config: PretrainedConfig) -> str | None:
+    """The package that a part of a model comes from, if it is not installed."""
+    parts = (getattr(config, name) for name in config.sub_configs)
+    packages = {PACKAGES[part.model_type] for part in parts if getattr(part, "model_type", None) in PACKAGES}
+    return next((package for package in sorted(packages) if find_spec(package) is None), None)
 
 
 def why_unsuitable(config: PretrainedConfig) -> str | None:
@@ -363,7 +400,7 @@ def why_unsuitable(config: PretrainedConfig) -> str | None:
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder model, whose images are not in the decoder's context"
     if getattr(config.get_text_config(), "cross_attention_layers", None):
-        return "its decoder reads images by cross attention, not as tokens"
+        return CROSS_ATTENTION
     return None
 
 

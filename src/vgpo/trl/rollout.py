@@ -38,6 +38,7 @@ from vgpo.policy.prompts import (
 )
 from vgpo.policy.sampled import mean_gap, record_sampled
 from vgpo.policy.scoring import Rows, score_rows
+from vgpo.policy.undisturbed import evaluation_mode
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.alarms import IMPORTANCE_RATIO
@@ -322,7 +323,7 @@ class RolloutTrainer(MonitoredTrainer):
         return completion_ids, log_probs
 
     def _sample(self, *args: Any, **kwargs: Any) -> Any:
-        with self._phase("generation"):
+        with self._phase("generation"), evaluation_mode(self.model):
             try:
                 return super()._generate_single_turn(*args, **kwargs)
             except RuntimeError as error:

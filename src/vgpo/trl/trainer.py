@@ -23,12 +23,14 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers import ProcessorMixin
 from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
+from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import prompt_columns, response_prefix
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import Signals
@@ -119,6 +121,8 @@ class VGPOTrainer(RolloutTrainer):
         if not isinstance(self.train_dataset, IterableDataset):
             check_num_rows(len(self.train_dataset), self.args.generation_batch_size, self.num_generations)
         check_decoder(self.model, self._required_signals)
+        if isinstance(self.processing_class, ProcessorMixin):
+            suit_trainer(self.processing_class, self._model_config)
         self._ablations = build_ablations(
             self._required_signals, self._model_config, self.processing_class, args.seed, self._banned_token_ids
         )
