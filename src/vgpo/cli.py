@@ -178,6 +178,7 @@ def evaluate(
     min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="What answers: transformers or vllm.")] = "transformers",
     out: Annotated[Path | None, out_option(help="Write the figures and every answer to this JSON file.")] = None,
 ) -> None:
     """Measure a checkpoint's greedy accuracy, with its 95 % interval."""
@@ -196,6 +197,7 @@ def evaluate(
             min_pixels=min_pixels,
             max_pixels=max_pixels,
             dtype=dtype,
+            engine=engine,
             out=out,
         )
         command.run(request)

@@ -10,25 +10,31 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import ProcessorMixin
+from transformers import AutoConfig, ProcessorMixin
 
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import Evaluation, evaluate
+from vgpo.evaluation.accuracy import answer_of, evaluate_answers
 from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
     forbidden_tokens,
+    load,
     load_model,
     load_processor,
     load_prompts,
     quiet_libraries,
+    source_of,
 )
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.run.trained import trained_settings
 from vgpo.terminal import say
+from vgpo.vllm.offline import OfflineEngine
+from vgpo.vllm.prompts import EngineError
 
-ERRORS = (RecipeError, DataError, RunFolderError, OSError)
+ERRORS = (RecipeError, DataError, RunFolderError, EngineError, OSError)
+TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ class Request:
     min_pixels: int | None = None
     max_pixels: int | None = None
     dtype: str = "auto"
+    engine: str = TRANSFORMERS
     out: Path | None = None
 
 
@@ -73,7 +80,7 @@ def run(request: Request) -> None:
             limit=request.limit,
             forbidden=forbidden_tokens(source, processor, trust_remote_code=False),
         )
-        scores = answer_all(
+        scores = ENGINES[engine_of(request)](
             source,
             processor,
             prompts,
@@ -86,7 +93,7 @@ def run(request: Request) -> None:
         settings = {"checkpoint": request.checkpoint, "data": request.data, "template": template}
         settings |= dataclasses.asdict(request.reading)
         settings |= {"limit": request.limit, "max_new_tokens": max_new_tokens}
-        settings |= {"image_size": dict(processor.image_processor.size)}
+        settings |= {"image_size": dict(processor.image_processor.size), "engine": request.engine}
         write_answers(request.out, settings, scores)
 
 
@@ -95,6 +102,50 @@ def answer_all(source: Any, processor: ProcessorMixin, prompts: Dataset, **optio
     model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
     check_image_token(model, processor)
     return evaluate(model, processor, prompts, **options)
+
+
+def answer_all_with_vllm(
+    source: Any,
+    processor: ProcessorMixin,
+    prompts: Dataset,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    chat_template_kwargs: dict[str, Any] | None,
+) -> Evaluation:
+    """Let vLLM answer; arguments as of `answer_all`.
+
+    Raises:
+        EngineError: vLLM is not installed, or read other prompts than those of training.
+        RecipeError: The checkpoint is an adapter.
+    """
+    if source_of(source).adapter_config is not None:
+        name = source.model_name_or_path
+        raise RecipeError(f"vLLM cannot load the adapter {name!r}: `vgpo merge {name} FOLDER`, and evaluate FOLDER")
+    config = load(AutoConfig, source, trust_remote_code=False)
+    engine = OfflineEngine(source_of(source).name, processor, config, dtype=source.dtype)
+
+    def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        responses = engine.respond(rows, max_new_tokens=max_new_tokens, chat_template_kwargs=chat_template_kwargs)
+        texts = processor.batch_decode([response.token_ids for response in responses], skip_special_tokens=True)
+        answered = zip(rows, texts, responses, strict=True)
+        return [answer_of(row, text, ended=response.ended) for row, text, response in answered]
+
+    return evaluate_answers(answer, prompts, batch_size=batch_size)
+
+
+ENGINES = {TRANSFORMERS: answer_all, "vllm": answer_all_with_vllm}
+
+
+def engine_of(request: Request) -> str:
+    """The engine that was asked for.
+
+    Raises:
+        RecipeError: There is none of this name.
+    """
+    if request.engine not in ENGINES:
+        raise RecipeError(f"--engine {request.engine}: expected one of {list(ENGINES)}")
+    return request.engine
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -1,7 +1,7 @@
 """Greedy accuracy of a policy on held-out questions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,16 +78,41 @@ def evaluate(
     Raises:
         ValueError: An empty data set.
     """
+    decoding = greedy_decoding(model, processor, max_new_tokens)
+
+    def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
+
+    with evaluation_mode(model):
+        return evaluate_answers(answer, prompts_dataset, batch_size=batch_size, progress=progress)
+
+
+def evaluate_answers(
+    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    prompts_dataset: Dataset,
+    *,
+    batch_size: int,
+    progress: bool = True,
+) -> Evaluation:
+    """Ask every question and grade the answers, whoever gives them.
+
+    Args:
+        answer: Dicts as of `answer_of`, one for each of some rows.
+        prompts_dataset: Rows with `prompt`, `images`, `problem` and `answer`.
+        batch_size: Rows given to `answer` at once.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: An empty data set.
+    """
     num_questions = len(prompts_dataset)
     if num_questions == 0:
         raise ValueError("the evaluation set is empty; give at least one question")
-    decoding = greedy_decoding(model, processor, max_new_tokens)
     answers: list[dict[str, Any]] = []
-    with evaluation_mode(model), progress_bar(disable=not progress) as bar:
+    with progress_bar(disable=not progress) as bar:
         task = bar.add_task("evaluating", total=num_questions)
         for start in range(0, num_questions, batch_size):
-            rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
-            answers += answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
+            answers += answer([prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))])
             bar.update(task, completed=len(answers))
     return grade_answers(answers)
 
@@ -138,16 +163,19 @@ def answer_rows(
     ends = torch.tensor(decoding.eos_token_id, device=responses.ids.device)
     ended = torch.isin(responses.ids, ends).any(dim=1)
     completions = processor.batch_decode(responses.ids, skip_special_tokens=True)
-    return [
-        {
-            "problem": row["problem"],
-            "answer": row["answer"],
-            "completion": completion,
-            "predicted": extract_boxed(completion),
-            "truncated": not end,
-        }
-        for row, completion, end in zip(rows, completions, ended.tolist(), strict=True)
-    ]
+    answered = zip(rows, completions, ended.tolist(), strict=True)
+    return [answer_of(row, completion, ended=end) for row, completion, end in answered]
+
+
+def answer_of(row: Mapping[str, Any], completion: str, *, ended: bool) -> dict[str, Any]:
+    """What is kept of an answer: problem, answer (gold), completion, predicted (boxed, or None), truncated."""
+    return {
+        "problem": row["problem"],
+        "answer": row["answer"],
+        "completion": completion,
+        "predicted": extract_boxed(completion),
+        "truncated": not ended,
+    }
 
 
 def progress_bar(*, disable: bool) -> Progress:

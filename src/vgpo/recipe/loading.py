@@ -189,7 +189,7 @@ def load_processor(
         raise RecipeError(f"model_name_or_path: {model.model_name_or_path!r} has no chat template; {CHECKPOINT}")
     processor.tokenizer.padding_side = "left"
     set_pixel_limits(processor.image_processor, min_pixels, max_pixels)
-    config = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=trust_remote_code)
+    config = load(AutoConfig, model, trust_remote_code=trust_remote_code)
     suit_trainer(processor, config)
     return processor
 

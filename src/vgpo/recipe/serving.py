@@ -41,5 +41,5 @@ def engine_dtype(recipe: Recipe) -> str:
         return "bfloat16" if config.bf16 else "float16"
     if model.dtype not in (None, "auto"):
         return str(model.dtype)
-    stored = load(AutoConfig, model, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
+    stored = load(AutoConfig, model, trust_remote_code=config.trust_remote_code)
     return str(stored.dtype or "float32").removeprefix("torch.")

@@ -48,11 +48,9 @@ from vgpo.training.passes import Rollout, ScoringPass
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.monitored import MonitoredTrainer
 from vgpo.trl.parity import ParityCheck, check_parity
-from vgpo.vllm.prompts import check_importance_ratio, placeholder_ids, with_placeholders
+from vgpo.vllm.prompts import BANNED_BIAS, check_importance_ratio, placeholder_ids, with_placeholders
 
 logger = logging.getLogger(__name__)
-
-BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
 
 
 Pass = TypeVar("Pass", bound=ScoringPass)

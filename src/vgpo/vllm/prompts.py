@@ -10,6 +10,7 @@ from typing import Any
 TokenIds = Sequence[int]
 
 LOWEST_RATIO = 0.01
+BANNED_BIAS = -100.0  # a logit bias with which vLLM never samples a token
 LIMITS = ("shortest_edge", "longest_edge")
 
 
