@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForImageTextToText,
     BatchFeature,
     Gemma3Config,
@@ -305,12 +306,13 @@ ALL_FAMILIES = {
     **build_newest.FAMILIES, **build_largest.FAMILIES,
 }  # fmt: skip
 # Families, by `model_type`, that are refused by their configuration alone: there is nothing else to build of them.
-CONFIG_ONLY = (
+_CONFIG_ONLY = (
     "apertus1p5", "blip", "diffusion_gemma", "evolla", "fast_vlm", "fuyu", "gemma3n", "git", "hunyuan_vl",
     "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5", "mistral4", "mistral_large4", "nemotron_h_omni",
     "perception_lm", "pi0", "pix2struct", "pp_formulanet", "shieldgemma2", "t5gemma2", "udop", "unlimited_ocr",
     "vision-encoder-decoder",
 )  # fmt: skip
+CONFIG_ONLY = tuple(name for name in _CONFIG_ONLY if name in CONFIG_MAPPING)
 TRIED = (*ALL_FAMILIES, *CONFIG_ONLY)
 
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from tests.families import table
 from tests.families.build import CONFIG_ONLY, FAMILIES, TRIED, build_checkpoint
 from tests.families.checks import Family
 from tests.families.outcomes import RED, outcome
+from vgpo.recipe.tested import TESTED
 
 # Families that differ in what the parity check does: another head, no shared prompts by structure or by measurement,
 # experts, audio, and a refusal. The others are tried by `make test-all`.
@@ -40,6 +43,7 @@ def test_the_table_has_a_row_for_every_family() -> None:
     rows = [row.split("`") for row in committed()[2:]]
     assert {row[1] for row in rows} >= set(TRIED)  # an older transformers has fewer
     assert len(rows) >= 95
-    assert len(rows) - len(RED) - len(CONFIG_ONLY) >= 60
-    assert {row[3] for row in rows} >= set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert sum("Refused" not in row[-1] and "Stopped" not in row[-1] for row in rows) >= 70
+    if Version(transformers.__version__).release[:2] == TESTED["transformers"].newest.release[:2]:
+        assert {row[3] for row in rows} == set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     assert set(FAMILIES) <= set(TRIED) - set(RED)
