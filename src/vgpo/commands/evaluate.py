@@ -27,6 +27,7 @@ from vgpo.recipe.loading import (
     source_of,
 )
 from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.serving import stored_dtype
 from vgpo.run import RunFolderError
 from vgpo.run.trained import trained_settings
 from vgpo.terminal import say
@@ -123,7 +124,7 @@ def answer_all_with_vllm(
         name = source.model_name_or_path
         raise RecipeError(f"vLLM cannot load the adapter {name!r}: `vgpo merge {name} FOLDER`, and evaluate FOLDER")
     config = load(AutoConfig, source, trust_remote_code=False)
-    engine = OfflineEngine(source_of(source).name, processor, config, dtype=source.dtype)
+    engine = OfflineEngine(source_of(source).name, processor, config, dtype=stored_dtype(source, config))
 
     def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         responses = engine.respond(rows, max_new_tokens=max_new_tokens, chat_template_kwargs=chat_template_kwargs)

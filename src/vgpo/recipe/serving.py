@@ -1,6 +1,7 @@
 """The vLLM server that a recipe asks for."""
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
+from trl import ModelConfig
 
 from vgpo.recipe.loading import load
 from vgpo.recipe.recipe import TOY_MODEL, Recipe
@@ -39,7 +40,10 @@ def engine_dtype(recipe: Recipe) -> str:
         return config.vllm_dtype
     if config.bf16 or config.fp16:
         return "bfloat16" if config.bf16 else "float16"
-    if model.dtype not in (None, "auto"):
-        return str(model.dtype)
-    stored = load(AutoConfig, model, trust_remote_code=config.trust_remote_code)
-    return str(stored.dtype or "float32").removeprefix("torch.")
+    return stored_dtype(model, load(AutoConfig, model, trust_remote_code=config.trust_remote_code))
+
+
+def stored_dtype(model: ModelConfig, config: PretrainedConfig) -> str:
+    """That of a checkpoint's weights, unless `dtype` names another; `auto` of vLLM makes bfloat16 of float32."""
+    named = None if model.dtype in (None, "auto") else model.dtype
+    return str(named or config.dtype or "float32").removeprefix("torch.")
