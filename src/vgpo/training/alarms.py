@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vgpo.checkpoints import CheckpointError, CheckpointStore
-from vgpo.metric_names import GUARD_SKIPPED_STEPS, SAMPLING_LOG_PROB_GAP, SAMPLING_ROUNDS
+from vgpo.metric_names import (
+    GUARD_SKIPPED_STEPS,
+    SAMPLING_IMPORTANCE_RATIO,
+    SAMPLING_LOG_PROB_GAP,
+    SAMPLING_ROUNDS,
+)
 from vgpo.training.settings import AlarmSettings
-
-IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"  # of the host, where an inference engine samples
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ RULES = (
     ),
     Rule(
         name="importance_ratio",
-        metric=IMPORTANCE_RATIO,
+        metric=SAMPLING_IMPORTANCE_RATIO,
         threshold="alarm_importance_ratio",
         is_bad=operator.lt,
         text="the mean importance ratio of the policy to vLLM, which sampled, is below",

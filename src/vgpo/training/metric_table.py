@@ -102,9 +102,16 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.SAMPLING_LOG_PROB_GAP,
             unit="nats per token",
             meaning="Mean |difference| of a response's log-probabilities between the first update and its sampling, "
-            "which have the same weights. Where transformers generates, in one turn.",
+            "which have the same weights. In one turn, by transformers or vLLM.",
             advice="Rounding: below 1e-4 in float32, about 0.01 in bfloat16, more with dropout (LoRA's is on in "
             "updates). Larger: the update does not score the policy that sampled; see the alarm `log_prob_gap`.",
+        ),
+        Metric(
+            name=names.SAMPLING_IMPORTANCE_RATIO,
+            unit="ratio",
+            meaning="Mean importance ratio of the policy to vLLM, of sequences or tokens (TRL). Where vLLM generates.",
+            advice="Near 1 in float32, 0.8 to 1 in bfloat16. Lower: vLLM does not compute what the policy computes; "
+            "see the alarm `importance_ratio`. Below 0.01 the run ends.",
         ),
     ),
     "Dynamic sampling": (

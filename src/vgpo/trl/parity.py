@@ -50,13 +50,18 @@ def check_parity(trainer: "RolloutTrainer") -> Parity:
         for model in trainer.scoring_models():
             use_own_head(model, trainer.temperature)
 
-    return settle(
+    parity = settle(
         partial(host_of, trainer),
         probes,
         strict=trainer.args.parity == "strict",
         use_own_head=own_head,
         separate_rows=trainer._sharing.stop,
     )
+    if trainer.use_vllm:
+        from vgpo.vllm.parity import with_engine
+
+        parity = with_engine(parity, host_of(trainer), trainer)
+    return parity
 
 
 def host_of(trainer: "RolloutTrainer") -> Host:

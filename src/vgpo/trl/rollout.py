@@ -23,7 +23,7 @@ from trl.import_utils import is_vllm_available
 from vgpo.data.media_columns import has_media_column
 from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
 from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
-from vgpo.metric_names import SAMPLING_LOG_PROB_GAP
+from vgpo.metric_names import SAMPLING_IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP
 from vgpo.policy.blank_media import blank_media, blank_prompt
 from vgpo.policy.experts import why_no_aux_loss
 from vgpo.policy.parity import Parity
@@ -41,7 +41,6 @@ from vgpo.policy.scoring import Rows, score_rows
 from vgpo.policy.undisturbed import evaluation_mode
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
-from vgpo.training.alarms import IMPORTANCE_RATIO
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
 from vgpo.training.passes import Rollout, ScoringPass
@@ -145,7 +144,7 @@ class RolloutTrainer(MonitoredTrainer):
                 rows = [row_with_images_in_prompt(row) for row in rows]
             batch = super()._generate_and_score_completions(rows)
         if self.use_vllm:
-            check_importance_ratio(self._metrics["train"].get(IMPORTANCE_RATIO, []), self.state.global_step)
+            check_importance_ratio(self._metrics["train"].get(SAMPLING_IMPORTANCE_RATIO, []), self.state.global_step)
         assert rollout.rewards is not None
         first = self.accelerator.process_index * len(rows)
         batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
@@ -309,10 +308,9 @@ class RolloutTrainer(MonitoredTrainer):
         """Sample responses with vLLM, which gets one placeholder for each image of a prompt."""
         prompts = self._rollout.prompts
         if images and any(images):
-            pairs = zip(prompt_ids, prompts, strict=True)
             self.vllm_generation.engine_prompts = [
                 with_placeholders(ids, prompt.token_ids, prompt.placeholder_ids or prompt.token_ids)
-                for ids, prompt in pairs
+                for ids, prompt in zip(prompt_ids, prompts, strict=True)
             ]
         completion_ids, log_probs = self._sample(prompt_ids, images, *args, **kwargs)
         if not self.tools and self.rollout_func is None:

@@ -63,9 +63,11 @@ class EngineGeneration(VLLMGeneration):
     def _init_vllm(self) -> None:
         parts: dict[str, Any] = {"VLLMClient": EngineClient}
         if self.mode == "colocate":
-            dtype = self._dtype()
-            logger.info("vLLM computes in %s.", dtype)
-            options = {"dtype": dtype, "mm_processor_kwargs": processor_options(self.processing_class) or None}
+            logger.info("vLLM computes in %s.", self.computes_in)
+            options = {
+                "dtype": self.computes_in,
+                "mm_processor_kwargs": processor_options(self.processing_class) or None,
+            }
             parts["LLM"] = partial(vllm_generation.LLM, **options)
         before = {name: vars(vllm_generation)[name] for name in parts}
         vars(vllm_generation).update(parts)
@@ -74,8 +76,9 @@ class EngineGeneration(VLLMGeneration):
         finally:
             vars(vllm_generation).update(before)
 
-    def _dtype(self) -> str:
-        """In which a colocated vLLM computes: as the policy does, which `auto` of vLLM does not look at."""
+    @property
+    def computes_in(self) -> str:
+        """The dtype of a colocated vLLM, or expected of a server: as the policy, which `auto` of vLLM is not."""
         if self.engine_dtype != ENGINE_DTYPE:
             return self.engine_dtype
         mixed = {"bf16": "bfloat16", "fp16": "float16"}.get(self.accelerator.mixed_precision)

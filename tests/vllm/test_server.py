@@ -1,0 +1,161 @@
+"""Training with vLLM's server: started by `vgpo serve`, looked at by `vgpo doctor`, and killed in the middle."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from vgpo.recipe.recipe import load_recipe
+from vgpo.recipe.serving import server_settings
+from vgpo.recipe.setup import Setup
+from vgpo.vllm.generation import EngineClient
+from vgpo.vllm.prompts import EngineError
+from vgpo.vllm.server import ServerSettings, server_faults
+
+pytestmark = pytest.mark.process
+STARTING_SECONDS = 180
+
+
+@pytest.fixture(scope="module")
+def address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with the plugin, and the metadata that `vllm serve` wants of a package called vllm."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copy(Path(__file__).with_name("server_plugin.py"), folder / "vgpo_server_plugin.py")
+    import vllm
+
+    for name, version in (("vgpo_server_plugin", "0.0"), ("vllm", f"{vllm.__version__}+cpu")):
+        metadata = folder / f"{name}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    entry = folder / "vgpo_server_plugin-0.0.dist-info" / "entry_points.txt"
+    entry.write_text("[vllm.general_plugins]\nvgpo = vgpo_server_plugin:register\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(address: str, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    extra = """--enforce-eager --weight-transfer-config '{"backend": "files"}'"""
+    words = ["quickstart_vgpo", "--use_vllm", "true", "--vllm_mode", "server", "--vllm_max_model_length", "512"]
+    command = [sys.executable, "-m", "vgpo.cli", "serve", *words, "--vllm_server_base_url", address, "--vllm", extra]
+    environment = {**os.environ, "PYTHONPATH": f"{plugin}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_for(address, process, log)
+        yield process
+    finally:
+        stop(process)
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(STARTING_SECONDS):
+        if process.poll() is not None:
+            break
+        try:
+            if requests.get(f"{address}/health", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(1)
+    pytest.fail(f"the server did not start:\n{log.read_text()[-3000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+@pytest.fixture(autouse=True)
+def _weights_by_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The trainer's side of the plugin."""
+
+    def init(self: EngineClient, device: Any = 0) -> None:
+        self._post(f"{self.base_url}/init_weight_transfer_engine", json={"init_info": {}})
+
+    def update(self: EngineClient, metadata: Any, named_params: Any) -> None:
+        path = tmp_path / "weights.safetensors"
+        save_file({name: weight.detach().contiguous().clone() for name, weight in named_params}, path)
+        self._start_weight_update()
+        self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(path)}})
+        self._finish_weight_update()
+
+    monkeypatch.setattr(EngineClient, "init_communicator", init)
+    monkeypatch.setattr(EngineClient, "update_named_params", update)
+
+
+@pytest.fixture
+def settings(address: str, tmp_path: Path) -> ServerSettings:
+    words = ["--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_base_url", address, "--use_cpu", "true"]
+    return server_settings(Setup(load_recipe("quickstart_vgpo", words), tmp_path))
+
+
+def test_three_steps(server: Any, address: str, make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(vllm_mode="server", vllm_server_base_url=address, max_steps=3)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 3
+    assert max(line["sampling/sampling_logp_difference/max"] for line in lines) < 0.05
+    assert min(line["sampling/importance_sampling_ratio/mean"] for line in lines) > 0.9
+    assert [gap.passes for gap in trainer.parity.gaps if gap.name == "log-probs, vLLM"] == [True]
+
+
+def test_doctor_looks_at_the_server(server: Any, settings: ServerSettings) -> None:
+    assert server_faults(settings) == []
+    limits = {"size": {"shortest_edge": 784, "longest_edge": 3136}}
+    other = replace(settings, model="other", dtype="bfloat16", processor=limits)
+    served, computes, options = server_faults(other)
+    assert "expected 'other'" in served
+    assert "it computes in torch.float32, the policy in bfloat16" in computes
+    assert 'its --mm-processor-kwargs are {}, expected {"size": {"shortest_edge": 784' in options
+
+
+def test_other_pixel_limits_end_the_run(server: Any, address: str, make_trainer: Callable[..., Any]) -> None:
+    trainer = make_trainer(vllm_mode="server", vllm_server_base_url=address, parity="off")
+    trainer.processing_class.image_processor.size["longest_edge"] = 3136
+    with pytest.raises(EngineError, match="read another prompt than the one that is trained on, in 16 of 16 rows"):
+        trainer.train()
+
+
+def test_a_server_that_is_killed_is_an_error_within_ten_seconds(
+    server: subprocess.Popen[bytes], address: str, make_trainer: Callable[..., Any]
+) -> None:
+    killed: list[float] = []
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            stop(server)
+            killed.append(time.monotonic())
+
+    trainer = make_trainer(
+        vllm_mode="server", vllm_server_base_url=address, max_steps=3, parity="off", callbacks=[Kill()]
+    )
+    with pytest.raises(EngineError, match="has stopped answering"):
+        trainer.train()
+    assert time.monotonic() - killed[0] < 10
+
+
+def test_a_server_that_was_never_there_is_an_error(make_trainer: Callable[..., Any]) -> None:
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"does not answer after 2 s \(ConnectionError\)"):
+        make_trainer(vllm_mode="server", vllm_server_base_url="http://127.0.0.1:9", vllm_server_timeout=2)
+    assert time.monotonic() - started < 20
