@@ -87,7 +87,7 @@ def test_a_vllm_server_that_is_not_there_is_named_with_its_command(tmp_path, tra
     words = ["--use_vllm", "true", "--vllm_mode", "server", "--vllm_server_port", "9", "--max_pixels", "20000"]
     finding = examined(tmp_path, train_file, *words, checks=["processor", "vLLM server"])["vLLM server"]
     assert finding.status == "fail"
-    assert "No vLLM server answers at http://0.0.0.0:9" in finding.found
+    assert "No vLLM server answers at http://127.0.0.1:9" in finding.found
     assert """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 20000}}'""" in finding.fix
     assert finding.fix.startswith("VLLM_SERVER_DEV_MODE=1 vllm serve /")
     assert examined(tmp_path, train_file, checks=["vLLM server"])["vLLM server"].status == "pass"

@@ -50,7 +50,13 @@ def make_trainer(tmp_path: Path) -> Callable[..., Any]:
     from vgpo.toy import checkpoint_path, write_datasets
     from vgpo.trl import VGPOConfig, VGPOTrainer
 
-    def make(rows: int = 32, max_steps: int = 1, callbacks: list[Any] | None = None, **settings: Any) -> VGPOTrainer:
+    def make(
+        rows: int = 32,
+        max_steps: int = 1,
+        callbacks: list[Any] | None = None,
+        peft_config: Any = None,
+        **settings: Any,
+    ) -> VGPOTrainer:
         source = write_datasets(tmp_path / "set", num_train=rows, num_test=1)[0]
         config = VGPOConfig(
             output_dir=str(tmp_path / "run"), use_cpu=True, bf16=False, report_to=[], save_strategy="no",
@@ -66,6 +72,7 @@ def make_trainer(tmp_path: Path) -> Callable[..., Any]:
             train_dataset=to_prompts(load_dataset(str(source))),
             processing_class=AutoProcessor.from_pretrained(checkpoint_path(), padding_side="left"),
             callbacks=callbacks,
+            peft_config=peft_config,
         )
 
     return make

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 from vgpo.policy.parts import part_of_parameters
@@ -59,6 +60,16 @@ def test_an_image_is_seen_by_the_new_vision_tower(trainer: Any, monkeypatch: pyt
     monkeypatch.setattr(EngineGeneration, "sync_weights", VLLMGeneration.sync_weights)
     shift(trainer, "vision", 0.05)
     assert gap_of(trainer) > 1e-3
+
+
+def test_adapters_are_merged_into_what_vllm_gets(make_trainer: Callable[..., Any]) -> None:
+    adapters = LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
+    trainer = make_trainer(vllm_mode="colocate", max_steps=2, peft_config=adapters)
+    assert gap_of(trainer) < 1e-4
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if DIFFERENCE in line]
+    assert len(lines) == 2
+    assert max(line[DIFFERENCE] for line in lines) < 0.05
 
 
 def test_a_frozen_vision_tower_keeps_its_features(make_trainer: Callable[..., Any], monkeypatch: Any) -> None:

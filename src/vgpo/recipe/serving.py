@@ -19,11 +19,13 @@ def server_settings(setup: Setup) -> ServerSettings:
     """
     run, config, model = setup.recipe.run, setup.recipe.config, setup.recipe.model
     is_toy = model.model_name_or_path == TOY_MODEL
+    # TRL's default would let every machine of the network send weights.
+    host = "127.0.0.1" if config.vllm_server_host == "0.0.0.0" else config.vllm_server_host
     sets_limits = run.min_pixels is not None or run.max_pixels is not None
     lengths = [config.vllm_max_model_length, (run.max_prompt_length or 0) + (config.max_completion_length or 0)]
     return ServerSettings(
         model=str(checkpoint_path()) if is_toy else str(model.model_name_or_path),
-        url=config.vllm_server_base_url or f"http://{config.vllm_server_host}:{config.vllm_server_port}",
+        url=config.vllm_server_base_url or f"http://{host}:{config.vllm_server_port}",
         dtype=engine_dtype(setup.recipe),
         revision=None if is_toy or model.model_revision == "main" else model.model_revision,
         processor=processor_options(setup.processor) if sets_limits else {},
