@@ -65,7 +65,7 @@ def test_an_image_is_seen_by_the_new_vision_tower(trainer: Any, monkeypatch: pyt
 def test_adapters_are_merged_into_what_vllm_gets(make_trainer: Callable[..., Any]) -> None:
     adapters = LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
     trainer = make_trainer(vllm_mode="colocate", max_steps=2, peft_config=adapters)
-    assert gap_of(trainer) < 1e-4
+    assert gap_of(trainer) < 1e-3
     trainer.train()
     lines = [line for line in trainer.state.log_history if DIFFERENCE in line]
     assert len(lines) == 2

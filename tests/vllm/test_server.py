@@ -22,17 +22,21 @@ from vgpo.recipe.serving import server_settings
 from vgpo.recipe.setup import Setup
 from vgpo.vllm.generation import EngineClient
 from vgpo.vllm.prompts import EngineError
-from vgpo.vllm.server import ServerSettings, server_faults
+from vgpo.vllm.server import ServerSettings, running_server, server_faults
 
 pytestmark = pytest.mark.process
 STARTING_SECONDS = 180
 
 
-@pytest.fixture(scope="module")
-def address() -> str:
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def address() -> str:
+    return free_address()
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +156,24 @@ def test_a_server_that_is_killed_is_an_error_within_ten_seconds(
     with pytest.raises(EngineError, match="has stopped answering"):
         trainer.train()
     assert time.monotonic() - killed[0] < 10
+
+
+def test_a_server_that_a_run_starts_ends_with_it(
+    plugin: Path, settings: ServerSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{plugin}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # compiles nothing
+    own = replace(settings, url=free_address(), transfer="files", max_model_length=512)
+    with running_server(own, "", tmp_path / "log", timeout=STARTING_SECONDS):
+        assert server_faults(own) == []
+    with pytest.raises(EngineError, match="No vLLM server answers"):
+        server_faults(own)
+    missing = replace(own, model=str(tmp_path / "none"))
+    with (
+        pytest.raises(EngineError, match=r"ended with status 1 after \d+ s\. Its log, .*log, ends:\n"),
+        running_server(missing, "", tmp_path / "log", timeout=STARTING_SECONDS),
+    ):
+        pytest.fail("it runs")
 
 
 def test_a_server_that_was_never_there_is_an_error(make_trainer: Callable[..., Any]) -> None:

@@ -2,8 +2,6 @@
 
 import os
 import shlex
-import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +14,10 @@ from vgpo.recipe.recipe import ON_CPU, RecipeError, load_recipe
 from vgpo.recipe.serving import server_settings
 from vgpo.recipe.setup import Setup
 from vgpo.terminal import say
-from vgpo.vllm.server import DEVELOPMENT_MODE, as_shell
+from vgpo.vllm.prompts import EngineError
+from vgpo.vllm.server import DEVELOPMENT_MODE, as_shell, program
 
-ERRORS = (RecipeError,)
+ERRORS = (RecipeError, EngineError)
 
 
 def run(config: str, overrides: Sequence[str], *, prints: bool, extra: str) -> None:
@@ -31,7 +30,8 @@ def run(config: str, overrides: Sequence[str], *, prints: bool, extra: str) -> N
         extra: Further options of `vllm serve`, as a shell takes them; of two values of an option, theirs counts.
 
     Raises:
-        RecipeError: The recipe, its checkpoint, or vLLM that is not installed.
+        RecipeError: The recipe, its checkpoint, or its data.
+        EngineError: vLLM is not installed.
     """
     quiet_libraries()
     recipe = load_recipe(config, [*overrides, *ON_CPU])
@@ -40,11 +40,6 @@ def run(config: str, overrides: Sequence[str], *, prints: bool, extra: str) -> N
     if prints:
         Console().print(Text(as_shell(command)), soft_wrap=True)
         return
-    # Beside the interpreter where its folder is not on PATH, as in an environment that is not activated.
-    program = shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
-    if program is None:
-        raise RecipeError(
-            "vllm is not installed here: pip install 'trl[vllm]', or start the server elsewhere (--print)"
-        )
+    path = program()
     say(Console(stderr=True), as_shell(command))
-    os.execve(program, command, {**os.environ, **DEVELOPMENT_MODE})  # the server takes this process
+    os.execve(path, command, {**os.environ, **DEVELOPMENT_MODE})  # the server takes this process

@@ -141,6 +141,13 @@ class RunArguments:
         default=None,
         metadata={"help": "Processes that the batch sizes are written for; another number at start is an error."},
     )
+    vllm_server_devices: str | None = field(
+        default=None,
+        metadata={
+            "help": "GPUs of a vLLM server that the run starts and stops, as '6,7'; the processes of the training "
+            "must not have them. Default: the server is started by `vgpo serve`."
+        },
+    )
     max_rollout_bytes: int = field(
         default=MAX_ROLLOUT_BYTES,
         metadata={"help": "Limit of the written rollouts with their images; beyond it the oldest ones go."},
@@ -275,6 +282,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     check_num_weights(run.rewards, config.reward_weights, where=where)
     check_adapters(run, config, model, where=where)
     check_reference(config, model, where=where)
+    check_server(run, config, where=where)
     check_remote_code(config, model, where=where)
     # Absolute, so that no later change of the working directory moves files.
     run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
@@ -454,6 +462,15 @@ def check_reference(config: VGPOConfig, model: ModelConfig, *, where: str) -> No
         raise RecipeError(
             f"{where}: beta {config.beta:g} would load the newest {name} as the reference model, not model_revision "
             f"{revision}; {DOWNLOAD.format(name=name)}, or set beta: 0"
+        )
+
+
+def check_server(run: RunArguments, config: VGPOConfig, *, where: str) -> None:
+    """Whether the devices of a vLLM server are those of one that is asked for."""
+    if run.vllm_server_devices is not None and not (config.use_vllm and config.vllm_mode == "server"):
+        raise RecipeError(
+            f"{where}: vllm_server_devices has no effect without use_vllm: true and vllm_mode: server; set them, or "
+            "remove it"
         )
 
 

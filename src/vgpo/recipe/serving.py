@@ -1,5 +1,11 @@
 """The vLLM server that a recipe asks for."""
 
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from transformers import AutoConfig, PretrainedConfig
 from trl import ModelConfig
 
@@ -8,7 +14,9 @@ from vgpo.recipe.recipe import TOY_MODEL, Recipe
 from vgpo.recipe.setup import Setup
 from vgpo.toy import checkpoint_path
 from vgpo.vllm.prompts import processor_options
-from vgpo.vllm.server import ServerSettings
+from vgpo.vllm.server import ServerSettings, running_server
+
+logger = logging.getLogger(__name__)
 
 
 def server_settings(setup: Setup) -> ServerSettings:
@@ -33,6 +41,25 @@ def server_settings(setup: Setup) -> ServerSettings:
         tensor_parallel_size=config.vllm_tensor_parallel_size,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+@contextmanager
+def server_of(setup: Setup) -> Iterator[None]:
+    """While the block runs, the server of a recipe that asks for one of its own; the first process starts it.
+
+    Raises:
+        EngineError: It does not start.
+    """
+    run, config = setup.recipe.run, setup.recipe.config
+    if run.vllm_server_devices is None or config.process_index != 0:
+        yield
+        return
+    settings = server_settings(setup)
+    with tempfile.NamedTemporaryFile(prefix="vgpo-vllm-", suffix=".log", delete=False) as log:
+        path = Path(log.name)
+    logger.warning("Starting the vLLM server at %s; its log is %s.", settings.url, path)
+    with running_server(settings, run.vllm_server_devices, path, timeout=config.vllm_server_timeout):
+        yield
 
 
 def engine_dtype(recipe: Recipe) -> str:

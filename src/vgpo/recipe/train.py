@@ -27,6 +27,7 @@ from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from,
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
+from vgpo.recipe.serving import server_of
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
@@ -146,21 +147,22 @@ def train_in(
     identity |= run_on_main_process(lambda: model_identity(model))
     if resume is not None:
         resume = with_changes(resume, identity, allow_changes=run.allow_changes, console=console)
-    trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
-    if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else once the model is sharded
-        trainer.check_parity()
-    opening = OpenFolder(folder, recipe, command, identity, resume)
-    if resume is None:
-        # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
-        opening.open()
-    else:
-        trainer.add_callback(opening)
-    try:
-        return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
-    except BaseException as error:
-        if opening.is_open:
-            mark_interrupted(folder, trainer, console, error)
-        raise
+    with server_of(setup):
+        trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
+        if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else once the model is sharded
+            trainer.check_parity()
+        opening = OpenFolder(folder, recipe, command, identity, resume)
+        if resume is None:
+            # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
+            opening.open()
+        else:
+            trainer.add_callback(opening)
+        try:
+            return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
+        except BaseException as error:
+            if opening.is_open:
+                mark_interrupted(folder, trainer, console, error)
+            raise
 
 
 def build_trainer(

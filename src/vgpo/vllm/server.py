@@ -1,9 +1,18 @@
 """vLLM's server as a training needs it: its command, and what a running one says of itself."""
 
+import ctypes
 import json
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -15,6 +24,8 @@ from vgpo.vllm.prompts import EngineError
 DEVELOPMENT_MODE = {"VLLM_SERVER_DEV_MODE": "1"}
 LOGPROBS_MODE = "processed_logprobs"
 SECONDS = 5.0
+STOPPING_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,83 @@ class ServerSettings:
         words += ["--revision", self.revision] if self.revision else []
         words += ["--trust-remote-code"] if self.trust_remote_code else []
         return [*words, *extra]
+
+
+@contextmanager
+def running_server(settings: ServerSettings, devices: str, log: Path, *, timeout: float) -> Iterator[None]:
+    """A server that answers while the block runs, and ends with it, or with this process in any way.
+
+    Args:
+        settings: Of the server.
+        devices: Of the GPUs that it takes, as CUDA_VISIBLE_DEVICES names them; "" for a CPU.
+        log: Where its output goes.
+        timeout: Seconds until it must answer.
+
+    Raises:
+        EngineError: It cannot be started, or ends, or does not answer in time; with the end of its log.
+    """
+    environment = {**os.environ, **DEVELOPMENT_MODE, "CUDA_VISIBLE_DEVICES": devices}
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                [program(), *settings.command()[1:]], env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output, start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        except OSError as error:
+            raise EngineError(f"vllm cannot be started ({error.strerror}): pip install 'trl[vllm]'") from error
+    try:
+        _wait_for(settings.url, process, log, timeout)
+        yield
+    finally:
+        _stop(process)
+
+
+def program() -> str:
+    """The path of `vllm`, on PATH or beside the interpreter, as in an environment that is not activated.
+
+    Raises:
+        EngineError: It is not installed.
+    """
+    found = shutil.which("vllm") or shutil.which("vllm", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise EngineError(
+            "vllm is not installed here: pip install 'trl[vllm]'. Or start the server elsewhere, by the command that "
+            "`vgpo serve RECIPE --print` shows"
+        )
+    return found
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, timeout: float) -> None:
+    start = time.monotonic()
+    while process.poll() is None and time.monotonic() - start < timeout:
+        try:
+            _answer(url, "v1/models")
+        except EngineError:
+            time.sleep(1)
+        else:
+            return
+    how = "does not answer" if process.poll() is None else f"ended with status {process.returncode}"
+    last = log.read_text(errors="replace")[-2000:]
+    raise EngineError(
+        f"The vLLM server at {url} {how} after {time.monotonic() - start:.0f} s. Its log, {log}, ends:\n{last}"
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            break
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOPPING_SECONDS)
+
+
+def _end_with_parent() -> None:
+    """Let Linux end the server when the trainer is gone, however it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def as_shell(command: Sequence[str]) -> str:
