@@ -250,6 +250,7 @@ def inspect_checkpoint(
         int | None, typer.Option(help="Draws the responses, where there are several to a question. Default: 0.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="What answers the questions: transformers or vllm.")] = "transformers",
 ) -> None:
     """Show where a checkpoint looks: its answers, token by token, over their images, as one page."""
     from vgpo.commands import inspect as command
@@ -271,6 +272,7 @@ def inspect_checkpoint(
             batch_size=batch_size,
             seed=seed,
             dtype=dtype,
+            engine=engine,
         )
         command.run(request)
 

@@ -1,5 +1,6 @@
 """Training with vLLM's server: started by `vgpo serve`, looked at by `vgpo doctor`, and killed in the middle."""
 
+import json
 import os
 import shutil
 import signal
@@ -174,6 +175,18 @@ def test_a_server_that_a_run_starts_ends_with_it(
         running_server(missing, "", tmp_path / "log", timeout=STARTING_SECONDS),
     ):
         pytest.fail("it runs")
+
+
+def test_inspect_answers_with_vllm_as_with_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    texts = []
+    for engine in ("vllm", "transformers"):
+        words = ["inspect", "toy", "--data", "toy:test", "--rows", "0-3", "--max-new-tokens", "40", "--engine", engine]
+        out = tmp_path / engine / "inspection.json"
+        subprocess.run([sys.executable, "-m", "vgpo.cli", *words, "--out", str(out)], check=True, capture_output=True)
+        questions = json.loads(out.read_text())["questions"]
+        texts.append([rollout["text"] for question in questions for rollout in question["rollouts"]])
+    assert texts[0] == texts[1]
 
 
 def test_a_server_that_was_never_there_is_an_error(make_trainer: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from transformers import AutoConfig, ProcessorMixin
+from transformers import ProcessorMixin
 
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import Evaluation, evaluate
@@ -19,19 +19,16 @@ from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
     forbidden_tokens,
-    load,
     load_model,
     load_processor,
     load_prompts,
     quiet_libraries,
-    source_of,
 )
 from vgpo.recipe.recipe import RecipeError
-from vgpo.recipe.serving import stored_dtype
+from vgpo.recipe.serving import offline_engine
 from vgpo.run import RunFolderError
 from vgpo.run.trained import trained_settings
 from vgpo.terminal import say
-from vgpo.vllm.offline import OfflineEngine
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (RecipeError, DataError, RunFolderError, EngineError, OSError)
@@ -120,11 +117,7 @@ def answer_all_with_vllm(
         EngineError: vLLM is not installed, or read other prompts than those of training.
         RecipeError: The checkpoint is an adapter.
     """
-    if source_of(source).adapter_config is not None:
-        name = source.model_name_or_path
-        raise RecipeError(f"vLLM cannot load the adapter {name!r}: `vgpo merge {name} FOLDER`, and evaluate FOLDER")
-    config = load(AutoConfig, source, trust_remote_code=False)
-    engine = OfflineEngine(source_of(source).name, processor, config, dtype=stored_dtype(source, config))
+    engine = offline_engine(source, processor)
 
     def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         responses = engine.respond(rows, max_new_tokens=max_new_tokens, chat_template_kwargs=chat_template_kwargs)

@@ -17,7 +17,7 @@ from vgpo.inspection import Inspection, InspectionError, iter_questions, write_i
 from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
-from vgpo.inspection.questions import QuestionSet, StoredRolloutsError, questions_of, stored_questions
+from vgpo.inspection.questions import QuestionSet, Stored, StoredRolloutsError, questions_of, stored_questions
 from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
@@ -28,12 +28,16 @@ from vgpo.recipe.loading import (
     quiet_libraries,
 )
 from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.serving import responses_of_vllm
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
 from vgpo.run.trained import config_of_checkpoint, run_of_checkpoint, trained_settings
 from vgpo.terminal import say
+from vgpo.vllm.prompts import EngineError
 
-ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError)
+ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError, EngineError)
+TRANSFORMERS = "transformers"
+ENGINES = (TRANSFORMERS, "vllm")
 NUM_ROWS = 50  # unless the user names rows
 NAME = "inspection"
 SUFFIXES = (".json", ".html")
@@ -47,18 +51,33 @@ class Asked:
     questions: QuestionSet
     options: Options
     dtype: str
+    engine: str = TRANSFORMERS
 
     def of(self, checkpoint: str, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
         """An inspection's head and questions for one checkpoint, which is loaded at once."""
         source = checkpoint_config(checkpoint, self.dtype)
+        stored = self.questions.stored if self.engine == TRANSFORMERS else self._answers_of_vllm(source)
         processor = processor_of(source)
         model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
         check_image_token(model, processor)
         inspector = Inspector(model, processor, self.options)
         asked = self.questions
-        questions = questions_of(asked.rows, asked.numbers, pictures=self.options.pictures, stored=asked.stored)
+        questions = questions_of(asked.rows, asked.numbers, pictures=self.options.pictures, stored=stored)
         head = inspector.head(name, checkpoint, asked.responses)
         return head, inspector.inspect(questions, len(asked.rows), progress=True)
+
+    def _answers_of_vllm(self, source: Any) -> list[list[Stored]]:
+        """Responses that vLLM generates before the model is loaded; those without the image come from the model."""
+        options = self.options
+        found = responses_of_vllm(
+            source,
+            self.questions.rows,
+            samples=options.samples,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature if options.samples > 1 else 0.0,
+            chat_template_kwargs=options.chat_template_kwargs,
+        )
+        return [[Stored(token_ids) for token_ids in responses] for responses in found]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +98,7 @@ class Request:
     batch_size: int = 64
     seed: int | None = None
     dtype: str = "auto"
+    engine: str = TRANSFORMERS
 
     @property
     def reading_options(self) -> dict[str, Any]:
@@ -104,9 +124,14 @@ def run(request: Request) -> None:
         RecipeError: An option affects generation, and there is no data.
     """
     quiet_libraries()
+    if request.engine not in ENGINES:
+        raise RecipeError(f"--engine {request.engine}: expected one of {list(ENGINES)}")
     checkpoint = Path(request.checkpoint)
     if request.data is None:
-        reject_generation({**request.generation, **given(compare=request.compare, **request.reading_options)})
+        engine = request.engine if request.engine != TRANSFORMERS else None
+        reject_generation(
+            {**request.generation, **given(engine=engine, compare=request.compare, **request.reading_options)}
+        )
     options = replace(
         options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
     )
@@ -114,7 +139,7 @@ def run(request: Request) -> None:
     json_path, html_path = paths(request.out)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
         questions = questions_for(request, template, Path(scratch))
-        asked = Asked(questions, options, request.dtype)
+        asked = Asked(questions, options, request.dtype, request.engine)
         write(json_path, asked, request.checkpoint, request.compare, Path(scratch))
     write_file(html_path, Inspection.read(json_path).to_html().encode("utf-8"))
     say(Console(), f"inspection: {html_path} (numbers: {json_path})")

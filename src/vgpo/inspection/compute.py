@@ -287,7 +287,7 @@ class Inspector:
         advantages = None
         if len(answers) > 1:
             correct = torch.tensor([float(answer["correct"]) for answer in answers], device=mask.device)
-            given = [response.advantage for response in question.stored]
+            given = [response.advantage for response in question.stored if response.advantage is not None]
             advantages = torch.tensor(given, device=mask.device) if given else group_advantages(correct)
         weights = weigh(similarity, mask, advantages, self.options.settings)
         columns = [entry["tokens"] for entry in grid_entries(grids)]

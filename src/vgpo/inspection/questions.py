@@ -29,11 +29,11 @@ class Stored:
 
     Attributes:
         token_ids: With the end token, if it has one.
-        advantage: A_i that it was given.
+        advantage: A_i that it was given; None where no training gave it one.
     """
 
     token_ids: list[int]
-    advantage: float
+    advantage: float | None = None
 
 
 @dataclass(frozen=True)

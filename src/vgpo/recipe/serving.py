@@ -1,18 +1,23 @@
 """The vLLM server that a recipe asks for."""
 
 import logging
+import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from datasets import Dataset
+from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 from trl import ModelConfig
 
-from vgpo.recipe.loading import load
-from vgpo.recipe.recipe import TOY_MODEL, Recipe
+from vgpo.recipe.loading import load, load_processor, source_of
+from vgpo.recipe.recipe import TOY_MODEL, Recipe, RecipeError
 from vgpo.recipe.setup import Setup
 from vgpo.toy import checkpoint_path
+from vgpo.vllm.offline import OfflineEngine
 from vgpo.vllm.prompts import processor_options
 from vgpo.vllm.server import ServerSettings, running_server
 
@@ -60,6 +65,45 @@ def server_of(setup: Setup) -> Iterator[None]:
     logger.warning("Starting the vLLM server at %s; its log is %s.", settings.url, path)
     with running_server(settings, run.vllm_server_devices, path, timeout=config.vllm_server_timeout):
         yield
+
+
+def offline_engine(source: ModelConfig, processor: ProcessorMixin) -> OfflineEngine:
+    """A checkpoint in vLLM, in this process, for evaluation.
+
+    Raises:
+        EngineError: vLLM is not installed.
+        RecipeError: The checkpoint is an adapter.
+    """
+    if source_of(source).adapter_config is not None:
+        name = source.model_name_or_path
+        raise RecipeError(f"vLLM cannot load the adapter {name!r}: `vgpo merge {name} FOLDER`, and name FOLDER")
+    config = load(AutoConfig, source, trust_remote_code=False)
+    return OfflineEngine(source_of(source).name, processor, config, dtype=stored_dtype(source, config))
+
+
+def responses_of_vllm(source: ModelConfig, rows: Dataset, *, samples: int, **decoding: Any) -> list[list[list[int]]]:
+    """Token ids of responses to each row, from a process of its own: when it ends, it has given back its memory.
+
+    Args:
+        source: The checkpoint.
+        rows: Of `vgpo.data.to_prompts`.
+        samples: Responses to each.
+        decoding: As of `OfflineEngine.respond`.
+
+    Raises:
+        EngineError, RecipeError: As of `offline_engine`.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_responses_of_vllm, source, rows, samples, decoding).result()
+
+
+def _responses_of_vllm(
+    source: ModelConfig, rows: Dataset, samples: int, decoding: dict[str, Any]
+) -> list[list[list[int]]]:
+    processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
+    repeated = [row for row in rows for _ in range(samples)]
+    token_ids = [one.token_ids for one in offline_engine(source, processor).respond(repeated, **decoding)]
+    return [token_ids[first : first + samples] for first in range(0, len(token_ids), samples)]
 
 
 def engine_dtype(recipe: Recipe) -> str:
