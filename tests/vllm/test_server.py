@@ -27,6 +27,7 @@ from vgpo.vllm.server import ServerSettings, running_server, server_faults
 
 pytestmark = pytest.mark.process
 STARTING_SECONDS = 180
+IDLE_SECONDS = 7.0  # longer than vLLM keeps a connection that nobody uses
 
 
 def free_address() -> str:
@@ -122,6 +123,20 @@ def test_three_steps(server: Any, address: str, make_trainer: Callable[..., Any]
     assert max(line["sampling/sampling_logp_difference/max"] for line in lines) < 0.05
     assert min(line["sampling/importance_sampling_ratio/mean"] for line in lines) > 0.9
     assert [gap.passes for gap in trainer.parity.gaps if gap.name == "log-probs, vLLM"] == [True]
+
+
+def test_a_connection_that_the_server_closed_is_opened_again(
+    server: Any, address: str, make_trainer: Callable[..., Any]
+) -> None:
+    class Wait(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            time.sleep(IDLE_SECONDS)
+
+    trainer = make_trainer(
+        vllm_mode="server", vllm_server_base_url=address, max_steps=3, parity="off", callbacks=[Wait()]
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3
 
 
 def test_doctor_looks_at_the_server(server: Any, settings: ServerSettings) -> None:

@@ -30,9 +30,10 @@ ENGINE_DTYPE = "auto"
 WAITING_MESSAGE_SECONDS = 15.0
 CONNECTIONS = 64
 FINAL_ONLY = 2  # of vLLM's output kinds; with its default, responses that end early are left out where n > 1
-# A server that is gone is reported within seconds; TRL tries for a minute.
+# A server that is gone is reported within seconds; TRL tries for a minute. Read errors are tried again, for a server
+# closes connections that were idle for some seconds, as between the generations of long steps.
 RETRIES = Retry(
-    total=2, connect=2, read=0, status=2, status_forcelist=[502, 503], backoff_factor=1, allowed_methods=None
+    total=3, connect=3, read=2, status=2, status_forcelist=[502, 503], backoff_factor=0.5, allowed_methods=None
 )
 
 
