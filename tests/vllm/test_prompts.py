@@ -3,6 +3,7 @@
 import itertools
 import json
 import threading
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoProcessor
 
 from tests.families.build import picture
 from vgpo.policy.prompts import messages_with_images
+from vgpo.recipe import serving
 from vgpo.recipe.loading import set_pixel_limits
 from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.recipe.serving import server_settings
@@ -108,6 +110,19 @@ def test_the_command_has_what_the_recipe_says(tmp_path: Path) -> None:
     assert as_shell(command).startswith("VLLM_SERVER_DEV_MODE=1 vllm serve ")
     assert "--mm-processor-kwargs" not in settings_of(tmp_path).command()
     assert "bfloat16" in settings_of(tmp_path, "--vllm_dtype", "bfloat16").command()
+
+
+def test_a_version_that_trl_does_not_support_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serving.unsupported_vllm() is None or "TRL currently supports vLLM versions" in str(
+        serving.unsupported_vllm()
+    )
+
+    def available() -> bool:
+        warnings.warn("TRL currently supports vLLM versions from 0.22.0 to 0.31.0. You have version 9", stacklevel=1)
+        return True
+
+    monkeypatch.setattr(serving, "is_vllm_available", available)
+    assert str(serving.unsupported_vllm()).endswith("You have version 9")
 
 
 def test_devices_without_a_server_are_refused() -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.recipe.recipe import ON_CPU, RecipeError, load_recipe
-from vgpo.recipe.serving import server_settings
+from vgpo.recipe.serving import server_settings, unsupported_vllm
 from vgpo.recipe.setup import Setup
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
@@ -41,5 +41,7 @@ def run(config: str, overrides: Sequence[str], *, prints: bool, extra: str) -> N
         Console().print(Text(as_shell(command)), soft_wrap=True)
         return
     path = program()
+    if unsupported := unsupported_vllm():
+        say(Console(stderr=True), f"warning: {unsupported}")
     say(Console(stderr=True), as_shell(command))
     os.execve(path, command, {**os.environ, **DEVELOPMENT_MODE})  # the server takes this process

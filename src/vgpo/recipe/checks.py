@@ -32,7 +32,7 @@ from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.run_plan import RunPlan, check_launch
-from vgpo.recipe.serving import server_settings
+from vgpo.recipe.serving import server_settings, unsupported_vllm
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.rewards import RewardError, load_reward
@@ -92,6 +92,8 @@ def generation(setup: Setup) -> Finding:
             name = setup.recipe.model.model_name_or_path
             fix = f"`vgpo merge {name} FOLDER` and name FOLDER"
             return Finding("fail", f"vLLM cannot load the adapter {name!r}", fix)
+    if unsupported := unsupported_vllm():
+        return Finding("warn", unsupported, "pip install 'trl[vllm]'")
     return Finding("pass", f"vLLM, {config.vllm_mode}")
 
 

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
 from trl import ModelConfig
+from trl.import_utils import is_vllm_available
 
 from vgpo.recipe.loading import load, load_processor, source_of
 from vgpo.recipe.recipe import TOY_MODEL, Recipe, RecipeError
@@ -104,6 +106,14 @@ def _responses_of_vllm(
     repeated = [row for row in rows for _ in range(samples)]
     token_ids = [one.token_ids for one in offline_engine(source, processor).respond(repeated, **decoding)]
     return [token_ids[first : first + samples] for first in range(0, len(token_ids), samples)]
+
+
+def unsupported_vllm() -> str | None:
+    """What TRL says of the version of vLLM that is installed, if it is none that TRL supports."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        is_vllm_available()
+    return next((str(warning.message) for warning in said if "vLLM" in str(warning.message)), None)
 
 
 def engine_dtype(recipe: Recipe) -> str:
