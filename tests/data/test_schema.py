@@ -162,6 +162,13 @@ def test_faulty_rows_are_left_out_on_request_and_numbers_stay_those_of_the_sourc
         check_dataset(kept.map(lambda one: {"problem": one["problem"].replace("b", "<pad>")}), forbidden=["<pad>"])
 
 
+def test_what_a_faulty_row_holds_cannot_steer_the_terminal(png, make_dataset, caplog) -> None:
+    rows = make_dataset([row(png), row(png, images=["gone\x1b[2J\u202e.png"])])
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        check_dataset(rows, faulty_rows="drop")
+    assert "gone[U+001B][2J[U+202E].png" in caplog.text
+
+
 def test_a_fault_of_the_whole_set_is_never_left_out(make_dataset) -> None:
     rows = [{"images": [], "problem": "a", "answer": "7"}, {"images": [], "problem": "", "answer": "7"}]
     with pytest.raises(DataError, match="no row of the whole set has an image"):

@@ -75,6 +75,7 @@ class Asked:
             samples=options.samples,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature if options.samples > 1 else 0.0,
+            seed=options.seed,
             chat_template_kwargs=options.chat_template_kwargs,
         )
         return [[Stored(token_ids) for token_ids in responses] for responses in found]

@@ -9,6 +9,7 @@ import datasets
 
 from vgpo.data.errors import DataError
 from vgpo.data.schema import MAX_FAULTS, ROW, listed, quantity, source_rows
+from vgpo.text import visible
 
 ERROR, DROP = "error", "drop"
 FAULTY_ROWS = (ERROR, DROP)
@@ -53,9 +54,8 @@ def without_faulty(
         raise DataError(f"the data set of {size} cannot be {cannot}:\n{listed(list(map(str, found)))}{hint}")
     if not found:
         return dataset
-    logger.warning(
-        "Left out %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, listed(_first_of_each(found))
-    )
+    faulty = visible(listed(_first_of_each(found)))  # it names what the rows hold
+    logger.warning("Left out %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, faulty)
     numbers = source_rows(dataset)
     if ROW not in dataset.column_names:
         dataset = dataset.add_column(ROW, numbers)

@@ -16,9 +16,8 @@ from trl import ModelConfig
 from trl.import_utils import is_vllm_available
 
 from vgpo.recipe.loading import load, load_processor, source_of
-from vgpo.recipe.recipe import TOY_MODEL, Recipe, RecipeError
+from vgpo.recipe.recipe import Recipe, RecipeError
 from vgpo.recipe.setup import Setup
-from vgpo.toy import checkpoint_path
 from vgpo.vllm.offline import OfflineEngine
 from vgpo.vllm.prompts import processor_options
 from vgpo.vllm.server import ServerSettings, running_server
@@ -33,18 +32,18 @@ def server_settings(setup: Setup) -> ServerSettings:
         RecipeError: The checkpoint cannot be loaded.
     """
     run, config, model = setup.recipe.run, setup.recipe.config, setup.recipe.model
-    is_toy = model.model_name_or_path == TOY_MODEL
+    source = source_of(model)
     # TRL's default would let every machine of the network send weights.
     host = "127.0.0.1" if config.vllm_server_host == "0.0.0.0" else config.vllm_server_host
     sets_limits = run.min_pixels is not None or run.max_pixels is not None
-    lengths = [config.vllm_max_model_length, (run.max_prompt_length or 0) + (config.max_completion_length or 0)]
+    longest = None if run.max_prompt_length is None else run.max_prompt_length + config.max_completion_length
     return ServerSettings(
-        model=str(checkpoint_path()) if is_toy else str(model.model_name_or_path),
+        model=source.name,
         url=config.vllm_server_base_url or f"http://{host}:{config.vllm_server_port}",
         dtype=engine_dtype(setup.recipe),
-        revision=None if is_toy or model.model_revision == "main" else model.model_revision,
+        revision=None if source.is_folder or source.revision == "main" else source.revision,
         processor=processor_options(setup.processor) if sets_limits else {},
-        max_model_length=lengths[0] or (lengths[1] if run.max_prompt_length else None),
+        max_model_length=config.vllm_max_model_length or longest,
         tensor_parallel_size=config.vllm_tensor_parallel_size,
         trust_remote_code=config.trust_remote_code,
     )

@@ -182,8 +182,8 @@ def wrapped_faults(name: str, references: Sequence[str]) -> list[str]:
     """Reference answers that score 1 against themselves, and against nothing that a model writes."""
     reasons = {row: reason for row, text in enumerate(references) if (reason := why_never_equal(text))}
     faults = [
-        f"{name}: row {row}: no response will equal the reference answer {references[row][:60]!r}: {reason}. Keep the "
-        "answer alone"
+        f"{name}: row {row}: no response will equal the reference answer {references[row][:60]!r}: {reason}. "
+        "Keep only the answer"
         for row, reason in reasons.items()
     ]
     return faults[:NUM_SHOWN] + too_many(name, len(faults), "more reference answers are no answers")

@@ -26,7 +26,6 @@ from vgpo.vllm.prompts import EngineError, check_same_prompts, processor_options
 
 logger = logging.getLogger(__name__)
 
-ENGINE_DTYPE = "auto"
 WAITING_MESSAGE_SECONDS = 15.0
 CONNECTIONS = 64
 FINAL_ONLY = 2  # of vLLM's output kinds; with its default, responses that end early are left out where n > 1
@@ -80,7 +79,7 @@ class EngineGeneration(VLLMGeneration):
     @property
     def computes_in(self) -> str:
         """The dtype of a colocated vLLM, or expected of a server: as the policy, which `auto` of vLLM is not."""
-        if self.engine_dtype != ENGINE_DTYPE:
+        if self.engine_dtype != "auto":
             return self.engine_dtype
         mixed = {"bf16": "bfloat16", "fp16": "float16"}.get(self.accelerator.mixed_precision)
         return mixed or str(self.model.dtype).removeprefix("torch.")
@@ -107,16 +106,22 @@ class EngineGeneration(VLLMGeneration):
         """As the parent.
 
         Raises:
-            EngineError: vLLM read another prompt than the trainer's.
+            EngineError: vLLM read another prompt than the trainer's, or refuses one, as one that is too long.
         """
         given, self.engine_prompts = self.engine_prompts or prompts, None
-        read, *rest = super().generate(given, images, num_generations, profiler)
+        try:
+            read, *rest = super().generate(given, images, num_generations, profiler)
+        except ValueError as error:
+            raise EngineError(
+                f"vLLM refuses a prompt: {error}. If it is too long, raise vllm_max_model_length or set "
+                "max_prompt_length."
+            ) from error
         check_same_prompts(prompts, read)
         return read, *rest
 
 
 class EngineClient(VLLMClient):
-    """`VLLMClient` that sends images with placeholders, waits with a word, and reports a dead server in seconds."""
+    """`VLLMClient` that sends images with placeholders, says what it waits for, and soon reports a dead server."""
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
         """Wait until the server answers, for at most `total_timeout` seconds.
@@ -148,16 +153,20 @@ class EngineClient(VLLMClient):
             time.sleep(retry_interval)
 
     def _get(self, url: str, **kwargs: Any) -> dict:
-        try:
-            return super()._get(url, **kwargs)
-        except requests.RequestException as error:
-            self._is_gone(error)
+        return self._request("GET", url, **kwargs).json()
 
     def _post(self, url: str, **kwargs: Any) -> dict:
+        return self._request("POST", url, **kwargs).json()
+
+    def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         try:
-            return super()._post(url, **kwargs)
+            response = self.session.request(method, url, **kwargs)
         except requests.RequestException as error:
             self._is_gone(error)
+        if not response.ok:
+            said = f"{response.status_code}: {response.text[:500]}"
+            raise EngineError(f"The vLLM server answers {url} with status {said}")
+        return response
 
     def _is_gone(self, error: requests.RequestException) -> NoReturn:
         raise EngineError(
@@ -192,10 +201,7 @@ class EngineClient(VLLMClient):
 
     def reset_encoder_cache(self) -> None:
         """Forget the features of images; an endpoint of the server's development mode, as that of weights is."""
-        try:
-            self.session.post(f"{self.base_url}/reset_encoder_cache").raise_for_status()
-        except requests.RequestException as error:
-            self._is_gone(error)
+        self._request("POST", f"{self.base_url}/reset_encoder_cache")
 
 
 def image_part(image: Any) -> dict[str, str]:

@@ -87,13 +87,16 @@ class OfflineEngine:
 
         kwargs = chat_template_kwargs or {}
         prompts = [encode(self.processor, row, kwargs, CPU).token_ids for row in rows]
-        sampling = SamplingParams(
-            temperature=temperature,
-            max_tokens=max_new_tokens,
-            logprobs=0,
-            seed=seed,
-            logit_bias=dict.fromkeys(self.banned, BANNED_BIAS) or None,
-        )
+        sampling = [
+            SamplingParams(
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                logprobs=0,
+                seed=None if seed is None else seed + number,  # a row that is there twice gets two samples
+                logit_bias=dict.fromkeys(self.banned, BANNED_BIAS) or None,
+            )
+            for number in range(len(rows))
+        ]
         requests = [self._request(row, prompt, kwargs) for row, prompt in zip(rows, prompts, strict=True)]
         outputs = self.llm.generate(requests, sampling_params=sampling, use_tqdm=False)
         check_same_prompts(prompts, [output.prompt_token_ids for output in outputs])
