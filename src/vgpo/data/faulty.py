@@ -9,7 +9,6 @@ import datasets
 
 from vgpo.data.errors import DataError
 from vgpo.data.schema import MAX_FAULTS, ROW, listed, quantity, source_rows
-from vgpo.text import visible
 
 ERROR, DROP = "error", "drop"
 FAULTY_ROWS = (ERROR, DROP)
@@ -54,7 +53,7 @@ def without_faulty(
         raise DataError(f"the data set of {size} cannot be {cannot}:\n{listed(list(map(str, found)))}{hint}")
     if not found:
         return dataset
-    faulty = visible(listed(_first_of_each(found)))  # it names what the rows hold
+    faulty = listed(_first_of_each(found))
     logger.warning("Left out %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, faulty)
     numbers = source_rows(dataset)
     if ROW not in dataset.column_names:
