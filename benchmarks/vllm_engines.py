@@ -11,13 +11,11 @@ for CPUs (`KEEP=1 make test-vllm` leaves such an environment) and what tests/vll
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -35,24 +33,15 @@ ENVIRONMENT = {
 }
 # What tests/vllm does in its processes, before `vgpo train`.
 TRAIN = """
-import os, sys, tempfile
-from safetensors.torch import save_file
+import sys
 import vllm._custom_ops
+from tests.vllm import server_plugin
 from vgpo.cli import main
 from vgpo.vllm.generation import EngineClient
 
-def init(self, device=0):
-    self._post(f"{self.base_url}/init_weight_transfer_engine", json={"init_info": {}})
-
-def update(self, metadata, named_params):
-    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        save_file({name: weight.detach().contiguous().clone() for name, weight in named_params}, file.name)
-        self._start_weight_update()
-        self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": file.name}})
-        self._finish_weight_update()
-
 vllm._custom_ops._supports_onednn = False
-EngineClient.init_communicator, EngineClient.update_named_params = init, update
+EngineClient.init_communicator = server_plugin.init_communicator
+EngineClient.update_named_params = server_plugin.update_named_params
 sys.argv[0] = "vgpo"
 main()
 """
@@ -64,7 +53,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
     arguments = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT, PYTHONPATH=str(ROOT))
+    sys.path.insert(0, str(ROOT))
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for engine in ENGINES:
         runs = {seed: arguments.folder / f"{engine}-{seed}" for seed in range(arguments.seeds)}
@@ -101,23 +91,18 @@ def nothing() -> Iterator[None]:
 @contextmanager
 def server() -> Iterator[None]:
     """vLLM's server with the plugin of the tests, which takes weights from a file."""
-    import vllm
-
+    from tests.vllm.server_plugin import write_plugin
     from vgpo.toy import checkpoint_path
     from vgpo.vllm.server import ServerSettings, running_server
 
-    settings = ServerSettings(model=str(checkpoint_path()), url=URL, dtype="float32", processor={}, transfer="files")
+    settings = ServerSettings(
+        model=str(checkpoint_path()), url=URL, dtype="float32", processor={}, transfer="files", max_model_length=LENGTH
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        shutil.copy(ROOT / "tests" / "vllm" / "server_plugin.py", folder / "vgpo_server_plugin.py")
-        for name, version in (("vgpo_server_plugin", "0.0"), ("vllm", f"{vllm.__version__}+cpu")):
-            metadata = folder / f"{name}-{version}.dist-info"
-            metadata.mkdir()
-            (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        entry = folder / "vgpo_server_plugin-0.0.dist-info" / "entry_points.txt"
-        entry.write_text("[vllm.general_plugins]\nvgpo = vgpo_server_plugin:register\n")
-        os.environ["PYTHONPATH"] = str(folder)
-        with running_server(replace(settings, max_model_length=LENGTH), "", folder / "log", timeout=300):
+        write_plugin(folder)
+        os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{ROOT}"
+        with running_server(settings, "", folder / "log", timeout=300):
             yield
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 import requests
-from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from tests.vllm import server_plugin
 from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.serving import server_settings
 from vgpo.recipe.setup import Setup
@@ -43,17 +42,9 @@ def address() -> str:
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the plugin, and the metadata that `vllm serve` wants of a package called vllm."""
+    """A folder for PYTHONPATH with the plugin."""
     folder = tmp_path_factory.mktemp("plugin")
-    shutil.copy(Path(__file__).with_name("server_plugin.py"), folder / "vgpo_server_plugin.py")
-    import vllm
-
-    for name, version in (("vgpo_server_plugin", "0.0"), ("vllm", f"{vllm.__version__}+cpu")):
-        metadata = folder / f"{name}-{version}.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    entry = folder / "vgpo_server_plugin-0.0.dist-info" / "entry_points.txt"
-    entry.write_text("[vllm.general_plugins]\nvgpo = vgpo_server_plugin:register\n")
+    server_plugin.write_plugin(folder)
     return folder
 
 
@@ -92,21 +83,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _weights_by_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The trainer's side of the plugin."""
-
-    def init(self: EngineClient, device: Any = 0) -> None:
-        self._post(f"{self.base_url}/init_weight_transfer_engine", json={"init_info": {}})
-
-    def update(self: EngineClient, metadata: Any, named_params: Any) -> None:
-        path = tmp_path / "weights.safetensors"
-        save_file({name: weight.detach().contiguous().clone() for name, weight in named_params}, path)
-        self._start_weight_update()
-        self._post(f"{self.base_url}/update_weights", json={"update_info": {"path": str(path)}})
-        self._finish_weight_update()
-
-    monkeypatch.setattr(EngineClient, "init_communicator", init)
-    monkeypatch.setattr(EngineClient, "update_named_params", update)
+def _weights_by_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("init_communicator", "update_named_params"):
+        monkeypatch.setattr(EngineClient, name, vars(server_plugin)[name])
 
 
 @pytest.fixture
