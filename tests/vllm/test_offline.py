@@ -124,7 +124,7 @@ def test_ids_that_are_expanded_before_are_an_error(family: Family, monkeypatch: 
 
 def test_banned_tokens_are_never_sampled(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     def sampled() -> set[int]:
-        responses = family.engine.respond(ROWS[1:2] * 128, max_new_tokens=64, temperature=2.0, seed=None)
+        responses = family.engine.respond(ROWS[1:2] * 128, max_new_tokens=64, temperature=2.0)
         return {token for response in responses for token in response.token_ids}
 
     banned = set(family.engine.banned)

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from vgpo.answers import extract_boxed
-from vgpo.policy.generation import evaluation_mode, greedy_decoding, respond
-from vgpo.policy.prompts import encode
+from vgpo.evaluation.completions import Completion, complete
+from vgpo.policy.generation import evaluation_mode, greedy_decoding
 from vgpo.rewards import grade
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -80,15 +79,15 @@ def evaluate(
     """
     decoding = greedy_decoding(model, processor, max_new_tokens)
 
-    def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
+    def answer(rows: list[dict[str, Any]]) -> list[Completion]:
+        return complete(model, processor, rows, decoding, chat_template_kwargs or {})
 
     with evaluation_mode(model):
         return evaluate_answers(answer, prompts_dataset, batch_size=batch_size, progress=progress)
 
 
 def evaluate_answers(
-    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    answer: Callable[[list[dict[str, Any]]], list[Completion]],
     prompts_dataset: Dataset,
     *,
     batch_size: int,
@@ -97,7 +96,7 @@ def evaluate_answers(
     """Ask every question and grade the answers, whoever gives them.
 
     Args:
-        answer: Dicts as of `answer_of`, one for each of some rows.
+        answer: Gives a response to each of some rows.
         prompts_dataset: Rows with `prompt`, `images`, `problem` and `answer`.
         batch_size: Rows given to `answer` at once.
         progress: Show a progress bar.
@@ -112,7 +111,8 @@ def evaluate_answers(
     with progress_bar(disable=not progress) as bar:
         task = bar.add_task("evaluating", total=num_questions)
         for start in range(0, num_questions, batch_size):
-            answers += answer([prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))])
+            rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
+            answers += [answer_of(row, one) for row, one in zip(rows, answer(rows), strict=True)]
             bar.update(task, completed=len(answers))
     return grade_answers(answers)
 
@@ -150,31 +150,14 @@ def wilson_interval(num_correct: int, num_questions: int, z: float = Z_95) -> tu
     return max(0.0, centre - margin), min(1.0, centre + margin)
 
 
-def answer_rows(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    rows: list[dict[str, Any]],
-    decoding: GenerationConfig,
-    chat_template_kwargs: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """One batch of greedy answers, as dicts of problem, answer, completion, predicted and truncated."""
-    prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
-    responses = respond(model, prompts, decoding)
-    ends = torch.tensor(decoding.eos_token_id, device=responses.ids.device)
-    ended = torch.isin(responses.ids, ends).any(dim=1)
-    completions = processor.batch_decode(responses.ids, skip_special_tokens=True)
-    answered = zip(rows, completions, ended.tolist(), strict=True)
-    return [answer_of(row, completion, ended=end) for row, completion, end in answered]
-
-
-def answer_of(row: Mapping[str, Any], completion: str, *, ended: bool) -> dict[str, Any]:
+def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
     """What is kept of an answer: problem, answer (gold), completion, predicted (boxed, or None), truncated."""
     return {
         "problem": row["problem"],
         "answer": row["answer"],
-        "completion": completion,
-        "predicted": extract_boxed(completion),
-        "truncated": not ended,
+        "completion": completion.text,
+        "predicted": extract_boxed(completion.text),
+        "truncated": completion.truncated,
     }
 
 

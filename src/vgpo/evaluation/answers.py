@@ -13,12 +13,14 @@ class Answer(Record):
         sample: Which of the responses to this row, from 0.
         completion: The response.
         truncated: Whether it was cut at the token limit.
+        oversized: Whether the prompt filled the model's context, so that it was not asked; it counts as wrong.
     """
 
     row: int = Field(ge=0)
     sample: int = Field(ge=0)
     completion: str
     truncated: bool
+    oversized: bool = False
 
 
 class Question(Record):

@@ -82,28 +82,33 @@ def offline_engine(source: ModelConfig, processor: ProcessorMixin) -> OfflineEng
     return OfflineEngine(source_of(source).name, processor, config, dtype=stored_dtype(source, config))
 
 
-def responses_of_vllm(source: ModelConfig, rows: Dataset, *, samples: int, **decoding: Any) -> list[list[list[int]]]:
+def responses_of_vllm(
+    source: ModelConfig, rows: Dataset, *, samples: int, seed: int | None, **decoding: Any
+) -> list[list[list[int]]]:
     """Token ids of responses to each row, from a process of its own: when it ends, it has given back its memory.
 
     Args:
         source: The checkpoint.
         rows: Of `vgpo.data.to_prompts`.
         samples: Responses to each.
+        seed: Of the samples; None for vLLM's own.
         decoding: As of `OfflineEngine.respond`.
 
     Raises:
         EngineError, RecipeError: As of `offline_engine`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_responses_of_vllm, source, rows, samples, decoding).result()
+        return process.submit(_responses_of_vllm, source, rows, samples, seed, decoding).result()
 
 
 def _responses_of_vllm(
-    source: ModelConfig, rows: Dataset, samples: int, decoding: dict[str, Any]
+    source: ModelConfig, rows: Dataset, samples: int, seed: int | None, decoding: dict[str, Any]
 ) -> list[list[list[int]]]:
     processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
     repeated = [row for row in rows for _ in range(samples)]
-    token_ids = [one.token_ids for one in offline_engine(source, processor).respond(repeated, **decoding)]
+    seeds = [] if seed is None else [seed + number for number in range(len(repeated))]
+    responses = offline_engine(source, processor).respond(repeated, seeds=seeds, **decoding)
+    token_ids = [one.token_ids for one in responses]
     return [token_ids[first : first + samples] for first in range(0, len(token_ids), samples)]
 
 

@@ -22,11 +22,15 @@ class EngineResponse:
         token_ids: End token included, where it ended.
         log_probs: Of each token, as it was sampled from.
         ended: Whether it ended by itself, within the token limit.
+        num_prompt_tokens: Of the prompt, image tokens included.
+        oversized: Whether the prompt fills the engine's context, so that it was not asked.
     """
 
     token_ids: list[int]
     log_probs: list[float]
     ended: bool
+    num_prompt_tokens: int
+    oversized: bool = False
 
 
 class OfflineEngine:
@@ -68,6 +72,7 @@ class OfflineEngine:
             trust_remote_code=trust_remote_code,
             **options,
         )
+        self.context_length = self.llm.llm_engine.model_config.max_model_len
 
     def respond(
         self,
@@ -75,10 +80,17 @@ class OfflineEngine:
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
-        seed: int | None = None,
+        seeds: Sequence[int] = (),
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EngineResponse]:
         """A response to each row of `vgpo.data.to_prompts`; the most likely token each time at temperature 0.
+
+        Args:
+            rows: One batch.
+            max_new_tokens: Longest response, in tokens.
+            temperature: 0, or that of samples from the whole softmax.
+            seeds: One for each sample; empty for vLLM's own.
+            chat_template_kwargs: As in training.
 
         Raises:
             EngineError: vLLM read another prompt than the one that training encodes.
@@ -87,20 +99,22 @@ class OfflineEngine:
 
         kwargs = chat_template_kwargs or {}
         prompts = [encode(self.processor, row, kwargs, CPU).token_ids for row in rows]
+        asked = [number for number, prompt in enumerate(prompts) if len(prompt) < self.context_length]
         sampling = [
             SamplingParams(
                 temperature=temperature,
                 max_tokens=max_new_tokens,
                 logprobs=0,
-                seed=None if seed is None else seed + number,  # a row that is there twice gets two samples
+                seed=seeds[number] if seeds else None,
                 logit_bias=dict.fromkeys(self.banned, BANNED_BIAS) or None,
             )
-            for number in range(len(rows))
+            for number in asked
         ]
-        requests = [self._request(row, prompt, kwargs) for row, prompt in zip(rows, prompts, strict=True)]
-        outputs = self.llm.generate(requests, sampling_params=sampling, use_tqdm=False)
-        check_same_prompts(prompts, [output.prompt_token_ids for output in outputs])
-        return [as_response(output.outputs[0]) for output in outputs]
+        requests = [self._request(rows[number], prompts[number], kwargs) for number in asked]
+        outputs = self.llm.generate(requests, sampling_params=sampling, use_tqdm=False) if asked else []
+        check_same_prompts([prompts[number] for number in asked], [output.prompt_token_ids for output in outputs])
+        found = {number: as_response(output) for number, output in zip(asked, outputs, strict=True)}
+        return [found.get(number) or oversized_response(len(prompt)) for number, prompt in enumerate(prompts)]
 
     def _request(self, row: Mapping[str, Any], prompt: list[int], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A prompt with one placeholder for each image, and the images."""
@@ -116,11 +130,18 @@ class OfflineEngine:
         }
 
 
-def as_response(output: Any) -> EngineResponse:
-    """From vLLM's `CompletionOutput`."""
+def as_response(request: Any) -> EngineResponse:
+    """From vLLM's `RequestOutput`."""
+    output = request.outputs[0]
     chosen = zip(output.token_ids, output.logprobs, strict=True)
     return EngineResponse(
         token_ids=list(output.token_ids),
         log_probs=[scores[token].logprob for token, scores in chosen],
         ended=output.finish_reason == "stop",
+        num_prompt_tokens=len(request.prompt_token_ids),
     )
+
+
+def oversized_response(num_prompt_tokens: int) -> EngineResponse:
+    """In place of a response to a prompt that does not fit."""
+    return EngineResponse([], [], ended=False, num_prompt_tokens=num_prompt_tokens, oversized=True)
