@@ -1,0 +1,1 @@
+"""The benchmarks of the paper on one checkpoint: tasks, evaluation folder, page."""
