@@ -22,7 +22,7 @@ from vgpo.run.storage import (
     write_file,
 )
 
-VERSION = 1
+VERSION: Literal[1] = 1
 RERUN = "run the same `vgpo eval` command again, which asks only the rows that are missing"
 REGRADE = "delete it and run the same `vgpo eval` command again, which grades the stored answers"
 
