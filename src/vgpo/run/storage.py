@@ -27,7 +27,8 @@ R = TypeVar("R", bound=Record)
 Parse = Callable[[bytes, str], T]  # takes a line and where it is, for messages
 
 FIRST_BLOCK = 1 << 16  # bytes read in search of the last line; doubled until they hold it
-RESTART = "Free space on this disk and run the same command with --resume true."
+RESUME = "run the same command with --resume true"  # what goes on with a training run
+CORRECT = "Correct what the error names,"
 
 
 class RunFolderError(RuntimeError):
@@ -103,16 +104,15 @@ def reported_refusals(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = "Free space on this disk, or choose a folder on another one, and run again."
+        advice = "Free space on this disk, or choose a folder on another one," if is_full(error) else CORRECT
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. Nothing was written. {advice_on(error, advice)}"
+            f"{path} could not be written: {error.strerror}. Nothing was written. {advice} and run again."
         ) from error
 
 
-def advice_on(error: OSError, if_full: str) -> str:
-    """What to do about a refusal of the disk."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return if_full if is_full else "Correct what the error names, and run the same command with --resume true."
+def is_full(error: OSError) -> bool:
+    """Whether the disk refused because it has no space left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
@@ -124,8 +124,13 @@ def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     return append_lines(path, b"".join(to_json(record) + b"\n" for record in records))
 
 
-def append_lines(path: Path, data: bytes) -> int:
+def append_lines(path: Path, data: bytes, *, then: str = RESUME) -> int:
     """Append complete lines: all of them or, if the disk refuses, none. Returns how many bytes that took.
+
+    Args:
+        path: a JSON-lines file, or where to make one.
+        data: the lines.
+        then: what the user does after the disk accepts files again, for the message.
 
     Raises:
         RunFolderError: as of `append_records`.
@@ -142,8 +147,9 @@ def append_lines(path: Path, data: bytes) -> int:
     except OSError as error:
         if path.exists():
             os.truncate(path, end)
+        advice = "Free space on this disk" if is_full(error) else CORRECT
         raise RunFolderError(
-            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {advice_on(error, RESTART)}"
+            f"{path} could not be written: {error.strerror}. {intact_until(last_line)} {advice} and {then}."
         ) from error
     return len(data)
 
@@ -337,4 +343,5 @@ def last_complete_line(path: Path) -> tuple[int, bytes]:
 def intact_until(last_line: bytes) -> str:
     if not last_line:
         return "It held no line before, and holds none now."
-    return f"Everything up to step {parse_object(last_line, 'last line')['step']} is intact."
+    step = parse_object(last_line, "last line").get("step")
+    return "The lines it held are intact." if step is None else f"Everything up to step {step} is intact."
