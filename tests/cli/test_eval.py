@@ -61,7 +61,7 @@ def test_what_lies_in_no_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether an evaluation was made."""
     made: list[bool] = []
-    monkeypatch.setattr(command, "evaluate", lambda *args, **options: made.append(True) or SCORES)
+    monkeypatch.setattr(command, "evaluate_answers", lambda *args, **options: made.append(True) or SCORES)
     return made
 
 

@@ -4,35 +4,23 @@ import dataclasses
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset
 from rich.console import Console
-from transformers import ProcessorMixin
 
 from vgpo.data import AS_IT_IS, DataError, Reading
-from vgpo.evaluation import Evaluation, evaluate
-from vgpo.evaluation.accuracy import answer_of, evaluate_answers
-from vgpo.recipe.loading import (
-    check_image_token,
-    checkpoint_config,
-    forbidden_tokens,
-    load_model,
-    load_processor,
-    load_prompts,
-    quiet_libraries,
-)
+from vgpo.evaluation import Evaluation
+from vgpo.evaluation.accuracy import evaluate_answers
+from vgpo.recipe.loading import load_prompts, quiet_libraries
+from vgpo.recipe.policies import TRANSFORMERS, OpenCheckpoint, open_checkpoint
 from vgpo.recipe.recipe import RecipeError
-from vgpo.recipe.serving import offline_engine
 from vgpo.run import RunFolderError
-from vgpo.run.trained import trained_settings
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (RecipeError, DataError, RunFolderError, EngineError, OSError)
-TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,90 +44,48 @@ class Request:
 def run(request: Request) -> None:
     """Evaluate and print; with `out`, write every answer as JSON.
 
-    Template and response length that are not given, and the arguments of the chat template, are those of the run that
-    the checkpoint belongs to; pixel limits are those saved with the checkpoint.
+    What is not given is as in training; see `vgpo.recipe.policies.open_checkpoint`.
     """
     quiet_libraries()
     if request.out is not None:
         refuse_unwritable(request.out)
-    trained = trained_settings(Path(request.checkpoint))
-    template = request.template or trained["template"]
-    max_new_tokens = request.max_new_tokens or trained["max_completion_length"]
-    source = checkpoint_config(request.checkpoint, request.dtype)
-    processor = load_processor(
-        source, trust_remote_code=False, min_pixels=request.min_pixels, max_pixels=request.max_pixels
+    checkpoint = open_checkpoint(
+        request.checkpoint,
+        template=request.template,
+        max_new_tokens=request.max_new_tokens,
+        min_pixels=request.min_pixels,
+        max_pixels=request.max_pixels,
+        dtype=request.dtype,
+        engine=request.engine,
     )
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
         prompts = load_prompts(
             request.data,
-            template,
+            checkpoint.template,
             toy_folder=Path(folder),
             reading=request.reading,
             limit=request.limit,
-            forbidden=forbidden_tokens(source, processor, trust_remote_code=False),
+            forbidden=checkpoint.forbidden(),
         )
-        scores = ENGINES[engine_of(request)](
-            source,
-            processor,
-            prompts,
-            batch_size=request.batch_size,
-            max_new_tokens=max_new_tokens,
-            chat_template_kwargs=trained["chat_template_kwargs"],
-        )
+        answer = partial(checkpoint.policy().complete, max_new_tokens=checkpoint.max_new_tokens)
+        scores = evaluate_answers(answer, prompts, batch_size=request.batch_size)
     say(Console(), f"{request.checkpoint} on {request.data}: {scores}")
     if request.out is not None:
-        settings = {"checkpoint": request.checkpoint, "data": request.data, "template": template}
-        settings |= dataclasses.asdict(request.reading)
-        settings |= {"limit": request.limit, "max_new_tokens": max_new_tokens}
-        settings |= {"image_size": dict(processor.image_processor.size), "engine": request.engine}
-        write_answers(request.out, settings, scores)
+        write_answers(request.out, settings_of(request, checkpoint), scores)
 
 
-def answer_all(source: Any, processor: ProcessorMixin, prompts: Dataset, **options: Any) -> Evaluation:
-    """Load the model and let it answer; `options` are those of `evaluate`."""
-    model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
-    check_image_token(model, processor)
-    return evaluate(model, processor, prompts, **options)
-
-
-def answer_all_with_vllm(
-    source: Any,
-    processor: ProcessorMixin,
-    prompts: Dataset,
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    chat_template_kwargs: dict[str, Any] | None,
-) -> Evaluation:
-    """Let vLLM answer; arguments as of `answer_all`.
-
-    Raises:
-        EngineError: vLLM is not installed, or read other prompts than those of training.
-        RecipeError: The checkpoint is an adapter.
-    """
-    engine = offline_engine(source, processor)
-
-    def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        responses = engine.respond(rows, max_new_tokens=max_new_tokens, chat_template_kwargs=chat_template_kwargs)
-        texts = processor.batch_decode([response.token_ids for response in responses], skip_special_tokens=True)
-        answered = zip(rows, texts, responses, strict=True)
-        return [answer_of(row, text, ended=response.ended) for row, text, response in answered]
-
-    return evaluate_answers(answer, prompts, batch_size=batch_size)
-
-
-ENGINES = {TRANSFORMERS: answer_all, "vllm": answer_all_with_vllm}
-
-
-def engine_of(request: Request) -> str:
-    """The engine that was asked for.
-
-    Raises:
-        RecipeError: There is none of this name.
-    """
-    if request.engine not in ENGINES:
-        raise RecipeError(f"--engine {request.engine}: expected one of {list(ENGINES)}")
-    return request.engine
+def settings_of(request: Request, checkpoint: OpenCheckpoint) -> dict[str, Any]:
+    """What the figures were found with."""
+    return {
+        "checkpoint": request.checkpoint,
+        "data": request.data,
+        "template": checkpoint.template,
+        **dataclasses.asdict(request.reading),
+        "limit": request.limit,
+        "max_new_tokens": checkpoint.max_new_tokens,
+        "image_size": dict(checkpoint.processor.image_processor.size),
+        "engine": request.engine,
+    }
 
 
 def refuse_unwritable(out: Path) -> None:

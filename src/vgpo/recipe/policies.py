@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, ProcessorMixin
+from transformers import ProcessorMixin
 from trl import ModelConfig
 
 from vgpo.evaluation.completions import Completion, complete, oversized
@@ -18,14 +18,13 @@ from vgpo.recipe.loading import (
     check_image_token,
     checkpoint_config,
     forbidden_tokens,
-    load,
     load_model,
     load_processor,
     source_of,
 )
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.serving import offline_engine
-from vgpo.run.trained import trained_settings
+from vgpo.run.trained import run_of_checkpoint, trained_settings
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 ENGINES = (TRANSFORMERS, VLLM)
@@ -100,11 +99,13 @@ def open_checkpoint(
     max_pixels: int | None = None,
     dtype: str = "auto",
     engine: str = TRANSFORMERS,
+    untrained_template: str = "plain",
 ) -> OpenCheckpoint:
     """Read processor and settings of a checkpoint.
 
     Template, response length and the arguments of the chat template that are not given are those of the run that the
-    checkpoint belongs to; pixel limits are those saved with the checkpoint.
+    checkpoint belongs to; pixel limits are those saved with the checkpoint. A checkpoint that belongs to no run gets
+    the template `untrained_template`.
 
     Raises:
         RecipeError: There is no such engine or checkpoint.
@@ -112,12 +113,13 @@ def open_checkpoint(
     if engine not in ENGINES:
         raise RecipeError(f"--engine {engine}: expected one of {list(ENGINES)}")
     trained = trained_settings(Path(name))
+    own_template = trained["template"] if run_of_checkpoint(Path(name)) else untrained_template
     source = checkpoint_config(name, dtype)
     return OpenCheckpoint(
         name=name,
         source=source,
         processor=load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels),
-        template=template or trained["template"],
+        template=template or own_template,
         max_new_tokens=max_new_tokens or trained["max_completion_length"],
         chat_template_kwargs=trained["chat_template_kwargs"] or {},
         engine=engine,

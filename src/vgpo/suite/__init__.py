@@ -1,1 +1,1 @@
-"""Benchmark suites on inspect-ai: tasks, a provider for checkpoints, evaluations that can be resumed, and their page."""
+"""Benchmark suites on inspect-ai: tasks, a provider of checkpoints, evaluations that can be resumed, their page."""

@@ -7,8 +7,6 @@ from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
     ChatMessageAssistant,
-    ContentImage,
-    ContentText,
     GenerateConfig,
     ModelAPI,
     ModelOutput,
@@ -17,17 +15,11 @@ from inspect_ai.model import (
 )
 from inspect_ai.tool import ToolChoice, ToolInfo
 
-from vgpo.data import DataError, decode_image
 from vgpo.evaluation.completions import Completion
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.recipe.policies import open_checkpoint
 from vgpo.suite.batching import Batcher
-
-Row = dict[str, Any]
-
-
-class ProviderError(ValueError):
-    """A request that a checkpoint in this process cannot answer."""
+from vgpo.suite.prompts import THINK_BOXED, ProviderError, Row, row_of
 
 
 @dataclass(frozen=True)
@@ -54,17 +46,22 @@ class CheckpointAPI(ModelAPI):
         model_name: str,
         base_url: str | None = None,
         api_key: str | None = None,
-        config: GenerateConfig = GenerateConfig(),  # noqa: B008: the signature that inspect-ai asks for
+        config: GenerateConfig | None = None,
         *,
         batch_size: int = 64,
         **options: Any,
     ) -> None:
-        super().__init__(model_name, base_url, api_key, [], config)
+        super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         quiet_libraries()
         self.batch_size = batch_size
-        self.checkpoint = open_checkpoint(model_name, **options)
+        self.checkpoint = open_checkpoint(model_name, untrained_template=THINK_BOXED, **options)
         self.policy = self.checkpoint.policy()
         self.batcher: Batcher[Request, Completion] = Batcher(self._complete, batch_size)
+
+    @property
+    def template(self) -> str:
+        """The prompt template that the checkpoint was trained with."""
+        return self.checkpoint.template
 
     def max_tokens(self) -> int:
         """The response length that the checkpoint was trained with."""
@@ -128,32 +125,6 @@ def temperature_of(config: GenerateConfig) -> float:
             "from the whole softmax: leave both out"
         )
     return config.temperature or 0.0
-
-
-def row_of(messages: list[ChatMessage]) -> Row:
-    """Messages as a row of `vgpo.data.to_prompts`: images beside the messages, decoded as training decodes them.
-
-    Raises:
-        ProviderError: A message holds something else than text and images, or an image cannot be read.
-    """
-    images: list[Any] = []
-    prompt = []
-    for message in messages:
-        content = [ContentText(text=message.content)] if isinstance(message.content, str) else message.content
-        parts = []
-        for part in content:
-            if isinstance(part, ContentText):
-                parts.append({"type": "text", "text": part.text})
-            elif isinstance(part, ContentImage):
-                parts.append({"type": "image"})
-                images.append(part.image)
-            else:
-                raise ProviderError(f"a {message.role} message holds {part.type!r}, expected text or images")
-        prompt.append({"role": message.role, "content": parts})
-    try:
-        return {"prompt": prompt, "images": [decode_image(image) for image in images]}
-    except DataError as error:
-        raise ProviderError(str(error)) from error
 
 
 def output_of(model_name: str, completion: Completion) -> ModelOutput:

@@ -1,25 +1,29 @@
 """Benchmarks as tasks of inspect-ai."""
 
-import asyncio
-import base64
+import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from inspect_ai import Epochs, Task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessageUser, Content, ContentImage, ContentText, GenerateConfig, ModelOutput
-from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, accuracy, grouped, scorer, stderr
+from inspect_ai.model import (
+    ChatMessageUser,
+    GenerateConfig,
+    ModelOutput,
+    get_model,
+)
+from inspect_ai.scorer import Score, Scorer, Target, accuracy, grouped, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from vgpo.data import image_size, to_prompts
-from vgpo.data.images import encoded_image
 from vgpo.evaluation.answers import Answer, GradedAnswer, Question
 from vgpo.evaluation.benchmark_rows import BenchmarkRows
 from vgpo.evaluation.protocols import Protocol
 from vgpo.evaluation.scorers import grade_answers
 from vgpo.suite.batching import Batcher
+from vgpo.suite.prompts import PLAIN, THINK_BOXED, as_data_uri, content_of
 
+PAPO = "papo"  # the form of rows whose instruction is in the question
 INDEX, CATEGORY, CLUSTER = "index", "category", "cluster"  # of the metadata of a sample
 IMAGE_PATCH = 28 * 28  # pixels of an image token in Qwen2.5-VL; only the order of the samples depends on it
 CHARACTERS_PER_TOKEN = 4
@@ -38,7 +42,8 @@ class Asking:
     Attributes:
         rows: Its rows.
         protocol: Decoding and scorer.
-        template: Of prompts; rows that have an instruction of their own are asked as they are.
+        template: Of prompts; None for that of the checkpoint's run, or `think_boxed` where the provider knows none.
+            Rows that have an instruction of their own (PAPO-Eval's) are asked as they are.
         max_new_tokens: Longest response, in tokens; None for what the model's provider says.
         seed: Of samples: response `sample` to row number `row` is drawn with `seed` + 1,000,003 * sample + row.
         kept: Answers of an earlier start, by row and sample; these are not asked again.
@@ -49,7 +54,7 @@ class Asking:
 
     rows: BenchmarkRows
     protocol: Protocol
-    template: str
+    template: str | None = None
     max_new_tokens: int | None = None
     seed: int = 0
     kept: dict[tuple[int, int], Answer] = field(default_factory=dict)
@@ -82,8 +87,14 @@ def samples_of(rows: BenchmarkRows) -> list[Sample]:
 
 def sample_of(index: int, question: Question) -> Sample:
     """Text only: images are read when they are asked about."""
-    metadata = {INDEX: index, CATEGORY: question.category or "", CLUSTER: question.cluster or f"row {question.row}"}
-    return Sample(id=question.id, input=question.problem, target=question.answer, metadata=metadata)
+    metadata = {
+        INDEX: index,
+        "name": question.id,
+        CATEGORY: question.category or "",
+        CLUSTER: question.cluster or f"row {question.row}",
+    }
+    # Names of rows may repeat; numbers do not.
+    return Sample(id=question.row, input=question.problem, target=question.answer, metadata=metadata)
 
 
 def prompt_lengths(rows: BenchmarkRows) -> list[float]:
@@ -98,7 +109,7 @@ def prompt_lengths(rows: BenchmarkRows) -> list[float]:
 @solver
 def ask(asking: Asking) -> Solver:
     """Ask about a row with its images, or take the answer that an earlier start has kept."""
-    prompts = to_prompts(asking.rows.dataset, asking.template, read=as_data_uri)
+    prompts_of = functools.cache(lambda template: to_prompts(asking.rows.dataset, template, read=as_data_uri))
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
         question = question_of(asking.rows, state)
@@ -107,6 +118,7 @@ def ask(asking: Asking) -> Solver:
         if kept is not None:
             state.output = ModelOutput.from_content(str(state.model), kept.completion)
             return with_answer(state, kept)
+        prompts = prompts_of(template_of(asking))
         state.messages = [ChatMessageUser(content=content_of(prompts[state.metadata[INDEX]]))]
         seed = asking.seed + 1_000_003 * sample + question.row
         state = await generate(state, seed=seed if asking.protocol.temperature else None)
@@ -124,6 +136,13 @@ def ask(asking: Asking) -> Solver:
     return solve
 
 
+def template_of(asking: Asking) -> str:
+    """The template that rows are asked with."""
+    if asking.rows.form == PAPO:
+        return PLAIN
+    return asking.template or getattr(get_model().api, "template", THINK_BOXED)
+
+
 def question_of(rows: BenchmarkRows, state: TaskState) -> Question:
     return rows.questions[state.metadata[INDEX]]
 
@@ -131,29 +150,6 @@ def question_of(rows: BenchmarkRows, state: TaskState) -> Question:
 def with_answer(state: TaskState, answer: Answer) -> TaskState:
     state.store.set("answer", answer.model_dump())
     return state
-
-
-def content_of(row: dict[str, Any]) -> list[Content]:
-    """The user turn of a row of `to_prompts` whose images are data URIs."""
-    images = iter(row["images"])
-    (message,) = row["prompt"]
-    return [
-        ContentImage(image=next(images)) if part["type"] == "image" else ContentText(text=part["text"])
-        for part in message["content"]
-    ]
-
-
-def as_data_uri(image: Any) -> str:
-    """An image of a data set as every provider takes it, with the bytes that are stored."""
-    data = encoded_image(image)["bytes"]
-    return f"data:image/{kind_of(data)};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def kind_of(data: bytes) -> str:
-    """The subtype of `image/...` of an encoded image, by its first bytes."""
-    starts = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff"}
-    found = next((name for start, name in starts.items() if data.startswith(start)), None)
-    return found or ("webp" if data[8:12] == b"WEBP" else "png")
 
 
 @scorer(metrics=[accuracy(), stderr(cluster=CLUSTER), grouped(accuracy(), CATEGORY, all=False)])
