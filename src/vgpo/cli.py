@@ -162,15 +162,37 @@ def evaluate(
         str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
     ],
     data: Annotated[
-        str, typer.Option(help="A data set as in a recipe: file, folder or hub name, with @split; 'toy:test'.")
-    ],
+        list[str] | None,
+        typer.Option(
+            help="A dataset as in a recipe: file, folder or hub name, with @split; 'toy:test'. Of a suite: a folder "
+            "with the data of the tasks, or TASK=DATASET, several times. Default of a suite: from the hub."
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Benchmarks: vgpo (the paper's ten), vgpo-math, vgpo-vision.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these benchmarks, as in mathvista,geometry3k; also mathvision, dynamath.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="Of a suite: papo-greedy, lenient, papo-avg@K or lenient-avg@K.")
+    ] = "papo-greedy",
     format: FormatOption = None,
     columns: ColumnsOption = None,
-    faulty_rows: FaultyRowsOption = "error",
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
+    faulty_rows: Annotated[
+        str | None,
+        typer.Option(
+            help="What to do with rows that cannot be used: error, or drop, which counts and names them. Default: "
+            "error; of a suite drop, where they count as wrong."
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompt template. Default: that of the checkpoint's run, else plain, for a suite think_boxed."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N questions, of a suite N per task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
@@ -178,18 +200,52 @@ def evaluate(
     min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    engine: Annotated[str, typer.Option(help="What answers: transformers or vllm.")] = "transformers",
-    out: Annotated[Path | None, out_option(help="Write the figures and every answer to this JSON file.")] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What answers: transformers, vllm, or for a suite a provider of inspect-ai: openai-api/NAME."
+        ),
+    ] = "transformers",
+    seed: Annotated[int, typer.Option(help="Sampling seed of a suite's avg@K.")] = 0,
+    out: Annotated[
+        Path | None,
+        out_option(
+            help="Write figures and answers to this JSON file. Of a suite: a folder, which is resumed if it is there."
+        ),
+    ] = None,
 ) -> None:
-    """Measure a checkpoint's greedy accuracy, with its 95 % interval."""
+    """Measure a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
+    if suite or tasks:
+        from vgpo.commands import evaluate_suite
+
+        with readable(evaluate_suite.ERRORS):
+            evaluate_suite.run(
+                checkpoint,
+                suite=suite,
+                tasks=tasks,
+                data=data or [],
+                protocol=protocol,
+                out=out,
+                template=template,
+                limit=limit,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                min_pixels=min_pixels,
+                max_pixels=max_pixels,
+                dtype=dtype,
+                engine=engine,
+                seed=seed,
+                faulty_rows=faulty_rows or "drop",
+            )
+        return
     from vgpo.commands import evaluate as command
     from vgpo.recipe.recipe import reading_from
 
     with readable(command.ERRORS):
         request = command.Request(
             checkpoint=checkpoint,
-            data=data,
-            reading=reading_from(format, columns, faulty_rows),
+            data=command.one_dataset(data or []),
+            reading=reading_from(format, columns, faulty_rows or "error"),
             template=template,
             limit=limit,
             batch_size=batch_size,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,6 +73,19 @@ def run(request: Request) -> None:
     say(Console(), f"{request.checkpoint} on {request.data}: {scores}")
     if request.out is not None:
         write_answers(request.out, settings_of(request, checkpoint), scores)
+
+
+def one_dataset(data: Sequence[str]) -> str:
+    """The dataset of the options `--data`.
+
+    Raises:
+        RecipeError: There is none, or several.
+    """
+    if len(data) != 1:
+        raise RecipeError(
+            f"found {len(data)} options --data, expected one dataset; for benchmarks add --suite vgpo or --tasks NAME"
+        )
+    return data[0]
 
 
 def settings_of(request: Request, checkpoint: OpenCheckpoint) -> dict[str, Any]:

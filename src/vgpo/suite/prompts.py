@@ -8,6 +8,7 @@ from inspect_ai.model import ChatMessage, Content, ContentImage, ContentText
 from vgpo.data import DataError, decode_image
 from vgpo.data.images import encoded_image
 
+PAPO = "papo"  # the form of rows whose instruction is in the question
 PLAIN, THINK_BOXED = "plain", "think_boxed"
 
 Row = dict[str, Any]

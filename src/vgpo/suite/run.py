@@ -15,22 +15,19 @@ from vgpo.evaluation.accuracy import progress_bar
 from vgpo.evaluation.answers import Answer, GradedAnswer
 from vgpo.evaluation.benchmark_rows import BenchmarkRows, load_benchmark, source_of
 from vgpo.evaluation.benchmarks import Benchmark
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
-from vgpo.evaluation.scores import SuiteScores, TaskScores, suite_scores
-from vgpo.evaluation.tables import as_csv, as_json, as_table
+from vgpo.evaluation.scores import SuiteScores, TaskScores, suite_scores, task_scores
+from vgpo.evaluation.tables import suite_csv, suite_record, suite_table
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.recipe.policies import ENGINES, TRANSFORMERS, OpenCheckpoint, open_checkpoint
 from vgpo.run.lock import locked
 from vgpo.suite.batching import Batcher
 from vgpo.suite.folder import EvaluationFolder, EvaluationRecord, TaskRecord
-from vgpo.suite.prompts import PAPO, PLAIN, THINK_BOXED
+from vgpo.suite.prompts import THINK_BOXED
 from vgpo.suite.tasks import Asking, benchmark_task
 
 SERVED_MAX_NEW_TOKENS = 2048  # of a model that a server answers with, whose training is not known
-
-
-class SuiteError(RuntimeError):
-    """An evaluation that cannot start or go on; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class SuiteRequest:
 
     checkpoint: str
     benchmarks: Sequence[Benchmark]
-    data: Mapping[str, str] | str | None
+    data: Mapping[str, str] | Sequence[str] | str = ()
     protocol: Protocol
     out: Path
     template: str | None = None
@@ -131,12 +128,12 @@ class Subject:
 
 
 def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
-    """Ask, grade and sum up; print a line for each task and the table at the end.
+    """Ask, grade and sum up; print the table at the end.
 
     Answers that the folder has already are not asked again. Each new answer is in the folder before it is graded.
 
     Raises:
-        SuiteError: The folder holds another evaluation, or a question could not be answered.
+        EvaluationError: The folder holds another evaluation, or a question could not be answered.
         DataError: Rows of a task cannot be found or read.
         RecipeError: The checkpoint cannot be loaded.
         RunFolderError: The folder is in use, or the disk refused.
@@ -145,9 +142,8 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
     subject, folder = Subject(request), EvaluationFolder(request.out)
     with locked(folder.path):
         loaded = [load_rows(benchmark, subject) for benchmark in request.benchmarks]
-        folder.write_record(
-            resumed(folder, subject.record({rows.benchmark.name: task_record(rows) for rows in loaded}))
-        )
+        record = resumed(folder, subject.record({rows.benchmark.name: task_record(rows) for rows in loaded}))
+        folder.write_record(record)
         scores: list[TaskScores] = []
         with progress_bar(disable=not console.is_terminal, console=console) as bar:
             total = sum(len(rows.questions) for rows in loaded) * request.protocol.samples
@@ -156,22 +152,26 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
                 bar.update(started, description=rows.benchmark.title)
                 graded = ask_and_grade(subject, rows, folder, lambda: bar.advance(started))
                 folder.write_graded(rows.benchmark.name, graded)
+                record.tasks[rows.benchmark.name].oversized = oversized_rows(graded)
                 scores.append(scores_of(rows, graded))
-        suite = suite_scores(scores, request.protocol.name)
-        folder.write_scores(as_json(suite), as_csv(suite))
-    console.print(as_table(suite))
+        folder.write_record(record)
+        suite = suite_scores(scores)
+        folder.write_scores(suite_record(suite, request.protocol.name), suite_csv(suite, request.protocol.name))
+    console.print(suite_table(suite, request.protocol.name))
     return suite
 
 
 def load_rows(benchmark: Benchmark, subject: Subject) -> BenchmarkRows:
     """The rows of a task that can be asked; the others are among `dropped`."""
     request = subject.request
-    rows = load_benchmark(
-        benchmark, source_of(benchmark, request.data), faulty_rows=request.faulty_rows, limit=request.limit
+    return load_benchmark(
+        benchmark,
+        source_of(benchmark, request.data),
+        faulty_rows=request.faulty_rows,
+        limit=request.limit,
+        template=subject.template,
+        forbidden=subject.checkpoint.forbidden() if subject.checkpoint else (),
     )
-    forbidden = subject.checkpoint.forbidden() if subject.checkpoint else ()
-    template = PLAIN if rows.form == PAPO else subject.template
-    return rows.checked(template=template, forbidden=forbidden, faulty_rows=request.faulty_rows)
 
 
 def task_record(rows: BenchmarkRows) -> TaskRecord:
@@ -186,11 +186,29 @@ def task_record(rows: BenchmarkRows) -> TaskRecord:
     )
 
 
+def oversized_rows(graded: Sequence[GradedAnswer]) -> list[int]:
+    """The rows whose prompt filled the model's context."""
+    return sorted({answer.row for answer in graded if answer.oversized})
+
+
+def scores_of(rows: BenchmarkRows, graded: Sequence[GradedAnswer]) -> TaskScores:
+    """The scores of a task, from every answer to its rows."""
+    oversized = len(oversized_rows(graded))
+    return task_scores(
+        rows.benchmark,
+        [answer for answer in graded if not answer.oversized],
+        num_rows=rows.num_rows,
+        num_asked=len(rows.questions) - oversized,
+        dropped=len(rows.dropped),
+        oversized=oversized,
+    )
+
+
 def resumed(folder: EvaluationFolder, record: EvaluationRecord) -> EvaluationRecord:
     """`record` for a folder that may hold an evaluation, with the tasks of that one too.
 
     Raises:
-        SuiteError: That is another evaluation.
+        EvaluationError: That is another evaluation.
     """
     if not folder.record_path.exists():
         return record
@@ -198,15 +216,15 @@ def resumed(folder: EvaluationFolder, record: EvaluationRecord) -> EvaluationRec
     differences = [
         f"{name}: found {getattr(before, name)!r}, expected {getattr(record, name)!r}"
         for name in EvaluationRecord.model_fields
-        if name not in ("limit", "tasks") and getattr(before, name) != getattr(record, name)
+        if name != "tasks" and getattr(before, name) != getattr(record, name)
     ]
     for task, now in record.tasks.items():
         then = before.tasks.get(task)
-        if then is not None and before.limit == record.limit and then.fingerprint != now.fingerprint:
+        if then is not None and then.fingerprint != now.fingerprint:
             differences.append(f"rows of {task}: those of {then.source} were other ones than those of {now.source}")
     if differences:
         listed = "\n".join(f"  {line}" for line in differences)
-        raise SuiteError(
+        raise EvaluationError(
             f"{folder.path} holds another evaluation, whose answers cannot be used:\n{listed}\nName another folder "
             "with --out, or evaluate as before."
         )
@@ -225,7 +243,7 @@ def ask_and_grade(
         advance: Called for each answer.
 
     Raises:
-        SuiteError: A question could not be answered or graded.
+        EvaluationError: A question could not be answered or graded.
         KeyboardInterrupt: The evaluation was interrupted.
     """
     name, protocol, size = rows.benchmark.name, subject.request.protocol, subject.request.batch_size
@@ -261,7 +279,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
     """Let inspect-ai run a task; its log goes into the folder.
 
     Raises:
-        SuiteError, KeyboardInterrupt: As of `ask_and_grade`.
+        EvaluationError, KeyboardInterrupt: As of `ask_and_grade`.
     """
     (log,) = evaluate_task(
         task,
@@ -281,7 +299,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
         raise KeyboardInterrupt
     if log.status != "success":
         reason = log.error.message if log.error else log.status
-        raise SuiteError(
-            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; the same command goes on from there. The "
-            f"log of inspect-ai is {log.location}"
+        raise EvaluationError(
+            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; the same command goes on from there. "
+            f"The log of inspect-ai is {log.location}"
         )

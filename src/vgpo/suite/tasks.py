@@ -12,7 +12,7 @@ from inspect_ai.model import (
     ModelOutput,
     get_model,
 )
-from inspect_ai.scorer import Score, Scorer, Target, accuracy, grouped, scorer, stderr
+from inspect_ai.scorer import Metric, Score, Scorer, Target, accuracy, grouped, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from vgpo.data import image_size, to_prompts
@@ -21,9 +21,8 @@ from vgpo.evaluation.benchmark_rows import BenchmarkRows
 from vgpo.evaluation.protocols import Protocol
 from vgpo.evaluation.scorers import grade_answers
 from vgpo.suite.batching import Batcher
-from vgpo.suite.prompts import PLAIN, THINK_BOXED, as_data_uri, content_of
+from vgpo.suite.prompts import PAPO, PLAIN, THINK_BOXED, as_data_uri, content_of
 
-PAPO = "papo"  # the form of rows whose instruction is in the question
 INDEX, CATEGORY, CLUSTER = "index", "category", "cluster"  # of the metadata of a sample
 IMAGE_PATCH = 28 * 28  # pixels of an image token in Qwen2.5-VL; only the order of the samples depends on it
 CHARACTERS_PER_TOKEN = 4
@@ -70,6 +69,7 @@ def benchmark_task(asking: Asking) -> Task:
         dataset=MemoryDataset(samples_of(rows), name=rows.benchmark.name, location=rows.source),
         solver=ask(asking),
         scorer=verdict(asking),
+        metrics=metrics_of(rows),
         epochs=Epochs(protocol.samples, "mean"),
         config=GenerateConfig(temperature=protocol.temperature, max_tokens=asking.max_new_tokens),
         fail_on_error=True,
@@ -152,16 +152,24 @@ def with_answer(state: TaskState, answer: Answer) -> TaskState:
     return state
 
 
-@scorer(metrics=[accuracy(), stderr(cluster=CLUSTER), grouped(accuracy(), CATEGORY, all=False)])
+def metrics_of(rows: BenchmarkRows) -> list[Metric]:
+    """Accuracy, its clustered standard error and, where questions have categories, accuracy in each."""
+    overall = [accuracy(), stderr(cluster=CLUSTER)]
+    has_categories = any(question.category for question in rows.questions)
+    return [*overall, grouped(accuracy(), CATEGORY, all=False)] if has_categories else overall
+
+
+@scorer(metrics=[accuracy(), stderr(cluster=CLUSTER)])
 def verdict(asking: Asking) -> Scorer:
     """Grade an answer by the scorer of the protocol, together with the others that are there."""
-    grader: Batcher[tuple[Question, Answer], GradedAnswer] = Batcher(
-        lambda pairs: grade_answers(asking.protocol.scorer, *map(list, zip(*pairs, strict=True))), asking.grading_size
+    questions = asking.rows.questions
+    grader: Batcher[Answer, GradedAnswer] = Batcher(
+        lambda answers: grade_answers(asking.protocol.scorer, questions, answers), asking.grading_size
     )
 
     async def score(state: TaskState, target: Target) -> Score:
         answer = Answer.model_validate(state.store.get("answer"))
-        graded = await grader((question_of(asking.rows, state), answer))
+        graded = await grader(answer)
         asking.done(graded)
         return Score(
             value=float(graded.correct),
