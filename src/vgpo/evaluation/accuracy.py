@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -161,12 +162,13 @@ def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
     }
 
 
-def progress_bar(*, disable: bool) -> Progress:
+def progress_bar(*, disable: bool, console: Console | None = None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        console=console,
         disable=disable,
         transient=True,
     )
