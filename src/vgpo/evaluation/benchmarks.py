@@ -4,7 +4,7 @@ Rows, licences and columns are as of the sets' authors and of PAPO-Eval, whose s
 could not be confirmed is said in `notes`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vgpo.evaluation.errors import EvaluationError
@@ -215,8 +215,18 @@ SUITES: dict[str, tuple[str, ...]] = {
 }
 
 
-def tasks_of(suite: str, names: Sequence[str] = ()) -> list[Benchmark]:
+def own_task(name: str) -> Benchmark:
+    """A task that is not in the table, with rows of the user's."""
+    return Benchmark(name=name, title=name, group=FURTHER, original=None, licence="")
+
+
+def tasks_of(suite: str, names: Sequence[str] = (), own: Collection[str] = ()) -> list[Benchmark]:
     """The benchmarks of a suite, or those with these names instead, each once; also such as no suite has.
+
+    Args:
+        suite: A key of `SUITES`.
+        names: Keys of `BENCHMARKS`, or of `own`.
+        own: Names for which the user gives rows, in the characters of a file name.
 
     Raises:
         EvaluationError: An unknown suite or name.
@@ -224,8 +234,9 @@ def tasks_of(suite: str, names: Sequence[str] = ()) -> list[Benchmark]:
     if suite not in SUITES:
         raise EvaluationError(f"there is no suite {suite!r}{did_you_mean(suite, SUITES)}; the suites are {[*SUITES]}")
     for name in names:
-        if name not in BENCHMARKS:
+        if name not in BENCHMARKS and name not in own:
             raise EvaluationError(
-                f"there is no task {name!r}{did_you_mean(name, BENCHMARKS)}; the tasks are {[*BENCHMARKS]}"
+                f"there is no task {name!r}{did_you_mean(name, BENCHMARKS)}; the tasks are {[*BENCHMARKS]}, and any "
+                "other name for which --data NAME=SOURCE gives rows"
             )
-    return [BENCHMARKS[name] for name in dict.fromkeys(names or SUITES[suite])]
+    return [BENCHMARKS.get(name) or own_task(name) for name in dict.fromkeys(names or SUITES[suite])]
