@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the table of tasks in docs/evaluate.md from the benchmark table: `.venv/bin/python .ci/benchmarks_page.py`."""
+"""Writes the table of tasks in docs/evaluate.md from that of the code: `.venv/bin/python .ci/benchmarks_page.py`."""
 
 import re
 from collections.abc import Iterable

@@ -175,8 +175,8 @@ def evaluate(
         str | None, typer.Option(help="Only these benchmarks, as in mathvista,geometry3k; also mathvision, dynamath.")
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="Of a suite: papo-greedy, lenient, papo-avg@K or lenient-avg@K.")
-    ] = "papo-greedy",
+        str | None, typer.Option(help="Of a suite: papo-greedy (default), lenient, papo-avg@K or lenient-avg@K.")
+    ] = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
     faulty_rows: Annotated[
@@ -206,7 +206,7 @@ def evaluate(
             help="What answers: transformers, vllm, or for a suite a provider of inspect-ai: openai-api/NAME."
         ),
     ] = "transformers",
-    seed: Annotated[int, typer.Option(help="Sampling seed of a suite's avg@K.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed of a suite's avg@K. Default: 0.")] = None,
     out: Annotated[
         Path | None,
         out_option(
@@ -215,6 +215,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
+    from vgpo.recipe.recipe import reading_from
+
     if suite or tasks:
         from vgpo.commands import evaluate_suite
 
@@ -224,7 +226,7 @@ def evaluate(
                 suite=suite,
                 tasks=tasks,
                 data=data or [],
-                protocol=protocol,
+                protocol=protocol or "papo-greedy",
                 out=out,
                 template=template,
                 limit=limit,
@@ -234,17 +236,16 @@ def evaluate(
                 max_pixels=max_pixels,
                 dtype=dtype,
                 engine=engine,
-                seed=seed,
-                faulty_rows=faulty_rows or "drop",
+                seed=seed or 0,
+                reading=reading_from(format, columns, faulty_rows or "drop"),
             )
         return
     from vgpo.commands import evaluate as command
-    from vgpo.recipe.recipe import reading_from
 
     with readable(command.ERRORS):
         request = command.Request(
             checkpoint=checkpoint,
-            data=command.one_dataset(data or []),
+            data=command.one_dataset(data or [], of_suites={"--protocol": protocol, "--seed": seed}),
             reading=reading_from(format, columns, faulty_rows or "error"),
             template=template,
             limit=limit,

@@ -12,7 +12,7 @@ from inspect_ai.log import list_eval_logs, read_eval_log
 from inspect_ai.model import Model, ModelOutput, ModelUsage, get_model
 from rich.console import Console
 
-from vgpo.data import DataError
+from vgpo.data import AS_IT_IS, DataError
 from vgpo.evaluation.completions import Completion
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.scores import SuiteScores
@@ -209,12 +209,10 @@ def test_a_row_that_cannot_be_used_is_named_and_counts_as_wrong(request_for: Mak
     (dropped,) = EvaluationFolder(request.out).read_record().tasks["counting"].dropped
     assert dropped.startswith("row 1, field 'answer': empty")
     with pytest.raises(DataError, match="row 1, field 'answer': empty"):
-        evaluated(request_for(tasks=["counting"], faulty_rows="error"))
+        evaluated(request_for(tasks=["counting"], reading=AS_IT_IS))
 
 
-def test_a_server_of_another_provider_answers_the_same_way(
-    request_for: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_of_another_provider_answers_the_same_way(request_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
     def says_nine(name: str) -> Model:

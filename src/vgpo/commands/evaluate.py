@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,12 +75,19 @@ def run(request: Request) -> None:
         write_answers(request.out, settings_of(request, checkpoint), scores)
 
 
-def one_dataset(data: Sequence[str]) -> str:
+def one_dataset(data: Sequence[str], of_suites: Mapping[str, Any]) -> str:
     """The dataset of the options `--data`.
 
+    Args:
+        data: The options.
+        of_suites: Options that only a suite has.
+
     Raises:
-        RecipeError: There is none, or several.
+        RecipeError: There is no dataset, or there are several, or an option of suites is given.
     """
+    given = [option for option, value in of_suites.items() if value is not None]
+    if given:
+        raise RecipeError(f"{given[0]} is for benchmarks: add --suite vgpo or --tasks NAME, or remove it")
     if len(data) != 1:
         raise RecipeError(
             f"found {len(data)} options --data, expected one dataset; for benchmarks add --suite vgpo or --tasks NAME"

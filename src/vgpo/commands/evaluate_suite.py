@@ -8,14 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from vgpo.data import DataError
-from vgpo.evaluation.benchmarks import SUITES, tasks_of
+from vgpo.data import DataError, Reading
+from vgpo.evaluation.benchmark_rows import data_options
+from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.run.trained import run_of_checkpoint
 from vgpo.terminal import say
+from vgpo.text import did_you_mean
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (EvaluationError, RecipeError, DataError, RunFolderError, EngineError)
@@ -29,6 +31,7 @@ def run(
     suite: str | None,
     tasks: str | None,
     data: Sequence[str],
+    reading: Reading,
     protocol: str,
     out: Path | None,
     **options: Any,
@@ -40,6 +43,7 @@ def run(
         suite: A key of `SUITES`.
         tasks: Names of tasks with commas between them, in place of all of the suite.
         data: Options `--data`.
+        reading: How rows are read.
         protocol: As of `protocol_named`.
         out: The evaluation folder; by default one in `evaluations/`.
         options: Further fields of `SuiteRequest`.
@@ -51,11 +55,11 @@ def run(
         raise EvaluationError("the runner of benchmarks, inspect-ai, is not installed: pip install 'vgpo[eval]'")
     from vgpo.suite.run import SuiteRequest, evaluate_suite
 
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else []
     request = SuiteRequest(
         checkpoint=checkpoint,
-        benchmarks=tasks_of(suite or DEFAULT_SUITE, names),
+        benchmarks=requested_tasks(suite, tasks, data, reading),
         data=data,
+        reading=reading,
         protocol=protocol_named(protocol),
         out=out or default_folder(checkpoint, protocol),
         **options,
@@ -63,6 +67,28 @@ def run(
     console = Console()
     evaluate_suite(request, console)
     say(console, f"answers, scores and logs: {request.out}")
+
+
+def requested_tasks(suite: str | None, tasks: str | None, data: Sequence[str], reading: Reading) -> list[Benchmark]:
+    """The tasks that are named, or all of the suite.
+
+    Raises:
+        EvaluationError: A name is unknown, or an option is for a task that is not asked for.
+    """
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else []
+    sources, _ = data_options(data)
+    benchmarks = tasks_of(suite or DEFAULT_SUITE, names, sources)
+    for name in sources.keys() - {benchmark.name for benchmark in benchmarks}:
+        raise EvaluationError(
+            f"--data {name}=...: {name!r} is none of the tasks that are asked for"
+            f"{did_you_mean(name, [benchmark.name for benchmark in benchmarks])}; name it with --tasks"
+        )
+    if (reading.format or reading.columns) and all(benchmark.original for benchmark in benchmarks):
+        raise EvaluationError(
+            "--format and --columns are for tasks without public data, and none is asked for; remove them, or name a "
+            "task of your own: --tasks mine --data mine=SOURCE"
+        )
+    return benchmarks
 
 
 def default_folder(checkpoint: str, protocol: str) -> Path:

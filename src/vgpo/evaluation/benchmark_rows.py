@@ -1,6 +1,7 @@
 """The rows of a benchmark, from the hub or from files, in any of the forms in which it is published."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from vgpo.data import DataError
+from vgpo.data import DataError, Reading
 from vgpo.data.check import find_faults
 from vgpo.data.faulty import DROP, Fault, without_faulty
 from vgpo.data.files import expanded, is_folder
@@ -18,11 +19,13 @@ from vgpo.data.sources import name_and_split, open_dataset, splits_of
 from vgpo.evaluation.answers import Question
 from vgpo.evaluation.benchmarks import BENCHMARKS, Benchmark
 from vgpo.options import lettered_options
-from vgpo.text import did_you_mean
 
 HUB, REPO, PAPO = "hub", "repo", "papo"
 PAPO_EVAL = "PAPO-Galaxy/PAPO_eval"
 
+DROPPING = Reading(faulty_rows=DROP)
+
+_TASK = re.compile(r"[A-Za-z0-9][\w.-]*")  # what may be part of the name of a file
 _FILE_TYPES = (".parquet", ".jsonl", ".json")
 _PAPO_FORMAT = "sharegpt"
 
@@ -60,7 +63,7 @@ def load_benchmark(
     benchmark: Benchmark,
     source: str | None = None,
     *,
-    faulty_rows: str = DROP,
+    reading: Reading = DROPPING,
     limit: int | None = None,
     template: str = "plain",
     forbidden: Sequence[str] = (),
@@ -70,7 +73,8 @@ def load_benchmark(
     Args:
         benchmark: Which one.
         source: As of `source_of`; None is the original set on the hub.
-        faulty_rows: "drop" leaves out rows that cannot be used, after a warning; "error" raises for them.
+        reading: How rows are read; `format` and `columns` are for a benchmark without public data. `faulty_rows`:
+            "drop" leaves out rows that cannot be used, after a warning; "error" raises for them.
         limit: Only the first so many rows, at least 1; those of them that are dropped are not replaced.
         template: Prompt template with which rows are checked, as of `vgpo.data.to_prompts`.
         forbidden: Control tokens that no problem may contain, as of `vgpo.data.check_dataset`.
@@ -82,9 +86,9 @@ def load_benchmark(
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}, expected at least 1 row")
     source = located(benchmark, source if source is not None else _original(benchmark))
-    stored = open_dataset(source)
-    name = format_of(stored.columns)
-    form = _form(stored, name)
+    stored = open_dataset(source, columns=reading.columns)
+    name = format_of(stored.columns, reading.format)
+    form = _form(benchmark, stored, name)
     rows, faults = read_rows(stored, benchmark.read_as.get(name, name))
     rows = rows.add_column(ROW, list(range(len(rows))))
     if form != PAPO and benchmark.select:
@@ -96,7 +100,7 @@ def load_benchmark(
     # A few rows may well have no image.
     checked = (fault for fault in checked if fault.row is not None or limit is None)
     dropped = _one_a_row(rows, [*faults, *checked])
-    kept = without_faulty(rows, dropped, faulty_rows, cannot="used")
+    kept = without_faulty(rows, dropped, reading.faulty_rows, cannot="used")
     warn_of_options(kept)
     return BenchmarkRows(benchmark, source, form, kept, _questions(benchmark, kept), num_rows, dropped)
 
@@ -106,7 +110,8 @@ def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
 
     Args:
         benchmark: Which one.
-        data: Options in the form `TASK=SOURCE`, with a source as of `vgpo.data.load_dataset`, or `FOLDER`, in which
+        data: Options in the form `TASK=SOURCE`, with a source as of `vgpo.data.load_dataset` (a task that is not in
+            `BENCHMARKS` is one of the user's), or `FOLDER`, in which
             the task is looked for; also one such option, or `{task: source}`. `TASK=SOURCE` has priority, and so has
             the last of several.
 
@@ -114,7 +119,7 @@ def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
         DataError: An unknown task, a folder that is none or has no data of the task, or no option for a task without
             public data.
     """
-    named, folders = _options(data)
+    named, folders = data_options(data)
     if benchmark.name in named:
         return named[benchmark.name]
     if folders:
@@ -135,25 +140,19 @@ def located(benchmark: Benchmark, source: str) -> str:
     return str(folder) if found is None else f"{folder}@{found}"
 
 
-def _options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[str, str], list[Path]]:
-    """The sources by task, and the folders."""
+def data_options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[str, str], list[Path]]:
+    """The sources by task, and the folders; arguments and errors as of `source_of`."""
     if isinstance(data, Mapping):
         data = [f"{task}={source}" for task, source in data.items()]
     named: dict[str, str] = {}
     folders: list[Path] = []
     for option in [data] if isinstance(data, str) else data:
         task, equals, source = option.partition("=")
-        if equals and task in BENCHMARKS:
-            named[task] = source
-            continue
         path = expanded(option)
-        if is_folder(path):
+        if is_folder(path) and task not in BENCHMARKS:
             folders.append(path)
-        elif equals and "/" not in task:
-            raise DataError(
-                f"--data {option}: there is no task {task!r}{did_you_mean(task, BENCHMARKS)}; the tasks are "
-                f"{[*BENCHMARKS]}"
-            )
+        elif equals and _TASK.fullmatch(task):
+            named[task] = source
         else:
             raise DataError(
                 f"--data {option}: there is no folder {str(path)!r}; name a folder with the data of the tasks, or "
@@ -200,8 +199,8 @@ def _papo_places(benchmark: Benchmark, folder: Path) -> list[tuple[Path, str]]:
     return [(place, f"{folder}@{benchmark.papo_split}") for place in places]
 
 
-def _form(stored: StoredSet, name: str) -> str:
-    if name == _PAPO_FORMAT:
+def _form(benchmark: Benchmark, stored: StoredSet, name: str) -> str:
+    if name == _PAPO_FORMAT and benchmark.papo_split is not None:
         return PAPO
     return REPO if stored.is_json else HUB
 

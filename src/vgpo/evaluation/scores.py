@@ -155,11 +155,11 @@ def task_scores(
 
 
 def suite_scores(tasks: Iterable[TaskScores]) -> SuiteScores:
-    """The scores of tasks in the order of `BENCHMARKS`, and the paper's averages of them: Avg-Math of six, Avg-Vision
-    of four, Overall the plain mean of all ten.
+    """The scores of tasks in the order of `BENCHMARKS`, then others, and the paper's averages of them: Avg-Math of
+    six, Avg-Vision of four, Overall the plain mean of all ten.
     """
-    order = list(BENCHMARKS)
-    found = sorted(tasks, key=lambda task: order.index(task.task))
+    order = {name: number for number, name in enumerate(BENCHMARKS)}
+    found = sorted(tasks, key=lambda task: order.get(task.task, len(order)))
     averages = [average_of(name, names, found) for name, names in AVERAGES.items()]
     return SuiteScores(found, [average for average in averages if average is not None])
 

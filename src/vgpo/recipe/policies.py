@@ -1,7 +1,7 @@
 """A checkpoint that answers questions: with transformers, or with vLLM."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ class VllmPolicy:
         ]
 
 
-POLICIES = {TRANSFORMERS: TransformersPolicy, VLLM: VllmPolicy}
+POLICIES: dict[str, Callable[[OpenCheckpoint], Policy]] = {TRANSFORMERS: TransformersPolicy, VLLM: VllmPolicy}
 
 
 def context_length(config: Any) -> int | None:

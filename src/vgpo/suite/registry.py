@@ -41,11 +41,12 @@ def registered(benchmark: Benchmark) -> Callable[..., Task]:
             limit: Only the first so many rows.
             faulty_rows: "drop" counts and names rows that cannot be read; "error" ends in an error.
         """
+        from vgpo.data import Reading
         from vgpo.evaluation.benchmark_rows import load_benchmark
         from vgpo.evaluation.protocols import protocol_named
         from vgpo.suite.tasks import Asking, benchmark_task
 
-        rows = load_benchmark(benchmark, data, faulty_rows=faulty_rows, limit=limit)
+        rows = load_benchmark(benchmark, data, reading=Reading(faulty_rows=faulty_rows), limit=limit)
         return benchmark_task(Asking(rows=rows, protocol=protocol_named(protocol), template=template))
 
     return make

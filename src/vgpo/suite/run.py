@@ -10,10 +10,11 @@ from inspect_ai import eval as evaluate_task
 from inspect_ai.model import Model, get_model
 from rich.console import Console
 
+from vgpo.data import Reading
 from vgpo.data.fingerprint import fingerprint
 from vgpo.evaluation.accuracy import progress_bar
 from vgpo.evaluation.answers import Answer, GradedAnswer
-from vgpo.evaluation.benchmark_rows import BenchmarkRows, load_benchmark, source_of
+from vgpo.evaluation.benchmark_rows import DROPPING, BenchmarkRows, load_benchmark, source_of
 from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
@@ -44,7 +45,7 @@ class SuiteRequest:
         engine: `transformers`, `vllm`, or a provider of inspect-ai, such as `openai-api/NAME`.
         batch_size: Questions answered at once, by a server at most twice as many.
         limit: Rows of each task that are asked at most.
-        faulty_rows: "drop" counts and names rows that cannot be used; "error" ends in an error.
+        reading: How rows are read, as of `load_benchmark`.
         seed: Of samples.
     """
 
@@ -61,7 +62,7 @@ class SuiteRequest:
     engine: str = TRANSFORMERS
     batch_size: int = 64
     limit: int | None = None
-    faulty_rows: str = "drop"
+    reading: Reading = DROPPING
     seed: int = 0
 
 
@@ -167,7 +168,7 @@ def load_rows(benchmark: Benchmark, subject: Subject) -> BenchmarkRows:
     return load_benchmark(
         benchmark,
         source_of(benchmark, request.data),
-        faulty_rows=request.faulty_rows,
+        reading=request.reading if benchmark.original is None else Reading(faulty_rows=request.reading.faulty_rows),
         limit=request.limit,
         template=subject.template,
         forbidden=subject.checkpoint.forbidden() if subject.checkpoint else (),

@@ -140,7 +140,7 @@ def template_of(asking: Asking) -> str:
     """The template that rows are asked with."""
     if asking.rows.form == PAPO:
         return PLAIN
-    return asking.template or getattr(get_model().api, "template", THINK_BOXED)
+    return asking.template or str(getattr(get_model().api, "template", THINK_BOXED))
 
 
 def question_of(rows: BenchmarkRows, state: TaskState) -> Question:
@@ -152,11 +152,12 @@ def with_answer(state: TaskState, answer: Answer) -> TaskState:
     return state
 
 
-def metrics_of(rows: BenchmarkRows) -> list[Metric]:
+def metrics_of(rows: BenchmarkRows) -> list[Metric | dict[str, list[Metric]]]:
     """Accuracy, its clustered standard error and, where questions have categories, accuracy in each."""
-    overall = [accuracy(), stderr(cluster=CLUSTER)]
-    has_categories = any(question.category for question in rows.questions)
-    return [*overall, grouped(accuracy(), CATEGORY, all=False)] if has_categories else overall
+    metrics: list[Metric | dict[str, list[Metric]]] = [accuracy(), stderr(cluster=CLUSTER)]
+    if any(question.category for question in rows.questions):
+        metrics.append(grouped(accuracy(), CATEGORY, all=False))
+    return metrics
 
 
 @scorer(metrics=[accuracy(), stderr(cluster=CLUSTER)])
