@@ -7,7 +7,7 @@ What is graded is the content of the last box of a response, and a response with
 
 `lenient` accepts what `vgpo.rewards.lenient_accuracy_reward` accepts (letters and text rules, mathruler, math-verify),
 a number that rounds to the reference answer at the benchmark's decimal places (at a tie in either direction), and a
-list with or without the brackets of the reference answer. If the reference answer is an option of the question, by its
+list without the brackets that the reference answer has. If the reference answer is an option of the question, by its
 letter or its text, the answer is read as an option: by its letter, whatever text is after that, else by its text, if
 that is equal to exactly one option. Options with the same text are one.
 """
@@ -134,8 +134,8 @@ def other_texts(question: Question) -> list[str]:
 
 def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the grader finds each box equal to a text."""
-    bare = [_without_brackets(box, text) for box, text in pairs]
-    return lenient_grader().grade_boxed([box for box, _ in bare], [text for _, text in bare])
+    boxes = [f"[{box}]" if _is_bare_list(box, text) else box for box, text in pairs]
+    return lenient_grader().grade_boxed(boxes, [text for _, text in pairs])
 
 
 def _letter_of_text(question: Question, text: str) -> str | None:
@@ -156,12 +156,9 @@ def _rounds_to_reference(question: Question, box: str) -> bool:
     return distance is not None and distance <= Decimal(5).scaleb(-question.precision - 1)
 
 
-def _without_brackets(box: str, reference: str) -> tuple[str, str]:
-    """Both without the brackets of a list, where the reference answer is a list in brackets."""
-    listed, given = _LIST.fullmatch(reference.strip()), _LIST.fullmatch(box.strip())
-    if not listed:
-        return box, reference
-    return given[1] if given else box, listed[1]
+def _is_bare_list(box: str, reference: str) -> bool:
+    """Whether only the brackets of a list in the reference answer are missing around `box`."""
+    return bool(_LIST.fullmatch(reference.strip()) and _LIST.fullmatch(f"[{box}]"))
 
 
 SCORERS: dict[str, Callable[[Sequence[Question], Sequence[str]], list[bool]]] = {

@@ -29,8 +29,8 @@ CSV_FIELDS = (
 def suite_table(scores: SuiteScores, protocol: str) -> Table:
     """One row a task, by groups, and one an average.
 
-    `n` is the number of rows that accuracy is over. A name says what is only there in part: a task with a limit of
-    rows, and an average without all of its tasks, which is not the paper's.
+    `n` is what accuracy is over, rows of a task and tasks of an average, with the number of all of them where some
+    are missing. Such an average is not the paper's, and is called partial; so is one of tasks with missing rows.
     """
     table = Table(
         Column("task", no_wrap=True),
@@ -84,26 +84,25 @@ def percent(share: float | None) -> str:
 
 
 def _cells(task: TaskScores) -> list[str]:
-    limit = f", of {task.num_rows:,}" if task.is_limited else ""
     counts = (task.num_dropped, task.num_oversized, task.num_truncated, task.num_no_box)
     return [
-        f" {task.title}{limit}",
+        f" {task.title}",
         percent(task.accuracy),
         f"{percent(task.low)} to {percent(task.high)}",
         percent(task.standard_error),
-        f"{task.num_scored:,}",
+        _part_of(task.num_scored, task.num_rows),
         *(f"{count:,}" for count in counts),
     ]
 
 
 def _average_cells(average: Average) -> list[str]:
-    return [_average_name(average), percent(average.accuracy), "", percent(average.standard_error)]
+    name = f"{average.name}, partial" if average.is_partial else average.name
+    number = _part_of(average.num_tasks, average.num_tasks + len(average.missing))
+    return [name, percent(average.accuracy), "", percent(average.standard_error), number]
 
 
-def _average_name(average: Average) -> str:
-    number = average.num_tasks + len(average.missing)
-    missing = f", {average.num_tasks} of {number} tasks" if average.missing else ""
-    return f"{average.name}{missing}{', limited' if average.limited else ''}"
+def _part_of(number: int, everything: int) -> str:
+    return f"{number:,}" if number == everything else f"{number:,}/{everything:,}"
 
 
 def _scores_record(scores: Scores) -> dict[str, Any]:
