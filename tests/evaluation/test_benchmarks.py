@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.evaluation.benchmark_files import CASES, MATHVERSE, Case, hub, papo, png, whole
-from vgpo.data import DataError
+from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import benchmark_rows
 from vgpo.evaluation.answers import Question
 from vgpo.evaluation.benchmark_rows import HUB, PAPO, REPO, load_benchmark, source_of
@@ -95,7 +95,7 @@ def test_a_row_without_question_and_answer_is_dropped_and_counted(
 def test_faulty_rows_can_be_an_error(tmp_path: Path) -> None:
     source = case_of("logicvista", HUB).write(tmp_path)
     with pytest.raises(DataError, match="row 1, field 'problem': empty"):
-        load_benchmark(BENCHMARKS["logicvista"], source, faulty_rows="error")
+        load_benchmark(BENCHMARKS["logicvista"], source, reading=AS_IT_IS)
 
 
 def test_rows_that_cannot_be_read_and_images_that_are_gone_are_dropped_once_each(tmp_path: Path) -> None:
@@ -262,16 +262,23 @@ def test_a_source_of_the_task_comes_before_a_folder_and_the_last_counts(tmp_path
     )
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("wemaths=x.json", r"there is no task 'wemaths' \(did you mean 'wemath'\?\); the tasks are"),
-        ("nowhere", "there is no folder 'nowhere'; name a folder with the data of the tasks, or write TASK=SOURCE"),
-    ],
-)
-def test_an_option_that_is_neither_a_folder_nor_a_task_is_refused(option: str, message: str) -> None:
+def test_an_option_that_is_neither_a_folder_nor_a_task_is_refused() -> None:
+    message = "there is no folder 'nowhere'; name a folder with the data of the tasks, or write TASK=SOURCE"
     with pytest.raises(DataError, match=message):
-        source_of(BENCHMARKS["wemath"], [option])
+        source_of(BENCHMARKS["wemath"], ["nowhere"])
+
+
+def test_a_task_of_the_users_has_rows_in_any_format_with_columns_under_other_names(tmp_path: Path) -> None:
+    own = tasks_of("vgpo", ["mine", "wemath"], own=["mine"])[0]
+    source = hub([{"question": "How far?", "right": "7"}], "train", "image")(tmp_path)
+    assert source_of(own, [f"mine={source}"]) == source
+    read = load_benchmark(own, source, reading=Reading(format="question", columns={"answer": "right"}))
+    assert [(question.problem, question.answer) for question in read.questions] == [("How far?", "7")]
+
+
+def test_messages_of_a_task_without_a_split_of_papo_are_asked_with_a_template(tmp_path: Path) -> None:
+    source = papo("counting", [("How many?", "4")])(tmp_path)
+    assert load_benchmark(tasks_of("vgpo", ["mine"], own=["mine"])[0], source).form == HUB
 
 
 def test_a_task_without_public_data_asks_for_them_and_names_their_columns() -> None:
