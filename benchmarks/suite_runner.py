@@ -3,29 +3,26 @@
 
     python benchmarks/suite_runner.py [--questions 400] [--rounds 3] [--rows 200 2000]
 
-Answers questions of the embedded task with `vgpo.evaluation.evaluate` and with a suite, in one process and in turns,
-compares every response, and prints the ratio of CPU times. Then it evaluates sets of two sizes, each in a process of
-its own, and prints the ratio of peak memories. The last line is JSON.
+Answers questions of the embedded task with `vgpo eval --data` and with `vgpo eval --tasks`, in turns, compares every
+response, and prints the ratio of the CPU times of the commands. Then it evaluates sets of two sizes, each in a process
+of its own, and prints the ratio of peak memories. The last line is JSON.
 """
 
 import argparse
 import json
 import multiprocessing
 import resource
+import subprocess
+import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 
-from vgpo.data import load_dataset, to_prompts
-from vgpo.evaluation.accuracy import evaluate_answers
 from vgpo.evaluation.benchmarks import own_task
 from vgpo.evaluation.protocols import protocol_named
-from vgpo.recipe.policies import open_checkpoint
 from vgpo.run.environment import cpu_name
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
@@ -48,55 +45,36 @@ def main() -> None:
 
 
 def compare_times(data: Path, num_questions: int, rounds: int) -> dict[str, float | int]:
-    """CPU seconds of both, in turns; and responses that differ."""
-    seconds: dict[str, list[float]] = {"plain": [], "suite": []}
+    """CPU seconds of both commands, in turns; and responses that differ."""
+    ratios, costs, different = [], [], 0
     for _ in range(rounds):
-        plain, suite = (
-            timed(partial(by_evaluation, data, num_questions)),
-            timed(partial(by_suite, data, num_questions)),
-        )
-        different = sum(one != other for one, other in zip(plain[0], suite[0], strict=True))
-        for name, (_, spent) in (("plain", plain), ("suite", suite)):
-            seconds[name].append(spent)
-        print(
-            f"plain {plain[1]:.1f} s, suite {suite[1]:.1f} s of CPU; {different} of {num_questions} responses differ"
-        )
-    ratio = median(suite / plain for plain, suite in zip(seconds["plain"], seconds["suite"], strict=True))
-    print(f"suite / plain: {ratio:.2f} (median of {rounds})")
-    return {"questions": num_questions, "different": different, "cpu_ratio": round(ratio, 3)}
+        plain, plain_seconds = by_command(data, num_questions, suite=False)
+        suite, suite_seconds = by_command(data, num_questions, suite=True)
+        different += sum(one != other for one, other in zip(plain, suite, strict=True))
+        ratios.append(suite_seconds / plain_seconds)
+        costs.append(1000 * (suite_seconds - plain_seconds) / num_questions)
+        print(f"plain {plain_seconds:.1f} s, suite {suite_seconds:.1f} s of CPU, ratio {ratios[-1]:.2f}")
+    print(f"suite / plain: {median(ratios):.2f} (median of {rounds}); {different} responses differ")
+    print(f"suite - plain: {median(costs):.0f} ms for each of {num_questions} questions")
+    return {"questions": num_questions, "different": different, "cpu_ratio": round(median(ratios), 3)}
 
 
-def timed(answers: partial[list[str]]) -> tuple[list[str], float]:
-    started = time.process_time()
-    return answers(), time.process_time() - started
-
-
-def by_evaluation(data: Path, num_questions: int) -> list[str]:
-    """As `vgpo eval CHECKPOINT --data FILE`."""
-    checkpoint = open_checkpoint("toy")
-    prompts = to_prompts(load_dataset(str(data)).select(range(num_questions)))
-    answer = partial(checkpoint.policy().complete, max_new_tokens=MAX_NEW_TOKENS)
-    scores = evaluate_answers(answer, prompts, batch_size=BATCH_SIZE, progress=False)
-    return [row["completion"] for row in scores.answers]
-
-
-def by_suite(data: Path, num_questions: int) -> list[str]:
-    """As `vgpo eval CHECKPOINT --tasks embedded --data embedded=FILE`."""
+def by_command(data: Path, num_questions: int, *, suite: bool) -> tuple[list[str], float]:
+    """Responses by the command `vgpo eval`, and its CPU seconds with those of its own processes."""
     with tempfile.TemporaryDirectory() as folder:
-        request = SuiteRequest(
-            checkpoint="toy",
-            benchmarks=[own_task(TASK)],
-            data={TASK: str(data)},
-            protocol=protocol_named("papo-greedy"),
-            out=Path(folder) / "evaluation",
-            template="plain",
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=BATCH_SIZE,
-            limit=num_questions,
-        )
-        evaluate_suite(request, Console(quiet=True))
-        graded = EvaluationFolder(request.out).read_graded(TASK)
-    return [answer.completion for answer in sorted(graded, key=lambda answer: answer.row)]
+        out = Path(folder) / "out"
+        source = ["--tasks", TASK, "--data", f"{TASK}={data}"] if suite else ["--data", str(data)]
+        words = [*source, "--limit", str(num_questions), "--template", "plain", "--out", str(out)]
+        words += ["--max-new-tokens", str(MAX_NEW_TOKENS), "--batch-size", str(BATCH_SIZE)]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "vgpo.cli", "eval", "toy", *words]
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if not suite:
+            return [answer["completion"] for answer in json.loads(out.read_text())["answers"]], seconds
+        graded = EvaluationFolder(out).read_graded(TASK)
+        return [answer.completion for answer in sorted(graded, key=lambda answer: answer.row)], seconds
 
 
 def compare_memory(data: Path, sizes: list[int]) -> dict[str, float | list[int]]:
@@ -111,7 +89,20 @@ def compare_memory(data: Path, sizes: list[int]) -> dict[str, float | list[int]]
 
 
 def peak_of_suite(data: Path, size: int) -> int:
-    by_suite(data, size)
+    """Peak resident memory, in MB, of an evaluation of the first `size` rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        request = SuiteRequest(
+            checkpoint="toy",
+            benchmarks=[own_task(TASK)],
+            data={TASK: str(data)},
+            protocol=protocol_named("papo-greedy"),
+            out=Path(folder) / "evaluation",
+            template="plain",
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=BATCH_SIZE,
+            limit=size,
+        )
+        evaluate_suite(request, Console(quiet=True))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

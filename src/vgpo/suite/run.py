@@ -291,6 +291,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
         log_images=False,
         log_header_only=True,
         log_realtime=False,
+        score_display=False,
         ctl_server=False,
         # While one batch is answered, the next one waits.
         max_samples=2 * batch_size,

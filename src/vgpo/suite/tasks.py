@@ -10,6 +10,7 @@ from inspect_ai.model import (
     ChatMessageUser,
     GenerateConfig,
     ModelOutput,
+    StopReason,
     get_model,
 )
 from inspect_ai.scorer import Metric, Score, Scorer, Target, accuracy, grouped, scorer, stderr
@@ -116,22 +117,14 @@ def ask(asking: Asking) -> Solver:
         sample = state.epoch - 1
         kept = asking.kept.get((question.row, sample))
         if kept is not None:
-            state.output = ModelOutput.from_content(str(state.model), kept.completion)
-            return with_answer(state, kept)
+            state.output = ModelOutput.from_content(str(state.model), kept.completion, stop_reason_of(kept))
+            return state
         prompts = prompts_of(template_of(asking))
         state.messages = [ChatMessageUser(content=content_of(prompts[state.metadata[INDEX]]))]
         seed = asking.seed + 1_000_003 * sample + question.row
         state = await generate(state, seed=seed if asking.protocol.temperature else None)
-        reason = state.output.stop_reason
-        answer = Answer(
-            row=question.row,
-            sample=sample,
-            completion=state.output.completion,
-            truncated=reason == "max_tokens",
-            oversized=reason == "model_length",
-        )
-        await asking.keep(answer)
-        return with_answer(state, answer)
+        await asking.keep(answer_in(state, question))
+        return state
 
     return solve
 
@@ -147,9 +140,22 @@ def question_of(rows: BenchmarkRows, state: TaskState) -> Question:
     return rows.questions[state.metadata[INDEX]]
 
 
-def with_answer(state: TaskState, answer: Answer) -> TaskState:
-    state.store.set("answer", answer.model_dump())
-    return state
+def answer_in(state: TaskState, question: Question) -> Answer:
+    """What the model has answered."""
+    return Answer(
+        row=question.row,
+        sample=state.epoch - 1,
+        completion=state.output.completion,
+        truncated=state.output.stop_reason == "max_tokens",
+        oversized=state.output.stop_reason == "model_length",
+    )
+
+
+def stop_reason_of(answer: Answer) -> StopReason:
+    """Why the model stopped, as inspect-ai names it."""
+    if answer.oversized:
+        return "model_length"
+    return "max_tokens" if answer.truncated else "stop"
 
 
 def metrics_of(rows: BenchmarkRows) -> list[Metric | dict[str, list[Metric]]]:
@@ -169,8 +175,7 @@ def verdict(asking: Asking) -> Scorer:
     )
 
     async def score(state: TaskState, target: Target) -> Score:
-        answer = Answer.model_validate(state.store.get("answer"))
-        graded = await grader(answer)
+        graded = await grader(answer_in(state, question_of(asking.rows, state)))
         asking.done(graded)
         return Score(
             value=float(graded.correct),
