@@ -1,6 +1,7 @@
 """What the scorers accept, and that they grade a batch once, row by row, whatever is in it."""
 
 import importlib.util
+import time
 from typing import Any
 
 import pytest
@@ -189,11 +190,20 @@ def test_equal_answers_are_graded_once_and_in_one_batch(
 
 
 def test_a_hanging_and_a_hostile_answer_cost_no_more_than_their_verdict() -> None:
-    texts = ["9**9**9**9", "999999999!", "__import__('os').getpid()", "1" * 5000, "\\frac{" * 2000, "\\sqrt{2}^{2}"]
-    pairs = [(question("0.5"), text) for text in texts[:5]]
+    texts = ["9**9**9**9", "999999999!", "__import__('os').getpid()", "1" * 5000, "\\frac{" * 2000]
+    pairs = [(question(reference), text) for reference in ("0.5", "[3, 5]") for text in texts]
     for scorer in (PAPO, LENIENT):
-        assert verdicts(scorer, pairs) == [False] * 5
-    assert verdicts(PAPO, [(question("0.5"), "0.5")]) == [True]
+        assert verdicts(scorer, [*pairs, (question("0.5"), "0.5")]) == [False] * len(pairs) + [True]
+
+
+@pytest.mark.parametrize("scorer", [PAPO, LENIENT])
+def test_boxes_are_read_in_linear_time(scorer: str) -> None:
+    texts = [text * 100_000 for text in (" ", "< ", ",", "[,", "A ", "(A)", "$")]
+    references = [question(reference, options=COLOURS, precision=2) for reference in ("B", "[3, 5]")]
+    pairs = [(reference, text) for reference in references for text in texts]
+    start = time.perf_counter()
+    assert verdicts(scorer, pairs) == [False] * len(pairs)
+    assert time.perf_counter() - start < 30
 
 
 def test_mathruler_alone_sees_both_texts_as_they_are() -> None:

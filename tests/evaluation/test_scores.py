@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -33,8 +34,11 @@ def graded(row: int, *correct: bool, cluster: str | None = None, category: str |
 
 
 def scores_of(task: str, right: int, rows: int, **settings) -> TaskScores:
+    """Scores of a small benchmark: it is complete with `num_rows` rows."""
+    settings = {"num_rows": rows, "num_asked": rows, **settings}
     answers = [answer for row in range(rows) for answer in graded(row, row < right)]
-    return task_scores(BENCHMARKS[task], answers, **{"num_rows": rows, "num_asked": rows, **settings})
+    benchmark = replace(BENCHMARKS[task], num_rows=settings["num_rows"], papo_rows=None)
+    return task_scores(benchmark, answers, **settings)
 
 
 def naive_error(values: list[float], clusters: list) -> float:
@@ -195,16 +199,33 @@ def test_an_average_over_fewer_tasks_or_rows_is_partial() -> None:
     assert (math_average.name, overall.name) == ("Avg-Math", "Overall")  # no vision task, no average
     assert math_average.accuracy == pytest.approx((0.5 + 0.25) / 2)
     assert math_average.missing == ("mathvista", "mathverse", "geomath", "geometry3k")
-    assert math_average.limited == ("mmk12",)
+    assert math_average.partial == ("mmk12",)
     assert math_average.is_partial
     assert overall.num_tasks == 2
     assert len(overall.missing) == 8
 
 
+def test_a_source_with_other_rows_than_the_paper_is_partial() -> None:
+    answers = [answer for row in range(447) for answer in graded(row, row < 200)]
+    scores = {
+        name: task_scores(BENCHMARKS[name], answers, num_rows=rows, num_asked=447, dropped=rows - 447)
+        for name, rows in {"logicvista": 448, "wemath": 447, "geomath": 447}.items()
+    }
+    assert {name: task.num_expected for name, task in scores.items()} == {
+        "logicvista": 448, "wemath": 1740, "geomath": None,
+    }  # fmt: skip
+    assert {name: task.is_partial for name, task in scores.items()} == {
+        "logicvista": False, "wemath": True, "geomath": False,
+    }  # fmt: skip
+    papo = task_scores(BENCHMARKS["logicvista"], answers, num_rows=447, num_asked=447)
+    assert (papo.num_expected, papo.is_partial) == (447, False)
+    assert suite_scores(scores.values()).averages[0].partial == ("wemath",)
+
+
 def test_a_complete_average_of_limited_rows_is_partial() -> None:
     tasks = [scores_of(name, 1, 2, num_rows=3 if name == "counting" else 2) for name in SUITES["vgpo-vision"]]
     (vision, _) = suite_scores(tasks).averages
-    assert (vision.missing, vision.limited, vision.is_partial) == ((), ("counting",), True)
+    assert (vision.missing, vision.partial, vision.is_partial) == ((), ("counting",), True)
 
 
 def test_further_benchmarks_are_in_no_average() -> None:

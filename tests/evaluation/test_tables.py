@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -25,7 +26,9 @@ def printed(scores: SuiteScores, width: int = 80) -> str:
 def some() -> SuiteScores:
     tasks = [scores_of("wemath", 5, 8, num_rows=10, dropped=1, oversized=1), scores_of("counting", 3, 4, num_rows=200)]
     answers = [*graded(0, True, category="a\x1b[31m", truncated=True), *graded(1, False, predicted=None)]
-    return suite_scores([*tasks, task_scores(BENCHMARKS["dynamath"], answers, num_rows=2, num_asked=2)])
+    return suite_scores(
+        [*tasks, task_scores(replace(BENCHMARKS["dynamath"], num_rows=2), answers, num_rows=2, num_asked=2)]
+    )
 
 
 def test_the_table_shows_every_count(some: SuiteScores) -> None:
@@ -69,8 +72,8 @@ def test_the_record_is_json_and_names_the_protocol_in_every_row(some: SuiteScore
     assert {row["protocol"] for row in rows} == {record["protocol"]} == {PROTOCOL}
     assert [row["task"] for row in record["tasks"]] == ["wemath", "counting", "dynamath"]
     assert record["tasks"][0]["accuracy"] == pytest.approx(0.5)
-    assert (record["tasks"][0]["num_scored"], record["tasks"][0]["is_limited"]) == (10, False)
-    assert record["tasks"][1]["is_limited"] is True
+    assert (record["tasks"][0]["num_scored"], record["tasks"][0]["is_partial"]) == (10, False)
+    assert (record["tasks"][1]["is_limited"], record["tasks"][1]["is_partial"]) == (True, True)
     assert [row["is_partial"] for row in record["averages"]] == [True] * 3
     assert record["averages"][0]["missing"] == ["mathvista", "mathverse", "mmk12", "geomath", "geometry3k"]
 
@@ -86,7 +89,7 @@ def test_csv_has_a_row_a_task_a_category_and_an_average(some: SuiteScores) -> No
     assert {row["protocol"] for row in rows} == {PROTOCOL}
     assert [row["is_partial"] for row in rows[:2]] == ["False", "True"]
     assert rows[0]["num_clusters"] == ""
-    assert (rows[-1]["is_partial"], rows[-1]["limited"]) == ("True", "counting")
+    assert (rows[-1]["is_partial"], rows[-1]["partial"]) == ("True", "counting")
 
 
 def test_percent_has_one_decimal_place() -> None:

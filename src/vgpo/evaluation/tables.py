@@ -22,7 +22,7 @@ MISSING = "-"
 CSV_FIELDS = (
     "protocol", "task", "category", "group", "accuracy", "standard_error", "low", "high", "num_rows", "num_scored",
     "num_asked", "num_dropped", "num_oversized", "num_samples", "num_correct", "num_truncated", "num_no_box",
-    "num_clusters", "is_partial", "missing", "limited",
+    "num_clusters", "num_expected", "is_partial", "missing", "partial",
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def suite_table(scores: SuiteScores, protocol: str) -> Table:
     """One row a task, by groups, and one an average.
 
     `n` is what accuracy is over, rows of a task and tasks of an average, with the number of all of them where some
-    are missing. Such an average is not the paper's, and is called partial; so is one of tasks with missing rows.
+    are missing. An average is called partial, and is not the paper's, if a task is missing or a task's rows are.
     """
     table = Table(
         Column("task", no_wrap=True),
@@ -90,7 +90,7 @@ def _cells(task: TaskScores) -> list[str]:
         percent(task.accuracy),
         f"{percent(task.low)} to {percent(task.high)}",
         percent(task.standard_error),
-        _part_of(task.num_scored, task.num_rows),
+        _part_of(task.num_scored, task.num_expected or task.num_rows),
         *(f"{count:,}" for count in counts),
     ]
 
@@ -111,7 +111,12 @@ def _scores_record(scores: Scores) -> dict[str, Any]:
 
 def _task_record(task: TaskScores, protocol: str) -> dict[str, Any]:
     categories = {name: _scores_record(scores) for name, scores in task.categories.items()}
-    return {"protocol": protocol, **_scores_record(task), "categories": categories}
+    return {
+        "protocol": protocol,
+        **_scores_record(task),
+        "is_partial": task.is_partial,
+        "categories": categories,
+    }
 
 
 def _average_record(average: Average, protocol: str) -> dict[str, Any]:
@@ -121,10 +126,10 @@ def _average_record(average: Average, protocol: str) -> dict[str, Any]:
 def _csv_rows(scores: SuiteScores, protocol: str) -> Iterator[dict[str, Any]]:
     for task in scores.tasks:
         record = _task_record(task, protocol)
-        shared = {name: record[name] for name in ("protocol", "task", "group")}
-        yield {**record, "is_partial": task.is_limited}
+        shared = {name: record[name] for name in ("protocol", "task", "group", "is_partial")}
+        yield record
         for name, category in record["categories"].items():
-            yield {**category, **shared, "category": visible(name), "is_partial": task.is_limited}
+            yield {**category, **shared, "category": visible(name)}
     for average in scores.averages:
         yield {**_average_record(average, protocol), "task": average.name}
 
