@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from vgpo.evaluation.answers import GradedAnswer, Question
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.resampling import percentile_interval, resamples
 
 MAX_NAMED = 5  # rows in a message
@@ -21,7 +22,7 @@ TOLERANCE = 1e-12  # means of the same verdicts, summed in another order, are eq
 Row = tuple[str, int]  # id of a row, and its number in its source
 
 
-class ComparisonError(ValueError):
+class ComparisonError(EvaluationError):
     """Two evaluations that cannot be compared; the message names what differs."""
 
 
@@ -266,7 +267,7 @@ def check_same_rows(
     if found:
         raise ComparisonError(
             f"{task}: the evaluations asked different questions: {'; '.join(found)}. Evaluate both on the same data "
-            "with the same --limit"
+            "with the same --limit and image size"
         )
 
 
