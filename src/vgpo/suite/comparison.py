@@ -217,7 +217,7 @@ def averages_of(tasks: Sequence[Task], num_evaluations: int) -> list[dict[str, A
     """The paper's averages of each evaluation, and of two their differences."""
     rows = {task.benchmark.name: task.rows for task in tasks if task.rows is not None}
     suites = [
-        suite_scores([scores for task in tasks if (scores := task.scores[place]) is not None]).averages
+        suite_scores([found for task in tasks if (found := task.scores[place]) is not None]).averages
         for place in range(num_evaluations)
     ]
     by_name = [{average.name: average for average in averages} for averages in suites]
