@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from vgpo.evaluation.benchmarks import BENCHMARKS
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.suite.comparison import page_data
-from vgpo.suite.folder import EvaluationFolder
+from vgpo.suite.folder import EvaluationFolder, TaskRecord
 from vgpo.suite.page import Plot, p_value, render_evaluations, tick_step, write_evaluation_page
 from vgpo.suite.shown_rows import ShownRow, evenly, rows_of_task
-from vgpo.suite.thumbnails import row_images
+from vgpo.suite.thumbnails import ImagesUnavailableError, row_images, thumbnails
 
 
 def verdicts(text: str, **fields: Any) -> list[GradedAnswer]:
@@ -232,19 +233,29 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(
     assert f"{data['left_out']} further rows do not fit into the page." in page_of(two)
 
 
+def write_source(path: Path, colours: list[str], **fields: Any) -> TaskRecord:
+    """A file of rows with an image of each colour, and its record."""
+    for colour in colours:
+        size = (600, 300) if colour == "red" else (40, 20)
+        Image.new("RGB", size, colour).save(path.with_name(f"{colour}.png"))
+    rows = [
+        {"images": [f"{colour}.png"], "problem": f"<image>{row}?", "answer": str(row)} | fields
+        for row, colour in enumerate(colours)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return task_record(len(rows), source=str(path), form="repo", fingerprint=fingerprint_of(path))
+
+
+def fingerprint_of(path: Path, rows: Sequence[int] | None = None) -> str:
+    dataset = load_benchmark(BENCHMARKS["geometry3k"], str(path)).dataset
+    return fingerprint(dataset if rows is None else dataset.select(rows))
+
+
 @pytest.fixture
 def with_images(tmp_path: Path) -> EvaluationFolder:
     """An evaluation of three rows of Geometry3K, of which two have the same image."""
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (600, 300), "red").save(tmp_path / "images" / "wide.png")
-    Image.new("RGB", (40, 20), "blue").save(tmp_path / "images" / "small.png")
-    names = ["images/wide.png", "images/small.png", "images/wide.png"]
-    rows = [{"images": [name], "problem": f"<image>{row}?", "answer": str(row)} for row, name in enumerate(names)]
-    source = tmp_path / "geometry3k.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print_of_rows = fingerprint(load_benchmark(BENCHMARKS["geometry3k"], str(source)).dataset)
+    record = write_source(tmp_path / "geometry3k.jsonl", ["red", "blue", "red"])
     answers = [graded(row, correct=row < 1) for row in range(3)]
-    record = task_record(3, source=str(source), form="repo", fingerprint=print_of_rows)
     return write_evaluation(tmp_path / "evaluation", {"geometry3k": answers}, {"geometry3k": record})
 
 
@@ -268,11 +279,11 @@ def test_images_of_the_rows_shown_alone_are_read(
 
     monkeypatch.setattr("vgpo.suite.comparison.row_images", spy)
     assert len(page_data([with_images], num_rows=1)["images"]) == 1
-    assert asked == [{"asked": frozenset({0, 1, 2}), "shown": [1]}]
+    assert asked == [{"asked": frozenset({0, 1, 2}), "shown": {1}}]
 
 
 def test_other_data_at_the_source_are_not_shown(with_images: EvaluationFolder, tmp_path: Path) -> None:
-    Image.new("RGB", (600, 300), "green").save(tmp_path / "images" / "wide.png")
+    Image.new("RGB", (600, 300), "green").save(tmp_path / "red.png")
     page = page_of([with_images], with_images=True)
     assert embedded(page)["images"] == []
     assert "The images of 1 task are not shown" in page
@@ -284,6 +295,43 @@ def test_a_source_that_is_gone_is_said(with_images: EvaluationFolder, tmp_path: 
     page = page_of([with_images], with_images=True)
     assert embedded(page)["images"] == []
     assert f"Geometry3K: {tmp_path}/geometry3k.jsonl cannot be read (" in page
+
+
+def test_each_task_has_images_of_its_own(tmp_path: Path) -> None:
+    tasks = {}
+    for name, colour in (("geometry3k", "blue"), ("counting", "green")):
+        (tmp_path / name).mkdir()
+        tasks[name] = write_source(tmp_path / name / "rows.jsonl", [colour])
+    folder = write_evaluation(tmp_path / "evaluation", {name: verdicts("+") for name in tasks}, tasks)
+    data = page_data([folder])
+    assert [(row["task"], row["images"]) for row in data["rows"]] == [("geometry3k", [0]), ("counting", [1])]
+    assert len({image["uri"] for image in data["images"]}) == 2
+
+
+def test_rows_that_were_not_asked_are_no_part_of_what_was_evaluated(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    record = write_source(path, ["red", "blue", "green"]).model_copy(
+        update={"fingerprint": fingerprint_of(path, [0, 2])}
+    )
+    found = row_images(BENCHMARKS["geometry3k"], record, None, asked={0, 2}, shown={2})
+    assert {row: len(images) for row, images in found.items()} == {2: 1}
+    with pytest.raises(ImagesUnavailableError, match="is no longer what was evaluated"):
+        row_images(BENCHMARKS["geometry3k"], record, None, asked={0, 1, 2}, shown={2})
+
+
+def test_no_more_is_loaded_than_the_evaluation_had(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = write_source(tmp_path / "rows.jsonl", ["red", "blue"])
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(json.dumps({"images": ["gone.png"], "problem": "<image>2?", "answer": "2"}) + "\n")
+    caplog.clear()
+    assert len(row_images(BENCHMARKS["geometry3k"], record, 2, asked={0, 1}, shown={0, 1})) == 2
+    assert "Left out" not in caplog.text
+
+
+def test_of_many_images_a_few_are_shown_and_one_that_cannot_be_read_is_none() -> None:
+    image = Image.new("RGB", (8, 8))
+    assert [entry is None for entry in thumbnails([b"no image", *[image] * 6])] == [True, False, False, False]
+    assert thumbnails(None) == []
 
 
 def test_a_page_is_written_and_an_older_one_replaced(two: list[EvaluationFolder], tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def images_of(
     for task in tasks:
         name = task.benchmark.name
         record = next(record for record in task.records if record is not None)
-        shown = [row.question.row for row in chosen if row.task == name]
+        shown = {row.question.row for row in chosen if row.task == name}
         try:
             found = row_images(task.benchmark, record, limit, asked=task.asked, shown=shown) if shown else {}
         except ImagesUnavailableError as error:

@@ -1,6 +1,6 @@
 """Images of a benchmark's rows for a page: read again from their source, if that is still what was evaluated."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vgpo.data import DataError, decode_image
@@ -22,7 +22,7 @@ class ImagesUnavailableError(Exception):
 
 
 def row_images(
-    benchmark: Benchmark, record: TaskRecord, limit: int | None, *, asked: Collection[int], shown: Sequence[int]
+    benchmark: Benchmark, record: TaskRecord, limit: int | None, *, asked: Collection[int], shown: Collection[int]
 ) -> dict[int, list[Image | None]]:
     """The images of the rows to be shown.
 
@@ -48,9 +48,11 @@ def row_images(
         raise ImagesUnavailableError(f"{benchmark.title}: {record.source} cannot be read ({error})") from error
     if not is_same:
         raise ImagesUnavailableError(f"{benchmark.title}: {record.source} is no longer what was evaluated")
-    places = {number: place for place, number in enumerate(numbers)}
-    cells = dataset.select([places[number] for number in shown])[IMAGES] if IMAGES in dataset.column_names else []
-    return {number: thumbnails(cell) for number, cell in zip(shown, cells, strict=False)}
+    if IMAGES not in dataset.column_names:
+        return {}
+    places = {number: place for place, number in enumerate(numbers) if number in shown}
+    cells = dataset.select(list(places.values()))[IMAGES]
+    return {number: thumbnails(cell) for number, cell in zip(places, cells, strict=True)}
 
 
 def thumbnails(cell: Any) -> list[Image | None]:
