@@ -171,7 +171,7 @@ def test_an_average_is_the_plain_mean_over_independent_tasks() -> None:
     assert (found.first, found.second, found.difference) == (0.625, 0.5, -0.125)
     drawn = [(rows["a"].resampled[i] + rows["b"].resampled[i]) / 2 for i in range(NUM_RESAMPLES)]
     assert (found.low, found.high) == pytest.approx(percentile_interval(np.array(drawn)))
-    assert (found.name, found.tasks, found.is_partial) == ("Math", ("a", "b"), False)
+    assert (found.name, found.tasks) == ("Math", ("a", "b"))
 
 
 def test_tasks_are_drawn_independently() -> None:
@@ -179,11 +179,11 @@ def test_tasks_are_drawn_independently() -> None:
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.05
 
 
-def test_an_average_that_lacks_tasks_is_marked() -> None:
+def test_an_average_names_the_tasks_that_it_is_over() -> None:
     rows = {"a": paired("+-", "++", "a")}
     found = compare_average("Math", ("a", "b"), rows)
     assert found is not None
-    assert (found.tasks, found.is_partial, found.difference) == (("a",), True, 0.5)
+    assert (found.tasks, found.difference) == (("a",), 0.5)
     assert compare_average("Vision", ("c",), rows) is None
 
 

@@ -71,7 +71,7 @@ def test_scores_of_each_checkpoint_are_those_of_its_answers(two: list[Evaluation
     page = page_of(two)
     assert cells(page, "MathVista", 1)[0] == "A"
     assert cells(page, "MathVista", 1)[1].startswith("37.5 [")
-    assert cells(page, "MathVista", 1)[3:] == ["8", "1", "1", "0", "0"]
+    assert cells(page, "MathVista", 1)[3:] == ["8 of 1,000", "1", "1", "0", "0"]
 
 
 def test_differences_count_dropped_rows_as_the_accuracies_do(two: list[EvaluationFolder]) -> None:
@@ -90,9 +90,9 @@ def test_differences_count_dropped_rows_as_the_accuracies_do(two: list[Evaluatio
 
 def test_averages_that_lack_tasks_are_called_partial(two: list[EvaluationFolder]) -> None:
     page = page_of(two)
-    assert cells(page, "Avg-Math", 1)[-1] == "partial: 1 of 6 tasks"
-    assert cells(page, "Overall", 1)[-1] == "partial: 2 of 10 tasks"
-    assert 'Avg-Math <span class="part">over 1 task</span>' in page
+    assert cells(page, "Avg-Math", 1)[-1] == "partial: 1 of 6 tasks, not all rows"
+    assert cells(page, "Overall", 1)[-1] == "partial: 2 of 10 tasks, not all rows"
+    assert 'Avg-Math <span class="part">partial: 1 of 6 tasks, not all rows</span>' in page.replace("\n", "")
     [average] = [one for one in page_data(two, with_images=False)["averages"] if one["title"] == "Overall"]
     assert average["scores"][0]["accuracy"] == (3 / 8 + 2 / 4) / 2
     assert average["difference"]["difference"] == pytest.approx((1 / 8 + 1 / 4) / 2)

@@ -107,12 +107,10 @@ class AverageDifference(Difference):
     Attributes:
         name: Of the average.
         tasks: What it is the mean of.
-        is_partial: Whether tasks of this average are missing.
     """
 
     name: str
     tasks: tuple[str, ...]
-    is_partial: bool
 
 
 def check_protocols(first: str, second: str) -> None:
@@ -198,7 +196,7 @@ def compare_average(name: str, tasks: Sequence[str], rows: Mapping[str, PairedRo
 
     Args:
         name: Of the average.
-        tasks: All tasks of the average; those that were not compared are left out, and it is marked as partial.
+        tasks: All tasks of the average; those that were not compared are left out.
         rows: By the name of the task.
     """
     found = [rows[task] for task in tasks if task in rows]
@@ -214,7 +212,6 @@ def compare_average(name: str, tasks: Sequence[str], rows: Mapping[str, PairedRo
         high=float(high),
         name=name,
         tasks=tuple(one.task for one in found),
-        is_partial=len(found) < len(tasks),
     )
 
 

@@ -9,6 +9,7 @@ from vgpo.evaluation.answers import GradedAnswer
 from vgpo.evaluation.benchmarks import BENCHMARKS, Benchmark, tasks_of
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.paired import (
+    AverageDifference,
     ComparisonError,
     PairedRows,
     check_protocols,
@@ -28,6 +29,7 @@ MAX_EVALUATIONS = 2
 ROW_BYTES = 16_000_000  # of all rows of a page together, with their images
 MAX_NAME_CHARACTERS = 300
 MAX_FAULTS = 20  # rows left out of a task that are named
+DIGITS = 12  # of a fingerprint
 # In these two evaluations may differ and be compared all the same; the page says so.
 SETTINGS = ("checkpoint_digest", "engine", "protocol", "template", "max_new_tokens", "image_size", "seed", "limit")
 
@@ -70,7 +72,8 @@ def page_data(
         `other_data`: titles of the tasks whose data differ between the evaluations.
         `tasks`: `name`, `title`, `is_average` (False), `notes`, `sources` and `scores` (per evaluation None, or a
             dict), `difference` (None, or the fields of `TaskDifference`).
-        `averages`: `title`, `is_average` (True), `scores` and `difference` in the same way.
+        `averages`: `title`, `is_average` (True), `num_tasks` of the paper's, and in the same way `scores` and
+            `difference`.
         `rows`: as of `row_entry`, with `images`, places in the list `images`, or None for one that cannot be read.
         `num_rows`: rows that were asked, of all tasks. `left_out`: chosen rows that do not fit into the page.
         `images`: `uri` (data URI), `width`, `height` in pixels. `without_images`: why there are none, by task.
@@ -202,7 +205,7 @@ def source_entry(record: TaskRecord) -> dict[str, Any]:
     return {
         "source": truncate(record.source, MAX_NAME_CHARACTERS),
         "form": record.form,
-        "fingerprint": truncate(record.fingerprint, 16),
+        "fingerprint": record.fingerprint[:DIGITS],
         "num_rows": record.num_rows,
         "dropped": [truncate(fault, MAX_NAME_CHARACTERS) for fault in record.dropped[:MAX_FAULTS]],
         "num_dropped": len(record.dropped),
@@ -210,7 +213,7 @@ def source_entry(record: TaskRecord) -> dict[str, Any]:
 
 
 def score_entry(scores: TaskScores) -> dict[str, Any]:
-    return {**asdict(scores), "num_scored": scores.num_scored, "is_limited": scores.is_limited}
+    return {**asdict(scores), "num_scored": scores.num_scored, "num_all": scores.num_expected or scores.num_rows}
 
 
 def averages_of(tasks: Sequence[Task], num_evaluations: int) -> list[dict[str, Any]]:
@@ -221,28 +224,31 @@ def averages_of(tasks: Sequence[Task], num_evaluations: int) -> list[dict[str, A
         for place in range(num_evaluations)
     ]
     by_name = [{average.name: average for average in averages} for averages in suites]
-    entries = []
-    for name, names in AVERAGES.items():
-        scores = [averages.get(name) for averages in by_name]
-        difference = compare_average(name, names, rows)
-        if any(scores):
-            entries.append(
-                {
-                    "title": name,
-                    "is_average": True,
-                    "scores": [None if average is None else average_entry(average) for average in scores],
-                    "difference": None if difference is None else asdict(difference),
-                }
-            )
-    return entries
+    return [
+        average_entry(name, [averages.get(name) for averages in by_name], compare_average(name, names, rows))
+        for name, names in AVERAGES.items()
+        if any(name in averages for averages in by_name)
+    ]
 
 
-def average_entry(average: Average) -> dict[str, Any]:
+def average_entry(name: str, scores: Sequence[Average | None], difference: AverageDifference | None) -> dict[str, Any]:
+    """An average of each evaluation, and of two the difference over the tasks that both have."""
+    partial = {task for average in scores if average is not None for task in average.partial}
+    found = None if difference is None else asdict(difference)
+    return {
+        "title": name,
+        "is_average": True,
+        "num_tasks": len(AVERAGES[name]),
+        "scores": [None if average is None else with_interval(average) for average in scores],
+        "difference": found and {**found, "partial": sorted(partial.intersection(found["tasks"]))},
+    }
+
+
+def with_interval(average: Average) -> dict[str, Any]:
     """An average with its normal 95 % interval; `low` and `high` are None where a task has no error."""
     margin = None if average.standard_error is None else Z_95 * average.standard_error
     return {
         **asdict(average),
-        "is_partial": average.is_partial,
         "low": None if margin is None else max(0.0, average.accuracy - margin),
         "high": None if margin is None else min(1.0, average.accuracy + margin),
     }
