@@ -370,14 +370,24 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; their curves are drawn over each other.")],
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, whose curves are drawn over each other; or one or two evaluation folders (of vgpo eval "
+            "--suite), two of which are compared."
+        ),
+    ],
     out: Annotated[Path, out_option(help="The HTML file to write.")] = Path("report.html"),
+    rows: Annotated[int | None, typer.Option(min=0, help="Rows of evaluations to show at most. Default: 200.")] = None,
+    images: Annotated[
+        bool, typer.Option("--images/--no-images", help="Show the images of these rows; they become part of the page.")
+    ] = True,
 ) -> None:
-    """Draw one self-contained page from run folders."""
+    """Draw one self-contained page from run folders, or from one or two evaluation folders."""
     from vgpo.commands import report as command
 
     with readable(command.ERRORS):
-        command.run(runs, out)
+        command.run(folders, out, num_rows=rows, with_images=images)
 
 
 @app.command()

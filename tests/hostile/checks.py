@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.report.run_records import handed_over, rollout
+from tests.suite.evaluations import graded, task_record, write_evaluation
 from vgpo.answers import compare_text, is_words
 from vgpo.data import DatasetSummary
 from vgpo.data.preview import Preview, SetCheck, write_page
+from vgpo.pages.texts import truncate
 from vgpo.report import render, report_data
 from vgpo.rewards import Grader, extract_boxed, format_reward, strip_outer_box
 from vgpo.rewards.grammar import is_unsafe
 from vgpo.run import RunFolder
+from vgpo.suite.comparison import page_data
+from vgpo.suite.page import render_evaluations
 from vgpo.text import visible
 
 STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -172,3 +176,37 @@ def set_check(text: str) -> SetCheck:
     return SetCheck(
         field="train_dataset", source=text, summary=summary, lengths=[3], left_out=f"{text}.", previews=[preview]
     )
+
+
+def check_evaluation_page(folder: Path, text: str) -> str:
+    """Write two evaluations full of `text` and draw them; they differ from plain words in text alone. The page."""
+    outline = evaluation_page(folder, text)
+    assert outline.elements == elements_of_a_plain_evaluation(folder)
+    assert outline.other == []
+    short = truncate(text, 300)
+    assert [cell.strip("\n") for cell in outline.texts_of("td")].count(visible(short).strip("\n")) >= 8
+    [row] = json.loads(outline.texts_of("script")[0])["rows"]
+    assert row["problem"] == truncate(text, 4000)
+    assert row["id"] == row["category"] == row["answer"] == truncate(text, 400)
+    for [answer] in row["answers"]:
+        assert (answer["predicted"], answer["completion"]) == (truncate(text, 400), truncate(text, 20_000))
+    return outline.page
+
+
+@functools.cache
+def elements_of_a_plain_evaluation(folder: Path) -> list[Any]:
+    return evaluation_page(folder, "plain").elements
+
+
+def evaluation_page(folder: Path, text: str) -> Outline:
+    texts = dict.fromkeys(("id", "problem", "answer", "category", "cluster", "completion", "predicted"), text)
+    task = task_record(2, num_asked=1, source=text, form=text, fingerprint=text, dropped=[text])
+    fields = dict.fromkeys(("checkpoint", "checkpoint_digest", "engine", "protocol", "template"), text)
+    evaluations = [
+        write_evaluation(
+            folder / name, {"counting": [graded(0, correct=correct, options={text: text}, **texts)]},
+            {"counting": task}, image_size={text: 1}, **fields,
+        )
+        for name, correct in (("first", True), ("second", False))
+    ]  # fmt: skip
+    return Outline(render_evaluations(page_data(evaluations, with_images=False)))

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from tests.hostile.checks import check_data_page, check_run_folder, check_settings, write_rollouts
+from tests.hostile.checks import (
+    check_data_page,
+    check_evaluation_page,
+    check_run_folder,
+    check_settings,
+    write_rollouts,
+)
 from tests.hostile.texts import LONG, NASTY, hostile_text
 from vgpo.report import report_data
 from vgpo.run import RunFolder
@@ -27,6 +33,7 @@ def test_nasty_text_stays_text(folder: RunFolder, data: dict, tmp_path: Path, te
     check_run_folder(folder, text)
     check_settings(data, text)
     check_data_page(tmp_path / "check.html", text)
+    check_evaluation_page(tmp_path, text)
 
 
 @settings(max_examples=40)
@@ -35,8 +42,14 @@ def test_any_text_stays_text(folder: RunFolder, data: dict, tmp_path: Path, text
     check_run_folder(folder, text)
     check_settings(data, text)
     check_data_page(tmp_path / "check.html", text)
+    check_evaluation_page(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 def test_a_megabyte_comes_back_and_the_page_stays_small(folder: RunFolder, text: str):
     assert len(check_run_folder(folder, text)) < 500_000
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_an_evaluation_of_megabytes_makes_a_small_page(tmp_path: Path, text: str):
+    assert len(check_evaluation_page(tmp_path, text)) < 700_000

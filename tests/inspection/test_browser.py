@@ -8,7 +8,7 @@ import pytest
 
 from tests.hostile.texts import NASTY
 from tests.inspection import made
-from tests.report.chromium import Chromium
+from tests.report.chromium import FAINT, NAMELESS, Chromium
 from vgpo.inspection.maps import Fineness, read_map
 from vgpo.inspection.page import render_inspection, short
 from vgpo.text import visible
@@ -19,33 +19,6 @@ PAINTED = """new Promise((done) => {
     ? done(true) : setTimeout(look, 2);
   look();
 })"""
-NAMELESS = """[...document.querySelectorAll('button, select, input, svg[role], [tabindex="0"]:not(.token)')]
-  .filter((one) => one.checkVisibility() && !one.ariaLabel && !one.labels?.length
-    && (one.tagName === 'SELECT' || !one.textContent.trim()))
-  .map((one) => one.outerHTML.slice(0, 200))"""
-FAINT = """(() => {
-  const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-  const over = (colours) => {
-    context.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
-    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  };
-  const light = (rgb) => rgb.map((part) => part / 255)
-    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
-    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = (node) => (node ? [...ground(node.parentElement), getComputedStyle(node).backgroundColor] : []);
-  const faint = [];
-  for (const node of document.body.querySelectorAll('*')) {
-    const written = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
-    if (!written || !node.checkVisibility() || node.closest('.overlay, script, option, :disabled')) continue;
-    const below = ground(node);
-    const style = getComputedStyle(node);
-    const pair = [light(over([...below, node.closest('svg') ? style.fill : style.color])), light(over(below))];
-    const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (contrast < 4.5) faint.push([node.outerHTML.slice(0, 80), contrast]);
-  }
-  return faint;
-})()"""
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,35 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
+# Scripts that find what a reader cannot use: controls without a name, and text of too little contrast.
+NAMELESS = """[...document.querySelectorAll('button, select, input, svg[role], [tabindex="0"]:not(.token)')]
+  .filter((one) => one.checkVisibility() && !one.ariaLabel && !one.labels?.length
+    && (one.tagName === 'SELECT' || !one.textContent.trim()))
+  .map((one) => one.outerHTML.slice(0, 200))"""
+FAINT = """(() => {
+  const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+  const over = (colours) => {
+    context.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+    return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb.map((part) => part / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (node) => (node ? [...ground(node.parentElement), getComputedStyle(node).backgroundColor] : []);
+  const faint = [];
+  for (const node of document.body.querySelectorAll('*')) {
+    const written = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!written || !node.checkVisibility() || node.closest('.overlay, script, option, :disabled')) continue;
+    const below = ground(node);
+    const style = getComputedStyle(node);
+    const pair = [light(over([...below, node.closest('svg') ? style.fill : style.color])), light(over(below))];
+    const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (contrast < 4.5) faint.push([node.outerHTML.slice(0, 80), contrast]);
+  }
+  return faint;
+})()"""
+
 
 def require_browser() -> str:
     """The browser's path. Without one a test is skipped, but fails in continuous integration (`CI` is set)."""

@@ -296,6 +296,19 @@ def test_full_disk_leaves_the_metrics_intact(make_run, monkeypatch: pytest.Monke
     assert folder.metrics_path.read_bytes() == before
 
 
+def test_a_refusal_is_not_taken_for_a_full_disk_nor_for_a_run_to_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def write_all(path: Path, data: bytes, append: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(storage, "write_all", write_all)
+    with pytest.raises(RunFolderError, match=r"Nothing was written\. Correct what the error names, and run again\.$"):
+        storage.write_file(tmp_path / "page.html", b"page")
+    with pytest.raises(RunFolderError, match=r"Correct what the error names, and ask again\.$"):
+        storage.append_lines(tmp_path / "lines.jsonl", b"{}\n", then="ask again")
+
+
 def test_full_disk_on_the_first_line(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = make_run()
     fail_after(monkeypatch, 5)

@@ -1,7 +1,5 @@
 """Prompts as the model gets them, to be looked at in a terminal or on a page."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +16,10 @@ from vgpo.data.schema import ANSWER, ID, IMAGES, source_rows
 from vgpo.data.summary import DatasetSummary
 from vgpo.data.tokens import TokenCounter
 from vgpo.pages import page_environment
+from vgpo.pages.images import image_entry
 
 NUM_BINS = 12
-_SIDE = 640  # longest side of a picture on the page, in pixels
+_SIDE = 640  # longest side of an image on the page, in pixels
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Preview:
 
     @property
     def uris(self) -> list[str]:
-        """The pictures as data URIs, reduced to at most 640 pixels a side."""
-        return [_data_uri(picture) for picture in self.pictures]
+        """The images as data URIs, reduced to at most 640 pixels a side."""
+        return [image_entry(picture, _SIDE)["uri"] for picture in self.pictures]
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,3 @@ def write_page(checks: Sequence[SetCheck], path: Path, recipe: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _data_uri(picture: PIL.Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    small.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

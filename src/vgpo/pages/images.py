@@ -24,13 +24,19 @@ def embed_image(folder: Path, name: str) -> dict[str, Any] | None:
     return image_entry(image)
 
 
-def image_entry(image: Image.Image) -> dict[str, Any]:
-    """Return `{"uri", "width", "height"}` of an image, at most 512 pixels a side; JPEG where PNG would be large."""
+def image_entry(image: Image.Image, max_side: int = MAX_SIDE, max_png_bytes: int = MAX_PNG_BYTES) -> dict[str, Any]:
+    """Return `{"uri", "width", "height"}` of an image; JPEG where PNG would be large.
+
+    Args:
+        image: In any mode; drawn on white where it is transparent.
+        max_side: Longest side on the page, in pixels; a smaller image stays as it is.
+        max_png_bytes: Largest PNG.
+    """
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=image.convert("RGBA").getchannel("A"))
-    page.thumbnail((MAX_SIDE, MAX_SIDE))
+    page.thumbnail((max_side, max_side))
     kind, data = "png", _encode(page, "PNG")
-    if len(data) > MAX_PNG_BYTES:  # a photograph
+    if len(data) > max_png_bytes:  # a photograph
         kind, data = "jpeg", _encode(page, "JPEG")
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
     return {"uri": uri, "width": page.width, "height": page.height}

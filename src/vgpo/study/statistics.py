@@ -10,11 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 
-LEVEL = 0.95
+from vgpo.resampling import SEED, percentile_interval, resamples
+
 MAX_ENUMERATED_RESAMPLES = 5_000  # 5^5 = 3,125 resamples of five seeds
-NUM_RESAMPLES = 10_000
 MAX_ENUMERATED_FLIPS = 2**16
-SEED = 0
 # Two sums of the same numbers in another order are the same sum.
 TOLERANCE = 1e-12
 SMOOTHED_SHARE = 0.1
@@ -70,7 +69,7 @@ def resample_weights(num_values: int) -> np.ndarray:
     if num_values**num_values <= MAX_ENUMERATED_RESAMPLES:
         chosen = np.indices((num_values,) * num_values).reshape(num_values, -1).T
     else:
-        chosen = np.random.default_rng(SEED).integers(num_values, size=(NUM_RESAMPLES, num_values))
+        chosen = np.concatenate(list(resamples(num_values)))
     return (chosen[:, :, None] == np.arange(num_values)).mean(axis=1)
 
 
@@ -86,9 +85,7 @@ def bootstrap_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         The bounds, (...) each.
     """
-    means = resample_weights(len(values)) @ values
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return low, high
+    return percentile_interval(resample_weights(len(values)) @ values)
 
 
 def mean_over_seeds(values: Sequence[float]) -> Mean | None:

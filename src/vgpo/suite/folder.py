@@ -35,13 +35,14 @@ class TaskRecord(Record):
     """Where the rows of a task come from, and which of them were asked.
 
     Attributes:
-        source: As `vgpo.data.load_dataset` takes it.
-        form: "hub", "repo" or "papo".
-        fingerprint: Of the rows that were loaded, as `vgpo.data.fingerprint` finds it.
-        num_rows: Rows of the source that belong to the benchmark, those that were dropped too.
-        num_asked: Rows that were asked.
+        source: As `vgpo.evaluation.benchmark_rows.load_benchmark` takes it.
+        form: As of `BenchmarkRows`.
+        fingerprint: Of `BenchmarkRows.dataset`, as `vgpo.data.fingerprint` finds it: the rows that were asked, and
+            those that are oversized.
+        num_rows: As of `BenchmarkRows`: with rows that were dropped or that a limit left out.
+        num_asked: Rows that were asked; each has answers.
         oversized: Numbers, in the source, of the rows whose prompt does not fit into the model.
-        dropped: What is wrong with each row that was left out.
+        dropped: What is wrong with each row that could not be used.
     """
 
     source: str

@@ -55,11 +55,6 @@ function listenToFilters(compared) {
 
 const KINDS = [...new Set(DATA.questions.map((question) => question.kind))].filter((kind) => kind !== null).sort();
 
-function fillSelect(id, options) {
-  const made = options.map(([value, label]) => element("option", { value }, label));
-  document.getElementById(id)?.replaceChildren(...made);
-}
-
 function listenToStrength() {
   const slider = document.getElementById("strength");
   const style = document.getElementById("questions").style;

@@ -67,3 +67,9 @@ function choices(container, options, chosen, choose) {
     return button;
   }));
 }
+
+// The options of a select, as pairs of value and label.
+function fillSelect(id, options) {
+  const made = options.map(([value, label]) => element("option", { value }, label));
+  document.getElementById(id)?.replaceChildren(...made);
+}

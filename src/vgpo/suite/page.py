@@ -1,0 +1,143 @@
+"""The page of one evaluation folder, or of two: one HTML file that needs no network."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import PackageLoader
+
+from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.texts import fixed, percent, points, truncate
+from vgpo.run.storage import RunFolderError, write_file
+from vgpo.suite.comparison import MAX_EVALUATIONS, MAX_NAME_CHARACTERS, NUM_ROWS, page_data
+from vgpo.suite.folder import EvaluationFolder
+
+TEMPLATES = Path(__file__).parent / "templates"
+SHARED_SCRIPTS = ("elements.js", "tokens.js")
+LETTERS = "AB"
+EMBEDDED = ("rows", "images")  # what the page's script draws
+NUM_TICKS = 2  # on each side of 0, at least
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A chart of values with intervals, one line a task: where things are in it, in units of its view box.
+
+    Attributes:
+        low: Value at the left end.
+        high: Value at the right end.
+        ticks: Values with a label.
+        num_lines: Tasks and averages.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    num_lines: int
+    width: int = 460
+    left: int = 136
+    right: int = 14
+    top: int = 6
+    line: int = 26
+
+    @property
+    def bottom(self) -> int:
+        return self.top + self.line * self.num_lines
+
+    @property
+    def height(self) -> int:
+        return self.bottom + 22
+
+    def x(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.left + (self.width - self.left - self.right) * share, 1)
+
+    def y(self, number: int) -> float:
+        """The middle of line `number`."""
+        return self.top + self.line * (number + 0.5)
+
+
+def write_evaluation_page(
+    folders: Sequence[Path], out: Path, *, num_rows: int = NUM_ROWS, with_images: bool = True
+) -> Path:
+    """Write one self-contained page about one evaluation, or about two that it compares.
+
+    Args:
+        folders: One or two evaluation folders.
+        out: The HTML file to write; an older one is replaced.
+        num_rows: Rows to show at most; 0 or more.
+        with_images: Read their images from the sources of the evaluation.
+
+    Returns:
+        Path: `out`.
+
+    Raises:
+        RunFolderError: More than two folders, or one given twice; one without an evaluation or with a broken file; or
+            the disk refused.
+        EvaluationError: Two evaluations that cannot be compared.
+    """
+    check_folders(folders)
+    opened = [EvaluationFolder.open(path) for path in folders]
+    page = render_evaluations(page_data(opened, num_rows=num_rows, with_images=with_images))
+    write_file(out, page.encode("utf-8"))
+    return out
+
+
+def check_folders(folders: Sequence[Path]) -> None:
+    if not 1 <= len(folders) <= MAX_EVALUATIONS:
+        raise RunFolderError(f"found {len(folders)} evaluations, expected one or two; write several pages")
+    if len({path.resolve() for path in folders}) < len(folders):
+        raise RunFolderError(f"{folders[0]} was given twice; name each evaluation folder once")
+
+
+def render_evaluations(data: Mapping[str, Any]) -> str:
+    """Draw the page of `page_data`'s dict. Text in it is escaped, and no script but the page's own can run."""
+    environment = page_environment(PackageLoader("vgpo.suite"))
+    environment.filters.update(percent=percent, points=points, fixed=fixed, p_value=p_value, short=short)
+    embedded = {name: data[name] for name in EMBEDDED}
+    embedded |= {
+        "titles": {task["name"]: task["title"] for task in data["tasks"]},
+        "num_evaluations": len(data["evaluations"]),
+    }
+    scripts = [*(SHARED / name for name in SHARED_SCRIPTS), TEMPLATES / "rows.js"]
+    return environment.get_template("evaluation.html.jinja").render(
+        data=data,
+        letters=LETTERS,
+        accuracy_plot=accuracy_plot(data),
+        difference_plot=difference_plot(data),
+        embedded=embed_json(embedded),
+        **inlined([SHARED / "page.css", TEMPLATES / "evaluation.css"], scripts),
+    )
+
+
+def accuracy_plot(data: Mapping[str, Any]) -> Plot:
+    return Plot(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), len(data["tasks"]) + len(data["averages"]))
+
+
+def difference_plot(data: Mapping[str, Any]) -> Plot | None:
+    """The chart of differences, symmetric about 0; None if there are none."""
+    found = [one["difference"] for one in (*data["tasks"], *data["averages"]) if one["difference"] is not None]
+    if not found:
+        return None
+    reach = max(0.01, *(abs(one[end]) for one in found for end in ("low", "high", "difference")))
+    step = tick_step(reach)
+    ticks = [number * step for number in range(-int(reach / step), int(reach / step) + 1)]
+    return Plot(-1.05 * reach, 1.05 * reach, tuple(ticks), len(found))
+
+
+def tick_step(reach: float) -> float:
+    """The widest of 1, 2 or 5 times a power of ten that fits at least `NUM_TICKS` times into `reach`."""
+    power = 10 ** math.floor(math.log10(reach))
+    return next(step * power for step in (5, 2, 1, 0.5, 0.2) if NUM_TICKS * step * power <= reach)
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def short(text: str) -> str:
+    return truncate(text, MAX_NAME_CHARACTERS)

@@ -1,0 +1,135 @@
+// The rows of an evaluation, or of two, as cards; DATA and the helpers are those of elements.js and tokens.js.
+const LETTERS = ["A", "B"];
+const COMPARED = DATA.num_evaluations > 1;
+const VERDICTS = COMPARED
+  ? [["", "All"], ["both", "Both right"], ["neither", "Both wrong"], ["first", "Only A"], ["second", "Only B"]]
+  : [["", "All"], ["right", "✓ Right"], ["wrong", "✗ Wrong"]];
+const OUTCOME_NAMES = {
+  both: "both right", neither: "both wrong", first: "only A right", second: "only B right",
+  right: "right", wrong: "wrong", mixed: "right in some samples",
+};
+const wanted = { task: "", category: "", verdict: "", truncated: false, unboxed: false, text: "" };
+
+function drawRows() {
+  if (document.getElementById("rows") === null) return;
+  const several = DATA.rows.some((row) => row.num_answers.some((number) => number > 1));
+  const verdicts = several && !COMPARED ? [...VERDICTS, ["mixed", "Mixed"]] : VERDICTS;
+  choices(document.getElementById("verdict-choice"), verdicts, "", (verdict) => filter({ verdict }));
+  const names = Object.keys(DATA.titles).filter((name) => DATA.rows.some((row) => row.task === name));
+  fillSelect("task-choice", [["", "All tasks"], ...names.map((name) => [name, visible(DATA.titles[name])])]);
+  fillCategories();
+  const on = (id, kind, change) => document.getElementById(id)
+    .addEventListener(kind, (event) => filter(change(event.target)));
+  on("task-choice", "change", ({ value }) => ({ task: value, category: "" }));
+  on("category-choice", "change", ({ value }) => ({ category: value === "" ? "" : categories()[Number(value)] }));
+  on("truncated-choice", "change", ({ checked }) => ({ truncated: checked }));
+  on("unboxed-choice", "change", ({ checked }) => ({ unboxed: checked }));
+  on("text-choice", "input", ({ value }) => ({ text: value.trim().toLowerCase() }));
+  document.getElementById("task-choice").addEventListener("change", fillCategories);
+  filter({});
+}
+
+function categories() {
+  const rows = DATA.rows.filter((row) => wanted.task === "" || row.task === wanted.task);
+  return [...new Set(rows.map((row) => row.category))].filter((category) => category !== null).sort();
+}
+
+function fillCategories() {
+  const found = categories();
+  fillSelect("category-choice", [["", "All categories"], ...found.map((category, i) => [i, visible(category)])]);
+  document.getElementById("category-choice").disabled = found.length === 0;
+}
+
+function filter(change) {
+  Object.assign(wanted, change);
+  const shown = DATA.rows.filter(isWanted);
+  document.getElementById("count").textContent = `${shown.length} of the ${DATA.rows.length} rows on this page`;
+  document.getElementById("rows").replaceChildren(...shown.map((row) => (row.card ??= card(row))));
+  document.getElementById("no-rows").hidden = shown.length > 0;
+}
+
+function isWanted(row) {
+  const given = () => row.answers.flat();
+  return (wanted.task === "" || row.task === wanted.task)
+    && (wanted.category === "" || row.category === wanted.category)
+    && (wanted.verdict === "" || row.outcome === wanted.verdict)
+    && (!wanted.truncated || given().some((answer) => answer.truncated))
+    && (!wanted.unboxed || given().some((answer) => answer.predicted === null))
+    && (wanted.text === "" || searchedText(row).includes(wanted.text));
+}
+
+function searchedText(row) {
+  const given = row.answers.flat().flatMap((answer) => [answer.predicted ?? "", answer.completion]);
+  row.searched ??= [row.id, row.category ?? "", row.problem, row.answer, ...given].join("\n").toLowerCase();
+  return row.searched;
+}
+
+function card(row) {
+  const about = [visible(DATA.titles[row.task]), row.category === null ? null : visible(row.category), `row ${row.row}`];
+  if (row.id !== String(row.row)) about.push(visible(row.id));
+  const outcome = element("span", { class: "outcome" }, OUTCOME_NAMES[row.outcome]);
+  const facts = element("p", { class: "facts" }, element("span", {}, about.filter(Boolean).join(" · ")), outcome);
+  const given = row.answers.map((answers, place) => answerOf(row, answers, place)).filter((one) => one !== null);
+  const body = element("div", {}, facts,
+    element("p", { class: "question" }, questionText(row.problem)),
+    element("p", { class: "gold" }, "Expected ", element("b", {}, visible(row.answer))),
+    element("div", { class: COMPARED ? "answers two" : "answers" }, ...given));
+  return row.images.length === 0 ? element("li", { class: "row" }, body)
+    : element("li", { class: "row with-images" }, images(row), body);
+}
+
+function images(row) {
+  const column = element("div", { class: "pictures" });
+  row.images.forEach((place, i) => {
+    if (place === null) {
+      column.append(element("p", { class: "empty" }, "This image cannot be read."));
+      return;
+    }
+    const { uri, width, height } = DATA.images[place];
+    const alt = `Image ${i + 1} of the question`;
+    column.append(element("img", { src: uri, width, height, alt }));
+  });
+  return column;
+}
+
+// What one checkpoint answered; null if it was not evaluated on the task.
+function answerOf(row, answers, place) {
+  if (answers.length === 0) return null;
+  const number = row.num_answers[place];
+  const head = element("p", {});
+  if (COMPARED) head.append(element("span", { class: "letter" }, LETTERS[place]), " ");
+  const box = element("div", { class: `answer run-${place}` });
+  if (number === 1) {
+    head.append(...verdictOf(answers[0]));
+    box.append(head, completion(answers[0].completion, "Completion"));
+    return box;
+  }
+  head.append(`${row.num_right[place]} of ${number} right`);
+  box.append(head);
+  answers.forEach((answer, i) => {
+    box.append(element("p", {}, ...verdictOf(answer)), completion(answer.completion, `Completion ${i + 1}`));
+  });
+  if (number > answers.length) box.append(element("p", {}, `${number - answers.length} more answers are not shown.`));
+  return box;
+}
+
+function verdictOf(answer) {
+  const parts = [verdict(answer.correct)];
+  if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
+  else parts.push(", answered ", element("b", {}, visible(answer.predicted)));
+  if (answer.truncated) parts.push(element("span", { class: "flag" }, "cut off"));
+  return parts;
+}
+
+// The text is set when it is opened: a page has hundreds of long ones.
+function completion(text, label) {
+  const body = element("div", { class: "completion", tabindex: "0", role: "group", "aria-label": label });
+  const details = element("details", {}, element("summary", {}, label), body);
+  details.addEventListener("toggle", () => {
+    if (body.textContent === "") body.textContent = text === "" ? "(an empty response)" : visible(text);
+  });
+  return details;
+}
+
+drawRows();
+document.documentElement.dataset.drawn = "yes";
