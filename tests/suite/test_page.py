@@ -145,7 +145,7 @@ def test_a_task_of_one_evaluation_alone_is_shown_without_a_difference(tmp_path: 
             {},
             r"counting: the evaluations asked different questions: row 2 \('q2'\) only in the sec",
         ),
-        ({"countign": "+-"}, {}, r"there is no task 'countign' \(did you mean 'counting'\?\)"),
+        ({"mine": "+-"}, {}, r"no task in common: the first has \['counting'\], the second \['mine'\]"),
     ],
 )
 def test_evaluations_that_cannot_be_compared_are_refused(

@@ -102,15 +102,14 @@ def page_data(
 
 
 def tasks_to_show(records: Sequence[EvaluationRecord]) -> list[Benchmark]:
-    """The tasks of one or two evaluations, in the order of `BENCHMARKS`.
+    """The tasks of one or two evaluations, in the order of `BENCHMARKS`, then the user's own.
 
     Raises:
-        EvaluationError: A task that is not known, or two evaluations of other protocols or without a common task.
+        EvaluationError: No task, or two evaluations of other protocols or without a common task.
     """
     names = {name for record in records for name in record.tasks}
     if not names:
         raise EvaluationError("the evaluation has no task yet; run the same `vgpo eval` command again")
-    known = tasks_of("vgpo", sorted(names))
     if len(records) == MAX_EVALUATIONS:
         first, second = records
         check_protocols(first.protocol, second.protocol)
@@ -119,7 +118,8 @@ def tasks_to_show(records: Sequence[EvaluationRecord]) -> list[Benchmark]:
                 f"the evaluations have no task in common: the first has {sorted(first.tasks)}, the second "
                 f"{sorted(second.tasks)}; evaluate both on the same --tasks"
             )
-    return [benchmark for benchmark in BENCHMARKS.values() if benchmark in known]
+    ordered = [name for name in BENCHMARKS if name in names] + sorted(names - BENCHMARKS.keys())
+    return tasks_of("vgpo", ordered, own=names)
 
 
 def read_task(

@@ -36,6 +36,8 @@ class TaskRecord(Record):
 
     Attributes:
         source: As `vgpo.evaluation.benchmark_rows.load_benchmark` takes it.
+        format: How the rows are written, where the user has named it.
+        columns: Columns of the source that are read as others, by the names that they are read as.
         form: As of `BenchmarkRows`.
         fingerprint: Of `BenchmarkRows.dataset`, as `vgpo.data.fingerprint` finds it: the rows that were asked, and
             those that are oversized.
@@ -46,6 +48,8 @@ class TaskRecord(Record):
     """
 
     source: str
+    format: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
     form: str
     fingerprint: str
     num_rows: int = Field(ge=0)

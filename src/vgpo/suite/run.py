@@ -143,7 +143,8 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
     subject, folder = Subject(request), EvaluationFolder(request.out)
     with locked(folder.path):
         loaded = [load_rows(benchmark, subject) for benchmark in request.benchmarks]
-        record = resumed(folder, subject.record({rows.benchmark.name: task_record(rows) for rows in loaded}))
+        tasks = {rows.benchmark.name: task_record(rows, reading_of(rows.benchmark, request)) for rows in loaded}
+        record = resumed(folder, subject.record(tasks))
         folder.write_record(record)
         scores: list[TaskScores] = []
         with progress_bar(disable=not console.is_terminal, console=console) as bar:
@@ -153,8 +154,9 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
                 bar.update(started, description=rows.benchmark.title)
                 graded = ask_and_grade(subject, rows, folder, lambda: bar.advance(started))
                 folder.write_graded(rows.benchmark.name, graded)
-                record.tasks[rows.benchmark.name].oversized = oversized_rows(graded)
                 scores.append(scores_of(rows, graded))
+                task = record.tasks[rows.benchmark.name]
+                task.oversized, task.num_asked = oversized_rows(graded), scores[-1].num_asked
         folder.write_record(record)
         suite = suite_scores(scores)
         folder.write_scores(suite_record(suite, request.protocol.name), suite_csv(suite, request.protocol.name))
@@ -168,16 +170,23 @@ def load_rows(benchmark: Benchmark, subject: Subject) -> BenchmarkRows:
     return load_benchmark(
         benchmark,
         source_of(benchmark, request.data),
-        reading=request.reading if benchmark.original is None else Reading(faulty_rows=request.reading.faulty_rows),
+        reading=reading_of(benchmark, request),
         limit=request.limit,
         template=subject.template,
         forbidden=subject.checkpoint.forbidden() if subject.checkpoint else (),
     )
 
 
-def task_record(rows: BenchmarkRows) -> TaskRecord:
+def reading_of(benchmark: Benchmark, request: SuiteRequest) -> Reading:
+    """How the rows of a task are read; format and columns are for tasks without public data."""
+    return request.reading if benchmark.original is None else Reading(faulty_rows=request.reading.faulty_rows)
+
+
+def task_record(rows: BenchmarkRows, reading: Reading) -> TaskRecord:
     return TaskRecord(
         source=rows.source,
+        format=reading.format,
+        columns=dict(reading.columns or {}),
         form=rows.form,
         fingerprint=fingerprint(rows.dataset),
         num_rows=rows.num_rows,

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vgpo.data import DataError, decode_image
+from vgpo.data import DataError, Reading, decode_image
+from vgpo.data.faulty import DROP
 from vgpo.data.fingerprint import fingerprint
 from vgpo.data.schema import IMAGES, as_list, source_rows
 from vgpo.evaluation.benchmark_rows import load_benchmark
@@ -40,7 +41,8 @@ def row_images(
         ImagesUnavailableError: The source cannot be read, or is not what was evaluated.
     """
     try:
-        dataset = load_benchmark(benchmark, record.source, limit=limit).dataset
+        reading = Reading(record.format, record.columns, DROP)
+        dataset = load_benchmark(benchmark, record.source, reading=reading, limit=limit).dataset
         numbers = source_rows(dataset)
         found = [place for place, number in enumerate(numbers) if number in asked]
         is_same = fingerprint(dataset.select(found)) == record.fingerprint
