@@ -15,7 +15,7 @@ import pytest
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 if not HAS_VLLM:
-    collect_ignore = ["test_offline.py", "test_colocate.py", "test_server.py"]
+    collect_ignore = ["test_offline.py", "test_colocate.py", "test_policies.py", "test_server.py"]
 else:
     ENVIRONMENT = {
         "HF_HUB_OFFLINE": "1",
