@@ -9,7 +9,7 @@ import pytest
 from vgpo.evaluation.answers import Answer, Question
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
-from vgpo.evaluation.scorers import LENIENT, PAPO, grade_answers
+from vgpo.evaluation.scorers import LENIENT, PAPO, SCORERS, grade_answers
 from vgpo.rewards import Grader, default_grader
 
 COLOURS = {"A": "red", "B": "dark blue", "C": "$\\frac{1}{2}$", "D": "2 cm"}
@@ -38,6 +38,7 @@ FREE = [
     ("12", "13", False, False),
     ("12", "12.0", True, True),
     ("1/2", "1 / 2", True, True),
+    ("x<3", "x <\n3", True, True),  # PAPO-Eval removes blanks around such signs, mathruler no line ends
     ("1/2", "2/4", False, True),  # mathruler asks for reduced fractions
     ("\\frac{3}{4}", "0.75", True, True),
     ("6\\sqrt{2}", "\\sqrt{72}", True, True),
@@ -94,6 +95,9 @@ CHOICES = [
     ("A, C", COLOURS, "(A), (C)", False, True),
     ("E", COLOURS, "E", True, True),  # a letter that is none of the options that were read
     ("E", COLOURS, "dark blue", False, False),
+    ("E", COLOURS, "green", False, False),
+    ("A", {"A": "B", "B": "A"}, "A", True, True),  # letter first: the text is B's
+    ("A", {"A": "B", "B": "A"}, "B", False, False),
 ]
 
 
@@ -187,6 +191,19 @@ def test_equal_answers_are_graded_once_and_in_one_batch(
     assert all(graded.correct for graded in grade_answers(scorer, questions, answers))
     assert len(seen) == batches
     assert [pairs for pairs in seen if pairs] == [[("\\sqrt{12}", "2\\sqrt{3}")]]
+
+
+def test_equal_answers_to_a_question_reach_the_scorer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def scorer(questions: list[Question], boxes: list[str]) -> list[bool]:
+        seen.extend(zip([asked.row for asked in questions], boxes, strict=True))
+        return [True] * len(boxes)
+
+    monkeypatch.setitem(SCORERS, PAPO, scorer)
+    answers = [respond("7", row, sample) for row in (0, 1) for sample in (0, 1)]
+    assert len(grade_answers(PAPO, [question("7"), question("7", 1)], answers)) == 4
+    assert seen == [(0, "7"), (1, "7")]
 
 
 def test_a_hanging_and_a_hostile_answer_cost_no_more_than_their_verdict() -> None:
