@@ -9,7 +9,7 @@ import pytest
 from vgpo.evaluation.answers import Answer, Question
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
-from vgpo.evaluation.scorers import LENIENT, PAPO, SCORERS, grade_answers
+from vgpo.evaluation.scorers import LENIENT, PAPO, SCORERS, check_scorer, grade_answers
 from vgpo.rewards import Grader, default_grader
 
 COLOURS = {"A": "red", "B": "dark blue", "C": "$\\frac{1}{2}$", "D": "2 cm"}
@@ -240,15 +240,17 @@ def test_an_answer_to_another_row_is_refused() -> None:
 
 def test_an_unknown_scorer_is_refused_with_the_nearest() -> None:
     with pytest.raises(EvaluationError, match=r"there is no scorer 'lenent' \(did you mean 'lenient'\?\)"):
-        grade_answers("lenent", [], [])
+        check_scorer("lenent")
 
 
 def test_lenient_without_math_verify_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vgpo.evaluation.scorers.lenient_grader", lambda: Grader(second_opinion="math-verify"))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "math_verify" else find_spec(name))
-    with pytest.raises(ImportError, match=r"pip install 'vgpo\[math-verify\]'"):
-        grade_answers(LENIENT, [question("7")], [respond("7")])
+    for use in (lambda: check_scorer(LENIENT), lambda: grade_answers(LENIENT, [question("7")], [respond("7")])):
+        with pytest.raises(ImportError, match=r"pip install 'vgpo\[math-verify\]'"):
+            use()
+    check_scorer(PAPO)
 
 
 def test_no_answers_are_no_verdicts() -> None:
