@@ -21,7 +21,6 @@ from vgpo.evaluation.benchmarks import BENCHMARKS, Benchmark
 from vgpo.options import lettered_options
 
 HUB, REPO, PAPO = "hub", "repo", "papo"
-PAPO_EVAL = "PAPO-Galaxy/PAPO_eval"
 
 DROPPING = Reading(faulty_rows=DROP)
 
@@ -259,7 +258,7 @@ def _question(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         problem=row[PROBLEM],
         answer=row[ANSWER],
         options=lettered_options(row[PROBLEM]),
-        precision=None if precision is None else int(precision),
+        precision=int(precision) if isinstance(precision, int | float) else None,
         category=_text(_value(meta, benchmark.category)),
         cluster=_text(_value(meta, benchmark.cluster)),
     )
