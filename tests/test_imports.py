@@ -28,6 +28,21 @@ def test_the_core_imports_torch_and_nothing_heavier(module: str) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("module", ["vgpo", "vgpo.answers", "vgpo.media", "vgpo.metric_names", "vgpo.settings_checks"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "vgpo",
+        "vgpo.answers",
+        "vgpo.evaluation.benchmarks",
+        "vgpo.media",
+        "vgpo.metric_names",
+        "vgpo.settings_checks",
+    ],
+)
 def test_the_ground_imports_no_torch(module: str) -> None:
     imports_without(module, (*HEAVY, "torch", "numpy"))
+
+
+@pytest.mark.process
+def test_what_inspect_ai_imports_in_each_of_its_commands_loads_no_torch() -> None:
+    imports_without("vgpo.suite.registry", (*HEAVY, "torch"))
