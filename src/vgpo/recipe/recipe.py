@@ -38,6 +38,8 @@ REFUSED_KEYS = {
 }
 
 
+# The key under which a recipe names the one whose fields it changes.
+EXTENDS = "extends"
 # Fields of version 0.1 that have another name now.
 RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
 
@@ -239,6 +241,8 @@ class Recipe:
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and the command line that overrides it.
 
+    A recipe may change another one: `extends: NAME`, then the fields in which it differs.
+
     Args:
         source: Path of a YAML file, or the name of a recipe that comes with the package.
         overrides: Command-line words such as `["--learning_rate", "1e-6"]`.
@@ -247,7 +251,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
     """
     path = find_recipe(source)
-    return recipe_from(read_mapping(path), overrides, where=str(path), name=path.stem)
+    return recipe_from(read_fields(path), overrides, where=str(path), name=path.stem)
 
 
 def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str, name: str = "run") -> Recipe:
@@ -376,6 +380,33 @@ def read_mapping(path: Path) -> dict[str, Any]:
         return read_yaml(path)
     except YamlFileError as error:
         raise RecipeError(str(error)) from error
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file, over those of the recipe that it extends, if it names one.
+
+    Raises:
+        RecipeError: A file cannot be read, the extended recipe is missing or extends another one itself, or it has an
+            unknown field.
+    """
+    values = read_mapping(path)
+    if EXTENDS not in values:
+        return values
+    name = values.pop(EXTENDS)
+    if not isinstance(name, str):
+        raise RecipeError(f"{path}: {EXTENDS} is {shown(name)}, expected the path or the name of a recipe")
+    try:
+        extended = find_recipe(beside if (beside := path.parent / name).is_file() else name)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {EXTENDS}: {error}") from error
+    base = read_mapping(extended)
+    if EXTENDS in base:
+        raise RecipeError(
+            f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r} itself; extend that recipe instead"
+        )
+    base = with_current_names(base)
+    check_keys(base, field_names(), where=str(extended))
+    return {**base, **with_current_names(values)}
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
