@@ -1,4 +1,4 @@
-"""The memory of the recipes for Qwen2.5-VL: models of the sizes that are published, and figures that are written down."""
+"""The memory of the recipes for Qwen2.5-VL: models of the published sizes, and figures as they are written down."""
 
 from pathlib import Path
 

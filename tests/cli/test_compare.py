@@ -110,7 +110,9 @@ def test_a_setting_may_have_a_recipe_and_a_launch_of_its_own(write_study: Callab
     other.write_text("extends: quickstart_vgpo\nmax_completion_length: 99\nseed: 5")
     settings = {"short": {}, "long": {"recipe": str(other), "launch": "mpirun -n '2'", "max_prompt_length": 9}}
     runs = load_study(write_study(settings=settings)).runs
-    lengths = {(run.setting, run.values.get("max_prompt_length")): run.values["max_completion_length"] for run in runs}
+    lengths = {
+        (run.setting, run.values.get("max_prompt_length")): run.values.get("max_completion_length") for run in runs
+    }
     assert lengths["long", 9] == 99
     assert lengths["short", None] != 99
     assert {(run.setting, run.launch) for run in runs} == {("short", ()), ("long", ("mpirun", "-n", "2"))}

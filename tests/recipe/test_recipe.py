@@ -84,7 +84,7 @@ def test_an_extended_recipe_gives_what_is_not_set(write_recipe: Callable[[str], 
         ("extends: quickstart_dap", "child.yaml: extends: quickstart_dap: no such recipe file (did you mean"),
         (
             "extends: qwen2_5_vl_3b_virl39k",
-            "child.yaml: extends qwen2_5_vl_3b_virl39k, which extends 'qwen2_5_vl_7b_v",
+            "extends qwen2_5_vl_3b_virl39k, which extends 'qwen2_5_vl_7b_virl39k'; extend",
         ),
         ("extends: parent.yaml", "parent.yaml: unknown field 'sed' (did you mean 'seed'"),
     ],

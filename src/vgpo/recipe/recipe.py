@@ -401,9 +401,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: {EXTENDS}: {error}") from error
     base = read_mapping(extended)
     if EXTENDS in base:
-        raise RecipeError(
-            f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r} itself; extend that recipe instead"
-        )
+        raise RecipeError(f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r}; extend that one")
     base = with_current_names(base)
     check_keys(base, field_names(), where=str(extended))
     return {**base, **with_current_names(values)}

@@ -134,7 +134,7 @@ def command_of(planned: PlannedRun, folder: StudyRun, jobs: int) -> list[str]:
 
 
 def environment_of(slot: int, jobs: int, *, all_devices: bool = False) -> dict[str, str]:
-    """A share of the cores, and one GPU or all: of several, a run of one process would give each a part of its batch."""
+    """A share of the cores, and one GPU: of several, a run of one process would give each a part of its batch."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     devices = [] if all_devices else visible_gpus()
     device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
