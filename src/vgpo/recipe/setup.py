@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.data.fingerprint import fingerprint
+from vgpo.evaluation.leaks import Leak, find_leaks
 from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
@@ -66,6 +67,17 @@ class Setup:
         """The first `eval_limit` questions of the held-out set, if there is one."""
         run = self.recipe.run
         return self._read("eval_data", limit=run.eval_limit) if run.eval_data else None
+
+    @property
+    def evaluation_sets(self) -> dict[str, Dataset]:
+        """All that the run is evaluated on, by what messages call it."""
+        return {} if self.held_out is None else {"eval_data": self.held_out}
+
+    @cached_property
+    def leaks(self) -> dict[str, list[Leak]]:
+        """The questions of each evaluation set whose images are in the training set, for sets that have some."""
+        sets = self.evaluation_sets
+        return {name: found for name in sets if (found := find_leaks(self.prompts, sets[name]))}
 
     def fingerprint(self, name: str) -> str | None:
         """Of the set of a field, None if there is none."""

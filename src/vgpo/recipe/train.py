@@ -22,7 +22,7 @@ from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
-from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
+from vgpo.recipe.checks import BEFORE_LOADING, WITH_DATA, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
@@ -139,6 +139,8 @@ def train_in(
     with config.main_process_first(desc="data"):
         prompts, held_out = setup.prompts, setup.held_out
     check_reward_columns(map(load_reward, run.rewards), prompts)
+    if resume is None:
+        run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_on_main_process(lambda: run_identity(setup))
     if resume is not None:
