@@ -103,7 +103,7 @@ def digest_of(sizes: Set[Size], stored: Any) -> str | None:
     if image_size(stored) not in sizes:
         return None
     image = decode_image(stored)
-    return None if all(low == high for low, high in image.getextrema()) else image_digest(image)
+    return image_digest(image) if image.getcolors(maxcolors=1) is None else None
 
 
 def image_batches(dataset: Dataset, title: str, progress: bool) -> Iterator[list[tuple[int, Any]]]:
