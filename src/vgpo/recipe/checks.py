@@ -186,6 +186,14 @@ def held_out(setup: Setup) -> Finding:
     return Finding("pass", f"{len(setup.held_out)} questions from {setup.recipe.run.eval_data}")
 
 
+def suite(setup: Setup) -> Finding:
+    """The benchmarks that are evaluated during training."""
+    if not setup.tasks:
+        return Finding("pass", "none (eval_suite)")
+    counts = [f"{len(task.questions)} rows of {task.benchmark.title}" for task in setup.tasks]
+    return Finding("pass", f"{', '.join(counts)}, graded by {setup.recipe.run.eval_suite_protocol}")
+
+
 def leaks(setup: Setup) -> Finding:
     """Evaluation images in the training set; see `vgpo.evaluation.leaks`."""
     sets = setup.evaluation_sets
@@ -380,7 +388,8 @@ CHECKS = {
     "vLLM server": Check(vllm_server, ("processor",)),
     "data": Check(data, ("processor",)),
     "held-out data": Check(held_out, ("processor",)),
-    "evaluation images": Check(leaks, ("data", "held-out data")),
+    "benchmarks": Check(suite, ("processor",)),
+    "evaluation images": Check(leaks, ("data", "held-out data", "benchmarks")),
     "batches": Check(arithmetic, ("data",)),
     "rewards": Check(rewards, ("data",)),
     "model": Check(model, ("processor",)),

@@ -6,7 +6,7 @@ import json
 import logging
 import os.path
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS, Reading, template_text
+from vgpo.evaluation.benchmarks import SUITES
+from vgpo.recipe.suite import greedy_protocol, suite_benchmarks, suite_sources
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -119,6 +121,31 @@ class RunArguments:
         },
     )
     eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
+    eval_suite: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Benchmarks to evaluate on while training: names of tasks or suites, of {list(SUITES)}. Default: "
+            "none."
+        },
+    )
+    eval_suite_data: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Where their data are: a folder, or a source for each task, as in {mathvista: FILE}; on the "
+            "command line in JSON. Default: the original sets on the hub."
+        },
+    )
+    eval_suite_limit: int | None = field(
+        default=None,
+        metadata={"help": "Rows of each benchmark that are asked: a random sample, always the same. Default: all."},
+    )
+    eval_suite_steps: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate after every so many optimizer steps and after the last. Default: the last alone."},
+    )
+    eval_suite_protocol: str = field(
+        default="papo-greedy", metadata={"help": "How the answers are graded: 'papo-greedy' or 'lenient'."}
+    )
     evaluate_before: bool = field(
         default=True, metadata={"help": "Evaluate the start model too, so that the report can state a gain."}
     )
@@ -173,6 +200,24 @@ class RunArguments:
             column_names(name, getattr(self, name))
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes has no effect without resume; set resume: true or remove it")
+        self._check_suite()
+
+    def _check_suite(self) -> None:
+        if not self.eval_suite:
+            for name in ("eval_suite_data", "eval_suite_limit", "eval_suite_steps"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} has no effect without eval_suite; name benchmarks there, or remove it")
+            return
+        readers: dict[str, Callable[[Any], object]] = {
+            "eval_suite": suite_benchmarks,
+            "eval_suite_data": suite_sources,
+            "eval_suite_protocol": greedy_protocol,
+        }
+        for name, read in readers.items():
+            try:
+                read(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     @property
     def reward_names(self) -> list[str]:

@@ -75,3 +75,8 @@ def check_launch(run: RunArguments, num_processes: int) -> None:
         raise RecipeError(
             "eval_data is for runs of one process; remove it and run `vgpo eval RUN/checkpoints/final` afterwards"
         )
+    if run.eval_suite and num_processes > 1:
+        raise RecipeError(
+            "eval_suite is for runs of one process; remove it and run `vgpo eval RUN/checkpoints/final --suite vgpo` "
+            "afterwards"
+        )

@@ -18,6 +18,7 @@ from transformers import ProgressCallback, TrainerCallback
 from vgpo.checkpoints import CheckpointError, put_in_place, seal
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
@@ -29,6 +30,7 @@ from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.serving import server_of
 from vgpo.recipe.setup import Setup
+from vgpo.recipe.suite import EvaluateSuite, greedy_protocol
 from vgpo.recipe.signals import StopOnSignal
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
@@ -42,7 +44,7 @@ from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrain
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (
-    RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
+    RecipeError, DataError, EvaluationError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
     EngineError, NonFiniteError, ParityError,
 )  # fmt: skip
 
@@ -137,7 +139,7 @@ def train_in(
         resume = run_on_main_process(lambda: resume_from(folder, config, run.allow_changes, console))
         setup.trusted = {field: resume.identity.get(name) for name, field in DATA_SETS.items()}
     with config.main_process_first(desc="data"):
-        prompts, held_out = setup.prompts, setup.held_out
+        prompts, held_out, _ = setup.prompts, setup.held_out, setup.tasks
     check_reward_columns(map(load_reward, run.rewards), prompts)
     if resume is None:
         run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
@@ -193,6 +195,11 @@ def build_trainer(
     forgive_trackers(trainer.callback_handler.callbacks)
     trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
     trainer.add_callback(KeepParity(trainer, folder, console))
+    if setup.tasks:
+        protocol = greedy_protocol(run.eval_suite_protocol)
+        trainer.add_callback(
+            EvaluateSuite(trainer, setup.tasks, protocol, every=run.eval_suite_steps, folder=folder, console=console)
+        )
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())

@@ -46,7 +46,7 @@ SET_BY_STUDY = {
 # answered, and what an answer is worth.
 CONTROLLED_FIELDS = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
-    "train_format", "eval_data", "eval_format", "eval_limit", "columns", "eval_columns",
+    "train_format", "eval_data", "eval_format", "eval_limit", "eval_suite", "columns", "eval_columns",
     "faulty_rows", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
