@@ -226,6 +226,27 @@ def symbolic_pair(answer: str, gold: str) -> tuple[str, str]:
     return (answer, gold) if _is_share(given, right) else (given.value, right.value)
 
 
+def answered_letter(answer: str) -> str | None:
+    """The letter, A-L, of an answer that is one choice, alone or before its text: `(B)`, `b`, `B. 12 cm`."""
+    return _chosen(canonical_answer(answer))
+
+
+def normal_text(text: str) -> str:
+    r"""`text` as it is compared where only letters count: no blanks, no capitals, no `\text{}` or `$` around it."""
+    return _normalise(canonical_answer(text))
+
+
+def number_distance(answer: str, gold: str) -> Decimal | None:
+    """How far apart two numbers are; None if a side is none, or both have units or names and these differ."""
+    given, right = _quantities(canonical_answer(answer), canonical_answer(gold))
+    numbers = _number(given.value), _number(right.value)
+    if numbers[0] is None or numbers[1] is None:
+        return None
+    if any(left and other and left != other for left, other in ((given.unit, right.unit), (given.name, right.name))):
+        return None
+    return abs(numbers[0] - numbers[1])
+
+
 def is_words(text: str) -> bool:
     """Whether `text` has words or names, whose letters must never be multiplied: `left`, `ab`, `5 felt`, `AB`."""
     text = _ENVIRONMENT.sub(" ", _plain(text))

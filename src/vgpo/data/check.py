@@ -56,13 +56,29 @@ def check_dataset(
     Rows are counted from 0. progress: show a bar on a terminal, for 500 rows or more.
     faulty_rows: "drop" returns the other rows, after a warning that counts and names those left out.
     """
+    faults = find_faults(dataset, template=template, forbidden=forbidden, max_pictures=max_pictures, progress=progress)
+    return without_faulty(dataset, faults, faulty_rows, cannot="used")
+
+
+def find_faults(
+    dataset: datasets.Dataset,
+    *,
+    template: str = "plain",
+    forbidden: Sequence[str] = (),
+    max_pictures: int | None = None,
+    progress: bool = True,
+) -> Iterator[Fault]:
+    """The faults of `check_dataset` in the order of the rows, found while they are read. Arguments are those there.
+
+    Raises:
+        DataError: A missing column, no row, or a template that cannot be filled in.
+    """
     check_columns(dataset)
     if IMAGES not in dataset.column_names:
         raise missing_column(IMAGES, dataset.column_names)
     if len(dataset) == 0:
         raise no_row("the data set")
-    faults = _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)
-    return without_faulty(dataset, faults, faulty_rows, cannot="used")
+    return _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)
 
 
 @dataclass(frozen=True)

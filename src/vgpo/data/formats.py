@@ -12,6 +12,7 @@ from typing import Any
 
 from vgpo.answers import choice_letter
 from vgpo.data.schema import ANSWER, ID, IMAGE_MARK, IMAGES, PROBLEM, quantity
+from vgpo.options import LETTERS, lettered_options
 from vgpo.references import unwrapped
 
 Row = dict[str, Any]
@@ -19,7 +20,6 @@ Turns = list[tuple[str, str]]
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
-LETTERS = "ABCDEFGHIJKL"
 IN_PICTURE = "Answer the question in the picture."
 
 QUESTIONS = ("question", PROBLEM, "annotat_text", "problem_text")
@@ -28,7 +28,6 @@ OPTIONS = ("options", "choices")
 
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
 _SOME_LETTERS = re.compile(r"[\s()A-L]+")
-_LETTERED_LINE = re.compile(r"^\s*([A-L])\s*[.:]\s*(.*)$", re.MULTILINE)
 
 
 class RowError(ValueError):
@@ -206,6 +205,14 @@ def read_options(row: Row) -> Row:
     return {PROBLEM: problem, ANSWER: _letter(answer, options, ANSWER)}
 
 
+def read_geometry3k_open(row: Row) -> Row:
+    """A question without its options, whose answer is the text of the right one."""
+    question = next(name for name in QUESTIONS if row.get(name) is not None)
+    options = _options(row["choices"], "choices")
+    letter = _letter(_gold(row, ANSWER), options, ANSWER)
+    return {PROBLEM: _text(row, question), ANSWER: options[LETTERS.index(letter)]}
+
+
 def read_mathvision(row: Row) -> Row:
     # All that the marks name is in one image.
     read = read_options(row)
@@ -267,8 +274,8 @@ def _choices_of_mathverse(question: str, answer: str) -> str:
     """A reference answer such as `(C)` or `C\\nD`, or the text of an option, as letters."""
     if _SOME_LETTERS.fullmatch(answer):
         return ", ".join(re.findall("[A-L]", answer))
-    options = {text.strip(): letter for letter, text in _LETTERED_LINE.findall(question)}
-    return options.get(answer, answer)
+    letters = {text: letter for letter, text in lettered_options(question).items()}
+    return letters.get(answer, answer)
 
 
 def read_wemath(row: Row) -> Row:
@@ -346,7 +353,7 @@ FORMATS = {
         read_mathvista,
         id=("pid",),
         optional=("unit", "precision", "query", "image"),
-        kept=("question_type", "answer_type"),
+        kept=("question_type", "answer_type", "precision"),
     ),
     "mathverse": Format(
         ("question", ANSWER, "problem_version", "question_type"),
@@ -376,6 +383,7 @@ FORMATS = {
         kept=("subject",),
     ),
     "geometry3k": Format(("annotat_text|problem_text", "choices", ANSWER), ONE_OR_MORE, read_options),
+    "geometry3k_open": Format(("annotat_text|problem_text", "choices", ANSWER), ONE_OR_MORE, read_geometry3k_open),
     "logicvista": Format(("question", ANSWER, "skill"), ONE_OR_MORE, read_question, kept=("skill",)),
     "verl": Format(("prompt", "reward_model"), ONE_OR_MORE, read_verl),
     "trl": Format(("prompt", "answer|solution"), ONE_OR_MORE, read_trl),

@@ -59,7 +59,7 @@ def stored_json(files: Sequence[Path], columns: Mapping[str, str] | None = None)
             reason = error.__cause__ or error
             raise DataError(f"cannot keep the names of the images of {files[0]} on the disk: {reason}") from error
 
-    return StoredSet(list(names), num_rows, texts, pictures)
+    return StoredSet(list(names), num_rows, texts, pictures, is_json=True)
 
 
 def _rows_of(files: Sequence[Path]) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from vgpo.answers import choice_letter
 from vgpo.data.errors import DataError
-from vgpo.data.faulty import ERROR, Fault, without_faulty
+from vgpo.data.faulty import DROP, ERROR, Fault, without_faulty
 from vgpo.data.formats import COLUMNS, FORMATS, OPTIONS, PICTURES, PLAIN, Format, Row, RowError
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, missing_column, no_row, quantity
@@ -28,6 +28,7 @@ class StoredSet:
     """A set in the columns in which it is stored, whose texts are read without its pictures.
 
     texts: the rows of these columns. pictures: these columns as one, `images`. binary: columns that hold bytes.
+    is_json: whether they come from JSON files, which name images by their paths.
     """
 
     columns: list[str]
@@ -35,6 +36,7 @@ class StoredSet:
     texts: Callable[[list[str]], Iterable[Row]]
     pictures: Callable[[list[str]], datasets.Dataset]
     binary: frozenset[str] = frozenset()
+    is_json: bool = False
 
 
 def to_canonical(
@@ -103,10 +105,28 @@ def stored(dataset: datasets.Dataset) -> StoredSet:
 
 def canonical_rows(rows: StoredSet, name: str | None, faulty_rows: str = ERROR) -> datasets.Dataset:
     """`rows` as `to_canonical` gives them."""
+    read, faults = read_rows(rows, format_of(rows.columns, name), images=faulty_rows == DROP)
+    kept = without_faulty(read, faults, faulty_rows, cannot="read")
+    warn_of_options(kept)
+    return kept
+
+
+def read_rows(rows: StoredSet, name: str, *, images: bool = True) -> tuple[datasets.Dataset, list[Fault]]:
+    """Every row in its place, with the columns of `to_canonical`, and what is wrong with rows that cannot be read.
+
+    These have no problem, answer and id (None), but their images and `meta`.
+
+    Args:
+        rows: A set as it is stored.
+        name: A key of `FORMATS`.
+        images: Whether images are wanted even if there is a fault.
+
+    Raises:
+        DataError: No row, or columns that the format lacks.
+    """
     if not rows.num_rows:
         raise no_row("the data set")
-    found = rows.columns
-    layout = FORMATS[name] if name in FORMATS else _recognised(name, found)
+    found, layout = rows.columns, FORMATS[name]
     for column in layout.missing(found):
         raise missing_column(column, found)
     pictures = layout.picture_columns(found)
@@ -115,15 +135,15 @@ def canonical_rows(rows: StoredSet, name: str | None, faulty_rows: str = ERROR) 
     # Videos are looked at even where they are stored as bytes.
     texts = [column for column in found if column not in aside or column in OTHER_MEDIA]
     read, faults = _read_texts(rows, texts, layout)
-    if pictures and not (faults and faulty_rows == ERROR):
+    if pictures and (images or not faults):
         read = datasets.concatenate_datasets([rows.pictures(pictures), read], axis=1)
-    # After that: faulty rows keep their place until images and texts are side by side.
-    kept = without_faulty(read, faults, faulty_rows, cannot="read")
-    _warn_of_options(kept)
-    return kept
+    return read, faults
 
 
-def _recognised(name: str | None, found: list[str]) -> Format:
+def format_of(found: list[str], name: str | None = None) -> str:
+    """The key of `FORMATS` by which a set of these columns is read: `name`, or the first that fits them."""
+    if name in FORMATS:
+        return name
     if name is not None:
         raise DataError(
             f"there is no data format {name!r}{did_you_mean(name, FORMATS)}; the formats are {list(FORMATS)}. "
@@ -133,8 +153,8 @@ def _recognised(name: str | None, found: list[str]) -> Format:
         if not layout.missing(found) and layout.picture_columns(found):
             if key != PLAIN:
                 logger.warning("The data set is read as %r, recognised by its columns %s.", key, found)
-            return layout
-    return FORMATS[PLAIN]
+            return key
+    return PLAIN
 
 
 def _picture_column(dataset: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
@@ -174,7 +194,7 @@ def _read_texts(source: StoredSet, columns: list[str], layout: Format) -> tuple[
     return datasets.Dataset(table), faults
 
 
-def _warn_of_options(rows: datasets.Dataset) -> None:
+def warn_of_options(rows: datasets.Dataset) -> None:
     """Whether answers are letters of options that are in `meta` and not in the problem."""
     if META not in rows.column_names:
         return

@@ -72,10 +72,11 @@ def load_dataset(
     Nothing is decoded, no address is fetched, and no code that comes with the data is run.
     DataError if it cannot be found or read, or has no such split, format or column.
     """
-    return canonical_rows(_load(source, split, columns), format, faulty_rows)
+    return canonical_rows(open_dataset(source, split, columns), format, faulty_rows)
 
 
-def _load(source: str, split: str | None, columns: Mapping[str, str] | None) -> StoredSet:
+def open_dataset(source: str, split: str | None = None, columns: Mapping[str, str] | None = None) -> StoredSet:
+    """The set at `source` in the columns in which it is stored. Arguments and errors as of `load_dataset`."""
     name, split = name_and_split(source, split)
     path = expanded(name).absolute()
     status = status_of(path)
@@ -164,14 +165,26 @@ def _load_from_disk(folder: Path) -> Any:
 
 
 def _files_of_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
-    # data/train-00000-of-00002.parquet -> train; 0000.parquet -> "" (names no split); geometry3k -> geometry3k
-    names = [_SHARD.sub("", file.stem) for file in files]
+    names = list(map(_split_name, files))
     chosen = [file for file, name in zip(files, names, strict=True) if name == (split or _DEFAULT_SPLIT)]
     if chosen:
         return chosen
     if split is None and len(set(names)) == 1:
         return files
     raise _no_such_split(folder, split or _DEFAULT_SPLIT, sorted(set(names) - {""}))
+
+
+def splits_of(folder: Path) -> set[str]:
+    """The splits that a folder of parquet or JSON files, or one of `save_to_disk`, has by the names of its files."""
+    if os.path.lexists(folder / "dataset_dict.json"):
+        return {place.parent.name for place in folder.glob("*/state.json")}
+    files = list(folder.rglob("*.parquet")) or [file for file in folder.iterdir() if file.suffix in _JSON]
+    return {_split_name(file) for file in files}
+
+
+def _split_name(file: Path) -> str:
+    """data/train-00000-of-00002.parquet -> train; 0000.parquet -> "" (names no split); geometry3k -> geometry3k."""
+    return _SHARD.sub("", file.stem)
 
 
 def _no_such_split(source: object, split: str, found: list[str]) -> DataError:

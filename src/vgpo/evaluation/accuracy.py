@@ -151,10 +151,11 @@ def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
     )
 
 
-def wilson_interval(num_correct: int, num_questions: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(num_correct: float, num_questions: float, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a share: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n.
 
-    Unlike p +- z sqrt(p(1-p)/n) it stays in [0, 1] and keeps its width at p = 0 and 1.
+    Unlike p +- z sqrt(p(1-p)/n) it stays in [0, 1] and keeps its width at p = 0 and 1. Counts may be fractions, as
+    those of an effective number of questions.
     """
     share, weight = num_correct / num_questions, z * z / num_questions
     centre = (share + weight / 2) / (1 + weight)

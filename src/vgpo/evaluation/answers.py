@@ -39,7 +39,7 @@ class Question(Record):
     id: str
     problem: str
     answer: str
-    options: dict[str, str] = {}
+    options: dict[str, str] = Field(default_factory=dict)
     precision: int | None = None
     category: str | None = None
     cluster: str | None = None

@@ -5,13 +5,20 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
-from vgpo.answers import canonical_answer, compare_text, extract_boxed, strip_outer_box, symbolic_pair
+from vgpo.answers import (
+    MAX_SYMBOLIC_LENGTH,
+    canonical_answer,
+    compare_text,
+    extract_boxed,
+    strip_outer_box,
+    symbolic_pair,
+)
 from vgpo.rewards.grammar import is_unsafe
 from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
@@ -90,13 +97,15 @@ class Grader:
         A response without a closed, non-empty box is wrong whatever the gold is.
         TypeError for another type and ValueError for an empty gold or unequal lengths, naming the row.
         """
-        if len(predictions) != len(golds):
-            raise ValueError(
-                f"{len(predictions)} predictions but {len(golds)} golds: give one gold for each prediction"
-            )
+        boxes = [_box_of(row, prediction) for row, prediction in enumerate(predictions)]
+        return self.grade_boxed(boxes, golds)
+
+    def grade_boxed(self, answers: Sequence[str | None], golds: Sequence[str | int]) -> list[bool]:
+        """As `grade`, for what is in the last boxes; None stands for a response without one."""
+        _check_lengths(answers, golds)
         pairs = [
-            (_as_answer(row, prediction), _as_gold(row, gold))
-            for row, (prediction, gold) in enumerate(zip(predictions, golds, strict=True))
+            (answer and canonical_answer(answer), _as_gold(row, gold))
+            for row, (answer, gold) in enumerate(zip(answers, golds, strict=True))
         ]
         verdicts = [compare_text(answer, gold) for answer, gold in pairs]
         undecided = {
@@ -107,14 +116,36 @@ class Grader:
         symbolic = self._check_all(list(dict.fromkeys(undecided.values())))
         return [symbolic[undecided[row]] if verdict is None else verdict for row, verdict in enumerate(verdicts)]
 
+    def grade_verbatim(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool]:
+        """What mathruler says of each answer, given both texts as they are; no rule for letters, units or names.
+
+        An empty answer is wrong, and so is one of more than `MAX_SYMBOLIC_LENGTH` characters that is not the gold
+        itself. With a second opinion, math-verify is asked where mathruler says no.
+
+        Args:
+            answers: Contents of boxes.
+            golds: Reference answers without a box.
+
+        Raises:
+            ValueError: Unequal lengths.
+        """
+        _check_lengths(answers, golds)
+        pairs = list(zip(answers, golds, strict=True))
+        unequal = dict.fromkeys((answer, gold) for answer, gold in pairs if answer and answer != gold)
+        found = self._check_all(list(unequal), refuse=_is_too_long)
+        return [found.get((answer, gold), bool(answer)) for answer, gold in pairs]
+
     def _become_owner(self) -> None:
         """Start with a lock and a server of this process's own."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.second_opinion is not None)
 
-    def _check_all(self, pairs: Sequence[Pair]) -> dict[Pair, bool]:
-        """One verdict a pair. Threads wait for the replies of workers that see no other batch."""
+    def _check_all(self, pairs: Sequence[Pair], refuse: Callable[[str], bool] | None = None) -> dict[Pair, bool]:
+        """One verdict a pair. Threads wait for the replies of workers that see no other batch.
+
+        refuse: whether a text is not worth a check; default `is_unsafe`.
+        """
         if self._owner != os.getpid():  # forked: the lock may be held by a thread that does not exist here
             self._become_owner()
         verdicts: dict[Pair, bool] = {}
@@ -122,7 +153,7 @@ class Grader:
         with self._lock:
             try:
                 with ThreadPoolExecutor(self.num_workers, "vgpo-grader") as threads:
-                    outcomes = threads.map(functools.partial(self._check, idle), pairs)
+                    outcomes = threads.map(functools.partial(self._check, idle, refuse=refuse), pairs)
                     for pair, outcome in zip(pairs, outcomes, strict=True):
                         self._count(pair, outcome)
                         verdicts[pair] = outcome is Outcome.RIGHT
@@ -131,9 +162,9 @@ class Grader:
                     idle.pop().close()
         return verdicts
 
-    def _check(self, idle: list[SymbolicWorker], pair: Pair) -> Outcome:
+    def _check(self, idle: list[SymbolicWorker], pair: Pair, refuse: Callable[[str], bool] | None = None) -> Outcome:
         """The outcome for one pair, by an idle worker or a new one, which is idle afterwards if it can be."""
-        if any(map(is_unsafe, pair)):
+        if any(map(refuse or is_unsafe, pair)):
             return Outcome.REFUSED
         outcome = self._check_once(idle, pair)
         # The pair need not be the reason: the system kills when memory is short, and a server takes its workers along.
@@ -192,11 +223,19 @@ def grade(predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
     return default_grader().grade(predictions, golds)
 
 
-def _as_answer(row: int, prediction: object) -> str | None:
+def _box_of(row: int, prediction: object) -> str | None:
     if not isinstance(prediction, str):
         raise TypeError(f"row {row}: the prediction is {type(prediction).__name__}, expected str (the whole response)")
-    answer = extract_boxed(prediction)
-    return answer and canonical_answer(answer)
+    return extract_boxed(prediction)
+
+
+def _check_lengths(answers: Sequence[object], golds: Sequence[object]) -> None:
+    if len(answers) != len(golds):
+        raise ValueError(f"{len(answers)} predictions but {len(golds)} golds: give one gold for each prediction")
+
+
+def _is_too_long(text: str) -> bool:
+    return len(text) > MAX_SYMBOLIC_LENGTH
 
 
 def _as_gold(row: int, gold: object) -> str:

@@ -1,0 +1,281 @@
+"""The rows of a benchmark, from the hub or from files, in any of the forms in which it is published."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from vgpo.data import DataError
+from vgpo.data.check import find_faults
+from vgpo.data.faulty import DROP, Fault, without_faulty
+from vgpo.data.files import expanded, is_folder
+from vgpo.data.readers import StoredSet, format_of, read_rows, warn_of_options
+from vgpo.data.schema import ANSWER, ID, META, PROBLEM, ROW, source_rows
+from vgpo.data.sources import name_and_split, open_dataset, splits_of
+from vgpo.evaluation.answers import Question
+from vgpo.evaluation.benchmarks import BENCHMARKS, Benchmark
+from vgpo.options import lettered_options
+from vgpo.text import did_you_mean
+
+HUB, REPO, PAPO = "hub", "repo", "papo"
+PAPO_EVAL = "PAPO-Galaxy/PAPO_eval"
+
+_FILE_TYPES = (".parquet", ".jsonl", ".json")
+_PAPO_FORMAT = "sharegpt"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchmarkRows:
+    """The rows of a benchmark that can be asked, and what was left out.
+
+    Attributes:
+        benchmark: Which one.
+        source: Where they are from, as `vgpo.data.load_dataset` takes it.
+        form: `HUB` (the original set on the hub, or parquet of its columns), `REPO` (the authors' JSON files) or
+            `PAPO` (PAPO-Eval's messages, in which the question holds the instruction for the answer, so that no prompt
+            template should add another).
+        dataset: One row a question, in their order, with the columns `images` (undecoded), `problem`, `answer`, `id`,
+            `row` (number in the source) and, where the source has more columns, `meta`.
+        questions: The same without images.
+        num_rows: Rows in the source that belong to the benchmark, with those that were dropped or not reached by a
+            limit.
+        dropped: One fault for each row that cannot be used, of those that would have been asked.
+    """
+
+    benchmark: Benchmark
+    source: str
+    form: str
+    dataset: datasets.Dataset
+    questions: list[Question]
+    num_rows: int
+    dropped: list[Fault]
+
+
+def load_benchmark(
+    benchmark: Benchmark,
+    source: str | None = None,
+    *,
+    faulty_rows: str = DROP,
+    limit: int | None = None,
+    template: str = "plain",
+    forbidden: Sequence[str] = (),
+) -> BenchmarkRows:
+    """The rows of a benchmark, checked. Images are decoded once, a few at a time, and stay where they are stored.
+
+    Args:
+        benchmark: Which one.
+        source: As of `source_of`; None is the original set on the hub.
+        faulty_rows: "drop" leaves out rows that cannot be used, after a warning; "error" raises for them.
+        limit: Only the first so many rows, at least 1; those of them that are dropped are not replaced.
+        template: Prompt template with which rows are checked, as of `vgpo.data.to_prompts`.
+        forbidden: Control tokens that no problem may contain, as of `vgpo.data.check_dataset`.
+
+    Raises:
+        DataError: No such source, no row of the benchmark in it, a column that is needed and missing, faulty rows
+            with "error", or faulty rows alone.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}, expected at least 1 row")
+    source = located(benchmark, source if source is not None else _original(benchmark))
+    stored = open_dataset(source)
+    name = format_of(stored.columns)
+    form = _form(stored, name)
+    rows, faults = read_rows(stored, benchmark.read_as.get(name, name))
+    rows = rows.add_column(ROW, list(range(len(rows))))
+    if form != PAPO and benchmark.select:
+        rows = _selected(benchmark, source, rows)
+    num_rows = len(rows)
+    _warn_of_number(benchmark, source, num_rows, form)
+    rows = rows if limit is None else rows.select(range(min(limit, num_rows)))
+    checked = find_faults(rows.remove_columns(ID), template=template, forbidden=forbidden)
+    # A few rows may well have no image.
+    checked = (fault for fault in checked if fault.row is not None or limit is None)
+    dropped = _one_a_row(rows, [*faults, *checked])
+    kept = without_faulty(rows, dropped, faulty_rows, cannot="used")
+    warn_of_options(kept)
+    return BenchmarkRows(benchmark, source, form, kept, _questions(benchmark, kept), num_rows, dropped)
+
+
+def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str] = ()) -> str:
+    """Where the rows of a benchmark are, by the options `--data`; without any, the original set on the hub.
+
+    Args:
+        benchmark: Which one.
+        data: Options in the form `TASK=SOURCE`, with a source as of `vgpo.data.load_dataset`, or `FOLDER`, in which
+            the task is looked for; also one such option, or `{task: source}`. `TASK=SOURCE` has priority, and so has
+            the last of several.
+
+    Raises:
+        DataError: An unknown task, a folder that is none or has no data of the task, or no option for a task without
+            public data.
+    """
+    named, folders = _options(data)
+    if benchmark.name in named:
+        return named[benchmark.name]
+    if folders:
+        return _found_in(benchmark, folders[-1])
+    return _original(benchmark)
+
+
+def located(benchmark: Benchmark, source: str) -> str:
+    """A source with its configuration and split, where it is a folder that has them and names none."""
+    folder = expanded(name_and_split(source)[0])
+    if name_and_split(source)[1] is not None or not is_folder(folder) or benchmark.original is None:
+        return source
+    hub_name, split = name_and_split(benchmark.original)
+    configuration = folder / "/".join(hub_name.split("/")[2:])
+    folder = configuration if is_folder(configuration) else folder
+    splits = splits_of(folder)
+    found = next((name for name in (split, benchmark.papo_split) if name in splits), None)
+    return str(folder) if found is None else f"{folder}@{found}"
+
+
+def _options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[str, str], list[Path]]:
+    """The sources by task, and the folders."""
+    if isinstance(data, Mapping):
+        data = [f"{task}={source}" for task, source in data.items()]
+    named: dict[str, str] = {}
+    folders: list[Path] = []
+    for option in [data] if isinstance(data, str) else data:
+        task, equals, source = option.partition("=")
+        if equals and task in BENCHMARKS:
+            named[task] = source
+            continue
+        path = expanded(option)
+        if is_folder(path):
+            folders.append(path)
+        elif equals and "/" not in task:
+            raise DataError(
+                f"--data {option}: there is no task {task!r}{did_you_mean(task, BENCHMARKS)}; the tasks are "
+                f"{[*BENCHMARKS]}"
+            )
+        else:
+            raise DataError(
+                f"--data {option}: there is no folder {str(path)!r}; name a folder with the data of the tasks, or "
+                "write TASK=SOURCE"
+            )
+    return named, folders
+
+
+def _original(benchmark: Benchmark) -> str:
+    if benchmark.original is None:
+        raise DataError(
+            f"{benchmark.title} has no public data. Pass your own by --data {benchmark.name}=SOURCE: a file or folder "
+            "whose rows have the columns problem (or question), answer, and images (or image)"
+        )
+    return benchmark.original
+
+
+def _found_in(benchmark: Benchmark, folder: Path) -> str:
+    """The source of a benchmark in a folder with several."""
+    candidates = [*_places(folder, benchmark.name), *_papo_places(benchmark, folder)]
+    if benchmark.part_of is not None:
+        candidates += _places(folder, benchmark.part_of)
+    for place, source in candidates:
+        if any(place.parent.glob(place.name)):
+            return source
+    looked_for = "\n".join(f"  {place}" for place, _ in candidates)
+    raise DataError(
+        f"there are no data of {benchmark.title} in {folder}; looked for\n{looked_for}\nPut one of them there, or "
+        f"write --data {benchmark.name}=SOURCE"
+    )
+
+
+def _places(folder: Path, name: str) -> list[tuple[Path, str]]:
+    """Where the rows of a task may be (the name may be a pattern), each with its source."""
+    paths = [folder / name, *(folder / f"{name}{suffix}" for suffix in _FILE_TYPES)]
+    return [(path, str(path)) for path in paths]
+
+
+def _papo_places(benchmark: Benchmark, folder: Path) -> list[tuple[Path, str]]:
+    if benchmark.papo_split is None:
+        return []
+    names = (f"{benchmark.papo_split}-*.parquet", f"{benchmark.papo_split}.parquet")
+    places = [place / name for place in (folder / "data", folder) for name in names]
+    return [(place, f"{folder}@{benchmark.papo_split}") for place in places]
+
+
+def _form(stored: StoredSet, name: str) -> str:
+    if name == _PAPO_FORMAT:
+        return PAPO
+    return REPO if stored.is_json else HUB
+
+
+def _selected(benchmark: Benchmark, source: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows that belong to the benchmark. DataError if a field is missing, or if there is none."""
+    found = rows.features[META] if META in rows.column_names else {}
+    for field in benchmark.select:
+        if field not in found:
+            raise DataError(
+                f"{source} has no column {field!r}, by which the rows of {benchmark.title} are selected; expected the "
+                f"columns of {benchmark.original}, or PAPO-Eval's split {benchmark.papo_split!r}"
+            )
+    metas = rows.select_columns([META])[META]
+    chosen = [
+        number
+        for number, meta in enumerate(metas)
+        if all(meta[field] in values for field, values in benchmark.select.items())
+    ]
+    if not chosen:
+        expected = "; ".join(f"{field} {' or '.join(values)}" for field, values in benchmark.select.items())
+        raise DataError(f"none of the {len(rows)} rows of {source} is of {benchmark.title}; expected {expected}")
+    return rows.select(chosen)
+
+
+def _warn_of_number(benchmark: Benchmark, source: str, num_rows: int, form: str) -> None:
+    expected = benchmark.expected_rows(papo=form == PAPO)
+    if expected not in (None, num_rows):
+        logger.warning(
+            "%s has %d rows of %s, expected %d: scores are not those of the whole benchmark.",
+            source, num_rows, benchmark.title, expected,
+        )  # fmt: skip
+
+
+def _one_a_row(rows: datasets.Dataset, faults: list[Fault]) -> list[Fault]:
+    """The first fault of each row, in the order of the rows; those of other rows are left out."""
+    numbers = {None, *source_rows(rows)}
+    first: dict[int | None, Fault] = {}
+    for fault in faults:
+        if fault.row in numbers:
+            first.setdefault(fault.row, fault)
+    return sorted(first.values(), key=lambda fault: -1 if fault.row is None else fault.row)
+
+
+def _questions(benchmark: Benchmark, rows: datasets.Dataset) -> list[Question]:
+    columns = [name for name in (PROBLEM, ANSWER, ID, META, ROW) if name in rows.column_names]
+    return [_question(benchmark, row) for row in rows.select_columns(columns)]
+
+
+def _question(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
+    meta = row.get(META) or {}
+    precision = _value(meta, benchmark.precision)
+    return Question(
+        row=row[ROW],
+        id=row[ID],
+        problem=row[PROBLEM],
+        answer=row[ANSWER],
+        options=lettered_options(row[PROBLEM]),
+        precision=None if precision is None else int(precision),
+        category=_text(_value(meta, benchmark.category)),
+        cluster=_text(_value(meta, benchmark.cluster)),
+    )
+
+
+def _value(meta: Mapping[str, Any], field: str | None) -> Any:
+    """What is in a field of `meta`, as `record.field` in a record; None if there is no such field."""
+    value: Any = meta
+    for name in field.split(".") if field is not None else ():
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if field is None else value
+
+
+def _text(value: Any) -> str | None:
+    """A category as text: several are one, and an empty text is none."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    return None if value is None or value == "" else str(value)

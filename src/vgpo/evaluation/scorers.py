@@ -1,0 +1,170 @@
+"""Scorers: whether an answer to a question of a benchmark is right, by the rules of a protocol.
+
+What is graded is the content of the last box of a response, and a response without one is always wrong: the text
+"None", which mathruler's own extraction gives for it, never equals a reference answer here.
+
+`papo` is PAPO-Eval's: mathruler on the reference answer as it is, after removing blanks around `<`, `>` and `/`.
+
+`lenient` accepts what `vgpo.rewards.lenient_accuracy_reward` accepts (letters and text rules, mathruler, math-verify),
+a number that rounds to the reference answer at the benchmark's decimal places (at a tie in either direction), and a
+list with or without the brackets of the reference answer. If the reference answer is an option of the question, by its
+letter or its text, the answer is read as an option: by its letter, whatever text is after that, else by its text, if
+that is equal to exactly one option. Options with the same text are one.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from vgpo.answers import answered_letter, choice_letter, extract_boxed, normal_text, number_distance
+from vgpo.evaluation.answers import Answer, GradedAnswer, Question
+from vgpo.evaluation.errors import EvaluationError
+from vgpo.rewards import default_grader, lenient_grader
+from vgpo.text import did_you_mean
+
+PAPO, LENIENT = "papo", "lenient"
+
+_BLANKS = re.compile(r"\s*([<>/])\s*")
+_LIST = re.compile(r"\[([^\[\]]*,[^\[\]]*)\]")
+
+
+@dataclass(frozen=True)
+class Boxed:
+    """What is in the last box of a response to a question; equal ones are graded once."""
+
+    row: int
+    text: str
+
+
+def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[Answer]) -> list[GradedAnswer]:
+    """Grade responses in one batch; equal answers to a question are graded once.
+
+    Args:
+        scorer: A key of `SCORERS`.
+        questions: What was asked, each row once.
+        answers: Responses to them, in any order and number.
+
+    Returns:
+        In the order of `answers`.
+
+    Raises:
+        EvaluationError: An unknown scorer, or a response to a row that was not asked.
+        ImportError: `lenient` without math-verify; the message names the extra that installs it.
+    """
+    if scorer not in SCORERS:
+        raise EvaluationError(
+            f"there is no scorer {scorer!r}{did_you_mean(scorer, SCORERS)}; the scorers are {[*SCORERS]}"
+        )
+    asked = {question.row: question for question in questions}
+    for answer in answers:
+        if answer.row not in asked:
+            raise EvaluationError(
+                f"there is an answer to row {answer.row}, which is none of the {len(asked)} questions; the answers "
+                "are of other data, evaluate them with the data that they were made from"
+            )
+    texts = [extract_boxed(answer.completion) for answer in answers]
+    boxed = [Boxed(answer.row, text) for answer, text in zip(answers, texts, strict=True) if text]
+    distinct = list(dict.fromkeys(boxed))
+    found = SCORERS[scorer]([asked[box.row] for box in distinct], [box.text for box in distinct])
+    verdicts = dict(zip(distinct, found, strict=True))
+    return [
+        GradedAnswer(
+            **vars(answer),
+            question=asked[answer.row],
+            predicted=text,
+            correct=bool(text) and verdicts[Boxed(answer.row, text or "")],
+        )
+        for answer, text in zip(answers, texts, strict=True)
+    ]
+
+
+def papo_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> list[bool]:
+    """What `papo` says of the boxes (not empty), one to each question."""
+    answers = [_BLANKS.sub(r"\1", box).strip() for box in boxes]
+    return default_grader().grade_verbatim(answers, [question.answer for question in questions])
+
+
+def lenient_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> list[bool]:
+    """What `lenient` says of the boxes (not empty), one to each question."""
+    asked = list(zip(questions, boxes, strict=True))
+    verdicts = [verdict_by_text(question, box) for question, box in asked]
+    undecided = [index for index, verdict in enumerate(verdicts) if verdict is None]
+    equal = _are_equal([(asked[index][1], right_text(asked[index][0])) for index in undecided])
+    right = [index for index, same in zip(undecided, equal, strict=True) if same]
+    # Few are left: only an option's text that is also another's, as 0.5 is 1/2, is the text of several.
+    others = {index: other_texts(asked[index][0]) for index in right}
+    found = iter(_are_equal([(asked[index][1], text) for index in right for text in others[index]]))
+    several = {index for index in right if sum(next(found) for _ in others[index])}
+    return [bool(verdict) or (index in others and index not in several) for index, verdict in enumerate(verdicts)]
+
+
+def verdict_by_text(question: Question, box: str) -> bool | None:
+    """The verdict if the box has a letter, an option's text word for word, or a number that rounds; else None."""
+    right = reference_letter(question)
+    if right is None:
+        return _rounds_to_reference(question, box) or None
+    letter = answered_letter(box) or _letter_of_text(question, box)
+    return None if letter is None else _text_of(question, letter) == _text_of(question, right)
+
+
+def reference_letter(question: Question) -> str | None:
+    """The letter of the right option, also where the reference answer is its text; None if it is no option."""
+    letter = choice_letter(question.answer)
+    if letter is not None:
+        return letter if letter in question.options else None
+    return _letter_of_text(question, question.answer)
+
+
+def right_text(question: Question) -> str:
+    """What an answer without a letter has to equal: the text of the right option, or the reference answer."""
+    right = reference_letter(question)
+    return question.answer if right is None else question.options[right]
+
+
+def other_texts(question: Question) -> list[str]:
+    """The texts of options that say something else than the right one; none without options."""
+    right = reference_letter(question)
+    if right is None:
+        return []
+    return [
+        text for letter, text in question.options.items() if _text_of(question, letter) != _text_of(question, right)
+    ]
+
+
+def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Whether the grader finds each box equal to a text."""
+    bare = [_without_brackets(box, text) for box, text in pairs]
+    return lenient_grader().grade_boxed([box for box, _ in bare], [text for _, text in bare])
+
+
+def _letter_of_text(question: Question, text: str) -> str | None:
+    """The first option that has this text word for word."""
+    wanted = normal_text(text)
+    return next((letter for letter in question.options if _text_of(question, letter) == wanted), None)
+
+
+def _text_of(question: Question, letter: str) -> str | None:
+    text = question.options.get(letter)
+    return None if text is None else normal_text(text)
+
+
+def _rounds_to_reference(question: Question, box: str) -> bool:
+    if question.precision is None:
+        return False
+    distance = number_distance(box, question.answer)
+    return distance is not None and distance <= Decimal(5).scaleb(-question.precision - 1)
+
+
+def _without_brackets(box: str, reference: str) -> tuple[str, str]:
+    """Both without the brackets of a list, where the reference answer is a list in brackets."""
+    listed, given = _LIST.fullmatch(reference.strip()), _LIST.fullmatch(box.strip())
+    if not listed:
+        return box, reference
+    return given[1] if given else box, listed[1]
+
+
+SCORERS: dict[str, Callable[[Sequence[Question], Sequence[str]], list[bool]]] = {
+    PAPO: papo_verdicts,
+    LENIENT: lenient_verdicts,
+}
