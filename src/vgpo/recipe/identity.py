@@ -88,7 +88,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
 
 
 def suite_identity(setup: Setup) -> dict[str, Any]:
-    """What a run is evaluated on while it is trained; nothing where that is nothing, as in runs of earlier versions."""
+    """The benchmarks of a run; nothing where there are none, as in runs of earlier versions."""
     if not setup.tasks:
         return {}
     tasks = {task.benchmark.name: fingerprint(task.prompts) for task in setup.tasks}

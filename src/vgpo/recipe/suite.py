@@ -16,6 +16,7 @@ from vgpo.evaluation.tasks import Task, evaluate_task
 from vgpo.metric_names import suite_metric
 from vgpo.policy.undisturbed import undisturbed
 from vgpo.run import RunFolder
+from vgpo.run.suite import write_suite
 from vgpo.terminal import say
 from vgpo.trl import VGPOTrainer
 
@@ -95,7 +96,7 @@ class EvaluateSuite(TrainerCallback):
         if step < state.max_steps and (self.every is None or step % self.every):
             return
         found = self._evaluate()
-        self.folder.write_suite(step, {"protocol": self.protocol.name, "tasks": found})
+        write_suite(self.folder, step, {"protocol": self.protocol.name, "tasks": found})
         logs = {name: value for task, one in found.items() for name, value in suite_metrics(task, one["scores"])}
         # A control of its own: that of the training still says whether the step is to be logged.
         self.trainer.callback_handler.on_log(args, state, TrainerControl(), logs)

@@ -30,8 +30,8 @@ from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.serving import server_of
 from vgpo.recipe.setup import Setup
-from vgpo.recipe.suite import EvaluateSuite, greedy_protocol
 from vgpo.recipe.signals import StopOnSignal
+from vgpo.recipe.suite import EvaluateSuite, greedy_protocol
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
@@ -44,8 +44,8 @@ from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrain
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (
-    RecipeError, DataError, EvaluationError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
-    EngineError, NonFiniteError, ParityError,
+    RecipeError, DataError, EvaluationError, RewardError, RunFolderError, CheckpointError, AlarmError,
+    DynamicSamplingError, EngineError, NonFiniteError, ParityError,
 )  # fmt: skip
 
 WHILE_REPORTING = (Exception, KeyboardInterrupt, SystemExit)

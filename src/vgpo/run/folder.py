@@ -302,16 +302,6 @@ class RunFolder(RunPaths):
         """Write `{"before": {...}, "after": {...}}`, each the fields of `vgpo.evaluation.Evaluation`."""
         write_file(self.evaluation_path, to_json(evaluation, indent=2) + b"\n")
 
-    def write_suite(self, step: int, evaluation: Mapping[str, Any]) -> None:
-        """Write an evaluation on benchmarks after a step: `protocol`, and `tasks` with scores and answers by name."""
-        write_file(self.suite_path / f"step-{step}.json", to_json({"step": step, **evaluation}, indent=2) + b"\n")
-
-    def suite_evaluations(self) -> dict[int, Path]:
-        """The files of evaluations on benchmarks by step, in order."""
-        paths = self.suite_path.glob("step-*.json")
-        steps = {int(number): path for path in paths if (number := path.stem.removeprefix("step-")).isdecimal()}
-        return dict(sorted(steps.items()))
-
     def write_parity(self, parity: Mapping[str, Any]) -> None:
         """Write what the parity check measured: the fields of `vgpo.policy.parity.Parity`."""
         write_file(self.path / "parity.json", to_json(parity, indent=2) + b"\n")

@@ -163,8 +163,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             name=names.suite_metric("TASK", "accuracy"),
             unit="share of rows",
-            meaning="Greedy accuracy on the sampled rows of a benchmark of `eval_suite`. Rows that cannot be asked count "
-            "as wrong.",
+            meaning="Greedy accuracy on the sampled rows of a benchmark of `eval_suite`. Rows that cannot be asked "
+            "count as wrong.",
             advice="A sample of N rows has a 95 % interval of about ±1/√N: 100 rows show changes of 10 points.",
         ),
         Metric(
