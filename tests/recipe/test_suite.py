@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from vgpo.evaluation.benchmarks import BENCHMARKS
+from vgpo.evaluation.tasks import evaluate_task, load_task
 from vgpo.recipe import suite
 from vgpo.recipe.checks import examine
+from vgpo.recipe.loading import checkpoint_config, load_model, load_processor
 from vgpo.recipe.recipe import RecipeError, load_recipe
 from vgpo.recipe.run_plan import check_launch
 from vgpo.recipe.setup import Setup
@@ -182,6 +185,38 @@ def test_a_training_goes_as_without_it_and_a_resumed_one_too(
     assert {step: path.read_text() for step, path in suite_files(resumed).items()} == {
         step: path.read_text() for step, path in files.items()
     }
+
+
+@pytest.mark.train
+def test_a_model_in_mixed_precision_answers_as_its_saved_weights_do(
+    write_recipe: Callable[[str], Path], toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, wrapped = EvaluateSuite._evaluate, []
+
+    def evaluate(self: EvaluateSuite) -> dict[str, Any]:
+        model = vars(self.trainer.model)
+        forward = model["forward"]
+        found = inner(self)
+        wrapped.append(model["forward"] is forward is not model["_original_forward"])
+        return found
+
+    monkeypatch.setattr(EvaluateSuite, "_evaluate", evaluate)
+    words = ["--bf16", "true", "--gradient_checkpointing", "true", "--max_steps", "3"]
+    run = trained(write_recipe, toy_files, "run", SUITE, *words)
+    assert wrapped == [True]
+    found = json.loads(suite_files(run)[3].read_text())["tasks"]["geomath"]["answers"]
+    saved = checkpoint_config(str(run.final_path))
+    processor = load_processor(saved, trust_remote_code=False, min_pixels=None, max_pixels=None)
+    _, graded = evaluate_task(
+        load_model(saved, trust_remote_code=False),
+        processor,
+        load_task(BENCHMARKS["geomath"], str(toy_files[1]), template="plain", limit=6),
+        suite.greedy_protocol("papo-greedy"),
+        batch_size=8,
+        max_new_tokens=24,
+        progress=False,
+    )
+    assert [answer["completion"] for answer in found] == [answer.completion for answer in graded]
 
 
 @pytest.mark.train
