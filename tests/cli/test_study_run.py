@@ -1,7 +1,11 @@
 """One run of a study for real: trained, looked at, sealed, and gone on with where it stopped."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,3 +140,29 @@ def test_a_launched_training_that_fails_ends_the_run(tmp_path: Path) -> None:
         study_run.train_launched(one, ["--eval_data", "x", "--seed", "1"], ["bash", "-c", 'echo "$@" >&2; exit 3'])
     assert ended.value.code == 3
     assert yaml.safe_load((tmp_path / "launched.yaml").read_text()) == {"train_data": "toy:train"}
+
+
+def test_a_signal_reaches_the_processes_of_a_launched_training(tmp_path: Path) -> None:
+    one, started = StudyRun(tmp_path), tmp_path / "started"
+    write_recipe(one.recipe_path, {"train_data": "toy:train"})
+    waiting = f"trap 'exit 7' TERM; touch {started}; while :; do sleep 0.05; done"
+
+    def send() -> None:
+        while not started.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        study_run.train_launched(one, [], ["bash", "-c", waiting])
+    thread.join()
+    assert ended.value.code == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_there_is_a_process_ends_the_run() -> None:
+    with pytest.raises(SystemExit) as ended, study_run.passing_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143

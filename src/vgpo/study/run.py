@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -76,18 +78,35 @@ def train_launched(one: StudyRun, words: Sequence[str], launch: Sequence[str]) -
     recipe = write_recipe(one.path / "launched.yaml", values)
     pairs = zip(words[::2], words[1::2], strict=True)
     fields = [word for pair in pairs if pair[0] != "--eval_data" for word in pair]
-    process = subprocess.Popen(
-        [*launch, "-m", "vgpo.cli", "train", "--config", str(recipe), *fields],
-        start_new_session=True,
-        close_fds=False,  # they hold the lock of the study too
-    )
-    before = signal.signal(signal.SIGTERM, lambda *args: os.killpg(process.pid, signal.SIGTERM))
-    try:
-        status = process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    command = [*launch, "-m", "vgpo.cli", "train", "--config", str(recipe), *fields]
+    with passing_on_signals() as processes:
+        # They hold the lock of the study too.
+        processes.append(subprocess.Popen(command, start_new_session=True, close_fds=False))
+        status = processes[0].wait()
     if status:
         raise SystemExit(status if status > 0 else 128 - status)
+
+
+@contextmanager
+def passing_on_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Inside the block SIGTERM ends the processes in the list, each with what it started, and not this one.
+
+    Raises:
+        SystemExit: It came before there was a process.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if not processes:
+            raise SystemExit(128 + number)
+        for process in processes:
+            os.killpg(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield processes
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
