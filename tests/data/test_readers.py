@@ -235,15 +235,6 @@ ROWS: list[tuple[str, dict[str, Any], str, str, str, str, dict[str, Any]]] = [
         {},
     ),
     (
-        "geometry3k_open",
-        {"id": 11, "problem_text": "Find x.", "annotat_text": "Find $x$.", "choices": ["5", "6 \\pi"], "answer": "B"},
-        "image",
-        "Find $x$.",
-        "6 \\pi",
-        "11",
-        {},
-    ),
-    (
         "options",
         {"problem": "How many?", "choices": "['2', '3']", "ground_truth": "3"},
         "image_1",
@@ -442,8 +433,18 @@ def test_pictures_of_columns_that_no_format_names_are_left_out(png) -> None:
     assert canonical[0]["meta"] == {"level": 3}
 
 
+def test_geometry3k_is_read_without_its_options_on_request() -> None:
+    row = {"id": 11, "annotat_text": "Find $x$.", "choices": ["5", "6 \\pi"], "answer": "B"}
+    canonical = to_canonical(datasets.Dataset.from_list([row, {**row, "answer": "A"}]), "geometry3k_open")
+    assert canonical["problem"][:] == ["Find $x$.", "Find $x$."]
+    assert canonical["answer"][:] == ["6 \\pi", "5"]
+    with pytest.raises(DataError, match=r"row 0, field 'answer': 'C' is none of the 2 options \['A', 'B'\]"):
+        to_canonical(datasets.Dataset.from_list([{**row, "answer": "C"}]), "geometry3k_open")
+
+
 def test_every_format_is_tried_in_the_table_above() -> None:
-    assert {row[0] for row in ROWS} == set(FORMATS)
+    on_request = {"geometry3k_open"}
+    assert {row[0] for row in ROWS} == set(FORMATS) - on_request
 
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>How many?"}]

@@ -7,7 +7,7 @@ What is graded is the content of the last box of a response, and a response with
 
 `lenient` accepts what `vgpo.rewards.lenient_accuracy_reward` accepts (letters and text rules, mathruler, math-verify),
 a number that rounds to the reference answer at the benchmark's decimal places (at a tie in either direction), and a
-list with or without the brackets of the reference answer. If the reference answer is an option of the question, by its
+list without the brackets that the reference answer has. If the reference answer is an option of the question, by its
 letter or its text, the answer is read as an option: by its letter, whatever text is after that, else by its text, if
 that is equal to exactly one option. Options with the same text are one.
 """
@@ -25,8 +25,7 @@ from vgpo.text import did_you_mean
 
 PAPO, LENIENT = "papo", "lenient"
 
-_BLANKS = re.compile(r"\s*([<>/])\s*")
-_LIST = re.compile(r"\[([^\[\]]*,[^\[\]]*)\]")
+_SIGNS = re.compile(r"([<>/])")
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[
 
 def papo_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> list[bool]:
     """What `papo` says of the boxes (not empty), one to each question."""
-    answers = [_BLANKS.sub(r"\1", box).strip() for box in boxes]
+    answers = ["".join(part.strip() for part in _SIGNS.split(box)) for box in boxes]
     return default_grader().grade_verbatim(answers, [question.answer for question in questions])
 
 
@@ -92,7 +91,7 @@ def lenient_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> lis
     undecided = [index for index, verdict in enumerate(verdicts) if verdict is None]
     equal = _are_equal([(asked[index][1], right_text(asked[index][0])) for index in undecided])
     right = [index for index, same in zip(undecided, equal, strict=True) if same]
-    # Few are left: only an option's text that is also another's, as 0.5 is 1/2, is the text of several.
+    # What equals the right option may equal another one, too, as 0.5 and 1/2 do; then it is the text of neither.
     others = {index: other_texts(asked[index][0]) for index in right}
     found = iter(_are_equal([(asked[index][1], text) for index in right for text in others[index]]))
     several = {index for index in right if sum(next(found) for _ in others[index])}
@@ -127,15 +126,14 @@ def other_texts(question: Question) -> list[str]:
     right = reference_letter(question)
     if right is None:
         return []
-    return [
-        text for letter, text in question.options.items() if _text_of(question, letter) != _text_of(question, right)
-    ]
+    wanted = normal_text(question.options[right])
+    return [text for text in question.options.values() if normal_text(text) != wanted]
 
 
 def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the grader finds each box equal to a text."""
-    bare = [_without_brackets(box, text) for box, text in pairs]
-    return lenient_grader().grade_boxed([box for box, _ in bare], [text for _, text in bare])
+    boxes = [f"[{box}]" if _is_bare_list(box, text) else box for box, text in pairs]
+    return lenient_grader().grade_boxed(boxes, [text for _, text in pairs])
 
 
 def _letter_of_text(question: Question, text: str) -> str | None:
@@ -156,12 +154,13 @@ def _rounds_to_reference(question: Question, box: str) -> bool:
     return distance is not None and distance <= Decimal(5).scaleb(-question.precision - 1)
 
 
-def _without_brackets(box: str, reference: str) -> tuple[str, str]:
-    """Both without the brackets of a list, where the reference answer is a list in brackets."""
-    listed, given = _LIST.fullmatch(reference.strip()), _LIST.fullmatch(box.strip())
-    if not listed:
-        return box, reference
-    return given[1] if given else box, listed[1]
+def _is_bare_list(box: str, reference: str) -> bool:
+    """Whether the reference answer is a list in brackets, and `box` a list without them."""
+    return _is_list(reference.strip()) and _is_list(f"[{box}]")
+
+
+def _is_list(text: str) -> bool:
+    return text[:1] == "[" and text[-1:] == "]" and "," in text and not {"[", "]"} & set(text[1:-1])
 
 
 SCORERS: dict[str, Callable[[Sequence[Question], Sequence[str]], list[bool]]] = {

@@ -70,6 +70,7 @@ class TaskScores(Scores):
         task: Name of the benchmark.
         title: As in the paper.
         group: As of `Benchmark`.
+        num_expected: Rows in the paper's evaluation, or PAPO-Eval's if `num_rows` are as many; None if unknown.
         categories: The same by category, largest first; empty without categories. Rows that were dropped or are
             oversized are together in `NOT_ASKED`, rows without a category in `UNNAMED`, so that `num_scored` adds up.
     """
@@ -77,7 +78,13 @@ class TaskScores(Scores):
     task: str
     title: str
     group: str
+    num_expected: int | None
     categories: dict[str, Scores]
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether other rows were scored than all of the benchmark's: a limit was set, or the source has not all."""
+        return self.is_limited or self.num_expected not in (None, self.num_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,7 @@ class Average:
             (MathVerse-V's rows are rows of MathVerse, too); None if a task has none.
         num_tasks: Tasks in it.
         missing: Names of tasks that the paper's average has and this one has not.
-        limited: Names of tasks of which only some rows were scored.
+        partial: Names of tasks in it that are partial themselves.
     """
 
     name: str
@@ -99,12 +106,12 @@ class Average:
     standard_error: float | None
     num_tasks: int
     missing: tuple[str, ...]
-    limited: tuple[str, ...]
+    partial: tuple[str, ...]
 
     @property
     def is_partial(self) -> bool:
-        """Whether it is not what the paper's average is: a task is missing, or is only scored in part."""
-        return bool(self.missing or self.limited)
+        """Whether it is not what the paper's average is: a task is missing, or is partial."""
+        return bool(self.missing or self.partial)
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,7 @@ def task_scores(
         task=benchmark.name,
         title=benchmark.title,
         group=benchmark.group,
+        num_expected=benchmark.papo_rows if num_rows == benchmark.papo_rows else benchmark.num_rows,
         categories=_category_scores(list(by_row.values()), dropped, oversized),
     )
 
@@ -177,7 +185,7 @@ def average_of(name: str, names: Sequence[str], tasks: Sequence[TaskScores]) -> 
         standard_error=total / len(chosen) if len(errors) == len(chosen) else None,
         num_tasks=len(chosen),
         missing=tuple(other for other in names if other not in {task.task for task in chosen}),
-        limited=tuple(task.task for task in chosen if task.is_limited),
+        partial=tuple(task.task for task in chosen if task.is_partial),
     )
 
 

@@ -22,15 +22,15 @@ MISSING = "-"
 CSV_FIELDS = (
     "protocol", "task", "category", "group", "accuracy", "standard_error", "low", "high", "num_rows", "num_scored",
     "num_asked", "num_dropped", "num_oversized", "num_samples", "num_correct", "num_truncated", "num_no_box",
-    "num_clusters", "is_partial", "missing", "limited",
+    "num_clusters", "num_expected", "is_partial", "missing", "partial",
 )  # fmt: skip
 
 
 def suite_table(scores: SuiteScores, protocol: str) -> Table:
     """One row a task, by groups, and one an average.
 
-    `n` is the number of rows that accuracy is over. A name says what is only there in part: a task with a limit of
-    rows, and an average without all of its tasks, which is not the paper's.
+    `n` is what accuracy is over, rows of a task and tasks of an average, with the number of all of them where some
+    are missing. An average is called partial, and is not the paper's, if a task is missing or a task's rows are.
     """
     table = Table(
         Column("task", no_wrap=True),
@@ -84,26 +84,25 @@ def percent(share: float | None) -> str:
 
 
 def _cells(task: TaskScores) -> list[str]:
-    limit = f", of {task.num_rows:,}" if task.is_limited else ""
     counts = (task.num_dropped, task.num_oversized, task.num_truncated, task.num_no_box)
     return [
-        f" {task.title}{limit}",
+        f" {task.title}",
         percent(task.accuracy),
         f"{percent(task.low)} to {percent(task.high)}",
         percent(task.standard_error),
-        f"{task.num_scored:,}",
+        _part_of(task.num_scored, task.num_expected or task.num_rows),
         *(f"{count:,}" for count in counts),
     ]
 
 
 def _average_cells(average: Average) -> list[str]:
-    return [_average_name(average), percent(average.accuracy), "", percent(average.standard_error)]
+    name = f"{average.name}, partial" if average.is_partial else average.name
+    number = _part_of(average.num_tasks, average.num_tasks + len(average.missing))
+    return [name, percent(average.accuracy), "", percent(average.standard_error), number]
 
 
-def _average_name(average: Average) -> str:
-    number = average.num_tasks + len(average.missing)
-    missing = f", {average.num_tasks} of {number} tasks" if average.missing else ""
-    return f"{average.name}{missing}{', limited' if average.limited else ''}"
+def _part_of(number: int, everything: int) -> str:
+    return f"{number:,}" if number == everything else f"{number:,}/{everything:,}"
 
 
 def _scores_record(scores: Scores) -> dict[str, Any]:
@@ -112,7 +111,12 @@ def _scores_record(scores: Scores) -> dict[str, Any]:
 
 def _task_record(task: TaskScores, protocol: str) -> dict[str, Any]:
     categories = {name: _scores_record(scores) for name, scores in task.categories.items()}
-    return {"protocol": protocol, **_scores_record(task), "categories": categories}
+    return {
+        "protocol": protocol,
+        **_scores_record(task),
+        "is_partial": task.is_partial,
+        "categories": categories,
+    }
 
 
 def _average_record(average: Average, protocol: str) -> dict[str, Any]:
@@ -122,10 +126,10 @@ def _average_record(average: Average, protocol: str) -> dict[str, Any]:
 def _csv_rows(scores: SuiteScores, protocol: str) -> Iterator[dict[str, Any]]:
     for task in scores.tasks:
         record = _task_record(task, protocol)
-        shared = {name: record[name] for name in ("protocol", "task", "group")}
-        yield {**record, "is_partial": task.is_limited}
+        shared = {name: record[name] for name in ("protocol", "task", "group", "is_partial")}
+        yield record
         for name, category in record["categories"].items():
-            yield {**category, **shared, "category": visible(name), "is_partial": task.is_limited}
+            yield {**category, **shared, "category": visible(name)}
     for average in scores.averages:
         yield {**_average_record(average, protocol), "task": average.name}
 
