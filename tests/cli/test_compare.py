@@ -450,6 +450,21 @@ def test_what_all_runs_share_is_known_by_its_contents(
         study_checks.check_inputs_unchanged(study, out)
 
 
+def test_a_launched_run_with_benchmarks_is_not_started(
+    write_study: Callable[..., Path], stand_in: None, few_rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    suite = {"eval_suite": ["geomath"], "eval_suite_data": {"geomath": str(few_rows[1])}, "num_processes": 2}
+    sizes = {"num_generations": 2, "per_device_train_batch_size": 4}
+    study = write_study("launch: mpirun -n 2", common={**suite, **sizes})
+    with pytest.raises(StudyError) as refused:
+        compare.run(study, out=tmp_path / "out", jobs=1)
+    message = str(refused.value)
+    assert (
+        "setting default, start (and 2 more): eval_suite is for runs of one process, and this one is launch" in message
+    )
+    assert message.count("\n") == 1
+
+
 def test_runs_that_could_not_begin_are_not_started(
     write_study: Callable[..., Path], stand_in: None, tmp_path: Path
 ) -> None:

@@ -192,6 +192,11 @@ def test_bounds_of_the_package_are_those_of_the_tested_versions():
         ("--use_liger_kernel true", "use_liger_kernel needs liger_kernel", "trl[liger]"),
         ("--attn_implementation flash_attention_2", "attn_implementation needs flash_attn", "flash-attn"),
         ("--rewards accuracy_math_verify", "rewards needs math_verify", "vgpo[math-verify]"),
+        (
+            "--eval_suite mmk12 --eval_suite_protocol lenient",
+            "eval_suite_protocol needs math_verify",
+            "vgpo[math-verify]",
+        ),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_before_anything_is_loaded(

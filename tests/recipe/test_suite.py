@@ -51,6 +51,7 @@ TIMED = re.compile("time|train_.*second|train_runtime")
     ("lines", "message"),
     [
         ("eval_suite_steps: 4", "eval_suite_steps has no effect without eval_suite"),
+        ("eval_suite_protocol: lenient", "eval_suite_protocol has no effect without eval_suite"),
         ("eval_suite_data: folder", "eval_suite_data has no effect without eval_suite"),
         ("eval_suite: [mathvist]", "eval_suite: there is no task 'mathvist' (did you mean 'mathvista'?)"),
         ("{eval_suite: [vgpo], eval_suite_limit: 0}", "eval_suite_limit is 0, expected at least 1"),

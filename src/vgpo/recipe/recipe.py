@@ -204,8 +204,9 @@ class RunArguments:
 
     def _check_suite(self) -> None:
         if not self.eval_suite:
-            for name in ("eval_suite_data", "eval_suite_limit", "eval_suite_steps"):
-                if getattr(self, name) is not None:
+            for field in dataclasses.fields(self):
+                name, value = field.name, getattr(self, field.name)
+                if name.startswith("eval_suite_") and value != field.default:
                     raise ValueError(f"{name} has no effect without eval_suite; name benchmarks there, or remove it")
             return
         readers: dict[str, Callable[[Any], object]] = {

@@ -23,7 +23,7 @@ from vgpo.study.results import INITIAL
 INPUTS_FILE = "inputs.json"
 INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
 # What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
-OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
+OF_SETTING = ("versions", "processor", "data", "held-out data", "benchmarks", "batches", "rewards")
 OF_METHOD = ("processes", "generation", "reference model", "trackers", "packages")
 
 
@@ -136,9 +136,12 @@ def check_runs_can_start(
             places.setdefault(fault, []).append(f"setting {setting}")
     launched = {planned.setting for planned in todo if planned.launch}
     for place, recipe in recipes.items():
-        # What is launched counts its processes itself.
-        names = [name for name in OF_METHOD if name != "processes" or place[0] not in launched]
-        for fault in failures(examine_all(names, Setup(recipe, out))):
+        is_launched = place[0] in launched
+        names = [name for name in OF_METHOD if name != "processes" or not is_launched]
+        faults = failures(examine_all(names, Setup(recipe, out)))
+        if is_launched and recipe.run.eval_suite:
+            faults.append("eval_suite is for runs of one process, and this one is launched; remove it")
+        for fault in faults:
             places.setdefault(fault, []).append(run_label(*place))
     if places:
         listed = "\n".join(
