@@ -7,9 +7,14 @@ import pytest
 from datasets import Dataset
 from PIL import ExifTags, Image, PngImagePlugin
 
-from vgpo.data import decode_image, load_dataset, to_prompts
+from vgpo.data import decode_image, image_size, load_dataset, to_prompts
 from vgpo.evaluation import leaks
-from vgpo.evaluation.leaks import Leak, describe_leaks, find_leaks
+from vgpo.evaluation.leaks import Leak, describe_leaks
+
+
+def find_leaks(training: Dataset, evaluation: Dataset) -> list[Leak]:
+    """Those of one set."""
+    return leaks.find_leaks(training, {"test": evaluation}).get("test", [])
 
 
 def image(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -92,6 +97,17 @@ def test_sets_longer_than_a_batch_keep_their_numbers(monkeypatch: pytest.MonkeyP
     evaluation = load_dataset(str(path))
     for sets in ((training, evaluation), (to_prompts(training), to_prompts(evaluation))):
         assert find_leaks(*sets) == [Leak("five", "5"), Leak("2", "0")]
+
+
+def test_several_sets_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = encoded(image(1)), encoded(image(2, (50, 50)))
+    sets = {"one": rows([first]), "two": rows([encoded(image(3))], [second], [first]), "none": rows([])}
+    read = []
+    monkeypatch.setattr(leaks, "image_size", lambda stored: read.append(stored) or image_size(stored))
+    found = leaks.find_leaks(rows([first], [second]), sets)
+    assert found == {"one": [Leak("0", "0")], "two": [Leak("1", "1"), Leak("2", "0")]}
+    assert len(read) == 2 * (2 + 4)  # each header for its size, and before it is decoded
+    assert leaks.find_leaks(rows([first]), {}) == {}
 
 
 def test_a_sentence_names_the_first() -> None:

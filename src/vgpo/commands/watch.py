@@ -201,9 +201,10 @@ def held_out(evaluation: dict[str, Any]) -> str:
 def benchmarks(charts: Sequence[dict[str, Any]]) -> str:
     """The newest accuracies of the benchmarks that are evaluated during training."""
     lines = {chart["title"]: chart["series"][0] for chart in charts if chart["id"].startswith(SUITE_CHART)}
-    newest = [f"{one_line(task)} {100 * line['values'][-1]:.1f} %" for task, line in lines.items()]
+    newest = {task: line["values"][-1] for task, line in lines.items() if line["values"][-1] is not None}
     step = max((line["steps"][-1] for line in lines.values()), default=0)
-    return f"benchmarks at step {step}: {', '.join(newest)}" if newest else ""
+    listed = ", ".join(f"{task} {100 * accuracy:.1f} %" for task, accuracy in newest.items())
+    return f"benchmarks at step {step}: {listed}" if newest else ""
 
 
 def alarm_lines(watched: WatchedRun) -> list[Text]:

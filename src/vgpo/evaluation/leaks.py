@@ -7,7 +7,7 @@ different diagrams alike. An image of one colour is never counted: blank ones st
 """
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -42,30 +42,39 @@ class Leak:
         return f"question {self.question[:80]!r} in training row {self.training_row[:80]!r}"
 
 
-def find_leaks(training: Dataset, evaluation: Dataset, *, progress: bool = True) -> list[Leak]:
-    """The questions whose images, or one of them, are in the training set.
+def find_leaks(training: Dataset, sets: Mapping[str, Dataset], *, progress: bool = True) -> dict[str, list[Leak]]:
+    """The questions of each set whose images, or one of them, are in the training set; only sets that have some.
 
-    Only images of a size that both sets have are decoded, in up to four threads; of the others the header is read.
+    Only images of a size that is also in the training set are decoded, and of that only images of a size that is also
+    in one of the sets, in up to four threads; of the others the header is read.
 
     Args:
         training: Rows with `images`, as of `vgpo.data.load_dataset` or `vgpo.data.to_prompts`.
-        evaluation: The same.
+        sets: The same, by a name.
         progress: Show a bar on a terminal, for a set of 500 rows or more.
 
     Raises:
         DataError: An image cannot be read.
     """
+    if not sets:
+        return {}
+    found: dict[str, dict[int, int]] = {name: {} for name in sets}
     with ThreadPoolExecutor(THREADS, "vgpo-leaks") as threads:
-        sizes = image_sizes(evaluation, threads, progress) & image_sizes(training, threads, progress)
-        questions: dict[str, set[int]] = {}
-        for question, digest in digests(evaluation, sizes, threads, progress):
-            questions.setdefault(digest, set()).add(question)
-        found: dict[int, int] = {}
+        sizes = set[Size]().union(*(image_sizes(rows, threads, progress) for rows in sets.values()))
+        sizes &= image_sizes(training, threads, progress)
+        questions: dict[str, set[tuple[str, int]]] = {}
+        for name, rows in sets.items():
+            for question, digest in digests(rows, sizes, threads, progress):
+                questions.setdefault(digest, set()).add((name, question))
         for row, digest in digests(training, sizes, threads, progress):
-            for question in questions.get(digest, ()):
-                found.setdefault(question, row)
-    names, training_names = row_names(evaluation), row_names(training)
-    return [Leak(names[one], training_names[found[one]]) for one in sorted(found)]
+            for name, question in questions.get(digest, ()):
+                found[name].setdefault(question, row)
+    training_names = row_names(training)
+    return {
+        name: [Leak(names[question], training_names[rows[question]]) for question in sorted(rows)]
+        for name, rows in found.items()
+        if rows and (names := row_names(sets[name]))
+    }
 
 
 def row_names(dataset: Dataset) -> list[str]:
@@ -83,14 +92,14 @@ def describe_leaks(leaks: list[Leak], num_questions: int) -> str:
     return f"{len(leaks)} of {num_questions} questions have an image of the training set: {named}{more}"
 
 
-def image_sizes(dataset: Dataset, threads: ThreadPoolExecutor, progress: bool) -> Set[Size]:
+def image_sizes(dataset: Dataset, threads: ThreadPoolExecutor, progress: bool) -> set[Size]:
     """The sizes of all images, from their headers."""
     batches = image_batches(dataset, "Comparing image sizes", progress)
     return {size for batch in batches for size in threads.map(image_size, (image for _, image in batch))}
 
 
 def digests(
-    dataset: Dataset, sizes: Set[Size], threads: ThreadPoolExecutor, progress: bool
+    dataset: Dataset, sizes: set[Size], threads: ThreadPoolExecutor, progress: bool
 ) -> Iterator[tuple[int, str]]:
     """(row, digest) of the images of these sizes."""
     for batch in image_batches(dataset, "Comparing images", progress):
@@ -98,7 +107,7 @@ def digests(
         yield from ((row, digest) for (row, _), digest in zip(batch, found, strict=True) if digest is not None)
 
 
-def digest_of(sizes: Set[Size], stored: Any) -> str | None:
+def digest_of(sizes: set[Size], stored: Any) -> str | None:
     """The digest of an image; None if it has another size or a single colour."""
     if image_size(stored) not in sizes:
         return None

@@ -204,10 +204,11 @@ class RunArguments:
 
     def _check_suite(self) -> None:
         if not self.eval_suite:
-            for field in dataclasses.fields(self):
-                name, value = field.name, getattr(self, field.name)
-                if name.startswith("eval_suite_") and value != field.default:
-                    raise ValueError(f"{name} has no effect without eval_suite; name benchmarks there, or remove it")
+            for one in dataclasses.fields(self):
+                if one.name.startswith("eval_suite_") and getattr(self, one.name) != one.default:
+                    raise ValueError(
+                        f"{one.name} has no effect without eval_suite; name benchmarks there, or remove it"
+                    )
             return
         readers: dict[str, Callable[[Any], object]] = {
             "eval_suite": suite_benchmarks,
@@ -442,7 +443,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     if not isinstance(name, str):
         raise RecipeError(f"{path}: {EXTENDS} is {shown(name)}, expected the path or the name of a recipe")
     try:
-        extended = find_recipe(beside if (beside := path.parent / name).is_file() else name)
+        beside = path.parent / name
+        extended = find_recipe(beside if os.path.exists(beside) else name)  # noqa: PTH110  # as in find_recipe
     except RecipeError as error:
         raise RecipeError(f"{path}: {EXTENDS}: {error}") from error
     base = read_mapping(extended)

@@ -100,8 +100,7 @@ class Setup:
     @cached_property
     def leaks(self) -> dict[str, list[Leak]]:
         """The questions of each evaluation set whose images are in the training set, for sets that have some."""
-        sets = self.evaluation_sets
-        return {name: found for name in sets if (found := find_leaks(self.prompts, sets[name]))}
+        return find_leaks(self.prompts, self.evaluation_sets)
 
     def fingerprint(self, name: str) -> str | None:
         """Of the set of a field, None if there is none."""

@@ -311,9 +311,9 @@ class RewardBar(ProgressCallback):
     """The trainer's progress bar, followed by a few metrics, in place of a dictionary for every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs:
-            # A reward that applies to no row of a step has no mean.
-            shown = {name: logs[key] for name, key in SHOWN.items() if logs.get(key) is not None}
+        # A reward that applies to no row of a step has no mean, and metrics of benchmarks come without one.
+        shown = {name: logs[key] for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
+        if self.training_bar is not None and shown:
             self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
 

@@ -29,7 +29,7 @@ ROLLOUT_BYTES = 3_500_000  # of all runs together
 # Settings that differ between any two runs, or follow from others, and explain nothing.
 UNEXPLAINING_SETTINGS = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to", "accuracy_reward")
 
-SUITE_ACCURACY = re.compile(re.escape(EVAL_SUITE_PREFIX) + r"[^/]+/accuracy")
+SUITE_ACCURACY = re.compile(re.escape(EVAL_SUITE_PREFIX) + r"[a-z0-9_]+/accuracy")
 SUITE_CHART = "suite_"  # the id of a chart; the name of a benchmark follows
 # What `with_accuracy` adds to a metrics line.
 ACCURACY = "accuracy reward"
