@@ -6,7 +6,8 @@ import pytest
 
 from vgpo.study.file import Study, load_study
 
-STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
 
 
 @pytest.fixture(params=STUDIES, ids=lambda path: path.stem)
@@ -48,7 +49,7 @@ def test_the_study_of_the_paper_holds_its_experiments(tmp_path: Path) -> None:
     expected = {"3b-virl39k": pair, "7b-virl39k": pair | ablations, "7b-geometry3k": pair, "7b-mmk12": pair}
     trained = {(run.setting, run.method, run.seed): run for run in runs if not run.is_start}
     assert set(trained) == {(one, method, seed) for one in expected for method in expected[one] for seed in (0, 1, 2)}
-    assert all(run.launch[:2] == ("accelerate", "launch") and Path(run.launch[-1]).is_file() for run in runs)
+    assert all(run.launch[:2] == ("accelerate", "launch") and (ROOT / run.launch[-1]).is_file() for run in runs)
     assert {run.values["train_data"] for run in runs if run.setting == "7b-mmk12"} == {"FanqingM/MMK12@train"}
     model = "model_name_or_path"
     assert {run.values[model] for run in runs if run.setting == "3b-virl39k"} == {"Qwen/Qwen2.5-VL-3B-Instruct"}
