@@ -70,6 +70,20 @@ def test_a_moved_folder_is_the_same_set(png, tmp_path: Path) -> None:
     assert len(prints) == 1
 
 
+def test_a_path_beside_a_stored_image_is_no_part_of_the_set(png, tmp_path: Path) -> None:
+    """MathVision and DynaMath have the image and, in another column, where it was."""
+    prints = set()
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "set.parquet"
+        columns = {"question": ["a"], "answer": ["7"], "image": [f"images/{name}.png"], "decoded_image": [png(5)]}
+        pq.write_table(pa.table(columns), path)
+        dataset = load_dataset(str(path))
+        assert "meta" not in dataset.column_names
+        prints.add(fingerprint(dataset))
+    assert len(prints) == 1
+
+
 @pytest.mark.parametrize("column", ["problem", "answer", "id", "unit"])
 def test_every_column_that_a_reward_can_see_counts(png, tmp_path: Path, column: str) -> None:
     prints = set()

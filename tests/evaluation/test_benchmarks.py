@@ -113,6 +113,7 @@ def test_rows_that_cannot_be_read_and_images_that_are_gone_are_dropped_once_each
 
 def test_faults_of_rows_that_belong_to_another_benchmark_do_not_count(tmp_path: Path) -> None:
     rows = [{**row, "image": f"{number}.png"} for number, row in enumerate(MATHVERSE)]
+    rows[3]["answer"] = [7]  # cannot be read, and is free-form
     source = whole(rows, "testmini.json", "images")(tmp_path)
     (tmp_path / "images/0.png").unlink()  # Text Dominant
     (tmp_path / "images/2.png").unlink()  # free-form

@@ -9,7 +9,7 @@ import pytest
 from vgpo.evaluation.answers import Answer, Question
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import PROTOCOLS, Protocol, protocol_named
-from vgpo.evaluation.scorers import LENIENT, PAPO, grade_answers
+from vgpo.evaluation.scorers import LENIENT, PAPO, SCORERS, check_scorer, grade_answers
 from vgpo.rewards import Grader, default_grader
 
 COLOURS = {"A": "red", "B": "dark blue", "C": "$\\frac{1}{2}$", "D": "2 cm"}
@@ -38,6 +38,7 @@ FREE = [
     ("12", "13", False, False),
     ("12", "12.0", True, True),
     ("1/2", "1 / 2", True, True),
+    ("x<3", "x <\t3", True, True),  # mathruler leaves tabs where they are
     ("1/2", "2/4", False, True),  # mathruler asks for reduced fractions
     ("\\frac{3}{4}", "0.75", True, True),
     ("6\\sqrt{2}", "\\sqrt{72}", True, True),
@@ -94,6 +95,9 @@ CHOICES = [
     ("A, C", COLOURS, "(A), (C)", False, True),
     ("E", COLOURS, "E", True, True),  # a letter that is none of the options that were read
     ("E", COLOURS, "dark blue", False, False),
+    ("E", COLOURS, "green", False, False),
+    ("A", {"A": "B", "B": "A"}, "A", True, True),  # letter first: the text is B's
+    ("A", {"A": "B", "B": "A"}, "B", False, False),
 ]
 
 
@@ -189,6 +193,19 @@ def test_equal_answers_are_graded_once_and_in_one_batch(
     assert [pairs for pairs in seen if pairs] == [[("\\sqrt{12}", "2\\sqrt{3}")]]
 
 
+def test_equal_answers_to_a_question_reach_the_scorer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def scorer(questions: list[Question], boxes: list[str]) -> list[bool]:
+        seen.extend(zip([asked.row for asked in questions], boxes, strict=True))
+        return [True] * len(boxes)
+
+    monkeypatch.setitem(SCORERS, PAPO, scorer)
+    answers = [respond("7", row, sample) for row in (0, 1) for sample in (0, 1)]
+    assert len(grade_answers(PAPO, [question("7"), question("7", 1)], answers)) == 4
+    assert seen == [(0, "7"), (1, "7")]
+
+
 def test_a_hanging_and_a_hostile_answer_cost_no_more_than_their_verdict() -> None:
     texts = ["9**9**9**9", "999999999!", "__import__('os').getpid()", "1" * 5000, "\\frac{" * 2000]
     pairs = [(question(reference), text) for reference in ("0.5", "[3, 5]") for text in texts]
@@ -223,15 +240,17 @@ def test_an_answer_to_another_row_is_refused() -> None:
 
 def test_an_unknown_scorer_is_refused_with_the_nearest() -> None:
     with pytest.raises(EvaluationError, match=r"there is no scorer 'lenent' \(did you mean 'lenient'\?\)"):
-        grade_answers("lenent", [], [])
+        check_scorer("lenent")
 
 
 def test_lenient_without_math_verify_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vgpo.evaluation.scorers.lenient_grader", lambda: Grader(second_opinion="math-verify"))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "math_verify" else find_spec(name))
-    with pytest.raises(ImportError, match=r"pip install 'vgpo\[math-verify\]'"):
-        grade_answers(LENIENT, [question("7")], [respond("7")])
+    for use in (lambda: check_scorer(LENIENT), lambda: grade_answers(LENIENT, [question("7")], [respond("7")])):
+        with pytest.raises(ImportError, match=r"pip install 'vgpo\[math-verify\]'"):
+            use()
+    check_scorer(PAPO)
 
 
 def test_no_answers_are_no_verdicts() -> None:

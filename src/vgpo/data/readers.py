@@ -130,8 +130,9 @@ def read_rows(rows: StoredSet, name: str, *, images: bool = True) -> tuple[datas
     for column in layout.missing(found):
         raise missing_column(column, found)
     pictures = layout.picture_columns(found)
-    # A column of pictures that the format does not name stays out of meta: it would be read with every row.
-    aside = {*pictures, *(rows.binary - (layout.taken() - set(PICTURES)))}
+    # Other images stay out of meta: bytes would be read with every row, and a path beside an image that is stored says
+    # where it was, which is no part of the set.
+    aside = {*pictures, *layout.images, *(rows.binary - (layout.taken() - set(PICTURES)))}
     # Videos are looked at even where they are stored as bytes.
     texts = [column for column in found if column not in aside or column in OTHER_MEDIA]
     read, faults = _read_texts(rows, texts, layout)

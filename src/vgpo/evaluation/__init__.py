@@ -1,4 +1,4 @@
-"""Measuring one model: greedy accuracy, and what is left of it without the image."""
+"""Measuring one model: greedy accuracy, what is left of it without the image, and published benchmarks."""
 
 from vgpo.evaluation.accuracy import Evaluation, evaluate, wilson_interval
 

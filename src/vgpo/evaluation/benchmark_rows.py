@@ -21,7 +21,6 @@ from vgpo.options import lettered_options
 from vgpo.text import did_you_mean
 
 HUB, REPO, PAPO = "hub", "repo", "papo"
-PAPO_EVAL = "PAPO-Galaxy/PAPO_eval"
 
 _FILE_TYPES = (".parquet", ".jsonl", ".json")
 _PAPO_FORMAT = "sharegpt"
@@ -260,7 +259,7 @@ def _question(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
         problem=row[PROBLEM],
         answer=row[ANSWER],
         options=lettered_options(row[PROBLEM]),
-        precision=None if precision is None else int(precision),
+        precision=int(precision) if isinstance(precision, int | float) else None,
         category=_text(_value(meta, benchmark.category)),
         cluster=_text(_value(meta, benchmark.cluster)),
     )

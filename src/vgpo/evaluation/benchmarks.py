@@ -28,9 +28,11 @@ class Benchmark:
         papo_rows: Rows in PAPO-Eval's split, if they are not `num_rows`.
         licence: Of the original data.
         category: Field of `meta` by whose values accuracy is broken down, `record.field` for one inside another; None
-            for none. PAPO-Eval's form has no such fields.
+            for none.
         cluster: Field of `meta` that is equal for rows which are variants of one problem; None for independent rows.
-        precision: Field of `meta` with the decimal places that the authors round numbers to; None for none.
+        precision: Field of `meta` with the decimal places that the authors round numbers to; None for none. Rows in
+            PAPO-Eval's form have no such fields: there no category is known, rows are taken as independent, with
+            errors that are too small where they are not, and numbers are not rounded.
         select: Which rows of the original set belong to the benchmark: field of `meta` -> values that it may have.
             PAPO-Eval's split holds these alone.
         part_of: Name of the benchmark of whose original set it is a part.

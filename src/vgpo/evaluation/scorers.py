@@ -36,6 +36,21 @@ class Boxed:
     text: str
 
 
+def check_scorer(scorer: str) -> None:
+    """Raise what `grade_answers` raises for a scorer that cannot be used, before anything is generated for it.
+
+    Raises:
+        EvaluationError: An unknown scorer.
+        ImportError: `lenient` without math-verify; the message names the extra that installs it.
+    """
+    if scorer not in SCORERS:
+        raise EvaluationError(
+            f"there is no scorer {scorer!r}{did_you_mean(scorer, SCORERS)}; the scorers are {[*SCORERS]}"
+        )
+    if scorer == LENIENT:
+        lenient_grader()
+
+
 def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[Answer]) -> list[GradedAnswer]:
     """Grade responses in one batch; equal answers to a question are graded once.
 
@@ -48,13 +63,10 @@ def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[
         In the order of `answers`.
 
     Raises:
-        EvaluationError: An unknown scorer, or a response to a row that was not asked.
-        ImportError: `lenient` without math-verify; the message names the extra that installs it.
+        EvaluationError: As of `check_scorer`, or a response to a row that was not asked.
+        ImportError: As of `check_scorer`.
     """
-    if scorer not in SCORERS:
-        raise EvaluationError(
-            f"there is no scorer {scorer!r}{did_you_mean(scorer, SCORERS)}; the scorers are {[*SCORERS]}"
-        )
+    check_scorer(scorer)
     asked = {question.row: question for question in questions}
     for answer in answers:
         if answer.row not in asked:
