@@ -1,5 +1,6 @@
 """The command `vgpo`. Light on purpose: a command imports what it needs when it runs."""
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -430,12 +431,13 @@ def compare_run(
     folder: Annotated[Path, typer.Argument(help="The folder of the run, with its recipe.")],
     jobs: Annotated[int, typer.Option(help="Runs that share the machine.")] = 1,
     start: Annotated[bool, typer.Option("--start", help="Look at the start model only.")] = False,
+    launch: Annotated[str, typer.Option(help="Command that starts the processes of its training.")] = "",
 ) -> None:
     """One run of a study; `vgpo compare` starts it."""
     from vgpo.commands import compare_run as command
 
     with readable(command.ERRORS):
-        command.run(folder, context.args, start=start, jobs=jobs)
+        command.run(folder, context.args, start=start, jobs=jobs, launch=shlex.split(launch))
 
 
 @app.command(context_settings=PASS_FIELDS_ON)

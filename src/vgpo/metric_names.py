@@ -31,6 +31,14 @@ TIMES = {phase: f"time/{phase}" for phase in ("generation", "reward", "scoring",
 
 ALARM_PREFIX = "alarm/"  # the name of a rule of `vgpo.training.alarms` follows
 
+EVAL_SUITE_PREFIX = "eval_suite/"
+
+
+def suite_metric(task: str, part: str) -> str:
+    """The name of a metric of a benchmark that is evaluated during training: `accuracy`, `no_box` or `truncated`."""
+    return f"{EVAL_SUITE_PREFIX}{task}/{part}"
+
+
 # Names of version 0.1 -> names of today.
 RENAMED = {
     "focus/token_factor_spread": SHAPING_TOKEN_FACTOR_SPREAD,

@@ -105,6 +105,33 @@ def test_runs_of_several_comparisons_are_made_once(write_study: Callable[..., Pa
     assert (sweep.question, sweep.base, sweep.methods, sweep.seeds) == (None, "vgpo", ["vgpo", "strong"], [1, 2])
 
 
+def test_a_setting_may_have_a_recipe_and_a_launch_of_its_own(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: quickstart_vgpo\nmax_completion_length: 99\nseed: 5")
+    settings = {"short": {}, "long": {"recipe": str(other), "launch": "mpirun -n '2'", "max_prompt_length": 9}}
+    runs = load_study(write_study(settings=settings)).runs
+    lengths = {
+        (run.setting, run.values.get("max_prompt_length")): run.values.get("max_completion_length") for run in runs
+    }
+    assert lengths["long", 9] == 99
+    assert lengths["short", None] != 99
+    assert {(run.setting, run.launch) for run in runs} == {("short", ()), ("long", ("mpirun", "-n", "2"))}
+    assert {run.seed for run in runs if run.setting == "long"} == {run.seed for run in runs if run.setting == "short"}
+
+
+def test_a_run_that_is_launched_has_all_gpus_and_its_command(
+    write_study: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert study_jobs.environment_of(1, 2)["CUDA_VISIBLE_DEVICES"] == "5"
+    assert study_jobs.environment_of(1, 2, all_devices=True)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    path = write_study("launch: mpirun -n 2")
+    trained = next(run for run in load_study(path).runs if not run.is_start)
+    assert study_jobs.command_of(trained, StudyRun(tmp_path), 1)[-2:] == ["--launch", "mpirun -n 2"]
+    with pytest.raises(StudyError, match="--jobs 2, expected 1: a run that is launched takes all GPUs"):
+        compare.run(path, out=tmp_path / "out", jobs=2)
+
+
 def test_a_recipe_is_read_once_for_all_its_runs(
     write_study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +212,10 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
         ({"methods": {"dapo": {}, "vgpo": {}}}, "methods: dapo and vgpo are the same"),
         ({"methods": {f"m{i}": {"strength": i / 10} for i in range(9)}, "base": "m0"}, "expected at most 8"),
         ({"settings": {"a": {"intra": False}}, "methods": {"dapo": {"intra": True}}}, "intra is also set in settings"),
+        ({"settings": {"a": {"recipe": 3}}}, "settings: a: recipe is 3, expected a name"),
+        ({"settings": {"a": {"recipe": "quickstart_dap"}}}, "did you mean 'quickstart_dapo'"),
+        ({"launch": 3}, "launch is 3, expected a command such as 'accelerate launch"),
+        ({"launch": "a 'b"}, 'launch is "a \'b", expected a command'),
         ({"common": {"eval_data": None}}, "method dapo: eval_data is missing"),
         ({"methods": {"dapo": {"strength": -1.0}}}, "setting default, method dapo: .*strength"),
         ({"common": {"dynamic_sampling": True, "rewards": ["format"]}}, "filters by 'format_reward', the first"),
@@ -417,6 +448,21 @@ def test_what_all_runs_share_is_known_by_its_contents(
     path.write_text(f"{REWARD}\n")
     with pytest.raises(StudyError, match=f"setting default: {re.escape(named.format(tmp_path))}\n"):
         study_checks.check_inputs_unchanged(study, out)
+
+
+def test_a_launched_run_with_benchmarks_is_not_started(
+    write_study: Callable[..., Path], stand_in: None, few_rows: tuple[Path, Path], tmp_path: Path
+) -> None:
+    suite = {"eval_suite": ["geomath"], "eval_suite_data": {"geomath": str(few_rows[1])}, "num_processes": 2}
+    sizes = {"num_generations": 2, "per_device_train_batch_size": 4}
+    study = write_study("launch: mpirun -n 2", common={**suite, **sizes})
+    with pytest.raises(StudyError) as refused:
+        compare.run(study, out=tmp_path / "out", jobs=1)
+    message = str(refused.value)
+    assert (
+        "setting default, start (and 2 more): eval_suite is for runs of one process, and this one is launch" in message
+    )
+    assert message.count("\n") == 1
 
 
 def test_runs_that_could_not_begin_are_not_started(

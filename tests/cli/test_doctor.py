@@ -61,7 +61,7 @@ def test_a_missing_set_fails_once_and_what_needs_it_is_skipped(tmp_path, train_f
     assert findings["data"].status == "fail"
     assert "nowhere.parquet" in findings["data"].found
     assert {name for name, finding in findings.items() if finding.status == "skip"} == {
-        "batches", "rewards", "memory", "image tokens", "parity",
+        "evaluation images", "batches", "rewards", "memory", "image tokens", "parity",
     }  # fmt: skip
     assert findings["batches"].found == "needs data"
 
@@ -192,6 +192,11 @@ def test_bounds_of_the_package_are_those_of_the_tested_versions():
         ("--use_liger_kernel true", "use_liger_kernel needs liger_kernel", "trl[liger]"),
         ("--attn_implementation flash_attention_2", "attn_implementation needs flash_attn", "flash-attn"),
         ("--rewards accuracy_math_verify", "rewards needs math_verify", "vgpo[math-verify]"),
+        (
+            "--eval_suite mmk12 --eval_suite_protocol lenient",
+            "eval_suite_protocol needs math_verify",
+            "vgpo[math-verify]",
+        ),
     ],
 )
 def test_a_package_that_is_not_installed_is_named_before_anything_is_loaded(
@@ -276,3 +281,15 @@ def test_the_start_of_a_run_names_wrong_versions(tmp_path, train_file, monkeypat
     words = ["--train_data", str(train_file), "--run_dir", str(tmp_path / "run")]
     with pytest.raises(RecipeError, match=r"versions: .*torch 0\.1, expected"):
         train(load_recipe("quickstart_vgpo", words), command=["vgpo"])
+
+
+def test_evaluation_images_in_the_training_set_are_counted_and_named(tmp_path, train_file):
+    checks = ["processor", "data", "held-out data", "evaluation images"]
+    words = ["--eval_data", str(train_file), "--eval_limit", "7"]
+    finding = examined(tmp_path, train_file, *words, checks=checks)["evaluation images"]
+    assert finding.status == "warn"
+    assert finding.found.startswith("eval_data: 7 of 7 questions have an image of the training set: question '0'")
+    assert "in training row '0'; question '1'" in finding.found
+    assert finding.fix == "remove these rows from train_data, or evaluate on other data"
+    finding = examined(tmp_path, train_file, "--eval_limit", "7", checks=checks)["evaluation images"]
+    assert (finding.status, finding.found) == ("pass", "none of 7 questions of eval_data in the training set")

@@ -69,7 +69,7 @@ def test_a_start_line_fits_its_recipe_and_its_configuration(name: str) -> None:
 def test_every_configuration_is_used() -> None:
     used = {file for file, _ in start_lines().values()}
     assert used == {path.name for path in ACCELERATE.iterdir()}
-    assert len(start_lines()) == 4
+    assert len(start_lines()) == 6
 
 
 @pytest.mark.parametrize(("file", "num_machines"), [("fsdp2_8_gpus.yaml", 1), ("fsdp2_4_nodes.yaml", 4)])

@@ -1,6 +1,11 @@
 """One run of a study for real: trained, looked at, sealed, and gone on with where it stopped."""
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +104,65 @@ def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (study_run.memory_of(gpu), study_run.peak_memory(gpu)) == ("the GPU cuda:1", 7)
     assert study_run.memory_of(cpu) == "process"
     assert study_run.peak_memory(cpu) > 50e6
+
+
+ON_TWO_CPUS = {
+    "compute_environment": "LOCAL_MACHINE", "distributed_type": "MULTI_GPU", "num_machines": 1, "num_processes": 2,
+    "main_process_port": 0, "mixed_precision": "no",
+}  # fmt: skip
+
+
+@pytest.mark.process
+def test_a_run_in_several_processes_is_evaluated_by_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
+    (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(ON_TWO_CPUS))
+    command = f"{sys.executable} -m accelerate.commands.launch --config_file {tmp_path / 'accelerate.yaml'}"
+    path = tmp_path / "study.yaml"
+    sizes = {"num_processes": 2, "per_device_train_batch_size": 8, "use_cpu": True}
+    path.write_text(yaml.safe_dump({**STUDY, "launch": command, "common": {**STUDY["common"], **sizes}}))
+    planned = next(run for run in load_study(path).runs if not run.is_start)
+    one = StudyRun(tmp_path / "dapo")
+    one.path.mkdir()
+    write_recipe(one.recipe_path, planned.values)
+    words = ["--train_data", str(toy_files[0]), "--eval_data", str(toy_files[1])]
+    for _ in range(2):  # the second finds the training over, and no seal
+        study_run.run(one.path, words, start=False, jobs=1, launch=planned.launch)
+        assert one.is_done
+        (one.path / "done.json").unlink()
+    assert "after" in (one.folder.read_evaluation() or {})
+    assert one.folder.read_identity()["processes"] == 2
+    assert json.loads(one.usage_path.read_text())["peak_memory_bytes"] is None
+
+
+def test_a_launched_training_that_fails_ends_the_run(tmp_path: Path) -> None:
+    one = StudyRun(tmp_path)
+    write_recipe(one.recipe_path, {"train_data": "toy:train", "eval_data": "toy:test"})
+    with pytest.raises(SystemExit) as ended:
+        study_run.train_launched(one, ["--eval_data", "x", "--seed", "1"], ["bash", "-c", 'echo "$@" >&2; exit 3'])
+    assert ended.value.code == 3
+    assert yaml.safe_load((tmp_path / "launched.yaml").read_text()) == {"train_data": "toy:train"}
+
+
+def test_a_signal_reaches_the_processes_of_a_launched_training(tmp_path: Path) -> None:
+    one, started = StudyRun(tmp_path), tmp_path / "started"
+    write_recipe(one.recipe_path, {"train_data": "toy:train"})
+    waiting = f"trap 'exit 7' TERM; touch {started}; while :; do sleep 0.05; done"
+
+    def send() -> None:
+        while not started.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        study_run.train_launched(one, [], ["bash", "-c", waiting])
+    thread.join()
+    assert ended.value.code == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_there_is_a_process_ends_the_run() -> None:
+    with pytest.raises(SystemExit) as ended, study_run.passing_on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143

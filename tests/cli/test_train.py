@@ -56,6 +56,22 @@ def test_too_little_data(tmp_path: Path, toy_files: tuple[Path, Path], monkeypat
     assert not run_dir.exists()
 
 
+def test_a_start_warns_of_evaluation_images_in_the_training_set(
+    tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setattr(setup, "load_model", fail_to_load)
+    # A generation that is too large ends the start before a model is loaded.
+    words = ["train", "--config", "quickstart_vgpo", "--steps_per_generation", "8", "--run_dir", str(tmp_path / "run")]
+    words += ["--train_data", str(toy_files[0])]
+    warned, silent = (
+        CliRunner().invoke(app, [*words, "--eval_data", str(source), "--eval_limit", "3"]).stdout
+        for source in toy_files
+    )
+    assert "eval_data: 3 of 3 questions have an image of the training set: question '0' in training row '0'" in warned
+    assert "evaluation images" not in silent
+
+
 def test_a_folder_that_holds_a_run_is_not_written_into(
     tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

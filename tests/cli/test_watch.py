@@ -94,6 +94,16 @@ def test_a_run_that_goes_on(make_folder):
     assert "Reward" not in shown
 
 
+def test_benchmarks_show_their_newest_accuracy(make_folder):
+    folder = make_folder()
+    log(folder, 1, 2)
+    assert "benchmarks" not in text_of(read(folder))
+    folder.log_metrics({"step": 2, "epoch": 0.05, "time": NOW, "eval_suite/mmk12/accuracy": 0.5})
+    scores = {"eval_suite/counting/accuracy": 0.25, "eval_suite/mmk12/accuracy": 0.625, "eval_suite/mmk12/no_box": 0.1}
+    folder.log_metrics({"step": 4, "epoch": 0.1, "time": NOW, **scores})
+    assert "benchmarks at step 4: counting 25.0 %, mmk12 62.5 %" in text_of(read(folder))
+
+
 def test_the_reward_stands_in_for_accuracy(make_folder):
     folder = make_folder()
     log(folder, 1, 2, **{"rewards/accuracy_reward/mean": None, "reward": 0.125})

@@ -1,5 +1,6 @@
 """Recipes: every shipped one loads, and a mistake is named with its cure."""
 
+import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -16,6 +17,7 @@ from vgpo.recipe.run_plan import RunPlan
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))
 ON_A_LAPTOP = ["--use_cpu", "true"]
 PAPER_SIZED = [path for path in SHIPPED if "virl39k" in path.stem]
+OF_THE_PAPER = [*PAPER_SIZED, *(path for path in SHIPPED if "7b" in path.stem and path not in PAPER_SIZED)]
 
 
 def test_the_package_has_its_recipes() -> None:
@@ -25,6 +27,8 @@ def test_the_package_has_its_recipes() -> None:
         "qwen2_5_vl_3b_lora_1gpu",
         "qwen2_5_vl_3b_virl39k",
         "qwen2_5_vl_7b_virl39k",
+        "qwen2_5_vl_7b_geometry3k",
+        "qwen2_5_vl_7b_mmk12",
         "qwen2_5_vl_32b_virl39k",
     }
 
@@ -40,21 +44,57 @@ def test_every_recipe_loads_and_keeps_groups_whole(path: Path) -> None:
     assert "# Hardware:" in path.read_text()
 
 
-@pytest.mark.parametrize("path", PAPER_SIZED, ids=lambda path: path.stem)
-def test_large_recipes_have_the_papers_settings(path: Path) -> None:
+# 38,870 prompts make 75 generations an epoch, and two epochs the paper's "about 150"; 2,101 make 4, and 15 epochs 60.
+GENERATIONS = {"virl39k": (38_870, 150), "geometry3k": (2_101, 60), "mmk12": (15_616, 120)}
+
+
+@pytest.mark.parametrize("path", OF_THE_PAPER, ids=lambda path: path.stem)
+def test_recipes_of_the_paper_have_its_settings(path: Path) -> None:
     recipe = load_recipe(path, ON_A_LAPTOP)
-    plan = RunPlan.of(recipe.config, 38_870, recipe.run.num_processes or 1)
+    num_prompts, generations = GENERATIONS[path.stem.rpartition("_")[2]]
+    plan = RunPlan.of(recipe.config, num_prompts, recipe.run.num_processes or 1)
     assert (plan.batch.prompts, plan.batch.group_size, plan.batch.updates) == (512, 8, 4)
     assert plan.batch.rollouts_per_update == 128 * 8
-    # 38,870 prompts make 75 generations an epoch; two epochs are the paper's "about 150".
-    assert plan.generations == 150
+    assert plan.generations == generations
     config = recipe.config
+    assert recipe.run.max_prompt_length == config.vllm_max_model_length - config.max_completion_length == 4096
     assert (config.learning_rate, config.weight_decay, config.lr_scheduler_type) == (1e-6, 1e-2, "constant")
     assert (config.epsilon, config.epsilon_high, config.beta, config.loss_type) == (0.2, 0.28, 0.0, "dapo")
     assert (config.temperature, config.top_p, config.max_completion_length) == (1.0, 0.99, 2048)
     assert (recipe.run.min_pixels, recipe.run.max_pixels) == (262_144, 4_194_304)
     assert (config.strength, config.tail_ratio, config.gate_ratio, config.schedule) == (0.3, 0.5, 0.2, "linear")
     assert "not measured here" in path.read_text()
+
+
+def test_an_extended_recipe_gives_what_is_not_set(write_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write_recipe("seed: 3\nalarm_answers_cut: 0.25\nlog_rollouts_steps: 7")
+    child = tmp_path / "child.yaml"
+    child.write_text(f"extends: {path.name}\nalarm_truncation: 0.5\nseed: 4")  # beside it, whatever the folder
+    config = load_recipe(child).config
+    assert (config.seed, config.alarm_truncation, config.log_rollouts_steps) == (4, 0.5, 7)
+    assert load_recipe(child).run.run_dir.endswith("runs/child")
+    child.write_text("extends: quickstart_dapo\nseed: 4")
+    assert load_recipe(child).run.train_data == "toy:train"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("extends: 3", "child.yaml: extends is 3, expected the path or the name of a recipe"),
+        ("extends: quickstart_dap", "child.yaml: extends: quickstart_dap: no such recipe file (did you mean"),
+        (
+            "extends: qwen2_5_vl_3b_virl39k",
+            "extends qwen2_5_vl_3b_virl39k, which extends 'qwen2_5_vl_7b_virl39k'; extend",
+        ),
+        ("extends: parent.yaml", "parent.yaml: unknown field 'sed' (did you mean 'seed'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_extended_is_named(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "parent.yaml").write_text("sed: 1")
+    child = tmp_path / "child.yaml"
+    child.write_text(content)
+    with pytest.raises(RecipeError, match=re.escape(expected)):
+        load_recipe(child)
 
 
 def test_the_two_quickstart_recipes_differ_in_the_shaping_alone() -> None:

@@ -44,6 +44,18 @@ def test_data_of_two_runs(make_run):
     assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
+def test_benchmarks_during_training_have_a_chart_each(make_run):
+    folder = fill(make_run())
+    for step, accuracy in ((2, 0.25), (4, 0.5)):
+        values = {"accuracy": accuracy, "no_box": 0.1, "truncated": 0.0}
+        logs = {f"eval_suite/{task}/{part}": value for task in ("mmk12", "counting") for part, value in values.items()}
+        folder.log_metrics({"step": step, "epoch": 0.1, "time": step, **logs})
+    charts = charts_of(report_data([folder.path]))
+    assert list(charts) == ["suite_counting", "suite_mmk12", "accuracy", "entropy"]
+    assert charts["suite_mmk12"]["title"] == "mmk12"
+    assert charts["suite_mmk12"]["series"] == [{"run": 0, "steps": [2, 4], "values": [0.25, 0.5], "averaged": 1}]
+
+
 def test_only_charts_that_have_a_value(make_run):
     same = report_data([fill(make_run("a")).path])
     assert list(charts_of(same)) == ["accuracy", "entropy"]  # the reward is the accuracy

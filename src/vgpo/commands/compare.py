@@ -38,6 +38,8 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
     quiet_libraries()
     console = Console()
     study = load_study(study_file)
+    if jobs > 1 and any(planned.launch for planned in study.runs):
+        raise StudyError(f"{study_file}: --jobs {jobs}, expected 1: a run that is launched takes all GPUs")
     out = out or Path("runs") / study_file.stem
     with locked(out) as lock:
         check_runs_match(study, out)

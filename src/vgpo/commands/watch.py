@@ -14,6 +14,7 @@ from rich.text import Text
 from vgpo.commands import plots
 from vgpo.commands.plots import SHORT, duration, short
 from vgpo.metric_names import GRADER_TIMEOUTS, GUARD_SKIPPED_STEPS, TIMES
+from vgpo.report.data import SUITE_CHART
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.terminal import output_is_lost, say
@@ -118,6 +119,8 @@ def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
     lines.append(Text(safety(watched, now)))
     if scores := held_out(watched.evaluation):
         lines.append(Text(scores))
+    if scores := benchmarks(watched.charts):
+        lines.append(Text(scores))
     return lines + alarm_lines(watched)
 
 
@@ -193,6 +196,15 @@ def held_out(evaluation: dict[str, Any]) -> str:
         if scores
         else ""
     )
+
+
+def benchmarks(charts: Sequence[dict[str, Any]]) -> str:
+    """The newest accuracies of the benchmarks that are evaluated during training."""
+    lines = {chart["title"]: chart["series"][0] for chart in charts if chart["id"].startswith(SUITE_CHART)}
+    newest = {task: line["values"][-1] for task, line in lines.items() if line["values"][-1] is not None}
+    step = max((line["steps"][-1] for line in lines.values()), default=0)
+    listed = ", ".join(f"{task} {100 * accuracy:.1f} %" for task, accuracy in newest.items())
+    return f"benchmarks at step {step}: {listed}" if newest else ""
 
 
 def alarm_lines(watched: WatchedRun) -> list[Text]:

@@ -7,7 +7,7 @@ from vgpo.data.check import check_dataset
 from vgpo.data.errors import DataError
 from vgpo.data.faulty import FAULTY_ROWS
 from vgpo.data.formats import FORMATS
-from vgpo.data.images import decode_image, image_size
+from vgpo.data.images import decode_image, image_digest, image_size
 from vgpo.data.prompts import to_prompts
 from vgpo.data.readers import to_canonical
 from vgpo.data.rendering import template_text
@@ -27,6 +27,7 @@ __all__ = [
     "check_dataset",
     "decode_image",
     "drop_long",
+    "image_digest",
     "image_size",
     "load_dataset",
     "prompt_lengths",

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,11 @@ def decode_image(value: Any) -> PIL.Image.Image:
         turn = _TURNS.get(_orientation(image))
         pixels = _rgb(image)
         return pixels if turn is None else pixels.transpose(turn)
+
+
+def image_digest(image: PIL.Image.Image) -> str:
+    """SHA-256 (hex) of the pixels of a loaded image, with its size and mode: equal however it was stored."""
+    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def image_size(value: Any) -> tuple[int, int]:

@@ -105,17 +105,29 @@ def evaluate_answers(
     Raises:
         ValueError: An empty data set.
     """
-    num_questions = len(prompts_dataset)
-    if num_questions == 0:
+    if len(prompts_dataset) == 0:
         raise ValueError("the evaluation set is empty; give at least one question")
+    return grade_answers(answer_all(answer, prompts_dataset, batch_size=batch_size, progress=progress))
+
+
+def answer_all(
+    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    prompts_dataset: Dataset,
+    *,
+    batch_size: int,
+    title: str = "evaluating",
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """The answers to all questions, in their order; arguments as of `evaluate_answers`, `title` is that of the bar."""
+    num_questions = len(prompts_dataset)
     answers: list[dict[str, Any]] = []
     with progress_bar(disable=not progress) as bar:
-        task = bar.add_task("evaluating", total=num_questions)
+        task = bar.add_task(title, total=num_questions)
         for start in range(0, num_questions, batch_size):
             rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
             answers += [answer_of(row, one) for row, one in zip(rows, answer(rows), strict=True)]
             bar.update(task, completed=len(answers))
-    return grade_answers(answers)
+    return answers
 
 
 def grade_answers(answers: list[dict[str, Any]]) -> Evaluation:

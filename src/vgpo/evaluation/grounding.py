@@ -1,6 +1,5 @@
 """What a policy makes of held-out images: answers without them, and focus along its responses."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
+from vgpo.data import image_digest
 from vgpo.equations import focus_score
 from vgpo.evaluation.accuracy import Evaluation, evaluate, evaluation_of
 from vgpo.focus import focus_statistics, visual_token_ids, visual_token_mask
@@ -161,10 +161,6 @@ def swap_partner(images: Sequence[tuple[str, ...]], number: int) -> int | None:
     own = images[number]
     following = [*range(number + 1, len(images)), *range(number)]
     return next((row for row in following if len(images[row]) == len(own) and images[row] != own), None)
-
-
-def image_digest(image: Image.Image) -> str:
-    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def sample_and_score(

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, get_sche
 from transformers.integrations import get_available_reporting_integrations
 
 from vgpo.data import DataError
+from vgpo.evaluation.leaks import describe_leaks
 from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.policy.embeddings import untrained_rows
 from vgpo.policy.parity import ParityError
@@ -183,6 +184,24 @@ def held_out(setup: Setup) -> Finding:
     if setup.held_out is None:
         return Finding("pass", "none (eval_data)")
     return Finding("pass", f"{len(setup.held_out)} questions from {setup.recipe.run.eval_data}")
+
+
+def suite(setup: Setup) -> Finding:
+    """The benchmarks that are evaluated during training."""
+    if not setup.tasks:
+        return Finding("pass", "none (eval_suite)")
+    counts = [f"{len(task.questions)} rows of {task.benchmark.title}" for task in setup.tasks]
+    return Finding("pass", f"{', '.join(counts)}, graded by {setup.recipe.run.eval_suite_protocol}")
+
+
+def leaks(setup: Setup) -> Finding:
+    """Evaluation images in the training set; see `vgpo.evaluation.leaks`."""
+    sets = setup.evaluation_sets
+    found = [f"{name}: {describe_leaks(leaks, len(sets[name]))}" for name, leaks in setup.leaks.items()]
+    if found:
+        return Finding("warn", ". ".join(found), "remove these rows from train_data, or evaluate on other data")
+    counts = [f"none of {len(rows)} questions of {name}" for name, rows in sets.items()]
+    return Finding("pass", f"{' and '.join(counts)} in the training set" if sets else "nothing to evaluate on")
 
 
 def arithmetic(setup: Setup) -> Finding:
@@ -369,6 +388,8 @@ CHECKS = {
     "vLLM server": Check(vllm_server, ("processor",)),
     "data": Check(data, ("processor",)),
     "held-out data": Check(held_out, ("processor",)),
+    "benchmarks": Check(suite, ("processor",)),
+    "evaluation images": Check(leaks, ("data", "held-out data", "benchmarks")),
     "batches": Check(arithmetic, ("data",)),
     "rewards": Check(rewards, ("data",)),
     "model": Check(model, ("processor",)),
@@ -384,6 +405,7 @@ CHECKS = {
 }
 # With those that the start of a run makes anyway, the ones that cost nothing.
 BEFORE_LOADING = ("versions", "generation", "reference model", "trackers", "packages", "library settings")
+WITH_DATA = ("evaluation images",)
 WITH_MODEL = ("memory", "disk")
 
 

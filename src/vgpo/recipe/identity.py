@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, Found, weight_hash
 from vgpo.data import template_text
+from vgpo.data.fingerprint import fingerprint
 from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.setup import Setup
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -77,12 +78,21 @@ def run_identity(setup: Setup) -> dict[str, Any]:
         settings["deepspeed"] = digest(Path(config.deepspeed).read_text(encoding="utf-8"))
     return {
         **{name: setup.fingerprint(field) for name, field in DATA_SETS.items()},
+        **suite_identity(setup),
         "template": digest(template_text(run.template)),
         "rewards": [[reward_name(load_reward(name)), source_digest(name)] for name in run.rewards],
         **processor_identity(setup.processor),
         "processes": config.world_size,
         **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
     }
+
+
+def suite_identity(setup: Setup) -> dict[str, Any]:
+    """The benchmarks of a run; nothing where there are none, as in runs of earlier versions."""
+    if not setup.tasks:
+        return {}
+    tasks = {task.benchmark.name: fingerprint(task.prompts) for task in setup.tasks}
+    return {"benchmarks": {"protocol": setup.recipe.run.eval_suite_protocol, **tasks}}
 
 
 def model_identity(model: PreTrainedModel) -> dict[str, str]:

@@ -27,6 +27,7 @@ NEEDS = (
     Need("load_in_8bit", bool, "bitsandbytes", "trl[quantization]"),
     Need("use_liger_kernel", bool, "liger_kernel", "trl[liger]"),
     Need("attn_implementation", lambda name: name == "flash_attention_2", "flash_attn", "flash-attn"),
+    Need("eval_suite_protocol", lambda name: name == "lenient", "math_verify", "vgpo[math-verify]"),
     Need("rewards", lambda names: "accuracy_math_verify" in names, "math_verify", "vgpo[math-verify]"),
 )
 

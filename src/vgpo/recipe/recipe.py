@@ -6,7 +6,7 @@ import json
 import logging
 import os.path
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,6 +15,8 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from trl import ModelConfig, TrlParser
 
 from vgpo.data import FORMATS, Reading, template_text
+from vgpo.evaluation.benchmarks import SUITES
+from vgpo.recipe.suite import greedy_protocol, suite_benchmarks, suite_sources
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.rewards import REWARDS, load_reward, reward_name
@@ -38,6 +40,8 @@ REFUSED_KEYS = {
 }
 
 
+# The key under which a recipe names the one whose fields it changes.
+EXTENDS = "extends"
 # Fields of version 0.1 that have another name now.
 RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
 
@@ -117,6 +121,31 @@ class RunArguments:
         },
     )
     eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
+    eval_suite: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Benchmarks to evaluate on while training: names of tasks or suites, of {list(SUITES)}. Default: "
+            "none."
+        },
+    )
+    eval_suite_data: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Where their data are: a folder, or a source for each task, as in {mathvista: FILE}; on the "
+            "command line in JSON. Default: the original sets on the hub."
+        },
+    )
+    eval_suite_limit: int | None = field(
+        default=None,
+        metadata={"help": "Rows of each benchmark that are asked: a random sample, always the same. Default: all."},
+    )
+    eval_suite_steps: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate after every so many optimizer steps and after the last. Default: the last alone."},
+    )
+    eval_suite_protocol: str = field(
+        default="papo-greedy", metadata={"help": "How the answers are graded: 'papo-greedy' or 'lenient'."}
+    )
     evaluate_before: bool = field(
         default=True, metadata={"help": "Evaluate the start model too, so that the report can state a gain."}
     )
@@ -171,6 +200,26 @@ class RunArguments:
             column_names(name, getattr(self, name))
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes has no effect without resume; set resume: true or remove it")
+        self._check_suite()
+
+    def _check_suite(self) -> None:
+        if not self.eval_suite:
+            for one in dataclasses.fields(self):
+                if one.name.startswith("eval_suite_") and getattr(self, one.name) != one.default:
+                    raise ValueError(
+                        f"{one.name} has no effect without eval_suite; name benchmarks there, or remove it"
+                    )
+            return
+        readers: dict[str, Callable[[Any], object]] = {
+            "eval_suite": suite_benchmarks,
+            "eval_suite_data": suite_sources,
+            "eval_suite_protocol": greedy_protocol,
+        }
+        for name, read in readers.items():
+            try:
+                read(getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     @property
     def reward_names(self) -> list[str]:
@@ -239,6 +288,8 @@ class Recipe:
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and the command line that overrides it.
 
+    A recipe may change another one: `extends: NAME`, then the fields in which it differs.
+
     Args:
         source: Path of a YAML file, or the name of a recipe that comes with the package.
         overrides: Command-line words such as `["--learning_rate", "1e-6"]`.
@@ -247,7 +298,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
     """
     path = find_recipe(source)
-    return recipe_from(read_mapping(path), overrides, where=str(path), name=path.stem)
+    return recipe_from(read_fields(path), overrides, where=str(path), name=path.stem)
 
 
 def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str, name: str = "run") -> Recipe:
@@ -376,6 +427,32 @@ def read_mapping(path: Path) -> dict[str, Any]:
         return read_yaml(path)
     except YamlFileError as error:
         raise RecipeError(str(error)) from error
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file, over those of the recipe that it extends, if it names one.
+
+    Raises:
+        RecipeError: A file cannot be read, the extended recipe is missing or extends another one itself, or it has an
+            unknown field.
+    """
+    values = read_mapping(path)
+    if EXTENDS not in values:
+        return values
+    name = values.pop(EXTENDS)
+    if not isinstance(name, str):
+        raise RecipeError(f"{path}: {EXTENDS} is {shown(name)}, expected the path or the name of a recipe")
+    try:
+        beside = path.parent / name
+        extended = find_recipe(beside if os.path.exists(beside) else name)  # noqa: PTH110  # as in find_recipe
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {EXTENDS}: {error}") from error
+    base = read_mapping(extended)
+    if EXTENDS in base:
+        raise RecipeError(f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r}; extend that one")
+    base = with_current_names(base)
+    check_keys(base, field_names(), where=str(extended))
+    return {**base, **with_current_names(values)}
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def check_launch(run: RunArguments, num_processes: int) -> None:
             "--config_file), or change gradient_accumulation_steps and steps_per_generation, and num_processes with "
             "them"
         )
-    if run.eval_data and num_processes > 1:
+    evaluation = "eval_data" if run.eval_data else "eval_suite" if run.eval_suite else None
+    if evaluation and num_processes > 1:
         raise RecipeError(
-            "eval_data is for runs of one process; remove it and run `vgpo eval RUN/checkpoints/final` afterwards"
+            f"{evaluation} is for runs of one process; remove it and run `vgpo eval RUN/checkpoints/final` afterwards"
         )

@@ -13,10 +13,14 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.data.fingerprint import fingerprint
+from vgpo.evaluation.benchmark_rows import source_of
+from vgpo.evaluation.leaks import Leak, find_leaks
+from vgpo.evaluation.tasks import Task, load_task
 from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
+from vgpo.recipe.suite import suite_benchmarks, suite_sources
 from vgpo.shared_prompt import why_not_shared
 
 
@@ -66,6 +70,37 @@ class Setup:
         """The first `eval_limit` questions of the held-out set, if there is one."""
         run = self.recipe.run
         return self._read("eval_data", limit=run.eval_limit) if run.eval_data else None
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The benchmarks that the run is evaluated on."""
+        run, config = self.recipe.run, self.recipe.config
+        benchmarks = suite_benchmarks(run.eval_suite)
+        if not benchmarks:
+            return []
+        sources, trust = suite_sources(run.eval_suite_data), config.trust_remote_code
+        forbidden = forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=trust)
+        return [
+            load_task(
+                benchmark,
+                source_of(benchmark, sources),
+                template=run.template,
+                limit=run.eval_suite_limit,
+                forbidden=forbidden,
+            )
+            for benchmark in benchmarks
+        ]
+
+    @property
+    def evaluation_sets(self) -> dict[str, Dataset]:
+        """All that the run is evaluated on, by what messages call it."""
+        held_out = {} if self.held_out is None else {"eval_data": self.held_out}
+        return {**held_out, **{f"eval_suite {task.benchmark.name}": task.prompts for task in self.tasks}}
+
+    @cached_property
+    def leaks(self) -> dict[str, list[Leak]]:
+        """The questions of each evaluation set whose images are in the training set, for sets that have some."""
+        return find_leaks(self.prompts, self.evaluation_sets)
 
     def fingerprint(self, name: str) -> str | None:
         """Of the set of a field, None if there is none."""

@@ -18,11 +18,12 @@ from transformers import ProgressCallback, TrainerCallback
 from vgpo.checkpoints import CheckpointError, put_in_place, seal
 from vgpo.data import DataError
 from vgpo.evaluation import Evaluation, evaluate
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
-from vgpo.recipe.checks import BEFORE_LOADING, WITH_MODEL, raise_failed_checks
+from vgpo.recipe.checks import BEFORE_LOADING, WITH_DATA, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
 from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
@@ -30,6 +31,7 @@ from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.serving import server_of
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
+from vgpo.recipe.suite import EvaluateSuite, greedy_protocol
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
@@ -42,8 +44,8 @@ from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrain
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (
-    RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, DynamicSamplingError,
-    EngineError, NonFiniteError, ParityError,
+    RecipeError, DataError, EvaluationError, RewardError, RunFolderError, CheckpointError, AlarmError,
+    DynamicSamplingError, EngineError, NonFiniteError, ParityError,
 )  # fmt: skip
 
 WHILE_REPORTING = (Exception, KeyboardInterrupt, SystemExit)
@@ -137,8 +139,10 @@ def train_in(
         resume = run_on_main_process(lambda: resume_from(folder, config, run.allow_changes, console))
         setup.trusted = {field: resume.identity.get(name) for name, field in DATA_SETS.items()}
     with config.main_process_first(desc="data"):
-        prompts, held_out = setup.prompts, setup.held_out
+        prompts, held_out, _ = setup.prompts, setup.held_out, setup.tasks
     check_reward_columns(map(load_reward, run.rewards), prompts)
+    if resume is None:
+        run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_on_main_process(lambda: run_identity(setup))
     if resume is not None:
@@ -191,6 +195,11 @@ def build_trainer(
     forgive_trackers(trainer.callback_handler.callbacks)
     trainer.rollout_writer = TrackedRollouts(folder.write_rollouts, trainer.callback_handler.callbacks)
     trainer.add_callback(KeepParity(trainer, folder, console))
+    if setup.tasks:
+        protocol = greedy_protocol(run.eval_suite_protocol)
+        trainer.add_callback(
+            EvaluateSuite(trainer, setup.tasks, protocol, every=run.eval_suite_steps, folder=folder, console=console)
+        )
     if not config.disable_tqdm:
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(RewardBar())
@@ -302,9 +311,9 @@ class RewardBar(ProgressCallback):
     """The trainer's progress bar, followed by a few metrics, in place of a dictionary for every step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if self.training_bar is not None and logs:
-            # A reward that applies to no row of a step has no mean.
-            shown = {name: logs[key] for name, key in SHOWN.items() if logs.get(key) is not None}
+        # A reward that applies to no row of a step has no mean, and metrics of benchmarks come without one.
+        shown = {name: logs[key] for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
+        if self.training_bar is not None and shown:
             self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
 

@@ -63,7 +63,8 @@ RANGES: dict[str, Range] = {
             "max_pixels", "lora_r", "save_total_limit", "eval_accumulation_steps", "torch_empty_cache_steps",
             "ref_model_sync_steps", "vllm_tensor_parallel_size", "vllm_max_model_length", "ddp_bucket_cap_mb",
             "ddp_timeout", "dataloader_prefetch_factor", "max_sampling_rounds", "max_skipped_steps", "alarm_lines",
-            "log_rollouts_groups", "num_completions_to_print", "max_tool_calling_iterations",
+            "log_rollouts_groups", "num_completions_to_print", "max_tool_calling_iterations", "eval_suite_limit",
+            "eval_suite_steps",
         ),
         COUNT,
     ),
@@ -117,8 +118,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lora_task_type": ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
 }
-# Mappings that may be the name of a JSON file too.
+# Mappings that may be the name of a JSON file too, or of a folder.
 FILES = ("accelerator_config", "deepspeed", "fsdp_config")
+FOLDERS = ("eval_suite_data",)
 PATHS = ("train_data", "eval_data", "run_dir", "template", "model_name_or_path", "rewards")
 
 ONE_LINE = (*PATHS, "run_name", "project", "hub_model_id", "filter_reward")
@@ -220,7 +222,7 @@ def check_choices(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
         names = list(CHOICES.get(name, ())) or [member.value for kind in enums_of(hints[name]) for member in kind]
         if names and value not in names:
             raise ValueError(f"{name} is {shown(value)}{did_you_mean(value, names)}, expected one of {names}")
-        if "dict" in str(hints[name]) and not is_mapping(value):
+        if "dict" in str(hints[name]) and name not in FOLDERS and not is_mapping(value):
             check_file(name, value)
     padding = values.get("pad_to_multiple_of")
     if isinstance(padding, str) and padding != "auto" and not padding.isdecimal():

@@ -1,6 +1,7 @@
 """The data of a report: everything the page shows, as one JSON-able dict, and nothing else."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from vgpo.metric_names import (
     ALARM_PREFIX,
+    EVAL_SUITE_PREFIX,
     FOCUS_GATE_RATE,
     FOCUS_LATE_EARLY_RATIO,
     FOCUS_MEAN,
@@ -27,6 +29,8 @@ ROLLOUT_BYTES = 3_500_000  # of all runs together
 # Settings that differ between any two runs, or follow from others, and explain nothing.
 UNEXPLAINING_SETTINGS = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to", "accuracy_reward")
 
+SUITE_ACCURACY = re.compile(re.escape(EVAL_SUITE_PREFIX) + r"[a-z0-9_]+/accuracy")
+SUITE_CHART = "suite_"  # the id of a chart; the name of a benchmark follows
 # What `with_accuracy` adds to a metrics line.
 ACCURACY = "accuracy reward"
 EVAL_ACCURACY = "accuracy reward of evaluation"
@@ -123,6 +127,14 @@ CHARTS = (
     Chart("grad_norm", "Gradient norm", "Before it is clipped.", "", 3, True, metric("grad_norm")),
     Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
 )
+
+
+def suite_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """A chart for each benchmark that was evaluated during training."""
+    keys = sorted({key for lines in metrics for line in lines for key in line if SUITE_ACCURACY.fullmatch(key)})
+    tasks = {key: key.split("/")[1] for key in keys}
+    caption = "Greedy accuracy on the rows that are asked."
+    return [Chart(f"{SUITE_CHART}{task}", task, caption, "", 3, True, metric(key)) for key, task in tasks.items()]
 
 
 def report_data(runs: Sequence[Path]) -> dict[str, Any]:
@@ -294,7 +306,7 @@ def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 def draw_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     charts: list[dict[str, Any]] = []
     logged = [[with_nan(line) for line in lines] for lines in metrics]
-    for chart in CHARTS:
+    for chart in [CHARTS[0], *suite_charts(metrics), *CHARTS[1:]]:
         series = [draw_line(chart, run, lines) for run, lines in enumerate(logged)]
         series = [line for line in series if any(value is not None for value in line["values"])]
         # With accuracy as the only reward the two are one chart.

@@ -85,6 +85,11 @@ class RunPaths:
         return self.path / "evaluation.json"
 
     @property
+    def suite_path(self) -> Path:
+        """A file for each evaluation on benchmarks during training."""
+        return self.path / "eval_suite"
+
+    @property
     def interrupted_path(self) -> Path:
         return self.path / "broken_off.json"
 

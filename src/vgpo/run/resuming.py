@@ -20,6 +20,7 @@ from vgpo.run.storage import (
     read_bytes,
     reading,
 )
+from vgpo.run.suite import damaged_suite_files, drop_suite_files
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 DESCRIPTION = ("environment.json", "code.diff", "config.yaml")
@@ -73,6 +74,7 @@ def repairable(folder: RunFolder, state: FolderState) -> Iterator[tuple[str, str
             yield path.name, reason
     expected = [folder.path / name for name in DESCRIPTION] + ([folder.evaluation_path] if state.evaluation else [])
     yield from ((path.name, f"{path}: missing") for path in expected if not path.exists())
+    yield from ((path.name, f"{reason} It is left out.") for path, reason in damaged_suite_files(folder).items())
     if images := damaged_images(folder):
         found = f"{len(images)} damaged image(s), the first {images[0].name}; reports leave them out"
         yield folder.images_path.name, f"{folder.images_path}: {found}"
@@ -176,6 +178,7 @@ def resume_folder(
     folder.rollouts.cut_back(step)
     for image in damaged_images(folder):
         image.unlink()
+    drop_suite_files(folder, step)
     if state is not None:
         folder.rollouts.written = state.rollouts_written
     before = evaluation_before(folder, state)

@@ -23,7 +23,7 @@ from vgpo.study.results import INITIAL
 INPUTS_FILE = "inputs.json"
 INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
 # What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
-OF_SETTING = ("versions", "processor", "data", "held-out data", "batches", "rewards")
+OF_SETTING = ("versions", "processor", "data", "held-out data", "benchmarks", "batches", "rewards")
 OF_METHOD = ("processes", "generation", "reference model", "trackers", "packages")
 
 
@@ -134,8 +134,14 @@ def check_runs_can_start(
         on_disk = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **written[setting]))
         for fault in failures(examine_all(OF_SETTING, Setup(on_disk, out))):
             places.setdefault(fault, []).append(f"setting {setting}")
+    launched = {planned.setting for planned in todo if planned.launch}
     for place, recipe in recipes.items():
-        for fault in failures(examine_all(OF_METHOD, Setup(recipe, out))):
+        is_launched = place[0] in launched
+        names = [name for name in OF_METHOD if name != "processes" or not is_launched]
+        faults = failures(examine_all(names, Setup(recipe, out)))
+        if is_launched and recipe.run.eval_suite:
+            faults.append("eval_suite is for runs of one process, and this one is launched; remove it")
+        for fault in faults:
             places.setdefault(fault, []).append(run_label(*place))
     if places:
         listed = "\n".join(

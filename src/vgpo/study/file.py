@@ -1,6 +1,7 @@
 """Study files: methods x settings x seeds over one recipe, and what is compared, checked before anything runs."""
 
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from vgpo.recipe.recipe import (
     check_values,
     field_names,
     find_recipe,
+    read_fields,
     read_mapping,
     recipe_from,
     with_current_names,
@@ -23,7 +25,8 @@ from vgpo.run.storage import write_file
 from vgpo.study.results import INITIAL, Comparison
 from vgpo.text import did_you_mean
 
-KEYS = ("recipe", "base", "seeds", "common", "methods", "settings", "comparisons")
+RECIPE, LAUNCH = "recipe", "launch"
+KEYS = (RECIPE, LAUNCH, "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
 MAX_METHODS = 8  # in a comparison: more lines than that cannot be distinguished
 MAX_SEED = 2**32  # NumPy takes no larger one
@@ -43,7 +46,7 @@ SET_BY_STUDY = {
 # answered, and what an answer is worth.
 CONTROLLED_FIELDS = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
-    "train_format", "eval_data", "eval_format", "eval_limit", "columns", "eval_columns",
+    "train_format", "eval_data", "eval_format", "eval_limit", "eval_suite", "columns", "eval_columns",
     "faulty_rows", "template", "chat_template", "min_pixels", "max_pixels",
     "max_prompt_length", "max_completion_length", "num_generations", "per_device_train_batch_size",
     "gradient_accumulation_steps", "steps_per_generation", "generation_batch_size", "num_iterations", "max_steps",
@@ -67,6 +70,7 @@ class PlannedRun:
         seed: Seed of the run.
         values: All fields of its recipe, the seed included.
         max_steps: Optimiser steps, None where the recipe counts epochs.
+        launch: Words before `-m vgpo.cli train` that start its training in several processes; none for one process.
     """
 
     setting: str
@@ -74,6 +78,7 @@ class PlannedRun:
     seed: int
     values: dict[str, Any]
     max_steps: int | None
+    launch: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -111,33 +116,50 @@ def load_study(path: Path) -> Study:
     """
     try:
         values = read_study(path)
-        base_values = with_current_names(read_mapping(find_recipe(values["recipe"])))
-        check_fields(base_values, f"recipe {values['recipe']}")  # a seed of its own gives way
-        check_overrides(values, base_values, path)
+        recipes = fields_of_recipes(values, path)
+        check_overrides(values, recipes, path)
         comparisons = read_comparisons(values, path)
     except RecipeError as error:
         raise StudyError(str(error)) from error
-    fields = fields_by_place(values, base_values, comparisons)
-    recipes = {place: read_recipe(one, f"{path}: {run_label(*place)}") for place, one in fields.items()}
-    for (setting, method), recipe in recipes.items():
+    fields = fields_by_place(values, recipes, comparisons)
+    checked = {place: read_recipe(one, f"{path}: {run_label(*place)}") for place, one in fields.items()}
+    for (setting, method), recipe in checked.items():
         if method != INITIAL:
             check_comparable(recipe, f"{path}: {run_label(setting, method)}")
-    return Study(path, comparisons, recipes, plan(fields, recipes, comparisons))
+    return Study(path, comparisons, checked, plan(fields, checked, comparisons, values["launches"]))
+
+
+def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
+    """By setting, the fields of its recipe: the one that it names, else the study's.
+
+    Raises:
+        StudyError, RecipeError: There is no such recipe, or it has an unknown field.
+    """
+    found = {}
+    for setting, name in values["recipes"].items():
+        if not isinstance(name, str):
+            raise StudyError(f"{path}: settings: {setting}: {RECIPE} is {name!r}, expected a name")
+        found[setting] = with_current_names(read_fields(find_recipe(name)))
+        check_fields(found[setting], f"recipe {name}")  # a seed of its own gives way
+    return found
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The file's keys, each there and of its form; what may be left out is filled in."""
+    """The file's keys, each there and of its form; what may be left out is filled in.
+
+    Under `recipes` and `launches` is the recipe of each setting and how its runs are started.
+    """
     if not path.is_file():
         raise StudyError(f"{path}: no such study file; name a YAML file such as those in studies/")
     values = read_mapping(path)
     for key in values:
         if key not in KEYS:
             raise StudyError(f"{path}: unknown key {key!r}{did_you_mean(str(key), KEYS)}; it takes {', '.join(KEYS)}")
-    for key in ("recipe", "seeds", "methods"):
+    for key in (RECIPE, "seeds", "methods"):
         if not values.get(key) and values.get(key) != 0:
             raise StudyError(f"{path}: {key} is missing or empty")
-    if not isinstance(values["recipe"], str):
-        raise StudyError(f"{path}: recipe is {values['recipe']!r}, expected a name")
+    if not isinstance(values[RECIPE], str):
+        raise StudyError(f"{path}: {RECIPE} is {values[RECIPE]!r}, expected a name")
     values = {**values, "common": values.get("common") or {}, "settings": values.get("settings") or {ONLY_SETTING: {}}}
     for key in ("common", "methods", "settings"):
         check_mapping(values[key], f"{path}: {key}")
@@ -152,7 +174,24 @@ def read_study(path: Path) -> dict[str, Any]:
         for name, overrides in values[key].items():
             check_mapping(overrides, f"{path}: {key}: {name}")
         values[key] = {name: with_current_names(overrides) for name, overrides in values[key].items()}
+    settings = values["settings"].items()
+    values["recipes"] = {name: one.pop(RECIPE, values[RECIPE]) for name, one in settings}
+    launches = {name: one.pop(LAUNCH, values.get(LAUNCH)) for name, one in settings}
+    values["launches"] = {name: read_launch(launch, f"{path}: {LAUNCH}") for name, launch in launches.items()}
     return values
+
+
+def read_launch(command: Any, where: str) -> tuple[str, ...]:
+    """The words of a command that starts several processes; none where there is no command."""
+    if command is None:
+        return ()
+    try:
+        words = tuple(shlex.split(command)) if isinstance(command, str) else ()
+    except ValueError:  # a quote that is never closed
+        words = ()
+    if not words:
+        raise StudyError(f"{where} is {command!r}, expected a command such as 'accelerate launch --config_file FILE'")
+    return words
 
 
 def check_mapping(value: Any, where: str) -> None:
@@ -233,8 +272,11 @@ def check_known(name: Any, names: Collection[str], where: str) -> None:
         raise StudyError(f"{where}: nothing is called {name!r}{hint}")
 
 
-def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> None:
-    """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared."""
+def check_overrides(values: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared.
+
+    recipes: of `fields_of_recipes`.
+    """
     parts = {"common": values["common"]}
     parts |= {f"settings: {name}": overrides for name, overrides in values["settings"].items()}
     parts |= {f"methods: {name}": overrides for name, overrides in values["methods"].items()}
@@ -255,9 +297,11 @@ def check_overrides(values: Mapping[str, Any], recipe: Mapping[str, Any], path: 
                     f"{path}: methods: {name}: {key} is also set in settings, and one would hide the other; "
                     "set it in one place"
                 )
-    ground = {**recipe, **values["common"]}
-    for key in ("methods", "settings"):
-        check_distinct(values[key], f"{path}: {key}", ground)
+    grounds = {setting: {**fields, **values["common"]} for setting, fields in recipes.items()}
+    settings = {setting: {**grounds[setting], **overrides} for setting, overrides in values["settings"].items()}
+    check_distinct(settings, f"{path}: settings", {})
+    for ground in grounds.values():
+        check_distinct(values["methods"], f"{path}: methods", ground)
 
 
 def check_fields(values: Mapping[str, Any], where: str) -> None:
@@ -276,13 +320,18 @@ def check_distinct(parts: Mapping[str, Mapping[str, Any]], where: str, ground: M
 
 
 def fields_by_place(
-    values: Mapping[str, Any], recipe: Mapping[str, Any], comparisons: Sequence[Comparison]
+    values: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]], comparisons: Sequence[Comparison]
 ) -> dict[tuple[str, str], dict[str, Any]]:
     """(setting, method) -> all fields of its recipes but the seed, in the order in which the runs are made."""
-    ground = {key: value for key, value in recipe.items() if key not in SET_BY_STUDY} | values["common"]
     methods = {INITIAL: {}, **values["methods"]}
+    grounds = {
+        setting: {key: value for key, value in recipe.items() if key not in SET_BY_STUDY}
+        | values["common"]
+        | values["settings"][setting]
+        for setting, recipe in recipes.items()
+    }
     return {
-        (setting, method): {**ground, **values["settings"][setting], "evaluate_before": False, **methods[method]}
+        (setting, method): {**grounds[setting], "evaluate_before": False, **methods[method]}
         for comparison in comparisons
         for setting in comparison.settings
         for method in (INITIAL, *comparison.methods)
@@ -298,6 +347,7 @@ def plan(
     fields: Mapping[tuple[str, str], Mapping[str, Any]],
     recipes: Mapping[tuple[str, str], Recipe],
     comparisons: Sequence[Comparison],
+    launches: Mapping[str, tuple[str, ...]],
 ) -> list[PlannedRun]:
     """All runs, once each: for each comparison and setting the start, then seed by seed every method."""
     places = [
@@ -312,7 +362,12 @@ def plan(
     ]
     return [
         PlannedRun(
-            setting, method, seed, {**fields[setting, method], "seed": seed}, max_steps(recipes[setting, method])
+            setting,
+            method,
+            seed,
+            {**fields[setting, method], "seed": seed},
+            max_steps(recipes[setting, method]),
+            launches[setting],
         )
         for setting, method, seed in dict.fromkeys(places)
     ]

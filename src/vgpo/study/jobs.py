@@ -1,6 +1,7 @@
 """The runs of a study at work: each a process of its own, so many at a time, each on a device of its own."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,7 +105,7 @@ class Workers:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment_of(slot, self.jobs),
+                env=environment_of(slot, self.jobs, all_devices=bool(planned.launch)),
                 pass_fds=(self.lock,),
                 start_new_session=True,  # Ctrl-C comes to us, and we tell them
             )
@@ -128,13 +129,14 @@ def folder_of(out: Path, planned: PlannedRun) -> StudyRun:
 
 def command_of(planned: PlannedRun, folder: StudyRun, jobs: int) -> list[str]:
     start = ["--start"] if planned.is_start else []
-    return [sys.executable, "-m", "vgpo.cli", "compare-run", str(folder.path), "--jobs", str(jobs), *start]
+    launch = ["--launch", shlex.join(planned.launch)] if planned.launch else []
+    return [sys.executable, "-m", "vgpo.cli", "compare-run", str(folder.path), "--jobs", str(jobs), *start, *launch]
 
 
-def environment_of(slot: int, jobs: int) -> dict[str, str]:
-    """A share of the cores, and one GPU: of several that are visible, each would get a part of the batch."""
+def environment_of(slot: int, jobs: int, *, all_devices: bool = False) -> dict[str, str]:
+    """A share of the cores, and one GPU: of several, a run of one process would give each a part of its batch."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
-    devices = visible_gpus()
+    devices = [] if all_devices else visible_gpus()
     device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
     return {**os.environ, "OMP_NUM_THREADS": threads, "NO_COLOR": "1", "COLUMNS": "120", **device}
 

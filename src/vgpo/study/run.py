@@ -1,11 +1,16 @@
 """One run of a study, in a process of its own: train, look at the trained model, seal the folder."""
 
 import dataclasses
+import os
 import resource
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,17 +19,18 @@ from rich.console import Console
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.evaluation.grounding import measure_grounding
 from vgpo.recipe.loading import check_image_token, quiet_libraries
-from vgpo.recipe.recipe import Recipe, load_recipe
+from vgpo.recipe.recipe import Recipe, load_recipe, read_mapping
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.train import train_recipe
 from vgpo.run.storage import to_json, write_file
+from vgpo.study.file import write_recipe
 from vgpo.study.folder import StudyRun
 from vgpo.terminal import say
 
 KIB = 1024
 
 
-def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> None:
+def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launch: Sequence[str] = ()) -> None:
     """Bring the run in `folder` to its end from wherever it is; its recipe is there.
 
     Args:
@@ -32,14 +38,20 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
         overrides: `--field value` words beside the recipe.
         start: look at the start model only, train nothing.
         jobs: how many runs share the machine, for the record.
+        launch: words before `-m vgpo.cli train` that start the training in several processes.
+
+    Raises:
+        SystemExit: A training that was launched failed, or a signal ended it.
     """
     quiet_libraries()
     one = StudyRun(folder)
     words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
     recipe = load_recipe(one.recipe_path, words)
     if not start:
-        peak = None  # of a process that was killed after its training
-        if not one.is_trained:
+        peak = None  # of a process that was killed after its training, and of processes that were launched
+        if launch:
+            train_launched(one, words, launch)
+        elif not one.is_trained:
             train_recipe(one.recipe_path, words, command=sys.argv)
             peak = peak_memory(recipe.config.device)
         if peak is not None or not one.usage_path.is_file():
@@ -52,8 +64,53 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int) -> No
     say(Console(), f"done: {folder}")
 
 
+def train_launched(one: StudyRun, words: Sequence[str], launch: Sequence[str]) -> None:
+    """Train in several processes, unless that is done. They do not evaluate: this process does it afterwards.
+
+    A signal that ends this process is passed on to them.
+
+    Raises:
+        SystemExit: They failed.
+    """
+    if one.folder.read_finished() is not None:
+        return
+    values = {name: value for name, value in read_mapping(one.recipe_path).items() if name != "eval_data"}
+    recipe = write_recipe(one.path / "launched.yaml", values)
+    pairs = zip(words[::2], words[1::2], strict=True)
+    fields = [word for pair in pairs if pair[0] != "--eval_data" for word in pair]
+    command = [*launch, "-m", "vgpo.cli", "train", "--config", str(recipe), *fields]
+    with passing_on_signals() as processes:
+        # They hold the lock of the study too.
+        processes.append(subprocess.Popen(command, start_new_session=True, close_fds=False))
+        status = processes[0].wait()
+    if status:
+        raise SystemExit(status if status > 0 else 128 - status)
+
+
+@contextmanager
+def passing_on_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Inside the block SIGTERM ends the processes in the list, each with what it started, and not this one.
+
+    Raises:
+        SystemExit: It came before there was a process.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if not processes:
+            raise SystemExit(128 + number)
+        for process in processes:
+            os.killpg(process.pid, number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield processes
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
-    """Probe the trained model of a run, or its start, on the held-out questions; a start is also evaluated.
+    """Probe the trained model of a run, or its start, on the held-out questions, after its evaluation.
 
     Adapters are merged into their base, which is not quantized for that.
     """
@@ -69,11 +126,13 @@ def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any
         "max_new_tokens": config.max_completion_length,
         "chat_template_kwargs": config.chat_template_kwargs,
     }
-    if start:
+    when = "before" if start else "after"
+    known = one.folder.read_evaluation() or {}
+    if when in known:
+        true = Evaluation(**known[when])
+    else:  # of a start, and of a training in several processes
         true = evaluate(model, setup.processor, setup.held_out, progress=False, **answering)
-        one.folder.write_evaluation({"before": dataclasses.asdict(true)})
-    else:
-        true = Evaluation(**(one.folder.read_evaluation() or {})["after"])
+        one.folder.write_evaluation({when: dataclasses.asdict(true)})
     return measure_grounding(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
 
 

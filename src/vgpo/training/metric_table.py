@@ -159,6 +159,27 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             advice="Use it as training accuracy: `reward` averages over rounds of unequal size.",
         ),
     ),
+    "Benchmarks": (
+        Metric(
+            name=names.suite_metric("TASK", "accuracy"),
+            unit="share of rows",
+            meaning="Greedy accuracy on the sampled rows of a benchmark of `eval_suite`. Rows that cannot be asked "
+            "count as wrong.",
+            advice="A sample of N rows has a 95 % interval of about ±1/√N: 100 rows show changes of 10 points.",
+        ),
+        Metric(
+            name=names.suite_metric("TASK", "no_box"),
+            unit="share of answers",
+            meaning="Answers without a `\\boxed{}`, which are always wrong.",
+            advice="If it is high at the start and falls, part of the gain in accuracy is the form of the answer.",
+        ),
+        Metric(
+            name=names.suite_metric("TASK", "truncated"),
+            unit="share of answers",
+            meaning="Answers cut at `max_completion_length`.",
+            advice="If it is high, the accuracy says little; raise `max_completion_length`.",
+        ),
+    ),
     "Guard": (
         Metric(
             name=names.GUARD_SKIPPED_STEPS,

@@ -1,0 +1,154 @@
+"""Evaluation on benchmarks while a model is trained."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
+from vgpo.evaluation.protocols import Protocol, protocol_named
+from vgpo.evaluation.tasks import Task, evaluate_task
+from vgpo.metric_names import suite_metric
+from vgpo.policy.undisturbed import undisturbed
+from vgpo.run import RunFolder
+from vgpo.run.suite import write_suite
+from vgpo.terminal import say
+from vgpo.trl import VGPOTrainer
+
+
+def suite_benchmarks(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks with these names, and those of the suites among them, each once.
+
+    Raises:
+        EvaluationError: An unknown name.
+    """
+    listed = [task for name in names for task in SUITES.get(name, (name,))]
+    return tasks_of("vgpo", listed) if listed else []
+
+
+def suite_sources(data: Mapping[str, str] | str | None) -> Mapping[str, str] | str | tuple[()]:
+    """Where the data of the benchmarks are, for `source_of`: a folder, `{task: source}` (JSON too), or nothing.
+
+    Raises:
+        ValueError: A mapping of anything but names.
+    """
+    sources = json.loads(data) if isinstance(data, str) and data.lstrip().startswith("{") else data
+    if isinstance(sources, Mapping) and not all(isinstance(one, str) for pair in sources.items() for one in pair):
+        raise ValueError("expected a folder, or a source for each task, as in {mathvista: FILE}")
+    return () if sources is None else sources
+
+
+def greedy_protocol(name: str) -> Protocol:
+    """A protocol that asks each question once, greedily.
+
+    Raises:
+        ValueError: It samples, or there is none of this name.
+    """
+    protocol = protocol_named(name)
+    if protocol.temperature > 0:
+        raise ValueError(
+            f"{name} samples {protocol.samples} answers to each question, expected a greedy protocol such as "
+            "papo-greedy; `vgpo eval --suite` takes the others"
+        )
+    return protocol
+
+
+class EvaluateSuite(TrainerCallback):
+    """Evaluates benchmarks after every so many steps and after the last one, and leaves the training as it was.
+
+    Scores are logged as metrics and written into the run folder with all answers.
+
+    Args:
+        trainer: Of one process.
+        tasks: What is evaluated.
+        protocol: Of `greedy_protocol`.
+        every: Optimizer steps between two evaluations; None for the end alone.
+        folder: Of the run.
+        console: Where scores are printed.
+    """
+
+    def __init__(
+        self,
+        trainer: VGPOTrainer,
+        tasks: Sequence[Task],
+        protocol: Protocol,
+        *,
+        every: int | None,
+        folder: RunFolder,
+        console: Console,
+    ) -> None:
+        self.trainer = trainer
+        self.tasks = tasks
+        self.protocol = protocol
+        self.every = every
+        self.folder = folder
+        self.console = console
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        step = state.global_step
+        if step < state.max_steps and (self.every is None or step % self.every):
+            return
+        found = self._evaluate()
+        write_suite(self.folder, step, {"protocol": self.protocol.name, "tasks": found})
+        logs = {name: value for task, one in found.items() for name, value in suite_metrics(task, one["scores"])}
+        # A control of its own: that of the training still says whether the step is to be logged.
+        self.trainer.callback_handler.on_log(args, state, TrainerControl(), logs)
+        accuracies = ", ".join(f"{task} {one['scores']['accuracy']:.1%}" for task, one in found.items())
+        say(self.console, f"step {step}, {self.protocol.name}: {accuracies}")
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Scores and answers of each task."""
+        config = self.trainer.args
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        found = {}
+        with undisturbed(model), without_mixed_precision(model):
+            for task in self.tasks:
+                scores, graded = evaluate_task(
+                    model,
+                    self.trainer.processing_class,
+                    task,
+                    self.protocol,
+                    batch_size=config.per_device_eval_batch_size,
+                    max_new_tokens=config.max_completion_length,
+                    chat_template_kwargs=config.chat_template_kwargs,
+                    progress=not config.disable_tqdm,
+                )
+                found[task.benchmark.name] = {
+                    "source": task.source,
+                    "scores": dataclasses.asdict(scores),
+                    "answers": [answer.model_dump() for answer in graded],
+                }
+        return found
+
+
+def suite_metrics(task: str, scores: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Names and values of what is logged of the scores of a task."""
+    answers = scores["num_asked"] * scores["num_samples"]
+    yield suite_metric(task, "accuracy"), scores["accuracy"]
+    yield suite_metric(task, "no_box"), scores["num_no_box"] / answers
+    yield suite_metric(task, "truncated"), scores["num_truncated"] / answers
+
+
+@contextmanager
+def without_mixed_precision(model: nn.Module) -> Iterator[None]:
+    """Inside the block a model computes as `vgpo eval` would load it: accelerate's autocast is put aside.
+
+    `unwrap_model(keep_fp32_wrapper=False)` would remove it for good.
+    """
+    original = vars(model).get("_original_forward")
+    if original is None:
+        yield
+        return
+    wrapped = vars(model)["forward"]
+    model.forward = original
+    try:
+        yield
+    finally:
+        model.forward = wrapped
