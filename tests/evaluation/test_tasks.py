@@ -76,7 +76,7 @@ def test_rows_of_papo_eval_get_no_template(tmp_path: Path) -> None:
     row = load_dataset(source).with_format("arrow")[:1]["images"].to_pylist()[0]
     turns = [{"role": "user", "content": "<image>How many? Box it."}, {"role": "assistant", "content": "1"}]
     Dataset.from_list([{"messages": turns, "images": row}]).to_parquet(str(tmp_path / "papo.parquet"))
-    papo = load_task(BENCHMARK, str(tmp_path / "papo.parquet"), template="think_boxed")
+    papo = load_task(BENCHMARKS["counting"], str(tmp_path / "papo.parquet"), template="think_boxed")
     assert text_of(papo) == "How many? Box it."
 
 

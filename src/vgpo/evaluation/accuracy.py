@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset
 from rich.console import Console
@@ -14,6 +14,8 @@ from vgpo.answers import extract_boxed
 from vgpo.evaluation.completions import Completion, complete
 from vgpo.policy.generation import evaluation_mode, greedy_decoding
 from vgpo.rewards import grade
+
+T = TypeVar("T")
 
 Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
@@ -107,25 +109,31 @@ def evaluate_answers(
     """
     if len(prompts_dataset) == 0:
         raise ValueError("the evaluation set is empty; give at least one question")
-    return grade_answers(answer_all(answer, prompts_dataset, batch_size=batch_size, progress=progress))
+
+    def answered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [answer_of(row, completion) for row, completion in zip(rows, answer(rows), strict=True)]
+
+    return grade_answers(answer_all(answered, prompts_dataset, batch_size=batch_size, progress=progress))
 
 
 def answer_all(
-    answer: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    answer: Callable[[list[dict[str, Any]]], list[T]],
     prompts_dataset: Dataset,
     *,
     batch_size: int,
     title: str = "evaluating",
     progress: bool = True,
-) -> list[dict[str, Any]]:
-    """The answers to all questions, in their order; arguments as of `evaluate_answers`, `title` is that of the bar."""
+) -> list[T]:
+    """What `answer` gives for each question, in their order; arguments as of `evaluate_answers`.
+
+    `title` is that of the progress bar.
+    """
     num_questions = len(prompts_dataset)
-    answers: list[dict[str, Any]] = []
+    answers: list[T] = []
     with progress_bar(disable=not progress) as bar:
         task = bar.add_task(title, total=num_questions)
         for start in range(0, num_questions, batch_size):
-            rows = [prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))]
-            answers += [answer_of(row, one) for row, one in zip(rows, answer(rows), strict=True)]
+            answers += answer([prompts_dataset[i] for i in range(start, min(start + batch_size, num_questions))])
             bar.update(task, completed=len(answers))
     return answers
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from vgpo.policy.generation import respond
 from vgpo.policy.prompts import encode
@@ -33,6 +33,11 @@ class Completion:
 def oversized(num_prompt_tokens: int) -> Completion:
     """In place of a response to a prompt that does not fit."""
     return Completion("", num_prompt_tokens, 0, truncated=False, oversized=True)
+
+
+def context_length_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a model reads at most, by its config; None if that does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def fits(num_prompt_tokens: int, context_length: int | None) -> bool:

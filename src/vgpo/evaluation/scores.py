@@ -162,6 +162,37 @@ def task_scores(
     )
 
 
+def scores_of_answers(
+    benchmark: Benchmark, graded: Sequence[GradedAnswer], *, num_rows: int, num_questions: int, num_dropped: int
+) -> TaskScores:
+    """The scores of one benchmark from the answers to all questions that were to be asked, oversized ones too.
+
+    Args:
+        benchmark: Which one.
+        graded: Responses, as many to each question.
+        num_rows: Rows that belong to it in its source.
+        num_questions: Rows that were to be asked.
+        num_dropped: Rows besides that could not be used.
+
+    Raises:
+        EvaluationError: As of `task_scores`.
+    """
+    oversized = len(oversized_rows(graded))
+    return task_scores(
+        benchmark,
+        [answer for answer in graded if not answer.oversized],
+        num_rows=num_rows,
+        num_asked=num_questions - oversized,
+        dropped=num_dropped,
+        oversized=oversized,
+    )
+
+
+def oversized_rows(graded: Iterable[GradedAnswer]) -> list[int]:
+    """The rows whose prompt filled the model's context."""
+    return sorted({answer.row for answer in graded if answer.oversized})
+
+
 def suite_scores(tasks: Iterable[TaskScores]) -> SuiteScores:
     """The scores of tasks in the order of `BENCHMARKS`, then others, and the paper's averages of them: Avg-Math of
     six, Avg-Vision of four, Overall the plain mean of all ten.

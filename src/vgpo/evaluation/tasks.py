@@ -9,13 +9,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError, to_prompts
-from vgpo.evaluation.accuracy import answer_all, answer_rows
+from vgpo.evaluation.accuracy import answer_all
 from vgpo.evaluation.answers import Answer, GradedAnswer, Question
 from vgpo.evaluation.benchmark_rows import PAPO, load_benchmark
 from vgpo.evaluation.benchmarks import Benchmark
+from vgpo.evaluation.completions import Completion, complete, context_length_of
 from vgpo.evaluation.protocols import Protocol
 from vgpo.evaluation.scorers import grade_answers
-from vgpo.evaluation.scores import TaskScores, task_scores
+from vgpo.evaluation.scores import TaskScores, scores_of_answers
 from vgpo.policy.generation import evaluation_mode, greedy_decoding
 
 SAMPLE_SEED = 0
@@ -108,22 +109,23 @@ def evaluate_task(
     """
     decoding = greedy_decoding(model, processor, max_new_tokens)
 
-    def answer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return answer_rows(model, processor, rows, decoding, chat_template_kwargs or {})
+    length = context_length_of(model.config)
+
+    def answer(rows: list[dict[str, Any]]) -> list[Completion]:
+        return complete(model, processor, rows, decoding, chat_template_kwargs or {}, context_length=length)
 
     with evaluation_mode(model):
         found = answer_all(answer, task.prompts, batch_size=batch_size, title=task.benchmark.title, progress=progress)
     answers = [
-        Answer(row=question.row, sample=0, completion=one["completion"], truncated=one["truncated"])
+        Answer(row=question.row, sample=0, completion=one.text, truncated=one.truncated, oversized=one.oversized)
         for question, one in zip(task.questions, found, strict=True)
     ]
     graded = grade_answers(protocol.scorer, task.questions, answers)
-    scores = task_scores(
+    scores = scores_of_answers(
         task.benchmark,
         graded,
         num_rows=task.num_rows,
-        num_asked=len(task.questions),
-        dropped=task.num_dropped,
-        oversized=0,
+        num_questions=len(task.questions),
+        num_dropped=task.num_dropped,
     )
     return scores, graded

@@ -11,7 +11,7 @@ import torch
 from transformers import ProcessorMixin
 from trl import ModelConfig
 
-from vgpo.evaluation.completions import Completion, complete, oversized
+from vgpo.evaluation.completions import Completion, complete, context_length_of, oversized
 from vgpo.policy.generation import evaluation_mode, greedy_decoding, sampled_decoding
 from vgpo.recipe.adapters import Source, with_bases
 from vgpo.recipe.loading import (
@@ -134,7 +134,7 @@ class TransformersPolicy:
         model = load_model(checkpoint.source, trust_remote_code=False)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         check_image_token(self.model, checkpoint.processor)
-        self.context_length = context_length(self.model.config)
+        self.context_length = context_length_of(self.model.config)
 
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
@@ -187,11 +187,6 @@ class VllmPolicy:
 
 
 POLICIES: dict[str, Callable[[OpenCheckpoint], Policy]] = {TRANSFORMERS: TransformersPolicy, VLLM: VllmPolicy}
-
-
-def context_length(config: Any) -> int | None:
-    """Tokens that a model reads at most, by its config; None if that does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def source_digest(source: Source) -> str:

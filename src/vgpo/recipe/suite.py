@@ -130,7 +130,7 @@ class EvaluateSuite(TrainerCallback):
 
 def suite_metrics(task: str, scores: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Names and values of what is logged of the scores of a task."""
-    answers = scores["num_asked"] * scores["num_samples"]
+    answers = max(scores["num_asked"] * scores["num_samples"], 1)
     yield suite_metric(task, "accuracy"), scores["accuracy"]
     yield suite_metric(task, "no_box"), scores["num_no_box"] / answers
     yield suite_metric(task, "truncated"), scores["num_truncated"] / answers

@@ -18,7 +18,7 @@ from vgpo.evaluation.benchmark_rows import DROPPING, BenchmarkRows, load_benchma
 from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
-from vgpo.evaluation.scores import SuiteScores, TaskScores, suite_scores, task_scores
+from vgpo.evaluation.scores import SuiteScores, TaskScores, oversized_rows, scores_of_answers, suite_scores
 from vgpo.evaluation.tables import suite_csv, suite_record, suite_table
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.recipe.policies import ENGINES, TRANSFORMERS, OpenCheckpoint, open_checkpoint
@@ -196,21 +196,14 @@ def task_record(rows: BenchmarkRows, reading: Reading) -> TaskRecord:
     )
 
 
-def oversized_rows(graded: Sequence[GradedAnswer]) -> list[int]:
-    """The rows whose prompt filled the model's context."""
-    return sorted({answer.row for answer in graded if answer.oversized})
-
-
 def scores_of(rows: BenchmarkRows, graded: Sequence[GradedAnswer]) -> TaskScores:
     """The scores of a task, from every answer to its rows."""
-    oversized = len(oversized_rows(graded))
-    return task_scores(
+    return scores_of_answers(
         rows.benchmark,
-        [answer for answer in graded if not answer.oversized],
+        graded,
         num_rows=rows.num_rows,
-        num_asked=len(rows.questions) - oversized,
-        dropped=len(rows.dropped),
-        oversized=oversized,
+        num_questions=len(rows.questions),
+        num_dropped=len(rows.dropped),
     )
 
 
