@@ -261,6 +261,18 @@ def evaluate(
         command.run(request)
 
 
+@app.command()
+def scores(
+    folders: Annotated[list[Path], typer.Argument(help="Evaluation folders (of vgpo eval --suite).")],
+    csv: Annotated[Path | None, out_option(help="Write the scores to this CSV file too.")] = None,
+) -> None:
+    """Print the scores of several evaluations in one table: a row per checkpoint, a column per benchmark."""
+    from vgpo.commands import scores as command
+
+    with readable(command.ERRORS):
+        command.run(folders, csv)
+
+
 @app.command(name="inspect")
 def inspect_checkpoint(
     checkpoint: Annotated[

@@ -1,0 +1,25 @@
+"""`vgpo scores`: evaluations on benchmarks in one table."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from vgpo.evaluation.errors import EvaluationError
+from vgpo.run import RunFolderError
+from vgpo.run.storage import write_file
+from vgpo.suite.folder import EvaluationFolder
+from vgpo.suite.scoreboard import read_scoreboard, scoreboard_csv, scoreboard_table
+
+ERRORS = (EvaluationError, RunFolderError)
+
+
+def run(folders: list[Path], csv: Path | None) -> None:
+    """Print the scores of the folders, and write them to `csv`.
+
+    Raises:
+        EvaluationError, RunFolderError: As of `read_scoreboard`.
+    """
+    board = read_scoreboard([EvaluationFolder.open(folder) for folder in folders])
+    if csv is not None:
+        write_file(csv, scoreboard_csv(board).encode("utf-8"))
+    Console().print(scoreboard_table(board))
