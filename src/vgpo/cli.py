@@ -266,7 +266,7 @@ def scores(
     folders: Annotated[list[Path], typer.Argument(help="Evaluation folders (of vgpo eval --suite).")],
     csv: Annotated[Path | None, out_option(help="Write the scores to this CSV file too.")] = None,
 ) -> None:
-    """Print the scores of several evaluations in one table: a row per checkpoint, a column per benchmark."""
+    """Print the scores of several evaluations in one table: a row per benchmark, a column per checkpoint."""
     from vgpo.commands import scores as command
 
     with readable(command.ERRORS):

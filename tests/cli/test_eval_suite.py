@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from vgpo.cli import app
 from vgpo.commands import evaluate_suite
 from vgpo.suite import run as runner
+from vgpo.suite.choices import default_folder
 from vgpo.suite.run import SuiteRequest
 
 
@@ -90,7 +91,7 @@ def test_the_folder_is_named_after_run_or_checkpoint_and_protocol(tmp_path: Path
     final = tmp_path / "mine" / "checkpoints" / "final"
     final.mkdir(parents=True)
     (tmp_path / "mine" / "config.yaml").write_text("template: plain\n")
-    found = [evaluate_suite.default_folder(name, "papo-avg@8") for name in (str(final), "Qwen/Qwen2.5-VL-3B", "toy")]
+    found = [default_folder(name, "papo-avg@8") for name in (str(final), "Qwen/Qwen2.5-VL-3B", "toy")]
     assert found == [
         Path("evaluations/mine-final-papo-avg-8"),
         Path("evaluations/Qwen-Qwen2.5-VL-3B-papo-avg-8"),

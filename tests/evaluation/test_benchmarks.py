@@ -9,7 +9,7 @@ import PIL.ImageFile
 import psutil
 import pytest
 
-from tests.evaluation.benchmark_files import CASES, MATHVERSE, Case, hub, papo, png, whole
+from tests.evaluation.benchmark_files import CASES, MATHVERSE, Case, hub, lines, papo, png, whole
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import benchmark_rows
 from vgpo.evaluation.answers import Question
@@ -127,6 +127,15 @@ def test_a_limit_takes_the_first_rows_and_does_not_replace_dropped_ones(tmp_path
     read = load_benchmark(BENCHMARKS["logicvista"], case_of("logicvista", HUB).write(tmp_path), limit=2)
     assert (read.num_rows, [question.row for question in read.questions]) == (3, [0])
     assert [fault.row for fault in read.dropped] == [1]
+
+
+def test_rows_of_a_limit_may_have_no_image_but_not_the_whole_set(tmp_path: Path) -> None:
+    rows = [{"question": "a", "answer": 7, "image": image} for image in ("", "1.png")]
+    source = lines(rows, "geomath.jsonl")(tmp_path)
+    assert len(load_benchmark(BENCHMARKS["geomath"], source, limit=1).questions) == 1
+    assert len(load_benchmark(BENCHMARKS["geomath"], source).questions) == 2
+    with pytest.raises(DataError, match="no row of the whole set has an image"):
+        load_benchmark(BENCHMARKS["geomath"], lines(rows[:1], "none.jsonl")(tmp_path))
 
 
 def test_a_limit_below_one_is_refused(tmp_path: Path) -> None:
@@ -310,8 +319,9 @@ def test_a_downloaded_repository_is_entered_at_its_configuration_and_split(tmp_p
 def test_a_folder_of_papos_splits_is_read_at_the_split_of_the_task(tmp_path: Path) -> None:
     papo("wemath", [("How far?", "A")])(tmp_path)
     papo("counting", [("How many?", "4"), ("How many?", "5")])(tmp_path)
-    read = load_benchmark(BENCHMARKS["counting"], source_of(BENCHMARKS["counting"], str(tmp_path)))
-    assert (read.form, [question.answer for question in read.questions]) == (PAPO, ["4", "5"])
+    for source in (source_of(BENCHMARKS["counting"], str(tmp_path)), str(tmp_path)):
+        read = load_benchmark(BENCHMARKS["counting"], source)
+        assert (read.form, [question.answer for question in read.questions]) == (PAPO, ["4", "5"])
 
 
 def test_the_original_set_is_asked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +347,7 @@ def test_the_original_set_is_asked_for_on_the_hub(tmp_path: Path, monkeypatch: p
          {"A": "red", "B": "blue", "C": "none of (A) and (B)"}),
         ("Which? Select from A-B: A) red B) both", {"A": "red", "B": "both"}),
         ("A. B. Smith walks.\nHow far?\nA. 3\nB. 4", {"A": "3", "B": "4"}),
+        ("Is it (A) up or (B) down?\nA. only A\nB. both", {"A": "only A", "B": "both"}),
         ("Which? (A) (B) (C)", {}),
         ("Which?\nA. 45° B. 60° ;C. 75°", {}),
         ("Which?\nB. red\nC. blue", {}),

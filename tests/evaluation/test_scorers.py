@@ -54,6 +54,7 @@ FREE = [
     ("None", "None", True, True),
     ("left", "felt", False, False),
     ("[3, 5]", "3, 5", False, True),
+    ("[3, 5]", "3 and 5", False, True),
     ("[3, 5]", "[3,5]", True, True),
     ("[3, 5]", "5, 3", False, False),
 ]

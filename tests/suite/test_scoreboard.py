@@ -59,7 +59,7 @@ def test_columns_are_those_of_all_in_the_order_of_the_paper_and_what_is_missing_
 
 def test_other_protocols_are_not_put_into_one_table(tmp_path: Path) -> None:
     folders = [evaluation(tmp_path / "a", {"mine": "+"}), evaluation(tmp_path / "b", {"mine": "+"}, "lenient")]
-    with pytest.raises(EvaluationError, match="by 'papo-greedy' and .* by 'lenient'; such scores are not comparable"):
+    with pytest.raises(EvaluationError, match=r"by 'papo-greedy' and .* by 'lenient'; such scores are not comparable"):
         read_scoreboard(folders)
 
 

@@ -1,6 +1,5 @@
 """`vgpo eval --suite`: scores of a checkpoint on benchmarks."""
 
-import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,20 +8,15 @@ from typing import Any
 from rich.console import Console
 
 from vgpo.data import DataError, Reading
-from vgpo.evaluation.benchmark_rows import data_options
-from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
-from vgpo.run.trained import run_of_checkpoint
+from vgpo.suite.choices import default_folder, requested_tasks
 from vgpo.terminal import say
-from vgpo.text import did_you_mean
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (EvaluationError, RecipeError, DataError, RunFolderError, EngineError)
-DEFAULT_SUITE = next(iter(SUITES))
-FOLDER = Path("evaluations")
 
 
 def run(
@@ -67,32 +61,3 @@ def run(
     console = Console()
     evaluate_suite(request, console)
     say(console, f"answers, scores and logs: {request.out}")
-
-
-def requested_tasks(suite: str | None, tasks: str | None, data: Sequence[str], reading: Reading) -> list[Benchmark]:
-    """The tasks that are named, or all of the suite.
-
-    Raises:
-        EvaluationError: A name is unknown, or an option is for a task that is not asked for.
-    """
-    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else []
-    sources, _ = data_options(data)
-    benchmarks = tasks_of(suite or DEFAULT_SUITE, names, sources)
-    for name in sources.keys() - {benchmark.name for benchmark in benchmarks}:
-        raise EvaluationError(
-            f"--data {name}=...: {name!r} is none of the tasks that are asked for"
-            f"{did_you_mean(name, [benchmark.name for benchmark in benchmarks])}; name it with --tasks"
-        )
-    if (reading.format or reading.columns) and all(benchmark.original for benchmark in benchmarks):
-        raise EvaluationError(
-            "--format and --columns are for tasks without public data, and none is asked for; remove them, or name a "
-            "task of your own: --tasks mine --data mine=SOURCE"
-        )
-    return benchmarks
-
-
-def default_folder(checkpoint: str, protocol: str) -> Path:
-    """A folder named after the run of a checkpoint, or the checkpoint, and the protocol."""
-    run = run_of_checkpoint(Path(checkpoint))
-    named = f"{run.name}-{Path(checkpoint).resolve().name}" if run else checkpoint.strip("/")
-    return FOLDER / re.sub(r"[^\w.-]+", "-", f"{named}-{protocol}").strip("-.")

@@ -144,7 +144,7 @@ def other_texts(question: Question) -> list[str]:
 
 def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
     """Whether the grader finds each box equal to a text."""
-    boxes = [f"[{box}]" if _is_bare_list(box, text) else box for box, text in pairs]
+    boxes = [_as_listed(box, text) for box, text in pairs]
     return lenient_grader().grade_boxed(boxes, [text for _, text in pairs])
 
 
@@ -166,9 +166,10 @@ def _rounds_to_reference(question: Question, box: str) -> bool:
     return distance is not None and distance <= Decimal(5).scaleb(-question.precision - 1)
 
 
-def _is_bare_list(box: str, reference: str) -> bool:
-    """Whether the reference answer is a list in brackets, and `box` a list without them."""
-    return _is_list(reference.strip()) and _is_list(f"[{box}]")
+def _as_listed(box: str, reference: str) -> str:
+    """`box` in brackets if it is a list without them, as `3, 5` or `3 and 5`, and the reference answer has them."""
+    listed = f"[{box.replace(' and ', ', ')}]"
+    return listed if _is_list(reference.strip()) and _is_list(listed) else box
 
 
 def _is_list(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Scores of several evaluations in one table, as the paper prints them: a row for each checkpoint."""
+"""Scores of several evaluations in one table."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from vgpo.terminal import right
 from vgpo.text import visible
 
 PARTIAL = "*"
-CAPTION = f"Accuracy in %. {PARTIAL} partial: rows of the benchmark, or tasks of the average, are missing."
+NOTE = f"{PARTIAL} partial: rows of the benchmark, or tasks of the average, are missing"
 
 
 class Score(Record):
@@ -93,21 +93,23 @@ def scores_by_name(record: ScoresRecord) -> dict[str, Score]:
 
 
 def scoreboard_table(board: Scoreboard) -> Table:
-    """A row for each evaluation, a column for each task and average."""
+    """A row for each task and average, a column for each evaluation, which the caption names by its number."""
+    numbers = range(1, len(board.rows) + 1)
+    named = (f"{number}: {visible(name)}" for number, (name, _) in zip(numbers, board.rows, strict=True))
     table = Table(
-        Column("evaluation", overflow="fold"),
-        *(right(escape(visible(title))) for title in board.titles.values()),
+        Column("accuracy, %", no_wrap=True),
+        *(right(str(number)) for number in numbers),
         title=f"Protocol: {escape(visible(board.protocol))}",
         title_justify="left",
-        caption=CAPTION,
+        caption=escape("\n".join([*named, NOTE])),
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
     )
-    for name, scores in board.rows:
-        table.add_row(escape(visible(name)), *(cell_of(scores.get(column)) for column in board.titles))
+    for column, title in board.titles.items():
+        cells = (cell_of(scores.get(column)) for _, scores in board.rows)
+        table.add_row(escape(visible(title)), *cells)
     return table
 
 
