@@ -16,7 +16,7 @@ from vgpo.suite.choices import default_folder, requested_tasks
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
-ERRORS = (EvaluationError, RecipeError, DataError, RunFolderError, EngineError)
+ERRORS = (EvaluationError, RecipeError, DataError, RunFolderError, EngineError, ImportError)
 
 
 def run(

@@ -8,7 +8,8 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.run import RunFolderError
 from vgpo.run.storage import write_file
 from vgpo.suite.folder import EvaluationFolder
-from vgpo.suite.scoreboard import read_scoreboard, scoreboard_csv, scoreboard_table
+from vgpo.suite.scoreboard import legend, read_scoreboard, scoreboard_csv, scoreboard_table
+from vgpo.terminal import say
 
 ERRORS = (EvaluationError, RunFolderError)
 
@@ -22,4 +23,7 @@ def run(folders: list[Path], csv: Path | None) -> None:
     board = read_scoreboard([EvaluationFolder.open(folder) for folder in folders])
     if csv is not None:
         write_file(csv, scoreboard_csv(board).encode("utf-8"))
-    Console().print(scoreboard_table(board))
+    console = Console()
+    console.print(scoreboard_table(board))
+    for line in legend(board):
+        say(console, line)

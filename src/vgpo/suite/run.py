@@ -18,6 +18,7 @@ from vgpo.evaluation.benchmark_rows import DROPPING, BenchmarkRows, load_benchma
 from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
+from vgpo.evaluation.scorers import check_scorer
 from vgpo.evaluation.scores import SuiteScores, TaskScores, oversized_rows, scores_of_answers, suite_scores
 from vgpo.evaluation.tables import suite_csv, suite_record, suite_table
 from vgpo.recipe.loading import quiet_libraries
@@ -135,11 +136,13 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
 
     Raises:
         EvaluationError: The folder holds another evaluation, or a question could not be answered.
+        ImportError: The scorer needs math-verify, which is not installed.
         DataError: Rows of a task cannot be found or read.
         RecipeError: The checkpoint cannot be loaded.
         RunFolderError: The folder is in use, or the disk refused.
     """
     quiet_libraries()
+    check_scorer(request.protocol.scorer)
     subject, folder = Subject(request), EvaluationFolder(request.out)
     with locked(folder.path):
         loaded = [load_rows(benchmark, subject) for benchmark in request.benchmarks]

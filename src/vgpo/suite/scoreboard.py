@@ -93,16 +93,13 @@ def scores_by_name(record: ScoresRecord) -> dict[str, Score]:
 
 
 def scoreboard_table(board: Scoreboard) -> Table:
-    """A row for each task and average, a column for each evaluation, which the caption names by its number."""
+    """A row for each task and average, a column for each evaluation, under its number in `legend`."""
     numbers = range(1, len(board.rows) + 1)
-    named = (f"{number}: {visible(name)}" for number, (name, _) in zip(numbers, board.rows, strict=True))
     table = Table(
         Column("accuracy, %", no_wrap=True),
         *(right(str(number)) for number in numbers),
         title=f"Protocol: {escape(visible(board.protocol))}",
         title_justify="left",
-        caption=escape("\n".join([*named, NOTE])),
-        caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
@@ -111,6 +108,13 @@ def scoreboard_table(board: Scoreboard) -> Table:
         cells = (cell_of(scores.get(column)) for _, scores in board.rows)
         table.add_row(escape(visible(title)), *cells)
     return table
+
+
+def legend(board: Scoreboard) -> list[str]:
+    """Which evaluation is in which column, and what the mark at a score means."""
+    named = [f"{number}: {visible(name)}" for number, (name, _) in enumerate(board.rows, start=1)]
+    is_marked = any(score.is_partial for _, scores in board.rows for score in scores.values())
+    return [*named, NOTE] if is_marked else named
 
 
 def cell_of(score: Score | None) -> str:
