@@ -17,7 +17,7 @@ from vgpo.evaluation.completions import Completion
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.scores import SuiteScores
 from vgpo.recipe.policies import TransformersPolicy
-from vgpo.suite import run
+from vgpo.suite import subject
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
 
@@ -215,13 +215,13 @@ def test_a_row_that_cannot_be_used_is_named_and_counts_as_wrong(request_for: Mak
 def test_a_server_of_another_provider_answers_the_same_way(request_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
-    def says_nine(name: str) -> Model:
+    def says_nine(name: str, **options: Any) -> Model:
         names.append(name)
         output = ModelOutput.from_content("model", r"\boxed{9}")
         output.usage = ModelUsage()
         return get_model("mockllm/model", custom_outputs=lambda *args: output.model_copy(deep=True))
 
-    monkeypatch.setattr(run, "get_model", says_nine)
+    monkeypatch.setattr(subject, "get_model", says_nine)
     request = request_for(tasks=["counting"], engine="mockllm", checkpoint="model", template=None)
     scores = evaluated(request).tasks[0]
     references = [answer.question.answer for answer in EvaluationFolder(request.out).read_graded("counting")]

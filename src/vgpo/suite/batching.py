@@ -1,6 +1,7 @@
 """Requests of many coroutines, answered in batches by one worker thread."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_IDLE_SECONDS = 0.1  # without another request, after which a batch that is not full is run
+IDLE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,36 @@ class _Request(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Collects what coroutines ask for, and answers it together.
 
-    A batch is run when it is full, or when no request has come for a tenth of a second. All batches run in one daemon
+    A batch is run when it is full, or when no request has come for `idle_seconds`. All batches run in one daemon
     thread, so that the event loop never waits for a model, and torch sees a single thread. The exception of a batch is
-    raised in each of its requests.
+    raised in each of its requests. As a context manager, or by `close`, it ends its thread.
 
     Args:
         run: Answers a batch, one result for each item, in order.
         size: Largest batch.
+        idle_seconds: 0 runs what is there already, without waiting for more.
     """
 
-    def __init__(self, run: Callable[[list[Item]], Sequence[Result]], size: int) -> None:
+    def __init__(
+        self, run: Callable[[list[Item]], Sequence[Result]], size: int, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         self.run = run
         self.size = size
-        self._requests: queue.SimpleQueue[_Request[Item, Result]] = queue.SimpleQueue()
+        self.idle_seconds = idle_seconds
+        self._requests: queue.SimpleQueue[_Request[Item, Result] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Batcher[Item, Result]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread after the batch at hand: it keeps `run`, and so a model, alive. A request starts another."""
+        if self._thread is not None:
+            self._requests.put(None)
+            self._thread = None
 
     async def __call__(self, item: Item) -> Result:
         """The result for one item."""
@@ -49,8 +66,7 @@ class Batcher(Generic[Item, Result]):
         return await request.future
 
     def _work(self) -> None:
-        while True:
-            batch = self._next_batch()
+        while batch := self._next_batch():
             try:
                 results = self.run([request.item for request in batch])
                 if len(results) != len(batch):
@@ -63,12 +79,19 @@ class Batcher(Generic[Item, Result]):
                     _settle(request, result=result)
 
     def _next_batch(self) -> list[_Request[Item, Result]]:
-        batch = [self._requests.get()]
+        """The next requests; none once the thread is to end."""
+        batch: list[_Request[Item, Result]] = []
         while len(batch) < self.size:
             try:
-                batch.append(self._requests.get(timeout=_IDLE_SECONDS))
+                wait = self.idle_seconds if batch else None
+                request = self._requests.get(timeout=wait) if wait != 0 else self._requests.get_nowait()
             except queue.Empty:
                 break
+            if request is None:
+                if batch:
+                    self._requests.put(None)  # for the next round
+                break
+            batch.append(request)
         return batch
 
 
@@ -81,9 +104,10 @@ def _settle(
         if request.future.done():  # cancelled
             return
         if error is not None:
-            request.future.set_exception(error)
+            # A future takes no StopIteration.
+            request.future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
         else:
             request.future.set_result(result)  # type: ignore[arg-type]
 
-    if not request.loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
         request.loop.call_soon_threadsafe(set_outcome)

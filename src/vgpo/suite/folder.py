@@ -65,9 +65,11 @@ class EvaluationRecord(Record):
         version: Of the files in the folder.
         checkpoint: As on the command line.
         checkpoint_digest: Of its weights; tells two checkpoints of one name apart.
+        dtype: Of the weights, as on the command line.
         engine: What generated: "transformers" or "vllm".
         protocol: Name of sampling and scorer, as `vgpo.evaluation.protocols` has it.
         template: Prompt template.
+        chat_template_kwargs: Of the chat template, as in training.
         max_new_tokens: Longest response, in tokens.
         image_size: Limits of the image processor, by their names there.
         seed: Draws the responses where they are sampled.
@@ -79,8 +81,10 @@ class EvaluationRecord(Record):
     checkpoint: str
     checkpoint_digest: str
     engine: str
+    dtype: str = "auto"
     protocol: str
     template: str
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     max_new_tokens: int = Field(gt=0)
     image_size: dict[str, int | None]
     seed: int

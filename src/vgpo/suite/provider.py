@@ -58,6 +58,10 @@ class CheckpointAPI(ModelAPI):
         self.policy = self.checkpoint.policy()
         self.batcher: Batcher[Request, Completion] = Batcher(self._complete, batch_size)
 
+    def close(self) -> None:
+        """End the thread that answers; the weights go with this object."""
+        self.batcher.close()
+
     @property
     def template(self) -> str:
         """The prompt template that the checkpoint was trained with."""

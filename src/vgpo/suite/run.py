@@ -1,132 +1,31 @@
 """An evaluation of one checkpoint on a suite: asked row by row, resumed by row, graded, and summed up."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from inspect_ai import Task
 from inspect_ai import eval as evaluate_task
-from inspect_ai.model import Model, get_model
+from inspect_ai.model import Model
 from rich.console import Console
 
 from vgpo.data import Reading
 from vgpo.data.fingerprint import fingerprint
-from vgpo.evaluation.accuracy import progress_bar
 from vgpo.evaluation.answers import Answer, GradedAnswer
-from vgpo.evaluation.benchmark_rows import DROPPING, BenchmarkRows, load_benchmark, source_of
-from vgpo.evaluation.benchmarks import Benchmark
+from vgpo.evaluation.benchmark_rows import BenchmarkRows, load_benchmark, source_of
+from vgpo.evaluation.benchmarks import Benchmark, tasks_of
 from vgpo.evaluation.errors import EvaluationError
-from vgpo.evaluation.protocols import Protocol
-from vgpo.evaluation.scorers import check_scorer
-from vgpo.evaluation.scores import SuiteScores, TaskScores, oversized_rows, scores_of_answers, suite_scores
+from vgpo.evaluation.scorers import check_scorer, grade_answers
+from vgpo.evaluation.scores import SuiteScores, oversized_rows, scores_of_answers, suite_scores
 from vgpo.evaluation.tables import suite_csv, suite_record, suite_table
 from vgpo.recipe.loading import quiet_libraries
-from vgpo.recipe.policies import ENGINES, TRANSFORMERS, OpenCheckpoint, open_checkpoint
 from vgpo.run.lock import locked
 from vgpo.suite.batching import Batcher
 from vgpo.suite.folder import EvaluationFolder, EvaluationRecord, TaskRecord
-from vgpo.suite.prompts import THINK_BOXED
-from vgpo.suite.tasks import Asking, benchmark_task
+from vgpo.suite.progress import progress_over
+from vgpo.suite.subject import Subject, SuiteRequest
+from vgpo.suite.tasks import Asking, benchmark_task, grader_of
 
-SERVED_MAX_NEW_TOKENS = 2048  # of a model that a server answers with, whose training is not known
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteRequest:
-    """What is evaluated, and how; None stands for what the checkpoint was trained with.
-
-    Attributes:
-        checkpoint: Folder, hub name or `toy`; of another engine, the name under which it serves the model.
-        benchmarks: The tasks, in this order.
-        data: Where rows are, as of `source_of`.
-        protocol: Decoding and scorer.
-        out: The evaluation folder; a new one, or one of the same evaluation, which is resumed.
-        template, max_new_tokens, min_pixels, max_pixels, dtype: As of `open_checkpoint`.
-        engine: `transformers`, `vllm`, or a provider of inspect-ai, such as `openai-api/NAME`.
-        batch_size: Questions answered at once, by a server at most twice as many.
-        limit: Rows of each task that are asked at most.
-        reading: How rows are read, as of `load_benchmark`.
-        seed: Of samples.
-    """
-
-    checkpoint: str
-    benchmarks: Sequence[Benchmark]
-    data: Mapping[str, str] | Sequence[str] | str = ()
-    protocol: Protocol
-    out: Path
-    template: str | None = None
-    max_new_tokens: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    dtype: str = "auto"
-    engine: str = TRANSFORMERS
-    batch_size: int = 64
-    limit: int | None = None
-    reading: Reading = DROPPING
-    seed: int = 0
-
-
-class Subject:
-    """The model that is evaluated; its weights are loaded when the first question is asked."""
-
-    def __init__(self, request: SuiteRequest) -> None:
-        self.request = request
-        self.checkpoint: OpenCheckpoint | None = None
-        if request.engine in ENGINES:
-            self.checkpoint = open_checkpoint(
-                request.checkpoint,
-                template=request.template,
-                max_new_tokens=request.max_new_tokens,
-                min_pixels=request.min_pixels,
-                max_pixels=request.max_pixels,
-                dtype=request.dtype,
-                engine=request.engine,
-                untrained_template=THINK_BOXED,
-            )
-
-    @property
-    def template(self) -> str:
-        return self.checkpoint.template if self.checkpoint else self.request.template or THINK_BOXED
-
-    @property
-    def max_new_tokens(self) -> int:
-        if self.checkpoint:
-            return self.checkpoint.max_new_tokens
-        return self.request.max_new_tokens or SERVED_MAX_NEW_TOKENS
-
-    def record(self, tasks: dict[str, TaskRecord]) -> EvaluationRecord:
-        """What is evaluated, as the folder keeps it."""
-        request = self.request
-        size = dict(self.checkpoint.processor.image_processor.size) if self.checkpoint else {}
-        return EvaluationRecord(
-            checkpoint=request.checkpoint,
-            checkpoint_digest=self.checkpoint.digest() if self.checkpoint else "",
-            engine=request.engine,
-            protocol=request.protocol.name,
-            template=self.template,
-            max_new_tokens=self.max_new_tokens,
-            image_size=size,
-            seed=request.seed,
-            limit=request.limit,
-            tasks=tasks,
-        )
-
-    @cached_property
-    def model(self) -> Model:
-        """The model for inspect-ai."""
-        request = self.request
-        if self.checkpoint is None:
-            return get_model(f"{request.engine}/{request.checkpoint}")
-        return get_model(
-            f"vgpo/{request.checkpoint}",
-            memoize=False,  # its weights go when the evaluation ends
-            engine=request.engine,
-            batch_size=request.batch_size,
-            dtype=request.dtype,
-            min_pixels=request.min_pixels,
-            max_pixels=request.max_pixels,
-        )
+__all__ = ["SuiteRequest", "evaluate_suite"]
 
 
 def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
@@ -134,49 +33,93 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
 
     Answers that the folder has already are not asked again. Each new answer is in the folder before it is graded.
 
+    Returns:
+        The scores of all tasks in the folder, those of earlier evaluations too.
+
     Raises:
         EvaluationError: The folder holds another evaluation, or a question could not be answered.
         ImportError: The scorer needs math-verify, which is not installed.
         DataError: Rows of a task cannot be found or read.
         RecipeError: The checkpoint cannot be loaded.
+        EngineError: vLLM is not installed, or fails.
         RunFolderError: The folder is in use, or the disk refused.
     """
     quiet_libraries()
     check_scorer(request.protocol.scorer)
-    subject, folder = Subject(request), EvaluationFolder(request.out)
-    with locked(folder.path):
-        loaded = [load_rows(benchmark, subject) for benchmark in request.benchmarks]
-        tasks = {rows.benchmark.name: task_record(rows, reading_of(rows.benchmark, request)) for rows in loaded}
-        record = resumed(folder, subject.record(tasks))
+    sources = {benchmark.name: source_of(benchmark, request.data) for benchmark in request.benchmarks}
+    folder = EvaluationFolder(request.out)
+    with locked(folder.path), subject_of(request) as subject:
+        record = checked_record(folder, subject.record())
+        loaded = [load_rows(benchmark, sources[benchmark.name], subject) for benchmark in request.benchmarks]
+        for rows in loaded:
+            add_task(folder, record, rows, reading_of(rows.benchmark, request))
+        if any(missing(rows, folder, request) for rows in loaded):
+            _ = subject.model  # one that cannot be loaded leaves the folder as it was
         folder.write_record(record)
-        scores: list[TaskScores] = []
-        with progress_bar(disable=not console.is_terminal, console=console) as bar:
-            total = sum(len(rows.questions) for rows in loaded) * request.protocol.samples
-            started = bar.add_task("evaluating", total=total)
+        total = sum(len(rows.questions) for rows in loaded) * request.protocol.samples
+        with progress_over(total, console) as progress:
             for rows in loaded:
-                bar.update(started, description=rows.benchmark.title)
-                graded = ask_and_grade(subject, rows, folder, lambda: bar.advance(started))
+                progress.begin(rows.benchmark.title)
+                graded = ask_and_grade(subject, rows, folder, progress.advance)
                 folder.write_graded(rows.benchmark.name, graded)
-                scores.append(scores_of(rows, graded))
                 task = record.tasks[rows.benchmark.name]
-                task.oversized, task.num_asked = oversized_rows(graded), scores[-1].num_asked
-        folder.write_record(record)
-        suite = suite_scores(scores)
-        folder.write_scores(suite_record(suite, request.protocol.name), suite_csv(suite, request.protocol.name))
-    console.print(suite_table(suite, request.protocol.name))
+                task.oversized = oversized_rows(graded)
+                task.num_asked = len(rows.questions) - len(task.oversized)
+                folder.write_record(record)
+        suite = stored_scores(folder, record)
+        folder.write_scores(suite_record(suite, record.protocol), suite_csv(suite, record.protocol))
+    console.print(suite_table(suite, record.protocol))
     return suite
 
 
-def load_rows(benchmark: Benchmark, subject: Subject) -> BenchmarkRows:
+@contextmanager
+def subject_of(request: SuiteRequest) -> Iterator[Subject]:
+    """The model that is evaluated, whose thread ends with the block."""
+    subject = Subject(request)
+    try:
+        yield subject
+    finally:
+        subject.close()
+
+
+def checked_record(folder: EvaluationFolder, record: EvaluationRecord) -> EvaluationRecord:
+    """`record`, with the tasks of the evaluation that the folder may hold.
+
+    Raises:
+        EvaluationError: That is another evaluation.
+    """
+    if not folder.record_path.exists():
+        return record
+    before = folder.read_record()
+    # A checkpoint is what its files are, wherever they are.
+    ignored = {"tasks", "checkpoint"} if before.checkpoint_digest and record.checkpoint_digest else {"tasks"}
+    differences = [
+        f"{name}: found {getattr(before, name)!r}, expected {getattr(record, name)!r}"
+        for name in EvaluationRecord.model_fields
+        if name not in ignored and getattr(before, name) != getattr(record, name)
+    ]
+    if differences:
+        raise other_evaluation(folder, differences)
+    return record.model_copy(update={"tasks": dict(before.tasks)})
+
+
+def other_evaluation(folder: EvaluationFolder, differences: list[str]) -> EvaluationError:
+    listed = "\n".join(f"  {line}" for line in differences)
+    return EvaluationError(
+        f"{folder.path} holds another evaluation, whose answers cannot be used:\n{listed}\nName another folder with "
+        "--out, or evaluate as before."
+    )
+
+
+def load_rows(benchmark: Benchmark, source: str, subject: Subject) -> BenchmarkRows:
     """The rows of a task that can be asked; the others are among `dropped`."""
-    request = subject.request
     return load_benchmark(
         benchmark,
-        source_of(benchmark, request.data),
-        reading=reading_of(benchmark, request),
-        limit=request.limit,
+        source,
+        reading=reading_of(benchmark, subject.request),
+        limit=subject.request.limit,
         template=subject.template,
-        forbidden=subject.checkpoint.forbidden() if subject.checkpoint else (),
+        forbidden=subject.forbidden,
     )
 
 
@@ -185,8 +128,13 @@ def reading_of(benchmark: Benchmark, request: SuiteRequest) -> Reading:
     return request.reading if benchmark.original is None else Reading(faulty_rows=request.reading.faulty_rows)
 
 
-def task_record(rows: BenchmarkRows, reading: Reading) -> TaskRecord:
-    return TaskRecord(
+def add_task(folder: EvaluationFolder, record: EvaluationRecord, rows: BenchmarkRows, reading: Reading) -> None:
+    """Put a task into a record.
+
+    Raises:
+        EvaluationError: It is there already, with other rows.
+    """
+    now = TaskRecord(
         source=rows.source,
         format=reading.format,
         columns=dict(reading.columns or {}),
@@ -197,48 +145,28 @@ def task_record(rows: BenchmarkRows, reading: Reading) -> TaskRecord:
         oversized=[],
         dropped=[str(fault) for fault in rows.dropped],
     )
-
-
-def scores_of(rows: BenchmarkRows, graded: Sequence[GradedAnswer]) -> TaskScores:
-    """The scores of a task, from every answer to its rows."""
-    return scores_of_answers(
-        rows.benchmark,
-        graded,
-        num_rows=rows.num_rows,
-        num_questions=len(rows.questions),
-        num_dropped=len(rows.dropped),
-    )
-
-
-def resumed(folder: EvaluationFolder, record: EvaluationRecord) -> EvaluationRecord:
-    """`record` for a folder that may hold an evaluation, with the tasks of that one too.
-
-    Raises:
-        EvaluationError: That is another evaluation.
-    """
-    if not folder.record_path.exists():
-        return record
-    before = folder.read_record()
-    differences = [
-        f"{name}: found {getattr(before, name)!r}, expected {getattr(record, name)!r}"
-        for name in EvaluationRecord.model_fields
-        if name != "tasks" and getattr(before, name) != getattr(record, name)
-    ]
-    for task, now in record.tasks.items():
-        then = before.tasks.get(task)
-        if then is not None and then.fingerprint != now.fingerprint:
-            differences.append(f"rows of {task}: those of {then.source} were other ones than those of {now.source}")
-    if differences:
-        listed = "\n".join(f"  {line}" for line in differences)
-        raise EvaluationError(
-            f"{folder.path} holds another evaluation, whose answers cannot be used:\n{listed}\nName another folder "
-            "with --out, or evaluate as before."
+    then = record.tasks.get(rows.benchmark.name)
+    if then is not None and then.fingerprint != now.fingerprint:
+        difference = (
+            f"rows of {rows.benchmark.name}: those of {then.source} were other ones than those of {now.source}"
         )
-    return record.model_copy(update={"tasks": {**before.tasks, **record.tasks}})
+        raise other_evaluation(folder, [difference])
+    record.tasks[rows.benchmark.name] = now
+
+
+def missing(rows: BenchmarkRows, folder: EvaluationFolder, request: SuiteRequest) -> bool:
+    """Whether an answer to the rows of a task is not in the folder yet."""
+    kept = {(answer.row, answer.sample) for answer in folder.read_answers(rows.benchmark.name)}
+    return not kept.issuperset(wanted(rows, request))
+
+
+def wanted(rows: BenchmarkRows, request: SuiteRequest) -> list[tuple[int, int]]:
+    """Row and sample of each answer."""
+    return [(question.row, sample) for question in rows.questions for sample in range(request.protocol.samples)]
 
 
 def ask_and_grade(
-    subject: Subject, rows: BenchmarkRows, folder: EvaluationFolder, advance: Callable[[], None]
+    subject: Subject, rows: BenchmarkRows, folder: EvaluationFolder, advance: Callable[[int], None]
 ) -> list[GradedAnswer]:
     """Every answer to the rows of a task with its verdict, in their order.
 
@@ -246,15 +174,18 @@ def ask_and_grade(
         subject: The model.
         rows: The rows.
         folder: Has the answers of earlier starts, and gets the new ones.
-        advance: Called for each answer.
+        advance: Called with a number of answers that are there.
 
     Raises:
         EvaluationError: A question could not be answered or graded.
         KeyboardInterrupt: The evaluation was interrupted.
     """
-    name, protocol, size = rows.benchmark.name, subject.request.protocol, subject.request.batch_size
-    wanted = [(question.row, sample) for question in rows.questions for sample in range(protocol.samples)]
+    name, request = rows.benchmark.name, subject.request
+    keys = wanted(rows, request)
     kept = {(answer.row, answer.sample): answer for answer in folder.read_answers(name)}
+    if kept.keys() >= set(keys):
+        advance(len(keys))
+        return grade_answers(request.protocol.scorer, rows.questions, [kept[key] for key in keys])
     graded: dict[tuple[int, int], GradedAnswer] = {}
 
     def append(answers: list[Answer]) -> list[None]:
@@ -263,22 +194,24 @@ def ask_and_grade(
 
     def done(answer: GradedAnswer) -> None:
         graded[answer.row, answer.sample] = answer
-        advance()
+        advance(1)
 
-    task = benchmark_task(
-        Asking(
+    # An answer is written at once: waiting for others could lose it.
+    with Batcher(append, request.batch_size, idle_seconds=0) as keep, grader_of(rows, request.protocol) as grade:
+        asking = Asking(
             rows=rows,
-            protocol=protocol,
+            protocol=request.protocol,
             template=subject.template,
             max_new_tokens=subject.max_new_tokens,
-            seed=subject.request.seed,
+            extra_body=subject.extra_body,
+            seed=request.seed,
             kept=kept,
-            keep=Batcher(append, size),
+            keep=keep,
+            grade=grade,
             done=done,
         )
-    )
-    run_task(task, subject.model if set(wanted) - set(kept) else get_model("none"), folder, size)
-    return [graded[key] for key in wanted]
+        run_task(benchmark_task(asking), subject.model, folder, request.batch_size)
+    return [graded[key] for key in keys]
 
 
 def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int) -> None:
@@ -287,7 +220,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
     Raises:
         EvaluationError, KeyboardInterrupt: As of `ask_and_grade`.
     """
-    (log,) = evaluate_task(
+    logs = evaluate_task(
         task,
         model,
         log_dir=str(folder.logs_path),
@@ -302,11 +235,28 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
         max_samples=2 * batch_size,
         max_connections=2 * batch_size,
     )
-    if log.status == "cancelled":
+    if not logs or logs[0].status == "cancelled":
         raise KeyboardInterrupt
+    log = logs[0]
     if log.status != "success":
         reason = log.error.message if log.error else log.status
         raise EvaluationError(
             f"{task.name}: {reason}\nThe answers so far are in {folder.path}; the same command goes on from there. "
             f"The log of inspect-ai is {log.location}"
         )
+
+
+def stored_scores(folder: EvaluationFolder, record: EvaluationRecord) -> SuiteScores:
+    """The scores of all tasks of a folder that are graded."""
+    graded = [name for name in record.tasks if folder.graded_path(name).is_file()]
+    benchmarks = {benchmark.name: benchmark for benchmark in tasks_of("vgpo", graded, own=graded)}
+    return suite_scores(
+        scores_of_answers(
+            benchmarks[name],
+            folder.read_graded(name),
+            num_rows=record.tasks[name].num_rows,
+            num_questions=record.tasks[name].num_asked + len(record.tasks[name].oversized),
+            num_dropped=len(record.tasks[name].dropped),
+        )
+        for name in graded
+    )

@@ -3,11 +3,14 @@
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from inspect_ai import Epochs, Task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import (
     ChatMessageUser,
+    ContentReasoning,
     GenerateConfig,
     ModelOutput,
     StopReason,
@@ -28,7 +31,10 @@ INDEX, CATEGORY, CLUSTER = "index", "category", "cluster"  # of the metadata of 
 IMAGE_PATCH = 28 * 28  # pixels of an image token in Qwen2.5-VL; only the order of the samples depends on it
 CHARACTERS_PER_TOKEN = 4
 
+GRADED_AT_ONCE = 256
+
 Keep = Callable[[Answer], Awaitable[None]]
+Grade = Callable[[Answer], Awaitable[GradedAnswer]]
 
 
 async def keep_nothing(answer: Answer) -> None:
@@ -45,22 +51,25 @@ class Asking:
         template: Of prompts; None for that of the checkpoint's run, or `think_boxed` where the provider knows none.
             Rows that have an instruction of their own (PAPO-Eval's) are asked as they are.
         max_new_tokens: Longest response, in tokens; None for what the model's provider says.
-        seed: Of samples: response `sample` to row number `row` is drawn with `seed` + 1,000,003 * sample + row.
+        extra_body: Further fields of each request to a server.
+        seed: Of samples: response `sample` to row number `row` asks for the seed `seed` + 1,000,003 * sample + row.
+            vLLM and servers follow it; transformers draws a whole batch with the seed of its first row.
         kept: Answers of an earlier start, by row and sample; these are not asked again.
         keep: Gets each new answer before it is graded.
         done: Gets each graded answer, new or kept.
-        grading_size: Answers graded at once.
+        grade: Grades an answer; None for a `Batcher` of its own.
     """
 
     rows: BenchmarkRows
     protocol: Protocol
     template: str | None = None
     max_new_tokens: int | None = None
+    extra_body: dict[str, Any] | None = None
     seed: int = 0
     kept: dict[tuple[int, int], Answer] = field(default_factory=dict)
     keep: Keep = keep_nothing
     done: Callable[[GradedAnswer], None] = lambda answer: None
-    grading_size: int = 256
+    grade: Grade | None = None
 
 
 def benchmark_task(asking: Asking) -> Task:
@@ -72,7 +81,12 @@ def benchmark_task(asking: Asking) -> Task:
         scorer=verdict(asking),
         metrics=metrics_of(rows),
         epochs=Epochs(protocol.samples, "mean"),
-        config=GenerateConfig(temperature=protocol.temperature, max_tokens=asking.max_new_tokens),
+        config=GenerateConfig(
+            temperature=protocol.temperature,
+            top_p=1.0,
+            max_tokens=asking.max_new_tokens,
+            extra_body=asking.extra_body,
+        ),
         fail_on_error=True,
         name=rows.benchmark.name,
         metadata={"protocol": protocol.name, "source": rows.source, "form": rows.form, "template": asking.template},
@@ -145,9 +159,20 @@ def answer_in(state: TaskState, question: Question) -> Answer:
     return Answer(
         row=question.row,
         sample=state.epoch - 1,
-        completion=state.output.completion,
+        completion=whole_text(state.output),
         truncated=state.output.stop_reason == "max_tokens",
         oversized=state.output.stop_reason == "model_length",
+    )
+
+
+def whole_text(output: ModelOutput) -> str:
+    """A response as it was generated: inspect-ai takes `<think>...</think>` of a server's response apart."""
+    if output.empty or isinstance(output.message.content, str):
+        return output.completion
+    parts = output.message.content
+    return "".join(
+        f"<think>{part.reasoning}</think>" if isinstance(part, ContentReasoning) else getattr(part, "text", "")
+        for part in parts
     )
 
 
@@ -166,16 +191,18 @@ def metrics_of(rows: BenchmarkRows) -> list[Metric | dict[str, list[Metric]]]:
     return metrics
 
 
+def grader_of(rows: BenchmarkRows, protocol: Protocol) -> Batcher[Answer, GradedAnswer]:
+    """Grades answers that come at about the same time together."""
+    return Batcher(partial(grade_answers, protocol.scorer, rows.questions), GRADED_AT_ONCE)
+
+
 @scorer(metrics=[accuracy(), stderr(cluster=CLUSTER)])
 def verdict(asking: Asking) -> Scorer:
     """Grade an answer by the scorer of the protocol, together with the others that are there."""
-    questions = asking.rows.questions
-    grader: Batcher[Answer, GradedAnswer] = Batcher(
-        lambda answers: grade_answers(asking.protocol.scorer, questions, answers), asking.grading_size
-    )
+    grade = asking.grade or grader_of(asking.rows, asking.protocol)
 
     async def score(state: TaskState, target: Target) -> Score:
-        graded = await grader(answer_in(state, question_of(asking.rows, state)))
+        graded = await grade(answer_in(state, question_of(asking.rows, state)))
         asking.done(graded)
         return Score(
             value=float(graded.correct),
