@@ -13,7 +13,7 @@ from tests.evaluation.benchmark_files import CASES, MATHVERSE, Case, hub, lines,
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import benchmark_rows
 from vgpo.evaluation.answers import Question
-from vgpo.evaluation.benchmark_rows import HUB, PAPO, REPO, load_benchmark, source_of
+from vgpo.evaluation.benchmark_rows import HUB, PAPO, REPO, load_benchmark, source_of, with_data
 from vgpo.evaluation.benchmarks import BENCHMARKS, FURTHER, MATH, SUITES, VISION, tasks_of
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.options import lettered_options
@@ -290,9 +290,36 @@ def test_a_task_of_the_users_has_rows_in_any_format_with_columns_under_other_nam
     assert [(question.problem, question.answer) for question in read.questions] == [("How far?", "7")]
 
 
-def test_messages_of_a_task_without_a_split_of_papo_are_asked_with_a_template(tmp_path: Path) -> None:
-    source = papo("counting", [("How many?", "4")])(tmp_path)
-    assert load_benchmark(tasks_of("vgpo", ["mine"], own=["mine"])[0], source).form == HUB
+def test_messages_have_the_form_of_papo_eval_if_they_ask_for_a_box(tmp_path: Path) -> None:
+    own = tasks_of("vgpo", ["mine"], own=["mine"])[0]
+    assert load_benchmark(own, papo("counting", [("How many?", "4")])(tmp_path / "asks")).form == PAPO
+    rows = [{"messages": [{"role": "user", "content": "<image>How?"}, {"role": "assistant", "content": "4"}]}]
+    assert load_benchmark(own, hub(rows, "train", "images", as_list=True)(tmp_path / "plain")).form == HUB
+
+
+def test_a_benchmark_without_data_is_left_out_of_a_suite_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    suite = tasks_of("vgpo-math")
+    assert [benchmark.name for benchmark in with_data(suite)] == [name for name in SIX if name != "geomath"]
+    assert "GeoMath is left out: it has no public data" in caplog.text
+    assert len(with_data(suite, {"geomath": "x.json"})) == 6
+    (tmp_path / "geomath.json").touch()
+    assert len(with_data(suite, str(tmp_path))) == 6
+
+
+def test_the_source_of_local_rows_is_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case_of("counting", HUB).write(tmp_path / "rows")
+    monkeypatch.chdir(tmp_path)
+    assert load_benchmark(BENCHMARKS["counting"], "rows").source == f"{tmp_path}/rows@test"
+    file = next((tmp_path / "rows").rglob("*.parquet")).relative_to(tmp_path)
+    assert load_benchmark(BENCHMARKS["counting"], str(file)).source == str(tmp_path / file)
+
+
+@pytest.mark.parametrize("option", ["mine=", "maße=x.parquet", "../up=x.parquet"])
+def test_an_empty_source_and_a_name_that_is_no_file_name_are_refused(option: str) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        source_of(BENCHMARKS["wemath"], [option])
 
 
 def test_a_task_without_public_data_asks_for_them_and_names_their_columns() -> None:

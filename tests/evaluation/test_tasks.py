@@ -74,10 +74,10 @@ def test_rows_of_papo_eval_get_no_template(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.parquet", ["1"])
     assert "<think>" in text_of(load_task(BENCHMARK, source, template="think_boxed"))
     row = load_dataset(source).with_format("arrow")[:1]["images"].to_pylist()[0]
-    turns = [{"role": "user", "content": "<image>How many? Box it."}, {"role": "assistant", "content": "1"}]
+    turns = [{"role": "user", "content": "<image>How many? Use \\boxed{}."}, {"role": "assistant", "content": "1"}]
     Dataset.from_list([{"messages": turns, "images": row}]).to_parquet(str(tmp_path / "papo.parquet"))
     papo = load_task(BENCHMARKS["counting"], str(tmp_path / "papo.parquet"), template="think_boxed")
-    assert text_of(papo) == "How many? Box it."
+    assert text_of(papo) == "How many? Use \\boxed{}."
 
 
 def test_a_task_has_the_accuracy_of_a_plain_evaluation(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import datasets
 from vgpo.data import DataError, Reading
 from vgpo.data.check import find_faults
 from vgpo.data.faulty import DROP, Fault, without_faulty
-from vgpo.data.files import expanded, is_folder
+from vgpo.data.files import expanded, is_folder, status_of
 from vgpo.data.readers import StoredSet, format_of, read_rows, warn_of_options
 from vgpo.data.schema import ANSWER, ID, META, PROBLEM, ROW, source_rows
 from vgpo.data.sources import name_and_split, open_dataset, splits_of
@@ -24,9 +24,10 @@ HUB, REPO, PAPO = "hub", "repo", "papo"
 
 DROPPING = Reading(faulty_rows=DROP)
 
-_TASK = re.compile(r"[A-Za-z0-9][\w.-]*")  # what may be part of the name of a file
+_TASK = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # what may be part of the name of a file
 _FILE_TYPES = (".parquet", ".jsonl", ".json")
 _PAPO_FORMAT = "sharegpt"
+_BOX = "boxed"  # part of every instruction for the form of the answer
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class BenchmarkRows:
         benchmark: Which one.
         source: Where they are from, as `vgpo.data.load_dataset` takes it.
         form: `HUB` (the original set on the hub, or parquet of its columns), `REPO` (the authors' JSON files) or
-            `PAPO` (PAPO-Eval's messages, in which the question holds the instruction for the answer, so that no prompt
+            `PAPO` (PAPO-Eval's messages, or others whose question holds the instruction for a box, so that no prompt
             template should add another).
         dataset: One row a question, in their order, with the columns `images` (undecoded), `problem`, `answer`, `id`,
             `row` (number in the source) and, where the source has more columns, `meta`.
@@ -87,8 +88,8 @@ def load_benchmark(
     source = located(benchmark, source if source is not None else _original(benchmark))
     stored = open_dataset(source, columns=reading.columns)
     name = format_of(stored.columns, reading.format)
-    form = _form(benchmark, stored, name)
     rows, faults = read_rows(stored, benchmark.read_as.get(name, name))
+    form = _form(stored, name, rows)
     rows = rows.add_column(ROW, list(range(len(rows))))
     if form != PAPO and benchmark.select:
         rows = _selected(benchmark, source, rows)
@@ -126,11 +127,47 @@ def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
     return _original(benchmark)
 
 
+def with_data(benchmarks: Iterable[Benchmark], data: str | Sequence[str] | Mapping[str, str] = ()) -> list[Benchmark]:
+    """Those of the benchmarks of a suite for which there are data.
+
+    One without public data, for which none are given, is left out with a warning: all others can be asked.
+
+    Args:
+        benchmarks: Of a suite.
+        data: As of `source_of`.
+    """
+    kept = []
+    for benchmark in benchmarks:
+        if benchmark.original is None and not _is_given(benchmark, data):
+            logger.warning(
+                "%s is left out: it has no public data, and none are given (--data %s=SOURCE). Averages lack it.",
+                benchmark.title, benchmark.name,
+            )  # fmt: skip
+        else:
+            kept.append(benchmark)
+    return kept
+
+
+def _is_given(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str]) -> bool:
+    try:
+        source_of(benchmark, data)
+    except DataError:
+        return False
+    return True
+
+
 def located(benchmark: Benchmark, source: str) -> str:
-    """A source with its configuration and split, where it is a folder that has them and names none."""
-    folder = expanded(name_and_split(source)[0])
-    if name_and_split(source)[1] is not None or not is_folder(folder) or benchmark.original is None:
+    """A source with its configuration and split, where it is a folder that has them and names none.
+
+    A local path becomes absolute: it is read again from other working directories.
+    """
+    name, named_split = name_and_split(source)
+    path = expanded(name)
+    if status_of(path) is not None:
+        source = f"{path.absolute()}" if named_split is None else f"{path.absolute()}@{named_split}"
+    if named_split is not None or not is_folder(path) or benchmark.original is None:
         return source
+    folder = path.absolute()
     hub_name, split = name_and_split(benchmark.original)
     configuration = folder / "/".join(hub_name.split("/")[2:])
     folder = configuration if is_folder(configuration) else folder
@@ -150,7 +187,7 @@ def data_options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[st
         path = expanded(option)
         if is_folder(path) and task not in BENCHMARKS:
             folders.append(path)
-        elif equals and _TASK.fullmatch(task):
+        elif equals and source and _TASK.fullmatch(task):
             named[task] = source
         else:
             raise DataError(
@@ -198,8 +235,8 @@ def _papo_places(benchmark: Benchmark, folder: Path) -> list[tuple[Path, str]]:
     return [(place, f"{folder}@{benchmark.papo_split}") for place in places]
 
 
-def _form(benchmark: Benchmark, stored: StoredSet, name: str) -> str:
-    if name == _PAPO_FORMAT and benchmark.papo_split is not None:
+def _form(stored: StoredSet, name: str, rows: datasets.Dataset) -> str:
+    if name == _PAPO_FORMAT and _BOX in (rows[0][PROBLEM] or ""):
         return PAPO
     return REPO if stored.is_json else HUB
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vgpo.data import Reading
-from vgpo.evaluation.benchmark_rows import data_options
+from vgpo.evaluation.benchmark_rows import data_options, with_data
 from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.run.trained import run_of_checkpoint
@@ -34,7 +34,7 @@ def requested_tasks(suite: str | None, tasks: str | None, data: Sequence[str], r
             "--format and --columns are for tasks without public data, and none is asked for; remove them, or name a "
             "task of your own: --tasks mine --data mine=SOURCE"
         )
-    return benchmarks
+    return benchmarks if names else with_data(benchmarks, data)
 
 
 def default_folder(checkpoint: str, protocol: str) -> Path:
