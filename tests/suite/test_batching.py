@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -51,6 +52,43 @@ def test_the_error_of_a_batch_reaches_each_of_its_requests_and_the_next_batch_ru
     first = asked(batcher, range(3))
     assert [type(outcome) for outcome in first] == [ZeroDivisionError] * 3
     assert asked(batcher, range(1, 3)) == [1, 0]
+
+
+def test_without_waiting_a_batch_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubling = Doubling()
+    batcher = Batcher(doubling, 64, idle_seconds=0)
+
+    async def ask_apart() -> None:
+        for number in range(3):
+            await batcher(number)
+
+    started = time.monotonic()
+    asyncio.run(ask_apart())
+    assert doubling.batches == [[0], [1], [2]]
+    assert time.monotonic() - started < 0.1
+
+
+def test_a_thread_ends_when_it_is_closed_and_another_answers_later_requests() -> None:
+    doubling = Doubling()
+    with Batcher(doubling, 2) as batcher:
+        assert asked(batcher, range(3)) == [0, 2, 4]
+    thread = next(iter(doubling.threads))
+    for _ in range(100):
+        if thread not in {one.ident for one in threading.enumerate()}:
+            break
+        time.sleep(0.02)
+    assert thread not in {one.ident for one in threading.enumerate()}
+    assert asked(batcher, range(2)) == [0, 2]
+    batcher.close()
+
+
+def test_an_error_that_no_future_takes_does_not_leave_requests_waiting() -> None:
+    def stop(numbers: list[int]) -> list[int]:
+        raise StopIteration("no more")
+
+    (outcome,) = asked(Batcher(stop, 1), range(1))
+    assert isinstance(outcome, RuntimeError)
+    assert "no more" in str(outcome)
 
 
 def test_results_that_are_too_few_are_an_error() -> None:

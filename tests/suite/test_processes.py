@@ -76,3 +76,21 @@ def test_inspect_ais_command_runs_task_and_provider_by_their_names(folder: Path,
     assert log.results is not None
     assert (log.eval.task_registry_name, log.eval.model) == ("vgpo/counting", "vgpo/toy")
     assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(4 / 6)
+
+
+def test_an_interrupt_ends_quietly_and_keeps_the_answers(request_for: Make, folder: Path) -> None:
+    request = request_for(batch_size=1)
+    words = ["eval", "toy", "--tasks", "counting", "--data", str(folder), "--template", "plain"]
+    words += ["--max-new-tokens", "96", "--batch-size", "1", "--out", str(request.out)]
+    process = subprocess.Popen([sys.executable, "-m", "vgpo.cli", *words], stderr=subprocess.PIPE, text=True)
+    answers = EvaluationFolder(request.out).answers_path("counting")
+    started = time.monotonic()
+    while not complete_lines(answers):
+        assert process.poll() is None
+        assert time.monotonic() - started < 120
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert complete_lines(answers)

@@ -1,7 +1,13 @@
 """An evaluation on a suite: scores, what is kept, and what a second start does."""
 
+import gc
+import io
 import json
+import re
 import shutil
+import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +23,10 @@ from vgpo.evaluation.completions import Completion
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.scores import SuiteScores
 from vgpo.recipe.policies import TransformersPolicy
-from vgpo.suite import subject
+from vgpo.suite import progress, subject
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
+from vgpo.toy import checkpoint_path
 
 Make = Callable[..., SuiteRequest]
 
@@ -120,13 +127,71 @@ def test_an_error_while_answering_keeps_the_answers_before_it(
     assert evaluated(request).tasks[0].num_correct == 4
 
 
-def test_further_tasks_are_added_and_the_earlier_ones_stay(request_for: Make, asked: list[list[str]]) -> None:
+def test_further_tasks_are_added_and_the_earlier_ones_stay_with_their_scores(
+    request_for: Make, asked: list[list[str]]
+) -> None:
     evaluated(request_for(tasks=["counting"]))
     asked.clear()
-    request = request_for()
-    assert len(evaluated(request).tasks) == 2
+    request = request_for(tasks=["geometry3k"])
+    assert [task.task for task in evaluated(request).tasks] == ["geometry3k", "counting"]
     assert sum(map(len, asked)) == 6
-    assert list(EvaluationFolder(request.out).read_record().tasks) == ["counting", "geometry3k"]
+    folder = EvaluationFolder(request.out)
+    assert list(folder.read_record().tasks) == ["counting", "geometry3k"]
+    assert [task["task"] for task in folder.read_scores()["tasks"]] == ["geometry3k", "counting"]
+
+
+def test_a_checkpoint_that_was_moved_is_the_same(request_for: Make, tmp_path: Path, asked: list[list[str]]) -> None:
+    shutil.copytree(checkpoint_path(), tmp_path / "one")
+    evaluated(request_for(tasks=["counting"], checkpoint=str(tmp_path / "one")))
+    (tmp_path / "one").rename(tmp_path / "two")
+    asked.clear()
+    evaluated(request_for(tasks=["counting"], checkpoint=f"{tmp_path / 'two'}/"))
+    assert asked == []
+
+
+def test_threads_and_the_model_end_with_an_evaluation(request_for: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    policies: list[weakref.ref[TransformersPolicy]] = []
+    prepare = TransformersPolicy.__init__
+
+    def noted(self: TransformersPolicy, checkpoint: Any) -> None:
+        policies.append(weakref.ref(self))
+        prepare(self, checkpoint)
+
+    monkeypatch.setattr(TransformersPolicy, "__init__", noted)
+    evaluated(request_for())
+    for _ in range(100):
+        gc.collect()
+        threads = [thread for thread in threading.enumerate() if thread.name == "vgpo-batches"]
+        if not threads and policies[0]() is None:
+            break
+        time.sleep(0.05)
+    assert (len(policies), threads, policies[0]()) == (1, [], None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"engine": "bogus"}, "--engine bogus: Model API bogus of model 'bogus/toy' not recognized"),
+        ({"engine": "openai-api/local", "dtype": "bfloat16"}, "--dtype has no effect with --engine openai-api/local"),
+        ({"engine": "openai-api/local", "max_pixels": 9}, "--max-pixels has no effect with --engine openai-api/local"),
+    ],
+)
+def test_an_engine_that_cannot_be_used_leaves_nothing(request_for: Make, fields: dict[str, Any], message: str) -> None:
+    request = request_for(tasks=["counting"], **fields)
+    with pytest.raises(EvaluationError, match=re.escape(message)):
+        evaluated(request)
+    assert not EvaluationFolder(request.out).record_path.exists()
+
+
+def test_a_log_without_a_terminal_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 30.0, 60.0, 90.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with progress.progress_over(8, Console(file=file, width=120)) as shown:
+        shown.begin("MathVista")
+        for _ in range(3):
+            shown.advance(2)
+    assert file.getvalue() == "MathVista: 4 of 8 answers of all tasks, about 1 min left\n"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +203,7 @@ def test_further_tasks_are_added_and_the_earlier_ones_stay(request_for: Make, as
         ({"max_pixels": 3136}, "image_size: found "),
         ({"limit": 3}, "limit: found None, expected 3"),
         ({"seed": 1}, "seed: found 0, expected 1"),
+        ({"dtype": "bfloat16"}, "dtype: found 'auto', expected 'bfloat16'"),
     ],
 )
 def test_another_evaluation_in_the_same_folder_is_refused_and_nothing_is_lost(
@@ -155,8 +221,6 @@ def test_another_evaluation_in_the_same_folder_is_refused_and_nothing_is_lost(
 def test_other_rows_and_another_checkpoint_of_the_same_name_are_refused(
     request_for: Make, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from vgpo.toy import checkpoint_path
-
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_path(), checkpoint)
     request = request_for(tasks=["counting"], checkpoint=str(checkpoint))

@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.data.fingerprint import fingerprint
-from vgpo.evaluation.benchmark_rows import source_of
+from vgpo.evaluation.benchmark_rows import source_of, with_data
 from vgpo.evaluation.leaks import Leak, find_leaks
 from vgpo.evaluation.tasks import Task, load_task
 from vgpo.policy.prompts import row_with_images_in_prompt
@@ -75,10 +75,14 @@ class Setup:
     def tasks(self) -> list[Task]:
         """The benchmarks that the run is evaluated on."""
         run, config = self.recipe.run, self.recipe.config
-        benchmarks = suite_benchmarks(run.eval_suite)
+        sources, trust = suite_sources(run.eval_suite_data), config.trust_remote_code
+        benchmarks = [
+            benchmark
+            for benchmark in suite_benchmarks(run.eval_suite)
+            if benchmark.name in run.eval_suite or with_data([benchmark], sources)
+        ]
         if not benchmarks:
             return []
-        sources, trust = suite_sources(run.eval_suite_data), config.trust_remote_code
         forbidden = forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=trust)
         return [
             load_task(
