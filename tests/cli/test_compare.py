@@ -230,6 +230,45 @@ def test_what_breaks_a_study_is_refused(write_study: Callable[..., Path], change
 
 
 @pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        ("vgpo", "suite is 'vgpo', expected 'name: value' lines with tasks, data, protocol, limit, batch_size"),
+        ({"task": "vgpo"}, "suite: unknown key 'task' .did you mean 'tasks'"),
+        ({"tasks": []}, r"suite: tasks is \[\], expected the name of a suite, or a list of tasks"),
+        ({"tasks": [3]}, r"suite: tasks is \[3\], expected the name"),
+        ({"tasks": None}, "suite: tasks is None, expected the name"),
+        ({"tasks": "vgpo-maths"}, "suite: tasks: there is no task 'vgpo-maths'"),
+        ({"tasks": ["mathvist"]}, "suite: tasks: there is no task 'mathvist' .did you mean 'mathvista'"),
+        ({"tasks": ["mine"]}, "suite: tasks: there is no task 'mine'"),
+        ({"data": 3}, "suite: data is 3, expected a folder, or a source for each task"),
+        ({"data": {"mmk12": 3}}, "suite: data is {'mmk12': 3}, expected a folder, or a source for each task"),
+        ({"tasks": ["mmk12"], "data": {"mmk1": "x"}}, "suite: data: 'mmk1' is none of the tasks .did you mean 'mmk1"),
+        ({"protocol": "papo-gredy"}, "suite: protocol: there is no protocol 'papo-gredy' .did you mean 'papo-greedy'"),
+        ({"protocol": 1}, "suite: protocol is 1, expected a name"),
+        ({"limit": 0}, "suite: limit is 0, expected a whole number from 1"),
+        ({"limit": True}, "suite: limit is True, expected a whole number"),
+        ({"batch_size": None}, "suite: batch_size is None, expected a whole number from 1"),
+    ],
+)  # fmt: skip
+def test_a_suite_that_cannot_be_evaluated_is_refused_with_file_and_key(
+    write_study: Callable[..., Path], suite: object, message: str
+) -> None:
+    with pytest.raises(StudyError, match=rf"study\.yaml: {message}"):
+        load_study(write_study(suite=suite))
+
+
+def test_a_suite_may_be_left_out_be_empty_or_have_tasks_of_its_own(write_study: Callable[..., Path]) -> None:
+    assert load_study(write_study()).suite is None
+    suite = load_study(write_study(suite={})).suite
+    assert suite is not None
+    assert [len(suite.benchmarks), suite.protocol, suite.limit, suite.batch_size] == [10, "papo-greedy", None, 64]
+    suite = load_study(write_study(suite={"tasks": ["vgpo-vision", "mine"], "data": {"mine": "rows.parquet"}})).suite
+    assert suite is not None
+    names = [benchmark.name for benchmark in suite.benchmarks]
+    assert names == ["logicvista", "counting", "mmmu_pro", "mathverse_v", "mine"]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("generation_kwargs", {"do_sample": False}), ("top_p", 0.9), ("top_k", 5), ("min_p", 0.1),
@@ -615,3 +654,128 @@ def test_another_signal_ends_runs_at_once(
     assert not (run / "saved").exists()
     with compare.locked(out):  # nobody is left behind
         pass
+
+
+@pytest.fixture
+def suite(tmp_path: Path, few_rows: tuple[Path, Path]) -> dict[str, object]:
+    """A suite of two tasks whose rows are in a folder."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for task in ("wemath", "counting"):
+        shutil.copy(few_rows[1], folder / f"{task}.parquet")
+    return {"tasks": ["wemath", "counting"], "data": str(folder)}
+
+
+@pytest.mark.process
+def test_a_suite_gives_a_table_of_benchmarks_by_methods_and_a_file(
+    write_study: Callable[..., Path],
+    stand_in: None,
+    suite: dict[str, object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert compare.run(write_study(suite=suite), out=out, jobs=2)
+    # Accuracies of two seeds differ by a point: their mean is half a point off, and that is its standard error.
+    _, table = capsys.readouterr().out.split("default: benchmarks")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()[1:9]]
+    assert lines == [
+        ["accuracy, %", "start", "dapo", "vgpo"],
+        ["seeds", "1", "2", "2"],
+        ["We-Math", "30.0", "50.5 ± 0.5", "60.5 ± 0.5"],
+        ["SuperClevr Counting", "10.0*", "30.5 ± 0.5*", "40.5 ± 0.5*"],
+        ["Overall", "20.0*", "40.5 ± 0.5*", "50.5 ± 0.5*"],
+        ["Protocol: papo-greedy"],
+        ["±: standard error of the mean over seeds"],
+        ["* partial: rows of the benchmark, or tasks of the average, are missing"],
+    ]
+    head, *rows = (out / "benchmarks.csv").read_text().splitlines()
+    assert head == "setting,method,seed,column,accuracy,standard_error,is_partial"
+    assert len(rows) == 5 * 3
+    assert rows[0] == "default,start,0,wemath,0.3,0.01,False"
+    assert rows[-2:] == ["default,vgpo,1,counting,0.41,0.01,True", "default,vgpo,1,Overall,0.51,,True"]
+
+
+@pytest.mark.process
+def test_a_suite_that_is_added_evaluates_the_runs_that_are_done(
+    write_study: Callable[..., Path], stand_in: None, suite: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert compare.run(write_study(), out=out, jobs=2)
+    assert not (out / "benchmarks.csv").exists()
+    (out / "vgpo fails").mkdir()
+    assert not compare.run(write_study(suite=suite), out=out, jobs=2)
+    (out / "vgpo fails").rmdir()
+    assert compare.run(write_study(suite=suite), out=out, jobs=2)
+    assert times_started(out, "default/dapo/seed-1") == 2
+    assert times_started(out, "default/vgpo/seed-1") == 3
+    assert yaml.safe_load((out / "runs/default/start/suite.yaml").read_text())["tasks"] == ["wemath", "counting"]
+    assert compare.run(write_study(suite={**suite, "batch_size": 2}), out=out, jobs=2)
+    assert times_started(out, "default/vgpo/seed-1") == 3
+
+
+def test_a_changed_suite_does_not_take_old_scores(
+    write_study: Callable[..., Path], suite: dict[str, object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    study = load_study(write_study(suite=suite))
+    assert study.suite is not None
+    run = StudyRun(out / "runs/default/vgpo/seed-0")
+    run.path.mkdir(parents=True)
+    study_file.write_recipe(run.suite_path, study.suite.values)
+    study_file.write_recipe(run.recipe_path, next(one for one in study.runs if one.method == "vgpo").values)
+    stand_in_run.write_run(run.path, "vgpo", 0)
+    study_checks.check_runs_match(study, out)
+    study_checks.check_inputs_unchanged(study, out)
+    for change, keys in (({**suite, "limit": 3}, "limit"), (None, "tasks, data, protocol")):
+        with pytest.raises(StudyError, match=rf"vgpo/seed-0: evaluated on another suite \({keys}\)\n"):
+            study_checks.check_runs_match(load_study(write_study(suite=change)), out)
+    (run.path / "suite/scores.json").write_text("{}")
+    with pytest.raises(StudyError, match=r"vgpo/seed-0: suite/scores\.json changed after the run was done\n"):
+        study_checks.check_runs_match(study, out)
+    (tmp_path / "benchmarks/counting.parquet").write_text("other rows")
+    with pytest.raises(StudyError, match="began:\n  setting default: suite, data of counting\n"):
+        study_checks.check_inputs_unchanged(study, out)
+    # Without its scores the run keeps its training, and takes the suite of today.
+    shutil.rmtree(run.path / "suite")
+    run.unseal()
+    study_checks.check_runs_match(load_study(write_study(suite={**suite, "limit": 3})), out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing", "lines"),
+    [
+        ({"data": "none"}, (), ["suite: data: there is no folder 'none'; name a folder with the data of the tasks"]),
+        ({"tasks": ["wemath", "mmk12"]}, (), ["suite: data: there are no data of MMK12 in .*benchmarks; looked for"]),
+        ({"data": {"wemath": "none.parquet", "counting": "nor.parquet"}}, (), [
+            "suite: data: .*none.parquet", "suite: data: .*nor.parquet",
+        ]),
+        ({}, ("inspect_ai",), ["suite: tasks: the runner of benchmarks, inspect-ai, is not installed: pip install"]),
+        ({"protocol": "lenient"}, ("math_verify",), ["suite: protocol: .*math-verify.* is not installed: pip"]),
+    ],
+)  # fmt: skip
+def test_a_suite_that_could_not_be_evaluated_stops_the_study_before_its_first_run(
+    write_study: Callable[..., Path],
+    stand_in: None,
+    suite: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    missing: Sequence[str],
+    lines: Sequence[str],
+) -> None:
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(StudyError) as refused:
+        compare.run(write_study(suite={**suite, **changes}), out=tmp_path / "out", jobs=2)
+    for line in lines:
+        assert re.search(f"nothing was started, for these runs could not begin:(.|\\n)*  {line}", str(refused.value))
+    assert list((tmp_path / "out").rglob("started")) == []
+
+
+def test_a_suite_does_not_ignore_fields_of_the_recipe(
+    write_study: Callable[..., Path], stand_in: None, suite: dict[str, object], tmp_path: Path
+) -> None:
+    common = {"chat_template_kwargs": {"enable_thinking": False}, "max_steps": 4}
+    with pytest.raises(StudyError, match="setting default: suite cannot be evaluated with chat_template_kwargs; remo"):
+        compare.run(write_study(suite=suite, common=common), out=tmp_path / "out", jobs=2)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 from tests.study.stand_in_run import SEALED
+from vgpo.data import DataError
 from vgpo.study import run as study_run
 from vgpo.study.file import load_study, write_recipe
 from vgpo.study.folder import StudyRun
@@ -51,7 +53,7 @@ def run_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> Callable[[str], Stu
 
 @pytest.mark.train
 def test_a_run_is_trained_looked_at_and_sealed(
-    run_one: Callable[[str], StudyRun], monkeypatch: pytest.MonkeyPatch
+    run_one: Callable[[str], StudyRun], toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study_run, "memory_of", lambda device: f"that of {device}")
     one = run_one("dapo")
@@ -69,7 +71,8 @@ def test_a_run_is_trained_looked_at_and_sealed(
     assert usage["memory_of"] == "that of cpu"  # of the recipe (use_cpu: true), whatever the machine has
     assert usage["peak_memory_bytes"] > 50e6
 
-    # Killed behind the training: nothing is trained again.
+    # Killed after the training, in a study that has a suite by now: nothing is trained again.
+    write_recipe(one.suite_path, {"tasks": ["mine"], "data": {"mine": str(toy_files[1])}, "limit": 5})
     for name in ("done.json", "probe.json", "usage.json"):
         (one.path / name).unlink()
     monkeypatch.setattr(study_run, "train_recipe", lambda *args, **kwargs: pytest.fail("trained again"))
@@ -77,6 +80,13 @@ def test_a_run_is_trained_looked_at_and_sealed(
     assert again.is_done
     assert json.loads(again.probe_path.read_text()) == found
     assert json.loads(again.usage_path.read_text())["peak_memory_bytes"] is None
+    record = again.evaluation.read_record()
+    assert record.checkpoint == str(again.final_path)
+    assert (record.template, record.tasks["mine"].num_asked) == ("plain", 5)
+    assert again.evaluation.scores_path.is_file()
+    assert again.changed_files() == []
+    again.suite_path.write_text("{}")
+    assert again.changed_files() == ["suite.yaml"]
 
     start = run_one("start")
     assert start.is_done
@@ -94,6 +104,27 @@ def test_a_run_is_trained_looked_at_and_sealed(
     assert setting["methods"][0]["memory"] is None
     assert setting["methods"][0]["steps_to_base"]["num_reached"] == 1
     assert [chart["id"] for chart in setting["charts"]] == ["accuracy", "length", "entropy", "late_early"]
+
+
+@pytest.mark.train
+def test_a_start_is_evaluated_on_the_suite_and_goes_on_there_after_a_failure(
+    run_one: Callable[[str], StudyRun], tmp_path: Path, toy_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, rows = StudyRun(tmp_path / "start"), tmp_path / "rows.parquet"
+    one.path.mkdir()
+    suite = {"tasks": "mine", "data": {"mine": str(rows)}, "limit": 5}
+    write_recipe(one.suite_path, suite)
+    with pytest.raises(DataError, match=r"rows\.parquet"):
+        run_one("start")
+    assert one.has_begun
+    assert not one.is_done
+    shutil.copy(toy_files[1], rows)
+    monkeypatch.setattr(study_run, "grounding_of", lambda *args, **kwargs: pytest.fail("probed again"))
+    run_one("start")
+    assert one.is_done
+    record = one.evaluation.read_record()
+    assert (record.checkpoint, record.template, record.max_new_tokens) == ("toy", "plain", 40)
+    assert one.evaluation.read_scores()["tasks"][0]["num_asked"] == 5
 
 
 def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

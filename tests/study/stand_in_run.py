@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-SEALED = ("recipe.yaml", "probe.json", "usage.json", "metrics.jsonl", "evaluation.json", "environment.json")
+SEALED = (
+    "recipe.yaml", "probe.json", "usage.json", "metrics.jsonl", "evaluation.json", "environment.json", "suite.yaml",
+    "suite/scores.json",
+)  # fmt: skip
 # Held-out accuracy by method; a seed adds a hundredth.
 LEVELS = {"start": 0.3, "dapo": 0.5, "vgpo": 0.6, "<script>alert(1)</script>": 0.4}
 
@@ -64,9 +67,25 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
         (folder / "usage.json").write_text(json.dumps(usage))
         (folder / "config.yaml").write_text("accuracy_reward: accuracy_reward\n")
         write_environment(folder, commit="0" * 40, dirty=False)
-    files = [folder / name for name in SEALED]
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+    if (folder / "suite.yaml").exists():
+        write_suite_scores(folder / "suite", accuracy)
+    files = {name: folder / name for name in SEALED}
+    digests = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
     (folder / "done.json").write_text(json.dumps({"files": digests}))
+
+
+def write_suite_scores(folder: Path, accuracy: float) -> None:
+    """An evaluation: We-Math as accurate as given, Counting a fifth less and on some rows only, and their average."""
+    whole, partial = ({"standard_error": 0.01, "is_partial": is_partial} for is_partial in (False, True))
+    tasks = [
+        {"task": "wemath", "title": "We-Math", "accuracy": accuracy, **whole},
+        {"task": "counting", "title": "SuperClevr Counting", "accuracy": accuracy - 0.2, **partial},
+    ]
+    averages = [{"name": "Overall", "accuracy": accuracy - 0.1, **partial, "standard_error": None}]
+    folder.mkdir(exist_ok=True)
+    (folder / "evaluation.json").write_text("{}")
+    scores = {"protocol": "papo-greedy", "tasks": tasks, "averages": averages}
+    (folder / "scores.json").write_text(json.dumps(scores))
 
 
 def write_environment(folder: Path, *, commit: str, dirty: bool) -> None:

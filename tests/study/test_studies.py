@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from vgpo.evaluation.benchmarks import SUITES
 from vgpo.study.file import Study, load_study
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,8 @@ def test_the_study_of_the_embedded_model_holds_all_shapings() -> None:
 
 
 def test_the_study_of_the_paper_holds_its_experiments(tmp_path: Path) -> None:
-    runs = on_cpu(named("paper"), tmp_path).runs
+    study = on_cpu(named("paper"), tmp_path)
+    runs = study.runs
     pair = {"dapo", "vgpo"}
     ablations = {"intra", "inter", "step", "exponential", "full", "entropy", "kl_perception"}
     expected = {"3b-virl39k": pair, "7b-virl39k": pair | ablations, "7b-geometry3k": pair, "7b-mmk12": pair}
@@ -56,4 +58,7 @@ def test_the_study_of_the_paper_holds_its_experiments(tmp_path: Path) -> None:
     changed = {method: trained["7b-virl39k", method, 0].values for method in pair | ablations}
     assert (changed["dapo"]["shaping"], changed["vgpo"]["shaping"]) == ("none", "vgpo")
     assert (changed["intra"]["inter"], changed["inter"]["intra"]) == (False, False)
+    assert study.suite is not None
+    assert [one.name for one in study.suite.benchmarks] == list(SUITES["vgpo"])
+    assert (study.suite.protocol, study.suite.limit) == ("papo-greedy", None)
     assert (changed["full"]["tail_ratio"], changed["vgpo"]["tail_ratio"]) == (1.0, 0.5)

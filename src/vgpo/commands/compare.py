@@ -10,19 +10,21 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo.data import DataError
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.recipe.loading import is_toy, quiet_libraries, write_toy
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
+from vgpo.study.benchmarks import write_benchmarks
 from vgpo.study.checks import check_inputs_unchanged, check_runs_can_start, check_runs_match
 from vgpo.study.file import PlannedRun, Study, StudyError, load_study
 from vgpo.study.folder import StudyRun
-from vgpo.study.jobs import Workers, folder_of
+from vgpo.study.jobs import Workers, folder_of, unfinished
 from vgpo.study.outputs import terminal_tables, write_outputs
 from vgpo.study.results import RunKey, study_data
 from vgpo.terminal import say
 from vgpo.text import visible
 
-ERRORS = (StudyError, RecipeError, DataError, RunFolderError)
+ERRORS = (StudyError, RecipeError, DataError, EvaluationError, RunFolderError)
 LOG_LINES = 15
 LOG_BYTES = 20_000
 
@@ -44,11 +46,11 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
     with locked(out) as lock:
         check_runs_match(study, out)
         check_inputs_unchanged(study, out)
-        todo = [planned for planned in study.runs if not folder_of(out, planned).is_done]
+        todo = unfinished(study, out)
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
         written = write_sets(todo, out)
         check_runs_can_start(study, todo, written, out)
-        outcomes = Workers(out, written, jobs, lock, console).run_all(todo)
+        outcomes = Workers(out, written, jobs, lock, console, study.suite).run_all(todo)
         for planned, status in outcomes.failed:
             report_failure(folder_of(out, planned), planned, status, console)
         draw(study, out, console)
@@ -122,6 +124,7 @@ def draw(study: Study, out: Path, console: Console) -> None:
         return
     data = study_data(done, study.comparisons, name=study.path.stem)
     written = write_outputs(out, data)
-    for table in terminal_tables(data):
+    files, tables = write_benchmarks(out, done) if study.suite else ({}, [])
+    for table in [*terminal_tables(data), *tables]:
         console.print(table)
-    say(console, "\n".join(f"{what}: {path}" for what, path in written.items()))
+    say(console, "\n".join(f"{what}: {path}" for what, path in (written | files).items()))

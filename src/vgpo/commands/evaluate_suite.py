@@ -1,7 +1,6 @@
 """`vgpo eval --suite`: scores of a checkpoint on benchmarks."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
-from vgpo.suite.choices import default_folder, requested_tasks
+from vgpo.suite.choices import check_runner, default_folder, requested_tasks
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
@@ -45,8 +44,7 @@ def run(
     Raises:
         EvaluationError: A name is unknown, inspect-ai is not installed, or the folder holds another evaluation.
     """
-    if find_spec("inspect_ai") is None:
-        raise EvaluationError("the runner of benchmarks, inspect-ai, is not installed: pip install 'vgpo[eval]'")
+    check_runner()
     from vgpo.suite.run import SuiteRequest, evaluate_suite
 
     request = SuiteRequest(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,14 +21,14 @@ from vgpo.terminal import say
 from vgpo.trl import VGPOTrainer
 
 
-def suite_benchmarks(names: Sequence[str]) -> list[Benchmark]:
-    """The benchmarks with these names, and those of the suites among them, each once.
+def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Benchmark]:
+    """The benchmarks with these names, and those of the suites among them, each once; `own` as of `tasks_of`.
 
     Raises:
         EvaluationError: An unknown name.
     """
     listed = [task for name in names for task in SUITES.get(name, (name,))]
-    return tasks_of("vgpo", listed) if listed else []
+    return tasks_of("vgpo", listed, own) if listed else []
 
 
 def suite_sources(data: Mapping[str, str] | str | None) -> Mapping[str, str] | str | tuple[()]:

@@ -19,6 +19,7 @@ from vgpo.study.file import PlannedRun, Study, StudyError, differing, run_label
 from vgpo.study.folder import StudyRun
 from vgpo.study.jobs import folder_of
 from vgpo.study.results import INITIAL
+from vgpo.study.suite import StudySuite, fields_not_taken, read_suite, suite_faults, suite_files
 
 INPUTS_FILE = "inputs.json"
 INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
@@ -36,7 +37,7 @@ def check_runs_match(study: Study, out: Path) -> None:
     faults = [
         f"  {one.path}: {fault}"
         for planned in study.runs
-        if (one := folder_of(out, planned)).has_begun and (fault := fault_of(one, planned))
+        if (one := folder_of(out, planned)).has_begun and (fault := fault_of(one, planned, study.suite))
     ]
     if faults:
         listed = "\n".join(faults)
@@ -46,18 +47,23 @@ def check_runs_match(study: Study, out: Path) -> None:
         )
 
 
-def fault_of(one: StudyRun, planned: PlannedRun) -> str | None:
-    """Why a run that began is not the one that is planned."""
+def fault_of(one: StudyRun, planned: PlannedRun, suite: StudySuite | None) -> str | None:
+    """Why a run that began is not the one that is planned, or is not evaluated as planned."""
     found = with_current_names(read_mapping(one.recipe_path)) if one.recipe_path.is_file() else planned.values
     if changed := differing(found, planned.values):
         return f"a run with other settings ({', '.join(changed)})"
+    if one.evaluation.exists and one.suite_path.is_file():
+        evaluated = read_suite(read_mapping(one.suite_path), str(one.suite_path)).compared
+        if changed := differing(evaluated, suite.compared if suite else {}):
+            return f"evaluated on another suite ({', '.join(changed)})"
     if one.is_done and (files := one.changed_files()):
         return f"{', '.join(files)} changed after the run was done"
     return None
 
 
 def check_inputs_unchanged(study: Study, out: Path) -> None:
-    """Whether start, data, template and rewards, as far as they lie on this machine, are those of the runs that began.
+    """Whether start, data, benchmarks, template and rewards, as far as they lie on this machine, are those of the runs
+    that began.
 
     What is not there now is not compared, and stays known.
 
@@ -68,7 +74,12 @@ def check_inputs_unchanged(study: Study, out: Path) -> None:
     recorded = next((read_object(found) for found in (path, out / INPUTS_FILE_0_1) if found.is_file()), {})
     begun = {planned.setting for planned in study.runs if folder_of(out, planned).has_begun}
     known = {setting: digests for setting, digests in recorded.items() if setting in begun}
-    now = {setting: input_digests(recipe) for (setting, method), recipe in study.recipes.items() if method == INITIAL}
+    benchmarks = suite_digests(study.suite) if study.suite else {}
+    now = {
+        setting: input_digests(recipe) | benchmarks
+        for (setting, method), recipe in study.recipes.items()
+        if method == INITIAL
+    }
     changed = [
         f"  setting {setting}: {name}"
         for setting, digests in now.items()
@@ -97,6 +108,13 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     if Path(run.template).expanduser().is_file():
         found["template"] = digest(template_text(run.template))
     return found | {f"reward {name}": text for name in run.rewards if (text := source_digest(name))}
+
+
+def suite_digests(suite: StudySuite) -> dict[str, str]:
+    """SHA-256 of the rows of each task whose rows are on this machine; each file is read once."""
+    files = suite_files(suite)
+    digests = {path: digest_of(path) for path in set(files.values())}
+    return {f"suite, data of {task}": digests[path] for task, path in files.items()}
 
 
 def bases_of(model: str) -> list[Path]:
@@ -134,6 +152,11 @@ def check_runs_can_start(
         on_disk = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **written[setting]))
         for fault in failures(examine_all(OF_SETTING, Setup(on_disk, out))):
             places.setdefault(fault, []).append(f"setting {setting}")
+        if study.suite and (names := fields_not_taken(recipe)):
+            fault = f"suite cannot be evaluated with {', '.join(names)}; remove these fields, or suite"
+            places.setdefault(fault, []).append(f"setting {setting}")
+    for fault, key in suite_faults(study.suite).items() if study.suite and todo else ():
+        places.setdefault(fault, []).append(f"suite: {key}")
     launched = {planned.setting for planned in todo if planned.launch}
     for place, recipe in recipes.items():
         is_launched = place[0] in launched

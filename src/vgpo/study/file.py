@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from vgpo.evaluation.errors import EvaluationError
 from vgpo.recipe.recipe import (
     Recipe,
     RecipeError,
@@ -23,10 +24,11 @@ from vgpo.recipe.recipe import (
 )
 from vgpo.run.storage import write_file
 from vgpo.study.results import INITIAL, Comparison
+from vgpo.study.suite import StudySuite, read_suite
 from vgpo.text import did_you_mean
 
-RECIPE, LAUNCH = "recipe", "launch"
-KEYS = (RECIPE, LAUNCH, "base", "seeds", "common", "methods", "settings", "comparisons")
+RECIPE, LAUNCH, SUITE = "recipe", "launch", "suite"
+KEYS = (RECIPE, LAUNCH, SUITE, "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
 MAX_METHODS = 8  # in a comparison: more lines than that cannot be distinguished
 MAX_SEED = 2**32  # NumPy takes no larger one
@@ -99,12 +101,14 @@ class Study:
         comparisons: What is compared.
         recipes: By setting and method, `INITIAL` among them; of any seed.
         runs: In the order of the comparisons, seed by seed, so that all methods grow together.
+        suite: The benchmarks on which every run is evaluated, if there are any.
     """
 
     path: Path
     comparisons: list[Comparison]
     recipes: dict[tuple[str, str], Recipe]
     runs: list[PlannedRun]
+    suite: StudySuite | None = None
 
 
 def load_study(path: Path) -> Study:
@@ -119,14 +123,15 @@ def load_study(path: Path) -> Study:
         recipes = fields_of_recipes(values, path)
         check_overrides(values, recipes, path)
         comparisons = read_comparisons(values, path)
-    except RecipeError as error:
+        suite = None if values.get(SUITE) is None else read_suite(values[SUITE], f"{path}: {SUITE}")
+    except (RecipeError, EvaluationError) as error:
         raise StudyError(str(error)) from error
     fields = fields_by_place(values, recipes, comparisons)
     checked = {place: read_recipe(one, f"{path}: {run_label(*place)}") for place, one in fields.items()}
     for (setting, method), recipe in checked.items():
         if method != INITIAL:
             check_comparable(recipe, f"{path}: {run_label(setting, method)}")
-    return Study(path, comparisons, checked, plan(fields, checked, comparisons, values["launches"]))
+    return Study(path, comparisons, checked, plan(fields, checked, comparisons, values["launches"]), suite)
 
 
 def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:

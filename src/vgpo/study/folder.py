@@ -1,4 +1,4 @@
-"""The folder of one run of a study: a run folder with its recipe, a probe of its model, and a seal."""
+"""The folder of one run of a study: a run folder with its recipe, a probe and an evaluation, and a seal."""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,13 +6,18 @@ from pathlib import Path
 
 from vgpo.run import RunFolder
 from vgpo.run.storage import read_object, to_json, write_file
+from vgpo.suite.folder import EvaluationFolder
 
 SEAL = "done.json"
 RECIPE = "recipe.yaml"
 PROBE = "probe.json"
 USAGE = "usage.json"
+SUITE = "suite.yaml"
+EVALUATION = "suite"
 # What tables and curves are made of.
-SEALED = (RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json")
+SEALED = (
+    RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, f"{EVALUATION}/scores.json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,16 @@ class StudyRun:
         return self.path / USAGE
 
     @property
+    def suite_path(self) -> Path:
+        """What the run is evaluated on; missing where the study has no suite."""
+        return self.path / SUITE
+
+    @property
+    def evaluation(self) -> EvaluationFolder:
+        """Answers and scores of that."""
+        return EvaluationFolder(self.path / EVALUATION)
+
+    @property
     def log_path(self) -> Path:
         return self.path / "log.txt"
 
@@ -51,8 +66,10 @@ class StudyRun:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something of it: its training began, which writes `config.yaml`, or it is done."""
-        return (self.path / "config.yaml").is_file() or self.is_done
+        """Whether there is something of it: its training began, which writes `config.yaml`, its model was evaluated,
+        or it is done.
+        """
+        return (self.path / "config.yaml").is_file() or self.folder.evaluation_path.is_file() or self.is_done
 
     @property
     def is_trained(self) -> bool:
@@ -66,6 +83,10 @@ class StudyRun:
             RunFolderError: The disk refused.
         """
         write_file(self.path / SEAL, to_json({"files": self._digests()}, indent=2) + b"\n")
+
+    def unseal(self) -> None:
+        """Mark the run as not done."""
+        (self.path / SEAL).unlink(missing_ok=True)
 
     @property
     def is_done(self) -> bool:
@@ -82,4 +103,8 @@ class StudyRun:
 
     def _digests(self) -> dict[str, str]:
         files = [self.path / name for name in SEALED]
-        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+        return {
+            file.relative_to(self.path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in files
+            if file.is_file()
+        }

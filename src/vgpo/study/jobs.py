@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vgpo.run.storage import last_complete_line, parse_object
-from vgpo.study.file import PlannedRun, write_recipe
+from vgpo.study.file import PlannedRun, Study, write_recipe
 from vgpo.study.folder import StudyRun
+from vgpo.study.suite import StudySuite
 from vgpo.terminal import say
 
 POLL_SECONDS = 0.5
@@ -54,6 +55,7 @@ class Workers:
         jobs: How many run at a time.
         lock: Descriptor that they hold as long as they live.
         console: Where their progress is printed.
+        suite: What each is evaluated on after its training, if anything.
         active: Those at work.
         outcomes: Of those that have ended.
     """
@@ -63,6 +65,7 @@ class Workers:
     jobs: int
     lock: int
     console: Console
+    suite: StudySuite | None = None
     active: list[Child] = field(default_factory=list)
     outcomes: Outcomes = field(default_factory=Outcomes)
 
@@ -98,6 +101,9 @@ class Workers:
         folder = folder_of(self.out, planned)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_recipe(folder.recipe_path, planned.values)  # over that of a run that never began
+        if self.suite is not None:
+            folder.unseal()  # of a run that was done before the study had a suite
+            write_recipe(folder.suite_path, self.suite.values)
         words = [word for key, path in self.written[planned.setting].items() for word in (f"--{key}", path)]
         with folder.log_path.open("ab") as log:
             process = subprocess.Popen(
@@ -125,6 +131,15 @@ class Workers:
 
 def folder_of(out: Path, planned: PlannedRun) -> StudyRun:
     return StudyRun(out / "runs" / planned.name)
+
+
+def unfinished(study: Study, out: Path) -> list[PlannedRun]:
+    """The runs that are not done, or lack the scores on the benchmarks of the study."""
+    return [
+        planned
+        for planned in study.runs
+        if not (one := folder_of(out, planned)).is_done or (study.suite and not one.evaluation.scores_path.is_file())
+    ]
 
 
 def command_of(planned: PlannedRun, folder: StudyRun, jobs: int) -> list[str]:

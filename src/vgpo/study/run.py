@@ -1,6 +1,7 @@
-"""One run of a study, in a process of its own: train, look at the trained model, seal the folder."""
+"""One run of a study, in a process of its own: train, probe and evaluate the trained model, seal the folder."""
 
 import dataclasses
+import gc
 import os
 import resource
 import shutil
@@ -25,6 +26,7 @@ from vgpo.recipe.train import train_recipe
 from vgpo.run.storage import to_json, write_file
 from vgpo.study.file import write_recipe
 from vgpo.study.folder import StudyRun
+from vgpo.study.suite import evaluate_run
 from vgpo.terminal import say
 
 KIB = 1024
@@ -36,12 +38,13 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launc
     Args:
         folder: of a `vgpo.study.folder.StudyRun`.
         overrides: `--field value` words beside the recipe.
-        start: look at the start model only, train nothing.
+        start: probe and evaluate the start model only, train nothing.
         jobs: how many runs share the machine, for the record.
         launch: words before `-m vgpo.cli train` that start the training in several processes.
 
     Raises:
         SystemExit: A training that was launched failed, or a signal ended it.
+        EvaluationError, ImportError: The model could not be evaluated on benchmarks.
     """
     quiet_libraries()
     one = StudyRun(folder)
@@ -57,7 +60,11 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launc
         if peak is not None or not one.usage_path.is_file():
             usage = {"peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs}
             write_file(one.usage_path, to_json(usage) + b"\n")
-    write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
+    if not one.probe_path.is_file():  # of an earlier start, which ended in the evaluation on benchmarks
+        write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
+    if one.suite_path.is_file():
+        gc.collect()  # the model that was probed, before the same is loaded again
+        evaluate_run(one, recipe, start=start)
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)  # nobody resumes from here; the final weights stay
     one.seal()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from vgpo.data import Reading
@@ -13,6 +14,14 @@ from vgpo.text import did_you_mean
 
 DEFAULT_SUITE = next(iter(SUITES))
 FOLDER = Path("evaluations")
+
+
+def check_runner() -> None:
+    """Raises:
+    EvaluationError: inspect-ai, which asks the questions, is not installed.
+    """
+    if find_spec("inspect_ai") is None:
+        raise EvaluationError("the runner of benchmarks, inspect-ai, is not installed: pip install 'vgpo[eval]'")
 
 
 def requested_tasks(suite: str | None, tasks: str | None, data: Sequence[str], reading: Reading) -> list[Benchmark]:
