@@ -77,7 +77,7 @@ def test_answers_are_joined_by_row_in_any_order() -> None:
 
 
 def test_rows_that_neither_was_asked_count_as_wrong_for_both() -> None:
-    rows = pair_rows("t", verdicts("+--"), verdicts("++-"), num_not_asked=2)
+    rows = pair_rows("t", verdicts("+--"), verdicts("++-"), num_dropped=2)
     found = compare_task(rows)
     assert (found.first, found.second, found.num_rows, found.neither) == (1 / 5, 2 / 5, 5, 3)
     assert rows.clusters.tolist() == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.hostile.checks import Outline
-from tests.suite.evaluations import graded, task_record, write_evaluation
+from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.commands import report
 from vgpo.data.fingerprint import fingerprint
 from vgpo.evaluation.answers import GradedAnswer
@@ -36,6 +36,8 @@ def two(tmp_path: Path) -> list[EvaluationFolder]:
     lost = {"mathvista": task_record(8, num_asked=6, dropped=["row 7, no image"], oversized=[6])}
     first = {"mathvista": verdicts("+-+-+-"), "counting": verdicts("++--")}
     second = {"mathvista": verdicts("++--++"), "counting": verdicts("++-+")}
+    for answers in (first, second):
+        answers["mathvista"].append(oversized(6))
     second["mathvista"][3] = graded(3, correct=False, predicted=None, truncated=True)
     return [
         write_evaluation(tmp_path / "base", first, lost, checkpoint="runs/base", checkpoint_digest="a" * 64),
@@ -86,6 +88,21 @@ def test_differences_count_dropped_rows_as_the_accuracies_do(two: list[Evaluatio
     assert shown[:2] == ["37.5", "50.0"]
     assert shown[2].startswith("+12.5 [−")
     assert shown[3:] == ["1.000", "1", "2", "2", "3", "8"]
+
+
+def test_a_row_that_is_oversized_for_one_checkpoint_counts_once_and_as_wrong_for_it(tmp_path: Path) -> None:
+    record = task_record(3, num_asked=2, oversized=[2])
+    folders = [
+        write_evaluation(tmp_path / "a", {"counting": [*verdicts("+-"), oversized(2)]}, {"counting": record}),
+        write_evaluation(tmp_path / "b", {"counting": verdicts("+-+")}),
+    ]
+    data = page_data(folders, with_images=False)
+    [task] = data["tasks"]
+    assert [scores["accuracy"] for scores in task["scores"]] == [1 / 3, 2 / 3]
+    found = task["difference"]
+    assert (found["first"], found["second"], found["num_rows"]) == (1 / 3, 2 / 3, 3)
+    assert (found["won"], found["lost"], found["both"], found["neither"]) == (1, 0, 1, 1)
+    assert data["num_rows"] == 3
 
 
 def test_averages_that_lack_tasks_are_called_partial(two: list[EvaluationFolder]) -> None:
@@ -207,8 +224,11 @@ def test_what_the_browser_shows_of_a_row(two: list[EvaluationFolder]) -> None:
     row = rows["mathvista", 3]
     assert (row["id"], row["problem"], row["answer"], row["outcome"]) == ("q3", "<image>What is 3?", "3", "neither")
     first, second = row["answers"]
-    assert first == [{"predicted": "no", "correct": False, "truncated": False, "completion": "So \\boxed{no}"}]
-    assert second == [{"predicted": None, "correct": False, "truncated": True, "completion": "So \\boxed{no}"}]
+    assert first == [
+        {"predicted": "no", "correct": False, "truncated": False, "oversized": False, "completion": "So \\boxed{no}"}
+    ]
+    assert (second[0]["predicted"], second[0]["truncated"]) == (None, True)
+    assert rows["mathvista", 6]["answers"][0][0]["oversized"] is True
 
 
 def test_long_texts_are_cut_and_few_samples_shown(tmp_path: Path) -> None:
@@ -228,8 +248,8 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(
     size = len(json.dumps(page_data(two, with_images=False)["rows"]))
     monkeypatch.setattr("vgpo.suite.comparison.ROW_BYTES", size // 2)
     data = page_data(two, with_images=False)
-    assert 0 < len(data["rows"]) < 10
-    assert data["left_out"] == 10 - len(data["rows"])
+    assert 0 < len(data["rows"]) < 11
+    assert data["left_out"] == 11 - len(data["rows"])
     assert f"{data['left_out']} further rows do not fit into the page." in page_of(two)
 
 

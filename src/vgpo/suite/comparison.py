@@ -17,7 +17,7 @@ from vgpo.evaluation.paired import (
     compare_task,
     pair_rows,
 )
-from vgpo.evaluation.scores import AVERAGES, Average, TaskScores, suite_scores, task_scores
+from vgpo.evaluation.scores import AVERAGES, Average, TaskScores, scores_of_answers, suite_scores
 from vgpo.pages import embed_json
 from vgpo.pages.texts import truncate
 from vgpo.suite.folder import EvaluationFolder, EvaluationRecord, TaskRecord
@@ -43,7 +43,7 @@ class Task:
         records: Where its rows came from, None for a checkpoint that was not evaluated on it.
         scores: The same for its scores.
         rows: Of two checkpoints that were both evaluated on it, else None.
-        asked: Numbers of the rows that were asked.
+        asked: Numbers of the rows that were asked or are oversized.
         candidates: The rows to show first.
     """
 
@@ -75,7 +75,8 @@ def page_data(
         `averages`: `title`, `is_average` (True), `num_tasks` of the paper's, and in the same way `scores` and
             `difference`.
         `rows`: as of `row_entry`, with `images`, places in the list `images`, or None for one that cannot be read.
-        `num_rows`: rows that were asked, of all tasks. `left_out`: chosen rows that do not fit into the page.
+        `num_rows`: rows that were asked or are oversized, of all tasks. `left_out`: chosen rows that do not fit into
+            the page.
         `images`: `uri` (data URI), `width`, `height` in pixels. `without_images`: why there are none, by task.
 
     Raises:
@@ -135,37 +136,33 @@ def read_task(
         None if record is None or answers is None else scores_of(benchmark, answers, record)
         for record, answers in zip(found, graded, strict=True)
     ]
-    oversized = {row for record in found if record is not None for row in record.oversized}
-    answered = {answer.row for answers in graded for answer in answers or ()}
     return Task(
         benchmark=benchmark,
         records=found,
         scores=scores,
         rows=paired(benchmark, graded, scores),
-        asked=frozenset(answered | oversized),
+        asked=frozenset(answer.row for answers in graded for answer in answers or ()),
         candidates=rows_of_task(benchmark.name, graded, num_rows),
     )
 
 
 def scores_of(benchmark: Benchmark, graded: Sequence[GradedAnswer], record: TaskRecord) -> TaskScores:
-    return task_scores(
+    return scores_of_answers(
         benchmark,
         graded,
         num_rows=record.num_rows,
-        num_asked=record.num_asked,
-        dropped=len(record.dropped),
-        oversized=len(record.oversized),
+        num_questions=record.num_asked + len(record.oversized),
+        num_dropped=len(record.dropped),
     )
 
 
 def paired(
     benchmark: Benchmark, graded: Sequence[list[GradedAnswer] | None], scores: Sequence[TaskScores | None]
 ) -> PairedRows | None:
-    """The rows of two evaluations of one task, with those that neither was asked; None if there is one evaluation."""
+    """The rows of two evaluations of one task, with those that were dropped; None if there is one evaluation."""
     match graded, scores:
         case [list(first), list(second)], [TaskScores() as score, _]:
-            not_asked = score.num_scored - score.num_asked
-            return pair_rows(benchmark.name, first, second, num_not_asked=not_asked)
+            return pair_rows(benchmark.name, first, second, num_dropped=score.num_dropped)
     return None
 
 

@@ -54,8 +54,12 @@ function isWanted(row) {
     && (wanted.category === "" || row.category === wanted.category)
     && (wanted.verdict === "" || row.outcome === wanted.verdict)
     && (!wanted.truncated || given().some((answer) => answer.truncated))
-    && (!wanted.unboxed || given().some((answer) => answer.predicted === null))
+    && (!wanted.unboxed || given().some(isUnboxed))
     && (wanted.text === "" || searchedText(row).includes(wanted.text));
+}
+
+function isUnboxed(answer) {
+  return answer.predicted === null && !answer.oversized;
 }
 
 function searchedText(row) {
@@ -115,7 +119,8 @@ function answerOf(row, answers, place) {
 
 function verdictOf(answer) {
   const parts = [verdict(answer.correct)];
-  if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
+  if (answer.oversized) parts.push(element("span", { class: "flag" }, "oversized: not asked"));
+  else if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
   else parts.push(", answered ", element("b", {}, visible(answer.predicted)));
   if (answer.truncated) parts.push(element("span", { class: "flag" }, "cut off"));
   return parts;
