@@ -195,7 +195,7 @@ def test_other_questions_are_refused_and_named() -> None:
     assert str(caught.value) == (
         "mathvista: the evaluations asked different questions: rows 0 ('q0'), 1 ('q1'), 2 ('q2') only in the first; "
         "row 11 ('q11') only in the second; row 3 ('q3') with another question or reference answer. Evaluate both on "
-        "the same data with the same --limit and image size"
+        "the same data with the same --limit"
     )
 
 

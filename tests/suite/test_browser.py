@@ -124,6 +124,39 @@ def test_an_oversized_row_is_named_so_and_is_none_without_a_box(browser: Chromiu
     assert texts_of(browser, ".row") == []
 
 
+@pytest.mark.parametrize(
+    ("names", "outcomes"),
+    [
+        ("ab", ["A right more often", "never right", "right equally often", "B right more often"]),
+        ("a", ["right in all samples", "wrong in all samples", "right in some samples", "wrong in all samples"]),
+    ],
+)
+def test_rows_with_several_samples_say_who_is_right_more_often(
+    browser: Chromium, tmp_path: Path, names: str, outcomes: list[str]
+) -> None:
+    shares = {"a": (2, 0, 1, 0), "b": (1, 0, 1, 1)}
+    folders = [
+        write_evaluation(
+            tmp_path / name,
+            {
+                "counting": [
+                    graded(row, correct=sample < right, sample=sample)
+                    for row, right in enumerate(shares[name])
+                    for sample in range(2)
+                ]
+            },
+        ).path
+        for name in names
+    ]
+    browser.show(write_evaluation_page(folders, tmp_path / "page.html", with_images=False))
+    shown = zip(texts_of(browser, ".row .question"), texts_of(browser, ".row .outcome"), strict=True)
+    assert sorted(shown) == [(f"▣ What is {row}?", outcome) for row, outcome in enumerate(outcomes)]
+    labels = texts_of(browser, "#verdict-choice button")
+    assert not {"Only A", "Only B", "Both right", "✓ Right"} & set(labels)
+    assert len(labels) == (5 if len(names) == 2 else 4)
+    assert browser.complaints == []
+
+
 def test_nasty_rows_are_shown_as_they_are(browser: Chromium, page: Path) -> None:
     browser.show(page)
     choose(browser, "#task-choice", "counting")

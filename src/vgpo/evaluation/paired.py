@@ -263,7 +263,7 @@ def check_same_rows(
     if found:
         raise ComparisonError(
             f"{task}: the evaluations asked different questions: {'; '.join(found)}. Evaluate both on the same data "
-            "with the same --limit and image size"
+            "with the same --limit"
         )
 
 
