@@ -290,7 +290,8 @@ def test_a_second_trainer_is_refused_until_the_first_is_killed(start: Start, tmp
         process.stdout.readline()
         done = start(tmp_path / "run")
         assert done.exit_code == 2
-        assert f"is in use by another training process (process {process.pid} on " in done.stderr
+        assert f"another process of vgpo (process {process.pid} on " in done.stderr
+        assert f") is writing to {tmp_path / 'run'}. Nothing was changed." in done.stderr
         os.kill(process.pid, signal.SIGKILL)  # a child that was forked lives on, and holds nothing
         process.wait()
         with locked(tmp_path / "run"):

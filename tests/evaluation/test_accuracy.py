@@ -1,6 +1,7 @@
 """Greedy evaluation: counts, intervals, and that nothing but the answers comes out of it."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from vgpo.evaluation import evaluate, wilson_interval
-from vgpo.evaluation.accuracy import grade_answers
+from vgpo.evaluation.accuracy import Evaluation, evaluate_answers, grade_answers
+from vgpo.evaluation.completions import Completion, oversized
 from vgpo.policy.generation import greedy_decoding
 from vgpo.toy.model import build_model, build_processor
 
@@ -67,6 +69,26 @@ def test_no_question_leaves_the_denominator() -> None:
     assert [answer["correct"] for answer in scores.answers] == [True, False, False, False]
     assert (scores.low, scores.high) == wilson_interval(1, 4)
     assert "25.0% right (1 of 4" in str(scores)
+
+
+def test_questions_that_do_not_fit_are_counted_and_named(questions: Dataset) -> None:
+    def answer(rows: list[dict]) -> list[Completion]:
+        return [oversized(9000), *[Completion("seven", 5, 2, truncated=False)] * (len(rows) - 1)]
+
+    scores = evaluate_answers(answer, questions, batch_size=5, progress=False)
+    assert (scores.num_questions, scores.num_oversized, scores.num_unanswered) == (5, 1, 4)
+    assert [answer["oversized"] for answer in scores.answers] == [True, False, False, False, False]
+    assert str(scores).endswith("4 without an answer, 0 cut off, 1 not asked (too long for the context)")
+
+
+def test_the_text_is_silent_where_every_question_was_asked() -> None:
+    assert str(grade_answers([row("")])).endswith("1 without an answer, 0 cut off")
+
+
+def test_scores_of_older_versions_have_no_oversized_questions() -> None:
+    known = asdict(grade_answers([row("")]))
+    del known["num_oversized"]
+    assert Evaluation(**known).num_oversized == 0
 
 
 def test_answers_do_not_depend_on_batch_mates_or_on_chance(

@@ -1,5 +1,6 @@
 """The table of benchmarks, where their rows are looked for, and how they are read in every published form."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import PIL.ImageFile
 import psutil
 import pytest
 
-from tests.evaluation.benchmark_files import CASES, MATHVERSE, Case, hub, lines, papo, png, whole
+from tests.evaluation.benchmark_files import CASES, MATHVERSE, MATHVISTA, Case, hub, lines, papo, png, whole
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import benchmark_rows
 from vgpo.evaluation.answers import Question
@@ -90,6 +91,26 @@ def test_a_row_without_question_and_answer_is_dropped_and_counted(
         "row 1, field 'problem': empty; expected the question. Fill it or drop the row"
     ]
     assert any(message.startswith("Left out 1 of 3 rows, which cannot be used") for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [(2.0, 2), (0.0, 0), (20.0, 20), (float("nan"), None), (1e9, None), (float("inf"), None), (-1.0, None),
+     (1.5, None), (None, None), (True, None), (10**18, None)],
+)  # fmt: skip
+def test_decimal_places_are_whole_numbers_up_to_20_or_none(tmp_path: Path, stored: Any, read: int | None) -> None:
+    rows = [{"problem": "How wide?", "answer": "0.21", "precision": stored, "category": float("nan")}]
+    source = hub(rows, "test", "image")(tmp_path)
+    benchmark = dataclasses.replace(BENCHMARKS["geomath"], precision="precision", category="category")
+    [found] = load_benchmark(benchmark, source).questions
+    assert (found.precision, found.category) == (read, None)
+
+
+@pytest.mark.parametrize("places", [float("nan"), 1e9])
+def test_places_that_are_none_are_not_asked_for(tmp_path: Path, places: float) -> None:
+    rows = [{**MATHVISTA[1], "precision": places, "unit": None}]
+    [found] = load_benchmark(BENCHMARKS["mathvista"], hub(rows, "testmini", "decoded_image")(tmp_path)).questions
+    assert (found.problem, found.precision) == ("How wide?", None)
 
 
 def test_faulty_rows_can_be_an_error(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_answers_are_joined_by_row_in_any_order() -> None:
 
 
 def test_rows_that_neither_was_asked_count_as_wrong_for_both() -> None:
-    rows = pair_rows("t", verdicts("+--"), verdicts("++-"), num_not_asked=2)
+    rows = pair_rows("t", verdicts("+--"), verdicts("++-"), num_dropped=2)
     found = compare_task(rows)
     assert (found.first, found.second, found.num_rows, found.neither) == (1 / 5, 2 / 5, 5, 3)
     assert rows.clusters.tolist() == [0, 1, 2, 3, 4]
@@ -195,7 +195,7 @@ def test_other_questions_are_refused_and_named() -> None:
     assert str(caught.value) == (
         "mathvista: the evaluations asked different questions: rows 0 ('q0'), 1 ('q1'), 2 ('q2') only in the first; "
         "row 11 ('q11') only in the second; row 3 ('q3') with another question or reference answer. Evaluate both on "
-        "the same data with the same --limit and image size"
+        "the same data with the same --limit"
     )
 
 

@@ -26,6 +26,11 @@ def graded(row: int, *, correct: bool, sample: int = 0, **fields: Any) -> Graded
     )
 
 
+def oversized(row: int, **fields: Any) -> GradedAnswer:
+    """The answer to question `row` as the runner writes it if the prompt fills the context."""
+    return graded(row, correct=False, completion="", predicted=None, oversized=True, **fields)
+
+
 def answer(row: int, sample: int = 0) -> Answer:
     return Answer(row=row, sample=sample, completion=f"So {row}", truncated=False)
 

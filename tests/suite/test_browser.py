@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.hostile.texts import NASTY
 from tests.report.chromium import FAINT, NAMELESS, Chromium
-from tests.suite.evaluations import graded, task_record, write_evaluation
+from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.evaluation.answers import GradedAnswer
 from vgpo.pages.images import image_entry
 from vgpo.pages.texts import truncate
@@ -40,7 +40,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     folders = []
     for name, skill in (("base", 2), ("vgpo", 3)):
-        answers = {"mathvista": answers_of(skill, 30), "mathverse": answers_of(skill, 40), "counting": hostile}
+        mathvista = [*answers_of(skill, 30), oversized(31)]
+        answers = {"mathvista": mathvista, "mathverse": answers_of(skill, 40), "counting": hostile}
         tasks = {"mathvista": task_record(32, num_asked=30, dropped=["row 30, no image"], oversized=[31])}
         folders.append(write_evaluation(folder / name, answers, tasks, checkpoint=f"runs/{name}/final").path)
 
@@ -76,7 +77,7 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     assert len(texts_of(browser, "svg.chart")) == 2
     assert len(texts_of(browser, "svg.chart .value")) == 2 * 6 + 6  # three tasks and three averages
-    assert len(texts_of(browser, ".row")) == 30 + 40 + len(NASTY)
+    assert len(texts_of(browser, ".row")) == 31 + 40 + len(NASTY)
     choose(browser, "#task-choice", "mathvista")
     browser.evaluate("document.querySelectorAll('.row details').forEach((one, i) => { one.open = i < 4; })")
     browser.keep_picture(f"evaluation-{width}-{theme}")
@@ -85,7 +86,7 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
 
 def test_filters_leave_the_rows_that_meet_all_of_them(browser: Chromium, page: Path) -> None:
     browser.show(page)
-    assert texts_of(browser, "#count") == [f"{70 + len(NASTY)} of the {70 + len(NASTY)} rows on this page"]
+    assert texts_of(browser, "#count") == [f"{71 + len(NASTY)} of the {71 + len(NASTY)} rows on this page"]
     choose(browser, "#task-choice", "mathverse")
     press(browser, "Only B")
     only_b = [row for row in range(40) if row % 2 == 0 and row % 3 != 0]
@@ -112,6 +113,48 @@ def test_a_completion_is_shown_when_it_is_opened(browser: Chromium, page: Path) 
     browser.evaluate("new Promise((done) => setTimeout(done, 50))")
     assert texts_of(browser, ".row .completion") == ["So \\boxed{no}", "So \\boxed{4}"]
     assert texts_of(browser, ".row .answer p") == ["A ✗ wrong, answered no", "B ✓ correct, answered 4"]
+
+
+def test_an_oversized_row_is_named_so_and_is_none_without_a_box(browser: Chromium, page: Path) -> None:
+    browser.show(page)
+    choose(browser, "#task-choice", "mathvista")
+    choose(browser, "#text-choice", "what is 31?")
+    assert texts_of(browser, ".row .answer p") == [f"{letter} ✗ wrongoversized: not asked" for letter in "AB"]
+    browser.evaluate("document.querySelector('#unboxed-choice').click()")
+    assert texts_of(browser, ".row") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "outcomes"),
+    [
+        ("ab", ["A right more often", "never right", "right equally often", "B right more often"]),
+        ("a", ["right in all samples", "wrong in all samples", "right in some samples", "wrong in all samples"]),
+    ],
+)
+def test_rows_with_several_samples_say_who_is_right_more_often(
+    browser: Chromium, tmp_path: Path, names: str, outcomes: list[str]
+) -> None:
+    shares = {"a": (2, 0, 1, 0), "b": (1, 0, 1, 1)}
+    folders = [
+        write_evaluation(
+            tmp_path / name,
+            {
+                "counting": [
+                    graded(row, correct=sample < right, sample=sample)
+                    for row, right in enumerate(shares[name])
+                    for sample in range(2)
+                ]
+            },
+        ).path
+        for name in names
+    ]
+    browser.show(write_evaluation_page(folders, tmp_path / "page.html", with_images=False))
+    shown = zip(texts_of(browser, ".row .question"), texts_of(browser, ".row .outcome"), strict=True)
+    assert sorted(shown) == [(f"▣ What is {row}?", outcome) for row, outcome in enumerate(outcomes)]
+    labels = texts_of(browser, "#verdict-choice button")
+    assert not {"Only A", "Only B", "Both right", "✓ Right"} & set(labels)
+    assert len(labels) == (5 if len(names) == 2 else 4)
+    assert browser.complaints == []
 
 
 def test_nasty_rows_are_shown_as_they_are(browser: Chromium, page: Path) -> None:

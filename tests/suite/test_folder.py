@@ -138,8 +138,9 @@ def test_an_evaluation_does_not_replace_that_of_a_run(folder: EvaluationFolder) 
     folder.path.mkdir()
     (folder.path / "config.yaml").write_text("model: toy\n")
     folder.record_path.write_text('{"before": null}\n')
-    with pytest.raises(RunFolderError, match=r"holds a run \(config\.yaml\); choose another folder"):
-        folder.write_record(evaluation_record({}))
+    for use in (folder.read_record, lambda: folder.write_record(evaluation_record({}))):
+        with pytest.raises(RunFolderError, match=r"holds a run \(config\.yaml\); choose another folder"):
+            use()
     assert json.loads(folder.record_path.read_text()) == {"before": None}
     with pytest.raises(RunFolderError, match=r"holds no evaluation: evaluation\.json is missing, or is that of a run"):
         EvaluationFolder.open(folder.path)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.hostile.checks import Outline
-from tests.suite.evaluations import graded, task_record, write_evaluation
+from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.commands import report
 from vgpo.data.fingerprint import fingerprint
 from vgpo.evaluation.answers import GradedAnswer
@@ -36,6 +36,8 @@ def two(tmp_path: Path) -> list[EvaluationFolder]:
     lost = {"mathvista": task_record(8, num_asked=6, dropped=["row 7, no image"], oversized=[6])}
     first = {"mathvista": verdicts("+-+-+-"), "counting": verdicts("++--")}
     second = {"mathvista": verdicts("++--++"), "counting": verdicts("++-+")}
+    for answers in (first, second):
+        answers["mathvista"].append(oversized(6))
     second["mathvista"][3] = graded(3, correct=False, predicted=None, truncated=True)
     return [
         write_evaluation(tmp_path / "base", first, lost, checkpoint="runs/base", checkpoint_digest="a" * 64),
@@ -86,6 +88,21 @@ def test_differences_count_dropped_rows_as_the_accuracies_do(two: list[Evaluatio
     assert shown[:2] == ["37.5", "50.0"]
     assert shown[2].startswith("+12.5 [−")
     assert shown[3:] == ["1.000", "1", "2", "2", "3", "8"]
+
+
+def test_a_row_that_is_oversized_for_one_checkpoint_counts_once_and_as_wrong_for_it(tmp_path: Path) -> None:
+    record = task_record(3, num_asked=2, oversized=[2])
+    folders = [
+        write_evaluation(tmp_path / "a", {"counting": [*verdicts("+-"), oversized(2)]}, {"counting": record}),
+        write_evaluation(tmp_path / "b", {"counting": verdicts("+-+")}),
+    ]
+    data = page_data(folders, with_images=False)
+    [task] = data["tasks"]
+    assert [scores["accuracy"] for scores in task["scores"]] == [1 / 3, 2 / 3]
+    found = task["difference"]
+    assert (found["first"], found["second"], found["num_rows"]) == (1 / 3, 2 / 3, 3)
+    assert (found["won"], found["lost"], found["both"], found["neither"]) == (1, 0, 1, 1)
+    assert data["num_rows"] == 3
 
 
 def test_averages_that_lack_tasks_are_called_partial(two: list[EvaluationFolder]) -> None:
@@ -157,6 +174,61 @@ def test_evaluations_that_cannot_be_compared_are_refused(
         page_data([first, second], with_images=False)
 
 
+def test_a_task_that_cannot_be_compared_is_named_and_the_others_are_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = write_evaluation(tmp_path / "a", {"counting": verdicts("+-"), "mmk12": verdicts("+-")})
+    second = write_evaluation(
+        tmp_path / "b", {"counting": verdicts("++"), "mmk12": verdicts("++", problem="Another?")}
+    )
+    data = page_data([first, second], with_images=False)
+    [reason] = data["incomparable"]
+    assert reason.startswith("mmk12: the evaluations asked different questions: rows 0 ('q0'), 1 ('q1') with another")
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", f"{reason}. The page compares the other tasks.")
+    ]
+    assert [(task["name"], task["difference"] is None) for task in data["tasks"]] == [
+        ("mmk12", True), ("counting", False)
+    ]  # fmt: skip
+    assert [scores["accuracy"] for scores in data["tasks"][0]["scores"]] == [0.5, 1.0]
+    assert {row["task"] for row in data["rows"]} == {"counting"}
+    overall = next(average for average in data["averages"] if average["title"] == "Overall")
+    assert overall["difference"]["tasks"] == ("counting",)
+    assert "Scores only, no difference and no rows: mmk12: the evaluations asked" in page_of([first, second])
+    assert page_data([first], with_images=False)["incomparable"] == []
+
+
+def test_evaluations_without_a_task_that_can_be_compared_are_refused_with_every_reason(tmp_path: Path) -> None:
+    first = write_evaluation(tmp_path / "a", {task: verdicts("+-") for task in ("counting", "mmk12")})
+    second = write_evaluation(tmp_path / "b", {task: verdicts("+-+") for task in ("counting", "mmk12", "wemath")})
+    with pytest.raises(EvaluationError) as error:
+        page_data([first, second], with_images=False)
+    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == ["mmk12", "counting"]
+
+
+def test_settings_in_the_heading_are_those_of_both(tmp_path: Path) -> None:
+    answers = {"counting": verdicts("+")}
+    folders = [
+        write_evaluation(tmp_path / "a", answers, limit=1, max_new_tokens=96),
+        write_evaluation(tmp_path / "b", answers, limit=2, max_new_tokens=96),
+    ]
+    [heading] = re.findall(r'<p class="facts-line">(.*?)</p>', page_of(folders))
+    assert heading == "protocol papo-greedy · template think_boxed · at most 96 new tokens · 1 task, 1 rows"
+    [heading] = re.findall(r'<p class="facts-line">(.*?)</p>', page_of(folders[:1]))
+    assert "the first 1 rows of each task" in heading
+
+
+def test_the_headings_of_several_samples_say_who_is_right_more_often(tmp_path: Path) -> None:
+    sampled = {"counting": [*verdicts("+-"), *verdicts("--", sample=1)]}
+    several = [write_evaluation(tmp_path / name, sampled, protocol="papo-avg@2") for name in "ab"]
+    single = [write_evaluation(tmp_path / name, {"counting": verdicts("+-")}) for name in "cd"]
+    greedy, often = ["Only A", "Only B", "Both", "Neither"], ["A more often", "B more often", "Equally often", "Never"]
+    for folders, shown, hidden in ((several, often, greedy), (single, greedy, often)):
+        headings = Outline(page_of(folders)).texts_of("th")
+        assert [heading for heading in headings if heading in shown + hidden] == shown
+        assert embedded(page_of(folders))["several_samples"] is (shown is often)
+
+
 def test_an_evaluation_without_a_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="the evaluation has no task yet; run the same"):
         page_data([write_evaluation(tmp_path / "a", {})])
@@ -207,8 +279,11 @@ def test_what_the_browser_shows_of_a_row(two: list[EvaluationFolder]) -> None:
     row = rows["mathvista", 3]
     assert (row["id"], row["problem"], row["answer"], row["outcome"]) == ("q3", "<image>What is 3?", "3", "neither")
     first, second = row["answers"]
-    assert first == [{"predicted": "no", "correct": False, "truncated": False, "completion": "So \\boxed{no}"}]
-    assert second == [{"predicted": None, "correct": False, "truncated": True, "completion": "So \\boxed{no}"}]
+    assert first == [
+        {"predicted": "no", "correct": False, "truncated": False, "oversized": False, "completion": "So \\boxed{no}"}
+    ]
+    assert (second[0]["predicted"], second[0]["truncated"]) == (None, True)
+    assert rows["mathvista", 6]["answers"][0][0]["oversized"] is True
 
 
 def test_long_texts_are_cut_and_few_samples_shown(tmp_path: Path) -> None:
@@ -228,8 +303,8 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(
     size = len(json.dumps(page_data(two, with_images=False)["rows"]))
     monkeypatch.setattr("vgpo.suite.comparison.ROW_BYTES", size // 2)
     data = page_data(two, with_images=False)
-    assert 0 < len(data["rows"]) < 10
-    assert data["left_out"] == 10 - len(data["rows"])
+    assert 0 < len(data["rows"]) < 11
+    assert data["left_out"] == 11 - len(data["rows"])
     assert f"{data['left_out']} further rows do not fit into the page." in page_of(two)
 
 
@@ -306,6 +381,17 @@ def test_each_task_has_images_of_its_own(tmp_path: Path) -> None:
     data = page_data([folder])
     assert [(row["task"], row["images"]) for row in data["rows"]] == [("geometry3k", [0]), ("counting", [1])]
     assert len({image["uri"] for image in data["images"]}) == 2
+
+
+def test_images_are_read_with_the_limit_of_the_evaluation_that_has_the_task(tmp_path: Path) -> None:
+    record = write_source(tmp_path / "rows.jsonl", ["red", "blue"])
+    first = write_evaluation(tmp_path / "a", {"counting": verdicts("+")}, limit=1)
+    second = write_evaluation(
+        tmp_path / "b", {"counting": verdicts("+"), "geometry3k": verdicts("+-")}, {"geometry3k": record}, limit=2
+    )
+    data = page_data([first, second])
+    assert [row["images"] for row in data["rows"] if row["task"] == "geometry3k"] == [[0], [1]]
+    assert not any("Geometry3K" in reason for reason in data["without_images"])
 
 
 def test_rows_that_were_not_asked_are_no_part_of_what_was_evaluated(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.scores import SuiteScores
 from vgpo.recipe.policies import TransformersPolicy
 from vgpo.suite import progress, subject
+from vgpo.suite.comparison import page_data
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
 from vgpo.toy import checkpoint_path
@@ -258,7 +259,12 @@ def test_a_prompt_that_fills_the_context_counts_as_wrong_and_is_in_the_record(re
     scores = evaluated(request).tasks[0]
     assert (scores.num_asked, scores.num_oversized, scores.num_scored) == (5, 1, 6)
     assert scores.num_correct == 3
-    assert EvaluationFolder(request.out).read_record().tasks["counting"].oversized == [0]
+    evaluation = EvaluationFolder(request.out)
+    assert evaluation.read_record().tasks["counting"].oversized == [0]
+    data = page_data([evaluation, EvaluationFolder(shutil.copytree(request.out, request.out.with_name("copy")))])
+    [task] = data["tasks"]
+    assert [one["accuracy"] for one in task["scores"]] == [scores.accuracy] * 2
+    assert (task["difference"]["num_rows"], data["num_rows"], data["without_images"]) == (6, 6, [])
 
 
 def test_a_row_that_cannot_be_used_is_named_and_counts_as_wrong(request_for: Make, folder: Path) -> None:

@@ -25,6 +25,7 @@ IN_PICTURE = "Answer the question in the picture."
 QUESTIONS = ("question", PROBLEM, "annotat_text", "problem_text")
 ANSWERS = (ANSWER, "ground_truth", "solution")
 OPTIONS = ("options", "choices")
+DECIMAL_PLACES = range(21)
 
 _LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
 _SOME_LETTERS = re.compile(r"[\s()A-L]+")
@@ -250,17 +251,24 @@ def read_sharegpt(row: Row) -> Row:
 def read_mathvista(row: Row) -> Row:
     problem = _text(row, "question")
     answer = _answer(row[ANSWER], ANSWER)
-    if row.get("unit"):
-        problem += f" (Unit: {row['unit']})"
+    unit = row.get("unit")
+    if isinstance(unit, str) and unit:  # NaN is pandas' null
+        problem += f" (Unit: {unit})"
     if not row["choices"]:
-        places = row.get("precision")
+        places = decimal_places(row.get("precision"))
         if places and row.get("answer_type") == "float":
-            problem += f"\nGive the number with {quantity(int(places), 'decimal place')}."
+            problem += f"\nGive the number with {quantity(places, 'decimal place')}."
         return {PROBLEM: problem, ANSWER: answer}
     _check_number_of_options(row["choices"], "choices")
     if answer not in row["choices"]:
         raise RowError(ANSWER, f"{answer[:40]!r} is none of the choices {row['choices']}; correct it or drop the row")
     return {PROBLEM: _with_options(problem, row["choices"]), ANSWER: LETTERS[row["choices"].index(answer)]}
+
+
+def decimal_places(value: Any) -> int | None:
+    """Decimal places to which numbers are rounded: a whole number from 0 to 20; None if `value` is anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and value in DECIMAL_PLACES else None
 
 
 def read_mathverse(row: Row) -> Row:

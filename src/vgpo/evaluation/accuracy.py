@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from datasets import Dataset
@@ -22,18 +22,20 @@ Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Greedy accuracy over all questions asked; none is ever left out of the denominator.
+    """Greedy accuracy over all questions; none is ever left out of the denominator.
 
     Attributes:
         accuracy: Share of right answers, in [0, 1].
         low: Lower end of the Wilson 95 % interval of the accuracy.
         high: Upper end.
-        num_questions: Questions asked.
+        num_questions: All questions.
         num_correct: Answers graded right.
         num_unanswered: Completions without a boxed answer; they count as wrong.
         num_truncated: Completions cut at the token limit; graded as they stand.
+        num_oversized: Questions that were not asked, because their prompts fill the model's context; they count as
+            wrong, and not as unanswered.
         answers: A dict per question: problem, answer (gold), completion, predicted (boxed, or None), correct,
-            truncated.
+            truncated, oversized.
     """
 
     accuracy: float
@@ -43,13 +45,15 @@ class Evaluation:
     num_correct: int
     num_unanswered: int
     num_truncated: int
+    num_oversized: int = field(default=0, kw_only=True)  # evaluation.json of older versions has none
     answers: list[dict[str, Any]]
 
     def __str__(self) -> str:
+        oversized = f", {self.num_oversized} not asked (too long for the context)" if self.num_oversized else ""
         return (
             f"{self.accuracy:.1%} right ({self.num_correct} of {self.num_questions}, 95 % interval "
             f"{self.low:.1%} to {self.high:.1%}), {self.num_unanswered} without an answer, "
-            f"{self.num_truncated} cut off"
+            f"{self.num_truncated} cut off{oversized}"
         )
 
 
@@ -147,6 +151,7 @@ def grade_answers(answers: list[dict[str, Any]]) -> Evaluation:
 def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
     """The scores of answers that are graded."""
     num_correct = sum(row["correct"] for row in graded)
+    num_oversized = sum(row.get("oversized", False) for row in graded)  # older versions did not say
     low, high = wilson_interval(num_correct, len(graded))
     return Evaluation(
         accuracy=num_correct / len(graded),
@@ -154,8 +159,9 @@ def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
         high=high,
         num_questions=len(graded),
         num_correct=num_correct,
-        num_unanswered=sum(row["predicted"] is None for row in graded),
+        num_unanswered=sum(row["predicted"] is None for row in graded) - num_oversized,
         num_truncated=sum(row["truncated"] for row in graded),
+        num_oversized=num_oversized,
         answers=graded,
     )
 
@@ -173,13 +179,14 @@ def wilson_interval(num_correct: float, num_questions: float, z: float = Z_95) -
 
 
 def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
-    """What is kept of an answer: problem, answer (gold), completion, predicted (boxed, or None), truncated."""
+    """What is kept of an answer: the fields of `Evaluation.answers` without the verdict."""
     return {
         "problem": row["problem"],
         "answer": row["answer"],
         "completion": completion.text,
         "predicted": extract_boxed(completion.text),
         "truncated": completion.truncated,
+        "oversized": completion.oversized,
     }
 
 

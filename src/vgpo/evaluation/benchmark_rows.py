@@ -1,6 +1,7 @@
 """The rows of a benchmark, from the hub or from files, in any of the forms in which it is published."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from vgpo.data import DataError, Reading
 from vgpo.data.check import find_faults
 from vgpo.data.faulty import DROP, Fault, without_faulty
 from vgpo.data.files import expanded, is_folder, status_of
+from vgpo.data.formats import decimal_places
 from vgpo.data.readers import StoredSet, format_of, read_rows, warn_of_options
 from vgpo.data.schema import ANSWER, ID, META, PROBLEM, ROW, source_rows
 from vgpo.data.sources import name_and_split, open_dataset, splits_of
@@ -288,25 +290,25 @@ def _questions(benchmark: Benchmark, rows: datasets.Dataset) -> list[Question]:
 
 def _question(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
     meta = row.get(META) or {}
-    precision = _value(meta, benchmark.precision)
     return Question(
         row=row[ROW],
         id=row[ID],
         problem=row[PROBLEM],
         answer=row[ANSWER],
         options=lettered_options(row[PROBLEM]),
-        precision=int(precision) if isinstance(precision, int | float) else None,
+        precision=decimal_places(_value(meta, benchmark.precision)),
         category=_text(_value(meta, benchmark.category)),
         cluster=_text(_value(meta, benchmark.cluster)),
     )
 
 
 def _value(meta: Mapping[str, Any], field: str | None) -> Any:
-    """What is in a field of `meta`, as `record.field` in a record; None if there is no such field."""
+    """What is in a field of `meta`, as `record.field` in a record; None if there is no such field, or NaN in it."""
     value: Any = meta
     for name in field.split(".") if field is not None else ():
         value = value.get(name) if isinstance(value, Mapping) else None
-    return None if field is None else value
+    is_nan = isinstance(value, float) and math.isnan(value)  # pandas' null
+    return None if field is None or is_nan else value
 
 
 def _text(value: Any) -> str | None:

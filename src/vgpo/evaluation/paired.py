@@ -125,16 +125,15 @@ def check_protocols(first: str, second: str) -> None:
 
 
 def pair_rows(
-    task: str, first: Iterable[GradedAnswer], second: Iterable[GradedAnswer], *, num_not_asked: int = 0
+    task: str, first: Iterable[GradedAnswer], second: Iterable[GradedAnswer], *, num_dropped: int = 0
 ) -> PairedRows:
     """Join the answers of two checkpoints to one task by id and number of the row.
 
     Args:
         task: Name of the benchmark.
-        first: Of the first checkpoint.
+        first: Of the first checkpoint; an oversized one is wrong.
         second: Of the second.
-        num_not_asked: Further rows, which were put to neither (dropped, oversized) and count as wrong for both, as
-            they do in the accuracy.
+        num_dropped: Further rows, which have no answers and count as wrong for both, as they do in the accuracy.
 
     Raises:
         ComparisonError: The questions are not the same, or one has more answers than another; names the first rows.
@@ -150,13 +149,13 @@ def pair_rows(
             if counts
             else f"{task}: no row was answered in both evaluations"
         )
-    padding = np.zeros(num_not_asked)
+    padding = np.zeros(num_dropped)
     clusters = numbered_clusters([ours[row][0].question for row in rows])
     return PairedRows(
         task=task,
         first=np.concatenate([[share_right(ours[row]) for row in rows], padding]),
         second=np.concatenate([[share_right(theirs[row]) for row in rows], padding]),
-        clusters=np.concatenate([clusters, clusters.max() + 1 + np.arange(num_not_asked)]),
+        clusters=np.concatenate([clusters, clusters.max() + 1 + np.arange(num_dropped)]),
         num_samples=counts.pop(),
     )
 
@@ -264,7 +263,7 @@ def check_same_rows(
     if found:
         raise ComparisonError(
             f"{task}: the evaluations asked different questions: {'; '.join(found)}. Evaluate both on the same data "
-            "with the same --limit and image size"
+            "with the same --limit"
         )
 
 

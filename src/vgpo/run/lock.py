@@ -1,4 +1,4 @@
-"""The lock of a run folder: one trainer at a time, and a trainer that is killed gives it back."""
+"""The lock of the folder of a run or an evaluation: one process writes at a time, and a killed one holds nothing."""
 
 import fcntl
 import io
@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder inside the block. A folder that is empty before and after is removed.
+    """Hold the lock of a folder inside the block. A folder that is empty before and after is removed.
 
     It is a record lock of POSIX: it belongs to this process and not to its children, so it ends with this process in
     any way, even if a child that was forked from it lives on. It holds between machines that share the folder too,
@@ -33,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
         file = _acquire(path)
     except OSError as error:
         raise RunFolderError(
-            f"{error.filename} cannot be written: {error.strerror}. Correct that, or choose another run_dir."
+            f"{error.filename} cannot be written: {error.strerror}. Correct that, or choose another folder."
         ) from error
     with file:
         file.truncate(0)
@@ -62,11 +62,13 @@ def _acquire(path: Path) -> io.FileIO:
         except (BlockingIOError, PermissionError) as error:
             file.close()
             raise RunFolderError(
-                f"{path.parent} is in use by another training process ({_holder(path)}). Nothing was changed. "
-                "Wait until it ends or stop it, or choose another run_dir."
+                f"another process of vgpo ({_holder(path)}) is writing to {path.parent}. Nothing was changed. Wait "
+                "until it ends or stop it, or choose another folder."
             ) from error
         except OSError as error:
-            logger.warning("%s cannot be locked (%s): do not start two runs in it.", path.parent, error.strerror)
+            logger.warning(
+                "%s cannot be locked (%s): do not write to it from two processes.", path.parent, error.strerror
+            )
         if _is_at(file, path):
             return file
         file.close()  # whoever held it has removed it in the meantime

@@ -1,5 +1,6 @@
 """What a page shows of one evaluation folder, or of two: everything, as one JSON-able dict, and nothing else."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from vgpo.evaluation.paired import (
     compare_task,
     pair_rows,
 )
-from vgpo.evaluation.scores import AVERAGES, Average, TaskScores, suite_scores, task_scores
+from vgpo.evaluation.scores import AVERAGES, Average, TaskScores, scores_of_answers, suite_scores
 from vgpo.pages import embed_json
-from vgpo.pages.texts import truncate
+from vgpo.pages.texts import MAX_TEXT_CHARACTERS, truncate
 from vgpo.suite.folder import EvaluationFolder, EvaluationRecord, TaskRecord
 from vgpo.suite.shown_rows import ShownRow, evenly, row_entry, rows_of_task
 from vgpo.suite.thumbnails import ImagesUnavailableError, row_images
@@ -33,6 +34,8 @@ DIGITS = 12  # of a fingerprint
 # In these two evaluations may differ and be compared all the same; the page says so.
 SETTINGS = ("checkpoint_digest", "engine", "protocol", "template", "max_new_tokens", "image_size", "seed", "limit")
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -42,15 +45,18 @@ class Task:
         benchmark: Which one.
         records: Where its rows came from, None for a checkpoint that was not evaluated on it.
         scores: The same for its scores.
-        rows: Of two checkpoints that were both evaluated on it, else None.
-        asked: Numbers of the rows that were asked.
-        candidates: The rows to show first.
+        rows: Of two checkpoints that were both evaluated on it and can be compared, else None.
+        incomparable: Why two checkpoints that were both evaluated on it cannot be compared, else None.
+        asked: Numbers of the rows that were asked or are oversized.
+        candidates: The rows to show first; none of a task that cannot be compared, whose numbers may stand for
+            different questions.
     """
 
     benchmark: Benchmark
     records: list[TaskRecord | None]
     scores: list[TaskScores | None]
     rows: PairedRows | None
+    incomparable: str | None
     asked: frozenset[int]
     candidates: list[ShownRow]
 
@@ -69,29 +75,36 @@ def page_data(
         dict, JSON-able:
         `evaluations`: the fields of each `EvaluationRecord` without its tasks, and `folder`.
         `settings`: `name` and `values`, one text per evaluation; `differs`.
+        `incomparable`: why two evaluations of a task cannot be compared, by task.
+        `several_samples`: whether a row has more than one answer of a checkpoint.
         `other_data`: titles of the tasks whose data differ between the evaluations.
         `tasks`: `name`, `title`, `is_average` (False), `notes`, `sources` and `scores` (per evaluation None, or a
             dict), `difference` (None, or the fields of `TaskDifference`).
         `averages`: `title`, `is_average` (True), `num_tasks` of the paper's, and in the same way `scores` and
             `difference`.
         `rows`: as of `row_entry`, with `images`, places in the list `images`, or None for one that cannot be read.
-        `num_rows`: rows that were asked, of all tasks. `left_out`: chosen rows that do not fit into the page.
+        `num_rows`: rows that were asked or are oversized, of all tasks. `left_out`: chosen rows that do not fit into
+            the page.
         `images`: `uri` (data URI), `width`, `height` in pixels. `without_images`: why there are none, by task.
 
     Raises:
         RunFolderError: A folder without an evaluation, or with a broken file.
-        EvaluationError: An unknown task, an evaluation that did not end, or two that cannot be compared.
+        EvaluationError: An unknown task, an evaluation that did not end, or two of which no task can be compared.
     """
     records = [folder.read_record() for folder in folders]
     tasks = [read_task(benchmark, folders, records, num_rows) for benchmark in tasks_to_show(records)]
+    incomparable = incomparable_tasks(tasks)
     chosen = evenly([task.candidates for task in tasks], num_rows)
-    images, without_images = images_of(tasks, records[0].limit, chosen) if with_images else ({}, [])
+    limits = [record.limit for record in records]
+    images, without_images = images_of(tasks, limits, chosen) if with_images else ({}, [])
     return {
         "evaluations": [
             {**record.model_dump(exclude={"tasks"}), "folder": str(folder.path)}
             for record, folder in zip(records, folders, strict=True)
         ],
         "settings": settings_of(records),
+        "incomparable": incomparable,
+        "several_samples": any(one.num_samples > 1 for task in tasks for one in task.scores if one is not None),
         "other_data": other_data(tasks),
         "tasks": [task_entry(task) for task in tasks],
         "averages": averages_of(tasks, len(folders)),
@@ -135,38 +148,60 @@ def read_task(
         None if record is None or answers is None else scores_of(benchmark, answers, record)
         for record, answers in zip(found, graded, strict=True)
     ]
-    oversized = {row for record in found if record is not None for row in record.oversized}
-    answered = {answer.row for answers in graded for answer in answers or ()}
+    rows, incomparable = paired_or_reason(benchmark, graded, scores)
     return Task(
         benchmark=benchmark,
         records=found,
         scores=scores,
-        rows=paired(benchmark, graded, scores),
-        asked=frozenset(answered | oversized),
-        candidates=rows_of_task(benchmark.name, graded, num_rows),
+        rows=rows,
+        incomparable=incomparable,
+        asked=frozenset(answer.row for answers in graded for answer in answers or ()),
+        candidates=[] if incomparable else rows_of_task(benchmark.name, graded, num_rows),
     )
 
 
+def incomparable_tasks(tasks: Sequence[Task]) -> list[str]:
+    """Why tasks of two evaluations cannot be compared, for the page; warns of each.
+
+    Raises:
+        ComparisonError: There are such tasks, and none that can be compared.
+    """
+    reasons = [task.incomparable for task in tasks if task.incomparable is not None]
+    if reasons and all(task.rows is None for task in tasks):
+        raise ComparisonError("\n".join(reasons))
+    for reason in reasons:
+        logger.warning("%s. The page compares the other tasks.", reason)
+    return [truncate(reason, MAX_TEXT_CHARACTERS) for reason in reasons]
+
+
 def scores_of(benchmark: Benchmark, graded: Sequence[GradedAnswer], record: TaskRecord) -> TaskScores:
-    return task_scores(
+    return scores_of_answers(
         benchmark,
         graded,
         num_rows=record.num_rows,
-        num_asked=record.num_asked,
-        dropped=len(record.dropped),
-        oversized=len(record.oversized),
+        num_questions=record.num_asked + len(record.oversized),
+        num_dropped=len(record.dropped),
     )
 
 
 def paired(
     benchmark: Benchmark, graded: Sequence[list[GradedAnswer] | None], scores: Sequence[TaskScores | None]
 ) -> PairedRows | None:
-    """The rows of two evaluations of one task, with those that neither was asked; None if there is one evaluation."""
+    """The rows of two evaluations of one task, with those that were dropped; None if there is one evaluation."""
     match graded, scores:
         case [list(first), list(second)], [TaskScores() as score, _]:
-            not_asked = score.num_scored - score.num_asked
-            return pair_rows(benchmark.name, first, second, num_not_asked=not_asked)
+            return pair_rows(benchmark.name, first, second, num_dropped=score.num_dropped)
     return None
+
+
+def paired_or_reason(
+    benchmark: Benchmark, graded: Sequence[list[GradedAnswer] | None], scores: Sequence[TaskScores | None]
+) -> tuple[PairedRows | None, str | None]:
+    """What `paired` returns, or why two evaluations of the task cannot be compared."""
+    try:
+        return paired(benchmark, graded, scores), None
+    except ComparisonError as error:
+        return None, str(error)
 
 
 def settings_of(records: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
@@ -176,8 +211,12 @@ def settings_of(records: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
 
 
 def other_data(tasks: Sequence[Task]) -> list[str]:
-    """Tasks whose rows have another fingerprint in the second evaluation: with other images, or in another form."""
-    prints = {task.benchmark.title: {one.fingerprint for one in task.records if one is not None} for task in tasks}
+    """Tasks whose rows have another fingerprint in the second evaluation: with other images, or in another form.
+
+    Those that cannot be compared are none of them.
+    """
+    compared = [task for task in tasks if task.incomparable is None]
+    prints = {task.benchmark.title: {one.fingerprint for one in task.records if one is not None} for task in compared}
     return [title for title, found in prints.items() if len(found) > 1]
 
 
@@ -255,14 +294,15 @@ def with_interval(average: Average) -> dict[str, Any]:
 
 
 def images_of(
-    tasks: Sequence[Task], limit: int | None, chosen: Sequence[ShownRow]
+    tasks: Sequence[Task], limits: Sequence[int | None], chosen: Sequence[ShownRow]
 ) -> tuple[dict[tuple[str, int], Any], list[str]]:
-    """Images by task and number of the row, and why those of a task cannot be shown."""
+    """Images by task and number of the row, and why those of a task cannot be shown; `limits` of each evaluation."""
     images: dict[tuple[str, int], Any] = {}
     reasons = []
     for task in tasks:
         name = task.benchmark.name
-        record = next(record for record in task.records if record is not None)
+        read_by = zip(task.records, limits, strict=True)
+        record, limit = next((record, limit) for record, limit in read_by if record is not None)
         shown = {row.question.row for row in chosen if row.task == name}
         try:
             found = row_images(task.benchmark, record, limit, asked=task.asked, shown=shown) if shown else {}

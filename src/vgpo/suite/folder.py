@@ -154,16 +154,17 @@ class EvaluationFolder:
         Raises:
             RunFolderError: The folder holds a run, whose evaluation.json this would replace; or the disk refused.
         """
-        if self.holds_run:
-            raise RunFolderError(f"{self.path} holds a run (config.yaml); choose another folder for the evaluation.")
+        self._refuse_run()
         write_file(self.record_path, to_json(record.model_dump(), indent=2) + b"\n")
 
     def read_record(self) -> EvaluationRecord:
         """Return what `write_record` wrote.
 
         Raises:
-            RunFolderError: evaluation.json cannot be read, lacks a field or is of another version; names it.
+            RunFolderError: The folder holds a run; or evaluation.json cannot be read, lacks a field or is of another
+                version; names it.
         """
+        self._refuse_run()
         value = read_object(self.record_path)
         if value.get("version") != VERSION:
             raise RunFolderError(
@@ -171,6 +172,10 @@ class EvaluationFolder:
                 "the evaluation with the vgpo that wrote it."
             )
         return check_record(EvaluationRecord, value, str(self.record_path))
+
+    def _refuse_run(self) -> None:
+        if self.holds_run:
+            raise RunFolderError(f"{self.path} holds a run (config.yaml); choose another folder for the evaluation.")
 
     def append_answers(self, task: str, answers: Iterable[Answer]) -> None:
         """Append answers, all or none; they are on the disk when this returns. A torn last line is cut off first.

@@ -17,7 +17,7 @@ from vgpo.suite.folder import EvaluationFolder
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "tokens.js")
 LETTERS = "AB"
-EMBEDDED = ("rows", "images")  # what the page's script draws
+EMBEDDED = ("rows", "images", "several_samples")  # what the page's script draws
 NUM_TICKS = 2  # on each side of 0, at least
 
 
@@ -76,7 +76,7 @@ def write_evaluation_page(
     Raises:
         RunFolderError: More than two folders, or one given twice; one without an evaluation or with a broken file; or
             the disk refused.
-        EvaluationError: Two evaluations that cannot be compared.
+        EvaluationError: Two evaluations of which no task can be compared.
     """
     check_folders(folders)
     opened = [EvaluationFolder.open(path) for path in folders]

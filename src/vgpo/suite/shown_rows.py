@@ -88,5 +88,6 @@ def answer_entry(answer: GradedAnswer) -> dict[str, Any]:
         "predicted": None if answer.predicted is None else truncate(answer.predicted, MAX_ANSWER_CHARACTERS),
         "correct": answer.correct,
         "truncated": answer.truncated,
+        "oversized": answer.oversized,
         "completion": truncate(answer.completion, MAX_COMPLETION_CHARACTERS),
     }

@@ -1,20 +1,29 @@
 // The rows of an evaluation, or of two, as cards; DATA and the helpers are those of elements.js and tokens.js.
 const LETTERS = ["A", "B"];
 const COMPARED = DATA.num_evaluations > 1;
-const VERDICTS = COMPARED
-  ? [["", "All"], ["both", "Both right"], ["neither", "Both wrong"], ["first", "Only A"], ["second", "Only B"]]
-  : [["", "All"], ["right", "✓ Right"], ["wrong", "✗ Wrong"]];
-const OUTCOME_NAMES = {
-  both: "both right", neither: "both wrong", first: "only A right", second: "only B right",
-  right: "right", wrong: "wrong", mixed: "right in some samples",
-};
+const SEVERAL = DATA.several_samples;
+// With several samples a row has a winner if one is right in more of them.
+const COMPARISONS = SEVERAL
+  ? [["both", "Equally often"], ["neither", "Never right"], ["first", "A more often"], ["second", "B more often"]]
+  : [["both", "Both right"], ["neither", "Both wrong"], ["first", "Only A"], ["second", "Only B"]];
+const SINGLE = SEVERAL
+  ? [["right", "✓ Always right"], ["wrong", "✗ Never right"], ["mixed", "Mixed"]]
+  : [["right", "✓ Right"], ["wrong", "✗ Wrong"]];
+const VERDICTS = [["", "All"], ...(COMPARED ? COMPARISONS : SINGLE)];
+const OUTCOME_NAMES = SEVERAL
+  ? {
+    both: "right equally often", neither: "never right", first: "A right more often", second: "B right more often",
+    right: "right in all samples", wrong: "wrong in all samples", mixed: "right in some samples",
+  }
+  : {
+    both: "both right", neither: "both wrong", first: "only A right", second: "only B right",
+    right: "right", wrong: "wrong",
+  };
 const wanted = { task: "", category: "", verdict: "", truncated: false, unboxed: false, text: "" };
 
 function drawRows() {
   if (document.getElementById("rows") === null) return;
-  const several = DATA.rows.some((row) => row.num_answers.some((number) => number > 1));
-  const verdicts = several && !COMPARED ? [...VERDICTS, ["mixed", "Mixed"]] : VERDICTS;
-  choices(document.getElementById("verdict-choice"), verdicts, "", (verdict) => filter({ verdict }));
+  choices(document.getElementById("verdict-choice"), VERDICTS, "", (verdict) => filter({ verdict }));
   const names = Object.keys(DATA.titles).filter((name) => DATA.rows.some((row) => row.task === name));
   fillSelect("task-choice", [["", "All tasks"], ...names.map((name) => [name, visible(DATA.titles[name])])]);
   fillCategories();
@@ -54,8 +63,12 @@ function isWanted(row) {
     && (wanted.category === "" || row.category === wanted.category)
     && (wanted.verdict === "" || row.outcome === wanted.verdict)
     && (!wanted.truncated || given().some((answer) => answer.truncated))
-    && (!wanted.unboxed || given().some((answer) => answer.predicted === null))
+    && (!wanted.unboxed || given().some(isUnboxed))
     && (wanted.text === "" || searchedText(row).includes(wanted.text));
+}
+
+function isUnboxed(answer) {
+  return answer.predicted === null && !answer.oversized;
 }
 
 function searchedText(row) {
@@ -115,7 +128,8 @@ function answerOf(row, answers, place) {
 
 function verdictOf(answer) {
   const parts = [verdict(answer.correct)];
-  if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
+  if (answer.oversized) parts.push(element("span", { class: "flag" }, "oversized: not asked"));
+  else if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
   else parts.push(", answered ", element("b", {}, visible(answer.predicted)));
   if (answer.truncated) parts.push(element("span", { class: "flag" }, "cut off"));
   return parts;
