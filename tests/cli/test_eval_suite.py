@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.commands import evaluate_suite
+from vgpo.suite import choices
 from vgpo.suite import run as runner
 from vgpo.suite.choices import default_folder
 from vgpo.suite.run import SuiteRequest
@@ -81,7 +81,7 @@ def test_a_missing_runner_is_an_error_with_the_command(
     def hidden(name: str, *rest: Any) -> Any:
         return None if name == "inspect_ai" else find(name, *rest)
 
-    monkeypatch.setattr(evaluate_suite, "find_spec", hidden)
+    monkeypatch.setattr(choices, "find_spec", hidden)
     result = evaluated("--suite", "vgpo")
     assert result.exit_code == 2
     assert "pip install 'vgpo[eval]'" in result.output
