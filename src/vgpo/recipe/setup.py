@@ -13,14 +13,14 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from vgpo.data import DataError
 from vgpo.data.fingerprint import fingerprint
-from vgpo.evaluation.benchmark_rows import source_of, with_data
+from vgpo.evaluation.benchmark_rows import source_of
 from vgpo.evaluation.leaks import Leak, find_leaks
 from vgpo.evaluation.tasks import Task, load_task
 from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
-from vgpo.recipe.suite import suite_benchmarks, suite_sources
+from vgpo.recipe.suite import asked_benchmarks, suite_sources
 from vgpo.shared_prompt import why_not_shared
 
 
@@ -76,11 +76,7 @@ class Setup:
         """The benchmarks that the run is evaluated on."""
         run, config = self.recipe.run, self.recipe.config
         sources, trust = suite_sources(run.eval_suite_data), config.trust_remote_code
-        benchmarks = [
-            benchmark
-            for benchmark in suite_benchmarks(run.eval_suite)
-            if benchmark.name in run.eval_suite or with_data([benchmark], sources)
-        ]
+        benchmarks = asked_benchmarks(run.eval_suite, sources)
         if not benchmarks:
             return []
         forbidden = forbidden_tokens(self.recipe.model, self.processor, trust_remote_code=trust)

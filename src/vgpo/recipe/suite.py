@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from vgpo.evaluation.benchmark_rows import with_data
 from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
 from vgpo.evaluation.protocols import Protocol, protocol_named
 from vgpo.evaluation.tasks import Task, evaluate_task
@@ -29,6 +30,14 @@ def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Be
     """
     listed = [task for name in names for task in SUITES.get(name, (name,))]
     return tasks_of("vgpo", listed, own) if listed else []
+
+
+def asked_benchmarks(
+    names: Sequence[str], sources: Mapping[str, str] | str | tuple[()], own: Collection[str] = ()
+) -> list[Benchmark]:
+    """As `suite_benchmarks`; one of a suite for which there are no data is left out, as of `with_data`."""
+    listed = suite_benchmarks(names, own)
+    return [benchmark for benchmark in listed if benchmark.name in names or with_data([benchmark], sources)]
 
 
 def suite_sources(data: Mapping[str, str] | str | None) -> Mapping[str, str] | str | tuple[()]:

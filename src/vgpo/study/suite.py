@@ -1,7 +1,7 @@
 """The benchmarks of a study: what its file asks for, whether that can be evaluated, and the evaluation of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.evaluation.scorers import check_scorer
 from vgpo.recipe.recipe import Recipe, read_mapping
-from vgpo.recipe.suite import suite_benchmarks, suite_sources
+from vgpo.recipe.suite import asked_benchmarks, suite_benchmarks, suite_sources
 from vgpo.study.folder import StudyRun
 from vgpo.suite.choices import DEFAULT_SUITE, check_runner
 from vgpo.text import did_you_mean
@@ -50,13 +50,26 @@ class StudySuite:
 
     @property
     def benchmarks(self) -> list[Benchmark]:
-        """Each once.
+        """Each once, those of a suite without data too.
 
         Raises:
             EvaluationError: An unknown name, for which `data` has no source.
         """
-        own = self.data if isinstance(self.data, Mapping) else ()
-        return suite_benchmarks([self.tasks] if isinstance(self.tasks, str) else self.tasks, own)
+        return suite_benchmarks(self.names, self.own)
+
+    @property
+    def asked(self) -> list[Benchmark]:
+        """Those with data."""
+        return asked_benchmarks(self.names, suite_sources(self.data), self.own)
+
+    @property
+    def names(self) -> list[str]:
+        return [self.tasks] if isinstance(self.tasks, str) else self.tasks
+
+    @property
+    def own(self) -> Collection[str]:
+        """Names for which the study gives rows."""
+        return self.data if isinstance(self.data, Mapping) else ()
 
     @property
     def values(self) -> dict[str, Any]:
@@ -141,7 +154,7 @@ def suite_faults(suite: StudySuite) -> dict[str, str]:
             return faults | {f"there is no folder {suite.data!r}; {hint}": "data"}
     except DataError as error:
         return faults | {str(error): "data"}
-    for benchmark in suite.benchmarks:
+    for benchmark in suite.asked:
         try:
             load_benchmark(benchmark, source_of(benchmark, suite_sources(suite.data)), limit=suite.limit)
         except DataError as error:
@@ -194,7 +207,7 @@ def evaluate_run(one: StudyRun, recipe: Recipe, *, start: bool) -> None:
     request = SuiteRequest(
         # Absolute: the command may be run again from another folder.
         checkpoint=str(recipe.model.model_name_or_path if start else one.final_path.absolute()),
-        benchmarks=suite.benchmarks,
+        benchmarks=suite.asked,
         data=suite_sources(suite.data),
         protocol=protocol_named(suite.protocol),
         out=one.evaluation.path,
