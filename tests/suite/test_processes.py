@@ -19,8 +19,6 @@ from vgpo.recipe.policies import TransformersPolicy
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
 
-pytestmark = pytest.mark.process
-
 Make = Callable[..., SuiteRequest]
 
 
@@ -29,6 +27,7 @@ def complete_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.process
 def test_a_killed_evaluation_asks_nothing_twice_and_loses_nothing(
     request_for: Make, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +60,7 @@ def test_a_killed_evaluation_asks_nothing_twice_and_loses_nothing(
     assert sorted(line["row"] for line in complete_lines(answers)) == list(range(6))
 
 
+@pytest.mark.process
 def test_inspect_ais_command_runs_task_and_provider_by_their_names(folder: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     words = ["eval", "vgpo/counting", "--model", "vgpo/toy", "--log-dir", str(logs), "--display", "none"]
@@ -78,6 +78,7 @@ def test_inspect_ais_command_runs_task_and_provider_by_their_names(folder: Path,
     assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(4 / 6)
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_quietly_and_keeps_the_answers(request_for: Make, folder: Path) -> None:
     request = request_for(batch_size=1)
     words = ["eval", "toy", "--tasks", "counting", "--data", str(folder), "--template", "plain"]

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -23,7 +24,7 @@ from vgpo.evaluation.completions import Completion
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.scores import SuiteScores
 from vgpo.recipe.policies import TransformersPolicy
-from vgpo.suite import progress, subject
+from vgpo.suite import progress, run, subject
 from vgpo.suite.comparison import page_data
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.run import SuiteRequest, evaluate_suite
@@ -126,6 +127,15 @@ def test_an_error_while_answering_keeps_the_answers_before_it(
     assert "the same command goes on from there" in str(error.value)
     assert len(EvaluationFolder(request.out).read_answers("counting")) == 4
     assert evaluated(request).tasks[0].num_correct == 4
+
+
+@pytest.mark.parametrize("logs", [[], [SimpleNamespace(status="cancelled")]])
+def test_an_interrupted_task_is_an_interrupt(
+    request_for: Make, monkeypatch: pytest.MonkeyPatch, logs: list[Any]
+) -> None:
+    monkeypatch.setattr(run, "evaluate_task", lambda *args, **options: logs)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(request_for(tasks=["counting"]))
 
 
 def test_further_tasks_are_added_and_the_earlier_ones_stay_with_their_scores(

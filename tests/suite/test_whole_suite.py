@@ -105,8 +105,17 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("protocol", ["papo-greedy", "lenient"])
-@pytest.mark.parametrize("form", [HUB, REPO, PAPO])
+@pytest.mark.parametrize(
+    ("form", "protocol"),
+    [
+        (HUB, "papo-greedy"),
+        (HUB, "lenient"),
+        (REPO, "papo-greedy"),
+        pytest.param(REPO, "lenient", marks=pytest.mark.slow),
+        (PAPO, "lenient"),
+        pytest.param(PAPO, "papo-greedy", marks=pytest.mark.slow),
+    ],
+)
 def test_scores_are_those_by_hand(form: str, protocol: str, tmp_path: Path, prompts: list[str]) -> None:
     scores = evaluated(form, tmp_path, protocol=protocol_named(protocol))
     place = ["papo-greedy", "lenient"].index(protocol)
