@@ -149,13 +149,14 @@ def test_a_folder_of_json_files_and_their_splits(write) -> None:
         load_dataset(f"{path.parent}@validation")
 
 
-def test_a_folder_of_one_folder_a_row(tmp_path: Path, png) -> None:
+@pytest.mark.parametrize("indent", [1, None], ids=["several lines", "one line"])
+def test_a_folder_of_one_folder_a_row(tmp_path: Path, png, indent: int | None) -> None:
     for number in (11, 9):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "img_diagram.png").write_bytes(png(number))
         problem = {"id": number, "problem_text": "Find x.", "choices": ["5", "6"], "answer": "B"}
-        (folder / "data.json").write_text(json.dumps(problem, indent=1))
+        (folder / "data.json").write_text(json.dumps(problem, indent=indent))
         (folder / "logic_form.json").write_text("{}")
     rows = load_dataset(str(tmp_path))
     check_dataset(rows)

@@ -87,7 +87,10 @@ def json_rows(file: Path) -> Iterator[Row]:
 
 
 def _begins_a_whole(line: bytes, file: Path) -> bool:
-    """Whether the first line begins one value that fills the file: a list, or in a .json file an object of rows."""
+    """Whether the first line begins one value that fills the file: a list, or in a .json file an object of rows.
+
+    In a file of one row it is that row, also on a single line.
+    """
     if line.startswith(b"["):
         return True
     if file.suffix != ".json" or not line.startswith(b"{"):
@@ -96,7 +99,7 @@ def _begins_a_whole(line: bytes, file: Path) -> bool:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return True
-    return _is_of_rows(value)
+    return _is_of_rows(value) or (file.name == ROW_FILE and file.stat().st_size <= len(line) + len(codecs.BOM_UTF8))
 
 
 def _is_of_rows(value: Any) -> bool:
