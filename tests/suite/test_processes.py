@@ -60,7 +60,7 @@ def test_a_killed_evaluation_asks_nothing_twice_and_loses_nothing(
     assert sorted(line["row"] for line in complete_lines(answers)) == list(range(6))
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_inspect_ais_command_runs_task_and_provider_by_their_names(folder: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     words = ["eval", "vgpo/counting", "--model", "vgpo/toy", "--log-dir", str(logs), "--display", "none"]

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import inspect_ai
 import pytest
 from inspect_ai.model import (
     ChatMessageSystem,
@@ -144,6 +145,22 @@ def test_inspect_ai_finds_the_provider_by_its_name() -> None:
     model = get_model("vgpo/toy", memoize=False, batch_size=2, max_new_tokens=4)
     assert isinstance(model.api, CheckpointAPI)
     assert model.api.batch_size == 2
+
+
+def test_inspect_ai_runs_a_task_and_the_provider_by_their_names(folder: Path, tmp_path: Path) -> None:
+    (log,) = inspect_ai.eval(
+        "vgpo/counting",
+        "vgpo/toy",
+        task_args={"data": str(folder / "counting.parquet"), "template": "plain"},
+        model_args={"batch_size": 4},
+        log_dir=str(tmp_path / "logs"),
+        display="none",
+        log_realtime=False,
+        max_tokens=96,
+    )
+    assert log.results is not None
+    assert (log.eval.task_registry_name, log.eval.model) == ("vgpo/counting", "vgpo/toy")
+    assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(4 / 6)
 
 
 def test_outcomes_as_inspect_ai_names_them() -> None:
