@@ -143,7 +143,7 @@ ON_TWO_CPUS = {
 }  # fmt: skip
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_a_run_in_several_processes_is_evaluated_by_one(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
     (tmp_path / "accelerate.yaml").write_text(yaml.safe_dump(ON_TWO_CPUS))
     command = f"{sys.executable} -m accelerate.commands.launch --config_file {tmp_path / 'accelerate.yaml'}"
