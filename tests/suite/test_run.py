@@ -184,6 +184,11 @@ def test_threads_and_the_model_end_with_an_evaluation(request_for: Make, monkeyp
     ("fields", "message"),
     [
         ({"engine": "bogus"}, "--engine bogus: Model API bogus of model 'bogus/toy' not recognized"),
+        (
+            {"engine": "openai-api/keyless"},
+            "--engine openai-api/keyless: Unable to initialise keyless client No KEYLESS_API_KEY defined in the "
+            "environment. Correct that, or name another engine: transformers, vllm, or a provider of inspect-ai.",
+        ),
         ({"engine": "openai-api/local", "dtype": "bfloat16"}, "--dtype has no effect with --engine openai-api/local"),
         ({"engine": "openai-api/local", "max_pixels": 9}, "--max-pixels has no effect with --engine openai-api/local"),
     ],

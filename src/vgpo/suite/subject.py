@@ -8,6 +8,7 @@ from typing import Any
 
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.model import Model, get_model
+from rich.text import Text
 
 from vgpo.data import Reading
 from vgpo.evaluation.benchmark_rows import DROPPING
@@ -24,6 +25,7 @@ from vgpo.vllm.prompts import EngineError
 SERVED_MAX_NEW_TOKENS = 2048  # of a model that a server answers with, whose training is not known
 # `vllm serve` would fill in what the checkpoint's generation config recommends.
 NEUTRAL_SAMPLING = {"top_k": -1, "repetition_penalty": 1.0}
+ENGINES_EXPECTED = f"Correct that, or name another engine: {', '.join(ENGINES)}, or a provider of inspect-ai."
 OPENAI = "openai-api"  # the provider of inspect-ai that passes further fields of a request on
 
 
@@ -149,13 +151,20 @@ class Subject:
         except (RecipeError, EngineError):
             raise
         except (ValueError, PrerequisiteError) as error:
-            raise EvaluationError(f"--engine {request.engine}: {getattr(error, 'message', error)}") from error
+            raise EvaluationError(f"--engine {request.engine}: {reason_of(error)} {ENGINES_EXPECTED}") from error
 
     def close(self) -> None:
         """End the thread of the model, if it was loaded."""
         model = vars(self).pop("model", None)
         if model is not None and isinstance(model.api, CheckpointAPI):
             model.api.close()
+
+
+def reason_of(error: ValueError | PrerequisiteError) -> str:
+    """What inspect-ai says, as one line without its markup."""
+    if not isinstance(error, PrerequisiteError):
+        return str(error)
+    return " ".join(Text.from_markup(str(error.message)).plain.removeprefix("ERROR: ").split())
 
 
 def check_served(request: SuiteRequest) -> None:
