@@ -98,8 +98,6 @@ def scoreboard_table(board: Scoreboard) -> Table:
     table = Table(
         Column("accuracy, %", no_wrap=True),
         *(right(str(number)) for number in numbers),
-        title=f"Protocol: {escape(visible(board.protocol))}",
-        title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
@@ -111,8 +109,9 @@ def scoreboard_table(board: Scoreboard) -> Table:
 
 
 def legend(board: Scoreboard) -> list[str]:
-    """Which evaluation is in which column, and what the mark at a score means."""
-    named = [f"{number}: {visible(name)}" for number, (name, _) in enumerate(board.rows, start=1)]
+    """The protocol, which evaluation is in which column, and what the mark at a score means."""
+    named = [f"protocol: {visible(board.protocol)}"]
+    named += [f"{number}: {visible(name)}" for number, (name, _) in enumerate(board.rows, start=1)]
     is_marked = any(score.is_partial for _, scores in board.rows for score in scores.values())
     return [*named, NOTE] if is_marked else named
 
