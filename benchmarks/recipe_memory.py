@@ -11,9 +11,10 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen2_5_VLConfig
 
+from vgpo.recipe.files import recipe_folder
 from vgpo.recipe.loading import adapter_config
 from vgpo.recipe.memory import GIB, MemoryEstimate, memory_estimate
-from vgpo.recipe.recipe import ON_CPU, Recipe, load_recipe, recipe_folder
+from vgpo.recipe.recipe import ON_CPU, Recipe, load_recipe
 from vgpo.shared_prompt import why_not_shared
 
 # What config.json of these checkpoints says where the sizes differ.

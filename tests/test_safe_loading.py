@@ -13,8 +13,9 @@ from trl import ModelConfig
 import vgpo
 from tests.trl.tiny import GROUP, coin, rows_with_pictures
 from vgpo.data import DataError, load_dataset
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import load_model, load_processor
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.toy import checkpoint_path
 from vgpo.trl import VGPOConfig, VGPOTrainer
 

@@ -216,7 +216,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
-    from vgpo.recipe.recipe import reading_from
+    from vgpo.recipe.run_arguments import reading_from
 
     if suite or tasks:
         from vgpo.commands import evaluate_suite
@@ -324,7 +324,7 @@ def inspect_checkpoint(
 ) -> None:
     """Show where a checkpoint looks: its answers, token by token, over their images, as one page."""
     from vgpo.commands import inspect as command
-    from vgpo.recipe.recipe import reading_from
+    from vgpo.recipe.run_arguments import reading_from
 
     with readable(command.ERRORS):
         request = command.Request(

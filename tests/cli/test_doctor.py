@@ -16,7 +16,8 @@ from vgpo.cli import app
 from vgpo.policy.parts import count_parameters, lora_targets
 from vgpo.recipe import checks as doctor
 from vgpo.recipe import packages
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.recipe.train import train

@@ -18,8 +18,9 @@ from tests.cli import even_sum
 from vgpo.checkpoints import CheckpointStore, weight_hash
 from vgpo.cli import app
 from vgpo.inspection import Inspection
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.export import choose
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.train import train_recipe
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.study import run as study_run

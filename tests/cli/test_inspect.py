@@ -11,7 +11,7 @@ from tests.report.run_records import handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import inspect as command
 from vgpo.inspection import Inspection
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.errors import RecipeError
 from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path
 

@@ -15,7 +15,8 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from tests.cli import even_sum, sharded_cli
-from vgpo.recipe.recipe import load_recipe, recipe_folder
+from vgpo.recipe.files import recipe_folder
+from vgpo.recipe.recipe import load_recipe
 from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path, write_datasets
 

@@ -20,7 +20,7 @@ from vgpo.cli import app
 from vgpo.commands import quickstart
 from vgpo.evaluation import Evaluation
 from vgpo.recipe import setup, train
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.errors import RecipeError
 from vgpo.rewards.containment import StoppedBySignal
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.toy import write_datasets

@@ -14,7 +14,7 @@ from vgpo.evaluation import evaluate
 from vgpo.evaluation.benchmarks import BENCHMARKS
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.evaluation.tasks import drawn_rows, evaluate_task, load_task
-from vgpo.recipe.loading import checkpoint_config, load_model, load_processor
+from vgpo.recipe.loading import PlainCheckpoint, load_model, load_processor
 from vgpo.toy import write_datasets
 
 BENCHMARK = BENCHMARKS["geomath"]  # whose data are the user's own
@@ -82,8 +82,8 @@ def test_rows_of_papo_eval_get_no_template(tmp_path: Path) -> None:
 
 def test_a_task_has_the_accuracy_of_a_plain_evaluation(tmp_path: Path) -> None:
     _, test = write_datasets(tmp_path / "toy", num_train=1, num_test=24, progress=False)
-    model = load_model(checkpoint_config("toy"), trust_remote_code=False)
-    processor = load_processor(checkpoint_config("toy"), trust_remote_code=False, min_pixels=None, max_pixels=None)
+    model = load_model(PlainCheckpoint("toy"), trust_remote_code=False)
+    processor = load_processor(PlainCheckpoint("toy"), trust_remote_code=False, min_pixels=None, max_pixels=None)
     options = {"batch_size": 10, "max_new_tokens": 40, "progress": False}
     expected = evaluate(model, processor, to_prompts(load_dataset(str(test))), **options)
     task = load_task(BENCHMARK, str(test), template="plain")

@@ -37,7 +37,8 @@ from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.loading import check_image_token, load_model, load_processor
-from vgpo.recipe.recipe import Recipe, RunArguments
+from vgpo.recipe.recipe import Recipe
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.train import build_trainer
 from vgpo.run import RunFolder

@@ -13,7 +13,7 @@ import pytest
 from tests.families.build import CONFIG_ONLY
 from tests.families.checks import GROUP, Family
 from vgpo.policy.measurement import SEPARATE_ROWS
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.errors import RecipeError
 from vgpo.trl import VGPOTrainer
 
 LIMIT = 3e-5  # nats, in float32

@@ -24,8 +24,9 @@ from vgpo.policy.parts import (
     parameter_table,
     part_of_parameters,
 )
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.trl import VGPOConfig
 
 pytest_plugins = ["tests.families.fixtures"]

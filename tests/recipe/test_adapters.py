@@ -17,16 +17,17 @@ from trl import ModelConfig
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.recipe.adapters import Source, with_bases
 from vgpo.recipe.checks import examine
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.export import write_plain
 from vgpo.recipe.loading import (
+    PlainCheckpoint,
     adapter_config,
-    checkpoint_config,
     forbidden_tokens,
     load_model,
     load_processor,
     quiet_libraries,
 )
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.setup import Setup
 from vgpo.study.checks import input_digests
 from vgpo.toy import checkpoint_path
@@ -36,13 +37,11 @@ LORA = ModelConfig(model_name_or_path="toy", use_peft=True, lora_r=4)
 
 
 def model_of(checkpoint: Any) -> PreTrainedModel:
-    return load_model(checkpoint_config(str(checkpoint)), trust_remote_code=False)
+    return load_model(PlainCheckpoint(str(checkpoint)), trust_remote_code=False)
 
 
 def processor_of(checkpoint: Any) -> Any:
-    return load_processor(
-        checkpoint_config(str(checkpoint)), trust_remote_code=False, min_pixels=None, max_pixels=None
-    )
+    return load_processor(PlainCheckpoint(str(checkpoint)), trust_remote_code=False, min_pixels=None, max_pixels=None)
 
 
 def adapted(model: PreTrainedModel, seed: int) -> PeftModel:
@@ -145,7 +144,7 @@ def test_processor_and_chat_template_are_the_adapters_own_where_they_are_saved(a
         if not file.name.startswith("adapter_"):
             file.unlink()
     assert processor_of(adapter).chat_template == processor_of("toy").chat_template
-    model = checkpoint_config(str(adapter))
+    model = PlainCheckpoint(str(adapter))
     tokens = forbidden_tokens(model, processor, trust_remote_code=False)
     assert tokens == forbidden_tokens(LORA, processor, trust_remote_code=False)
 
@@ -279,10 +278,10 @@ def test_the_base_has_the_revision_that_the_adapter_records(adapter: Path, monke
 def test_code_of_a_base_on_the_hub_runs_at_one_commit_only(adapter: Path) -> None:
     set_config(adapter, base_model_name_or_path="org/model", revision="main")
     with pytest.raises(RecipeError, match=r"would run whatever code its base org/model has .* Set \"revision\" in"):
-        load_model(checkpoint_config(str(adapter)), trust_remote_code=True)
+        load_model(PlainCheckpoint(str(adapter)), trust_remote_code=True)
     set_config(adapter, revision=COMMIT)
     with pytest.raises(RecipeError, match="the base 'org/model' of the adapter"):
-        load_model(checkpoint_config(str(adapter)), trust_remote_code=True)
+        load_model(PlainCheckpoint(str(adapter)), trust_remote_code=True)
 
 
 def test_code_of_another_repository_is_refused_in_the_base_too(adapter: Path, tmp_path: Path) -> None:
@@ -291,7 +290,7 @@ def test_code_of_another_repository_is_refused_in_the_base_too(adapter: Path, tm
     (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoConfig": "org/code--own.Config"}}))
     set_config(adapter, base_model_name_or_path=str(base))
     with pytest.raises(RecipeError, match=r"takes own.Config from another repository, 'org/code'"):
-        load_model(checkpoint_config(str(adapter)), trust_remote_code=True)
+        load_model(PlainCheckpoint(str(adapter)), trust_remote_code=True)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from trl import ModelConfig
 from tests.families.build import ALL_FAMILIES
 from vgpo.data import DataError
 from vgpo.recipe import loading
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import (
     check_image_token,
     forbidden_tokens,
@@ -24,7 +25,6 @@ from vgpo.recipe.loading import (
     quiet_libraries,
     set_pixel_limits,
 )
-from vgpo.recipe.recipe import RecipeError
 from vgpo.toy import checkpoint_path, write_datasets
 
 TOY = ModelConfig(model_name_or_path="toy")

@@ -11,7 +11,10 @@ from transformers import training_args
 from typer.testing import CliRunner
 
 from vgpo.cli import app
-from vgpo.recipe.recipe import RecipeError, RecipeParser, load_recipe, recipe_folder
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import recipe_folder
+from vgpo.recipe.parsing import RecipeParser
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.run_plan import RunPlan
 
 SHIPPED = sorted(recipe_folder().glob("*.yaml"))

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vgpo.recipe.recipe import RecipeError, RunArguments, load_recipe
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.recipe import load_recipe
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.recipe.run_plan import RunPlan, check_launch
 
 SIZES = """

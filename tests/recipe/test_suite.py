@@ -16,11 +16,13 @@ from vgpo.evaluation.benchmarks import BENCHMARKS
 from vgpo.evaluation.tasks import evaluate_task, load_task
 from vgpo.recipe import suite
 from vgpo.recipe.checks import examine
-from vgpo.recipe.loading import checkpoint_config, load_model, load_processor
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.loading import PlainCheckpoint, load_model, load_processor
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.run_plan import check_launch
 from vgpo.recipe.setup import Setup
-from vgpo.recipe.suite import EvaluateSuite, suite_benchmarks, without_mixed_precision
+from vgpo.recipe.suite import EvaluateSuite, without_mixed_precision
+from vgpo.recipe.suite_settings import greedy_protocol, suite_benchmarks, suite_sources
 from vgpo.recipe.train import train
 from vgpo.run import RunFolder
 from vgpo.run.suite import suite_files
@@ -75,10 +77,10 @@ def test_suites_and_tasks_can_be_mixed(write_recipe: Callable[[str], Path]) -> N
     run = load_recipe(write_recipe("eval_suite: vgpo-vision"), ["--eval_suite_data", '{"mmk12": "x.parquet"}']).run
     names = [benchmark.name for benchmark in suite_benchmarks(run.eval_suite)]
     assert names == ["logicvista", "counting", "mmmu_pro", "mathverse_v"]
-    assert suite.suite_sources(run.eval_suite_data) == {"mmk12": "x.parquet"}
+    assert suite_sources(run.eval_suite_data) == {"mmk12": "x.parquet"}
     mixed = suite_benchmarks(["mathvision", "vgpo-vision", "counting"])
     assert [benchmark.name for benchmark in mixed] == ["mathvision", *names]
-    assert suite.suite_sources("folder") == "folder"
+    assert suite_sources("folder") == "folder"
 
 
 def test_several_processes_are_refused(write_recipe: Callable[[str], Path]) -> None:
@@ -96,7 +98,7 @@ def test_it_is_evaluated_after_every_so_many_steps_and_the_last(
     monkeypatch.setattr(EvaluateSuite, "_evaluate", lambda self: {})
     monkeypatch.setattr(suite, "write_suite", lambda folder, step, evaluation: steps.append(step))
     trainer: Any = SimpleNamespace(callback_handler=SimpleNamespace(on_log=lambda *args: None))
-    protocol = suite.greedy_protocol("papo-greedy")
+    protocol = greedy_protocol("papo-greedy")
     callback = EvaluateSuite(trainer, [], protocol, every=every, folder=None, console=suite.Console(quiet=True))
     for step in range(1, 11):
         callback.on_step_end(None, SimpleNamespace(global_step=step, max_steps=10), None)
@@ -206,13 +208,13 @@ def test_a_model_in_mixed_precision_answers_as_its_saved_weights_do(
     run = trained(write_recipe, toy_files, "run", SUITE, *words)
     assert wrapped == [True]
     found = json.loads(suite_files(run)[3].read_text())["tasks"]["geomath"]["answers"]
-    saved = checkpoint_config(str(run.final_path))
+    saved = PlainCheckpoint(str(run.final_path))
     processor = load_processor(saved, trust_remote_code=False, min_pixels=None, max_pixels=None)
     _, graded = evaluate_task(
         load_model(saved, trust_remote_code=False),
         processor,
         load_task(BENCHMARKS["geomath"], str(toy_files[1]), template="plain", limit=6),
-        suite.greedy_protocol("papo-greedy"),
+        greedy_protocol("papo-greedy"),
         batch_size=8,
         max_new_tokens=24,
         progress=False,
@@ -265,7 +267,7 @@ def test_the_model_of_the_trainer_is_as_it_was(monkeypatch: pytest.MonkeyPatch) 
         accelerator=SimpleNamespace(unwrap_model=lambda model: model),
     )
     callback = EvaluateSuite(
-        trainer, [None], suite.greedy_protocol("lenient"), every=1, folder=None, console=suite.Console(quiet=True)
+        trainer, [None], greedy_protocol("lenient"), every=1, folder=None, console=suite.Console(quiet=True)
     )
     torch.manual_seed(3)
     expected = torch.rand(1)

@@ -16,16 +16,10 @@ from rich.console import Console
 from trl import GRPOTrainer
 
 from vgpo.recipe.checks import raise_failed_checks
-from vgpo.recipe.recipe import (
-    RECIPE_PARTS,
-    REFUSED_KEYS,
-    RecipeError,
-    field_names,
-    field_types,
-    load_recipe,
-    recipe_folder,
-    recipe_from,
-)
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import REFUSED_KEYS, recipe_folder
+from vgpo.recipe.parsing import field_names, field_types
+from vgpo.recipe.recipe import RECIPE_PARTS, load_recipe, recipe_from
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.values import CHOICES, MAX_TEXT, RANGES
 
@@ -43,8 +37,8 @@ for _ in range(500):
 ENDLESS: dict[str, Any] = {}
 ENDLESS["again"] = ENDLESS
 
-FIELDS = sorted(set(field_names()) - set(REFUSED_KEYS))
-TYPES = field_types()
+FIELDS = sorted(set(field_names(RECIPE_PARTS)) - set(REFUSED_KEYS))
+TYPES = field_types(RECIPE_PARTS)
 
 
 def kinds(name: str) -> set[Any]:
@@ -123,7 +117,7 @@ def test_a_switch_is_on_or_off(name: str) -> None:
 
 
 def test_ranges_are_of_fields_and_hold_their_defaults() -> None:
-    assert set(RANGES) <= set(field_names())
+    assert set(RANGES) <= set(field_names(RECIPE_PARTS))
     defaults = {f.name: f.default for kind in RECIPE_PARTS for f in dataclasses.fields(kind)}
     off = {name for name, allowed in RANGES.items() if isinstance(defaults[name], int | float)
            and defaults[name] not in allowed}  # fmt: skip

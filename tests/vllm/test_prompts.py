@@ -15,8 +15,9 @@ from transformers import AutoProcessor
 from tests.families.build import picture
 from vgpo.policy.prompts import messages_with_images
 from vgpo.recipe import serving
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import set_pixel_limits
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.serving import server_settings
 from vgpo.recipe.setup import Setup
 from vgpo.toy import checkpoint_path

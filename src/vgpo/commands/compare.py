@@ -11,8 +11,8 @@ from rich.text import Text
 
 from vgpo.data import DataError
 from vgpo.evaluation.errors import EvaluationError
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import is_toy, quiet_libraries, write_toy
-from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.study.benchmarks import write_benchmarks
 from vgpo.study.checks import check_inputs_unchanged, check_runs_can_start, check_runs_match

@@ -15,8 +15,9 @@ from transformers import ProcessorMixin
 from vgpo.data import DataError, DatasetSummary, check_dataset, drop_long, prompt_lengths, summarize
 from vgpo.data.preview import Bin, Preview, SetCheck, previews, write_page
 from vgpo.data.schema import quantity, source_rows
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import forbidden_tokens, load_processor, quiet_libraries, read_dataset
-from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.recipe.recipe import ON_CPU, Recipe, load_recipe
 from vgpo.references import why_never_equal
 from vgpo.terminal import right, say
 from vgpo.text import visible

@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from vgpo.recipe.checks import CHECKS, examine_all, findings_table
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import quiet_libraries
-from vgpo.recipe.recipe import RecipeError, load_recipe
+from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.setup import Setup
 
 ERRORS = (RecipeError,)

@@ -14,9 +14,9 @@ from rich.console import Console
 from vgpo.data import AS_IT_IS, DataError, Reading
 from vgpo.evaluation import Evaluation
 from vgpo.evaluation.accuracy import evaluate_answers
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import load_prompts, quiet_libraries
 from vgpo.recipe.policies import TRANSFORMERS, OpenCheckpoint, open_checkpoint
-from vgpo.recipe.recipe import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError

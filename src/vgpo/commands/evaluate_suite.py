@@ -9,7 +9,7 @@ from rich.console import Console
 from vgpo.data import DataError, Reading
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.errors import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.suite.choices import check_runner, default_folder, requested_tasks
 from vgpo.terminal import say

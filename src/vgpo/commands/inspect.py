@@ -18,16 +18,16 @@ from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
 from vgpo.inspection.questions import QuestionSet, Stored, StoredRolloutsError, questions_of, stored_questions
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import (
+    PlainCheckpoint,
     check_image_token,
-    checkpoint_config,
     forbidden_tokens,
     load_model,
     load_processor,
     load_prompts,
     quiet_libraries,
 )
-from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.serving import responses_of_vllm
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
@@ -55,7 +55,7 @@ class Asked:
 
     def of(self, checkpoint: str, name: str) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
         """An inspection's head and questions for one checkpoint, which is loaded at once."""
-        source = checkpoint_config(checkpoint, self.dtype)
+        source = PlainCheckpoint(checkpoint, self.dtype)
         stored = self.questions.stored if self.engine == TRANSFORMERS else self._answers_of_vllm(source)
         processor = processor_of(source)
         model = load_model(source, trust_remote_code=False).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -203,7 +203,7 @@ def rows_of_set(
     checkpoint: str, data: str, template: str, rows: str | None, *, reading: Reading, folder: Path
 ) -> QuestionSet:
     """The wanted rows of a data set, whose responses are not there yet."""
-    source = checkpoint_config(checkpoint)
+    source = PlainCheckpoint(checkpoint)
     wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     prompts = load_prompts(
         data,

@@ -12,8 +12,9 @@ from transformers import ProcessorMixin
 from vgpo.answers import strip_outer_box
 from vgpo.data import DataError, check_dataset, to_prompts
 from vgpo.policy.prompts import response_prefix
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import load_processor, quiet_libraries, read_dataset
-from vgpo.recipe.recipe import ON_CPU, Recipe, RecipeError, load_recipe
+from vgpo.recipe.recipe import ON_CPU, Recipe, load_recipe
 from vgpo.rewards import REWARDS, RewardError, load_reward, reward_name
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.rewards.trial import NUM_SLOWEST, REFERENCE, RIGHT, RewardTest, format_rows

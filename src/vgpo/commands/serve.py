@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import quiet_libraries
-from vgpo.recipe.recipe import ON_CPU, RecipeError, load_recipe
+from vgpo.recipe.recipe import ON_CPU, load_recipe
 from vgpo.recipe.serving import server_settings, unsupported_vllm
 from vgpo.recipe.setup import Setup
 from vgpo.terminal import say

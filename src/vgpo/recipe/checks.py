@@ -27,11 +27,11 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.policy.prompts import response_prefix
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
 from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
-from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.serving import server_settings, unsupported_vllm
 from vgpo.recipe.setup import Setup

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, strict_difference, weight_hash
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.identity import processor_identity
-from vgpo.recipe.loading import checkpoint_config, faults_of, load_model, load_processor, source_of
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.loading import PlainCheckpoint, faults_of, load_model, load_processor, source_of
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.outputs import is_run
 from vgpo.run.storage import bring_to_disk
@@ -159,7 +159,7 @@ def refuse_full_weights(checkpoint: str) -> None:
         RecipeError: It is not.
     """
     with faults_of(repr(checkpoint)):
-        is_adapter = source_of(checkpoint_config(checkpoint)).adapter_config is not None
+        is_adapter = source_of(PlainCheckpoint(checkpoint)).adapter_config is not None
     if not is_adapter:
         raise RecipeError(
             f"{checkpoint} is no adapter: it has no adapter_config.json. Name the folder that has one, such as "
@@ -184,7 +184,7 @@ def write_plain(checkpoint: str, out: Path, *, dtype: str = "auto") -> Written:
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise RecipeError(f"{out} is there already; name a folder that is not there, or an empty one")
     place = out.absolute()
-    source = checkpoint_config(checkpoint, dtype)
+    source = PlainCheckpoint(checkpoint, dtype)
     processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
     model = load_model(source, trust_remote_code=False)
     number = sum(weight.numel() for weight in model.parameters())
@@ -222,7 +222,7 @@ def check_written(folder: Path, weights: dict[str, str], identity: dict[str, Any
     Raises:
         RecipeError: A tensor or a setting of the processor is another one; names some.
     """
-    source = checkpoint_config(str(folder))
+    source = PlainCheckpoint(str(folder))
     found = digests(load_model(source, trust_remote_code=False))
     processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
     settings = processor_identity(processor)

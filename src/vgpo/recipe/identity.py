@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, Found, weight_hash
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
-from vgpo.recipe.recipe import RecipeError
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.setup import Setup
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run import Damage, RunFolder, RunFolderError, examine

@@ -7,9 +7,10 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from datasets import Dataset, disable_progress_bars
@@ -26,7 +27,6 @@ from transformers import (
 )
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
-from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from vgpo.data import AS_IT_IS, DataError, Reading, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids, named_visual_token_ids
@@ -35,8 +35,12 @@ from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
 from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
-from vgpo.recipe.recipe import TOY_MODEL, RecipeError
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +99,27 @@ def quiet_libraries() -> None:
     disable_progress_bar()
 
 
-def checkpoint_config(checkpoint: str, dtype: str = "auto") -> ModelConfig:
+class Checkpoint(Protocol):
+    """Which checkpoint a recipe names; TRL's `ModelConfig` is one."""
+
+    model_name_or_path: str | None
+    model_revision: str | None
+    dtype: str | None
+    attn_implementation: str | None
+    load_in_8bit: bool
+    load_in_4bit: bool
+
+
+@dataclass
+class PlainCheckpoint:
     """A checkpoint as `load_model` and `load_processor` take it, without the other fields of a recipe."""
-    return ModelConfig(model_name_or_path=checkpoint, dtype=dtype)
+
+    model_name_or_path: str | None
+    dtype: str | None = "auto"
+    model_revision: str | None = "main"
+    attn_implementation: str | None = None
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
 
 
 def load_prompts(
@@ -175,7 +197,7 @@ def write_toy(source: str, folder: Path) -> Path:
 
 
 def load_processor(
-    model: ModelConfig, *, trust_remote_code: bool, min_pixels: int | None, max_pixels: int | None
+    model: Checkpoint, *, trust_remote_code: bool, min_pixels: int | None, max_pixels: int | None
 ) -> ProcessorMixin:
     """The checkpoint's processor, padding on the left, within pixel limits (in pixels of the whole image).
 
@@ -194,7 +216,7 @@ def load_processor(
     return processor
 
 
-def forbidden_tokens(model: ModelConfig, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
+def forbidden_tokens(model: Checkpoint, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
     """The control tokens of a model's tokenizer, sorted: in a problem they would end the turn, or ask for an image.
 
     These are its special tokens and what stands for an image by the config; other added tokens, such as `<think>`,
@@ -232,7 +254,7 @@ def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: i
         )
 
 
-def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+def load_model(model: Checkpoint, *, trust_remote_code: bool) -> PreTrainedModel:
     """The checkpoint's vision-language model, in the dtype and with the attention that `model` names.
 
     Of an adapter it is the base with the adapter merged into its weights.
@@ -242,15 +264,16 @@ def load_model(model: ModelConfig, *, trust_remote_code: bool) -> PreTrainedMode
     """
     refuse_unsuitable(model, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
-    quantization = get_quantization_config(model)
-    if quantization is not None:
-        options["quantization_config"] = quantization
+    if model.load_in_8bit or model.load_in_4bit:
+        from trl import get_quantization_config  # not a package of every host
+
+        options["quantization_config"] = get_quantization_config(model)
     loaded = load(AutoModelForImageTextToText, model, trust_remote_code=trust_remote_code, **options)
     loaded.name_or_path = absolute(loaded.name_or_path)  # an adapter on top of it is read in other folders too
     return loaded
 
 
-def adapter_config(recipe: ModelConfig, model: PreTrainedModel, *, vision: bool) -> PeftConfig | None:
+def adapter_config(recipe: "ModelConfig", model: PreTrainedModel, *, vision: bool) -> PeftConfig | None:
     """The adapters that a recipe asks for: in the decoder, or with `vision` in vision tower and projector too.
 
     They record the revision of a model of the hub, which they are loaded onto again.
@@ -263,6 +286,8 @@ def adapter_config(recipe: ModelConfig, model: PreTrainedModel, *, vision: bool)
     names = recipe.lora_target_modules
     if names is not None or not recipe.lora_target_parameters:
         recipe = dataclasses.replace(recipe, lora_target_modules=target_layers(names, model, vision=vision))
+    from trl import get_peft_config  # not a package of every host
+
     config = get_peft_config(recipe)
     if not Path(model.name_or_path).is_dir() and recipe.model_revision != "main":
         config.revision = recipe.model_revision
@@ -278,7 +303,7 @@ def target_layers(names: Any, model: PreTrainedModel, *, vision: bool) -> list[s
         raise RecipeError(f"lora_target_modules: {error} Name some of them, or leave it out for all.") from error
 
 
-def load(auto_class: Any, model: ModelConfig, *, trust_remote_code: bool, **options: Any) -> Any:
+def load(auto_class: Any, model: Checkpoint, *, trust_remote_code: bool, **options: Any) -> Any:
     """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe.
 
     Of an adapter the config is its base's; the processor is its own where one is saved with it, else the base's; the
@@ -295,7 +320,7 @@ def load(auto_class: Any, model: ModelConfig, *, trust_remote_code: bool, **opti
     return functools.reduce(merged, adapters, loaded)
 
 
-def source_of(model: ModelConfig) -> Source:
+def source_of(model: Checkpoint) -> Source:
     """Where the checkpoint of a recipe is."""
     name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else str(model.model_name_or_path)
     return Source(name, model.model_revision)
@@ -366,7 +391,7 @@ def code_references(value: Any, named: bool = False) -> Iterator[str]:
             yield from code_references(inner, named)
 
 
-def refuse_unsuitable(model: ModelConfig, *, trust_remote_code: bool) -> None:
+def refuse_unsuitable(model: Checkpoint, *, trust_remote_code: bool) -> None:
     """Whether the images of a model are tokens of its decoder and its packages are installed, by its config alone.
 
     Raises:

@@ -9,20 +9,20 @@ from typing import Any, Protocol
 
 import torch
 from transformers import ProcessorMixin
-from trl import ModelConfig
 
 from vgpo.evaluation.completions import Completion, complete, context_length_of, oversized
 from vgpo.policy.generation import evaluation_mode, greedy_decoding, sampled_decoding
 from vgpo.recipe.adapters import Source, with_bases
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import (
+    Checkpoint,
+    PlainCheckpoint,
     check_image_token,
-    checkpoint_config,
     forbidden_tokens,
     load_model,
     load_processor,
     source_of,
 )
-from vgpo.recipe.recipe import RecipeError
 from vgpo.recipe.serving import offline_engine
 from vgpo.run.trained import run_of_checkpoint, trained_settings
 
@@ -64,7 +64,7 @@ class OpenCheckpoint:
     """
 
     name: str
-    source: ModelConfig
+    source: Checkpoint
     processor: ProcessorMixin
     template: str
     max_new_tokens: int
@@ -114,7 +114,7 @@ def open_checkpoint(
         raise RecipeError(f"--engine {engine}: expected one of {list(ENGINES)}")
     trained = trained_settings(Path(name))
     own_template = trained["template"] if run_of_checkpoint(Path(name)) else untrained_template
-    source = checkpoint_config(name, dtype)
+    source = PlainCheckpoint(name, dtype)
     return OpenCheckpoint(
         name=name,
         source=source,

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from vgpo.recipe.recipe import RecipeError, RunArguments
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.training.batch_plan import BatchPlan
 from vgpo.trl import VGPOConfig
 

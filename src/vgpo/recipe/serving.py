@@ -12,11 +12,11 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import AutoConfig, PretrainedConfig, ProcessorMixin
-from trl import ModelConfig
 from trl.import_utils import is_vllm_available
 
-from vgpo.recipe.loading import load, load_processor, source_of
-from vgpo.recipe.recipe import Recipe, RecipeError
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.loading import Checkpoint, load, load_processor, source_of
+from vgpo.recipe.recipe import Recipe
 from vgpo.recipe.setup import Setup
 from vgpo.vllm.offline import OfflineEngine
 from vgpo.vllm.prompts import processor_options
@@ -68,7 +68,7 @@ def server_of(setup: Setup) -> Iterator[None]:
         yield
 
 
-def offline_engine(source: ModelConfig, processor: ProcessorMixin) -> OfflineEngine:
+def offline_engine(source: Checkpoint, processor: ProcessorMixin) -> OfflineEngine:
     """A checkpoint in vLLM, in this process, for evaluation.
 
     Raises:
@@ -83,7 +83,7 @@ def offline_engine(source: ModelConfig, processor: ProcessorMixin) -> OfflineEng
 
 
 def responses_of_vllm(
-    source: ModelConfig, rows: Dataset, *, samples: int, seed: int | None, **decoding: Any
+    source: Checkpoint, rows: Dataset, *, samples: int, seed: int | None, **decoding: Any
 ) -> list[list[list[int]]]:
     """Token ids of responses to each row, from a process of its own: when it ends, it has given back its memory.
 
@@ -102,7 +102,7 @@ def responses_of_vllm(
 
 
 def _responses_of_vllm(
-    source: ModelConfig, rows: Dataset, samples: int, seed: int | None, decoding: dict[str, Any]
+    source: Checkpoint, rows: Dataset, samples: int, seed: int | None, decoding: dict[str, Any]
 ) -> list[list[list[int]]]:
     processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
     repeated = [row for row in rows for _ in range(samples)]
@@ -130,7 +130,7 @@ def engine_dtype(recipe: Recipe) -> str:
     return stored_dtype(model, load(AutoConfig, model, trust_remote_code=config.trust_remote_code))
 
 
-def stored_dtype(model: ModelConfig, config: PretrainedConfig) -> str:
+def stored_dtype(model: Checkpoint, config: PretrainedConfig) -> str:
     """That of a checkpoint's weights, unless `dtype` names another; `auto` of vLLM makes bfloat16 of float32."""
     named = None if model.dtype in (None, "auto") else model.dtype
     return str(named or config.dtype or "float32").removeprefix("torch.")

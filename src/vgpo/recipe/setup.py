@@ -20,7 +20,7 @@ from vgpo.policy.prompts import row_with_images_in_prompt
 from vgpo.recipe.loading import forbidden_tokens, load_model, load_processor, load_prompts, refuse_unsuitable
 from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
-from vgpo.recipe.suite import asked_benchmarks, suite_sources
+from vgpo.recipe.suite_settings import asked_benchmarks, suite_sources
 from vgpo.shared_prompt import why_not_shared
 
 

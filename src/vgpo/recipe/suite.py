@@ -1,8 +1,7 @@
 """Evaluation on benchmarks while a model is trained."""
 
 import dataclasses
-import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +9,7 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from vgpo.evaluation.benchmark_rows import with_data
-from vgpo.evaluation.benchmarks import SUITES, Benchmark, tasks_of
-from vgpo.evaluation.protocols import Protocol, protocol_named
+from vgpo.evaluation.protocols import Protocol
 from vgpo.evaluation.tasks import Task, evaluate_task
 from vgpo.metric_names import suite_metric
 from vgpo.policy.undisturbed import undisturbed
@@ -20,51 +17,6 @@ from vgpo.run import RunFolder
 from vgpo.run.suite import write_suite
 from vgpo.terminal import say
 from vgpo.trl import VGPOTrainer
-
-
-def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Benchmark]:
-    """The benchmarks with these names, and those of the suites among them, each once; `own` as of `tasks_of`.
-
-    Raises:
-        EvaluationError: An unknown name.
-    """
-    listed = [task for name in names for task in SUITES.get(name, (name,))]
-    return tasks_of("vgpo", listed, own) if listed else []
-
-
-def asked_benchmarks(
-    names: Sequence[str], sources: Mapping[str, str] | str | tuple[()], own: Collection[str] = ()
-) -> list[Benchmark]:
-    """As `suite_benchmarks`; one of a suite for which there are no data is left out, as of `with_data`."""
-    listed = suite_benchmarks(names, own)
-    return [benchmark for benchmark in listed if benchmark.name in names or with_data([benchmark], sources)]
-
-
-def suite_sources(data: Mapping[str, str] | str | None) -> Mapping[str, str] | str | tuple[()]:
-    """Where the data of the benchmarks are, for `source_of`: a folder, `{task: source}` (JSON too), or nothing.
-
-    Raises:
-        ValueError: A mapping of anything but names.
-    """
-    sources = json.loads(data) if isinstance(data, str) and data.lstrip().startswith("{") else data
-    if isinstance(sources, Mapping) and not all(isinstance(one, str) for pair in sources.items() for one in pair):
-        raise ValueError("expected a folder, or a source for each task, as in {mathvista: FILE}")
-    return () if sources is None else sources
-
-
-def greedy_protocol(name: str) -> Protocol:
-    """A protocol that asks each question once, greedily.
-
-    Raises:
-        ValueError: It samples, or there is none of this name.
-    """
-    protocol = protocol_named(name)
-    if protocol.temperature > 0:
-        raise ValueError(
-            f"{name} samples {protocol.samples} answers to each question, expected a greedy protocol such as "
-            "papo-greedy; `vgpo eval --suite` takes the others"
-        )
-    return protocol
 
 
 class EvaluateSuite(TrainerCallback):

@@ -24,14 +24,16 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
 from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_DATA, WITH_MODEL, raise_failed_checks
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
 from vgpo.recipe.loading import adapter_config, check_image_token, quiet_libraries
-from vgpo.recipe.recipe import Recipe, RecipeError, load_recipe
+from vgpo.recipe.recipe import Recipe, load_recipe
 from vgpo.recipe.run_plan import RunPlan, check_launch
 from vgpo.recipe.serving import server_of
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.signals import StopOnSignal
-from vgpo.recipe.suite import EvaluateSuite, greedy_protocol
+from vgpo.recipe.suite import EvaluateSuite
+from vgpo.recipe.suite_settings import greedy_protocol
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward

@@ -10,18 +10,10 @@ from typing import Any
 import yaml
 
 from vgpo.evaluation.errors import EvaluationError
-from vgpo.recipe.recipe import (
-    Recipe,
-    RecipeError,
-    check_keys,
-    check_values,
-    field_names,
-    find_recipe,
-    read_fields,
-    read_mapping,
-    recipe_from,
-    with_current_names,
-)
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import check_keys, find_recipe, read_fields, read_mapping, with_current_names
+from vgpo.recipe.parsing import check_values, field_names
+from vgpo.recipe.recipe import RECIPE_PARTS, Recipe, recipe_from
 from vgpo.run.storage import write_file
 from vgpo.study.results import INITIAL, Comparison
 from vgpo.study.suite import StudySuite, read_suite
@@ -144,7 +136,7 @@ def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[s
     for setting, name in values["recipes"].items():
         if not isinstance(name, str):
             raise StudyError(f"{path}: settings: {setting}: {RECIPE} is {name!r}, expected a name")
-        found[setting] = with_current_names(read_fields(find_recipe(name)))
+        found[setting] = with_current_names(read_fields(find_recipe(name), field_names(RECIPE_PARTS)))
         check_fields(found[setting], f"recipe {name}")  # a seed of its own gives way
     return found
 
@@ -310,8 +302,8 @@ def check_overrides(values: Mapping[str, Any], recipes: Mapping[str, Mapping[str
 
 
 def check_fields(values: Mapping[str, Any], where: str) -> None:
-    check_keys(values, field_names(), where=where)
-    check_values(dict(values), where=where)
+    check_keys(values, field_names(RECIPE_PARTS), where=where)
+    check_values(RECIPE_PARTS, dict(values), where=where)
 
 
 def check_distinct(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:

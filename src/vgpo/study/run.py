@@ -19,8 +19,9 @@ from rich.console import Console
 
 from vgpo.evaluation import Evaluation, evaluate
 from vgpo.evaluation.grounding import measure_grounding
+from vgpo.recipe.files import read_mapping
 from vgpo.recipe.loading import check_image_token, quiet_libraries
-from vgpo.recipe.recipe import Recipe, load_recipe, read_mapping
+from vgpo.recipe.recipe import Recipe, load_recipe
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.train import train_recipe
 from vgpo.run.storage import to_json, write_file

@@ -16,8 +16,9 @@ from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.evaluation.scorers import check_scorer
-from vgpo.recipe.recipe import Recipe, read_mapping
-from vgpo.recipe.suite import asked_benchmarks, suite_benchmarks, suite_sources
+from vgpo.recipe.files import read_mapping
+from vgpo.recipe.recipe import Recipe
+from vgpo.recipe.suite_settings import asked_benchmarks, suite_benchmarks, suite_sources
 from vgpo.study.folder import StudyRun
 from vgpo.suite.choices import DEFAULT_SUITE, check_runner
 from vgpo.text import did_you_mean

@@ -15,8 +15,8 @@ from vgpo.evaluation.benchmark_rows import DROPPING
 from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
+from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.policies import ENGINES, TRANSFORMERS, OpenCheckpoint, open_checkpoint
-from vgpo.recipe.recipe import RecipeError
 from vgpo.suite.folder import EvaluationRecord
 from vgpo.suite.prompts import THINK_BOXED
 from vgpo.suite.provider import CheckpointAPI

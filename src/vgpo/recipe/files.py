@@ -1,0 +1,125 @@
+"""Recipe files: found by path or name, read with what they extend."""
+
+import logging
+import os.path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.values import shown
+from vgpo.recipe.yaml_files import YamlFileError, read_yaml
+from vgpo.text import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+# Known to the libraries below, but without effect or without safety here: refused with the way out.
+REFUSED_KEYS = {
+    "output_dir": "checkpoints go into the run folder; set run_dir instead",
+    "model_init_kwargs": "set dtype, attn_implementation, model_revision or trust_remote_code instead",
+    "resume_from_checkpoint": "set resume: true, which takes the newest whole checkpoint of run_dir",
+    "eval_strategy": "evaluation is greedy and runs before and after the training; set eval_data instead",
+}
+# The key under which a recipe names the one whose fields it changes.
+EXTENDS = "extends"
+# Fields of version 0.1 that have another name now.
+RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
+
+
+def find_recipe(source: str | Path) -> Path:
+    """The path of a recipe: an existing file, or the name of one that comes with the package."""
+    if os.path.exists(source):  # noqa: PTH110  # Path.exists raises for a name that no file system takes
+        return Path(source)
+    shipped = {path.stem: path for path in recipe_folder().glob("*.yaml")}
+    name = Path(source).stem
+    if name in shipped and Path(source).parent in (Path(), Path("recipes")):
+        return shipped[name]
+    hint = did_you_mean(name, shipped) or f"; the package has {', '.join(sorted(shipped))}"
+    raise RecipeError(f"{source}: no such recipe file{hint}")
+
+
+def recipe_folder() -> Path:
+    """Inside an installed package; in a checkout, beside `src`."""
+    package = Path(__file__).parents[1]
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parents[1] / "recipes"
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        RecipeError: It cannot be read; see `read_yaml`.
+    """
+    try:
+        return read_yaml(path)
+    except YamlFileError as error:
+        raise RecipeError(str(error)) from error
+
+
+def read_fields(path: Path, known: Sequence[str]) -> dict[str, Any]:
+    """The fields of a recipe file, over those of the recipe that it extends, if it names one.
+
+    Args:
+        path: The file.
+        known: The fields that the extended recipe may have; the caller checks those of the file itself.
+
+    Raises:
+        RecipeError: A file cannot be read, the extended recipe is missing or extends another one itself, or it has an
+            unknown field.
+    """
+    values = read_mapping(path)
+    if EXTENDS not in values:
+        return values
+    name = values.pop(EXTENDS)
+    if not isinstance(name, str):
+        raise RecipeError(f"{path}: {EXTENDS} is {shown(name)}, expected the path or the name of a recipe")
+    try:
+        beside = path.parent / name
+        extended = find_recipe(beside if os.path.exists(beside) else name)  # noqa: PTH110  # as in find_recipe
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {EXTENDS}: {error}") from error
+    base = read_mapping(extended)
+    if EXTENDS in base:
+        raise RecipeError(f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r}; extend that one")
+    base = with_current_names(base)
+    check_keys(base, known, where=str(extended))
+    return {**base, **with_current_names(values)}
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields under their current names; one of version 0.1 is taken for one release, with a warning.
+
+    Raises:
+        RecipeError: A field is there under both names.
+    """
+    for old, new in RENAMED_FIELDS.items():
+        if old in values and new in values:
+            raise RecipeError(f"{old} and {new} are the same field; remove {old}")
+        if old in values:
+            logger.warning("%s is now called %s; the old name goes with the next release.", old, new)
+    return {RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
+
+
+def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None:
+    """Refuse keys that nobody reads, and keys that would not do what they say."""
+    for key in keys:
+        if key in REFUSED_KEYS:
+            raise RecipeError(f"{where}: {key} cannot be set: {REFUSED_KEYS[key]}")
+        if key not in known:
+            raise RecipeError(f"{where}: unknown field {key!r}{did_you_mean(str(key), known)}")
+
+
+def renamed_option(word: str) -> str:
+    """A word of the command line, with the current name where it is an option of version 0.1."""
+    option, equals, value = word.removeprefix("--").partition("=")
+    name = option.replace("-", "_")
+    if not word.startswith("--") or name not in RENAMED_FIELDS:
+        return word
+    return f"--{next(iter(with_current_names({name: None})))}{equals}{value}"
+
+
+def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Field names in a command line: `--field`, `--field=value`, and `--no_field` for a switch."""
+    names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return [name[3:] if name.startswith("no_") and name[3:] in known else name for name in names]
