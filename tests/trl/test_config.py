@@ -38,7 +38,7 @@ def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
         ({"exponent": 3.0}, "exponent"),
         ({"shaping": "none", "strength": 0.5}, r"strength=0.5 has no effect with shaping='none'"),
         ({"shaping": "vpgo"}, "did you mean 'vgpo'"),
-        ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of VGPOConfig"),
+        ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of its own"),
         ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
         ({"measure_focus": False}, "measure_focus=False has no effect with shaping='vgpo', which needs the focus"),
         ({"save_total_limit": 0}, "save_total_limit=0, expected 1 or more, or None to keep every checkpoint"),

@@ -1,0 +1,209 @@
+"""A run on verl, from a recipe to a report: `python -m vgpo.verl RECIPE --field value`."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import DictConfig, OmegaConf, open_dict
+from ray.exceptions import RayTaskError
+from rich.console import Console
+from transformers import AutoConfig
+from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+
+from vgpo.checkpoints import CheckpointError
+from vgpo.data import DataError
+from vgpo.focus import banned_token_ids
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.loading import quiet_libraries, refuse_unsuitable
+from vgpo.report import write_report
+from vgpo.rewards import RewardError, load_reward
+from vgpo.rewards.checked import check_reward_columns
+from vgpo.run import RunFolder, RunFolderError, locked
+from vgpo.run.storage import plain
+from vgpo.terminal import from_here, say
+from vgpo.training.alarms import AlarmError
+from vgpo.verl.config import VerlRecipe, compose, load_recipe
+from vgpo.verl.dataset import HELD_OUT, TRAIN, load_rows
+
+ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError)
+START = ("config.yaml", "environment.json", "code.diff", "run_identity.json")
+"""What a run writes before it trains."""
+
+logger = logging.getLogger(__name__)
+
+
+class VGPOTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[name-defined]
+    """verl's driver; it registers the trainers of vgpo before verl looks for one."""
+
+    def run(self, config: DictConfig) -> None:
+        """As the parent."""
+        import vgpo.verl.trainer  # noqa: F401  # registers them
+
+        super().run(config)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """The command line; an error of the user is one line, with status 1."""
+    parser = argparse.ArgumentParser(prog="python -m vgpo.verl", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipe", help="A recipe: a YAML file, or the name of one that comes with vgpo.")
+    parser.add_argument("--print-config", action="store_true", help="Print verl's configuration, and do not train.")
+    arguments, overrides = parser.parse_known_args(words)
+    try:
+        recipe = load_recipe(arguments.recipe, overrides)
+        if arguments.print_config:
+            sys.stdout.write(OmegaConf.to_yaml(compose(recipe), resolve=True))
+            return
+        train(recipe, command=sys.argv)
+    except ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> RunFolder:
+    """Train as a recipe says, on the Ray cluster that is there, or on this machine.
+
+    Whatever can be wrong with recipe and data is found before Ray starts.
+
+    Args:
+        recipe: of `vgpo.verl.config.load_recipe`.
+        command: the words of the command line, for the record.
+        adapt: changes verl's configuration before the start; for tests on machines without a GPU.
+
+    Raises:
+        One of `ERRORS`, or whatever ends verl's driver.
+    """
+    quiet_libraries()
+    console = Console()
+    folder = RunFolder(Path(recipe.run.run_dir), recipe.run.max_rollout_bytes)
+    with locked(folder.path):
+        resumes = recipe.run.resume and bool(folder.marks)
+        if not resumes:
+            folder.require_free()
+        elif folder.read_finished() is not None:
+            raise RunFolderError(
+                f"{folder.path} is finished. To train further, raise max_steps or num_train_epochs and remove "
+                f"{folder.finished_path.name}; to train again, choose a new run_dir."
+            )
+        check_data(recipe)
+        config = wired(compose(recipe), recipe, command)
+        if adapt is not None:
+            adapt(config)
+        identity = identity_of(recipe)
+        if resumes:
+            check_same_run(folder, identity, recipe)
+        else:
+            settings = {**recipe.fields, "accuracy_reward": recipe.accuracy_reward}
+            RunFolder.create(folder.path, settings, seed=recipe.arguments.seed, command=command, identity=identity)
+        with marked_when_interrupted(folder):
+            start(config)
+        draw_report(folder)
+        step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
+        folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
+        say(console, f"report: {from_here(folder.report_path)}")
+    return folder
+
+
+def check_data(recipe: VerlRecipe) -> None:
+    """Read model config, data and rewards, so that what is wrong with them is found now.
+
+    Raises:
+        RecipeError, DataError, RewardError: something is.
+    """
+    refuse_unsuitable(recipe.checkpoint, trust_remote_code=recipe.arguments.trust_remote_code)
+    rows = load_rows(recipe, TRAIN)
+    if len(rows) < recipe.plan.prompts:
+        raise RecipeError(
+            f"a generation takes {recipe.plan.prompts} prompts and the training set has {len(rows)}; lower "
+            "steps_per_generation or per_device_train_batch_size, or add data"
+        )
+    check_reward_columns([load_reward(name) for name in recipe.run.rewards], rows)
+    load_rows(recipe, HELD_OUT)
+
+
+def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str]) -> DictConfig:
+    """The configuration with what the workers of a run need to know beside the recipe."""
+    model = AutoConfig.from_pretrained(
+        config.actor_rollout_ref.model.path, trust_remote_code=recipe.arguments.trust_remote_code
+    )
+    with open_dict(config):
+        config.vgpo.banned_token_ids = banned_token_ids(model)
+        config.vgpo.command = [str(word) for word in command]
+    return config
+
+
+def identity_of(recipe: VerlRecipe) -> dict[str, Any]:
+    """What must be the same when a run is resumed: its settings, without those that only watch or keep it."""
+    from vgpo.recipe.identity import IGNORED_FIELDS
+
+    settings = plain(recipe.fields, other=str)
+    return {name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)}
+
+
+def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlRecipe) -> None:
+    """Whether a recipe is that of the run in the folder.
+
+    Raises:
+        RecipeError: it is not, and `allow_changes` does not say that this is meant.
+    """
+    from vgpo.recipe.identity import differences
+
+    changes = differences(folder.read_identity(), identity)
+    if changes and not recipe.run.allow_changes:
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise RecipeError(
+            f"{folder.path} is of another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
+            "allow_changes: true to go on with them."
+        )
+    for change in changes:
+        logger.warning("changed: %s", change)
+    folder.write_identity(identity)
+
+
+def start(config: DictConfig) -> None:
+    """Run verl's driver to its end.
+
+    Raises:
+        Whatever ended it; errors of vgpo as they were raised there.
+    """
+    # Python code of a checkpoint: verl's workers would run it without being asked.
+    try:
+        run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(VGPOTaskRunner))
+    except RayTaskError as error:
+        if isinstance(error.cause, ERRORS):
+            raise error.cause from None
+        raise
+
+
+@contextmanager
+def marked_when_interrupted(folder: RunFolder) -> Iterator[None]:
+    """Mark a run that an error or a signal ends in its folder; one that has not trained leaves the folder free."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(RunFolderError, OSError):
+            if (
+                folder.metrics_path.exists()
+                or folder.evaluation_path.exists()
+                or any(folder.checkpoints_path.glob("*"))
+            ):
+                step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
+                folder.write_interrupted(step, error)
+                draw_report(folder)
+            else:
+                for name in START:
+                    (folder.path / name).unlink(missing_ok=True)
+        raise
+
+
+def draw_report(folder: RunFolder) -> None:
+    """Draw the report; a page that cannot be drawn is a warning: the run's figures are safe."""
+    try:
+        write_report([folder.path], folder.report_path)
+    except Exception:
+        logger.warning(
+            "%s could not be drawn; `vgpo report %s` draws it.", folder.report_path, folder.path, exc_info=True
+        )

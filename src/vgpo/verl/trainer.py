@@ -1,0 +1,275 @@
+"""verl's trainers with shaped advantages.
+
+verl computes log-probabilities on its workers and advantages on its driver. The mixin asks the former for visual
+similarity, and shapes the latter once verl's estimator has computed them:
+
+1. `_compute_old_log_prob`: asks the engine of vgpo for the similarity of each token, in the pass that runs anyway.
+2. `_compute_advantage`: reads the rollouts of the step, without the rows that verl adds to fill a batch, shapes their
+   advantages by group (a group is a `uid`, wherever its rollouts are), and writes them back under the same keys.
+3. `_compute_metrics`, `_val_metrics_update`, `_save_checkpoint`, `_load_checkpoint`, `fit`: the run folder.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from vgpo.equations import focus_score
+from vgpo.focus import visual_token_ids, visual_token_mask
+from vgpo.metric_names import SAMPLING_LOG_PROB_GAP
+from vgpo.policy.sampled import mean_gap
+from vgpo.rewards import RewardError
+from vgpo.shaping import Shaped, Signals
+from vgpo.training.collective import SingleProcess
+from vgpo.training.metrics import RunningRatios
+from vgpo.training.records import rollout_records
+from vgpo.training.settings import RolloutLogSettings, settings_from
+from vgpo.training.signals import required_signals, shape_batch, signals_of
+from vgpo.verl.config import recipe_of
+from vgpo.verl.metrics import SURPLUS, filter_metrics, trl_metrics
+from vgpo.verl.names import SIMILARITY_FLAG
+from vgpo.verl.recorder import Recorder
+from vgpo.verl.rewards import ERROR, METRIC
+from vgpo.verl.rollouts import Rollouts, logged_by_rewards, read_rollouts, rollout_advantages, rollout_metrics
+
+COMPUTED = frozenset({"similarity", "entropy", "log_probs", "progress"})
+"""Signals that a run on verl has."""
+
+
+class VisuallyGuided(PPOTrainer):
+    """What vgpo adds to a trainer of verl's. A subclass names the mode of the trainer that it is."""
+
+    mode: str
+
+    def __init__(self, config: DictConfig) -> None:
+        with open_dict(config):  # verl asks for its own names
+            config.trainer.v1.trainer_mode = self.mode
+        recipe = recipe_of(config)
+        self.recipe = recipe
+        self.shaping = recipe.method.build_shaping()
+        self.required = required_signals(self.shaping, measure_focus=recipe.method.measure_focus)
+        self.recorder = Recorder(recipe, list(config.vgpo.get("command", [])))
+        self._rollout_log = settings_from(RolloutLogSettings, recipe.method)
+        self._ratios = RunningRatios()
+        self._last_rollouts: Rollouts | None = None
+        self._last_written = -1
+        super().__init__(config)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of a step of verl's."""
+        return int(self.recipe.plan.updates)
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()
+        self._visual_token_ids = visual_token_ids(self._hf_config) if "similarity" in self.required else []
+
+    @property
+    def _hf_config(self) -> Any:
+        from transformers import AutoConfig
+
+        path = self.config.actor_rollout_ref.model.path
+        return AutoConfig.from_pretrained(path, trust_remote_code=self.recipe.arguments.trust_remote_code)
+
+    # Shaping
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """As the parent; the engine measures visual similarity in the same pass."""
+        batch.extra_info[SIMILARITY_FLAG] = "similarity" in self.required
+        try:
+            result = super()._compute_old_log_prob(batch, metrics)
+        finally:
+            # Left on, the pass of a reference model would replace the policy's similarity by its own.
+            batch.extra_info[SIMILARITY_FLAG] = False
+        result.extra_info[SIMILARITY_FLAG] = False
+        return result
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """As the parent, with shaped advantages."""
+        result = super()._compute_advantage(batch, metrics)
+        rollouts = read_rollouts(result, similarity="similarity" in self.required)
+        check_rewards(rollouts)
+        scalar = rollout_advantages(rollouts.advantages, rollouts.response_mask)
+        signals = self._signals(rollouts)
+        shaped = shape_batch(self.shaping, scalar, signals)
+        tq.kv_batch_put(
+            keys=rollouts.keys,
+            partition_id=result.partition_id,
+            fields=nested_rows({"advantages": shaped.advantages * rollouts.response_mask}, rollouts),
+        )
+        self._ratios.add(shaped.statistics)
+        self._last_rollouts = rollouts
+        self._write_rollouts(rollouts, scalar, signals, shaped)
+        self.recorder.num_groups += int(rollouts.group_ids.max()) + 1
+        return result
+
+    def _signals(self, rollouts: Rollouts) -> Signals:
+        """The signals of the shaping."""
+        progress = (self.global_steps - 1) / max(1, self.total_training_steps)
+        tensors: dict[str, Tensor | None] = {
+            "response_mask": rollouts.response_mask,
+            "group_ids": rollouts.group_ids,
+            "visual_rows": self._visual_rows(rollouts),
+            "similarity": rollouts.similarity,
+            "entropy": rollouts.entropy,
+            "log_probs": rollouts.log_probs,
+            "progress": torch.full((len(rollouts.keys),), progress),
+        }
+        return signals_of({name: value for name, value in tensors.items() if value is not None}, self.required)
+
+    def _visual_rows(self, rollouts: Rollouts) -> Tensor:
+        """Rows whose prompt has an image; bool (B,)."""
+        found = [visual_token_mask(prompt[None], self._visual_token_ids).any() for prompt in rollouts.prompts]
+        return torch.stack(found)
+
+    # The run folder
+
+    def _write_rollouts(self, rollouts: Rollouts, scalar: Tensor, signals: Signals, shaped: Shaped) -> None:
+        """Write the first groups of a step, when rollouts are due."""
+        step = (self.global_steps - 1) * self.updates
+        every = self.recipe.method.log_rollouts_steps
+        is_due = every > 0 and (self._last_written < 0 or step // every > self._last_written // every)
+        if not is_due:
+            return
+        self._last_written = step
+        shown = rollouts.group_ids < self._rollout_log.log_rollouts_groups
+        rows = sorted(torch.nonzero(shown)[:, 0].tolist(), key=lambda row: int(rollouts.group_ids[row]))
+        names = self.recipe.run.reward_names
+        prompts = [rollouts.prompts[row] for row in rows]
+        columns = {
+            "prompt_ids": torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True),
+            "prompt_mask": torch.nn.utils.rnn.pad_sequence(
+                [torch.ones_like(one) for one in prompts], batch_first=True
+            ),
+        }
+        width = rollouts.responses.shape[1]
+        complete = torch.arange(width) < rollouts.lengths[:, None]
+        focus = None if signals.similarity is None else focus_score(signals.similarity, signals.response_mask, "paper")
+        records, images = rollout_records(
+            step=step + 1,
+            batch={
+                **columns,
+                "completion_ids": rollouts.responses[rows],
+                "completion_mask": complete[rows],
+                "visual_rows": signals.visual_rows[rows],
+                "scalar_advantages": scalar[rows],
+                "advantages": shaped.advantages[rows],
+                "rewards": rollouts.rewards(names)[rows],
+                "group_ids": rollouts.group_ids[rows] + self.recorder.num_groups,
+                "row_index": rollouts.row_index[rows],
+            },
+            dataset_rows=[self.train_dataset.rows[int(rollouts.row_index[row])] for row in rows],
+            reward_names=names,
+            accuracy_reward=self.recipe.accuracy_reward,
+            action_mask=rollouts.response_mask[rows],
+            focus=None if focus is None else focus[rows],
+            diagnostics={name: values[rows] for name, values in shaped.diagnostics.items()},
+            tokenizer=self.tokenizer,
+        )
+        self.recorder.folder.write_rollouts(records, images)
+
+    def _compute_metrics(
+        self, batch: Any, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
+    ) -> None:
+        """As the parent; adds the metrics of a run on TRL, and writes them into the run folder."""
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        line = {**trl_metrics(metrics, timing_raw, self.updates), **self._rollout_metrics(metrics)}
+        epochs = global_steps * self.config.data.train_batch_size / max(1, len(self.train_dataset))
+        line |= self.recorder.log(global_steps * self.updates, epochs, line)
+        metrics.update(line)
+        self.recorder.check_alarms()
+
+    def _rollout_metrics(self, logged: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of the rollouts of the step."""
+        rollouts, recipe = self._last_rollouts, self.recipe
+        assert rollouts is not None
+        names = recipe.run.reward_names
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        metrics = rollout_metrics(rollouts, names, recipe.arguments.reward_weights or [1.0] * len(names), ends)
+        if rollouts.sampled_log_probs is not None:
+            self._ratios.add(
+                {
+                    SAMPLING_LOG_PROB_GAP: mean_gap(
+                        rollouts.log_probs, rollouts.sampled_log_probs, rollouts.response_mask
+                    )
+                }
+            )
+        self.recorder.num_tokens += int(rollouts.lengths.sum()) + sum(map(len, rollouts.prompts))
+        metrics |= self._ratios.flush(SingleProcess())
+        metrics |= logged_by_rewards(rollouts.reward_info, METRIC)
+        metrics["num_tokens"] = float(self.recorder.num_tokens)
+        if recipe.method.dynamic_sampling:
+            accuracies = rollouts.rewards([recipe.accuracy_reward])[:, 0].tolist()
+            evicted = logged.get(DAPO_FILTERED_REWARD_COUNTS_KEY, {})
+            metrics |= filter_metrics(evicted, float(logged.get(SURPLUS, 0)), accuracies, recipe.plan.group_size)
+        return metrics
+
+    def _val_metrics_update(
+        self, data_sources: Any, sample_uids: Any, reward_extra_infos_dict: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """As the parent; writes the evaluation into the run folder."""
+        when = "before" if self.global_steps == 0 else "after"
+        self.recorder.evaluate(when, self.val_dataset.rows, reward_extra_infos_dict)
+        return super()._val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
+
+    def _state_folder(self, step: int) -> Path:
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
+
+    def _save_checkpoint(self) -> None:
+        """As the parent; the weights are kept as `checkpoint-N` too, after the last step as `final`."""
+        super()._save_checkpoint()
+        self.recorder.keep_checkpoint(
+            self.global_steps * self.updates,
+            self._state_folder(self.global_steps),
+            is_last=self.global_steps >= self.total_training_steps,
+        )
+
+    def _load_checkpoint(self) -> None:
+        """As the parent; takes the run folder back to the checkpoint."""
+        super()._load_checkpoint()
+        if self.recipe.run.resume and self.recorder.folder.marks:
+            found = self._state_folder(self.global_steps) if self.global_steps else None
+            self.recorder.resume(self.global_steps * self.updates, found)
+
+
+def check_rewards(rollouts: Rollouts) -> None:
+    """Whether the reward functions did what they must on every rollout.
+
+    Raises:
+        RewardError: one did not.
+    """
+    if error := next((info[ERROR] for info in rollouts.reward_info if ERROR in info), None):
+        raise RewardError(error)
+
+
+def nested_rows(columns: Mapping[str, Tensor], rollouts: Rollouts) -> TensorDict:
+    """Padded columns (B, T) as verl keeps them: without padding, aligned with the keys."""
+    mask = torch.nested.nested_tensor_from_jagged(
+        torch.ones(int(rollouts.lengths.sum())),
+        torch.cat([torch.zeros(1, dtype=torch.long), rollouts.lengths.cumsum(0)]),
+    )
+    fields = {name: response_to_nested(values.float(), mask) for name, values in columns.items()}
+    return TensorDict(fields, batch_size=len(rollouts.keys))
+
+
+@register_trainer("vgpo_sync")
+class VGPOTrainerSync(VisuallyGuided, PPOTrainerSync):
+    """Rollouts and updates take turns on the same devices, each batch by the weights that are updated."""
+
+    mode = "sync"
+
+
+@register_trainer("vgpo_colocate_async")
+class VGPOTrainerColocateAsync(VisuallyGuided, PPOTrainerColocateAsync):
+    """Rollouts and updates take turns on the same devices; unfinished rollouts go on with the next weights."""
+
+    mode = "colocate_async"
