@@ -7,7 +7,7 @@ import os.path
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
@@ -16,14 +16,16 @@ from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, Found, 
 from vgpo.data import template_text
 from vgpo.data.fingerprint import fingerprint
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.setup import Setup
 from vgpo.rewards import REWARDS, load_reward, reward_name
 from vgpo.run import Damage, RunFolder, RunFolderError, examine
 from vgpo.run.records import Finished, FolderState
 from vgpo.run.storage import plain, read_object
 from vgpo.terminal import say
-from vgpo.trl import VGPOConfig
-from vgpo.trl.resumable import FOLDER_STATE, IDENTITY
+from vgpo.training.resuming import FOLDER_STATE, IDENTITY
+
+if TYPE_CHECKING:
+    from vgpo.recipe.setup import Setup
+    from vgpo.trl import VGPOConfig
 
 # Fields by which a run is watched, kept or started; another value of them makes no other run. Of data, template,
 # rewards and model the content counts, wherever it is.
@@ -67,7 +69,7 @@ class Resume:
         return [*self.changes, *self.damage.lost, *self.damage.repaired.values()]
 
 
-def run_identity(setup: Setup) -> dict[str, Any]:
+def run_identity(setup: "Setup") -> dict[str, Any]:
     """What must be the same when a run is resumed, without its model: data, template, rewards, processor, settings.
 
     Whatever decides what is trained on, or how it is judged, counts by its content: a folder may be moved.
@@ -87,7 +89,7 @@ def run_identity(setup: Setup) -> dict[str, Any]:
     }
 
 
-def suite_identity(setup: Setup) -> dict[str, Any]:
+def suite_identity(setup: "Setup") -> dict[str, Any]:
     """The benchmarks of a run; nothing where there are none, as in runs of earlier versions."""
     if not setup.tasks:
         return {}
@@ -149,7 +151,7 @@ def source_digest(reward: str) -> str | None:
     return hashlib.sha256(content).hexdigest()
 
 
-def find_checkpoint(folder: RunFolder, config: VGPOConfig, console: Console) -> Found:
+def find_checkpoint(folder: RunFolder, config: "VGPOConfig", console: Console) -> Found:
     """The newest intact checkpoint of a run folder, or none if none was saved yet; says which are passed over.
 
     Raises:
@@ -193,7 +195,7 @@ def check_none_was_saved(folder: RunFolder, found: Found) -> None:
         )
 
 
-def check_not_finished(folder: RunFolder, config: VGPOConfig, console: Console) -> None:
+def check_not_finished(folder: RunFolder, config: "VGPOConfig", console: Console) -> None:
     """Whether a recipe trains further than the run in `folder` did, if that is finished and its weights are intact.
 
     Raises:
@@ -229,7 +231,7 @@ def intact_end(folder: RunFolder, console: Console) -> Finished | None:
     return None
 
 
-def resume_from(folder: RunFolder, config: VGPOConfig, allow_changes: bool, console: Console) -> Resume:
+def resume_from(folder: RunFolder, config: "VGPOConfig", allow_changes: bool, console: Console) -> Resume:
     """The newest checkpoint of a run folder and what it says about the run; damage of the folder is reported.
 
     Raises:

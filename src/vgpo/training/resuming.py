@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Files of a checkpoint: what the run was, and what its folder held.
+IDENTITY, FOLDER_STATE = "run_identity.json", "run_folder.json"
+
 
 def run_on_main_process(compute: Callable[[], T]) -> T:
     """What the main process computes, on every process; what it raises ends them all."""

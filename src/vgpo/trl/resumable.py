@@ -34,6 +34,8 @@ from vgpo.checkpoints import (
 )
 from vgpo.training.batches import Batch, to_device
 from vgpo.training.resuming import (
+    FOLDER_STATE,
+    IDENTITY,
     buffer_state,
     changed_values,
     choose_checkpoint,
@@ -44,7 +46,6 @@ from vgpo.training.resuming import (
 
 logger = logging.get_logger(__name__)
 
-IDENTITY, FOLDER_STATE = "run_identity.json", "run_folder.json"
 # Of a parameter group; its other entries may be the state of an optimizer.
 OPTIMISER_SETTINGS = ("initial_lr", "weight_decay", "betas", "eps")
 # They decide how rows are drawn and split into updates. A checkpoint holds what is left of a generation.

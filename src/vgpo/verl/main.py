@@ -19,6 +19,7 @@ from vgpo.checkpoints import CheckpointError
 from vgpo.data import DataError
 from vgpo.focus import banned_token_ids
 from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.identity import IGNORED_FIELDS, differences
 from vgpo.recipe.loading import quiet_libraries, refuse_unsuitable
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
@@ -137,8 +138,6 @@ def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str]) -> Dic
 
 def identity_of(recipe: VerlRecipe) -> dict[str, Any]:
     """What must be the same when a run is resumed: its settings, without those that only watch or keep it."""
-    from vgpo.recipe.identity import IGNORED_FIELDS
-
     settings = plain(recipe.fields, other=str)
     return {name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)}
 
@@ -149,8 +148,6 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlReci
     Raises:
         RecipeError: it is not, and `allow_changes` does not say that this is meant.
     """
-    from vgpo.recipe.identity import differences
-
     changes = differences(folder.read_identity(), identity)
     if changes and not recipe.run.allow_changes:
         listed = "\n".join(f"  {change}" for change in changes)

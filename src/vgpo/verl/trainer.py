@@ -146,10 +146,8 @@ class VisuallyGuided(PPOTrainer):
         names = self.recipe.run.reward_names
         prompts = [rollouts.prompts[row] for row in rows]
         columns = {
-            "prompt_ids": torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True),
-            "prompt_mask": torch.nn.utils.rnn.pad_sequence(
-                [torch.ones_like(one) for one in prompts], batch_first=True
-            ),
+            "prompt_ids": pad_sequence(prompts, batch_first=True),
+            "prompt_mask": pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True),
         }
         width = rollouts.responses.shape[1]
         complete = torch.arange(width) < rollouts.lengths[:, None]
@@ -196,13 +194,8 @@ class VisuallyGuided(PPOTrainer):
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         metrics = rollout_metrics(rollouts, names, recipe.arguments.reward_weights or [1.0] * len(names), ends)
         if rollouts.sampled_log_probs is not None:
-            self._ratios.add(
-                {
-                    SAMPLING_LOG_PROB_GAP: mean_gap(
-                        rollouts.log_probs, rollouts.sampled_log_probs, rollouts.response_mask
-                    )
-                }
-            )
+            gap = mean_gap(rollouts.log_probs, rollouts.sampled_log_probs, rollouts.response_mask)
+            self._ratios.add({SAMPLING_LOG_PROB_GAP: gap})
         self.recorder.num_tokens += int(rollouts.lengths.sum()) + sum(map(len, rollouts.prompts))
         metrics |= self._ratios.flush(SingleProcess())
         metrics |= logged_by_rewards(rollouts.reward_info, METRIC)
@@ -253,12 +246,15 @@ def check_rewards(rollouts: Rollouts) -> None:
 
 def nested_rows(columns: Mapping[str, Tensor], rollouts: Rollouts) -> TensorDict:
     """Padded columns (B, T) as verl keeps them: without padding, aligned with the keys."""
-    mask = torch.nested.nested_tensor_from_jagged(
-        torch.ones(int(rollouts.lengths.sum())),
-        torch.cat([torch.zeros(1, dtype=torch.long), rollouts.lengths.cumsum(0)]),
-    )
-    fields = {name: response_to_nested(values.float(), mask) for name, values in columns.items()}
-    return TensorDict(fields, batch_size=len(rollouts.keys))
+    lengths = rollouts.lengths.tolist()
+    rows = {name: zip(values.float(), lengths, strict=True) for name, values in columns.items()}
+    fields = {name: nested([row[:length] for row, length in pairs]) for name, pairs in rows.items()}
+    return TensorDict(fields, batch_size=len(lengths))
+
+
+def nested(rows: list[Tensor]) -> Tensor:
+    """Rows of unlike lengths as one nested tensor."""
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
 @register_trainer("vgpo_sync")
