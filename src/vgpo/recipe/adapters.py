@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
 from vgpo.checkpoints import strict_difference
+from vgpo.recipe.consistency import COMMIT
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.recipe import COMMIT
 from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.toy import checkpoint_path
 

@@ -1,7 +1,6 @@
 """Recipes: YAML files that only pick values, checked key by key before anything heavy is loaded."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,17 @@ from typing import Any
 from trl import ModelConfig
 
 from vgpo.data import template_text
+from vgpo.recipe.consistency import (
+    DOWNLOAD,
+    check_adapters,
+    check_model_name,
+    check_num_weights,
+    check_remote_code,
+)
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import find_recipe, read_fields
 from vgpo.recipe.parsing import field_names, parse_fields
-from vgpo.recipe.run_arguments import TOY_MODEL, RunArguments
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.training.accuracy import accuracy_reward_name
 from vgpo.trl import VGPOConfig
 
@@ -21,9 +27,6 @@ logger = logging.getLogger(__name__)
 
 
 ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs can be looked at on any machine
-
-COMMIT = re.compile("[0-9a-f]{40}")
-DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
 
 RECIPE_PARTS = (RunArguments, VGPOConfig, ModelConfig)
 
@@ -80,13 +83,14 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
         RecipeError: An unknown or refused field, or a value that does not fit.
     """
     run, config, model = parse_fields(RECIPE_PARTS, values, overrides, where=where)
-    if model.model_name_or_path is None:
-        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+    check_model_name(model.model_name_or_path, where=where)
     check_num_weights(run.rewards, config.reward_weights, where=where)
-    check_adapters(run, config, model, where=where)
+    check_adapters(lora_vision=run.lora_vision, freeze=config.freeze, use_peft=model.use_peft, where=where)
     check_reference(config, model, where=where)
     check_server(run, config, where=where)
-    check_remote_code(config, model, where=where)
+    check_remote_code(
+        str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code, where=where
+    )
     # Absolute, so that no later change of the working directory moves files.
     run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     config.output_dir = str(Path(run.run_dir) / "checkpoints")
@@ -95,32 +99,12 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     return recipe
 
 
-def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
-    """Whether there is one weight for each reward, or none at all."""
-    if weights is not None and len(weights) != len(rewards):
-        raise RecipeError(
-            f"{where}: reward_weights has {len(weights)} values ({weights}) for {len(rewards)} rewards "
-            f"({rewards}); give one for each, in the same order"
-        )
-
-
 def check_accuracy_reward(recipe: Recipe, *, where: str) -> None:
     """Whether there is a reward that measures accuracy."""
     try:
         _ = recipe.accuracy_reward
     except ValueError as error:
         raise RecipeError(f"{where}: {error}") from error
-
-
-def check_adapters(run: RunArguments, config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
-    """Whether what is said about LoRA fits together."""
-    if run.lora_vision and not model.use_peft:
-        raise RecipeError(f"{where}: lora_vision has no effect without use_peft; set use_peft: true or remove it")
-    if config.freeze and model.use_peft:
-        raise RecipeError(
-            f"{where}: freeze ({config.freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
-            "and set lora_vision for adapters in the vision tower and the projector"
-        )
 
 
 def check_reference(config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
@@ -144,24 +128,3 @@ def check_server(run: RunArguments, config: VGPOConfig, *, where: str) -> None:
             f"{where}: vllm_server_devices has no effect without use_vllm: true and vllm_mode: server; set them, or "
             "remove it"
         )
-
-
-def check_remote_code(config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
-    """Whether code that comes with a checkpoint, where it may run, is that of one commit; a warning says which.
-
-    Raises:
-        RecipeError: The checkpoint is on the hub, where a branch or a tag can get other code at any time.
-    """
-    name, revision = str(model.model_name_or_path), model.model_revision
-    if not config.trust_remote_code or name == TOY_MODEL:
-        return
-    if Path(name).is_dir():
-        logger.warning("trust_remote_code: Python code in the folder %s will run.", Path(name).resolve())
-        return
-    if not COMMIT.fullmatch(revision or ""):
-        raise RecipeError(
-            f"{where}: trust_remote_code with model_revision {revision!r} would run whatever code {name} has when the "
-            "run starts. Read the code at one commit and set model_revision to its 40 characters (the page of the "
-            f"repository lists them under 'History'), or {DOWNLOAD.format(name=name)}"
-        )
-    logger.warning("trust_remote_code: Python code of %s at commit %s will run.", name, revision)

@@ -1,0 +1,60 @@
+"""Fields of a recipe that must fit together, whatever host trains it."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.run_arguments import TOY_MODEL
+
+logger = logging.getLogger(__name__)
+
+COMMIT = re.compile("[0-9a-f]{40}")
+DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
+
+
+def check_model_name(name: str | None, *, where: str) -> None:
+    """Whether a recipe says which model it trains."""
+    if name is None:
+        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+
+
+def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
+    """Whether there is one weight for each reward, or none at all."""
+    if weights is not None and len(weights) != len(rewards):
+        raise RecipeError(
+            f"{where}: reward_weights has {len(weights)} values ({weights}) for {len(rewards)} rewards "
+            f"({rewards}); give one for each, in the same order"
+        )
+
+
+def check_adapters(*, lora_vision: bool, freeze: Sequence[str], use_peft: bool, where: str) -> None:
+    """Whether what is said about LoRA fits together."""
+    if lora_vision and not use_peft:
+        raise RecipeError(f"{where}: lora_vision has no effect without use_peft; set use_peft: true or remove it")
+    if freeze and use_peft:
+        raise RecipeError(
+            f"{where}: freeze ({freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
+            "and set lora_vision for adapters in the vision tower and the projector"
+        )
+
+
+def check_remote_code(name: str, revision: str | None, *, trust_remote_code: bool, where: str) -> None:
+    """Whether code that comes with a checkpoint, where it may run, is that of one commit; a warning says which.
+
+    Raises:
+        RecipeError: The checkpoint is on the hub, where a branch or a tag can get other code at any time.
+    """
+    if not trust_remote_code or name == TOY_MODEL:
+        return
+    if Path(name).is_dir():
+        logger.warning("trust_remote_code: Python code in the folder %s will run.", Path(name).resolve())
+        return
+    if not COMMIT.fullmatch(revision or ""):
+        raise RecipeError(
+            f"{where}: trust_remote_code with model_revision {revision!r} would run whatever code {name} has when the "
+            "run starts. Read the code at one commit and set model_revision to its 40 characters (the page of the "
+            f"repository lists them under 'History'), or {DOWNLOAD.format(name=name)}"
+        )
+    logger.warning("trust_remote_code: Python code of %s at commit %s will run.", name, revision)
