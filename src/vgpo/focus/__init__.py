@@ -1,5 +1,6 @@
 """Reading a model: which prompt tokens are visual, and how much each response token looks at them."""
 
+from vgpo.focus.ragged import ragged_similarity
 from vgpo.focus.recorder import (
     SimilarityRecorder,
     decoder_of,
@@ -24,6 +25,7 @@ __all__ = [
     "last_hidden_state",
     "layers_of",
     "named_visual_token_ids",
+    "ragged_similarity",
     "record_layer_similarity",
     "record_similarity",
     "visual_token_ids",
