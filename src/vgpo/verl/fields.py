@@ -373,7 +373,9 @@ LOGGING: dict[str, Field] = {
         ("log_completions", "log_completions_hub_repo"),
         no_way("verl prints no completions", "set log_rollouts_steps and look at `vgpo report`"),
     ),
-    "include_num_input_tokens_seen": Refused("verl counts tokens in perf/total_num_tokens; remove it", accepts=(False,)),
+    "include_num_input_tokens_seen": Refused(
+        "verl counts tokens in perf/total_num_tokens; remove it", accepts=(False,)
+    ),
     **dict.fromkeys(
         ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         no_way("verl passes nothing but project and run name to trackio"),
