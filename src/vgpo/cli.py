@@ -152,8 +152,11 @@ def train(
     of its ModelConfig. A field that nobody knows is an error.
     """
     from vgpo.commands import train as command
+    from vgpo.recipe.errors import RecipeError
 
-    with readable(command.ERRORS):
+    with readable((RecipeError,)):
+        errors = command.errors(config, context.args)
+    with readable(errors):
         command.run(config, context.args, command=sys.argv)
 
 

@@ -26,6 +26,20 @@ EXTENDS = "extends"
 RENAMED_FIELDS = {"alarm_groups_alike": "alarm_zero_reward_std", "alarm_answers_cut": "alarm_truncation"}
 
 
+def host_of(source: str | Path, overrides: Sequence[str]) -> str:
+    """The host that a recipe names, or the command line that overrides it; other fields are not looked at.
+
+    Raises:
+        RecipeError: The recipe cannot be read.
+    """
+    host = read_fields(find_recipe(source), None).get("host", "trl")
+    for word, following in zip(overrides, [*overrides[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == "--host":
+            host = value if equals else following
+    return str(host)
+
+
 def find_recipe(source: str | Path) -> Path:
     """The path of a recipe: an existing file, or the name of one that comes with the package."""
     if os.path.exists(source):  # noqa: PTH110  # Path.exists raises for a name that no file system takes
@@ -57,12 +71,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise RecipeError(str(error)) from error
 
 
-def read_fields(path: Path, known: Sequence[str]) -> dict[str, Any]:
+def read_fields(path: Path, known: Sequence[str] | None) -> dict[str, Any]:
     """The fields of a recipe file, over those of the recipe that it extends, if it names one.
 
     Args:
         path: The file.
-        known: The fields that the extended recipe may have; the caller checks those of the file itself.
+        known: The fields that the extended recipe may have, None for any; the caller checks those of the file itself.
 
     Raises:
         RecipeError: A file cannot be read, the extended recipe is missing or extends another one itself, or it has an
@@ -83,7 +97,8 @@ def read_fields(path: Path, known: Sequence[str]) -> dict[str, Any]:
     if EXTENDS in base:
         raise RecipeError(f"{path}: {EXTENDS} {name}, which extends {base[EXTENDS]!r}; extend that one")
     base = with_current_names(base)
-    check_keys(base, known, where=str(extended))
+    if known is not None:
+        check_keys(base, known, where=str(extended))
     return {**base, **with_current_names(values)}
 
 

@@ -80,6 +80,11 @@ def train_recipe(source: str | Path, overrides: Sequence[str], *, command: Seque
     """
     quiet_libraries()
     recipe = load_recipe(source, overrides)
+    if recipe.run.host != "trl":
+        raise RecipeError(
+            f"{source}: host is {recipe.run.host!r}, and this is TRL's: start the recipe with `vgpo train` or `python "
+            "-m vgpo.verl`; a study does so with `launch: [python]`"
+        )
     stopper = StopOnSignal()
     with stopper.installed():
         return recipe, train(recipe, command=command, stopper=stopper)

@@ -92,5 +92,5 @@ def load_rows(recipe: VerlRecipe, field: str, *, max_images: int | None = None) 
         max_images=None if reading.faulty_rows == "drop" else max_images,  # which rows are left depends on all images
         max_prompt_length=run.max_prompt_length if field == TRAIN else None,
         processor=processor,
-        chat_template_kwargs=arguments.chat_template_kwargs,
+        chat_template_kwargs=recipe.chat_template_kwargs,
     )

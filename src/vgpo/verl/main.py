@@ -39,7 +39,7 @@ START = ("config.yaml", "environment.json", "code.diff", "run_identity.json")
 logger = logging.getLogger(__name__)
 
 
-class VGPOTaskRunner(TaskRunnerV1.__ray_actor_class__):  # type: ignore[name-defined]
+class VGPOTaskRunner(TaskRunnerV1.__ray_actor_class__):
     """verl's driver; it registers the trainers of vgpo before verl looks for one."""
 
     def run(self, config: DictConfig) -> None:
@@ -142,8 +142,11 @@ def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
     """A recipe that names the files of the embedded task's sets, written here once for all processes."""
     folder = Path(recipe.run.run_dir) / "data"
     sources = {field: vars(recipe.run)[field] for field in (TRAIN, HELD_OUT)}
-    files = {field: str(write_toy(source, folder)) for field, source in sources.items() if source and is_toy(source)}
-    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **files))
+    run = dataclasses.replace(recipe.run)
+    for field, source in sources.items():
+        if source and is_toy(source):
+            setattr(run, field, str(write_toy(source, folder)))
+    return dataclasses.replace(recipe, run=run)
 
 
 def identity_of(recipe: VerlRecipe) -> dict[str, Any]:

@@ -55,6 +55,11 @@ class VerlRecipe:
         return accuracy_reward_name(self.run.reward_names, self.method.filter_reward)
 
     @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """Arguments of the chat template."""
+        return dict(self.arguments.chat_template_kwargs or {})  # a text was read as JSON
+
+    @property
     def num_processes(self) -> int:
         """GPUs of the run, on all machines."""
         return self.run.num_processes or 1
@@ -145,8 +150,8 @@ def recipe_from(
     Raises:
         RecipeError: An unknown or refused field, or a value that does not fit.
     """
-    recipe = VerlRecipe(*parse_fields(RECIPE_PARTS, values, overrides, where=where), where=where)
-    run, arguments = recipe.run, recipe.arguments
+    run, method, arguments, other = parse_fields(RECIPE_PARTS, values, overrides, where=where)
+    recipe = VerlRecipe(run, method, arguments, other, where)
     check_model_name(arguments.model_name_or_path, where=where)
     check_num_weights(run.rewards, arguments.reward_weights, where=where)
     check_adapters(lora_vision=run.lora_vision, freeze=recipe.method.freeze, use_peft=arguments.use_peft, where=where)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from vgpo.checkpoints import MANIFEST, CheckpointStore, put_in_place, seal
 from vgpo.evaluation.accuracy import answer_of, grade_answers
 from vgpo.evaluation.completions import Completion
@@ -16,6 +18,7 @@ from vgpo.metric_names import ALARM_PREFIX
 from vgpo.recipe.loading import load_processor
 from vgpo.report.live import LiveReport
 from vgpo.run import RunFolder, folder_state, resume_folder
+from vgpo.run.folder import SUMMARY
 from vgpo.run.records import FolderState
 from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.training.alarms import AlarmError, Alarms
@@ -45,6 +48,7 @@ class Recorder:
         self.report = LiveReport(self.folder)
         self.num_groups = 0
         self.num_tokens = 0
+        self.started = time.monotonic()
 
     # Metrics and evaluation
 
@@ -58,6 +62,11 @@ class Recorder:
         self.folder.log_metrics({"step": step, "epoch": epoch, "time": time.time(), **metrics, **active})
         self.report.keep_fresh()
         return active
+
+    def finish(self, step: int, epoch: float) -> None:
+        """Append the last line of a run that has trained to its end."""
+        summary = {SUMMARY: time.monotonic() - self.started}
+        self.folder.log_metrics({"step": step, "epoch": epoch, "time": time.time(), **summary})
 
     def check_alarms(self) -> None:
         """End the run if an alarm says so.
@@ -106,6 +115,7 @@ class Recorder:
         """
         weights = state_folder / "actor" / "huggingface"
         self._processor.save_pretrained(weights)  # with the pixel limits of the run
+        name_dtype(weights)
         if self.recipe.arguments.save_strategy != "no":
             staging = self.store.begin(step)
             move_files(weights, staging)
@@ -156,6 +166,18 @@ class Recorder:
         if state:
             self.alarms.load_state(state["alarms"])
             self.num_groups, self.num_tokens = state["num_groups"], state["num_tokens"]
+
+
+def name_dtype(folder: Path) -> None:
+    """Let config.json name the dtype of the weights beside it: verl's says bfloat16, whatever they are."""
+    path = folder / "config.json"
+    config = read_object(path)
+    with safe_open(next(folder.glob("*.safetensors")), "pt") as weights:
+        dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
+    parts = [config, *(part for part in config.values() if isinstance(part, dict) and "dtype" in part)]
+    for part in parts:
+        part["dtype"] = dtype
+    write_file(path, json.dumps(config, indent=2).encode("utf-8") + b"\n")
 
 
 def move_files(source: Path, target: Path) -> None:

@@ -54,7 +54,7 @@ class VGPORewardManager(RewardManagerBase):
             min_pixels=recipe.run.min_pixels,
             max_pixels=recipe.run.max_pixels,
         )
-        prefix = response_prefix(processor, recipe.arguments.chat_template_kwargs or {})
+        prefix = response_prefix(processor, recipe.chat_template_kwargs)
         self.functions = [with_prefix(load_reward(name), prefix) for name in recipe.run.rewards]
         self.weights = recipe.arguments.reward_weights or [1.0] * len(self.functions)
         self.steps = int(config.trainer.total_training_steps or 0) * recipe.plan.updates

@@ -182,10 +182,18 @@ class VisuallyGuided(PPOTrainer):
         """As the parent; adds the metrics of a run on TRL, and writes them into the run folder."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         line = {**trl_metrics(metrics, timing_raw, self.updates), **self._rollout_metrics(metrics)}
-        epochs = global_steps * self.config.data.train_batch_size / max(1, len(self.train_dataset))
-        line |= self.recorder.log(global_steps * self.updates, epochs, line)
+        line |= self.recorder.log(global_steps * self.updates, self._epochs(global_steps), line)
         metrics.update(line)
         self.recorder.check_alarms()
+
+    def _epochs(self, step: int) -> float:
+        return step * self.config.data.train_batch_size / max(1, len(self.train_dataset))
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """As the parent; the last line of metrics.jsonl says that the run has ended."""
+        super().fit(agent_loop_manager)
+        last = self.total_training_steps
+        self.recorder.finish(last * self.updates, self._epochs(last))
 
     def _rollout_metrics(self, logged: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of the rollouts of the step."""
