@@ -33,7 +33,6 @@ def main(folder: Path, rank: int, size: int) -> None:
         "gloo", init_method=f"file://{folder}/store_{size}", rank=rank, world_size=size
     )
     flash_attention.install()
-    vgpo_engine._leave_trl_alone()  # for verl's own engine
     jobs = torch.load(folder / "jobs.pt", weights_only=False)
     results = {name: run(case, jobs) for name, case in jobs["cases"][size].items()}
     torch.save(results, folder / f"results_{size}_{rank}.pt")
@@ -48,7 +47,8 @@ def run(case: Case, jobs: dict[str, Any]) -> dict[str, Any]:
             engine = build(case, jobs["models"][case.model])
             data = batch(engine, case, [jobs["rows"][case.model][i] for i in rows])
             FAULTS[case.fault](engine, data)
-            outputs = train(engine, data) if case.train else infer(engine, data)
+            with nothing_left_behind(engine):
+                outputs = train(engine, data) if case.train else infer(engine, data)
         return {key: dict(zip(rows, list(value.unbind()), strict=True)) for key, value in outputs.items()}
     except Exception as error:  # noqa: BLE001 - the test reads it
         return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
@@ -91,6 +91,8 @@ def build(case: Case, path: str) -> Any:
         "mixed_precision": FLOAT32,
         "use_torch_compile": False,
     } | case.engine_config
+    if case.stock:
+        vgpo_engine._leave_trl_alone()
     engine = EngineRegistry.new(
         model_type=model_type,
         backend="fsdp2",
@@ -101,6 +103,18 @@ def build(case: Case, path: str) -> Any:
     )
     engine.initialize()
     return engine
+
+
+@contextmanager
+def nothing_left_behind(engine: Any) -> Iterator[None]:
+    """No hook and no states, whether the pass succeeds or not."""
+    decoder = getattr(engine, "_decoder", engine.module)
+    hooks = len(decoder._forward_hooks)
+    try:
+        yield
+    finally:
+        assert len(decoder._forward_hooks) == hooks
+        assert getattr(engine, "_hidden", None) is None
 
 
 def infer(engine: Any, data: Any) -> dict[str, torch.Tensor]:

@@ -83,7 +83,7 @@ class VGPOEngine(FSDPEngineWithLMHead):
         hidden: list[Tensor] = []
 
         def keep(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hidden.append(last_hidden_state(output).detach())
+            hidden.append(last_hidden_state(output))
 
         handle = self._decoder.register_forward_hook(keep)
         self._hidden = hidden
@@ -101,7 +101,7 @@ class VGPOEngine(FSDPEngineWithLMHead):
             pad_size: padding behind the tokens of all processes; None if sequences are padded one by one.
         """
         input_ids = micro_batch["input_ids"]
-        sequence, position = _places(input_ids)
+        sequence, position = _places(input_ids.offsets(), len(input_ids.values()))
         visual = visual_token_mask(input_ids.values(), self._visual_token_ids)
         visual &= position < micro_batch["prompts"].offsets().diff()[sequence]
         if pad_size is None:
@@ -167,11 +167,9 @@ def _return_features_only(module: nn.Module) -> None:
             child.register_forward_hook(features)
 
 
-def _places(input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of each token's sequence, and its position there; int64 (N,), without a look at the lengths' values."""
-    offsets = input_ids.offsets().to(torch.int64)
-    num_tokens = len(input_ids.values())
-    rows = torch.arange(len(input_ids), device=offsets.device)
+def _places(offsets: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Number of each token's sequence, and its position there, without a look at values; int64 (num_tokens,)."""
+    rows = torch.arange(len(offsets) - 1, device=offsets.device)
     sequence = torch.repeat_interleave(rows, offsets.diff(), output_size=num_tokens)
     return sequence, torch.arange(num_tokens, device=offsets.device) - offsets[sequence]
 
