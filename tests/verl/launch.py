@@ -21,7 +21,11 @@ from tests.verl import transformers_rollout
 ROOT = Path(__file__).parents[2]
 PRECISIONS = ("param_dtype", "reduce_dtype", "buffer_dtype")
 # Threads of one process would only wait for the cores of the others.
-VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+VARIABLES = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "TQ_NUM_THREADS", "TQ_CLIENT_ZMQ_IO_THREADS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def verl_config(overrides: list[str]) -> DictConfig:
