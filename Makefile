@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # One worker for each core, of one thread and about 1.5 GB. Files that take long start first (tests/lanes.py).
 PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm lanes lint format families bench lock clean
+.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl verl-cpu lanes lint format families bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
@@ -30,8 +30,15 @@ lanes: $(INSTALLED)
 	@$(BIN)/python -m pytest --collect-only -qq | grep "cases by lane"
 
 # In environments of their own, made from the wheel; docs/tested_versions.md has the results.
-test-wheel test-oldest test-newest test-vllm:
+test-wheel test-oldest test-newest test-vllm test-verl:
 	$(PYTHON) .ci/test_environment.py $(patsubst test-%,%,$@)
+
+# verl trains the embedded model on this machine's CPU, with these sources.
+verl-cpu: .venv-verl/installed
+	PYTHONPATH=src .venv-verl/bin/python -m tests.verl.train_cpu
+
+.venv-verl/installed:
+	$(PYTHON) .ci/test_environment.py verl --install-only
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -64,4 +71,4 @@ lock: $(INSTALLED)
 	    --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm .venv-verl build dist .mypy_cache .pytest_cache .ruff_cache

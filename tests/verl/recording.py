@@ -12,6 +12,11 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 LARGEST_DIFFERENCE = "recorded/log_prob_difference"
 """Metric: the largest difference of a token's log-probability between server and actor, before the update."""
 
+ROWS = "recorded/rows"
+"""Metric: how many rollouts a step has, without padding."""
+VERSION = "recorded/version"
+"""Metric: the mean version of the weights from which they were sampled."""
+
 
 @register_trainer("recording")
 class RecordingTrainer(PPOTrainerSync):
@@ -26,8 +31,8 @@ class RecordingTrainer(PPOTrainerSync):
         data = tq.kv_batch_get(keys=[key for key, _ in rows], partition_id=batch.partition_id, select_fields=names)
         sampled, scored = (data[name].values() for name in names)
         metrics[LARGEST_DIFFERENCE] = (sampled - scored).abs().max().item()
-        metrics["recorded/rows"] = len(rows)
-        metrics["recorded/versions"] = sum(tag["min_global_steps"] for _, tag in rows) / len(rows)
+        metrics[ROWS] = len(rows)
+        metrics[VERSION] = sum(tag["min_global_steps"] for _, tag in rows) / len(rows)
         return batch
 
 
