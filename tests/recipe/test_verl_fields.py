@@ -173,6 +173,8 @@ def test_a_refused_field_may_have_its_default_value() -> None:
         ({"host": "trl"}, "host is 'trl', expected verl"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16 exclude each other"),
         ({"alarm_kl": 0.5}, "alarm_kl"),
+        ({"max_pixels": 9}, "min_pixels is None, expected a number of pixels beside max_pixels"),
+        ({"min_pixels": 9}, "max_pixels is None, expected a number of pixels beside min_pixels"),
         ({"model_name_or_path": "org/x", "trust_remote_code": True}, "trust_remote_code is True"),
         ({"loading_steps": 1}, "unknown field 'loading_steps' (did you mean 'logging_steps'?)"),
         ({"output_dir": "x"}, "output_dir cannot be set: checkpoints go into the run folder"),
