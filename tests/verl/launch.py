@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import verl.trainer
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
-
-import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
-import verl.trainer
-from tests.verl import transformers_rollout
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
+
+import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
+from tests.verl import transformers_rollout
 
 ROOT = Path(__file__).parents[2]
 # Threads of one process would only wait for the cores of the others.

@@ -5,7 +5,6 @@ from typing import Any
 import ray
 import transfer_queue as tq
 from omegaconf import DictConfig
-
 from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync

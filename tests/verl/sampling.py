@@ -163,7 +163,9 @@ def decoding_of(request: Request, model: PreTrainedModel, processor: ProcessorMi
         ValueError: the request has a sampling parameter that is not implemented; names it.
     """
     if unknown := request.sampling.keys() - NEUTRAL.keys():
-        raise ValueError(f"Sampling parameters {sorted(unknown)} are not implemented, expected some of {list(NEUTRAL)}")
+        raise ValueError(
+            f"Sampling parameters {sorted(unknown)} are not implemented, expected some of {list(NEUTRAL)}"
+        )
     wanted = {**NEUTRAL, **request.sampling}
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]

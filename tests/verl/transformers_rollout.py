@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModelForImageTextToText
-
-import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
-from tests.verl.sampling import Request, respond
 from verl.models.transformers import monkey_patch
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
+
+import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
+from tests.verl.sampling import Request, respond
 
 NAME = "transformers"
 # Requests of a batch arrive one by one. Once none has come for this long, all that wait are sampled together.

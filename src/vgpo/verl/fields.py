@@ -66,7 +66,10 @@ RUN: dict[str, Field] = {
     "train_data": Mapped((f"{DATA}.train_files",), "vgpo reads the set with its own readers"),
     "host": OURS,
     "verl": Ours("applied last"),
-    "run_dir": Mapped((f"{TRAINER}.default_local_dir",), "checkpoints are in checkpoints/global_step_GENERATION"),
+    "run_dir": Mapped(
+        (f"{TRAINER}.default_local_dir",),
+        "verl's state is in checkpoints/verl, weights in checkpoints/checkpoint-UPDATE",
+    ),
     "resume": Mapped((f"{TRAINER}.resume_mode",), "from the newest checkpoint that verl finished"),
     "allow_changes": OURS,
     "eval_data": Mapped(

@@ -97,7 +97,7 @@ def trainer_keys(recipe: VerlRecipe) -> Keys:
         f"{TRAINER}.total_epochs": recipe.generations or whole_epochs(recipe),
         f"{TRAINER}.save_freq": save_frequency(recipe),
         f"{TRAINER}.max_actor_ckpt_to_keep": arguments.save_total_limit,
-        f"{TRAINER}.default_local_dir": str(Path(run.run_dir) / "checkpoints"),
+        f"{TRAINER}.default_local_dir": str(Path(run.run_dir) / "checkpoints" / "verl"),
         f"{TRAINER}.resume_mode": "auto" if run.resume else "disable",
         f"{TRAINER}.val_before_train": run.eval_data is not None and run.evaluate_before,
         f"{TRAINER}.test_freq": -1 if run.eval_data is None else LAST_STEP_ONLY,

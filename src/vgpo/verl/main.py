@@ -1,6 +1,7 @@
 """A run on verl, from a recipe to a report: `python -m vgpo.verl RECIPE --field value`."""
 
 import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from vgpo.data import DataError
 from vgpo.focus import banned_token_ids
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.identity import IGNORED_FIELDS, differences
-from vgpo.recipe.loading import quiet_libraries, refuse_unsuitable
+from vgpo.recipe.loading import is_toy, quiet_libraries, refuse_unsuitable, write_toy
 from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
@@ -89,8 +90,9 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> R
                 f"{folder.path} is finished. To train further, raise max_steps or num_train_epochs and remove "
                 f"{folder.finished_path.name}; to train again, choose a new run_dir."
             )
-        check_data(recipe)
-        config = wired(compose(recipe), recipe, command)
+        for_workers = with_written_sets(recipe)
+        check_data(for_workers)
+        config = wired(compose(for_workers), recipe, command)
         if adapt is not None:
             adapt(config)
         identity = identity_of(recipe)
@@ -136,6 +138,14 @@ def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str]) -> Dic
     return config
 
 
+def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
+    """A recipe that names the files of the embedded task's sets, written here once for all processes."""
+    folder = Path(recipe.run.run_dir) / "data"
+    sources = {field: vars(recipe.run)[field] for field in (TRAIN, HELD_OUT)}
+    files = {field: str(write_toy(source, folder)) for field, source in sources.items() if source and is_toy(source)}
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **files))
+
+
 def identity_of(recipe: VerlRecipe) -> dict[str, Any]:
     """What must be the same when a run is resumed: its settings, without those that only watch or keep it."""
     settings = plain(recipe.fields, other=str)
@@ -168,7 +178,7 @@ def start(config: DictConfig) -> None:
     """
     # Python code of a checkpoint: verl's workers would run it without being asked.
     try:
-        run_ppo(config, task_runner_class=ray.remote(num_cpus=1)(VGPOTaskRunner))
+        run_ppo(config, task_runner_class=ray.remote(VGPOTaskRunner))
     except RayTaskError as error:
         if isinstance(error.cause, ERRORS):
             raise error.cause from None
