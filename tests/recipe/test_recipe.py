@@ -17,7 +17,7 @@ from vgpo.recipe.parsing import RecipeParser
 from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.run_plan import RunPlan
 
-SHIPPED = sorted(recipe_folder().glob("*.yaml"))
+SHIPPED = sorted(set(recipe_folder().glob("*.yaml")) - set(recipe_folder().glob("verl_*")))
 ON_A_LAPTOP = ["--use_cpu", "true"]
 PAPER_SIZED = [path for path in SHIPPED if "virl39k" in path.stem]
 OF_THE_PAPER = [*PAPER_SIZED, *(path for path in SHIPPED if "7b" in path.stem and path not in PAPER_SIZED)]

@@ -160,7 +160,7 @@ def own_keys(recipe: VerlRecipe, config: "DictConfig") -> dict[str, Any]:
             raise RecipeError(
                 f"{recipe.where}: verl: {name} is made of the recipe's {', '.join(makers)}; set it there"
             )
-        if name == key and not is_known(name, known):
+        if name == key and name not in NOT_IN_YAML and not is_known(name, known):
             raise RecipeError(
                 f"{recipe.where}: verl: unknown key {name!r}{did_you_mean(name, dotted(known))}; write '+{name}' if "
                 "verl reads it although its YAML files do not have it"
@@ -247,6 +247,7 @@ def check_by_verl(recipe: VerlRecipe, config: "DictConfig") -> None:
     Raises:
         RecipeError: They found something.
     """
+    from hydra.errors import HydraException
     from verl.trainer.ppo.utils import need_reference_policy
     from verl.utils.config import validate_config
 
@@ -255,5 +256,7 @@ def check_by_verl(recipe: VerlRecipe, config: "DictConfig") -> None:
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
     except ImportError as error:
         raise RecipeError(f"{recipe.where}: verl needs a package for this recipe: {one_line(error)}") from error
+    except HydraException as error:  # around what a dataclass of verl says
+        raise RecipeError(f"{recipe.where}: verl does not take this: {one_line(error.__cause__ or error)}") from error
     except (AssertionError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(f"{recipe.where}: verl does not take this: {one_line(error)}") from error

@@ -88,7 +88,7 @@ RUN: dict[str, Field] = {
     ),
     "evaluate_before": Mapped((f"{TRAINER}.val_before_train",)),
     "rewards": Ours("each under its own name in verl's reward_extra_info"),
-    **dict.fromkeys(("min_pixels", "max_pixels"), Mapped((f"{DATA}.mm_processor_kwargs",))),
+    **dict.fromkeys(("min_pixels", "max_pixels"), Mapped((f"{DATA}.mm_processor_kwargs",), "both or none")),
     "num_processes": Mapped(
         (f"{TRAINER}.nnodes", f"{TRAINER}.n_gpus_per_node"),
         "all GPUs, 8 on a machine; other machines through these keys in the mapping `verl`",

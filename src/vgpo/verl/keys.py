@@ -40,7 +40,6 @@ def verl_keys(recipe: VerlRecipe) -> Keys:
 
 def data_keys(recipe: VerlRecipe) -> Keys:
     run, arguments = recipe.run, recipe.arguments
-    pixels = {"min_pixels": run.min_pixels, "max_pixels": run.max_pixels}
     return {
         # `vgpo.verl.dataset` takes the name of the field, and reads the set as the recipe says.
         f"{DATA}.train_files": "train_data",
@@ -50,13 +49,22 @@ def data_keys(recipe: VerlRecipe) -> Keys:
         f"{DATA}.val_max_samples": -1 if run.eval_limit is None else run.eval_limit,
         f"{DATA}.max_prompt_length": prompt_length(recipe),
         f"{DATA}.max_response_length": response_length(recipe),
-        f"{DATA}.mm_processor_kwargs": {name: value for name, value in pixels.items() if value is not None},
+        f"{DATA}.mm_processor_kwargs": pixel_limits(recipe),
         f"{DATA}.apply_chat_template_kwargs": arguments.chat_template_kwargs or {},
         f"{DATA}.shuffle": bool(arguments.shuffle_dataset),
         f"{DATA}.seed": arguments.seed,
         f"{DATA}.trust_remote_code": arguments.trust_remote_code,
         f"{DATA}.dataloader_num_workers": arguments.dataloader_num_workers,
     }
+
+
+def pixel_limits(recipe: VerlRecipe) -> Keys:
+    """What the processor of a Qwen-VL model is called with: of transformers 5.10 it ignores one without the other."""
+    low, high = recipe.run.min_pixels, recipe.run.max_pixels
+    if (low is None) != (high is None):
+        missing, given = ("min_pixels", "max_pixels") if low is None else ("max_pixels", "min_pixels")
+        recipe.refuse(missing, f"a number of pixels beside {given}: verl's processor ignores one without the other")
+    return {} if low is None else {"min_pixels": low, "max_pixels": high}
 
 
 def response_length(recipe: VerlRecipe) -> int:
