@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, 
 START = ("config.yaml", "environment.json", "code.diff", "run_identity.json")
 """What a run writes before it trains."""
 
+Launch = Callable[[DictConfig, Any], None]
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
-def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> RunFolder:
+def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_ppo) -> RunFolder:
     """Train as a recipe says, on the Ray cluster that is there, or on this machine.
 
     Whatever can be wrong with recipe and data is found before Ray starts.
@@ -73,7 +75,7 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> R
     Args:
         recipe: of `vgpo.verl.config.load_recipe`.
         command: the words of the command line, for the record.
-        adapt: changes verl's configuration before the start; for tests on machines without a GPU.
+        launch: runs verl with a configuration and the Ray actor class of its driver.
 
     Raises:
         One of `ERRORS`, or whatever ends verl's driver.
@@ -93,8 +95,6 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> R
         for_workers = with_written_sets(recipe)
         check_data(for_workers)
         config = wired(compose(for_workers), recipe, command)
-        if adapt is not None:
-            adapt(config)
         identity = identity_of(recipe)
         if resumes:
             check_same_run(folder, identity, recipe)
@@ -102,7 +102,7 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], adapt: Any = None) -> R
             settings = {**recipe.fields, "accuracy_reward": recipe.accuracy_reward}
             RunFolder.create(folder.path, settings, seed=recipe.arguments.seed, command=command, identity=identity)
         with marked_when_interrupted(folder):
-            start(config)
+            start(config, launch)
         draw_report(folder)
         step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
         folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
@@ -173,15 +173,14 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlReci
     folder.write_identity(identity)
 
 
-def start(config: DictConfig) -> None:
+def start(config: DictConfig, launch: Launch) -> None:
     """Run verl's driver to its end.
 
     Raises:
         Whatever ended it; errors of vgpo as they were raised there.
     """
-    # Python code of a checkpoint: verl's workers would run it without being asked.
     try:
-        run_ppo(config, task_runner_class=ray.remote(VGPOTaskRunner))
+        launch(config, ray.remote(VGPOTaskRunner))
     except RayTaskError as error:
         if isinstance(error.cause, ERRORS):
             raise error.cause from None

@@ -57,7 +57,9 @@ class VerlRecipe:
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:
         """Arguments of the chat template."""
-        return dict(self.arguments.chat_template_kwargs or {})  # a text was read as JSON
+        kwargs = self.arguments.chat_template_kwargs
+        assert not isinstance(kwargs, str), "a text was read as JSON"
+        return dict(kwargs or {})
 
     @property
     def num_processes(self) -> int:
