@@ -10,14 +10,17 @@ without an image crash (`_return_features_only`).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+from safetensors.torch import save_file
 from tensordict import TensorDict
 from torch import Tensor, nn
 from verl.models.transformers import monkey_patch
 from verl.utils import tensordict_utils as tu
+from verl.utils.fsdp_utils import collect_lora_params
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -78,6 +81,16 @@ class VGPOEngine(FSDPEngineWithLMHead):
             outputs[SIMILARITY] = torch.nested.nested_tensor_from_jagged(similarity, input_ids.offsets())
         return outputs
 
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """As verl; the adapters of a model that has some are written where the weights of another one are."""
+        super().save_checkpoint(local_path, *args, **kwargs)
+        policy = getattr(self.module, "_fsdp_wrapped_module", self.module)
+        if hasattr(policy, "peft_config"):
+            adapters = collect_lora_params(self.module, layered_summon=False, base_sync_done=True)
+            if torch.distributed.get_rank() == 0:
+                write_adapters(policy.peft_config["default"], adapters, Path(local_path) / "huggingface")
+            torch.distributed.barrier()
+
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         hidden: list[Tensor] = []
@@ -129,6 +142,14 @@ class VGPOEngine(FSDPEngineWithLMHead):
     @cached_property
     def _visual_token_ids(self) -> list[int]:
         return visual_token_ids(self.model_config.hf_config)
+
+
+def write_adapters(config: Any, adapters: dict[str, Tensor], folder: Path) -> None:
+    """Write adapters as PEFT reads them; the config of the base model that verl has put there goes."""
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    save_file({name: value.contiguous() for name, value in adapters.items()}, folder / "adapter_model.safetensors")
+    config.save_pretrained(str(folder))
 
 
 def check_ulysses_attention(decoder: nn.Module, num_processes: int) -> None:

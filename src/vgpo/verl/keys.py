@@ -172,6 +172,8 @@ def adapter_keys(recipe: VerlRecipe) -> Keys:
     names, parameters = arguments.lora_target_modules, arguments.lora_target_parameters
     return {
         f"{MODEL}.lora_rank": arguments.lora_r,
+        # The engine of vgpo writes the adapters; verl cannot write the weights of such a model.
+        f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra"],
         f"{MODEL}.lora_alpha": arguments.lora_alpha,
         f"{MODEL}.target_modules": "all-linear" if names is None or names == ["all-linear"] else names,
         f"{MODEL}.target_parameters": parameters,

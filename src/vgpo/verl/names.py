@@ -8,3 +8,5 @@ SIMILARITY_FLAG: Final = "measure_visual_similarity"
 """Key of a batch's `extra_info` that asks a log-probability pass for visual similarity."""
 SIMILARITY: Final = "visual_similarity"
 """Output of such a pass: cosine with the visual prototype (Eq. 3), float32, one nested row of prompt and response."""
+SIGNALS: Final = frozenset({"similarity", "entropy", "log_probs", "progress"})
+"""What of `vgpo.shaping.Signals` a run on verl computes."""

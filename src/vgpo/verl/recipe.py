@@ -22,6 +22,7 @@ from vgpo.training.batch_plan import BatchPlan
 from vgpo.training.method import MethodArguments
 from vgpo.verl.arguments import OtherArguments, VerlArguments, read_json
 from vgpo.verl.fields import FIELDS, Refused
+from vgpo.verl.names import SIGNALS
 
 RECIPE_PARTS = (RunArguments, MethodArguments, VerlArguments, OtherArguments)
 
@@ -168,12 +169,28 @@ def recipe_from(
         _ = recipe.accuracy_reward
     except ValueError as error:
         raise RecipeError(f"{where}: {one_line(error)}") from error
+    check_shaping(recipe)
     check_refused(recipe)
     check_checkpoint(recipe)
     # Absolute, so that no later change of the working directory moves files.
     run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     _ = recipe.plan
     return recipe
+
+
+def check_shaping(recipe: VerlRecipe) -> None:
+    """Whether verl's passes compute what the shaping needs.
+
+    Raises:
+        RecipeError: They do not; names the shaping and what is missing.
+    """
+    missing = sorted(recipe.method.build_shaping().signals - SIGNALS)
+    if missing:
+        recipe.refuse(
+            "shaping",
+            f"one of vgpo, entropy and none: verl's passes do not compute {', '.join(missing)}. Train it with host: "
+            "trl",
+        )
 
 
 def check_refused(recipe: VerlRecipe) -> None:

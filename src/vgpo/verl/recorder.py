@@ -171,6 +171,8 @@ class Recorder:
 def name_dtype(folder: Path) -> None:
     """Let config.json name the dtype of the weights beside it: verl's says bfloat16, whatever they are."""
     path = folder / "config.json"
+    if not path.exists():  # adapters
+        return
     config = read_object(path)
     with safe_open(next(folder.glob("*.safetensors")), "pt") as weights:
         dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")

@@ -42,9 +42,6 @@ from vgpo.verl.recorder import Recorder
 from vgpo.verl.rewards import ERROR, METRIC
 from vgpo.verl.rollouts import Rollouts, logged_by_rewards, read_rollouts, rollout_advantages, rollout_metrics
 
-COMPUTED = frozenset({"similarity", "entropy", "log_probs", "progress"})
-"""Signals that a run on verl has."""
-
 
 class VisuallyGuided(PPOTrainer):
     """What vgpo adds to a trainer of verl's. A subclass names the mode of the trainer that it is."""
