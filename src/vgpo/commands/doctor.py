@@ -8,6 +8,7 @@ from rich.console import Console
 
 from vgpo.recipe.checks import CHECKS, examine_all, findings_table
 from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import host_of
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.setup import Setup
@@ -25,6 +26,8 @@ def run(config: str, overrides: Sequence[str]) -> bool:
         RecipeError: The recipe itself cannot be read.
     """
     quiet_libraries()
+    if host_of(config, overrides) == "verl":
+        raise RecipeError(f"{config}: host is verl, and this checks runs on TRL: python -m vgpo.verl {config} --check")
     recipe = load_recipe(config, overrides)
     console = Console()
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder, console.status("") as status:

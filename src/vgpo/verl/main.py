@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,14 +56,17 @@ def main(words: Sequence[str] | None = None) -> None:
     """The command line; an error of the user is one line, with status 1."""
     parser = argparse.ArgumentParser(prog="python -m vgpo.verl", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("recipe", help="A recipe: a YAML file, or the name of one that comes with vgpo.")
+    parser.add_argument("--check", action="store_true", help="Check recipe, data and rewards, and do not train.")
     parser.add_argument("--print-config", action="store_true", help="Print verl's configuration, and do not train.")
     arguments, overrides = parser.parse_known_args(words)
     try:
         recipe = load_recipe(arguments.recipe, overrides)
         if arguments.print_config:
             sys.stdout.write(OmegaConf.to_yaml(compose(recipe), resolve=True))
-            return
-        train(recipe, command=sys.argv)
+        elif arguments.check:
+            check(recipe)
+        else:
+            train(recipe, command=sys.argv)
     except ERRORS as error:
         sys.exit(f"error: {error}")
 
@@ -108,6 +112,26 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
         folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
         say(console, f"report: {from_here(folder.report_path)}")
     return folder
+
+
+def check(recipe: VerlRecipe) -> None:
+    """Check what `train` checks before Ray starts, and print the batches of the run.
+
+    Raises:
+        One of `ERRORS`: something is wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
+        run = dataclasses.replace(recipe.run, run_dir=scratch)
+        there = with_written_sets(dataclasses.replace(recipe, run=run))
+        check_data(there)
+        compose(there)
+    plan = recipe.plan
+    say(
+        Console(),
+        f"{recipe.where}: recipe, data and rewards are valid for verl.\nA step of verl is a generation of "
+        f"{plan.prompts} prompts x {plan.group_size} rollouts on {plan.num_processes} GPU(s), with {plan.updates:g} "
+        f"update(s) of {plan.rollouts_per_update} rollouts.",
+    )
 
 
 def check_data(recipe: VerlRecipe) -> None:
