@@ -79,7 +79,7 @@ def batch_of(*keys):
 
 
 def test_rollouts_keep_the_order_of_the_keys_and_leave_padding_rows_out(queue):
-    rollouts = read_rollouts(batch_of("b_0_0", "pad_0_0", "a_0_0", "b_1_0"), similarity=True)
+    rollouts = read_rollouts(batch_of("b_0_0", "pad_0_0", "a_0_0", "b_1_0"), {"similarity"})
     assert rollouts.keys == ["b_0_0", "a_0_0", "b_1_0"]
     assert rollouts.group_ids.tolist() == [0, 1, 0]
     assert rollouts.row_index.tolist() == [1, 0, 1]
@@ -90,14 +90,14 @@ def test_rollouts_keep_the_order_of_the_keys_and_leave_padding_rows_out(queue):
 
 def test_rows_in_another_order_are_the_same_rows(queue):
     keys = ["b_0_0", "a_0_0", "b_1_0"]
-    ordered = read_rollouts(batch_of(*keys), similarity=True)
-    permuted = read_rollouts(batch_of(*[keys[i] for i in (2, 0, 1)]), similarity=True)
+    ordered = read_rollouts(batch_of(*keys), {"similarity"})
+    permuted = read_rollouts(batch_of(*[keys[i] for i in (2, 0, 1)]), {"similarity"})
     assert torch.equal(permuted.similarity, ordered.similarity[[2, 0, 1]])
     assert torch.equal(permuted.advantages, ordered.advantages[[2, 0, 1]])
 
 
 def test_similarity_is_that_of_the_token_itself_and_not_of_the_one_before(queue):
-    rollouts = read_rollouts(batch_of("a_0_0", "b_0_0"), similarity=True)
+    rollouts = read_rollouts(batch_of("a_0_0", "b_0_0"), {"similarity"})
     assert torch.allclose(rollouts.similarity, torch.tensor([[0.0, 0.1, 0.0], [1.0, 1.1, 1.2]]))
 
 
@@ -105,19 +105,19 @@ def test_a_missing_similarity_says_which_engine_computes_it(queue):
     for fields in queue.rows.values():
         fields.pop(SIMILARITY)
     with pytest.raises(RuntimeError, match=rf"no {SIMILARITY}; found .*set actor_rollout_ref\.model\.model_type"):
-        read_rollouts(batch_of("a_0_0"), similarity=True)
-    assert read_rollouts(batch_of("a_0_0"), similarity=False).similarity is None
+        read_rollouts(batch_of("a_0_0"), {"similarity"})
+    assert read_rollouts(batch_of("a_0_0"), ()).similarity is None
 
 
 def test_another_missing_field_is_named(queue):
     queue.rows["a_0_0"].pop("entropy")
     with pytest.raises(RuntimeError, match="no entropy; found"):
-        read_rollouts(batch_of("a_0_0"), similarity=True)
+        read_rollouts(batch_of("a_0_0"), {"similarity"})
 
 
 def test_a_batch_of_padding_alone_says_that_all_rollouts_failed(queue):
     with pytest.raises(RuntimeError, match="All rollouts of a step have failed"):
-        read_rollouts(batch_of("pad_0_0"), similarity=True)
+        read_rollouts(batch_of("pad_0_0"), {"similarity"})
 
 
 def test_response_tokens_are_the_last_ones():
@@ -137,7 +137,7 @@ def test_advantages_that_differ_within_a_rollout_name_the_estimator():
 
 
 def test_metrics_have_the_names_and_definitions_of_trl(queue):
-    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0", "b_1_0"), similarity=True)
+    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0", "b_1_0"), {"similarity"})
     metrics = rollout_metrics(rollouts, NAMES, [1.0, 0.5], ends=[2, None])
     assert metrics["rewards/accuracy/mean"] == pytest.approx(2 / 3)
     assert metrics["reward"] == pytest.approx((1.5 + 0.5 + 1.5) / 3)
@@ -151,7 +151,7 @@ def test_metrics_have_the_names_and_definitions_of_trl(queue):
 
 def test_a_reward_that_does_not_apply_counts_in_no_mean(queue):
     queue.rows["a_0_0"]["extra_fields"]["reward_extra_info"]["accuracy"] = float("nan")
-    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0"), similarity=True)
+    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0"), {"similarity"})
     metrics = rollout_metrics(rollouts, NAMES, [1.0, 1.0], ends=[2])
     assert metrics["rewards/accuracy/mean"] == 1.0
     assert metrics["reward"] == pytest.approx((2 + 1) / 2)

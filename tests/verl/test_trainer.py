@@ -13,7 +13,7 @@ from vgpo.recipe.errors import RecipeError
 from vgpo.rewards import RewardError
 from vgpo.training.metrics import RunningRatios
 from vgpo.verl import rollouts, trainer
-from vgpo.verl.names import SIMILARITY, SIMILARITY_FLAG
+from vgpo.verl.names import CORRUPTED, CORRUPTION_FLAG, SIMILARITY, SIMILARITY_FLAG
 from vgpo.verl.recipe import load_recipe
 from vgpo.verl.rewards import ERROR
 from vgpo.verl.trainer import VGPOTrainerSync
@@ -133,6 +133,26 @@ def test_the_flag_is_cleared_where_the_pass_fails(host, monkeypatch):
     assert batch.extra_info == {SIMILARITY_FLAG: False}
 
 
+def test_a_shaping_that_compares_with_black_patches_has_one_more_pass(host, queue, monkeypatch):
+    seen = []
+
+    def score(batch):
+        seen.append(dict(batch.extra_info))
+        for fields in queue.rows.values():
+            fields["log_probs"] = [float(number) for number in range(len(fields["prompts"] + fields["responses"]))]
+
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
+    host.actor_rollout_wg = SimpleNamespace(compute_log_prob=score)
+    host.required = frozenset({"log_probs", CORRUPTED})
+    batch = batch_of(KEYS)
+    host._compute_old_log_prob(batch, {})
+    seed = host.recipe.arguments.seed
+    assert seen == [{SIMILARITY_FLAG: False, CORRUPTION_FLAG: seed, "calculate_entropy": False}]
+    assert batch.extra_info[CORRUPTION_FLAG] is None
+    # Three prompt tokens and four of the response: the output before each of them.
+    assert queue.rows["a_0_0"][CORRUPTED] == [2.0, 3.0, 4.0, 5.0]
+
+
 def test_trainers_are_registered_and_an_unknown_mode_lists_them():
     assert get_trainer_cls("vgpo_sync") is VGPOTrainerSync
     with pytest.raises(ValueError, match=r"Unknown trainer 'vgpo_sink'.*vgpo_colocate_async, vgpo_sync"):
@@ -141,13 +161,13 @@ def test_trainers_are_registered_and_an_unknown_mode_lists_them():
 
 @pytest.mark.parametrize(
     ("shaping", "missing"),
-    [("pepo", "layer_similarity"), ("pgpo", "text_only_log_probs"), ("kl_perception", "corrupted_log_probs")],
+    [("pepo", "layer_similarity"), ("pgpo", "text_only_log_probs")],
 )
 def test_a_shaping_that_verl_computes_no_signals_for_is_refused_by_name(shaping, missing):
     with pytest.raises(RecipeError, match=f"shaping is '{shaping}', expected one of vgpo.*do not compute .*{missing}"):
         load_recipe("quickstart_vgpo", ["--host", "verl", "--shaping", shaping])
 
 
-@pytest.mark.parametrize("shaping", ["vgpo", "entropy", "none"])
+@pytest.mark.parametrize("shaping", ["vgpo", "entropy", "kl_perception", "none"])
 def test_shapings_whose_signals_are_there_are_taken(shaping):
     assert load_recipe("quickstart_vgpo", ["--host", "verl", "--shaping", shaping]).method.shaping == shaping

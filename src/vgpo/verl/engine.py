@@ -1,7 +1,8 @@
 """verl's FSDP engine with one more output: the visual similarity of every token (Eq. 3), from a pass that runs anyway.
 
 A pass whose non-tensor data holds `SIMILARITY_FLAG` returns `SIMILARITY` beside the log-probabilities, whatever the
-layout of its micro-batches: padded, packed, padded to a bucket, cut by Ulysses. Any other pass is verl's own.
+layout of its micro-batches: padded, packed, padded to a bucket, cut by Ulysses. One that holds `CORRUPTION_FLAG` sees
+images with black patches. Any other pass is verl's own.
 
 Around two faults of verl 0.9.1: it does not start beside TRL 1.16 or newer (`_leave_trl_alone`), and micro-batches
 without an image crash (`_return_features_only`).
@@ -10,6 +11,7 @@ without an image crash (`_return_features_only`).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from vgpo.focus import decoder_of, last_hidden_state, ragged_similarity, visual_token_ids, visual_token_mask
-from vgpo.verl.names import MODEL_TYPE, SIMILARITY, SIMILARITY_FLAG
+from vgpo.policy.ablation import BlackPatches
+from vgpo.policy.prompts import EncodedPrompt
+from vgpo.verl.names import CORRUPTION_FLAG, MODEL_TYPE, SIMILARITY, SIMILARITY_FLAG
 
 _FEATURES_ONLY = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 """Model types whose patched forward, in verl 0.9.1, reads the vision tower's output as one tensor."""
@@ -61,6 +65,9 @@ class VGPOEngine(FSDPEngineWithLMHead):
             ValueError: if a micro-batch does not say where its prompts end, or the model has no image token.
             RuntimeError: if the decoder did not run exactly once, or not on the micro-batch's tokens.
         """
+        seed = tu.get_non_tensor_data(micro_batch, CORRUPTION_FLAG, None)
+        if seed is not None:
+            micro_batch = with_black_patches(micro_batch, self._black_patches(seed))
         if not tu.get_non_tensor_data(micro_batch, SIMILARITY_FLAG, False):
             return super().forward_step(micro_batch, loss_function, forward_only)
         _check_prompts(micro_batch)
@@ -84,7 +91,7 @@ class VGPOEngine(FSDPEngineWithLMHead):
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """As verl; the adapters of a model that has some are written where the weights of another one are."""
         super().save_checkpoint(local_path, *args, **kwargs)
-        policy = getattr(self.module, "_fsdp_wrapped_module", self.module)
+        policy: Any = getattr(self.module, "_fsdp_wrapped_module", self.module)
         if hasattr(policy, "peft_config"):
             adapters = collect_lora_params(self.module, layered_summon=False, base_sync_done=True)
             if torch.distributed.get_rank() == 0:
@@ -139,9 +146,23 @@ class VGPOEngine(FSDPEngineWithLMHead):
             torch.distributed.all_reduce(tensor, group=self.ulysses_parallel_group)
         return tensor
 
+    def _black_patches(self, seed: int) -> BlackPatches:
+        return BlackPatches.of(self.model_config.hf_config, self.model_config.processor, seed)
+
     @cached_property
     def _visual_token_ids(self) -> list[int]:
         return visual_token_ids(self.model_config.hf_config)
+
+
+def with_black_patches(micro_batch: TensorDict, black: BlackPatches) -> TensorDict:
+    """A micro-batch whose images have black patches, the same in all rollouts of a draw of a prompt."""
+    inputs = [getattr(row, "data", row) for row in micro_batch["multi_modal_inputs"]]
+    draws = [int.from_bytes(sha256(str(uid).encode()).digest()[:4]) for uid in micro_batch["uid"]]
+    prompts = [EncodedPrompt([], 0, dict(row or {}), {}) for row in inputs]
+    blackened = [black(prompt, draw).media for prompt, draw in zip(prompts, draws, strict=True)]
+    changed = micro_batch.copy()
+    tu.assign_non_tensor_stack(changed, "multi_modal_inputs", blackened)
+    return changed
 
 
 def write_adapters(config: Any, adapters: dict[str, Tensor], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The rollouts of a step on verl's driver: read from its TransferQueue, padded, and described by TRL's metrics."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vgpo.training.signals import group_numbers
-from vgpo.verl.names import SIMILARITY
+from vgpo.verl.names import CORRUPTED, SIMILARITY
 
 ALWAYS = (
     "uid", "index", "prompts", "responses", "response_mask", "advantages", "old_log_probs", "entropy", "extra_fields",
 )  # fmt: skip
 SAMPLED = "rollout_log_probs"
+MEASURED = {"similarity": SIMILARITY, CORRUPTED: CORRUPTED}  # the field of each signal that a pass measures
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Rollouts:
         log_probs: of the policy that verl takes ratios against; (B, T).
         entropy: of the policy, in nats; (B, T).
         similarity: cosine with the visual prototype (B, T), or None where it was not measured.
+        corrupted_log_probs: of the policy after images with black patches (B, T), or None where that was not scored.
         sampled_log_probs: of the rollout engine (B, T), or None where it gives none.
         reward_info: of each rollout, what its reward functions gave.
     """
@@ -50,6 +52,7 @@ class Rollouts:
     log_probs: Tensor
     entropy: Tensor
     similarity: Tensor | None
+    corrupted_log_probs: Tensor | None
     sampled_log_probs: Tensor | None
     reward_info: list[dict[str, Any]]
 
@@ -58,12 +61,12 @@ class Rollouts:
         return torch.tensor([[float(info[name]) for name in names] for info in self.reward_info])
 
 
-def read_rollouts(batch: Any, *, similarity: bool) -> Rollouts:
+def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
     """The rollouts of a batch, without the rows that verl has added to fill it.
 
     Args:
         batch: verl's `KVBatchMeta`, once its advantages are computed.
-        similarity: whether visual similarity was measured.
+        signals: of `vgpo.shaping.Signals`, those that were measured.
 
     Raises:
         RuntimeError: a field is missing; names it.
@@ -74,13 +77,12 @@ def read_rollouts(batch: Any, *, similarity: bool) -> Rollouts:
             "All rollouts of a step have failed, so there is nothing to train on. The log of verl's agent loop says "
             "why (look for 'Error in _run_prompt')."
         )
-    required = [*ALWAYS, *([SIMILARITY] if similarity else [])]
+    required = [*ALWAYS, *(field for signal, field in MEASURED.items() if signal in signals)]
     data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*required, SAMPLED])
     if missing := [name for name in required if name not in data]:
         raise RuntimeError(missing_fields(missing, sorted(data.keys())))
     responses, prompts = data["responses"], data["prompts"]
     lengths = responses.offsets().diff()
-    measured = response_tokens(data[SIMILARITY], lengths) if similarity else None
     return Rollouts(
         keys=keys,
         group_ids=group_numbers([str(uid) for uid in objects(data["uid"])], lengths.device),
@@ -92,7 +94,8 @@ def read_rollouts(batch: Any, *, similarity: bool) -> Rollouts:
         advantages=padded(data["advantages"]),
         log_probs=padded(data["old_log_probs"]),
         entropy=padded(data["entropy"]),
-        similarity=measured,
+        similarity=response_tokens(data[SIMILARITY], lengths) if SIMILARITY in required else None,
+        corrupted_log_probs=padded(data[CORRUPTED]) if CORRUPTED in required else None,
         sampled_log_probs=padded(data[SAMPLED]) if SAMPLED in data else None,
         reward_info=[dict(fields["reward_extra_info"]) for fields in objects(data["extra_fields"])],
     )

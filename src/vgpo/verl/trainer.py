@@ -3,7 +3,8 @@
 verl computes log-probabilities on its workers and advantages on its driver. The mixin asks the former for visual
 similarity, and shapes the latter once verl's estimator has computed them:
 
-1. `_compute_old_log_prob`: asks the engine of vgpo for the similarity of each token, in the pass that runs anyway.
+1. `_compute_old_log_prob`: asks the engine of vgpo for the similarity of each token, in the pass that runs anyway, and
+   runs one more pass over images with black patches if the shaping compares with them.
 2. `_compute_advantage`: reads the rollouts of the step, without the rows that verl adds to fill a batch, shapes their
    advantages by group (a group is a `uid`, wherever its rollouts are), and writes them back under the same keys.
 3. `_compute_metrics`, `_val_metrics_update`, `_save_checkpoint`, `_load_checkpoint`, `fit`: the run folder.
@@ -23,6 +24,7 @@ from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.utils.padding import response_from_nested
 
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_ids, visual_token_mask
@@ -37,7 +39,7 @@ from vgpo.training.settings import RolloutLogSettings, settings_from
 from vgpo.training.signals import required_signals, shape_batch, signals_of
 from vgpo.verl.config import recipe_of
 from vgpo.verl.metrics import SURPLUS, filter_metrics, trl_metrics
-from vgpo.verl.names import SIMILARITY_FLAG
+from vgpo.verl.names import CORRUPTED, CORRUPTION_FLAG, SIMILARITY_FLAG
 from vgpo.verl.recorder import Recorder
 from vgpo.verl.rewards import ERROR, METRIC
 from vgpo.verl.rollouts import Rollouts, logged_by_rewards, read_rollouts, rollout_advantages, rollout_metrics
@@ -89,12 +91,26 @@ class VisuallyGuided(PPOTrainer):
             # Left on, the pass of a reference model would replace the policy's similarity by its own.
             batch.extra_info[SIMILARITY_FLAG] = False
         result.extra_info[SIMILARITY_FLAG] = False
+        if CORRUPTED in self.required:
+            self._score_corrupted(result)
         return result
+
+    def _score_corrupted(self, batch: Any) -> None:
+        """Write log-probabilities of the responses after images with black patches, from one more pass."""
+        batch.extra_info |= {CORRUPTION_FLAG: self.recipe.arguments.seed, "calculate_entropy": False}
+        try:
+            self.actor_rollout_wg.compute_log_prob(batch)
+        finally:
+            batch.extra_info[CORRUPTION_FLAG] = None
+        place = {"keys": batch.keys, "partition_id": batch.partition_id}
+        data = tq.kv_batch_get(**place, select_fields=["log_probs", "response_mask"])
+        scored = response_from_nested(data["log_probs"], data["response_mask"])
+        tq.kv_batch_put(**place, fields=TensorDict({CORRUPTED: scored}, batch_size=len(batch.keys)))
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """As the parent, with shaped advantages."""
         result = super()._compute_advantage(batch, metrics)
-        rollouts = read_rollouts(result, similarity="similarity" in self.required)
+        rollouts = read_rollouts(result, self.required)
         check_rewards(rollouts)
         scalar = rollout_advantages(rollouts.advantages, rollouts.response_mask)
         signals = self._signals(rollouts)
@@ -120,6 +136,7 @@ class VisuallyGuided(PPOTrainer):
             "similarity": rollouts.similarity,
             "entropy": rollouts.entropy,
             "log_probs": rollouts.log_probs,
+            CORRUPTED: rollouts.corrupted_log_probs,
             "progress": torch.full((len(rollouts.keys),), progress),
         }
         return signals_of({name: value for name, value in tensors.items() if value is not None}, self.required)
