@@ -109,8 +109,32 @@ def build_qwen3_vl(folder: Path) -> None:
         image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, vision_start_token_id=IMAGE_START,
         vision_end_token_id=4, tie_word_embeddings=False,
     )  # fmt: skip
+    _save_random(Qwen3VLForConditionalGeneration, config, folder)
+
+
+def build_glm4v(folder: Path) -> None:
+    """As `build_qwen3_vl`; with tied embeddings, because fsdp2 of verl 0.9.1 runs no other GLM-4.1V."""
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    config = Glm4vConfig(
+        text_config={
+            "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+            "patch_size": 14, "image_size": 112,
+        },
+        image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN, image_start_token_id=IMAGE_START,
+        image_end_token_id=4, video_start_token_id=7, video_end_token_id=8, tie_word_embeddings=True,
+    )  # fmt: skip
+    _save_random(Glm4vForConditionalGeneration, config, folder)
+
+
+def _save_random(model_class: Any, config: Any, folder: Path) -> None:
     torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config)
+    model = model_class(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "patch_embed" not in name:

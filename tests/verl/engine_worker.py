@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed
 import transformers.integrations.flash_attention
+from transformers.models.glm4v import modeling_glm4v
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 from transformers.models.qwen3_vl import modeling_qwen3_vl
 from verl.utils import tensordict_utils as tu
@@ -64,7 +65,7 @@ def own_rows(case: Case) -> list[int]:
 @contextmanager
 def unpatched() -> Iterator[None]:
     """verl replaces methods of transformers' classes; the next case starts with the original ones."""
-    modules = (modeling_qwen2_5_vl, modeling_qwen3_vl)
+    modules = (modeling_glm4v, modeling_qwen2_5_vl, modeling_qwen3_vl)
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     forwards = {cls: cls.forward for cls in classes if "forward" in vars(cls)}
     attention = transformers.integrations.flash_attention._flash_attention_forward

@@ -43,12 +43,13 @@ def flash_attn_func(
 def install() -> None:
     """Make `flash_attention_2` run, in the precision of its inputs."""
     from transformers import PreTrainedModel, modeling_flash_attention_utils
-    from verl.models.transformers import qwen2_vl
+    from verl.models.transformers import glm4v, qwen2_vl
 
     functions = (flash_attn_func, flash_attn_varlen_func, None, None, None)
     modeling_flash_attention_utils._lazy_imports = lambda *args, **kwargs: functions
     PreTrainedModel._flash_attn_can_dispatch = lambda *args, **kwargs: True
-    qwen2_vl.flash_attn_varlen_func = flash_attn_varlen_func
-    qwen2_vl._flash_supports_window_size = qwen2_vl._flash_supports_deterministic = False
-    qwen2_vl._flash_use_top_left_mask = False
-    qwen2_vl.fa_peft_integration_check = lambda q, k, v, target_dtype=None: (q, k, v)
+    for module in (qwen2_vl, glm4v):
+        module.flash_attn_varlen_func = flash_attn_varlen_func
+        module._flash_supports_window_size = module._flash_supports_deterministic = False
+        module._flash_use_top_left_mask = False
+        module.fa_peft_integration_check = lambda q, k, v, target_dtype=None: (q, k, v)
