@@ -1,4 +1,4 @@
-"""verl's own synchronous trainer, which also records how its rollouts agree with its actor."""
+"""verl's own synchronous trainer, which also records what its rollouts are."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from verl.trainer.main_ppo import TaskRunnerV1
 from verl.trainer.ppo.v1 import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-LARGEST_DIFFERENCE = "recorded/log_prob_difference"
-"""Metric: the largest difference of a token's log-probability between server and actor, before the update."""
-
 ROWS = "recorded/rows"
 """Metric: how many rollouts a step has, without padding."""
 VERSION = "recorded/version"
 """Metric: the mean version of the weights from which they were sampled."""
+LARGEST_DIFFERENCE = "recorded/log_prob_difference"
+"""Metric: the largest difference of a token's log-probability between server and actor, before the update."""
+SMALLEST_SPREAD = "recorded/reward_spread"
+"""Metric: the smallest difference between the best and the worst reward of a group."""
 
 
 @register_trainer("recording")
@@ -26,13 +27,17 @@ class RecordingTrainer(PPOTrainerSync):
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_old_log_prob(batch, metrics)
-        rows = [(key, tag) for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
-        names = ["rollout_log_probs", "old_log_probs"]
-        data = tq.kv_batch_get(keys=[key for key, _ in rows], partition_id=batch.partition_id, select_fields=names)
-        sampled, scored = (data[name].values() for name in names)
-        metrics[LARGEST_DIFFERENCE] = (sampled - scored).abs().max().item()
-        metrics[ROWS] = len(rows)
-        metrics[VERSION] = sum(tag["min_global_steps"] for _, tag in rows) / len(rows)
+        tags = {key: tag for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")}
+        names = ["rollout_log_probs", "old_log_probs", "rm_scores"]
+        data = tq.kv_batch_get(keys=list(tags), partition_id=batch.partition_id, select_fields=names)
+        groups: dict[str, list[float]] = {}
+        for key, scores in zip(tags, data["rm_scores"].unbind(), strict=True):
+            groups.setdefault(key.partition("_")[0], []).append(scores.sum().item())
+        differences = data["rollout_log_probs"].values() - data["old_log_probs"].values()
+        metrics[ROWS] = len(tags)
+        metrics[VERSION] = sum(tag["min_global_steps"] for tag in tags.values()) / len(tags)
+        metrics[LARGEST_DIFFERENCE] = differences.abs().max().item()
+        metrics[SMALLEST_SPREAD] = min(max(rewards) - min(rewards) for rewards in groups.values())
         return batch
 
 
