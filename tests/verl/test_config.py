@@ -83,6 +83,7 @@ def test_every_key_of_the_table_is_one_of_verl() -> None:
 
 def test_what_verls_yaml_does_not_have_is_read_by_its_dataclasses() -> None:
     config = composed("--attn_implementation", "sdpa")
+    config.actor_rollout_ref.model.external_lib = None
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert actor.engine.mixed_precision["param_dtype"] == "fp32"
     assert actor.engine.strategy == "fsdp2"
