@@ -42,10 +42,7 @@ def test_the_recipes_of_the_page_are_those_that_there_are() -> None:
         assert "no GPU has run this recipe" in head
 
 
-def test_what_is_left_to_install_is_a_dependency_of_the_package() -> None:
-    """Of `pip install --no-deps`: nothing else is missing beside verl's own packages."""
-    line = next(line for line in PAGE.splitlines() if line.startswith("pip install ") and "vgpo" not in line and "verl" not in line)
+def test_the_extra_installs_the_version_of_the_page() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bounds = {re.split(r"[<>=]", entry)[0]: entry for entry in project["dependencies"]}
-    for entry in re.findall(r"'([^']+)'", line):
-        assert entry == bounds[re.split(r"[<>=]", entry)[0]]
+    assert "verl>=0.9.1,<0.10" in project["optional-dependencies"]["verl"]
+    assert set(re.findall(r"verl(?:\[\w+\])?==([\d.]+)", PAGE)) == {"0.9.1"}
