@@ -3,12 +3,14 @@
 import dataclasses
 import inspect
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 from transformers import AutoProcessor
@@ -83,6 +85,7 @@ def test_every_key_of_the_table_is_one_of_verl() -> None:
 
 def test_what_verls_yaml_does_not_have_is_read_by_its_dataclasses() -> None:
     config = composed("--attn_implementation", "sdpa")
+    config.actor_rollout_ref.model.external_lib = None
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert actor.engine.mixed_precision["param_dtype"] == "fp32"
     assert actor.engine.strategy == "fsdp2"
@@ -179,6 +182,15 @@ def test_layout_may_be_set_in_the_mapping() -> None:
     config = compose(changed)
     assert config.actor_rollout_ref.rollout.engine_kwargs.vllm.max_num_seqs == 3
     assert config.x.y == 1
+
+
+def test_the_keys_of_the_page_are_keys_of_verl() -> None:
+    page = (recipe_folder().parent / "docs" / "scale_out.md").read_text()
+    blocks = [yaml.safe_load(block)["verl"] for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    recipe = load_recipe("verl_qwen2_5_vl_7b")
+    assert len(blocks) == 2
+    for mapping in blocks:
+        compose(dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, verl=mapping)))
 
 
 @pytest.mark.parametrize(("low", "high"), [(784, 20_000), (50_000, 200_704), (1_000, 8_000)])

@@ -41,14 +41,14 @@ WIRING: dict[str, Any] = {
     # The log-probability pass that it saves is the one that measures visual focus.
     f"{ALGORITHM}.rollout_correction.bypass_mode": False,
     "critic.enable": False,
+    # With the weights as transformers reads them, of which the run folder's checkpoints are made.
+    f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+    f"{ACTOR}.checkpoint.load_contents": ["model", "optimizer", "extra"],
 }
 # Where vgpo wants another default than verl has; the mapping `verl` may set them.
 DEFAULTS: dict[str, Any] = {
     f"{ACTOR}.strategy": "fsdp2",
     f"{ROLLOUT}.name": "vllm",
-    # With the weights as transformers reads them, so that a checkpoint needs no merging.
-    f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-    f"{ACTOR}.checkpoint.load_contents": ["model", "optimizer", "extra"],
 }
 # Of the keys that fields make: how work is laid out on GPUs, which the mapping `verl` may say better.
 LAYOUT = (

@@ -57,7 +57,10 @@ def of_verl(key: str) -> Refused:
     return Refused(f"verl has a key of its own for it: set `{key}` in the mapping `verl`")
 
 
-def no_way(why: str, instead: str = "remove it, or train with host: trl") -> Refused:
+REMOVE = "remove it, or train with host: trl"
+
+
+def no_way(why: str, instead: str = REMOVE) -> Refused:
     return Refused(f"{why}; {instead}")
 
 
@@ -84,7 +87,7 @@ RUN: dict[str, Field] = {
     "eval_limit": Mapped((f"{DATA}.val_max_samples",)),
     **dict.fromkeys(
         ("eval_suite", "eval_suite_data", "eval_suite_limit", "eval_suite_steps", "eval_suite_protocol"),
-        no_way("Benchmarks are not run inside a run on verl", "run `vgpo eval --suite` on its checkpoints"),
+        no_way("benchmarks are not run inside a run on verl", "run `vgpo eval --suite` on its checkpoints"),
     ),
     "evaluate_before": Mapped((f"{TRAINER}.val_before_train",)),
     "rewards": Ours("each under its own name in verl's reward_extra_info"),
@@ -340,7 +343,9 @@ CHECKPOINTS: dict[str, Field] = {
     "save_strategy": Mapped((f"{TRAINER}.save_freq",), "no or steps; the last generation is always saved"),
     "save_steps": Mapped((f"{TRAINER}.save_freq",), GENERATION_UPDATES),
     "save_total_limit": Mapped((f"{TRAINER}.max_actor_ckpt_to_keep",)),
-    "save_only_model": of_verl(f"{ACTOR}.checkpoint.save_contents"),
+    "save_only_model": no_way(
+        "verl saves what a resume needs", "remove it; checkpoint-UPDATE has the weights alone"
+    ),
     "save_on_each_node": no_way("the run folder must be on a file system that all machines share"),
     "enable_jit_checkpoint": no_way("verl saves between generations"),
     "restore_callback_states_from_checkpoint": no_way("there are no callbacks of transformers"),

@@ -205,7 +205,7 @@ def check_refused(recipe: VerlRecipe) -> None:
             default = field.default if field.default_factory is MISSING else field.default_factory()
             if isinstance(kind, Refused) and value != default and value not in kind.accepts:
                 raise RecipeError(
-                    f"{recipe.where}: {field.name} ({shown(value)}) cannot be set with host: verl. {kind.why}"
+                    f"{recipe.where}: {field.name} ({shown(value)}) cannot be set with host: verl: {kind.why}"
                 )
 
 
