@@ -3,6 +3,7 @@
 import logging
 import os.path
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def host_of(source: str | Path, overrides: Sequence[str]) -> str:
         RecipeError: The recipe cannot be read.
     """
     host = read_fields(find_recipe(source), None).get("host", "trl")
-    for word, following in zip(overrides, [*overrides[1:], ""], strict=True):
+    for word, following in pairwise([*overrides, ""]):
         option, equals, value = word.partition("=")
         if option == "--host":
             host = value if equals else following

@@ -58,6 +58,7 @@ LAYOUT = (
     f"{REF}.log_prob_micro_batch_size_per_gpu",
     f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{MODEL}.exclude_modules",
+    f"{ACTOR}.checkpoint.save_contents",
     f"{ACTOR}.optim.optimizer",
     f"{ACTOR}.optim.override_optimizer_config",
     f"{ACTOR}.fsdp_config.mixed_precision",

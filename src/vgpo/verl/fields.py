@@ -153,7 +153,7 @@ POLICY: dict[str, Field] = {
         (f"{MODEL}.override_config.attn_implementation",), "verl's default is flash_attention_2, also without a value"
     ),
     "trust_remote_code": Mapped((f"{MODEL}.trust_remote_code", f"{DATA}.trust_remote_code"), "for a folder only"),
-    "use_peft": Mapped((f"{MODEL}.lora_rank",)),
+    "use_peft": Mapped((f"{MODEL}.lora_rank", f"{ACTOR}.checkpoint.save_contents")),
     "lora_r": Mapped((f"{MODEL}.lora_rank",)),
     "lora_alpha": Mapped((f"{MODEL}.lora_alpha",)),
     "lora_dropout": Mapped((f"{MODEL}.lora_rank",), "must be 0: verl's adapters have no dropout"),

@@ -1,0 +1,47 @@
+"""One run from a recipe to a report, on the host that the recipe names.
+
+A host is imported once it is known: TRL and verl need not both be installed.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import host_of
+from vgpo.terminal import from_here, say
+
+
+def errors_of_host(config: str, overrides: Sequence[str]) -> tuple[type[Exception], ...]:
+    """What `train_on_host` may raise that a user can fix.
+
+    Raises:
+        RecipeError: The recipe cannot be read, or its host is not installed.
+    """
+    if host_of(config, overrides) != "verl":
+        from vgpo.recipe.train import ERRORS
+
+        return ERRORS
+    try:
+        from vgpo.verl.main import ERRORS as VERL_ERRORS
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"host: verl needs {error.name}, which is not installed here: pip install 'vgpo[verl]', or see "
+            "docs/scale_out.md for images with a GPU"
+        ) from error
+    return VERL_ERRORS
+
+
+def train_on_host(config: str, overrides: Sequence[str], *, command: Sequence[str]) -> None:
+    """Train as the recipe `config` says, with `--field value` words that override it."""
+    if host_of(config, overrides) == "verl":
+        from vgpo.verl.config import load_recipe
+        from vgpo.verl.main import train
+
+        train(load_recipe(config, overrides), command=command)
+        return
+    from vgpo.recipe.train import train_recipe
+
+    recipe, trained = train_recipe(config, overrides, command=command)
+    if recipe.config.should_log:
+        say(Console(), f"report: {from_here(trained.folder.report_path)}")
