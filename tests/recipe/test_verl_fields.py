@@ -326,6 +326,8 @@ def test_adapters(vision: bool) -> None:
     made = keys(use_peft=True, lora_dropout=0.0, lora_r=4, lora_vision=vision)
     assert made["actor_rollout_ref.model.lora_rank"] == 4
     assert made["actor_rollout_ref.model.target_modules"] == "all-linear"
+    assert "hf_model" not in made["actor_rollout_ref.actor.checkpoint.save_contents"]
+    assert "hf_model" in keys()["actor_rollout_ref.actor.checkpoint.save_contents"]
     pattern = made["actor_rollout_ref.model.exclude_modules"]
     if vision:
         assert pattern is None

@@ -25,7 +25,17 @@ from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import recipe_folder
 from vgpo.recipe.loading import set_pixel_limits
 from vgpo.toy import checkpoint_path
-from vgpo.verl.config import LAYOUT, NOT_IN_YAML, WIRING, compose, load_recipe, own_keys, recipe_of, verl_defaults
+from vgpo.verl.config import (
+    DEFAULTS,
+    LAYOUT,
+    NOT_IN_YAML,
+    WIRING,
+    compose,
+    load_recipe,
+    own_keys,
+    recipe_of,
+    verl_defaults,
+)
 from vgpo.verl.fields import FIELDS, Mapped
 from vgpo.verl.keys import NO_BOUND, verl_keys
 
@@ -151,6 +161,13 @@ def test_a_key_that_cannot_be_set_is_named(mapping: str, wanted: str) -> None:
         composed("--verl", mapping)
     assert wanted in str(error.value)
     assert "quickstart_vgpo.yaml: " in str(error.value)
+
+
+def test_a_key_that_a_field_makes_is_not_wired() -> None:
+    """What is wired would win over the field."""
+    made = {key for kind in FIELDS.values() if isinstance(kind, Mapped) for key in kind.keys}
+    assert not made & {*WIRING, *DEFAULTS}
+    assert made > {*LAYOUT}
 
 
 @pytest.mark.parametrize("key", WIRING)

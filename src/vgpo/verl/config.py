@@ -11,7 +11,7 @@ from vgpo.recipe.parsing import one_line
 from vgpo.recipe.values import leaves, shown
 from vgpo.text import did_you_mean
 from vgpo.verl.fields import ACTOR, ALGORITHM, DATA, FIELDS, MODEL, REF, ROLLOUT, TRAINER, Mapped
-from vgpo.verl.keys import verl_keys
+from vgpo.verl.keys import STATE, verl_keys
 from vgpo.verl.names import MODEL_TYPE
 from vgpo.verl.recipe import VerlRecipe, load_recipe, recipe_from
 
@@ -41,9 +41,7 @@ WIRING: dict[str, Any] = {
     # The log-probability pass that it saves is the one that measures visual focus.
     f"{ALGORITHM}.rollout_correction.bypass_mode": False,
     "critic.enable": False,
-    # With the weights as transformers reads them, of which the run folder's checkpoints are made.
-    f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
-    f"{ACTOR}.checkpoint.load_contents": ["model", "optimizer", "extra"],
+    f"{ACTOR}.checkpoint.load_contents": STATE,
 }
 # Where vgpo wants another default than verl has; the mapping `verl` may set them.
 DEFAULTS: dict[str, Any] = {
@@ -58,7 +56,6 @@ LAYOUT = (
     f"{REF}.log_prob_micro_batch_size_per_gpu",
     f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu",
     f"{MODEL}.exclude_modules",
-    f"{ACTOR}.checkpoint.save_contents",
     f"{ACTOR}.optim.optimizer",
     f"{ACTOR}.optim.override_optimizer_config",
     f"{ACTOR}.fsdp_config.mixed_precision",

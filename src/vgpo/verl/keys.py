@@ -20,6 +20,7 @@ LAST_STEP_ONLY = 2**31  # verl saves and evaluates after every so many generatio
 NO_CLIPPING = 1e30  # of a gradient's norm
 NO_BOUND = 1e9  # of a ratio: verl cuts off log ratios at 20, and exp(20) is 5e8
 SMALLEST_RATIO = 1e-9
+STATE = ["model", "optimizer", "extra"]  # of a checkpoint of verl, what a resume needs
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # as verl writes them
 LOGGERS = ("wandb", "tensorboard", "mlflow", "swanlab", "trackio", "clearml")
 # Modules of vision towers and projectors in the families of docs/families.md, for PEFT to leave out.
@@ -166,14 +167,15 @@ def model_keys(recipe: VerlRecipe) -> Keys:
 def adapter_keys(recipe: VerlRecipe) -> Keys:
     arguments = recipe.arguments
     if not arguments.use_peft:
-        return {f"{MODEL}.lora_rank": 0}
+        # The weights as transformers reads them too, of which the run folder's checkpoints are made.
+        return {f"{MODEL}.lora_rank": 0, f"{ACTOR}.checkpoint.save_contents": [*STATE, "hf_model"]}
     if arguments.lora_dropout:
         recipe.refuse("lora_dropout", "0 on verl, whose adapters have no dropout (the default of TRL is 0.05)")
     names, parameters = arguments.lora_target_modules, arguments.lora_target_parameters
     return {
         f"{MODEL}.lora_rank": arguments.lora_r,
         # The engine of vgpo writes the adapters; verl cannot write the weights of such a model.
-        f"{ACTOR}.checkpoint.save_contents": ["model", "optimizer", "extra"],
+        f"{ACTOR}.checkpoint.save_contents": STATE,
         f"{MODEL}.lora_alpha": arguments.lora_alpha,
         f"{MODEL}.target_modules": "all-linear" if names is None or names == ["all-linear"] else names,
         f"{MODEL}.target_parameters": parameters,
