@@ -174,7 +174,7 @@ def test_a_reward_that_fails_ends_the_run_and_is_named(tmp_path):
     (tmp_path / "reward.py").write_text(
         "def accuracy_of_mine(completions, **kwargs):\n    raise ValueError('no such column')\n"
     )
-    with pytest.raises(RewardError, match=r"'accuracy_of_mine' raised ValueError.*no such column"):
+    with pytest.raises(RewardError, match=r"(?s)'accuracy_of_mine' raised ValueError.*no such column"):
         run(tmp_path / "run", rewards=f"{tmp_path}/reward.py:accuracy_of_mine", evaluate_before="false",
             dynamic_sampling="false")  # fmt: skip
     assert not RunFolder(tmp_path / "run").marks  # nothing was trained: the same folder can be taken again
