@@ -301,7 +301,11 @@ def test_the_learning_rate(values: dict[str, Any], wanted: tuple[str, int, float
         ),
         ({"report_to": ["wandb", "none"]}, {"trainer.logger": ["console", "wandb"]}),
         ({"vllm_max_model_length": 2000}, {"data.max_prompt_length": 2000 - 512}),
-        ({"max_prompt_length": 77}, {"data.max_prompt_length": 77}),
+        (
+            {"max_prompt_length": 77},
+            {"data.max_prompt_length": 77, "actor_rollout_ref.rollout.max_model_len": 77 + 512},
+        ),
+        ({"vllm_max_model_length": 2000}, {"actor_rollout_ref.rollout.max_model_len": 2000}),
         ({"min_pixels": 3, "max_pixels": 9}, {"data.mm_processor_kwargs": {"min_pixels": 3, "max_pixels": 9}}),
         ({"chat_template_kwargs": {"a": 1}}, {"data.apply_chat_template_kwargs": {"a": 1}}),
         ({"activation_checkpointing": False}, {"actor_rollout_ref.model.enable_gradient_checkpointing": False}),

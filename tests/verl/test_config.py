@@ -166,6 +166,17 @@ def test_sequence_shards_need_flash_attention() -> None:
         composed("--num_processes", "2", "--attn_implementation", "sdpa", "--verl", shards)
 
 
+@pytest.mark.parametrize("key", ["actor.ppo_max_token_len_per_gpu", "rollout.log_prob_max_token_len_per_gpu"])
+def test_the_longest_row_must_fit_a_budget_of_tokens(key: str) -> None:
+    def budget(tokens: int) -> str:
+        return f'{{"actor_rollout_ref.actor.use_dynamic_bsz": true, "actor_rollout_ref.{key}": {tokens}}}'
+
+    lengths = ("--max_prompt_length", "60", "--max_completion_length", "40")
+    composed(*lengths, "--verl", budget(100))
+    with pytest.raises(RecipeError, match=f"{key} is 99, expected at least 100: "):
+        composed(*lengths, "--verl", budget(99))
+
+
 def test_a_text_that_verl_would_read_as_a_reference_is_refused() -> None:
     with pytest.raises(RecipeError, match="run_name is"):
         composed("--run_name", "${oc.env:HOME}")

@@ -228,6 +228,7 @@ def check_layout(recipe: VerlRecipe, config: "DictConfig") -> None:
     check_divides(f"{ROLLOUT}.tensor_model_parallel_size", rollout.tensor_model_parallel_size, gpus, where)
     shards = max(actor.ulysses_sequence_parallel_size, actor.fsdp_config.ulysses_sequence_parallel_size)
     check_divides(f"{ACTOR}.fsdp_config.ulysses_sequence_parallel_size", shards, gpus, where)
+    check_budgets(config, shards, where)
     attention = config.actor_rollout_ref.model.override_config.get("attn_implementation", "flash_attention_2")
     if shards > 1 and not str(attention).startswith("flash_attention"):
         recipe.refuse(
@@ -235,6 +236,28 @@ def check_layout(recipe: VerlRecipe, config: "DictConfig") -> None:
             f"'flash_attention_2' with {shards} sequence shards (ulysses_sequence_parallel_size): verl gathers "
             "sequences in flash attention alone, and computes wrong values with any other, without an error",
         )
+
+
+def check_budgets(config: "DictConfig", shards: int, where: str) -> None:
+    """Whether the longest prompt with the longest response fits the budgets of tokens, which verl sees at the first.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    section = config.actor_rollout_ref
+    if not section.actor.use_dynamic_bsz:
+        return
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    budgets = {
+        f"{ACTOR}.ppo_max_token_len_per_gpu": section.actor.ppo_max_token_len_per_gpu,
+        f"{ROLLOUT}.log_prob_max_token_len_per_gpu": section.rollout.log_prob_max_token_len_per_gpu,
+    }
+    for key, budget in budgets.items():
+        if budget * shards < longest:
+            raise RecipeError(
+                f"{where}: verl: {key} is {budget}, expected at least {-(-longest // shards)}: max_prompt_length + "
+                f"max_completion_length are {longest} tokens, which {shards} GPUs share"
+            )
 
 
 def check_divides(key: str, size: int, gpus: int, where: str) -> None:

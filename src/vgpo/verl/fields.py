@@ -231,7 +231,9 @@ GENERATION: dict[str, Field] = {
         no_way("verl starts vLLM on the GPUs of the training"),
     ),
     "vllm_gpu_memory_utilization": Mapped((f"{ROLLOUT}.gpu_memory_utilization",)),
-    "vllm_max_model_length": Mapped((f"{ROLLOUT}.max_model_len",)),
+    "vllm_max_model_length": Mapped(
+        (f"{ROLLOUT}.max_model_len",), "without it the longest prompt and response together"
+    ),
     "vllm_tensor_parallel_size": Mapped((f"{ROLLOUT}.tensor_model_parallel_size",)),
     **dict.fromkeys(
         (

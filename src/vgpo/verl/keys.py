@@ -322,7 +322,8 @@ def rollout_keys(recipe: VerlRecipe) -> Keys:
         f"{ROLLOUT}.top_k": arguments.top_k or -1,
         f"{ROLLOUT}.gpu_memory_utilization": arguments.vllm_gpu_memory_utilization,
         f"{ROLLOUT}.tensor_model_parallel_size": arguments.vllm_tensor_parallel_size,
-        f"{ROLLOUT}.max_model_len": arguments.vllm_max_model_length,
+        # Without a number vLLM would make room for the longest row that the model can read.
+        f"{ROLLOUT}.max_model_len": arguments.vllm_max_model_length or prompt_length(recipe) + response_length(recipe),
         **other,
     }
 
