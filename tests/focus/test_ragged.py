@@ -130,7 +130,7 @@ def test_states_near_zero_are_damped_as_in_the_equations():
     hidden, sequence, visual = packing([7, 5, 9], seed=11)
     batch = hidden * 1e-5, sequence, visual
     found = ragged_similarity(*batch, 3)
-    assert found[visual].max() < 0.5
+    assert found[visual].max() < 0.6  # without damping, the largest is 0.8
     torch.testing.assert_close(found, one_by_one(*batch, 3), rtol=0, atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from vgpo.recipe.loading import PlainCheckpoint, load_model, load_processor
 from vgpo.report import write_report
 from vgpo.rewards import RewardError
 from vgpo.run import RunFolder, RunFolderError
+from vgpo.toy import checkpoint_path
 from vgpo.verl.config import load_recipe
 from vgpo.verl.main import train
 
@@ -142,9 +144,10 @@ def test_a_run_goes_on_from_its_last_checkpoint(trained, tmp_path):
     fields = {"dynamic_sampling": "false", "save_strategy": "steps", "save_steps": "1"}
     run(folder, max_steps="1", **fields)
     first = RunFolder(folder).read_metrics()
-    with pytest.raises(RunFolderError, match="is finished"):
-        run(folder, max_steps="2", resume="true", allow_changes="true", **fields)
-    RunFolder(folder).finished_path.unlink()
+    with pytest.raises(RunFolderError, match="is finished: 1 steps"):
+        run(folder, max_steps="1", resume="true", **fields)
+    with pytest.raises(RecipeError, match=r"is of another run:\n  seed was 0, is 1"):
+        run(folder, max_steps="2", seed="1", resume="true", **fields)
     resumed = run(folder, max_steps="2", resume="true", allow_changes="true", **fields)
     lines = [line for line in resumed.read_metrics() if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
@@ -174,7 +177,7 @@ def test_a_reward_that_fails_ends_the_run_and_is_named(tmp_path):
     (tmp_path / "reward.py").write_text(
         "def accuracy_of_mine(completions, **kwargs):\n    raise ValueError('no such column')\n"
     )
-    with pytest.raises(RewardError, match=r"'accuracy_of_mine' raised ValueError.*no such column"):
+    with pytest.raises(RewardError, match=r"(?s)'accuracy_of_mine' raised ValueError.*no such column"):
         run(tmp_path / "run", rewards=f"{tmp_path}/reward.py:accuracy_of_mine", evaluate_before="false",
             dynamic_sampling="false")  # fmt: skip
     assert not RunFolder(tmp_path / "run").marks  # nothing was trained: the same folder can be taken again
@@ -183,3 +186,15 @@ def test_a_reward_that_fails_ends_the_run_and_is_named(tmp_path):
 def test_a_set_that_is_too_small_is_found_before_ray_starts(tmp_path):
     with pytest.raises(RecipeError, match="takes 2048 prompts and the training set has"):
         run(tmp_path / "run", per_device_train_batch_size="8192", train_data="toy:test")
+
+
+def test_a_checkpoint_with_code_of_its_own_is_refused_unless_it_may_run(tmp_path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint_path(), checkpoint)
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": ["evil.Tokenizer", None]}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        RecipeError, match=r"tokenizer_config\.json .* names Python code in auto_map \(evil\.Tokenizer\)"
+    ):
+        run(tmp_path / "run", model_name_or_path=str(checkpoint))

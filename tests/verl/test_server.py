@@ -62,6 +62,7 @@ def test_a_request_waits_for_the_weights_and_is_served_with_them(server, prompt_
         task, done = await finishes(server.generate(prompt_ids, GREEDY, "a"))
         assert not done
         await server.wake_up(["weights"])
+        await asyncio.wait([task], timeout=0.3)
         assert not task.done()
         await server.load_weights(zeros, global_steps=4)
         await server.wake_up(["kv_cache"])
@@ -87,10 +88,16 @@ def test_weights_of_other_names_are_refused(server) -> None:
         asyncio.run(server.load_weights({"other": torch.zeros(1)}, 0))
 
 
-def test_requests_that_arrive_together_are_one_batch(server, prompt_ids, batches) -> None:
+def test_requests_that_follow_each_other_closely_are_one_batch(server, prompt_ids, batches, monkeypatch) -> None:
+    monkeypatch.setattr(transformers_rollout, "QUIET_SECONDS", 0.5)
+
     async def scenario() -> None:
         await server.wake_up()
-        await asyncio.gather(*(server.generate(prompt_ids, {"temperature": 1.0}, str(i)) for i in range(6)))
+        tasks = []
+        for number in range(6):
+            tasks.append(asyncio.create_task(server.generate(prompt_ids, {"temperature": 1.0}, str(number))))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*tasks)
 
     asyncio.run(scenario())
     assert batches == [6]

@@ -7,7 +7,7 @@ import os.path
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from transformers import PreTrainedModel, ProcessorMixin
@@ -43,6 +43,13 @@ CALL_SETTINGS = ("padding", "truncation")
 DATA_SETS = {"data set": "train_data", "held-out set": "eval_data"}
 # Of `model_identity`, which is compared last: what is wrong with a recipe is found before a model is loaded.
 MODEL_PARTS = ("start model", "model config")
+
+
+class Lengths(Protocol):
+    """How long a recipe trains, on any host."""
+
+    max_steps: int
+    num_train_epochs: float
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ def check_none_was_saved(folder: RunFolder, found: Found) -> None:
         )
 
 
-def check_not_finished(folder: RunFolder, config: "VGPOConfig", console: Console) -> None:
+def check_not_finished(folder: RunFolder, config: Lengths, console: Console) -> None:
     """Whether a recipe trains further than the run in `folder` did, if that is finished and its weights are intact.
 
     Raises:

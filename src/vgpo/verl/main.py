@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import sys
 import tempfile
@@ -15,16 +16,33 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ray.exceptions import RayTaskError
 from rich.console import Console
 from transformers import AutoConfig
+from transformers.utils import cached_file
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 
 from vgpo.checkpoints import CheckpointError
-from vgpo.data import DataError
+from vgpo.data import DataError, template_text
+from vgpo.data.fingerprint import fingerprint
 from vgpo.focus import banned_token_ids
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.identity import IGNORED_FIELDS, differences
-from vgpo.recipe.loading import is_toy, quiet_libraries, refuse_unsuitable, write_toy
+from vgpo.recipe.identity import (
+    DATA_SETS,
+    IGNORED_FIELDS,
+    check_not_finished,
+    differences,
+    digest,
+    source_digest,
+)
+from vgpo.recipe.loading import (
+    NAMING_CODE,
+    code_references,
+    is_toy,
+    quiet_libraries,
+    refuse_unsuitable,
+    source_of,
+    write_toy,
+)
 from vgpo.report import write_report
-from vgpo.rewards import RewardError, load_reward
+from vgpo.rewards import RewardError, load_reward, reward_name
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, locked
 from vgpo.run.storage import plain
@@ -91,15 +109,11 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
         resumes = recipe.run.resume and bool(folder.marks)
         if not resumes:
             folder.require_free()
-        elif folder.read_finished() is not None:
-            raise RunFolderError(
-                f"{folder.path} is finished. To train further, raise max_steps or num_train_epochs and remove "
-                f"{folder.finished_path.name}; to train again, choose a new run_dir."
-            )
+        else:
+            check_not_finished(folder, recipe.arguments, console)
         for_workers = with_written_sets(recipe)
-        check_data(for_workers)
+        identity = identity_of(recipe, check_data(for_workers))
         config = wired(compose(for_workers), recipe, command)
-        identity = identity_of(recipe)
         if resumes:
             check_same_run(folder, identity, recipe)
         else:
@@ -134,13 +148,17 @@ def check(recipe: VerlRecipe) -> None:
     )
 
 
-def check_data(recipe: VerlRecipe) -> None:
+def check_data(recipe: VerlRecipe) -> dict[str, Any]:
     """Read model config, data and rewards, so that what is wrong with them is found now.
+
+    Returns:
+        dict: the rows of each set, by the field that names it.
 
     Raises:
         RecipeError, DataError, RewardError: something is.
     """
     refuse_unsuitable(recipe.checkpoint, trust_remote_code=recipe.arguments.trust_remote_code)
+    check_code(recipe)
     rows = load_rows(recipe, TRAIN)
     if len(rows) < recipe.plan.prompts:
         raise RecipeError(
@@ -148,7 +166,27 @@ def check_data(recipe: VerlRecipe) -> None:
             "steps_per_generation or per_device_train_batch_size, or add data"
         )
     check_reward_columns([load_reward(name) for name in recipe.run.rewards], rows)
-    load_rows(recipe, HELD_OUT)
+    return {TRAIN: rows, HELD_OUT: load_rows(recipe, HELD_OUT)}
+
+
+def check_code(recipe: VerlRecipe) -> None:
+    """Whether a checkpoint brings no Python code, unless it may run: verl's reward workers would run a tokenizer's.
+
+    Raises:
+        RecipeError: it does; names the file.
+    """
+    if recipe.arguments.trust_remote_code:
+        return
+    name = source_of(recipe.checkpoint).name
+    for file in NAMING_CODE:
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        code = sorted(code_references(json.loads(Path(path).read_text(encoding="utf-8")))) if path else []
+        if code:
+            raise RecipeError(
+                f"{recipe.where}: {file} of {name!r} names Python code in auto_map ({code[0]}), which verl's reward "
+                "workers would run whatever trust_remote_code says. Read the code and set trust_remote_code: true, or "
+                "remove auto_map from a copy of the checkpoint"
+            )
 
 
 def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str]) -> DictConfig:
@@ -173,10 +211,18 @@ def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
     return dataclasses.replace(recipe, run=run)
 
 
-def identity_of(recipe: VerlRecipe) -> dict[str, Any]:
-    """What must be the same when a run is resumed: its settings, without those that only watch or keep it."""
+def identity_of(recipe: VerlRecipe, sets: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same when a run is resumed: data, template and rewards by their content, and the settings.
+
+    Settings that only watch or keep a run are left out.
+    """
     settings = plain(recipe.fields, other=str)
-    return {name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)}
+    return {
+        **{name: fingerprint(sets[field]) if len(sets[field]) else None for name, field in DATA_SETS.items()},
+        "template": digest(template_text(recipe.run.template)),
+        "rewards": [[reward_name(load_reward(name)), source_digest(name)] for name in recipe.run.rewards],
+        **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
+    }
 
 
 def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlRecipe) -> None:
