@@ -41,8 +41,7 @@ class RunArguments:
     verl: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Settings of verl itself, by dotted key; they win over those that other fields give. On "
-            "the command line in JSON."
+            "help": "Settings of verl itself, by dotted key, that no other field makes. On the command line in JSON."
         },
     )
     run_dir: str = field(
