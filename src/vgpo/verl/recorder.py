@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vgpo.checkpoints import MANIFEST, CheckpointStore, put_in_place, seal
+from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, put_in_place, seal
 from vgpo.evaluation.accuracy import answer_of, grade_answers
 from vgpo.evaluation.completions import Completion
 from vgpo.metric_names import ALARM_PREFIX
@@ -49,6 +49,7 @@ class Recorder:
         self.num_groups = 0
         self.num_tokens = 0
         self.started = time.monotonic()
+        self._unfinished: Path | None = None  # a checkpoint whose step is not logged yet
 
     # Metrics and evaluation
 
@@ -60,6 +61,9 @@ class Recorder:
         """
         active = dict.fromkeys((ALARM_PREFIX + name for name in self.alarms.update(step, metrics, self.store)), 1.0)
         self.folder.log_metrics({"step": step, "epoch": epoch, "time": time.time(), **metrics, **active})
+        if self._unfinished is not None:  # verl saves before it logs
+            self._write_state(self._unfinished)
+            self._unfinished = None
         self.report.keep_fresh()
         return active
 
@@ -114,6 +118,7 @@ class Recorder:
             is_last: whether the run ends with it.
         """
         weights = state_folder / "actor" / "huggingface"
+        check_weights(weights)
         self._processor.save_pretrained(weights)  # with the pixel limits of the run
         name_dtype(weights)
         if self.recipe.arguments.save_strategy != "no":
@@ -127,7 +132,11 @@ class Recorder:
             self._write_final(step, kept)
         if self.recipe.arguments.save_strategy == "no":
             shutil.rmtree(self.folder.checkpoints_path / "verl", ignore_errors=True)
-            return
+        else:
+            self._unfinished = state_folder
+
+    def _write_state(self, state_folder: Path) -> None:
+        """Complete a checkpoint of verl's with what the run folder holds after its step."""
         state = {
             "folder": folder_state(self.folder).model_dump(),
             "alarms": self.alarms.state(),
@@ -157,15 +166,31 @@ class Recorder:
     def resume(self, step: int, state_folder: Path | None) -> None:
         """Take the run folder back to a checkpoint of verl's, or to its start where there is none.
 
+        A run that was killed between the checkpoint and its log line goes on without alarms and counters.
+
         Raises:
-            RunFolderError: the checkpoint holds nothing about its run folder, or the disk refused.
+            RunFolderError: the disk refused, or what the checkpoint says about its run folder is damaged.
         """
-        state = read_object(state_folder / STATE) if state_folder else {}
+        state = read_object(state_folder / STATE) if state_folder and (state_folder / STATE).exists() else {}
         known = FolderState(**state["folder"]) if state else None
         resume_folder(self.folder, step, known, seed=self.recipe.arguments.seed, command=self.command)
         if state:
             self.alarms.load_state(state["alarms"])
             self.num_groups, self.num_tokens = state["num_groups"], state["num_tokens"]
+
+
+def check_weights(folder: Path) -> None:
+    """Whether verl's worker has written weights where this process sees them.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} holds no weights: the worker that wrote them is on another machine, or verl was told not to "
+            "write them. Put run_dir on a file system that all machines have under the same path, and keep hf_model "
+            "in actor_rollout_ref.actor.checkpoint.save_contents."
+        )
 
 
 def name_dtype(folder: Path) -> None:
