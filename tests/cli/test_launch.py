@@ -108,7 +108,7 @@ def launch(folder: Path, configuration: dict[str, Any], command: list[str]) -> t
     return RunFolder.open(folder / "run"), done.stdout
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_sharded_processes_train_as_replicated_ones_do(tmp_path: Path) -> None:
     replicated, _ = launch(tmp_path / "replicated", REPLICATED, ["-m", "vgpo.cli"])
     shipped = yaml.safe_load((ACCELERATE / "fsdp2_8_gpus.yaml").read_text())

@@ -70,7 +70,7 @@ def test_rows_with_pictures_need_no_blank_one(family_folder: Callable[[str], Pat
     assert len(looks) == 1
 
 
-@pytest.mark.process
+@pytest.mark.slow
 def test_without_a_blank_picture_processes_do_not_get_through(
     family_folder: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -355,7 +355,7 @@ def test_only_packed_passes_have_an_attention_of_their_own(make_trainer, process
 
 
 # torch makes one when it compiles TRL's head.
-@pytest.mark.train
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")
 def test_a_compiled_model_shares_prompts(make_trainer):
     trainer = make_trainer(max_steps=1)
