@@ -1,5 +1,7 @@
 """Runs of verl on this machine's CPU, from verl's own configuration."""
 
+import tests.verl.cpu_platform  # isort: skip
+
 import os
 import shutil
 import tempfile
@@ -15,7 +17,6 @@ from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 
-import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
 from tests.verl import transformers_rollout
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,8 @@ def ray_settings(config: DictConfig, scratch: str) -> dict[str, Any]:
     """Arguments of `ray.init`. The GPUs are numbers that Ray hands out; there is no such device."""
     num_workers = config.trainer.n_gpus_per_node * config.trainer.nnodes
     paths = [ROOT, *map(Path, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
-    loaded = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": transformers_rollout.__name__}
+    modules = [tests.verl.cpu_platform.__name__, transformers_rollout.__name__]
+    loaded = {"VERL_PLATFORM": "cpu", "VERL_USE_EXTERNAL_MODULES": ",".join(modules)}
     wanted = {**VARIABLES, **loaded, "PYTHONPATH": os.pathsep.join(str(path.resolve()) for path in paths)}
     settings: dict[str, Any] = OmegaConf.to_container(config.ray_kwargs.get("ray_init", OmegaConf.create({})))
     environment = settings.get("runtime_env", {}).get("env_vars", {})

@@ -1,5 +1,7 @@
 """verl's own synchronous trainer, which also records what its rollouts are."""
 
+import tests.verl.cpu_platform  # isort: skip  # noqa: F401 - before verl
+
 from typing import Any
 
 import ray

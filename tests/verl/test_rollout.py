@@ -16,6 +16,7 @@ TWO_WORKERS = (
     "actor_rollout_ref.actor.use_kl_loss=True",
     "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=True",
 )
+FILTERED = ("algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=reward")
 
 
 def train(folder: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -51,33 +52,26 @@ def train(folder: Path, *overrides: str) -> list[dict[str, Any]]:
 
 @pytest.mark.process
 @pytest.mark.timeout(900)
-def test_rollouts_are_sampled_from_the_actors_current_weights_and_a_failed_one_is_left_out(tmp_path: Path) -> None:
-    steps = train(tmp_path, "+actor_rollout_ref.rollout.custom.failing_request=5")
-    check_current(steps)
-    assert [step[ROWS] for step in steps] == [15, 16]
-
-
-@pytest.mark.process
-@pytest.mark.timeout(900)
-def test_two_workers_and_a_reference_model_share_a_server(tmp_path: Path) -> None:
-    steps = train(tmp_path, *TWO_WORKERS)
+def test_rollouts_are_sampled_from_the_actors_current_weights(tmp_path: Path) -> None:
+    """With two workers, a reference model, and groups of equal rewards sampled again: so every step changes much."""
+    steps = train(tmp_path, *TWO_WORKERS, *FILTERED)
     check_current(steps)
     assert [step[ROWS] for step in steps] == [16, 16]
+    assert [step[SMALLEST_SPREAD] for step in steps] == [1, 1]
+    assert all(step["actor/grad_norm"] > 0.1 for step in steps)
     assert steps[0]["actor/kl_loss"] == pytest.approx(0, abs=1e-6)
     assert steps[1]["actor/kl_loss"] > 0.01
 
 
 @pytest.mark.process
 @pytest.mark.timeout(900)
-def test_groups_of_equal_rewards_are_sampled_again(tmp_path: Path) -> None:
-    steps = train(tmp_path, "algorithm.filter_groups.enable=True", "algorithm.filter_groups.metric=reward")
+def test_a_failed_request_leaves_its_group_smaller(tmp_path: Path) -> None:
+    steps = train(tmp_path, "+actor_rollout_ref.rollout.custom.failing_request=5")
     check_current(steps)
-    assert [step[ROWS] for step in steps] == [16, 16]
-    assert [step[SMALLEST_SPREAD] for step in steps] == [1, 1]
+    assert [step[ROWS] for step in steps] == [15, 16]
 
 
 def check_current(steps: list[dict[str, Any]]) -> None:
-    """Whether each step's rollouts are of the weights before its update. Old ones differ by more than 1."""
+    """Whether each step's rollouts are of the weights before its update. Those of older ones differ by more than 1."""
     assert [step[VERSION] for step in steps] == [0, 1]
     assert max(step[LARGEST_DIFFERENCE] for step in steps) < 1e-4
-    assert all(step["actor/grad_norm"] > 0.1 for step in steps)

@@ -1,5 +1,7 @@
 """The server of the tests' rollout engine: when it serves, and with which weights. No Ray runs."""
 
+import tests.verl.cpu_platform  # isort: skip  # noqa: F401 - before verl
+
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any

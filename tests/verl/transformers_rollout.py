@@ -5,6 +5,8 @@ server parks requests while it sleeps: verl puts it to sleep once a batch is sam
 Import this module before verl. Name the engine with `actor_rollout_ref.rollout.name=transformers`.
 """
 
+import tests.verl.cpu_platform  # isort: skip  # noqa: F401 - before verl
+
 import asyncio
 import os
 from collections.abc import Iterable
@@ -21,7 +23,6 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
-import tests.verl.cpu_platform  # noqa: F401  (verl looks for its platform while it is imported)
 from tests.verl.sampling import Request, respond
 
 NAME = "transformers"
