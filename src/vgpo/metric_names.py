@@ -21,6 +21,7 @@ SAMPLING_ROUNDS = "sampling/rounds"
 SAMPLING_ACCURACY_DRAWN = "sampling/accuracy_drawn"
 
 SAMPLING_LOG_PROB_GAP = "sampling/log_prob_gap"
+SAMPLING_FAILED_ROLLOUTS = "sampling/failed_rollouts"
 SAMPLING_IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"
 
 GUARD_SKIPPED_STEPS = "guard/skipped_steps"

@@ -13,7 +13,7 @@ def test_times_are_those_of_an_optimizer_step():
 
 def test_loss_gradient_and_rate_have_the_names_of_trl():
     logged = {"actor/pg_loss": 0.5, "actor/loss": 0.7, "actor/grad_norm": 2, "actor/lr": 1e-6, "other": "text"}
-    assert trl_metrics(logged, {}, 1) == {"loss": 0.5, "grad_norm": 2.0, "learning_rate": 1e-6}
+    assert trl_metrics(logged, {}, 1) == {"loss": 0.7, "policy_loss": 0.5, "grad_norm": 2.0, "learning_rate": 1e-6}
 
 
 def test_dynamic_sampling_counts_what_was_dropped():

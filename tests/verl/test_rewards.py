@@ -14,9 +14,8 @@ from torch import ones, tensor
 from verl import DataProto
 
 from vgpo.recipe.loading import PlainCheckpoint, load_processor
-from vgpo.verl.agent_loop import check_no_media_tokens
 from vgpo.verl.config import load_recipe
-from vgpo.verl.dataset import COLUMNS, HELD_OUT, TRAIN, VGPODataset, load_rows
+from vgpo.verl.dataset import COLUMNS, HELD_OUT, TRAIN, VGPODataset, load_rows, processor_of_recipe
 from vgpo.verl.rewards import ANSWER, ERROR, VGPORewardManager
 
 REWARDS = """
@@ -25,7 +24,8 @@ def with_everything(completions, prompts, completion_ids, images, row_index, tra
     assert completions[0][0]["role"] == "assistant", completions
     assert prompts[0][0]["role"] == "user"
     assert images[0][0].size == (8, 8)
-    assert trainer_state.global_step == 3
+    assert trainer_state.max_steps == 10
+    assert trainer_state.global_step == 2  # two are done while the third is rolled out
     return [0.25]
 
 async def later(completions, **rest):
@@ -46,7 +46,13 @@ def config_of(tmp_path, *words):
     (tmp_path / "rewards.py").write_text(REWARDS)
     names = [f"{tmp_path}/rewards.py:{word}" if word in REWARDS else word for word in words]
     recipe = load_recipe("quickstart_vgpo", ["--host", "verl", "--run_dir", str(tmp_path), "--rewards", *names])
-    return OmegaConf.create({"vgpo": {"recipe": recipe.fields}, "trainer": {"total_training_steps": 10}})
+    ends = [processor_of_recipe(recipe).tokenizer.eos_token_id]
+    return OmegaConf.create(
+        {
+            "vgpo": {"recipe": recipe.fields, "end_token_ids": ends},
+            "actor_rollout_ref": {"actor": {"optim": {"total_training_steps": 10}}},
+        }
+    )
 
 
 def rollout(tokenizer, text, *, source=TRAIN, answer="3"):
@@ -125,9 +131,3 @@ def test_a_recipe_without_held_out_questions_has_none(tmp_path):
     recipe = load_recipe("quickstart_vgpo", ["--host", "verl", "--run_dir", str(tmp_path)])
     run = SimpleNamespace(**{**vars(recipe.run), "eval_data": None})
     assert load_rows(SimpleNamespace(run=run, arguments=recipe.arguments), HELD_OUT) == []
-
-
-def test_a_response_with_an_image_token_names_the_engine():
-    check_no_media_tokens([1, 2, 3], [9])
-    with pytest.raises(ValueError, match=r"holds the tokens \[9\], .*ignores logit_bias"):
-        check_no_media_tokens([1, 9, 3], [9])

@@ -1,5 +1,6 @@
 """Rollouts on verl's driver: read in order, without rows of padding, and with TRL's metrics."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,9 @@ from tensordict import NonTensorStack, TensorDict
 from vgpo.verl import rollouts as module
 from vgpo.verl.names import SIMILARITY
 from vgpo.verl.rollouts import (
+    group_advantages,
     group_std,
+    importance_ratios,
     logged_by_rewards,
     read_rollouts,
     response_tokens,
@@ -18,6 +21,7 @@ from vgpo.verl.rollouts import (
 )
 
 NAMES = ["accuracy", "format"]
+RATIO = "sampling/importance_sampling_ratio/mean"
 
 
 def nested(rows):
@@ -47,6 +51,7 @@ def row(uid, index, response, *, prompt=(7, 8, 9), advantage=1.0, accuracy=1.0, 
     fields = {
         "uid": uid,
         "index": index,
+        "num_images": 1,
         "prompts": list(prompt),
         "responses": list(response),
         "response_mask": [1] * tokens,
@@ -115,11 +120,6 @@ def test_another_missing_field_is_named(queue):
         read_rollouts(batch_of("a_0_0"), {"similarity"})
 
 
-def test_a_batch_of_padding_alone_says_that_all_rollouts_failed(queue):
-    with pytest.raises(RuntimeError, match="All rollouts of a step have failed"):
-        read_rollouts(batch_of("pad_0_0"), {"similarity"})
-
-
 def test_response_tokens_are_the_last_ones():
     values = nested([[1.0, 2.0, 3.0], [4.0, 5.0]])
     assert response_tokens(values, torch.tensor([1, 2])).tolist() == [[3.0, 0.0], [4.0, 5.0]]
@@ -138,7 +138,7 @@ def test_advantages_that_differ_within_a_rollout_name_the_estimator():
 
 def test_metrics_have_the_names_and_definitions_of_trl(queue):
     rollouts = read_rollouts(batch_of("b_0_0", "a_0_0", "b_1_0"), {"similarity"})
-    metrics = rollout_metrics(rollouts, NAMES, [1.0, 0.5], ends=[2, None])
+    metrics = rollout_metrics(rollouts, NAMES, [1.0, 0.5], ends=[2])
     assert metrics["rewards/accuracy/mean"] == pytest.approx(2 / 3)
     assert metrics["reward"] == pytest.approx((1.5 + 0.5 + 1.5) / 3)
     # Of 1.5, 0.5, 1.5 with n - 1: sqrt(((1/3)^2 + (2/3)^2 + (1/3)^2) / 2).
@@ -146,6 +146,8 @@ def test_metrics_have_the_names_and_definitions_of_trl(queue):
     assert metrics["frac_reward_zero_std"] == 1.0  # two groups, each with one reward
     assert metrics["completions/mean_length"] == 2.0
     assert metrics["completions/clipped_ratio"] == pytest.approx(1 / 3)  # [3] has no end
+    assert metrics["completions/mean_terminated_length"] == 2.5
+    assert metrics["completions/max_terminated_length"] == 3.0
     assert metrics["entropy"] == pytest.approx(0.25)
 
 
@@ -155,6 +157,57 @@ def test_a_reward_that_does_not_apply_counts_in_no_mean(queue):
     metrics = rollout_metrics(rollouts, NAMES, [1.0, 1.0], ends=[2])
     assert metrics["rewards/accuracy/mean"] == 1.0
     assert metrics["reward"] == pytest.approx((2 + 1) / 2)
+
+
+def test_a_rollout_that_no_reward_applies_to_counts_in_no_metric(queue):
+    for name in NAMES:
+        queue.rows["a_0_0"]["extra_fields"]["reward_extra_info"][name] = float("nan")
+    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0"), {"similarity"})
+    assert rollout_metrics(rollouts, NAMES, [1.0, 1.0], ends=[2])["reward"] == 2.0
+    assert rollouts.total_rewards(NAMES, [1.0, 1.0]).isnan().tolist() == [False, True]
+
+
+def trl_advantages(rewards, scale):
+    """TRL's formula for one group, written separately."""
+    known = [reward for reward in rewards if reward == reward]
+    mean = sum(known) / len(known)
+    variance = sum((reward - mean) ** 2 for reward in known) / (len(known) - 1)
+    return [0.0 if r != r else (r - mean) / (variance**0.5 + 1e-4) if scale else r - mean for r in rewards]
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_advantages_of_groups_are_those_of_trl(scale):
+    nan = float("nan")
+    groups = {0: [1.0, 0.0, 0.5, 1.0], 1: [0.0, nan, 1.0]}
+    values = [(group, reward) for group, rewards in groups.items() for reward in rewards]
+    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.tensor([values[i][0] for i in order])
+    total = torch.tensor([values[i][1] for i in order])
+    expected = [value for rewards in groups.values() for value in trl_advantages(rewards, scale)]
+    found = group_advantages(total, ids, scale=scale)
+    assert found.tolist() == pytest.approx([expected[i] for i in order], abs=1e-6)
+
+
+@pytest.mark.parametrize("reward", [0.9, 0.3, 1.2])
+def test_equal_rewards_have_no_advantage(reward):
+    advantages = group_advantages(torch.full((8,), reward), torch.zeros(8, dtype=torch.long), scale=True)
+    assert advantages.tolist() == [0.0] * 8
+
+
+def test_the_only_rollout_of_a_group_has_no_advantage():
+    assert group_advantages(torch.tensor([1.0]), torch.tensor([3]), scale=True).tolist() == [0.0]
+
+
+def test_importance_ratios_of_tokens_and_of_sequences(queue):
+    for key, value in (("b_0_0", -0.6), ("a_0_0", -0.3)):
+        queue.rows[key]["rollout_log_probs"] = [value] * len(queue.rows[key]["responses"])
+    rollouts = read_rollouts(batch_of("b_0_0", "a_0_0"), ())
+    # Scored -0.5: gaps of 0.1 at three tokens and -0.2 at two.
+    tokens = importance_ratios(rollouts, of_sequences=False)
+    assert tokens[RATIO] == pytest.approx((3 * math.exp(0.1) + 2 * math.exp(-0.2)) / 5)
+    sequences = importance_ratios(rollouts, of_sequences=True)
+    assert sequences[RATIO] == pytest.approx((math.exp(0.3) + math.exp(-0.4)) / 2)
+    assert sequences["sampling/sampling_logp_difference/max"] == pytest.approx(0.2)
 
 
 def test_standard_deviation_by_group():

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import get_trainer_cls
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
@@ -35,7 +36,7 @@ def queue(monkeypatch):
         "a_0_0": row("a", 0, [1, 1, 1, 2], advantage=1.0, **{SIMILARITY: [0, 0, 0, 0.1, 0.9, 0.2, 0.4]}),
         "a_1_0": row("a", 0, [1, 2], advantage=-1.0, **{SIMILARITY: [0, 0, 0, 0.3, 0.5]}),
         "b_0_0": row("b", 1, [1, 1, 2], advantage=0.5, **{SIMILARITY: [0, 0, 0, 0.9, 0.1, 0.3]}),
-        "b_1_0": row("b", 1, [2], advantage=-0.5, prompt=(8, 9), **{SIMILARITY: [0, 0, 0]}),
+        "b_1_0": row("b", 1, [2], advantage=-0.5, prompt=(8, 9), num_images=0, **{SIMILARITY: [0, 0, 0]}),
         "pad_0_0": row("pad", 0, [0]),
     }
     for one in rows.values():  # as TransferQueue keeps them
@@ -56,6 +57,14 @@ def host():
     host.recorder = SimpleNamespace(num_groups=0)
     host.global_steps, host.total_training_steps = 1, 10
     host._visual_token_ids = [IMAGE]
+    host.parameter_sync_step = 1
+    host.config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "rloo", "norm_adv_by_std_in_grpo": True},
+            "vgpo": {"banned_token_ids": [IMAGE]},
+            "actor_rollout_ref": {"rollout": {"temperature": 0.7}},
+        }
+    )
     host._ratios = RunningRatios()
     host._write_rollouts = lambda *args: None
     return host
@@ -81,6 +90,34 @@ def test_advantages_are_shaped_by_group_wherever_its_rollouts_are(host, queue):
         assert torch.allclose(written, expected[number, : lengths[number]], atol=1e-6), key
     assert queue.rows["pad_0_0"]["advantages"] == [1.0]  # as verl left it
     assert queue.rows["b_1_0"]["advantages"] == [-0.5]  # no image: as verl computed it
+
+
+def test_advantages_of_grpo_are_computed_from_the_rewards(host, queue):
+    host.config.algorithm.adv_estimator = "grpo"
+    for key, reward in {"a_0_0": 1.0, "a_1_0": 0.0, "b_0_0": 1.0, "b_1_0": 1.0}.items():
+        queue.rows[key]["extra_fields"]["reward_extra_info"]["accuracy_reward"] = reward
+    host._compute_advantage(batch_of(KEYS), {})
+    assert all(value > 0 for value in queue.rows["a_0_0"]["advantages"])
+    assert all(value < 0 for value in queue.rows["a_1_0"]["advantages"])
+    assert queue.rows["b_0_0"]["advantages"] == [0.0, 0.0, 0.0]  # of verl: 0.5
+
+
+def test_a_prompt_whose_images_the_template_left_out_is_an_error(host, queue):
+    queue.rows["b_1_0"]["num_images"] = 1
+    with pytest.raises(ValueError, match=r"Row 1 has 1 image\(s\), but its prompt holds none"):
+        host._compute_advantage(batch_of(KEYS), {})
+
+
+def test_a_response_with_an_image_token_is_an_error(host, queue):
+    queue.rows["a_1_0"]["responses"] = [1, IMAGE]
+    with pytest.raises(RuntimeError, match="A rollout of row 0 holds the image token 7 at position 1"):
+        host._compute_advantage(batch_of(KEYS), {})
+
+
+def test_rollouts_that_failed_are_counted_and_reported(host, queue, caplog):
+    host._compute_advantage(batch_of(KEYS), {})
+    assert host._failed == 128 - 4  # of the recipe
+    assert "124 of 128 rollouts have failed" in caplog.text
 
 
 def test_the_order_of_rows_changes_no_advantage(host, queue):
@@ -141,21 +178,30 @@ def test_a_shaping_that_compares_with_black_patches_has_one_more_pass(host, queu
         for fields in queue.rows.values():
             fields["log_probs"] = [float(number) for number in range(len(fields["prompts"] + fields["responses"]))]
 
-    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
+    fresh = batch_of(KEYS)  # TransferQueue returns a batch without the extra_info of the one before
+    monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: fresh)
     host.actor_rollout_wg = SimpleNamespace(compute_log_prob=score)
     host.required = frozenset({"log_probs", CORRUPTED})
     batch = batch_of(KEYS)
     host._compute_old_log_prob(batch, {})
     seed = host.recipe.arguments.seed
-    assert seen == [{SIMILARITY_FLAG: False, CORRUPTION_FLAG: seed, "calculate_entropy": False}]
-    assert batch.extra_info[CORRUPTION_FLAG] is None
+    assert seen == [
+        {
+            SIMILARITY_FLAG: False,
+            CORRUPTION_FLAG: seed,
+            "calculate_entropy": False,
+            "compute_loss": False,
+            "temperature": 0.7,
+        }
+    ]
+    assert fresh.extra_info[CORRUPTION_FLAG] is None
     # Three prompt tokens and four of the response: the output before each of them.
     assert queue.rows["a_0_0"][CORRUPTED] == [2.0, 3.0, 4.0, 5.0]
 
 
 def test_trainers_are_registered_and_an_unknown_mode_lists_them():
     assert get_trainer_cls("vgpo_sync") is VGPOTrainerSync
-    with pytest.raises(ValueError, match=r"Unknown trainer 'vgpo_sink'.*vgpo_colocate_async, vgpo_sync"):
+    with pytest.raises(ValueError, match=r"Unknown trainer 'vgpo_sink'.*vgpo_sync"):
         get_trainer_cls("vgpo_sink")
 
 

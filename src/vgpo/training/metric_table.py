@@ -107,9 +107,16 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "updates). Larger: the update does not score the policy that sampled; see the alarm `log_prob_gap`.",
         ),
         Metric(
+            name=names.SAMPLING_FAILED_ROLLOUTS,
+            unit="rollouts",
+            meaning="Rollouts of a step that verl's agent loop gave up (host: verl).",
+            advice="0. Their groups are smaller; verl's log says why. A few after a timeout do no harm.",
+        ),
+        Metric(
             name=names.SAMPLING_IMPORTANCE_RATIO,
             unit="ratio",
-            meaning="Mean importance ratio of the policy to vLLM, of sequences or tokens (TRL). Where vLLM generates.",
+            meaning="Mean importance ratio of the policy to vLLM, of sequences or tokens (TRL; on verl before any "
+            "correction). Where an engine generates.",
             advice="Near 1 in float32, 0.8 to 1 in bfloat16. Lower: vLLM does not compute what the policy computes; "
             "see the alarm `importance_ratio`. Below 0.01 the run ends.",
         ),

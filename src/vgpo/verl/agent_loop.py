@@ -18,24 +18,9 @@ class VGPOAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         banned = list(self.config.vgpo.banned_token_ids)
         output = await super().run({**sampling_params, "logit_bias": dict.fromkeys(banned, BANNED_BIAS)}, **kwargs)
-        check_no_media_tokens(output.response_ids, banned)
         if self.config.vgpo.recipe.mask_truncated_completions and self._is_truncated(output.response_ids):
             output.response_mask = [0] * len(output.response_mask)
         return output
 
     def _is_truncated(self, response_ids: list[int]) -> bool:
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        return not response_ids or response_ids[-1] not in ends
-
-
-def check_no_media_tokens(response_ids: list[int], banned: list[int]) -> None:
-    """Whether a response holds no token that stands for an image.
-
-    Raises:
-        ValueError: it does; names the token.
-    """
-    if found := sorted(set(response_ids).intersection(banned)):
-        raise ValueError(
-            f"A response holds the tokens {found}, which stand for images that it does not have; expected none of "
-            f"{banned}. The rollout engine ignores logit_bias: use vLLM or SGLang of a version that verl supports."
-        )
+        return not response_ids or response_ids[-1] not in self.config.vgpo.end_token_ids

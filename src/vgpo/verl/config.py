@@ -26,6 +26,11 @@ WIRING: dict[str, Any] = {
     f"{TRAINER}.v1.trainer_mode": "vgpo_sync",
     f"{MODEL}.model_type": MODEL_TYPE,
     f"{MODEL}.external_lib": "vgpo.verl.engine",
+    # Tokenizer and config are those of the checkpoint, whose files were checked.
+    f"{MODEL}.tokenizer_path": None,
+    f"{MODEL}.hf_config_path": None,
+    # verl would write no note of the newest checkpoint.
+    f"{ACTOR}.checkpoint.async_save": False,
     f"{DATA}.custom_cls.path": "pkg://vgpo.verl.dataset",
     f"{DATA}.custom_cls.name": "VGPODataset",
     f"{DATA}.return_raw_chat": True,
@@ -36,7 +41,6 @@ WIRING: dict[str, Any] = {
     f"{ROLLOUT}.agent.default_agent_loop": "vgpo_single_turn",
     f"{ROLLOUT}.agent.agent_loop_config_path": str(Path(__file__).with_name("agent_loops.yaml")),
     f"{ROLLOUT}.calculate_log_probs": True,
-    f"{ALGORITHM}.adv_estimator": "grpo",
     f"{ALGORITHM}.use_kl_in_reward": False,
     # The log-probability pass that it saves is the one that measures visual focus.
     f"{ALGORITHM}.rollout_correction.bypass_mode": False,
@@ -45,6 +49,7 @@ WIRING: dict[str, Any] = {
 }
 # Where vgpo wants another default than verl has; the mapping `verl` may set them.
 DEFAULTS: dict[str, Any] = {
+    f"{ALGORITHM}.adv_estimator": "grpo",
     f"{ACTOR}.strategy": "fsdp2",
     f"{ROLLOUT}.name": "vllm",
 }

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from transformers import ProcessorMixin
 
 from vgpo.policy.prompts import messages_with_images
 from vgpo.recipe.loading import forbidden_tokens, load_processor, load_prompts
 from vgpo.verl.config import VerlRecipe, recipe_of
+from vgpo.verl.keys import prompt_length
 
 TRAIN, HELD_OUT = "train_data", "eval_data"
 """What verl is given as its files: the field of the recipe that names the set."""
@@ -41,6 +43,7 @@ class VGPODataset(Dataset):
         return {
             "raw_prompt": messages_with_images(row["prompt"], row["images"]),
             "index": index,
+            "num_images": len(row["images"]),
             "data_source": self.field,
             COLUMNS: {**columns, "row_index": index},
             "dummy_tensor": torch.zeros(1, dtype=torch.uint8),  # verl's batches hold a tensor
@@ -61,6 +64,16 @@ def images_of(messages: list[dict[str, Any]]) -> list[Image.Image]:
     ]
 
 
+def processor_of_recipe(recipe: VerlRecipe) -> ProcessorMixin:
+    """The processor of a recipe's checkpoint, within its pixel limits."""
+    return load_processor(
+        recipe.checkpoint,
+        trust_remote_code=recipe.arguments.trust_remote_code,
+        min_pixels=recipe.run.min_pixels,
+        max_pixels=recipe.run.max_pixels,
+    )
+
+
 def load_rows(recipe: VerlRecipe, field: str, *, max_images: int | None = None) -> Any:
     """The rows of a set of a recipe, with prompts as in training with TRL; an empty list if it names none.
 
@@ -79,9 +92,7 @@ def load_rows(recipe: VerlRecipe, field: str, *, max_images: int | None = None) 
         return []
     reading = run.reading(field)
     trust = arguments.trust_remote_code
-    processor = load_processor(
-        recipe.checkpoint, trust_remote_code=trust, min_pixels=run.min_pixels, max_pixels=run.max_pixels
-    )
+    processor = processor_of_recipe(recipe)
     return load_prompts(
         source,
         run.template,
@@ -90,7 +101,7 @@ def load_rows(recipe: VerlRecipe, field: str, *, max_images: int | None = None) 
         limit=run.eval_limit if field == HELD_OUT else None,
         forbidden=forbidden_tokens(recipe.checkpoint, processor, trust_remote_code=trust),
         max_images=None if reading.faulty_rows == "drop" else max_images,  # which rows are left depends on all images
-        max_prompt_length=run.max_prompt_length if field == TRAIN else None,
+        max_prompt_length=prompt_length(recipe) if field == TRAIN else None,  # an agent loop stops at a longer one
         processor=processor,
         chat_template_kwargs=recipe.chat_template_kwargs,
     )

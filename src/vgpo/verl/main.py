@@ -15,11 +15,12 @@ import ray
 from omegaconf import DictConfig, OmegaConf, open_dict
 from ray.exceptions import RayTaskError
 from rich.console import Console
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from vgpo.checkpoints import CheckpointError
+from vgpo.checkpoints import CheckpointError, CheckpointStore
 from vgpo.data import DataError, template_text
 from vgpo.data.fingerprint import fingerprint
 from vgpo.focus import banned_token_ids
@@ -30,6 +31,7 @@ from vgpo.recipe.identity import (
     check_not_finished,
     differences,
     digest,
+    processor_identity,
     source_digest,
 )
 from vgpo.recipe.loading import (
@@ -46,10 +48,12 @@ from vgpo.rewards import RewardError, load_reward, reward_name
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, locked
 from vgpo.run.storage import plain
+from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.terminal import from_here, say
 from vgpo.training.alarms import AlarmError
+from vgpo.training.signals import required_signals
 from vgpo.verl.config import VerlRecipe, compose, load_recipe
-from vgpo.verl.dataset import HELD_OUT, TRAIN, load_rows
+from vgpo.verl.dataset import HELD_OUT, TRAIN, load_rows, processor_of_recipe
 
 ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError)
 START = ("config.yaml", "environment.json", "code.diff", "run_identity.json")
@@ -80,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         recipe = load_recipe(arguments.recipe, overrides)
         if arguments.print_config:
-            sys.stdout.write(OmegaConf.to_yaml(compose(recipe), resolve=True))
+            sys.stdout.write(OmegaConf.to_yaml(wired(compose(recipe), recipe, sys.argv), resolve=True))
         elif arguments.check:
             check(recipe)
         else:
@@ -111,9 +115,10 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
             folder.require_free()
         else:
             check_not_finished(folder, recipe.arguments, console)
+            check_state(folder)
         for_workers = with_written_sets(recipe)
         identity = identity_of(recipe, check_data(for_workers))
-        config = wired(compose(for_workers), recipe, command)
+        config = wired(compose(for_workers), recipe, command, resumes=resumes)
         if resumes:
             check_same_run(folder, identity, recipe)
         else:
@@ -121,11 +126,25 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
             RunFolder.create(folder.path, settings, seed=recipe.arguments.seed, command=command, identity=identity)
         with marked_when_interrupted(folder):
             start(config, launch)
+        check_final(folder)
         draw_report(folder)
         step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
         folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
         say(console, f"report: {from_here(folder.report_path)}")
     return folder
+
+
+def check_final(folder: RunFolder) -> None:
+    """Whether the trained weights are there: a run that was killed while it saved them has none.
+
+    Raises:
+        RunFolderError: they are not.
+    """
+    if (damage := CheckpointStore.verify(folder.final_path)) is not None:
+        raise RunFolderError(
+            f"{folder.final_path} is not complete ({damage}), although all steps are done: the run was killed while "
+            f"it was written. `vgpo export {folder.path} OUT --which last` takes the last checkpoint."
+        )
 
 
 def check(recipe: VerlRecipe) -> None:
@@ -166,6 +185,12 @@ def check_data(recipe: VerlRecipe) -> dict[str, Any]:
             "steps_per_generation or per_device_train_batch_size, or add data"
         )
     check_reward_columns([load_reward(name) for name in recipe.run.rewards], rows)
+    needed = required_signals(recipe.method.build_shaping(), measure_focus=recipe.method.measure_focus)
+    if not IMAGE_SIGNALS.isdisjoint(needed) and not any(row["images"] for row in rows):
+        raise RecipeError(
+            f"{recipe.run.train_data}: no row of the training set has an image. For a text-only run set shaping: none "
+            "and measure_focus: false"
+        )
     return {TRAIN: rows, HELD_OUT: load_rows(recipe, HELD_OUT)}
 
 
@@ -189,15 +214,30 @@ def check_code(recipe: VerlRecipe) -> None:
             )
 
 
-def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str]) -> DictConfig:
+def wired(config: DictConfig, recipe: VerlRecipe, command: Sequence[str], *, resumes: bool = False) -> DictConfig:
     """The configuration with what the workers of a run need to know beside the recipe."""
-    model = AutoConfig.from_pretrained(
-        config.actor_rollout_ref.model.path, trust_remote_code=recipe.arguments.trust_remote_code
-    )
+    trust = recipe.arguments.trust_remote_code
+    model = AutoConfig.from_pretrained(config.actor_rollout_ref.model.path, trust_remote_code=trust)
     with open_dict(config):
+        config.vgpo.resumes = resumes
+        config.vgpo.end_token_ids = end_token_ids(recipe)
         config.vgpo.banned_token_ids = banned_token_ids(model)
         config.vgpo.command = [str(word) for word in command]
     return config
+
+
+def end_token_ids(recipe: VerlRecipe) -> list[int]:
+    """Tokens that end a response: those of the generation config, and the tokenizer's end and padding."""
+    tokenizer = processor_of_recipe(recipe).tokenizer
+    declared: Any = []
+    with suppress(OSError):  # a checkpoint need not have one
+        declared = GenerationConfig.from_pretrained(source_of(recipe.checkpoint).name).eos_token_id
+    listed = [
+        *(declared if isinstance(declared, list) else [declared]),
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    ]
+    return sorted({token for token in listed if token is not None})
 
 
 def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
@@ -221,8 +261,26 @@ def identity_of(recipe: VerlRecipe, sets: dict[str, Any]) -> dict[str, Any]:
         **{name: fingerprint(sets[field]) if len(sets[field]) else None for name, field in DATA_SETS.items()},
         "template": digest(template_text(recipe.run.template)),
         "rewards": [[reward_name(load_reward(name)), source_digest(name)] for name in recipe.run.rewards],
+        "model": str(recipe.arguments.model_name_or_path),
+        **processor_identity(processor_of_recipe(recipe)),
         **{name: value for name, value in sorted(settings.items()) if not name.startswith(IGNORED_FIELDS)},
     }
+
+
+def check_state(folder: RunFolder) -> None:
+    """Whether verl finds the state of a run that has checkpoints: else it would start again from step 0.
+
+    Raises:
+        RunFolderError: it does not.
+    """
+    state = folder.checkpoints_path / "verl"
+    steps = CheckpointStore(folder.checkpoints_path, keep=None).steps()
+    if steps and find_latest_ckpt_path(str(state)) is None:
+        raise RunFolderError(
+            f"{state} holds no state that verl finished, although there are checkpoints (checkpoint-{steps[0]}): a "
+            "start from step 0 would overwrite what the run has. Put it back, or name the checkpoint as "
+            "model_name_or_path of a new run."
+        )
 
 
 def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlRecipe) -> None:

@@ -6,13 +6,14 @@ from typing import Any
 
 from vgpo import metric_names as names
 
-# By the name in a log line of TRL's: the names under which verl logs it, the first of which counts.
+# By the name in a log line of TRL's: the name under which verl logs it.
 SAME = {
-    "loss": ("actor/pg_loss", "actor/loss"),
-    "grad_norm": ("actor/grad_norm",),
-    "learning_rate": ("actor/lr",),
-    "kl": ("actor/kl_loss",),
-    "clip_ratio/region_mean": ("actor/pg_clipfrac",),
+    "loss": "actor/loss",
+    "policy_loss": "actor/pg_loss",
+    "grad_norm": "actor/grad_norm",
+    "learning_rate": "actor/lr",
+    "kl": "actor/kl_loss",
+    "clip_ratio/region_mean": "actor/pg_clipfrac",
 }
 # By the phase of a step of vgpo: what verl calls its parts. Rewards are computed while others are generated.
 PHASES = {
@@ -32,8 +33,7 @@ def trl_metrics(logged: Mapping[str, Any], timing: Mapping[str, float], updates:
         timing: verl's seconds by part of a step.
         updates: optimizer steps of a step of verl's; times are those of one.
     """
-    found = {name: next((logged[one] for one in theirs if one in logged), None) for name, theirs in SAME.items()}
-    metrics = {name: float(value) for name, value in found.items() if value is not None}
+    metrics = {name: float(logged[theirs]) for name, theirs in SAME.items() if theirs in logged}
     for phase, parts in PHASES.items():
         if seconds := sum(timing.get(part, 0.0) for part in parts):
             metrics[names.TIMES[phase]] = seconds / updates

@@ -15,7 +15,6 @@ from vgpo.checkpoints import MANIFEST, CheckpointError, CheckpointStore, put_in_
 from vgpo.evaluation.accuracy import answer_of, grade_answers
 from vgpo.evaluation.completions import Completion
 from vgpo.metric_names import ALARM_PREFIX
-from vgpo.recipe.loading import load_processor
 from vgpo.report.live import LiveReport
 from vgpo.run import RunFolder, folder_state, resume_folder
 from vgpo.run.folder import SUMMARY
@@ -24,6 +23,7 @@ from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.training.alarms import AlarmError, Alarms
 from vgpo.training.settings import AlarmSettings, settings_from
 from vgpo.verl.config import VerlRecipe
+from vgpo.verl.dataset import processor_of_recipe
 from vgpo.verl.rewards import ANSWER
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,7 @@ class Recorder:
         """
         active = dict.fromkeys((ALARM_PREFIX + name for name in self.alarms.update(step, metrics, self.store)), 1.0)
         self.folder.log_metrics({"step": step, "epoch": epoch, "time": time.time(), **metrics, **active})
-        if self._unfinished is not None:  # verl saves before it logs
-            self._write_state(self._unfinished)
-            self._unfinished = None
+        self.complete_checkpoint()  # verl saves before it logs
         self.report.keep_fresh()
         return active
 
@@ -119,9 +117,10 @@ class Recorder:
         """
         weights = state_folder / "actor" / "huggingface"
         check_weights(weights)
-        self._processor.save_pretrained(weights)  # with the pixel limits of the run
+        processor_of_recipe(self.recipe).save_pretrained(weights)  # with the pixel limits of the run
         name_dtype(weights)
-        if self.recipe.arguments.save_strategy != "no":
+        is_alone = is_last and self.recipe.arguments.save_strategy == "no"
+        if not is_alone:
             staging = self.store.begin(step)
             move_files(weights, staging)
             kept = self.store.commit(step)
@@ -130,20 +129,35 @@ class Recorder:
             kept = weights
         if is_last:
             self._write_final(step, kept)
-        if self.recipe.arguments.save_strategy == "no":
+        if is_alone:
             shutil.rmtree(self.folder.checkpoints_path / "verl", ignore_errors=True)
         else:
             self._unfinished = state_folder
 
-    def _write_state(self, state_folder: Path) -> None:
+    def is_saved(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there."""
+        return step in self.store.steps()
+
+    def complete_checkpoint(self) -> None:
         """Complete a checkpoint of verl's with what the run folder holds after its step."""
+        if self._unfinished is None:
+            return
         state = {
             "folder": folder_state(self.folder).model_dump(),
             "alarms": self.alarms.state(),
             "num_groups": self.num_groups,
             "num_tokens": self.num_tokens,
         }
-        write_file(state_folder / STATE, to_json(state) + b"\n")
+        write_file(self._unfinished / STATE, to_json(state) + b"\n")
+        self._unfinished = None
+        self._prune_states()
+
+    def _prune_states(self) -> None:
+        """Remove states of verl's whose checkpoint has gone: verl forgets those from before a resume."""
+        kept = {step // int(self.recipe.plan.updates) for step in self.store.steps()}
+        for folder in (self.folder.checkpoints_path / "verl").glob("global_step_*"):
+            if int(folder.name.removeprefix("global_step_")) not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _write_final(self, step: int, weights: Path) -> None:
         final = self.folder.final_path
@@ -152,16 +166,6 @@ class Recorder:
         shutil.copytree(weights, partial, ignore=shutil.ignore_patterns(MANIFEST))
         seal(partial, step)
         shutil.rmtree(put_in_place(partial, final), ignore_errors=True)
-
-    @property
-    def _processor(self) -> Any:
-        run, arguments = self.recipe.run, self.recipe.arguments
-        return load_processor(
-            self.recipe.checkpoint,
-            trust_remote_code=arguments.trust_remote_code,
-            min_pixels=run.min_pixels,
-            max_pixels=run.max_pixels,
-        )
 
     def resume(self, step: int, state_folder: Path | None) -> None:
         """Take the run folder back to a checkpoint of verl's, or to its start where there is none.

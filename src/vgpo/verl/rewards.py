@@ -10,16 +10,17 @@ from transformers import TrainerState
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from vgpo.policy.prompts import response_prefix
-from vgpo.recipe.loading import load_processor
 from vgpo.rewards import RewardError, is_async, load_reward, reward_name
 from vgpo.rewards.checked import with_prefix
 from vgpo.verl.config import recipe_of
-from vgpo.verl.dataset import COLUMNS, HELD_OUT, images_of
+from vgpo.verl.dataset import COLUMNS, HELD_OUT, images_of, processor_of_recipe
 
 ERROR = "vgpo_error"
 """Of a rollout's reward information: what a reward function did wrong, for the driver to raise."""
 METRIC = "metric/"
 """Prefix of metrics that a reward function logs."""
+EXTRA = "extra/"
+"""Prefix of columns that a reward function logs."""
 ANSWER = "vgpo_answer"
 """Of a held-out question: `{"row", "completion", "truncated"}` in JSON, since verl computes statistics of all else."""
 
@@ -35,8 +36,8 @@ class Logged:
         self.values[METRIC + name] = float(value)
 
     def log_extra(self, column: str, values: list[Any]) -> None:
-        """As TRL's: stored with the rollout."""
-        self.values[column] = values[0]
+        """As TRL's; verl's trackers have the column under this prefix."""
+        self.values[EXTRA + column] = values[0]
 
 
 class VGPORewardManager(RewardManagerBase):
@@ -48,16 +49,11 @@ class VGPORewardManager(RewardManagerBase):
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
         self.recipe = recipe = recipe_of(config)
-        processor = load_processor(
-            recipe.checkpoint,
-            trust_remote_code=recipe.arguments.trust_remote_code,
-            min_pixels=recipe.run.min_pixels,
-            max_pixels=recipe.run.max_pixels,
-        )
-        prefix = response_prefix(processor, recipe.chat_template_kwargs)
+        prefix = response_prefix(processor_of_recipe(recipe), recipe.chat_template_kwargs)
         self.functions = [with_prefix(load_reward(name), prefix) for name in recipe.run.rewards]
         self.weights = recipe.arguments.reward_weights or [1.0] * len(self.functions)
-        self.steps = int(config.trainer.total_training_steps or 0) * recipe.plan.updates
+        self.steps = int(config.actor_rollout_ref.actor.optim.total_training_steps * recipe.plan.updates)
+        self.ends = list(config.vgpo.end_token_ids)
         # One thread: graders and user-defined functions need not be safe for more.
         self.thread = ThreadPoolExecutor(max_workers=1)
 
@@ -87,7 +83,7 @@ class VGPORewardManager(RewardManagerBase):
 
     def _answer(self, columns: dict[str, Any]) -> str:
         (ids,), ((message,),) = columns["completion_ids"], columns["completions"]
-        truncated = not ids or ids[-1] not in (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        truncated = not ids or ids[-1] not in self.ends
         answer = {"row": columns["row_index"][0], "completion": message["content"], "truncated": truncated}
         return json.dumps(answer)
 
@@ -98,7 +94,7 @@ class VGPORewardManager(RewardManagerBase):
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         fields = item.non_tensor_batch
         messages = list(fields["raw_prompt"])
-        step = int(fields.get("global_steps", 0)) * self.recipe.plan.updates
+        step = max(0, int(fields["global_steps"]) - 1) * int(self.recipe.plan.updates)  # done before the rollout
         row = {**fields[COLUMNS], "images": images_of(messages)}
         return {
             **{name: [value] for name, value in row.items()},

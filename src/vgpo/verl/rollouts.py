@@ -10,11 +10,13 @@ import transfer_queue as tq
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from vgpo.metric_names import SAMPLING_IMPORTANCE_RATIO
 from vgpo.training.signals import group_numbers
 from vgpo.verl.names import CORRUPTED, SIMILARITY
 
 ALWAYS = (
-    "uid", "index", "prompts", "responses", "response_mask", "advantages", "old_log_probs", "entropy", "extra_fields",
+    "uid", "index", "num_images", "prompts", "responses", "response_mask", "advantages", "old_log_probs", "entropy",
+    "extra_fields",
 )  # fmt: skip
 SAMPLED = "rollout_log_probs"
 MEASURED = {"similarity": SIMILARITY, CORRUPTED: CORRUPTED}  # the field of each signal that a pass measures
@@ -28,6 +30,7 @@ class Rollouts:
         keys: of the rollouts in TransferQueue.
         group_ids: rollouts of one draw of a prompt share a number; int64 (B,).
         row_index: rows of the data set; int64 (B,).
+        num_images: of each prompt; int64 (B,).
         prompts: token ids, one tensor for each rollout.
         responses: token ids; int64 (B, T).
         lengths: tokens of each response; int64 (B,).
@@ -44,6 +47,7 @@ class Rollouts:
     keys: list[str]
     group_ids: Tensor
     row_index: Tensor
+    num_images: Tensor
     prompts: list[Tensor]
     responses: Tensor
     lengths: Tensor
@@ -56,9 +60,20 @@ class Rollouts:
     sampled_log_probs: Tensor | None
     reward_info: list[dict[str, Any]]
 
+    @property
+    def complete_mask(self) -> Tensor:
+        """Tokens of the responses, also of those that are not trained on; bool (B, T)."""
+        return torch.arange(self.responses.shape[1]) < self.lengths[:, None]
+
     def rewards(self, names: Sequence[str]) -> Tensor:
         """What each reward function gave, NaN where it did not apply; (B, R)."""
         return torch.tensor([[float(info[name]) for name in names] for info in self.reward_info])
+
+    def total_rewards(self, names: Sequence[str], weights: Sequence[float]) -> Tensor:
+        """The weighted sum of the rewards, NaN where none applied; (B,)."""
+        rewards = self.rewards(names)
+        total = (rewards * torch.tensor(weights)).nansum(1)
+        return total.masked_fill(rewards.isnan().all(1), float("nan"))
 
 
 def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
@@ -72,11 +87,6 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         RuntimeError: a field is missing; names it.
     """
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    if not keys:
-        raise RuntimeError(
-            "All rollouts of a step have failed, so there is nothing to train on. The log of verl's agent loop says "
-            "why (look for 'Error in _run_prompt')."
-        )
     required = [*ALWAYS, *(field for signal, field in MEASURED.items() if signal in signals)]
     data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*required, SAMPLED])
     if missing := [name for name in required if name not in data]:
@@ -87,6 +97,7 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         keys=keys,
         group_ids=group_numbers([str(uid) for uid in objects(data["uid"])], lengths.device),
         row_index=torch.tensor([int(index) for index in objects(data["index"])]),
+        num_images=torch.tensor([int(number) for number in objects(data["num_images"])]),
         prompts=list(prompts.unbind()),
         responses=padded(responses),
         lengths=lengths,
@@ -132,6 +143,26 @@ def response_tokens(values: Tensor, lengths: Tensor) -> Tensor:
     return pad_sequence(rows, batch_first=True)
 
 
+def group_advantages(total: Tensor, group_ids: Tensor, *, scale: bool) -> Tensor:
+    """GRPO's advantages with TRL's definitions: A_i = (r_i - mean) / (std + 1e-4) over the group of i.
+
+    Rollouts whose reward is NaN are in no mean and have the advantage 0, as has the only rollout of a group.
+
+    Args:
+        total: rewards (B,).
+        group_ids: int64 (B,).
+        scale: divide by the group's standard deviation.
+    """
+    advantages = torch.zeros_like(total)
+    for group in group_ids.unique():
+        rows = (group_ids == group) & ~total.isnan()
+        known = total[rows]
+        if len(known) > 1 and known.max() > known.min():  # else rounding, divided by 1e-4
+            centred = known - known.mean()
+            advantages[rows] = centred / (known.std() + 1e-4) if scale else centred
+    return advantages
+
+
 def rollout_advantages(advantages: Tensor, response_mask: Tensor) -> Tensor:
     """The advantage of each rollout, which all its tokens have: (B, T), bool (B, T) -> (B,); 0 without tokens.
 
@@ -150,7 +181,7 @@ def rollout_advantages(advantages: Tensor, response_mask: Tensor) -> Tensor:
 
 
 def rollout_metrics(
-    rollouts: Rollouts, names: Sequence[str], weights: Sequence[float], ends: Sequence[int | None]
+    rollouts: Rollouts, names: Sequence[str], weights: Sequence[float], ends: Sequence[int]
 ) -> dict[str, float]:
     """Metrics of rollouts under the names and with the definitions of TRL's GRPO.
 
@@ -161,16 +192,21 @@ def rollout_metrics(
         ends: tokens that end a response; one without is truncated.
     """
     rewards = rollouts.rewards(names)
-    total = (rewards * torch.tensor(weights)).nansum(1)
+    total = rollouts.total_rewards(names, weights)
+    known = total[~total.isnan()]
     lengths = rollouts.lengths.float()
     last = rollouts.responses.gather(1, (rollouts.lengths[:, None] - 1).clamp(min=0))[:, 0]
-    truncated = ~torch.isin(last, torch.tensor([end for end in ends if end is not None]))
-    spread = group_std(total, rollouts.group_ids)
+    truncated = ~torch.isin(last, torch.tensor(ends))
+    ended = lengths[~truncated] if not truncated.all() else torch.zeros(1)
+    spread = group_std(known, rollouts.group_ids[~total.isnan()])
     mask = rollouts.response_mask
     metrics = {
-        "reward": float(total.mean()),
-        "reward_std": float(total.std()) if len(total) > 1 else 0.0,
-        "frac_reward_zero_std": float((spread < 1e-8).float().mean()),
+        "reward": float(known.mean()) if len(known) else 0.0,
+        "reward_std": float(known.std()) if len(known) > 1 else 0.0,
+        "frac_reward_zero_std": float((spread < 1e-8).float().mean()) if len(spread) else 1.0,
+        "completions/mean_terminated_length": float(ended.mean()),
+        "completions/min_terminated_length": float(ended.min()),
+        "completions/max_terminated_length": float(ended.max()),
         "entropy": float(rollouts.entropy[mask].mean()) if mask.any() else 0.0,
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
@@ -187,8 +223,30 @@ def rollout_metrics(
 
 def group_std(values: Tensor, group_ids: Tensor) -> Tensor:
     """Standard deviation of values (B,) within each group: (number of groups,); 0 for a group of one."""
-    numbers = range(int(group_ids.max()) + 1)
-    return torch.stack([values[group_ids == number].std(correction=0) for number in numbers])
+    stds = [values[group_ids == group].std(correction=0) for group in group_ids.unique()]
+    return torch.stack(stds) if stds else values.new_zeros(0)
+
+
+def importance_ratios(rollouts: Rollouts, *, of_sequences: bool) -> dict[str, float]:
+    """Ratios of the policy to the engine that sampled, of whole responses or of tokens, by TRL's names.
+
+    They are those before any correction truncates or masks them. Empty where the engine gave no log-probabilities.
+    """
+    if rollouts.sampled_log_probs is None:
+        return {}
+    mask = rollouts.response_mask
+    gap = (rollouts.log_probs - rollouts.sampled_log_probs).masked_fill(~mask, 0.0)
+    ratios = gap.sum(1).exp() if of_sequences else gap[mask].exp()
+    distance = gap[mask].abs()
+    if not len(ratios) or not len(distance):
+        return {}
+    return {
+        "sampling/importance_sampling_ratio/min": float(ratios.min()),
+        SAMPLING_IMPORTANCE_RATIO: float(ratios.mean()),
+        "sampling/importance_sampling_ratio/max": float(ratios.max()),
+        "sampling/sampling_logp_difference/mean": float(distance.mean()),
+        "sampling/sampling_logp_difference/max": float(distance.max()),
+    }
 
 
 def logged_by_rewards(infos: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:

@@ -10,8 +10,10 @@ similarity, and shapes the latter once verl's estimator has computed them:
 3. `_compute_metrics`, `_val_metrics_update`, `_save_checkpoint`, `_load_checkpoint`, `fit`: the run folder.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,16 +24,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
-from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.workers.utils.padding import response_from_nested
 
 from vgpo.equations import focus_score
-from vgpo.focus import visual_token_ids, visual_token_mask
-from vgpo.metric_names import SAMPLING_LOG_PROB_GAP
+from vgpo.focus import named_visual_token_ids, visual_token_ids, visual_token_mask
+from vgpo.metric_names import SAMPLING_FAILED_ROLLOUTS, SAMPLING_IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP
 from vgpo.policy.sampled import mean_gap
 from vgpo.rewards import RewardError
-from vgpo.shaping import Shaped, Signals
+from vgpo.shaping import IMAGE_SIGNALS, Shaped, Signals
+from vgpo.training.checks import check_no_image_tokens, check_visual_tokens
 from vgpo.training.collective import SingleProcess
 from vgpo.training.metrics import RunningRatios
 from vgpo.training.records import rollout_records
@@ -42,7 +44,18 @@ from vgpo.verl.metrics import SURPLUS, filter_metrics, trl_metrics
 from vgpo.verl.names import CORRUPTED, CORRUPTION_FLAG, SIMILARITY_FLAG
 from vgpo.verl.recorder import Recorder
 from vgpo.verl.rewards import ERROR, METRIC
-from vgpo.verl.rollouts import Rollouts, logged_by_rewards, read_rollouts, rollout_advantages, rollout_metrics
+from vgpo.verl.rollouts import (
+    Rollouts,
+    group_advantages,
+    importance_ratios,
+    logged_by_rewards,
+    read_rollouts,
+    rollout_advantages,
+    rollout_metrics,
+)
+from vgpo.vllm.prompts import check_importance_ratio
+
+logger = logging.getLogger(__name__)
 
 
 class VisuallyGuided(PPOTrainer):
@@ -62,6 +75,7 @@ class VisuallyGuided(PPOTrainer):
         self._ratios = RunningRatios()
         self._last_rollouts: Rollouts | None = None
         self._last_written = -1
+        self._failed = 0  # rollouts of the step
         super().__init__(config)
 
     @property
@@ -71,7 +85,8 @@ class VisuallyGuided(PPOTrainer):
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
-        self._visual_token_ids = visual_token_ids(self._hf_config) if "similarity" in self.required else []
+        looks = not IMAGE_SIGNALS.isdisjoint(self.required)
+        self._visual_token_ids = (visual_token_ids if looks else named_visual_token_ids)(self._hf_config)
 
     @property
     def _hf_config(self) -> Any:
@@ -97,7 +112,12 @@ class VisuallyGuided(PPOTrainer):
 
     def _score_corrupted(self, batch: Any) -> None:
         """Write log-probabilities of the responses after images with black patches, from one more pass."""
-        batch.extra_info |= {CORRUPTION_FLAG: self.recipe.arguments.seed, "calculate_entropy": False}
+        batch.extra_info |= {
+            CORRUPTION_FLAG: self.recipe.arguments.seed,
+            "calculate_entropy": False,
+            "compute_loss": False,
+            "temperature": self.config.actor_rollout_ref.rollout.temperature,
+        }
         try:
             self.actor_rollout_wg.compute_log_prob(batch)
         finally:
@@ -111,9 +131,9 @@ class VisuallyGuided(PPOTrainer):
         """As the parent, with shaped advantages."""
         result = super()._compute_advantage(batch, metrics)
         rollouts = read_rollouts(result, self.required)
-        check_rewards(rollouts)
-        scalar = rollout_advantages(rollouts.advantages, rollouts.response_mask)
         signals = self._signals(rollouts)
+        self._check(rollouts, signals.visual_rows)
+        scalar = self._advantages(rollouts)
         shaped = shape_batch(self.shaping, scalar, signals)
         tq.kv_batch_put(
             keys=rollouts.keys,
@@ -125,6 +145,46 @@ class VisuallyGuided(PPOTrainer):
         self._write_rollouts(rollouts, scalar, signals, shaped)
         self.recorder.num_groups += int(rollouts.group_ids.max()) + 1
         return result
+
+    def _advantages(self, rollouts: Rollouts) -> Tensor:
+        """The advantage of each rollout (B,): GRPO's as TRL computes it, or what another estimator of verl's gave."""
+        if self.config.algorithm.adv_estimator != "grpo":
+            return rollout_advantages(rollouts.advantages, rollouts.response_mask)
+        total = rollouts.total_rewards(*self._rewards)
+        return group_advantages(
+            total, rollouts.group_ids, scale=self.config.algorithm.get("norm_adv_by_std_in_grpo", True)
+        )
+
+    @property
+    def _rewards(self) -> tuple[list[str], list[float]]:
+        """Names of the reward functions, and their weights."""
+        names = self.recipe.run.reward_names
+        return names, self.recipe.arguments.reward_weights or [1.0] * len(names)
+
+    def _check(self, rollouts: Rollouts, visual_rows: Tensor) -> None:
+        """Whether rewards, images and tokens of the rollouts are as they must be; rollouts that failed are a warning.
+
+        Raises:
+            RewardError, ValueError, RuntimeError: they are not.
+        """
+        check_rewards(rollouts)
+        batch = {
+            "prompts": [SimpleNamespace(num_images=number) for number in rollouts.num_images.tolist()],
+            "visual_rows": visual_rows,
+            "row_index": rollouts.row_index,
+            "completion_ids": rollouts.responses,
+            "completion_mask": rollouts.complete_mask,
+        }
+        check_no_image_tokens(batch, list(self.config.vgpo.banned_token_ids))
+        if not IMAGE_SIGNALS.isdisjoint(self.required):
+            check_visual_tokens(batch, self._visual_token_ids)
+        failed = self.recipe.plan.rollouts // self.parameter_sync_step - len(rollouts.keys)
+        if failed > 0:
+            logger.warning(
+                "Step %d: %d of %d rollouts have failed; their groups are smaller. verl's log says why ('Error in "
+                "_run_prompt').", self.global_steps, failed, failed + len(rollouts.keys),
+            )  # fmt: skip
+        self._failed = max(0, failed)
 
     def _signals(self, rollouts: Rollouts) -> Signals:
         """The signals of the shaping."""
@@ -164,15 +224,13 @@ class VisuallyGuided(PPOTrainer):
             "prompt_ids": pad_sequence(prompts, batch_first=True),
             "prompt_mask": pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True),
         }
-        width = rollouts.responses.shape[1]
-        complete = torch.arange(width) < rollouts.lengths[:, None]
         focus = None if signals.similarity is None else focus_score(signals.similarity, signals.response_mask, "paper")
         records, images = rollout_records(
             step=step + 1,
             batch={
                 **columns,
                 "completion_ids": rollouts.responses[rows],
-                "completion_mask": complete[rows],
+                "completion_mask": rollouts.complete_mask[rows],
                 "visual_rows": signals.visual_rows[rows],
                 "scalar_advantages": scalar[rows],
                 "advantages": shaped.advantages[rows],
@@ -196,9 +254,15 @@ class VisuallyGuided(PPOTrainer):
         """As the parent; adds the metrics of a run on TRL, and writes them into the run folder."""
         super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         line = {**trl_metrics(metrics, timing_raw, self.updates), **self._rollout_metrics(metrics)}
+        if self.recipe.arguments.loss_type == "dr_grpo":
+            line.pop("kl", None)  # a sum over tokens there, not nats per token
         line |= self.recorder.log(global_steps * self.updates, self._epochs(global_steps), line)
         metrics.update(line)
-        self.recorder.check_alarms()
+        if self.recorder.alarms.stopping:
+            if not self.recorder.is_saved(global_steps * self.updates):
+                self._save_checkpoint()
+                self.recorder.complete_checkpoint()
+            self.recorder.check_alarms()
 
     def _epochs(self, step: int) -> float:
         return step * self.config.data.train_batch_size / max(1, len(self.train_dataset))
@@ -213,9 +277,12 @@ class VisuallyGuided(PPOTrainer):
         """Metrics of the rollouts of the step."""
         rollouts, recipe = self._last_rollouts, self.recipe
         assert rollouts is not None
-        names = recipe.run.reward_names
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        metrics = rollout_metrics(rollouts, names, recipe.arguments.reward_weights or [1.0] * len(names), ends)
+        metrics = rollout_metrics(rollouts, *self._rewards, list(self.config.vgpo.end_token_ids))
+        metrics[SAMPLING_FAILED_ROLLOUTS] = float(self._failed)
+        mode = recipe.arguments.vllm_importance_sampling_mode
+        metrics |= importance_ratios(rollouts, of_sequences=mode.startswith("sequence"))
+        if SAMPLING_IMPORTANCE_RATIO in metrics:
+            check_importance_ratio([metrics[SAMPLING_IMPORTANCE_RATIO]], (self.global_steps - 1) * self.updates)
         if rollouts.sampled_log_probs is not None:
             gap = mean_gap(rollouts.log_probs, rollouts.sampled_log_probs, rollouts.response_mask)
             self._ratios.add({SAMPLING_LOG_PROB_GAP: gap})
@@ -224,7 +291,7 @@ class VisuallyGuided(PPOTrainer):
         metrics |= logged_by_rewards(rollouts.reward_info, METRIC)
         metrics["num_tokens"] = float(self.recorder.num_tokens)
         if recipe.method.dynamic_sampling:
-            accuracies = rollouts.rewards([recipe.accuracy_reward])[:, 0].tolist()
+            accuracies = rollouts.rewards([recipe.accuracy_reward])[:, 0].nan_to_num().tolist()
             evicted = logged.get(DAPO_FILTERED_REWARD_COUNTS_KEY, {})
             metrics |= filter_metrics(evicted, float(logged.get(SURPLUS, 0)), accuracies, recipe.plan.group_size)
         return metrics
@@ -252,9 +319,13 @@ class VisuallyGuided(PPOTrainer):
     def _load_checkpoint(self) -> None:
         """As the parent; takes the run folder back to the checkpoint."""
         super()._load_checkpoint()
-        if self.recipe.run.resume and self.recorder.folder.marks:
-            found = self._state_folder(self.global_steps) if self.global_steps else None
-            self.recorder.resume(self.global_steps * self.updates, found)
+        if not self.config.vgpo.resumes:
+            return
+        found = self._state_folder(self.global_steps) if self.global_steps else None
+        self.recorder.resume(self.global_steps * self.updates, found)
+        if self.global_steps:
+            with open_dict(self.config):  # verl would evaluate these weights as those before training
+                self.config.trainer.val_before_train = False
 
 
 def check_rewards(rollouts: Rollouts) -> None:
@@ -285,10 +356,3 @@ class VGPOTrainerSync(VisuallyGuided, PPOTrainerSync):
     """Rollouts and updates take turns on the same devices, each batch by the weights that are updated."""
 
     mode = "sync"
-
-
-@register_trainer("vgpo_colocate_async")
-class VGPOTrainerColocateAsync(VisuallyGuided, PPOTrainerColocateAsync):
-    """Rollouts and updates take turns on the same devices; unfinished rollouts go on with the next weights."""
-
-    mode = "colocate_async"
