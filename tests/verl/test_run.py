@@ -143,12 +143,13 @@ def test_a_run_goes_on_from_its_last_checkpoint(trained, tmp_path):
     folder = tmp_path / "resumed"
     fields = {"dynamic_sampling": "false", "save_strategy": "steps", "save_steps": "1"}
     run(folder, max_steps="1", **fields)
-    first = RunFolder(folder).read_metrics()
+    first, before = RunFolder(folder).read_metrics(), RunFolder(folder).read_evaluation()["before"]
     with pytest.raises(RunFolderError, match="is finished: 1 steps"):
         run(folder, max_steps="1", resume="true", **fields)
     with pytest.raises(RecipeError, match=r"is of another run:\n  seed was 0, is 1"):
         run(folder, max_steps="2", seed="1", resume="true", **fields)
     resumed = run(folder, max_steps="2", resume="true", allow_changes="true", **fields)
+    assert resumed.read_evaluation()["before"] == before
     lines = [line for line in resumed.read_metrics() if "loss" in line]
     assert [line["step"] for line in lines] == [1, 2]
     assert lines[0] == first[0]
@@ -198,3 +199,31 @@ def test_a_checkpoint_with_code_of_its_own_is_refused_unless_it_may_run(tmp_path
         RecipeError, match=r"tokenizer_config\.json .* names Python code in auto_map \(evil\.Tokenizer\)"
     ):
         run(tmp_path / "run", model_name_or_path=str(checkpoint))
+
+
+def test_a_shaping_that_compares_with_black_patches_shapes(tmp_path):
+    folder = run(
+        tmp_path / "kl", shaping="kl_perception", measure_focus="false", evaluate_before="false", max_steps="1",
+        dynamic_sampling="false",
+    )  # fmt: skip
+    line = folder.read_metrics()[0]
+    assert line["shaping/dependency"] > 0
+    assert line["shaping/token_factor_spread"] > 0.3  # it drops three of five tokens
+    assert "focus/mean" not in line
+
+
+def test_adapters_are_trained_and_kept_as_adapters(tmp_path):
+    merged = json.dumps({"actor_rollout_ref.model.lora.merge": True})  # before weights go to the engine
+    folder = run(
+        tmp_path / "lora", use_peft="true", lora_r="4", lora_dropout="0", verl=merged, evaluate_before="false",
+        max_steps="1", dynamic_sampling="false",
+    )  # fmt: skip
+    names = {path.name for path in folder.final_path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert "model.safetensors" not in names
+    trained = load_model(PlainCheckpoint(str(folder.final_path), dtype="float32"), trust_remote_code=False)
+    start = load_model(PlainCheckpoint("toy", dtype="float32"), trust_remote_code=False)
+    pairs = zip(trained.named_parameters(), start.parameters(), strict=True)
+    moved = [name for (name, new), old in pairs if not torch.equal(new, old)]
+    assert moved
+    assert not [name for name in moved if "visual" in name]
