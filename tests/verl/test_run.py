@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from vgpo.report import write_report
 from vgpo.rewards import RewardError
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.toy import checkpoint_path
-from vgpo.verl.config import load_recipe
-from vgpo.verl.main import train
+from vgpo.verl.config import compose, load_recipe
+from vgpo.verl.main import train, wired
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 
@@ -227,3 +228,22 @@ def test_adapters_are_trained_and_kept_as_adapters(tmp_path):
     moved = [name for (name, new), old in pairs if not torch.equal(new, old)]
     assert moved
     assert not [name for name in moved if "visual" in name]
+
+
+@pytest.mark.skipif("vgpo" not in entry_points(group="verl.plugins").names, reason="needs an installed vgpo")
+def test_verls_own_command_trains_a_printed_configuration(tmp_path):
+    """As `python -m verl.trainer.main_ppo` does, whose task runner knows nothing of vgpo."""
+    words = [word for name, value in (SMALL | {"max_steps": "1"}).items() for word in (f"--{name}", value)]
+    fields = {
+        "host": "verl",
+        "run_dir": str(tmp_path / "run"),
+        "evaluate_before": "false",
+        "dynamic_sampling": "false",
+    }
+    words += [word for name, value in fields.items() for word in (f"--{name}", value)]
+    recipe = load_recipe("quickstart_vgpo", words)
+    run_on_cpu(wired(compose(recipe), recipe, ["main_ppo"]))
+    folder = RunFolder.open(tmp_path / "run")
+    assert [line["step"] for line in folder.read_metrics()] == [1, 1]
+    assert folder.read_metrics()[0]["focus/mean"] > 0
+    assert folder.final_path.is_dir()

@@ -24,7 +24,7 @@ from vgpo.training.settings import (
 class MethodArguments:
     """The method's settings, dynamic sampling, guards, alarms and the log of rollouts.
 
-    Fields `strength` to `preset` are those of `VGPOSettings`; their defaults and ranges stand there.
+    Fields `strength` to `preset` are those of `VGPOSettings`; their defaults and ranges are in it.
     """
 
     shaping: str = field(

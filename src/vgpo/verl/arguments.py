@@ -1,6 +1,6 @@
 """Fields of a recipe that TRL and transformers define, with their names, types and defaults, read without TRL.
 
-A test compares them with TRL's own. What each becomes on verl stands in `vgpo.verl.fields`.
+A test compares them with TRL's own. What each becomes on verl is in `vgpo.verl.fields`.
 """
 
 import json

@@ -118,7 +118,7 @@ class VGPOEngine(FSDPEngineWithLMHead):
 
         Args:
             hidden: (B, longest sequence, D) of padded sequences, or (1, this process's part of the tokens, D).
-            pad_size: padding behind the tokens of all processes; None if sequences are padded one by one.
+            pad_size: padding after the tokens of all processes; None if sequences are padded one by one.
         """
         input_ids = micro_batch["input_ids"]
         sequence, position = _places(input_ids.offsets(), len(input_ids.values()))

@@ -137,7 +137,7 @@ METHOD: dict[str, Field] = {
     "max_sampling_rounds": Refused("verl draws prompt by prompt until the batch is full, without rounds; remove it"),
     "alarm_sampling_rounds": Refused("verl draws prompt by prompt, without rounds; remove it", accepts=(0,)),
     "max_skipped_steps": Refused(
-        "verl skips an update whose gradient is not finite and goes on; remove it, and look at grad_norm"
+        "verl skips an update whose gradient is not finite and continues; remove it, and look at grad_norm"
     ),
     "alarm_skipped_steps": Refused("verl does not count skipped updates; remove it", accepts=(0,)),
 }  # fmt: skip

@@ -34,7 +34,7 @@ def verl_keys(recipe: VerlRecipe) -> Keys:
     """Every key of verl that the fields of a recipe make, by its dotted name.
 
     Raises:
-        RecipeError: A value that verl has nothing for.
+        RecipeError: A value without an equivalent in verl.
     """
     return {key: value for make in SOURCES for key, value in make(recipe).items()}
 
@@ -244,7 +244,7 @@ def loss_mode(recipe: VerlRecipe) -> str:
 
 
 def ratio_bound(recipe: VerlRecipe, epsilon_high: float) -> float:
-    """Where a ratio is cut off whatever its advantage; verl does so at 3 unless it is told otherwise."""
+    """Where a ratio is cut off whatever its advantage; verl does so at 3 by default."""
     delta = recipe.arguments.delta
     if delta is None:
         return NO_BOUND

@@ -294,7 +294,7 @@ def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlReci
         listed = "\n".join(f"  {change}" for change in changes)
         raise RecipeError(
             f"{folder.path} is of another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
-            "allow_changes: true to go on with them."
+            "allow_changes: true to resume with them."
         )
     for change in changes:
         logger.warning("changed: %s", change)

@@ -194,7 +194,7 @@ def check_shaping(recipe: VerlRecipe) -> None:
 
 
 def check_refused(recipe: VerlRecipe) -> None:
-    """Whether fields that verl has nothing for have their default values.
+    """Whether fields without an equivalent in verl have their default values.
 
     Raises:
         RecipeError: One has another value; says what to do.

@@ -51,6 +51,12 @@ class Recorder:
         self.started = time.monotonic()
         self._unfinished: Path | None = None  # a checkpoint whose step is not logged yet
 
+    def open(self) -> None:
+        """Start the run folder, unless the launcher has: verl's own command has not."""
+        if not self.folder.config_path.is_file():
+            settings = {**self.recipe.fields, "accuracy_reward": self.recipe.accuracy_reward}
+            RunFolder.create(self.folder.path, settings, seed=self.recipe.arguments.seed, command=self.command)
+
     # Metrics and evaluation
 
     def log(self, step: int, epoch: float, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -170,7 +176,7 @@ class Recorder:
     def resume(self, step: int, state_folder: Path | None) -> None:
         """Take the run folder back to a checkpoint of verl's, or to its start where there is none.
 
-        A run that was killed between the checkpoint and its log line goes on without alarms and counters.
+        A run that was killed between the checkpoint and its log line resumes without the state of its alarms.
 
         Raises:
             RunFolderError: the disk refused, or what the checkpoint says about its run folder is damaged.
@@ -191,7 +197,7 @@ def check_weights(folder: Path) -> None:
     """
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
-            f"{folder} holds no weights: the worker that wrote them is on another machine, or verl was told not to "
+            f"{folder} holds no weights: the worker that wrote them is on another machine, or verl is configured not to "
             "write them. Put run_dir on a file system that all machines have under the same path, and keep hf_model "
             "in actor_rollout_ref.actor.checkpoint.save_contents."
         )

@@ -66,7 +66,7 @@ class VGPORewardManager(RewardManagerBase):
             logged.values[ANSWER] = self._answer(columns)
         try:
             rewards = {reward_name(function): await self._grade(function, columns) for function in self.functions}
-        except RewardError as error:  # verl would count the rollout as failed, and go on
+        except RewardError as error:  # verl would count the rollout as failed, and continue
             rewards = dict.fromkeys(map(reward_name, self.functions), math.nan)
             logged.values[ERROR] = str(error)
         pairs = zip(self.weights, rewards.values(), strict=True)

@@ -76,6 +76,7 @@ class VisuallyGuided(PPOTrainer):
         self._last_rollouts: Rollouts | None = None
         self._last_written = -1
         self._failed = 0  # rollouts of the step
+        self.recorder.open()
         super().__init__(config)
 
     @property
