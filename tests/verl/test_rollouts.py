@@ -207,7 +207,7 @@ def test_importance_ratios_of_tokens_and_of_sequences(queue):
     assert tokens[RATIO] == pytest.approx((3 * math.exp(0.1) + 2 * math.exp(-0.2)) / 5)
     sequences = importance_ratios(rollouts, of_sequences=True)
     assert sequences[RATIO] == pytest.approx((math.exp(0.3) + math.exp(-0.4)) / 2)
-    assert sequences["sampling/sampling_logp_difference/max"] == pytest.approx(0.2)
+    assert sequences["sampling/importance_sampling_ratio/max"] == pytest.approx(math.exp(0.3))
 
 
 def test_standard_deviation_by_group():

@@ -198,8 +198,8 @@ def check_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} holds no weights: the worker that wrote them is on another machine, or verl is configured not "
-            "to write them. Put run_dir on a file system that all machines have under the same path, and keep hf_model "
-            "in actor_rollout_ref.actor.checkpoint.save_contents."
+            "to write them. Put run_dir on a file system that all machines have under the same path, and keep "
+            "hf_model in actor_rollout_ref.actor.checkpoint.save_contents."
         )
 
 

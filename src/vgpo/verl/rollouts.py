@@ -237,16 +237,11 @@ def importance_ratios(rollouts: Rollouts, *, of_sequences: bool) -> dict[str, fl
     mask = rollouts.response_mask
     gap = (rollouts.log_probs - rollouts.sampled_log_probs).masked_fill(~mask, 0.0)
     ratios = gap.sum(1).exp() if of_sequences else gap[mask].exp()
-    distance = gap[mask].abs()
-    if not len(ratios) or not len(distance):
+    if not len(ratios):
         return {}
-    return {
-        "sampling/importance_sampling_ratio/min": float(ratios.min()),
-        SAMPLING_IMPORTANCE_RATIO: float(ratios.mean()),
-        "sampling/importance_sampling_ratio/max": float(ratios.max()),
-        "sampling/sampling_logp_difference/mean": float(distance.mean()),
-        "sampling/sampling_logp_difference/max": float(distance.max()),
-    }
+    prefix = SAMPLING_IMPORTANCE_RATIO.removesuffix("mean")
+    values = {"min": ratios.min(), "mean": ratios.mean(), "max": ratios.max()}
+    return {prefix + name: float(value) for name, value in values.items()}
 
 
 def logged_by_rewards(infos: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
