@@ -22,7 +22,7 @@ OF_TRL = {
     "frac_reward_zero_std", "entropy", "step_time",
 }  # fmt: skip
 OF_AN_ENGINE = metric_names.SAMPLING_IMPORTANCE_RATIO  # tests/vllm has one
-OF_VERL = "sampling/failed_rollouts"
+OF_VERL = metric_names.SAMPLING_FAILED_ROLLOUTS  # tests/verl has it
 OF_BENCHMARKS = "eval_suite/"
 PREFIXES_OF_TRL = ("completions/", "rewards/", "clip_ratio/")
 
