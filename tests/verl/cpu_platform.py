@@ -106,6 +106,7 @@ def _complete_torch_cpu() -> None:
     for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "reset_max_memory_allocated"):
         setattr(torch.cpu, name, _nothing)
     torch.cpu.get_device_name = lambda device=None: "CPU"
+    torch.cpu.get_rng_state, torch.cpu.set_rng_state = torch.get_rng_state, torch.set_rng_state
 
 
 def _name_gloo_once() -> None:
