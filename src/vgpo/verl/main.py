@@ -54,8 +54,9 @@ from vgpo.training.alarms import AlarmError
 from vgpo.training.signals import required_signals
 from vgpo.verl.config import VerlRecipe, compose, load_recipe
 from vgpo.verl.dataset import HELD_OUT, TRAIN, load_rows, processor_of_recipe
+from vgpo.vllm.prompts import EngineError
 
-ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError)
+ERRORS = (RecipeError, DataError, RewardError, RunFolderError, CheckpointError, AlarmError, EngineError)
 START = ("config.yaml", "environment.json", "code.diff", "run_identity.json")
 """What a run writes before it trains."""
 
