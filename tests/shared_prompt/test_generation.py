@@ -21,8 +21,9 @@ from transformers import (
     GenerationConfig,
     StaticCache,
 )
+from transformers.cache_utils import DynamicLayer
 
-from vgpo.shared_prompt import generation
+from vgpo.shared_prompt import decoding, generation
 from vgpo.shared_prompt.generation import PrefillError, prefill_once, why_not_prefill_once
 
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
@@ -192,6 +193,32 @@ FAMILIES = {
         {"text_config": {**TEXT, "model_type": "llama"}, "vision_config": VISION, "image_token_id": IMAGE},
         padded_pictures,
     ),
+    "qwen3_5": Family(
+        {
+            "text_config": {
+                **TEXT,
+                "layer_types": ["linear_attention", "full_attention"],
+                "rope_parameters": {
+                    **QWEN_TEXT["rope_parameters"],
+                    "mrope_interleaved": True,
+                    "partial_rotary_factor": 1.0,
+                },
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            },
+            "vision_config": {
+                **QWEN_VISION,
+                "intermediate_size": 64,
+                "out_hidden_size": HIDDEN,
+                "num_position_embeddings": 16,
+            },
+            **QWEN_IDS,
+        },
+        qwen_pictures,
+        "mm_token_type_ids",
+    ),
     # A sliding window shorter than the prompts, and pictures read in both directions.
     "gemma3": Family(
         {
@@ -216,6 +243,12 @@ def build_model(name: str) -> nn.Module:
             if weight.ndim > 1:
                 nn.init.normal_(weight, std=0.3)
     return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def prompts_of_any_size(monkeypatch):
+    """Those of the tests are short."""
+    monkeypatch.setattr(decoding, "SMALLEST", 1)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -448,9 +481,28 @@ def test_cache_that_is_passed_in_is_refused(kind):
         model.generate(**inputs, **{CACHE: cache}, generation_config=config)
 
 
-def test_states_that_are_not_keys_and_values_are_refused():
+def test_layers_of_an_unknown_kind_are_refused(monkeypatch):
+    model = build_model("qwen3_5")
+    assert why_not_prefill_once(model, sampling()) is None
+    monkeypatch.setattr(generation, "_LAYERS", {DynamicLayer})
+    assert "(LinearAttentionLayer)" in why_not_prefill_once(model, sampling())
+
+
+def test_states_of_a_short_convolution_are_repeated():
     config = AutoConfig.for_model("lfm2", **TEXT, layer_types=["conv", "full_attention"])
-    assert "LinearAttentionLayer" in why_not_prefill_once(AutoModelForCausalLM.from_config(config), sampling())
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[PAD, PAD, 20, 21, 22], [30, 31, 32, 33, 34]])
+    expected = generate(
+        model,
+        {"input_ids": ids.repeat_interleave(G, 0), "attention_mask": (ids != PAD).long().repeat_interleave(G, 0)},
+        sampling(),
+    )
+    with prefill_once(model):
+        shared = generate(
+            model, {"input_ids": ids, "attention_mask": (ids != PAD).long()}, sampling(num_return_sequences=G)
+        )
+    assert torch.equal(shared.sequences, expected.sequences)
 
 
 def test_encoder_decoder_is_refused():

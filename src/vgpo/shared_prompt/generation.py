@@ -7,19 +7,24 @@ the shape of every draw are those of prompts repeated beforehand.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.generation import GenerationMode
+
+from vgpo.shared_prompt.decoding import STATES, AttentionSwitch, repeat_prompts
 
 # What only the reading of a prompt needs; decoding would repeat it for every rollout.
 _IMAGES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
 # Names under which `generate` hands its cache on: up to transformers 5.23, and from 5.24 on.
 _CACHE_NAMES = ("past_key_values", "cache")
+# Kinds of layers of a cache that can be repeated.
+_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer}
 # Private methods of `generate` that are called or replaced here, with their leading parameters.
 _HOOKS = {
     "_expand_inputs_for_generation": ("expand_size", "is_encoder_decoder", "input_ids"),
@@ -54,6 +59,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         raise PrefillError(f"prefill_once() cannot be used: {reason}.")
     expand_inputs, prefill = generator._expand_inputs_for_generation, generator._prefill
     prompt_inputs: dict[str, Any] = {}  # n rows each, from their expansion until they are read
+    attention = AttentionSwitch()
 
     def expand_text(
         expand_size: int, is_encoder_decoder: bool, input_ids: Tensor, **kwargs: Any
@@ -66,6 +72,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
     def prefill_prompts(
         input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **options: Any
     ) -> Any:
+        attention.off()
         inputs = {**model_kwargs, **prompt_inputs}
         prompt_inputs.clear()
         num_rollouts = generation_config.num_return_sequences
@@ -75,7 +82,11 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
         if reason := _why_not_sample(generator, generation_config) or _why_not_repeat(cache):
             raise PrefillError(f"generate() inside prefill_once() cannot read each prompt once: {reason}.")
         outputs = prefill(input_ids[::num_rollouts], generation_config, inputs, **options)
-        cache.batch_repeat_interleave(num_rollouts)
+        rows = torch.arange(len(input_ids) // num_rollouts, device=input_ids.device).repeat_interleave(num_rollouts)
+        states = repeat_prompts(generator, cache, rows, inputs.get("attention_mask"))
+        if states is not None:
+            attention.on(generator, states)
+            model_kwargs[STATES] = states
         outputs.logits = outputs.logits[:, -1:].repeat_interleave(num_rollouts, dim=0)  # (n * G, 1, vocabulary)
         # In place: the caller decodes with this dictionary, and its images are those of n rows.
         for key in [key for key in model_kwargs if key.startswith(_IMAGES)]:
@@ -90,6 +101,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
             raise PrefillError("generate() expanded the prompts but did not call _prefill.") from error
         raise
     finally:
+        attention.off()
         del generator._expand_inputs_for_generation, generator._prefill
 
 
@@ -117,6 +129,20 @@ def generator_of(model: nn.Module) -> GenerationMixin:
         if isinstance(module, GenerationMixin):
             return module
     raise ValueError(f"{type(model).__name__} has no part that generates: no module of it is a GenerationMixin.")
+
+
+@contextmanager
+def generate_replaced(model: nn.Module, generate: Callable[..., Any]) -> Iterator[None]:
+    """Inside the block, the model that generates has another `generate`, as one that calls its own."""
+    own = vars(generator_of(model))
+    before = own.get("generate")
+    own["generate"] = generate
+    try:
+        yield
+    finally:
+        del own["generate"]
+        if before is not None:
+            own["generate"] = before
 
 
 def _why_not_hook(generator: GenerationMixin) -> str | None:
@@ -160,8 +186,7 @@ def _why_not_repeat(cache: Any) -> str | None:
         return f"the cache is a {type(cache).__name__}; only a DynamicCache can be repeated"
     if cache.get_seq_length() > 0:
         return f"the cache already holds {cache.get_seq_length()} tokens; start from an empty one"
-    others = {type(layer) for layer in cache.layers} - {DynamicLayer, DynamicSlidingWindowLayer}
-    if others:
+    if others := {type(layer) for layer in cache.layers} - _LAYERS:
         names = ", ".join(sorted(layer.__name__ for layer in others))
-        return f"the cache has layers other than keys and values ({names}), which cannot be repeated"
+        return f"the cache has layers of kinds that are not known here ({names})"
     return None
