@@ -53,9 +53,12 @@ class Measurement:
     has_json: bool = False
 
 
-def benchmark(row: int, name: str, script: str, *words: str) -> Measurement:
+def benchmark(row: int, name: str, script: str, *words: str, on_cuda: tuple[str, ...] = ()) -> Measurement:
+    """A script of this folder; `on_cuda` has words that only a GPU can follow."""
     command = (sys.executable, f"benchmarks/{script}.py", *words)
-    return Measurement(row, name, (*command, "--device", "cuda"), (*command, "--device", "cpu", "--tiny"), True)
+    return Measurement(
+        row, name, (*command, *on_cuda, "--device", "cuda"), (*command, "--device", "cpu", "--tiny"), True
+    )
 
 
 def measurements(study: str | None) -> list[Measurement]:
@@ -65,8 +68,9 @@ def measurements(study: str | None) -> list[Measurement]:
     rows = [
         Measurement(1, "correctness", pytest, (*pytest, "tests/equations")),
         benchmark(2, "reweighting", "reweighting"),
-        benchmark(2, "attention", "attention"),
         benchmark(3, "steps", "step", "--steps", "3"),
+        benchmark(3, "micro_batches", "step", "--steps", "3", "--micro-batches", "8", "4", "2", "1"),
+        benchmark(3, "flash_attention", "step", "--steps", "3", on_cuda=("--attention", "flash_attention_2")),
         benchmark(4, "qwen2_5_vl_3b", "step", "--model", "qwen2_5_vl_3b", "--cases", "paper"),
         benchmark(4, "qwen2_5_vl_7b", "step", "--model", "qwen2_5_vl_7b", "--cases", "paper"),
         Measurement(5, "quickstart", quickstart, (*quickstart, "--max-steps", "1", "--num-questions", "4")),

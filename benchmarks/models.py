@@ -27,7 +27,8 @@ from vgpo.data import to_prompts
 
 EMBEDDED = "embedded"  # the case of the quickstart's model and task, which no bench describes
 CELL = 28  # pixels of a visual token's side
-TEMPLATE_TOKENS = 10  # what the chat template writes around picture and text
+WORD = "the"  # one token of the embedded model's tokenizer, with a space before it or without
+TEMPLATE_TOKENS = 10  # what the chat template writes around image and text
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Bench:
         checkpointing: whether activations are computed again in the backward pass.
         generates: whether rollouts are sampled from the model, or drawn at random.
         optim: the optimiser; "sgd" has no state, so that several trainers of a large model fit on one device.
+        attention: the model's attention implementation; that of transformers by default.
         goals: the largest ratios to TRL's trainer that are aimed at, by name.
     """
 
@@ -67,11 +69,12 @@ class Bench:
     checkpointing: bool = False
     generates: bool = True
     optim: str = "adamw_torch_fused"
+    attention: str | None = None
     goals: tuple[tuple[str, float], ...] = ()
 
 
 # Prompt to response is 4:1, 1:1 and 1:4 tokens: on this and the group's size alone the floor depends. Shorter prompts,
-# of which the picture is still the greater part, keep steps of the last two cases as short as those of the first.
+# of which the image is still the greater part, keep steps of the last two cases as short as those of the first.
 BENCHES = {
     # 17 million parameters.
     "cpu": Bench(
@@ -167,7 +170,7 @@ def random_model(bench: Bench, tokenizer: PreTrainedTokenizerBase, seed: int, de
     )
     torch.manual_seed(seed)
     with torch.device(device):
-        model = AutoModelForImageTextToText.from_config(config, dtype=bench.dtype)
+        model = AutoModelForImageTextToText.from_config(config, dtype=bench.dtype, attn_implementation=bench.attention)
     model.generation_config = GenerationConfig(**ends)
     return model
 
@@ -179,22 +182,22 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def processor_for(case: Case) -> ProcessorMixin:
-    """The embedded model's processor, which leaves pictures of the case as they are."""
+    """The embedded model's processor, which leaves images of the case as they are."""
     processor = AutoProcessor.from_pretrained(toy.checkpoint_path())
     processor.image_processor.size["longest_edge"] = (case.side * CELL) ** 2
     return processor
 
 
 def random_prompts(case: Case, num_rows: int, seed: int) -> datasets.Dataset:
-    """Rows whose prompts have the case's tokens: a picture each, and one word again and again."""
+    """Rows whose prompts have the case's tokens: an image each, and one word again and again."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(256, (num_rows, case.side, case.side, 3), generator=generator, dtype=torch.uint8).numpy()
     edge = case.side * CELL
-    pictures = [Image.fromarray(cells).resize((edge, edge), Image.Resampling.NEAREST) for cells in colours]
+    images = [Image.fromarray(cells).resize((edge, edge), Image.Resampling.NEAREST) for cells in colours]
     num_words = case.prompt - case.side**2 - TEMPLATE_TOKENS
     rows = {
-        "images": [[picture] for picture in pictures],
-        "problem": [" ".join(["picture"] * num_words)] * num_rows,
+        "images": [[image] for image in images],
+        "problem": [" ".join([WORD] * num_words)] * num_rows,
         "answer": [""] * num_rows,
     }
     return to_prompts(datasets.Dataset.from_dict(rows))

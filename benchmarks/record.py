@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from vgpo.run.environment import cpu_name, describe_environment
 
@@ -77,3 +79,15 @@ def print_line(figures: dict[str, Any], environment: dict[str, Any]) -> None:
         "seed": environment["seed"],
     }
     print(json.dumps({**figures, "environment": short}))
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"low": low, "median": median, "high": high}
+
+
+def numbers_table(first: str, *columns: str) -> Table:
+    table = Table(first, *columns, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table

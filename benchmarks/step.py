@@ -1,13 +1,25 @@
 """Whole optimiser steps of `VGPOTrainer` beside those of TRL's `GRPOTrainer`.
 
-All train the same weights on the same prompts with the same random numbers in one process, and take turns step by
-step, so that whatever else the machine does hits all of them. Rollouts have a fixed length and the learning rate is
-0: every round of steps does the same work. Of each case and group size the table shows ratios, each the median over
-the rounds: `update` is a step without its generation, `off` is VGPO beside VGPO that shares no prompt. The floor is
-the share of tokens that is left when a group's prompt is computed once, (P + G T) / (G (P + T)); as of the picture's
-patches only 1 / G are left, a step with a large vision tower can lie below it.
+All train the same weights on the same prompts with the same random numbers in one process, and take turns
+(`benchmarks/turns.py`). Rollouts have a fixed length and the learning rate is 0: every round does the same work. Of
+each case and group size the table shows ratios, each the median over the rounds: `update` is a step without its
+generation, `off` is VGPO beside VGPO that shares no prompt. The floor is the share of tokens that is left when a
+group's prompt is computed once, (P + G T) / (G (P + T)); as only 1 / G of the image's patches are left, a step with a
+large vision tower can lie below it.
 
     python benchmarks/step.py [--cases image_heavy ...] [--groups 8 ...] [--steps 5] [--device cpu] [--json FILE]
+
+`--micro-batches 8 4 2 1` measures VGPO at each of these micro-batches, in rows; gradients accumulate, so that a step
+always has the same rollouts. They are compared with GRPO at the largest one, which is 1 in every ratio, and GRPO runs
+at a micro-batch of 1 as well, if that is among them.
+
+`--frozen` freezes vision tower and projector; VGPO keeps the tower's outputs, and is compared with VGPO that does not.
+`--updates-per-generation 4` makes four optimiser steps with each generation, of which figures are the mean.
+
+`--growth` measures how time and memory grow with group size, text, response and image (`benchmarks/growth.py`).
+
+`--cpu-time` counts CPU seconds of one thread, for a machine that is not idle. `benchmarks/generation.py` measures
+generation by its rows.
 
 `--model` measures a model of real size with random weights in bf16, with gradient checkpointing: prompts of 1,200
 tokens, of which 1,024 are visual, and responses of 500, drawn at random instead of generated. The optimiser is SGD,
@@ -18,391 +30,141 @@ case.
 """
 
 import argparse
-import gc
-import itertools
 import statistics
 import sys
 import tempfile
-import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedModel,
-    ProcessorMixin,
-    TrainerCallback,
-)
-from trl import GRPOConfig, GRPOTrainer
-
-from vgpo import toy
-from vgpo.data import load_dataset, to_prompts
-from vgpo.focus import banned_token_ids
-from vgpo.trl import VGPOConfig, VGPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the file may be run as a script
-from benchmarks import models, record
+from benchmarks import contest, growth, models, record
+from benchmarks.contest import HEADLINE, Entrant, Plan, Workload
+from benchmarks.turns import PHASES, Contender
 
-WARM_UP = 1  # step of each trainer that is not counted
-HEADLINE = 8  # rollouts a group in the last line
 GIB = 2**30
-
-CONTENDERS: dict[str, tuple[type[GRPOTrainer], type[GRPOConfig], dict[str, Any]]] = {
-    "GRPO": (GRPOTrainer, GRPOConfig, {}),
-    "VGPO": (VGPOTrainer, VGPOConfig, {}),
-    "VGPO off": (VGPOTrainer, VGPOConfig, {"share_prompt": "off"}),
-}
-# What is divided by what: phase, contender, its rival.
-RATIOS = {
-    "time_ratio": ("update", "VGPO", "GRPO"),
-    "generation_ratio": ("generation", "VGPO", "GRPO"),
-    "step_ratio": ("step", "VGPO", "GRPO"),
-    "off_ratio": ("update", "VGPO", "VGPO off"),
-}
+HEADLINE_RATIOS = (
+    "time_ratio", "memory_ratio", "floor", "generation_ratio", "off_ratio", "own_ratio", "single_memory_ratio",
+    "tower_ratio",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one call measures: cases with their group sizes, in this order."""
-
-    bench: models.Bench
-    runs: tuple[tuple[str, int], ...]
-    steps: int
-    seed: int
-    device: str
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What the contenders train, and how: the weights of `model`, and `settings` of the trainers."""
-
-    model: PreTrainedModel
-    processor: ProcessorMixin
-    prompts: datasets.Dataset
-    response: int
-    settings: dict[str, Any]
-    generates: bool = True
-
-    @property
-    def group(self) -> int:
-        return self.settings["num_generations"]
-
-    @property
-    def rollouts(self) -> int:
-        return self.settings["per_device_train_batch_size"] * self.settings["gradient_accumulation_steps"]
-
-
-def random_workload(
-    bench: models.Bench, case: models.Case, group: int, num_steps: int, seed: int, device: str
-) -> Workload:
-    """One group a step, of a random model."""
-    processor = models.processor_for(case)
-    prompts = models.random_prompts(case, num_steps, seed)
-    found = models.mean_lengths(prompts, processor)
-    assert found == (case.prompt, case.side**2), f"prompts have {found} tokens (all, visual), expected {case}"
-    return Workload(
-        model=models.random_model(bench, processor.tokenizer, seed, device),
-        processor=processor,
-        prompts=prompts,
-        response=case.response,
-        settings={
-            "num_generations": group, "per_device_train_batch_size": group, "gradient_accumulation_steps": 1,
-            "bf16": bench.dtype == torch.bfloat16, "gradient_checkpointing": bench.checkpointing, "optim": bench.optim,
-        },
-        generates=bench.generates,
-    )  # fmt: skip
-
-
-def embedded_workload(folder: Path, seed: int) -> Workload:
-    """The quickstart's model and task: 8 groups of 8 rollouts a step."""
-    train, _ = toy.write_datasets(folder, num_train=512, num_test=8, seed=seed)
-    path = toy.checkpoint_path()
-    return Workload(
-        model=AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32),
-        processor=AutoProcessor.from_pretrained(path),
-        prompts=to_prompts(load_dataset(str(train))),
-        response=32,
-        settings={
-            "num_generations": 8, "per_device_train_batch_size": 32, "gradient_accumulation_steps": 2,
-            "bf16": False, "gradient_checkpointing": False,
-        },
-    )  # fmt: skip
-
-
-def random_rollouts(work: Workload) -> Callable[..., tuple[list[list[int]], None]]:
-    """What stands in for a trainer's generation: ordinary tokens of the tokenizer, none of which ends a response."""
-    low, high = 1 + max(work.processor.tokenizer.all_special_ids), len(work.processor.tokenizer)
-
-    def draw(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
-        return torch.randint(low, high, (len(prompt_ids), work.response)).tolist(), None
-
-    return draw
-
-
-def checksum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    """A reward that costs nothing and tells rollouts apart, so that no gradient is zero."""
-    return [float(sum(ids) % 101) for ids in completion_ids]
-
-
-class Ring:
-    """Passes the turn round the contenders, from the first one on when all are there.
-
-    Until then they prepare themselves, and draw from the random numbers that they share.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.gates = [threading.Semaphore(0) for _ in range(size)]
-        self.missing = set(range(size))
-        self.lock = threading.Lock()
-        self.failure: BaseException | None = None
-
-    def wait(self, place: int) -> None:
-        with self.lock:
-            if self.missing == {place}:
-                self.gates[0].release()
-            self.missing.discard(place)
-        self.gates[place].acquire()
-        if self.failure is not None:
-            raise RuntimeError("Another trainer failed.") from self.failure
-
-    def pass_on(self, place: int) -> None:
-        self.gates[(place + 1) % len(self.gates)].release()
-
-    def fail(self, failure: BaseException) -> None:
-        """Wake all who wait: a turn would never come."""
-        self.failure = self.failure or failure
-        for gate in self.gates:
-            gate.release()
-
-
-def now(device: str) -> float:
-    """Seconds, with all work on the device done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-class MemoryMeter:
-    """Peak bytes of tensors that are allocated between `start` and `stop`."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-
-    def start(self) -> None:
-        if self.device == "cuda":
-            self.before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            return
-        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-        self.profiler.start()
-
-    def stop(self) -> int:
-        if self.device == "cuda":
-            return torch.cuda.max_memory_allocated() - self.before
-        self.profiler.stop()
-        events = [event for event in self.profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-        changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-        return max(itertools.accumulate(changes))
-
-
-@dataclass
-class Contender:
-    """A trainer and what was measured of it."""
-
-    name: str
-    trainer: GRPOTrainer
-    device: str
-    step_seconds: list[float] = field(default_factory=list)
-    generation_seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        generate = self.trainer._generate_single_turn
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = now(self.device)
-            output = generate(*args, **kwargs)
-            self.generation_seconds[-1] += now(self.device) - start
-            return output
-
-        self.trainer._generate_single_turn = timed
-
-    @property
-    def seconds(self) -> dict[str, list[float]]:
-        """Of each phase, by counted step: neither those to warm up nor the last, for memory."""
-        counted = slice(WARM_UP, -1)
-        steps, generations = self.step_seconds[counted], self.generation_seconds[counted]
-        updates = [step - generation for step, generation in zip(steps, generations, strict=True)]
-        return {"update": updates, "generation": generations, "step": steps}
-
-
-class Turns(TrainerCallback):
-    """Lets one trainer run a step while the others wait. A turn lasts from one step's begin to the next one's:
-    rollouts, update, logging, and the reading of the next rows. The last one is for memory."""
-
-    def __init__(self, contender: Contender, ring: Ring, place: int, seed: int) -> None:
-        self.contender, self.ring, self.place, self.seed = contender, ring, place, seed
-        self.meter = MemoryMeter(contender.device)
-        self.began: float | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_turn()
-        self.ring.wait(self.place)
-        torch.manual_seed(self.seed + state.global_step)
-        self.contender.generation_seconds.append(0.0)
-        if state.global_step == state.max_steps - 1:
-            self.contender.trainer._buffered_inputs = None  # to be freed before, not during the step
-            self.meter.start()
-        self.began = now(self.contender.device)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == state.max_steps:
-            self.contender.peak_bytes = self.meter.stop()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_turn()
-
-    def _end_turn(self) -> None:
-        if self.began is not None:
-            self.contender.step_seconds.append(now(self.contender.device) - self.began)
-            self.ring.pass_on(self.place)
-
-
-def make_contender(name: str, work: Workload, num_steps: int, seed: int, device: str, folder: Path) -> Contender:
-    trainer_class, config_class, settings = CONTENDERS[name]
-    model = models.twin(work.model)
-    config = config_class(
-        output_dir=str(folder / name), report_to=[], save_strategy="no", disable_tqdm=True, logging_steps=1,
-        max_steps=num_steps, learning_rate=0.0, seed=seed, loss_type="dapo", use_cpu=device == "cpu",
-        max_completion_length=work.response, dataloader_pin_memory=False,
-        generation_kwargs={"min_new_tokens": work.response, "suppress_tokens": banned_token_ids(model.config)},
-        **work.settings, **settings,
-    )  # fmt: skip
-    trainer = trainer_class(
-        model=model, reward_funcs=checksum, args=config, train_dataset=work.prompts, processing_class=work.processor
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    if not work.generates:
-        trainer._generate_single_turn = random_rollouts(work)
-    return Contender(name, trainer, device)
-
-
-def compare(work: Workload, steps: int, seed: int, device: str) -> dict[str, Contender]:
-    """Train all contenders, one step of each at a time."""
-    with tempfile.TemporaryDirectory() as folder:
-        contenders = {
-            name: make_contender(name, work, total_steps(steps), seed, device, Path(folder)) for name in CONTENDERS
-        }
-        ring = Ring(len(contenders))
-        threads = []
-        for place, contender in enumerate(contenders.values()):
-            contender.trainer.add_callback(Turns(contender, ring, place, seed))
-            threads.append(threading.Thread(target=train, args=(contender.trainer, ring)))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-    if ring.failure is not None:
-        raise ring.failure
-    return contenders
-
-
-def total_steps(steps: int) -> int:
-    return WARM_UP + steps + 1
-
-
-def train(trainer: GRPOTrainer, ring: Ring) -> None:
-    try:
-        trainer.train()
-    except BaseException as failure:  # noqa: BLE001 - it is raised again where all threads have ended
-        ring.fail(failure)
-
-
-def measure(work: Workload, steps: int, seed: int, device: str) -> dict[str, Any]:
-    """One row of the results: sizes, ratios with their quartiles, and the medians they come from."""
-    contenders = compare(work, steps, seed, device)
-    group, response = work.group, work.response
+def measure(
+    work: Workload, plan: Plan, entrants: dict[str, Entrant], progress: Callable[[str], None] = contest.no_progress
+) -> list[dict[str, Any]]:
+    """Rows of the results, one for each micro-batch: sizes, ratios with their quartiles, and what they come from."""
+    contenders = contest.compare(work, plan, entrants, progress)
+    if plan.frozen:
+        check_tower(contenders, work.micro_batches[0])
     prompt, visual = models.mean_lengths(work.prompts, work.processor)
-    seconds = {name: contender.seconds for name, contender in contenders.items()}
-    pairs = {
-        key: zip(seconds[mine][phase], seconds[rival][phase], strict=True)
-        for key, (phase, mine, rival) in RATIOS.items()
-        if work.generates or phase != "generation"
-    }
-    return {
-        "group": group,
+    sizes = {
+        "group": work.group,
         "prompt": prompt,
         "visual": visual,
-        "response": response,
+        "response": work.response,
         "rollouts": work.rollouts,
-        "floor": (prompt + group * response) / (group * (prompt + response)),
-        "memory_ratio": contenders["VGPO"].peak_bytes / contenders["GRPO"].peak_bytes,
-        "ratios": {key: quartiles([a / b for a, b in values]) for key, values in pairs.items()},
-        "seconds": {
-            name: {phase: statistics.median(values) for phase, values in phases.items()}
-            for name, phases in seconds.items()
-        },
-        "peak_bytes": {name: contender.peak_bytes for name, contender in contenders.items()},
+        "updates": plan.updates,
+        "frozen": plan.frozen,
+        "floor": (prompt + work.group * work.response) / (work.group * (prompt + work.response)),
         "weight_bytes": sum(p.numel() * p.element_size() for p in work.model.parameters()),
+        "largest": work.micro_batches[0],
+    }
+    return [{**sizes, **figures_at(size, work, contenders)} for size in work.micro_batches]
+
+
+def check_tower(contenders: dict[str, Contender], size: int) -> None:
+    """What is measured is there: kept outputs spare runs of the tower.
+
+    Raises:
+        RuntimeError: They spare none.
+    """
+    kept, each = (contenders[f"{name}@{size}"].images[-1] for name in ("VGPO", "VGPO tower"))
+    if kept >= each:
+        raise RuntimeError(
+            f"The vision tower encoded {kept} images a round where its outputs are kept, and {each} where they are "
+            "not, expected fewer: either VGPO keeps none here, or run_tower_each_time has no effect."
+        )
+
+
+def figures_at(size: int, work: Workload, contenders: dict[str, Contender]) -> dict[str, Any]:
+    """What was measured at a micro-batch of `size` rows, and its ratios."""
+    largest = work.micro_batches[0]
+    here = {name.partition("@")[0]: one for name, one in contenders.items() if name.endswith(f"@{size}")}
+    mine, rival = here["VGPO"], contenders[f"GRPO@{largest}"]
+    row = {
+        "micro_batch": size,
+        "ratios": ratios_at(size, work, contenders),
+        "memory_ratio": mine.peak_bytes / rival.peak_bytes,
+    }
+    if size != largest and "GRPO" in here:
+        row["single_memory_ratio"] = mine.peak_bytes / here["GRPO"].peak_bytes
+        row["rival_memory_ratio"] = here["GRPO"].peak_bytes / rival.peak_bytes
+    return row | {
+        "seconds": {
+            name: {phase: statistics.median(values) for phase, values in one.seconds.items()}
+            for name, one in here.items()
+        },
+        "peak_bytes": {name: one.peak_bytes for name, one in here.items()},
+        "images": {name: one.images[-1] for name, one in here.items()},
     }
 
 
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"low": low, "median": median, "high": high}
+def ratios_at(size: int, work: Workload, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
+    """Ratios of a phase's seconds, with their quartiles over the rounds, wherever both trainers took part."""
+    largest = work.micro_batches[0]
+    mine, rival = f"VGPO@{size}", f"GRPO@{largest}"
+    pairs = {
+        "time_ratio": ("update", mine, rival),
+        "gradient_ratio": ("gradient", mine, rival),
+        "generation_ratio": ("generation", mine, rival),
+        "step_ratio": ("step", mine, rival),
+        "own_ratio": ("update", mine, f"VGPO@{largest}"),
+        "rival_ratio": ("update", f"GRPO@{size}", rival),
+        "off_ratio": ("update", mine, f"VGPO off@{size}"),
+        "tower_ratio": ("step", mine, f"VGPO tower@{size}"),
+    }
+    seconds = {name: contender.seconds for name, contender in contenders.items()}
+    return {
+        key: record.quartiles([a / b for a, b in zip(seconds[one][phase], seconds[other][phase], strict=True)])
+        for key, (phase, one, other) in pairs.items()
+        if one != other and {one, other} <= seconds.keys() and (work.generates or phase != "generation")
+    }
 
 
 def measure_all(plan: Plan, console: Console) -> Iterator[dict[str, Any]]:
     """The rows of the results, one by one."""
     with tempfile.TemporaryDirectory() as folder:
         for number, (case, group) in enumerate(plan.runs, 1):
-            with console.status(f"{case}, {group} rollouts a group ({number} of {len(plan.runs)})"):
-                work = workload(plan, case, group, Path(folder))
-                row = {"case": case, **measure(work, plan.steps, plan.seed, plan.device)}
+            title = f"{case}, {group} rollouts a group ({number} of {len(plan.runs)})"
+            with console.status(title, refresh_per_second=1) as status:
+                work = contest.workload(plan, case, group, Path(folder))
+                entrants = contest.lineup(work.micro_batches, frozen=plan.frozen)
+                rows = measure(work, plan, entrants, lambda text: status.update(f"{title}: {text}"))  # noqa: B023
             del work
-            gc.collect()  # trainers hold themselves in cycles
-            if plan.device == "cuda":
-                torch.cuda.empty_cache()
-            yield row
-
-
-def workload(plan: Plan, case: str, group: int, folder: Path) -> Workload:
-    if case == models.EMBEDDED:
-        return embedded_workload(folder, plan.seed)
-    return random_workload(plan.bench, plan.bench.cases[case], group, total_steps(plan.steps), plan.seed, plan.device)
+            contest.free_memory(plan.device)
+            yield from ({"case": case, **row} for row in rows)
 
 
 def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str, Any], console: Console) -> None:
-    console.print(f"{record.describe(environment)}; {plan.steps} steps of each trainer", highlight=False)
-    columns = ("G", "P", "V", "T", "floor", "update", "reached", "generation", "step", "memory", "off", "s", "GiB")
-    table = Table("case", *columns, box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in results:
-        medians = {name: f"{ratio['median']:.3f}" for name, ratio in row["ratios"].items()}
-        saved = (1 - row["ratios"]["time_ratio"]["median"]) / (1 - row["floor"])
-        sizes = [f"{row[name]:.0f}" for name in ("group", "prompt", "visual", "response")]
-        table.add_row(
-            row["case"], *sizes, f"{row['floor']:.3f}", medians["time_ratio"], f"{saved:.0%}",
-            medians.get("generation_ratio", "-"), medians["step_ratio"], f"{row['memory_ratio']:.3f}",
-            medians["off_ratio"], f"{row['seconds']['VGPO']['update']:.2f}",
-            f"{row['peak_bytes']['VGPO'] / GIB:.2f}",
-        )  # fmt: skip
-    console.print(table)
+    console.print(f"{record.describe(environment)}; {plan}", highlight=False)
+    console.print(ratio_table(results, frozen=plan.frozen))
     console.print(
-        "P prompt, V visual, T response tokens; G rollouts a group; update: VGPO / GRPO without generation; reached: "
-        "share of the saving that the floor leaves; memory: VGPO / GRPO, peak of what a step allocates; off: update "
-        "of VGPO / VGPO without sharing; s, GiB: update and memory of VGPO.",
+        "P prompt, V visual, T response tokens; G rollouts a group; rows: of a micro-batch. VGPO / GRPO at the "
+        "largest micro-batch: update (a step without generation), generation, step, memory (peak of what a round "
+        "allocates). own: update of VGPO / VGPO at the largest micro-batch; mem. at 1: VGPO / GRPO, both at 1; off: "
+        "update of VGPO / VGPO without sharing; tower: step of VGPO / VGPO that runs the frozen tower each time; "
+        "s, GiB: update and memory of VGPO.\n",
+        highlight=False,
+    )
+    console.print(phase_table(results))
+    console.print(
+        "Seconds of an optimiser step, medians. scoring: passes without gradient over rollouts; gradient: forward and "
+        "backward; other: images, rewards, optimiser, reading rows; images: that the vision tower encodes in a round.",
         highlight=False,
     )
     for row in results:
@@ -411,54 +173,153 @@ def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str,
             console.print(f"{row['case']}, G {row['group']}: {name} {found:.3f}, goal at most {goal}", highlight=False)
 
 
+def ratio_table(results: Sequence[dict[str, Any]], *, frozen: bool) -> Table:
+    """A line for each case, group size and micro-batch."""
+    last = "tower" if frozen else "off"
+    names = ("time_ratio", "own_ratio", "generation_ratio", "step_ratio", "memory_ratio", "single_memory_ratio")
+    heads = ("update", "own", "generation", "step", "memory", "mem. at 1", last)
+    table = record.numbers_table("case", "G", "P", "V", "T", "rows", "floor", *heads, "s", "GiB")
+    for row in results:
+        values = {**row, **{name: ratio["median"] for name, ratio in row["ratios"].items()}}
+        sizes = [f"{row[name]:.0f}" for name in ("group", "prompt", "visual", "response", "micro_batch")]
+        ratios = [f"{values[name]:.3f}" if name in values else "-" for name in (*names, f"{last}_ratio")]
+        costs = f"{row['seconds']['VGPO']['update']:.2f}", f"{row['peak_bytes']['VGPO'] / GIB:.2f}"
+        table.add_row(row["case"], *sizes, f"{row['floor']:.3f}", *ratios, *costs)
+    return table
+
+
+def phase_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Where a step's time goes: a line for each trainer."""
+    table = record.numbers_table("case", "G", "rows", "trainer", *PHASES, "step", "images")
+    for row in results:
+        for name, seconds in row["seconds"].items():
+            cells = [f"{seconds[phase]:.3f}" for phase in (*PHASES, "step")]
+            table.add_row(
+                row["case"], str(row["group"]), str(row["micro_batch"]), name, *cells, str(row["images"][name])
+            )
+    return table
+
+
 def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each case its ratios at `HEADLINE` rollouts a group."""
-    names = ("time_ratio", "memory_ratio", "floor", "generation_ratio", "off_ratio")
+    """Of each case its ratios at `HEADLINE` rollouts a group, by micro-batch where there are several."""
     lines = {}
     for row in results:
         values = {**row, **{name: ratio["median"] for name, ratio in row["ratios"].items()}}
+        name = row["case"] if row["micro_batch"] == row["largest"] else f"{row['case']}@{row['micro_batch']}"
         if row["group"] == HEADLINE:
-            lines[row["case"]] = {name: round(values[name], 4) for name in names if name in values}
+            lines[name] = {name: round(values[name], 4) for name in HEADLINE_RATIOS if name in values}
     return lines
 
 
-def parse_plan() -> tuple[Plan, Path | None]:
+def parse_plan() -> tuple[Plan, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     record.add_options(parser)
     parser.add_argument("--model", choices=models.MODELS, help="a model of real size; by default one of the device's")
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--groups", nargs="+", type=int, help="rollouts of a prompt")
-    parser.add_argument("--steps", type=int, default=5, help="counted steps of each trainer")
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[], help="rows; by default a whole group")
+    parser.add_argument("--attention", help="attn_implementation of all models; transformers' default by default")
+    parser.add_argument("--frozen", action="store_true", help="train neither vision tower nor projector")
+    parser.add_argument("--updates-per-generation", type=int, default=1, metavar="N", help="optimiser steps")
+    parser.add_argument("--steps", type=int, default=5, help="counted rounds of each trainer")
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of one thread")
+    parser.add_argument("--growth", action="store_true", help="how costs grow with group, text, response and image")
     arguments = parser.parse_args()
     bench = models.MODELS[arguments.model] if arguments.model else models.BENCHES[arguments.device]
+    sizes = tuple(sorted(set(arguments.micro_batches), reverse=True))
+    contest.check_cpu_time(parser, arguments)
+    if arguments.updates_per_generation < 1:
+        parser.error(f"--updates-per-generation {arguments.updates_per_generation}: expected 1 or more")
+    if arguments.growth and (arguments.model or arguments.cases or arguments.groups or sizes or arguments.frozen):
+        parser.error(
+            "--growth chooses the cases itself: leave out --model, --cases, --groups, --micro-batches, --frozen"
+        )
+    runs = runs_of(parser, arguments, bench)
+    for case, group in runs:
+        rollouts = contest.rollouts_of(case, group)
+        if bad := [size for size in sizes if size < 1 or rollouts % size]:
+            parser.error(
+                f"--micro-batches {bad[0]}: expected divisors of the {rollouts} rollouts that a step of {case} has at "
+                f"--groups {group}"
+            )
+    bench = replace(models.tiny(bench) if arguments.tiny else bench, attention=arguments.attention)
+    plan = Plan(
+        bench, runs, arguments.steps, arguments.seed, arguments.device, sizes, arguments.frozen,
+        arguments.updates_per_generation, arguments.cpu_time,
+    )  # fmt: skip
+    return plan, arguments
+
+
+def runs_of(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, bench: models.Bench
+) -> tuple[tuple[str, int], ...]:
+    """Cases with their group sizes."""
     choices = [*bench.cases, *([] if arguments.model else [models.EMBEDDED])]
     cases = arguments.cases or list(bench.default_cases)
     if unknown := sorted(set(cases) - set(choices)):
         parser.error(f"--cases {' '.join(unknown)}: expected some of {', '.join(choices)}")
-    groups = arguments.groups or bench.default_groups
+    one_size = arguments.micro_batches or arguments.frozen
+    groups = arguments.groups or ((HEADLINE,) if one_size else bench.default_groups)
     runs = [(case, group) for case in cases if case != models.EMBEDDED for group in groups]
     runs += [(models.EMBEDDED, HEADLINE)] if models.EMBEDDED in cases else []
-    bench = models.tiny(bench) if arguments.tiny else bench
-    return Plan(bench, tuple(runs), arguments.steps, arguments.seed, arguments.device), arguments.json
+    return tuple(runs)
 
 
 def main() -> None:
-    plan, file = parse_plan()
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)  # names inside TRL
+    plan, arguments = parse_plan()
+    contest.quieten()
+    if plan.cpu_time:
+        torch.set_num_threads(1)
     console = Console(width=119)
     environment = record.environment(plan.seed, plan.device)
+    if arguments.growth:
+        measure_growth(plan, arguments, environment, console)
+        return
     results: list[dict[str, Any]] = []
     for row in measure_all(plan, console):
         results.append(row)
         time_ratio = row["ratios"]["time_ratio"]["median"]
         console.print(
-            f"{row['case']}, G {row['group']}: update {time_ratio:.3f}, memory {row['memory_ratio']:.3f}",
+            f"{row['case']}, G {row['group']}, {row['micro_batch']} rows: update {time_ratio:.3f}, "
+            f"memory {row['memory_ratio']:.3f}",
             highlight=False,
         )
-        record.write(file, environment, steps=plan.steps, goals=dict(plan.bench.goals), results=results)
+        record.write(
+            arguments.json, environment, steps=plan.steps, cpu_time=plan.cpu_time, goals=dict(plan.bench.goals),
+            results=results,
+        )  # fmt: skip
     report(results, plan, environment, console)
     record.print_line(headline(results), environment)
+
+
+def growth_costs(plan: Plan, point: growth.Point) -> growth.Costs:
+    """What a step at a point costs VGPO and GRPO."""
+    work = contest.random_workload(plan, point.case, point.group)
+    contenders = contest.compare(work, plan, {kind: Entrant(kind, point.group) for kind in contest.CLASSES})
+    costs = {kind: growth.costs_of(contender) for kind, contender in contenders.items()}
+    del work, contenders
+    contest.free_memory(plan.device)
+    return costs
+
+
+def measure_growth(plan: Plan, arguments: argparse.Namespace, environment: dict[str, Any], console: Console) -> None:
+    """Measure all points of `growth`, write them, and print the table of slopes."""
+    ladders = growth.TINY if arguments.tiny else growth.LADDERS[plan.device]
+    costs: dict[growth.Point, growth.Costs] = {}
+    points = ladders.points()
+    for number, point in enumerate(points, 1):
+        with console.status(f"{point} ({number} of {len(points)})", refresh_per_second=1):
+            costs[point] = growth_costs(plan, point)
+        measured = [{**point.sizes(), "costs": found} for point, found in costs.items()]
+        record.write(arguments.json, environment, steps=plan.steps, cpu_time=plan.cpu_time, points=measured)
+    slopes = growth.slopes_of(ladders, costs)
+    record.write(
+        arguments.json, environment, steps=plan.steps, cpu_time=plan.cpu_time, points=measured, growth=slopes
+    )  # fmt: skip
+    console.print(f"{record.describe(environment)}; {plan}", highlight=False)
+    console.print(growth.table(slopes))
+    console.print(f"{growth.LEGEND} Middle: {ladders.middle}.", highlight=False)
+    record.print_line(growth.headline(slopes), environment)
 
 
 if __name__ == "__main__":

@@ -95,9 +95,9 @@ def test_a_row_that_is_not_there_is_named(call: Any, capsys: pytest.CaptureFixtu
 
 def test_the_rows_are_those_of_the_battery(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = battery.measurements("vgpo compare studies/embedded.yaml --out 'a b'")
-    assert [row.row for row in rows] == [1, 2, 2, 3, 4, 4, 5, 6]
+    assert [row.row for row in rows] == [1, 2, 3, 3, 3, 4, 4, 5, 6]
     assert rows[-1].command == ("vgpo", "compare", "studies/embedded.yaml", "--out", "a b")
-    assert [row.row for row in battery.measurements(None)] == [1, 2, 2, 3, 4, 4, 5]
+    assert [row.row for row in battery.measurements(None)] == [1, 2, 3, 3, 3, 4, 4, 5]
     for row in rows:
         if row.has_json:
             assert (battery.ROOT / row.command[1]).is_file()
@@ -110,6 +110,8 @@ def test_the_rows_are_those_of_the_battery(monkeypatch: pytest.MonkeyPatch) -> N
             runs[row.name] = plan.runs
     assert runs == {
         "steps": (("image_heavy", 4), ("image_heavy", 8), ("image_heavy", 16)),
+        "micro_batches": (("image_heavy", 8),),
+        "flash_attention": (("image_heavy", 4), ("image_heavy", 8), ("image_heavy", 16)),
         "qwen2_5_vl_3b": (("paper", 8),),
         "qwen2_5_vl_7b": (("paper", 8),),
     }

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from benchmarks import attention, record, reweighting
+from benchmarks import record, reweighting
 
 
 def run(benchmark: ModuleType, file: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> dict[str, object]:
@@ -44,32 +44,6 @@ def test_factors_that_differ_are_not_timed(file: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(reweighting, "largest_difference", lambda found, expected: 0.5)
     with pytest.raises(SystemExit, match=r"differ from the loops' by 5\.0e-01: nothing was timed"):
         run(reweighting, file, monkeypatch)
-
-
-def test_attention(file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    written = run(attention, file, monkeypatch, "--rounds", "3")
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(line) == {*attention.CASES["cpu"], "environment"}
-    for case, seconds in written["seconds"].items():
-        assert {len(values) for values in seconds.values()} == {3}
-        assert line[case] == attention.ratios_of(seconds)
-        assert line[case]["separate"] == 1
-
-
-@pytest.mark.parametrize("shape", [(24, 5, 2), (9, 12, 3)])
-def test_ways_to_attend_agree(shape: attention.Shape) -> None:
-    """All but `separate`, whose rows have a prompt each, and which agrees where a response is alone."""
-    prompt, response, group = shape
-    ways = attention.ways(prompt, response, group, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(1)
-    length = prompt + group * response
-    heads = [torch.randn(1, attention.HEADS, length, attention.HEAD_SIZE, generator=generator) for _ in range(3)]
-    expected = ways["dense"][2](*heads)
-    for name in ("expanded", "blocks"):
-        torch.testing.assert_close(ways[name][2](*heads), expected, rtol=0, atol=1e-5, msg=name)
-    first = prompt + response
-    alone = ways["separate"][2](*(tensor[:, :, :first] for tensor in heads))
-    torch.testing.assert_close(alone, expected[:, :, :first], rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
