@@ -54,7 +54,7 @@ def zero_of(model: nn.Module, images: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([feature.mean(dtype=torch.float32) for feature in features]).sum() * 0
 
 
-def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
+def image_features(model: nn.Module, images: Mapping[str, Tensor], **options: Any) -> Any:
     """What a model's `get_image_features` returns for what its processor makes of an image.
 
     Raises:
@@ -73,7 +73,7 @@ def image_features(model: nn.Module, images: Mapping[str, Tensor]) -> Any:
     if "pixel_values" in known and "pixel_values" not in fields:  # Video-LLaVA's processor says whose pixels they are
         fields["pixel_values"] = fields.pop("pixel_values_images")
     given = {name: value for name, value in fields.items() if takes_all or name in known}
-    return owner.get_image_features(**given)
+    return owner.get_image_features(**given, **options)
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:

@@ -37,6 +37,7 @@ class EncodedPrompt:
         token_types: those of `vgpo.media.TOKEN_TYPES` that the processor gives, one number per token.
         placeholder_ids: the prompt with one token for each image, as an inference engine takes it; empty where no
             engine generates.
+        num_tool_images: how many of the images are those of tools, whose tokens are in the response.
     """
 
     token_ids: list[int]
@@ -44,6 +45,7 @@ class EncodedPrompt:
     media: dict[str, Tensor]
     token_types: dict[str, list[int]]
     placeholder_ids: list[int] = field(default_factory=list)
+    num_tool_images: int = 0
 
     def types_of(self, name: str) -> list[int]:
         """One token-type field; zeros where the processor left it out, as for text."""
@@ -203,11 +205,15 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(item is None for item in value))
 
 
-def joined_media(prompts: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
-    """The media of several prompts, concatenated in order; a field that no prompt has is left out."""
+def joined_media(prompts: Sequence[EncodedPrompt], *, without: str | None = None) -> dict[str, Tensor]:
+    """The media of several prompts, concatenated in order; a field that no prompt has is left out.
+
+    Args:
+        without: how the names of fields begin that are left out.
+    """
     names = dict.fromkeys(name for prompt in prompts for name in prompt.media)
     fields = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
-    return {name: joined_field(name, fields) for name in fields}
+    return {name: joined_field(name, fields) for name in fields if without is None or not name.startswith(without)}
 
 
 def joined_field(name: str, fields: Mapping[str, list[Tensor]]) -> Tensor:
@@ -278,11 +284,15 @@ def token_types(
     return fields
 
 
-def generation_fields(prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
-    """All fields but ids in the form in which TRL generates from them: token types as lists, one per prompt."""
+def generation_fields(prompts: Sequence[EncodedPrompt], media: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All fields but ids in the form in which TRL generates from them: token types as lists, one per prompt.
+
+    Args:
+        media: in place of `joined_media(prompts)`.
+    """
     names = dict.fromkeys(name for prompt in prompts for name in prompt.token_types)
     types = {name: [prompt.types_of(name) for prompt in prompts] for name in names}
-    return {**joined_media(prompts), **types}
+    return {**(joined_media(prompts) if media is None else media), **types}
 
 
 def pad_to_widest(values: list[Tensor], fill: int, *, left: bool) -> list[Tensor]:
