@@ -51,15 +51,17 @@ def passes(trainer):
     [
         ({"gradient_accumulation_steps": 2}, (0, 4)),  # own forward
         ({"steps_per_generation": 2}, (1, 2)),  # old-log-probability pass, which GRPO runs as well
-        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, (2, 8)),  # one scoring pass each
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, (0, 8)),  # told while sampling
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "num_generations": 4}, (0, 16)),
         (
             {"per_device_train_batch_size": 2, "steps_per_generation": 4, "gradient_accumulation_steps": 2},
             (1, 4),  # split groups, but the old pass tells
         ),
         ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "inter": False}, (0, 8)),
-        ({"gradient_accumulation_steps": 2, "preset": "released"}, (2, 4)),  # looks at the whole batch
+        ({"gradient_accumulation_steps": 2, "preset": "released"}, (0, 4)),  # looks at the whole batch
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_completion_length": 1}, (2, 8)),
     ],
-    ids=["own", "old", "split", "split-old", "split-but-tokens-only", "released"],
+    ids=["own", "old", "split", "single-rows", "split-old", "split-but-tokens-only", "released", "one-token"],
 )
 def test_number_of_forward_passes(make_trainer, settings, expected):
     assert passes(make_trainer(**settings)) == expected
@@ -67,7 +69,8 @@ def test_number_of_forward_passes(make_trainer, settings, expected):
 
 @pytest.mark.train
 def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, caplog):
-    make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4).train()
+    # A single token is read by no step of the sampling.
+    make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_completion_length=1).train()
     messages = [record.message for record in caplog.records if "scoring pass" in record.message]
     assert len(messages) == 1
     assert "per_device_train_batch_size=2 cannot hold whole groups of num_generations=4" in messages[0]
@@ -107,11 +110,12 @@ def test_every_micro_batch_is_a_set_of_whole_groups(make_trainer):
 
 
 @pytest.mark.train
+@pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("preset", ["paper", "released"])
-def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor, preset):
-    """The scoring pass and the update's own forward see the same model, so they must tell the same factors."""
-    seen = []
-    for size in (2 * GROUP, 2):
+def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, processor, preset, truncated):
+    """Sampling and the update's own forward see the same model, so they must tell the same factors."""
+    seen, weights = [], []
+    for size in (2 * GROUP, GROUP, 2, 1):
         trainer = watched(
             make_trainer,
             policy=build_model(processor.tokenizer, seed=1),
@@ -120,11 +124,17 @@ def test_split_and_whole_micro_batches_have_the_same_advantages(make_trainer, pr
             shuffle_groups=False,
             max_steps=1,
             preset=preset,
+            mask_truncated_completions=truncated,
+            optim="sgd",  # AdamW's first step makes as much of the rounding of a gradient as of the gradient
+            learning_rate=0.1,
         )
         torch.manual_seed(7)
         trainer.train()
-        seen.append(trainer.seen[0]["advantages"])
-    torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=0)
+        seen.append(torch.cat([batch["advantages"] for batch in trainer.seen]))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
+    for advantages, trained in zip(seen[1:], weights[1:], strict=True):
+        torch.testing.assert_close(advantages, seen[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(trained, weights[0], atol=1e-5, rtol=0)
     assert seen[0].std() > 0
 
 

@@ -1,7 +1,9 @@
-"""The log-probabilities from which a model really sampled, one number per token.
+"""What a model computes while it samples: the log-probability and the visual similarity of each token.
 
 A forward hook sees the logits of each step of `generate`, before bans, top-p and penalties. They are reduced to one
-number as soon as the sampled token is known: with the next step, which reads it. No logits outlive that.
+number as soon as the sampled token is known: with the next step, which reads it. No logits outlive that. Another hook
+sees the hidden state of each token in the step that reads it. The last tokens of the longest responses are read by
+none: for these, one more step is run on the cache that is still there.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vgpo.equations import visual_prototype, visual_similarity
+from vgpo.focus import decoder_of, last_hidden_state
 from vgpo.ratio import Ratio
-from vgpo.shared_prompt import generator_of
+from vgpo.shared_prompt import generate_replaced, generator_of
+
+_POSITIONS = ("position_ids", "cache_position")
 
 
 class SampledLogProbs:
@@ -22,6 +28,7 @@ class SampledLogProbs:
         self.temperature = temperature
         self._columns: list[Tensor] = []
         self._logits: Tensor | None = None  # of the last step, (n, V)
+        self.is_complete = False  # whether a step has read the last tokens
 
     @torch.no_grad()
     def observe(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
@@ -37,7 +44,8 @@ class SampledLogProbs:
         Args:
             last_tokens: column T of the responses, (B,).
         """
-        return torch.stack([*self._columns, self._taken(last_tokens)], dim=1)
+        columns = self._columns if self.is_complete else [*self._columns, self._taken(last_tokens)]
+        return torch.stack(columns, dim=1)
 
     def _taken(self, tokens: Tensor) -> Tensor:
         assert self._logits is not None, "generate() ran no forward pass"
@@ -66,6 +74,102 @@ def record_sampled(model: nn.Module, temperature: float) -> Iterator[SampledLogP
         yield recorder
     finally:
         handle.remove()
+
+
+class SampledSimilarity:
+    """Collects the visual similarity of tokens that a model samples.
+
+    Args:
+        visual_mask: the visual tokens of each prompt that `generate` is called with, bool (n, P).
+        log_probs: are recorded at the same time.
+
+    Attributes:
+        similarity: (B, T), once `generate` has returned. None where it sampled a single token, read the prompt in
+            parts, or gave the model no mask of padding.
+    """
+
+    def __init__(self, visual_mask: Tensor, log_probs: SampledLogProbs) -> None:
+        self.visual_mask = visual_mask
+        self.log_probs = log_probs
+        self.step: dict[str, Any] = {}  # the arguments of the last forward pass
+        self._prototype: Tensor | None = None  # (n, D)
+        self._columns: list[Tensor] = []
+        self.similarity: Tensor | None = None
+
+    def note_step(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Forward pre-hook of the model that generates."""
+        del model, args
+        self.step = dict(kwargs)
+
+    @torch.no_grad()
+    def observe(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forward hook of its decoder."""
+        del decoder, args
+        hidden = last_hidden_state(output)  # (n, P, D), then (B, 1, D)
+        if hidden.shape[:2] == self.visual_mask.shape and self._prototype is None:
+            self._prototype = visual_prototype(hidden, self.visual_mask)
+        elif hidden.shape[1] == 1 and self._prototype is not None:
+            prototype = self._prototype.repeat_interleave(len(hidden) // len(self._prototype), dim=0)
+            self._columns.append(visual_similarity(hidden, prototype))
+
+    @torch.no_grad()
+    def finish(self, generator: nn.Module, last_tokens: Tensor) -> None:
+        """Read the last tokens of all responses, (B,)."""
+        mask = self.step.get("attention_mask")
+        if self._columns and isinstance(mask, Tensor) and mask.ndim == 2:
+            generator(**next_step(self.step, last_tokens))
+            self.similarity = torch.cat(self._columns, dim=1)
+            self.log_probs.is_complete = True
+        self.step = {}  # which holds the cache
+
+
+def next_step(step: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
+    """Arguments of the forward pass of a model that follows on one over one token of each row.
+
+    Args:
+        step: arguments of the pass before.
+        tokens: that follow, (B,).
+    """
+    mask = step["attention_mask"]
+    moved = {name: step[name] + 1 for name in _POSITIONS if step.get(name) is not None}
+    grown = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return {**step, **moved, "input_ids": tokens[:, None], "attention_mask": grown}
+
+
+@contextmanager
+def record_sampled_similarity(
+    model: nn.Module, visual_mask: Tensor, log_probs: SampledLogProbs
+) -> Iterator[SampledSimilarity]:
+    """Record the visual similarity of the tokens that one call of `model.generate` samples inside the block.
+
+    Args:
+        model: a vision-language model of transformers, wrapped or not.
+        visual_mask: see `SampledSimilarity`.
+        log_probs: see `SampledSimilarity`.
+
+    Raises:
+        ValueError: no part of `model` generates, or it has no text decoder.
+    """
+    recorder = SampledSimilarity(visual_mask, log_probs)
+    generator = generator_of(model)
+    generate = generator.generate
+
+    def generate_and_finish(*args: Any, **kwargs: Any) -> Any:
+        output = generate(*args, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        recorder.finish(generator, sequences[:, -1])
+        return output
+
+    handles = [
+        generator.register_forward_pre_hook(recorder.note_step, with_kwargs=True),
+        decoder_of(generator).register_forward_hook(recorder.observe),
+    ]
+    try:
+        with generate_replaced(model, generate_and_finish):
+            yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def mean_gap(scored: Tensor, sampled: Tensor, mask: Tensor) -> Ratio:
