@@ -165,19 +165,31 @@ def visual_similarity(response_hidden: Tensor, prototype: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_visual_cosine(hidden: Tensor, prompt_hidden: Tensor, visual_mask: Tensor) -> Tensor:
+def mean_visual_direction(hidden: Tensor, visual_mask: Tensor) -> Tensor:
+    """Mean direction of each row's visual tokens: m = sum_k h_k / |h_k| / V, of arXiv 2603.22847.
+
+    Args:
+        hidden: (B, L, D); any position that is not visual may hold NaN.
+        visual_mask: bool (B, L).
+
+    Returns:
+        (B, D) in float32 or better; zeros where a row has no visual token.
+    """
+    return _visual_mean(hidden, visual_mask, directions=True)
+
+
+@torch.no_grad()
+def mean_visual_cosine(hidden: Tensor, mean_direction: Tensor) -> Tensor:
     """Mean cosine of each token with the visual tokens of its row: VS = sum_k cos(h, h_k) / V, of arXiv 2603.22847.
 
     Args:
         hidden: (B, T, D).
-        prompt_hidden: (B, P, D); any position that is not visual may hold NaN.
-        visual_mask: bool (B, P).
+        mean_direction: (B, D) from `mean_visual_direction`.
 
     Returns:
         (B, T) in [-1, 1], float32 or better; 0 where a row has no visual token.
     """
-    # sum_k cos(h, h_k) / V = h m / |h| = cos(h, m) |m|, where m is the mean of h_k / |h_k|.
-    mean_direction = _visual_mean(prompt_hidden, visual_mask, directions=True)  # (B, D)
+    # sum_k cos(h, h_k) / V = h m / |h| = cos(h, m) |m|.
     length = torch.linalg.vector_norm(mean_direction, dim=-1, keepdim=True).clamp(max=1)  # (B, 1)
     return visual_similarity(hidden, mean_direction) * length
 

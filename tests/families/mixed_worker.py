@@ -20,7 +20,7 @@ from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.shared_prompt import enable_layouts, why_not_shared
+from vgpo.shared_prompt import why_not_shared
 
 PROMPTS: list[list[Prompt]] = [
     [("How many?", [picture(56, 84, seed=1), picture(28, 56, seed=2)]), ("What is it", [picture(112, 56, seed=3)])],
@@ -37,7 +37,6 @@ Outputs = dict[str, Tensor]
 def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     model = AutoModelForImageTextToText.from_pretrained(folder)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model)
     processor = AutoProcessor.from_pretrained(folder)
     suit_trainer(processor, model.config)
     return model, processor

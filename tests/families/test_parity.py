@@ -17,11 +17,13 @@ from packaging.version import Version
 
 from tests.families.build import build_checkpoint
 from tests.families.checks import Family, weights
+from vgpo.focus import last_hidden_state
 from vgpo.policy import measurement, prompts, scoring
 from vgpo.policy.measurement import Gap, mask_problem
 from vgpo.policy.parity import ParityError
+from vgpo.policy.sampled import SampledSimilarity
 from vgpo.recipe.checks import examine
-from vgpo.shared_prompt import Packing, attention, families
+from vgpo.shared_prompt import layers, passes, prefix
 from vgpo.trl import VGPOTrainer
 
 Make = Callable[..., VGPOTrainer]
@@ -56,7 +58,7 @@ def test_a_model_that_is_scored_as_it_is_passes(make: Make) -> None:
     assert not measured.own_head
     assert measured.dtype == "float32"
     numbers = [gap for gap in measured.gaps if gap.tolerance]
-    assert len(numbers) == 7
+    assert len(numbers) == 8
     assert all(gap.largest < 3e-5 for gap in numbers)
     assert measured.seconds < 3
 
@@ -97,14 +99,13 @@ def test_image_features_under_another_mask(make: Make, monkeypatch: pytest.Monke
 
 
 def test_positions_of_responses_that_are_off_by_one(make: Make, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    pack = scoring.pack_prompts
+    note = passes.PromptPositions.note
 
-    def shifted(*args: Any) -> Packing | None:
-        packing = pack(*args)
-        moved = packing.tokens_of_earlier_responses.clamp(max=1) + packing.tokens_of_earlier_responses
-        return replace(packing, tokens_of_earlier_responses=moved)
+    def shifted(self: passes.PromptPositions, *call: Any) -> None:
+        note(self, *call)
+        self.next = self.next + 1
 
-    monkeypatch.setattr(scoring, "pack_prompts", shifted)
+    monkeypatch.setattr(passes.PromptPositions, "note", shifted)
     trainer = make()
     with caplog.at_level(logging.WARNING, logger="vgpo"):
         assert not trainer.check_parity().shares_prompts
@@ -116,13 +117,49 @@ def test_positions_of_responses_that_are_off_by_one(make: Make, monkeypatch: pyt
         make(share_prompt="on").check_parity()
 
 
-def test_a_sliding_window_that_sharing_drops(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "structural_obstacle", lambda text: None)
-    monkeypatch.setattr(attention, "UNSUPPORTED", ())
-    trainer = make("llava_next_mistral")
-    assert trainer._sharing.scoring
+def test_focus_that_sampling_gets_wrong_comes_from_a_scoring_pass(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    observe = SampledSimilarity.observe
+
+    def misread(recorder: Any, decoder: Any, args: Any, output: Any) -> None:
+        observe(recorder, decoder, args, (last_hidden_state(output).roll(1, -1).abs(),))
+
+    monkeypatch.setattr(SampledSimilarity, "observe", misread)
+    trainer = make(**settings)
+    trainer.model.train()
+    assert trainer._samples_similarity
+    assert not gaps(trainer)["focus, sampled"].passes
+    assert not trainer._samples_similarity
+    assert "comes from a scoring pass" in caplog.text
+    with pytest.raises(ParityError, match="focus, sampled"):
+        make(parity="strict").check_parity()
+
+
+def test_a_layer_that_loses_the_prompt(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    after = layers.ResponseLayer._after
+
+    def lost(self: layers.ResponseLayer, prompts: Any, own: torch.Tensor) -> torch.Tensor:
+        return after(self, [0 * prompt for prompt in prompts], own)
+
+    monkeypatch.setattr(layers.ResponseLayer, "_after", lost)
+    trainer = make()
     assert not trainer.check_parity().shares_prompts
     assert "log-probs, shared prompts" in trainer._sharing.reason
+
+
+def test_gradients_of_earlier_micro_batches_that_are_lost(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix.Prefix, "attached", lambda self: self.states)
+    trainer = make()
+    assert not trainer.check_parity().shares_prompts
+    assert "gradients, shared prompts" in trainer._sharing.reason
+
+
+def test_a_sliding_window_is_kept(make: Make) -> None:
+    """Of 8 tokens, so that responses do not see all of their prompt."""
+    trainer = make("llava_next_mistral")
+    assert trainer.check_parity().shares_prompts
 
 
 def test_a_response_that_sees_its_future(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,11 +296,11 @@ def doctor(name: str, checkpoints: Path, out: Path, check: str = "parity") -> An
 @pytest.mark.parametrize(
     ("name", "status", "found"),
     [
-        ("qwen2_5_vl", "pass", "10 comparisons, largest difference"),
+        ("qwen2_5_vl", "pass", "11 comparisons, largest difference"),
         ("granite_vision", "warn", "log-probabilities come from the model's own logits"),
         ("llama4", "fail", "log-probs, single rows: cannot be measured"),
         pytest.param(
-            "ovis2", "pass", "10 comparisons, largest difference",
+            "ovis2", "pass", "11 comparisons, largest difference",
             marks=pytest.mark.skipif(
                 Version(transformers.__version__) < Version("5.23"), reason="needs transformers 5.23"
             ),

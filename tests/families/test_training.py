@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,13 +64,3 @@ def test_llava_onevision_is_told_the_pictures_of_each_prompt(make_family: Callab
         numbers = prompt.media.get("batch_num_images", torch.tensor([], dtype=torch.long)).tolist()
         assert numbers == [prompt.num_images] * (prompt.num_images > 0)
     assert len(batch["prompts"]) == 2 * len(NUM_PICTURES)
-
-
-@pytest.mark.train
-def test_gemma_says_that_it_shares_no_prompts(
-    make_family: Callable[[str], Family], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING, logger="vgpo.trl.trainer"):
-        make_family("gemma3").train(max_steps=1)
-    assert "share_prompt is off" in caplog.text
-    assert "sliding window" in caplog.text

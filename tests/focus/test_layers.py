@@ -9,11 +9,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 import vgpo.equations
 from tests.families.build import FAMILIES, draw_weights, encode_prompts, picture
-from vgpo.equations import mean_visual_cosine
-from vgpo.focus import named_visual_token_ids, record_layer_similarity
+from vgpo.equations import mean_visual_cosine, mean_visual_direction
+from vgpo.focus import ALL_LAYERS, named_visual_token_ids, record_similarity
 from vgpo.policy.prompts import encoded_prompt, prompt_columns
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.shared_prompt import enable_layouts, why_not_shared
+from vgpo.shared_prompt import why_not_shared
 
 NAN = float("nan")
 LENGTHS = (5, 3, 4)  # of responses; the first two share a prompt
@@ -23,9 +23,10 @@ def test_mean_cosine_by_hand():
     # Cosines of (1, 1) with (2, 0) and (0, 3): both 1 / sqrt 2. Of (1, 0): 1 and 0.
     hidden = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
     prompt = torch.tensor([[[2.0, 0.0], [NAN, NAN], [0.0, 3.0]]])
-    found = mean_visual_cosine(hidden, prompt, torch.tensor([[True, False, True]]))
+    found = mean_visual_cosine(hidden, mean_visual_direction(prompt, torch.tensor([[True, False, True]])))
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5]]))
-    assert mean_visual_cosine(hidden, prompt, torch.zeros(1, 3, dtype=torch.bool)).eq(0).all()
+    nothing = mean_visual_direction(prompt, torch.zeros(1, 3, dtype=torch.bool))
+    assert mean_visual_cosine(hidden, nothing).eq(0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -42,7 +43,7 @@ def test_mean_cosine_against_loops_in_blocks(dtype, block_elements, monkeypatch)
         seen = prompt[row, visual[row]].double()
         expected[row] = F.cosine_similarity(hidden[row].double()[:, None], seen[None], dim=-1).mean(1)
     prompt[~visual] = NAN
-    found = mean_visual_cosine(hidden, prompt, visual)
+    found = mean_visual_cosine(hidden, mean_visual_direction(prompt, visual))
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
 
@@ -64,7 +65,9 @@ def test_hidden_states_are_copied_a_block_at_a_time(monkeypatch):
     monkeypatch.setattr(vgpo.equations, "_BLOCK_ELEMENTS_CPU", 2**10)
     states = torch.ones(2, 400, 64, dtype=torch.bfloat16)
     with LargestTensor() as largest:
-        mean_visual_cosine(states[:, 200:], states[:, :200], torch.ones(2, 200, dtype=torch.bool))
+        mean_visual_cosine(
+            states[:, 200:], mean_visual_direction(states[:, :200], torch.ones(2, 200, dtype=torch.bool))
+        )
     assert 0 < largest.num_bytes <= 2**10 * 4  # a block in float32
 
 
@@ -106,8 +109,6 @@ def test_every_family_tells_the_mean_over_all_layers(name):
     expected = [plain_similarity(model, p, r[m]) for p, r, m in zip(rows, responses, mask, strict=True)]
 
     shares = why_not_shared(model) is None
-    if shares:
-        enable_layouts(model)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     columns = prompt_columns(rows, processor.tokenizer.pad_token_id, torch.device("cpu"))
     batch = Rows(
@@ -138,6 +139,6 @@ def test_a_decoder_without_a_list_of_layers_is_refused():
 
     with (
         pytest.raises(ValueError, match="Linear has no list of modules named 'layers'"),
-        record_layer_similarity(Decoderless(), torch.ones(1, 1, dtype=torch.bool)),
+        record_similarity(Decoderless(), torch.ones(1, 1, dtype=torch.bool), ALL_LAYERS),
     ):
         pass

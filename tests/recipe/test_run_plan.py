@@ -48,7 +48,7 @@ def test_the_table_says_when_groups_are_cut(write_recipe: Callable[[str], Path])
     console.print(plan.table())
     text = console.file.getvalue()
     assert "3 prompts x 4 rollouts = 12" in text
-    assert "groups are cut: one more scoring pass" in text
+    assert "groups are cut" in text
 
 
 def test_too_little_data_and_cut_groups_are_errors(write_recipe: Callable[[str], Path]) -> None:

@@ -13,7 +13,6 @@ from trl.trainer.utils import add_fused_lm_head
 from vgpo.focus import visual_token_ids
 from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.shared_prompt import enable_layouts
 from vgpo.toy.model import build_model, build_processor
 
 LENGTHS = [6, 3, 1, 5, 2, 0, 4, 6]  # response tokens of each row
@@ -71,7 +70,6 @@ def run(*, sharded: bool, share: bool, checkpointing: bool) -> dict[str, Tensor]
     """Log-probabilities and similarities (B, T) of response tokens, 0 elsewhere, and every parameter's gradient."""
     model = build_model(build_processor().tokenizer, seed=1).train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if sharded:

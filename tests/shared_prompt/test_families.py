@@ -18,8 +18,7 @@ from tests.families.build import LoadFamily, encode_prompts, picture
 from vgpo.focus import visual_token_ids
 from vgpo.policy.prompts import EncodedPrompt, encoded_prompt
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.shared_prompt import PROVEN, enable_layouts, why_not_shared
-from vgpo.shared_prompt.attention import PromptLayout, layout_attention
+from vgpo.shared_prompt import PROVEN, why_not_shared
 from vgpo.shared_prompt.families import structural_obstacle
 
 pytest_plugins = ["tests.families.fixtures"]
@@ -51,6 +50,8 @@ class Limits(NamedTuple):
 
 # CUDA's kernels sum in other orders for other shapes, and its exponential is approximate.
 LIMITS = {"cpu": Limits(1e-5, 1e-4), "cuda": Limits(5e-5, 5e-4)}
+# The chunked rule of linear attention rounds more, in separate padded rows as well: test_float64.py shows what it is.
+LINEAR = Limits(1e-4, 2e-3)
 # bf16 rounds to 8 bits in every layer, whose errors differ by chance: packed rows may err this many times as much as
 # separate rows do. A token that attends to a wrong one errs ten times as much.
 BF16_EXCESS = 2
@@ -140,7 +141,8 @@ def separate_rows(
             (values[0] * weights[row, mask[row]]).sum().backward()
             outputs[:, row, mask[row]] = torch.stack(values).detach()
     handle.remove()
-    return Outputs(*outputs), gradients_of(model), positions
+    per_row = len(positions) // len(PROMPT_OF_ROW)  # Gemma 3 has several rotary embeddings
+    return Outputs(*outputs), gradients_of(model), positions[::per_row]
 
 
 def build_case(load_family: LoadFamily, family: str, device: torch.device, dtype: torch.dtype) -> Case:
@@ -158,7 +160,6 @@ def build_case(load_family: LoadFamily, family: str, device: torch.device, dtype
     responses, mask, weights = (tensor.to(device) for tensor in (responses, mask, weights))
     reference = separate_rows(model, [prompt.to(device) for prompt in prompts], responses, mask, weights)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    enable_layouts(model)
     return Case(model, encoded, responses, mask, weights, *reference)
 
 
@@ -199,22 +200,26 @@ def shared_rows(case: Case, responses: Tensor, rows: Sequence[int] = ROWS) -> Ou
     return Outputs(scores.log_probs, scores.entropy, scores.similarity.masked_fill(~case.mask[list(rows)], 0.0))
 
 
-def assert_outputs(outputs: Outputs, expected: Outputs, rows: Sequence[int] = ROWS) -> None:
-    atol = LIMITS[outputs.logprobs.device.type].outputs
+def limits_of(model: PreTrainedModel) -> Limits:
+    return LINEAR if model.config.model_type.startswith("qwen3_5") else LIMITS[model.device.type]
+
+
+def assert_outputs(case: Case, outputs: Outputs, expected: Outputs, rows: Sequence[int] = ROWS) -> None:
+    atol = limits_of(case.model).outputs
     for name, value in vars(outputs).items():
         torch.testing.assert_close(value, getattr(expected, name)[list(rows)], rtol=0, atol=atol, msg=name)
 
 
 def test_outputs_are_those_of_separate_rows(case: Case) -> None:
     outputs = shared_rows(case, case.responses)
-    assert_outputs(outputs, case.expected)
+    assert_outputs(case, outputs, case.expected)
 
 
 @pytest.mark.parametrize("prompt", range(len(PROMPTS)))
 def test_a_group_alone_gives_the_same(case: Case, prompt: int) -> None:
     rows = [row for row in ROWS if PROMPT_OF_ROW[row] == prompt]
     outputs = shared_rows(case, case.responses, rows)
-    assert_outputs(outputs, case.expected, rows)
+    assert_outputs(case, outputs, case.expected, rows)
 
 
 @pytest.fixture(params=[False, True], ids=["stored", "checkpointed"])
@@ -240,8 +245,9 @@ def test_every_gradient_is_that_of_separate_rows(case: Case) -> None:
         name: float((gradients[name] - expected).norm() / expected.norm().clamp(min=1e-2))
         for name, expected in case.gradients.items()
     }
-    limit = LIMITS[case.model.device.type].gradients
-    assert max(errors.values()) <= limit, max(errors, key=errors.__getitem__)
+    limit = limits_of(case.model).gradients
+    worst = max(errors, key=errors.__getitem__)
+    assert errors[worst] <= limit, (worst, errors[worst])
 
 
 @pytest.mark.parametrize("family", PROVEN)
@@ -263,19 +269,23 @@ def test_positions_are_those_of_separate_rows(case: Case) -> None:
     calls, handle = record_positions(case.model)
     shared_rows(case, case.responses)
     handle.remove()
-    rows = padded(case, case.responses, ROWS)
-    packing = rows.packing([])
-    tokens = packing.attention_mask.bool()
-    [received] = calls
-    # (A, n, L) with one axis, or those of time, height and width.
-    received = received.view(-1, received.shape[-2], received.shape[-1]).expand(-1, *tokens.shape)
+    prompts, responses = axes(calls[0]), axes(calls[-1])
+    for number, prompt in enumerate(case.encoded):
+        expected = axes(case.positions[PROMPT_OF_ROW.index(number)])[:, 0]
+        length = len(prompt.token_ids) - 1
+        found = prompts[:, number if prompts.shape[1] > 1 else 0, prompts.shape[-1] - length :]
+        # Rotary positions are relative: where a decoder counts columns, padding shifts all of a row.
+        shift = found[0, 0] - expected[0, 0]
+        assert torch.equal(found - shift, expected[:, :length].expand(len(found), -1))
+        for row in (row for row in ROWS if PROMPT_OF_ROW[row] == number):
+            expected = axes(case.positions[row])[:, 0]
+            found = responses[:, row, : 1 + LENGTHS[row]]
+            assert torch.equal(found - shift, expected[:, length:].expand(len(found), -1))
 
-    expected = torch.full((len(received), *rows.input_ids.shape), -1, device=rows.input_ids.device)
-    for row, positions in enumerate(case.positions):
-        start = rows.prompt_width - len(rows.prompts[row].token_ids)
-        expected[:, row, start : start + positions.shape[-1]] = positions.view(-1, positions.shape[-1])
-    for axis in range(len(received)):
-        torch.testing.assert_close(received[axis][tokens], packing.pack(expected[axis])[tokens], rtol=0, atol=0)
+
+def axes(positions: Tensor) -> Tensor:
+    """Position ids as (A, n, L): one axis, or those of time, height and width."""
+    return positions.view(-1, positions.shape[-2], positions.shape[-1])
 
 
 @pytest.mark.parametrize("changed", [0, 3, 5])
@@ -296,15 +306,6 @@ def test_proven_families_are_taken(family: str, load_family: LoadFamily) -> None
     assert why_not_shared(load_family(family)[0]) is None
 
 
-def test_gemma_is_refused_for_its_attention(load_family: LoadFamily) -> None:
-    reason = why_not_shared(load_family("gemma3")[0])
-    assert "sliding window" in reason
-
-
-def test_a_state_from_token_to_token_is_refused(load_family: LoadFamily) -> None:
-    assert "carry a state from token to token" in why_not_shared(load_family("qwen3_5")[0])
-
-
 def test_an_unknown_family_is_refused(load_family: LoadFamily) -> None:
     model, _ = load_family("qwen2_vl")
     model.config.model_type = "surprise"
@@ -316,7 +317,7 @@ def test_an_unknown_family_is_refused(load_family: LoadFamily) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
     [
-        ("layer_types", ["full_attention", "sliding_attention", "full_attention"], "sliding_attention"),
+        ("layer_types", ["full_attention", "chunked_attention", "full_attention"], "chunked_attention"),
         ("attention_dropout", 0.25, "attention_dropout=0.25"),
     ],
 )
@@ -328,27 +329,20 @@ def test_what_would_change_the_result_is_refused(
     assert reason in why_not_shared(model)
 
 
-def test_an_attention_that_cannot_be_replaced_is_refused(load_family: LoadFamily) -> None:
-    model, _ = load_family("qwen2_vl", attn_implementation="eager")
-    assert "'eager'" in why_not_shared(model)
-
-
-def test_a_decoder_without_known_attention_modules_is_refused(load_family: LoadFamily) -> None:
+def test_a_decoder_without_a_list_of_layers_is_refused(load_family: LoadFamily) -> None:
     model, _ = load_family("qwen2_vl")
-    for layer in model.get_decoder().layers:
-        layer.attn = layer._modules.pop("self_attn")
-    assert "no modules named 'self_attn'" in why_not_shared(model)
+    decoder = model.get_decoder()
+    decoder.blocks = decoder._modules.pop("layers")
+    assert "no list of modules named 'layers'" in why_not_shared(model)
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ({"sliding_window": 8}, "sees a sliding window of 8 tokens only"),
-        ({"sliding_window": 8, "use_sliding_window": False}, None),
-        ({"sliding_window": 8, "layer_types": ["full_attention"]}, None),
-        ({"sliding_window": None}, None),
-        ({"layer_types": ["chunked_attention", "full_attention"]}, "attend within chunks"),
-        ({"attn_logit_softcapping": 50.0}, "caps its scores"),
+        ({"sliding_window": 8}, None),
+        ({"layer_types": ["linear_attention", "sliding_attention", "full_attention"]}, None),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, "layers of the kinds chunked_attention"),
+        ({"attn_logit_softcapping": 50.0}, None),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1"),
     ],
 )
@@ -356,12 +350,3 @@ def test_structure_alone_refuses_what_sharing_cannot_compute(text: dict[str, obj
     found = structural_obstacle(text)
     assert (found is None) == (reason is None)
     assert reason is None or reason in found
-
-
-@pytest.mark.parametrize("name", ["sliding_window", "softcap", "s_aux"])
-def test_an_argument_that_would_be_dropped_is_an_error(name: str) -> None:
-    heads = torch.zeros(1, 2, 3, 4)
-    layout = PromptLayout((1,), ((2,),), 3, torch.device("cpu"))
-    with pytest.raises(ValueError, match=f"is called with {name}, which attention over shared prompts does not"):
-        layout_attention(None, heads, heads, heads, None, prompt_layout=layout, **{name: 4})
-    layout_attention(None, heads, heads, heads, None, prompt_layout=layout, **{name: None})

@@ -51,6 +51,13 @@ CASES = {
     "behind black patches": {"shaping": "kl_perception", "steps_per_generation": 4},
     "growing in with training": {"shaping": "pepo", "steps_per_generation": 4},
     "groups across micro-batches": {"per_device_train_batch_size": GROUP // 2, "steps_per_generation": 4},
+    "micro-batches of one row": {
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": GROUP,
+        "steps_per_generation": 4 * GROUP,
+    },
+    "micro-batches of two groups": {"per_device_train_batch_size": 2 * GROUP, "steps_per_generation": 2},
+    "frozen tower": {"freeze": ["vision", "projector"], "steps_per_generation": 4},
 }
 
 

@@ -11,19 +11,16 @@ import torch
 import trl.trainer.grpo_trainer as host
 import trl.trainer.utils as heads
 from peft import LoraConfig
-from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import vgpo.policy.scoring as forward
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.policy.prompts import token_types
-from vgpo.policy.scoring import Rows, score_rows
-from vgpo.shared_prompt import generation, pack_prompts
-from vgpo.shared_prompt.attention import ATTENTION
+from vgpo.policy.scoring import Rows, Scorer, score_rows
+from vgpo.shared_prompt import generation
 from vgpo.toy.model import build_model
+from vgpo.training.passes import Rollout
 from vgpo.trl import VGPOConfig, VGPOTrainer
-from vgpo.trl.rollout import Rollout
 
 
 def fixed_rollouts(prompts, trainer):
@@ -77,13 +74,22 @@ SETTINGS = {
     "old-pass": {"steps_per_generation": 2},
     "reused-with-reference": {"steps_per_generation": 2, "num_iterations": 2, "beta": 0.04},
     "broken-groups": {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2},
+    "micro-batch-of-1": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2 * GROUP},
+    "micro-batch-of-2": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": GROUP},
+    "micro-batch-of-3": {"per_device_train_batch_size": 3, "gradient_accumulation_steps": GROUP},
+    "micro-batch-of-1-checkpointed": {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": GROUP, "gradient_checkpointing": True,
+    },
+    "micro-batch-of-2-reused-with-reference": {
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4,
+        "num_iterations": 2, "beta": 0.04,
+    },
+    "micro-batches-cut-by-generations": {
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 3,
+    },
     "text-only-rows": {"dataset": mixed_rows()},
     "truncated-rows-masked": {"mask_truncated_completions": True},
     "checkpointed": {"gradient_checkpointing": True},
-    "checkpointed-reentrant": {
-        "gradient_checkpointing": True,
-        "gradient_checkpointing_kwargs": {"use_reentrant": True},
-    },
     "dynamic": {"dynamic_sampling": True, "max_sampling_rounds": 50},
     "tokens-of-tools": {"trainer_kwargs": {"rollout_func": fixed_rollouts}},
     "prompts-of-their-own": {"trainer_kwargs": {"rollout_func": prompts_of_their_own}},
@@ -254,21 +260,56 @@ def test_the_head_reads_no_prompt(make_trainer, monkeypatch):
     trainer = make_trainer(steps_per_generation=2)
     trainer.train()
     [width] = {batch["completion_ids"].shape[1] for batch in trainer._buffered_inputs}
-    assert seen == [2 * GROUP * width] * 4  # two micro-batches, once for the old policy and once for the update
+    # Two micro-batches, once for the old policy and once for the update: a column of each of two prompts, responses.
+    assert seen == [2, 2 * GROUP * width] * 4
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The rows of each pass over responses, and the prompts of each pass that reads prompts, in order."""
+    seen = {"read": [], "respond": []}
+    read, respond = Scorer.read, Scorer.respond
+
+    def noted_read(self, prompts, device):
+        seen["read"].append(list(prompts))
+        return read(self, prompts, device)
+
+    def noted_respond(self, rows, *args):
+        seen["respond"].append(rows)
+        return respond(self, rows, *args)
+
+    monkeypatch.setattr(Scorer, "read", noted_read)
+    monkeypatch.setattr(Scorer, "respond", noted_respond)
+    return seen
 
 
 @pytest.mark.train
-def test_masked_truncated_rollouts_leave_no_tail(make_trainer, monkeypatch):
-    packings = []
-    monkeypatch.setattr(forward, "pack_prompts", lambda *args: packings.append(pack_prompts(*args)) or packings[-1])
+@pytest.mark.parametrize("size", [1, 2, GROUP, 2 * GROUP])
+def test_an_optimizer_step_reads_each_prompt_once_at_any_micro_batch(make_trainer, passes, size):
+    trainer = make_trainer(
+        Watched, per_device_train_batch_size=size, gradient_accumulation_steps=2 * GROUP // size, max_steps=1,
+        shaping="none", measure_focus=False,
+    )  # fmt: skip
+    trainer.train()
+    [(_, batch)] = trainer.rounds
+    unique = {id(prompt) for prompt in batch["prompts"]}
+    assert len(unique) == 2
+    assert {id(prompt) for prompts in passes["read"] for prompt in prompts} == unique
+    assert sum(map(len, passes["read"])) == 2
+    assert sum(len(rows.prompts) for rows in passes["respond"]) == 2 * GROUP
+    assert len(trainer._open_prompts) == 0
+
+
+@pytest.mark.train
+def test_passes_end_with_the_longest_response(make_trainer, passes):
     trainer = make_trainer(Watched, mask_truncated_completions=True, max_steps=1)
     trainer.train()
     [(_, batch)] = trainer.rounds
     lengths = batch["completion_mask"].sum(1)
     assert (lengths == 0).any()
-    [packing] = packings
-    stretches = [length for responses in packing.layout.response_lengths for length in responses]
-    assert sorted(stretches) == sorted((1 + lengths).tolist())
+    longest = [rows.input_ids.shape[1] - rows.prompt_width for rows in passes["respond"]]
+    assert max(longest) == max(1, lengths.max())
+    assert sum(len(rows.prompts) for rows in passes["respond"]) == 2 * GROUP
 
 
 @pytest.mark.train
@@ -319,39 +360,27 @@ def assert_alike(scores, expected, mask):
 
 
 @pytest.mark.train
-def test_only_packed_passes_have_an_attention_of_their_own(make_trainer, processor, monkeypatch, tmp_path):
-    """The table of transformers, generation and the saved config are those of a run that does not share prompts."""
-    functions, names, configs = dict(ALL_ATTENTION_FUNCTIONS), {}, {}
-    phase = "training"
-    get_interface, generate = AttentionInterface.get_interface, Qwen2_5_VLForConditionalGeneration.generate
-
-    def noted(table, name, default):
-        names[share_prompt].setdefault(phase, set()).add(name)
-        return get_interface(table, name, default)
-
-    def generating(*args, **kwargs):
-        nonlocal phase
-        phase = "generation"
-        outputs = generate(*args, **kwargs)
-        phase = "training"
-        return outputs
-
-    monkeypatch.setattr(AttentionInterface, "get_interface", noted)
-    monkeypatch.setattr(Qwen2_5_VLForConditionalGeneration, "generate", generating)
+def test_only_shared_passes_have_a_cache(make_trainer, processor, tmp_path):
+    """The attention functions of transformers and the saved config are those of a run that does not share prompts."""
+    functions, configs, caches = dict(ALL_ATTENTION_FUNCTIONS), {}, {}
     for share_prompt in ("on", "off"):
-        names[share_prompt] = {}
         policy = build_model(processor.tokenizer, seed=1)
         trainer = make_trainer(policy=policy, share_prompt=share_prompt, gradient_checkpointing=True)
+        caches[share_prompt] = seen = []
+        policy.get_decoder().register_forward_pre_hook(
+            lambda decoder, args, kwargs, seen=seen: (
+                seen.append(type(kwargs.get("cache"))) if decoder.training else None
+            ),
+            with_kwargs=True,
+        )
         trainer.train()
         trainer.save_model(str(tmp_path / share_prompt))
         configs[share_prompt] = (tmp_path / share_prompt / "config.json").read_text()
         assert policy.get_decoder().config._attn_implementation == "sdpa"
-    assert names["on"] == {"generation": {"sdpa"}, "training": {"sdpa", ATTENTION}}  # the vision tower's is sdpa
-    assert names["off"] == {"generation": {"sdpa"}, "training": {"sdpa"}}
+    assert set(caches["on"]) == {Cache}
+    assert set(caches["off"]) == {type(None)}
     assert configs["on"] == configs["off"]
-    assert ATTENTION not in configs["on"]
     assert dict(ALL_ATTENTION_FUNCTIONS) == functions
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
 
 
 # torch makes one when it compiles TRL's head.
@@ -388,7 +417,7 @@ def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
     num_tokens = int(added.prod()) // config.vision_config.spatial_merge_size**2
     tool = [config.vision_start_token_id, *[config.image_token_id] * num_tokens, config.vision_end_token_id, 40, 41]
     rows = rows_of({**batch, **with_response(batch, 1, tool), "prompts": after})
-    assert len(rows.packing([]).representative_rows) == 3
+    assert after[1].num_tool_images == 1
     response = rows.attention_mask[:, rows.prompt_width :].bool()
     expected = scored(trainer.model, rows, trainer, share=False)
     assert_alike(scored(trainer.model, rows, trainer, share=True), expected, response)
@@ -405,13 +434,16 @@ def test_pictures_of_tools_that_could_be_masked_are_refused(make_trainer):
 
 
 @pytest.mark.train
-def test_prompts_that_end_in_a_picture_token_are_read_row_by_row(make_trainer):
+def test_prompts_that_end_in_an_image_token_are_read_row_by_row(make_trainer, passes):
     trainer = make_trainer(max_steps=1)
     trainer.train()
     rows = rows_of(trainer._buffered_inputs[0])
     last = rows.prompts[0].token_ids[-1]
-    assert rows.packing([last + 1]) is not None
-    assert rows.packing([last]) is None
+    for tokens, count in (([last + 1], 2), ([last], 0)):
+        passes["read"].clear()
+        with torch.no_grad():
+            score_rows(trainer.model, rows, tokens, share=True, similarity=False)
+        assert sum(map(len, passes["read"])) == count
 
 
 def with_response(batch, row, tokens):
@@ -439,21 +471,32 @@ def test_bf16_weights_err_no_more_than_those_of_separate_rows(make_trainer):
 
 
 def test_a_model_that_cannot_share_is_refused_when_told_to(make_trainer, model):
-    model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match=r"='on' is not possible: attn_implementation='eager'.*'auto' or 'off'"):
+    model.config.text_config.attention_dropout = 0.1
+    with pytest.raises(ValueError, match=r"='on' is not possible: .*attention_dropout=0.1.*'auto' or 'off'"):
         make_trainer(policy=model, share_prompt="on")
 
 
 @pytest.mark.train
-def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, model, caplog, monkeypatch):
-    monkeypatch.setattr(forward, "pack_prompts", lambda *args: pytest.fail("rows were packed"))
-    model.set_attn_implementation("eager")
+def test_reentrant_checkpointing_loses_the_gradient_of_a_cache(make_trainer, caplog, passes):
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="='on' is not possible: reentrant gradient checkpointing"):
+        make_trainer(share_prompt="on", **settings)
+    with caplog.at_level(logging.WARNING, logger="vgpo"):
+        make_trainer(max_steps=1, **settings).train()
+    assert "reentrant gradient checkpointing" in caplog.text
+    assert not passes["read"]
+
+
+@pytest.mark.train
+def test_a_model_that_cannot_share_trains_without_and_says_why(make_trainer, model, caplog, passes):
+    model.config.text_config.attention_dropout = 0.1
     with caplog.at_level(logging.WARNING, logger="vgpo"):
         trainer = make_trainer(policy=model)
         trainer.train()
     assert trainer.state.global_step == 2
     [message] = [record.message for record in caplog.records if "share_prompt" in record.message]
-    assert "attn_implementation='eager'" in message
+    assert "attention_dropout=0.1" in message
+    assert not passes["read"]
 
 
 @pytest.mark.train
@@ -486,13 +529,13 @@ def test_the_switch_has_three_positions(tmp_path, value):
 
 
 def test_a_reference_that_cannot_share_is_asked_too(make_trainer, processor, monkeypatch):
-    def eager_reference(*args, **kwargs):
+    def reference_with_dropout(*args, **kwargs):
         reference = build_model(processor.tokenizer, seed=2)
-        reference.set_attn_implementation("eager")
+        reference.config.text_config.attention_dropout = 0.1
         return reference
 
-    monkeypatch.setattr(host, "create_model_from_path", eager_reference)
-    with pytest.raises(ValueError, match="share_prompt='on' is not possible: attn_implementation='eager'"):
+    monkeypatch.setattr(host, "create_model_from_path", reference_with_dropout)
+    with pytest.raises(ValueError, match=r"share_prompt='on' is not possible: .*attention_dropout=0\.1"):
         make_trainer(share_prompt="on", beta=0.04)
 
 

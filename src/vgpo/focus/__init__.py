@@ -2,12 +2,15 @@
 
 from vgpo.focus.ragged import ragged_similarity
 from vgpo.focus.recorder import (
+    ALL_LAYERS,
+    PROTOTYPE,
+    Measure,
     SimilarityRecorder,
     decoder_of,
     last_hidden_state,
     layers_of,
-    record_layer_similarity,
     record_similarity,
+    record_summaries,
 )
 from vgpo.focus.statistics import focus_statistics
 from vgpo.focus.visual_tokens import (
@@ -18,6 +21,9 @@ from vgpo.focus.visual_tokens import (
 )
 
 __all__ = [
+    "ALL_LAYERS",
+    "PROTOTYPE",
+    "Measure",
     "SimilarityRecorder",
     "banned_token_ids",
     "decoder_of",
@@ -26,8 +32,8 @@ __all__ = [
     "layers_of",
     "named_visual_token_ids",
     "ragged_similarity",
-    "record_layer_similarity",
     "record_similarity",
+    "record_summaries",
     "visual_token_ids",
     "visual_token_mask",
 ]

@@ -4,55 +4,65 @@ A forward hook on the text decoder sees the hidden states after its final norm, 
 response token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vgpo.equations import mean_visual_cosine, visual_prototype, visual_similarity
-
-Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+from vgpo.equations import mean_visual_cosine, mean_visual_direction, visual_prototype, visual_similarity
 
 
-def prototype_cosine(hidden: Tensor, prompt_hidden: Tensor, visual_mask: Tensor) -> Tensor:
-    """Cosine of tokens with their row's visual prototype (Eq. 3). (B, T, D), (B, P, D), bool (B, P) -> (B, T)."""
-    return visual_similarity(hidden, visual_prototype(prompt_hidden, visual_mask))
+@dataclass(frozen=True)
+class Measure:
+    """How alike response tokens and the visual tokens of their prompt are.
+
+    Args:
+        summary: of the visual tokens; hidden states (n, P, D) and their mask, bool (n, P), to (n, D).
+        cosine: of tokens with it; (n, T, D), (n, D) -> (n, T).
+        all_layers: whether the mean over all layers is taken, or the last layer alone.
+    """
+
+    summary: Callable[[Tensor, Tensor], Tensor]
+    cosine: Callable[[Tensor, Tensor], Tensor]
+    all_layers: bool = False
+
+
+PROTOTYPE = Measure(visual_prototype, visual_similarity)  # Eq. 3
+ALL_LAYERS = Measure(mean_visual_direction, mean_visual_cosine, all_layers=True)  # VS of arXiv 2603.22847
 
 
 class SimilarityRecorder:
     """Collects the cosines of the rows that pass through the decoder, in order.
 
-    The rows of `visual_mask` may come in several forward passes, one chunk after the other.
+    The rows may come in several forward passes, one chunk after the other.
 
     Args:
-        visual_mask: bool (B, P), the visual tokens of each prompt. The first P positions of every row are its
-            prompt (padding included), all later ones its response.
-        unpack: for rows that hold several responses each: takes the similarity of all tokens of n rows (n, L) to
-            that of response tokens (B, T). `visual_mask` is then (n, L).
-        measure: takes hidden states of tokens (n, T, D) and of prompts (n, P, D), and the prompts' visual tokens, bool
-            (n, P), to a number per token (n, T).
+        measure: what is computed.
+        num_rows: B, that are expected.
+        visual_mask: bool (B, P), the visual tokens of each prompt, where a row is its prompt (P columns, padding
+            included) and its response.
+        summary: (B, D) of the prompts, where rows are responses alone.
     """
 
     def __init__(
-        self,
-        visual_mask: Tensor,
-        unpack: Callable[[Tensor], Tensor] | None = None,
-        measure: Measure = prototype_cosine,
+        self, measure: Measure, num_rows: int, visual_mask: Tensor | None = None, summary: Tensor | None = None
     ) -> None:
-        self.visual_mask = visual_mask
-        self.unpack = unpack
         self.measure = measure
+        self.num_rows = num_rows
+        self.visual_mask = visual_mask
+        self.summary = summary
         self._chunks: list[Tensor] = []
-        self._num_rows = 0
+        self._seen = 0
 
     @property
     def similarity(self) -> Tensor:
-        """Cosine of each response token with its prompt's visual prototype, in [-1, 1]; (B, T)."""
-        if self._num_rows != len(self.visual_mask):
+        """Cosine of each response token with the visual tokens of its prompt, in [-1, 1]; (B, T)."""
+        if self._seen != self.num_rows:
             raise RuntimeError(
-                f"The decoder saw {self._num_rows} of {len(self.visual_mask)} rows while their focus was recorded. "
+                f"The decoder saw {self._seen} of {self.num_rows} rows while their focus was recorded. "
                 "Run the forward pass of every row inside record_similarity()."
             )
         return torch.cat(self._chunks)
@@ -61,27 +71,45 @@ class SimilarityRecorder:
     @torch.compiler.disable
     @torch.no_grad()
     def observe(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forward hook of the decoder."""
+        """Forward hook of the decoder or of one of its layers."""
         del decoder, args
-        hidden = last_hidden_state(output)  # (b, P + T, D), b rows of this chunk
-        rows = slice(self._num_rows, self._num_rows + len(hidden))
-        visual_mask = self.visual_mask[rows]
-        if len(visual_mask) != len(hidden):
+        hidden = last_hidden_state(output)  # (b, L, D), b rows of this chunk
+        rows = slice(self._seen, self._seen + len(hidden))
+        self._seen += len(hidden)
+        if self._seen > self.num_rows:
             raise RuntimeError(
-                f"The decoder ran on more rows than the {len(self.visual_mask)} whose visual tokens are known. "
+                f"The decoder ran on more rows than the {self.num_rows} whose visual tokens are known. "
                 "Use one record_similarity() for each batch."
             )
-        prompt_length = visual_mask.shape[1]
-        tokens = hidden[:, prompt_length:] if self.unpack is None else hidden
-        similarity = self.measure(tokens, hidden[:, :prompt_length], visual_mask)
-        self._chunks.append(similarity if self.unpack is None else self.unpack(similarity))
-        self._num_rows += len(hidden)
+        if self.visual_mask is None:
+            assert self.summary is not None
+            self._chunks.append(self.measure.cosine(hidden, self.summary[rows]))
+            return
+        mask = self.visual_mask[rows]
+        prompt = mask.shape[1]
+        summary = self.measure.summary(hidden[:, :prompt], mask)
+        self._chunks.append(self.measure.cosine(hidden[:, prompt:], summary))
+
+
+class Recording:
+    """What `record_similarity` has recorded, once the passes have run."""
+
+    def __init__(self, recorders: Sequence[SimilarityRecorder]) -> None:
+        self.recorders = recorders
+
+    @property
+    def similarity(self) -> Tensor:
+        """As that of `SimilarityRecorder`, the mean over the layers of the measure; (B, T)."""
+        return torch.stack([recorder.similarity for recorder in self.recorders]).mean(0)
 
 
 @contextmanager
 def record_similarity(
-    model: nn.Module, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[SimilarityRecorder]:
+    model: nn.Module,
+    visual_mask: Tensor | None = None,
+    measure: Measure = PROTOTYPE,
+    summaries: Sequence[Tensor] = (),
+) -> Iterator[Recording]:
     """Record the visual similarity of every response token that `model` reads inside the block (Eq. 3).
 
     Works around any forward of any transformers VLM: wrapped by PEFT, DDP, FSDP or torch.compile, under autocast
@@ -90,43 +118,59 @@ def record_similarity(
     Args:
         model: the VLM, wrapped or not.
         visual_mask: bool (B, P), see `SimilarityRecorder`.
-        unpack: see `SimilarityRecorder`.
+        measure: what is computed.
+        summaries: in place of a mask, those of `record_summaries`, (B, D) for each layer of the measure.
 
     Raises:
-        ValueError: if the model has no text decoder that returns hidden states.
+        ValueError: if the model has no text decoder that returns hidden states, or no list of its layers.
     """
-    recorder = SimilarityRecorder(visual_mask, unpack)
-    handle = decoder_of(model).register_forward_hook(recorder.observe)
-    try:
-        yield recorder
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def record_layer_similarity(
-    model: nn.Module, visual_mask: Tensor, unpack: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[Callable[[], Tensor]]:
-    """As `record_similarity`, in all layers: gives a function that tells the mean over them, (B, T), afterwards.
-
-    Of each layer it takes the mean cosine of a response token with the visual tokens of its prompt (VS of arXiv
-    2603.22847).
-
-    Raises:
-        ValueError: if the text decoder does not list its layers.
-    """
-    decoder = decoder_of(model)
-    # The last layer's states are those after the final norm, which the decoder returns.
-    recorders = [SimilarityRecorder(visual_mask, unpack, mean_visual_cosine) for _ in layers_of(decoder)]
-    modules = [*layers_of(decoder)[:-1], decoder]
+    modules = _measured_modules(model, measure)
+    if visual_mask is None:
+        recorders = [SimilarityRecorder(measure, len(summary), summary=summary) for summary in summaries]
+    else:
+        recorders = [SimilarityRecorder(measure, len(visual_mask), visual_mask) for _ in modules]
     handles = [
         module.register_forward_hook(recorder.observe) for module, recorder in zip(modules, recorders, strict=True)
     ]
     try:
-        yield lambda: torch.stack([recorder.similarity for recorder in recorders]).mean(0)
+        yield Recording(recorders)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def record_summaries(model: nn.Module, visual_mask: Tensor, measure: Measure) -> Iterator[Callable[[], Tensor]]:
+    """Record what a pass over prompts alone shows of their visual tokens.
+
+    Args:
+        model: the VLM, wrapped or not.
+        visual_mask: bool (n, P), the visual tokens.
+        measure: that later passes over responses will compute.
+
+    Returns:
+        A function that gives the summaries after the pass, (layers, n, D).
+    """
+    found: list[Tensor] = []
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def observe(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found.append(measure.summary(last_hidden_state(output), visual_mask))
+
+    handles = [module.register_forward_hook(observe) for module in _measured_modules(model, measure)]
+    try:
+        yield lambda: torch.stack(found)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _measured_modules(model: nn.Module, measure: Measure) -> list[nn.Module]:
+    """The modules whose outputs are the layers of a measure, in the order in which they run."""
+    decoder = decoder_of(model)
+    # The last layer's states are those after the final norm, which the decoder returns.
+    return [*layers_of(decoder)[:-1], decoder] if measure.all_layers else [decoder]
 
 
 def layers_of(decoder: nn.Module) -> list[nn.Module]:

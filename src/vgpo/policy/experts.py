@@ -1,7 +1,14 @@
 """The load-balancing loss of mixtures of experts."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from vgpo.policy.probes import FAULTS
 from vgpo.policy.undisturbed import undisturbed
@@ -30,3 +37,46 @@ def why_no_aux_loss(model: PreTrainedModel, token_id: int) -> str | None:
         except FAULTS as error:
             return f"{name} does not read text with output_router_logits ({type(error).__name__})"
     return None if output.get("router_logits") else f"{name} returns no router_logits"
+
+
+@contextmanager
+def record_router_logits(model: nn.Module) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Record what the routers of a mixture of experts give in each pass inside the block.
+
+    Args:
+        model: wrapped or not. Its head is not to ask for the logits: it would make a loss of each pass.
+
+    Yields:
+        Of each pass, the logits of each layer, (tokens, experts).
+    """
+    vlm = extract_model_from_parallel(model)
+    vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
+    passes: list[tuple[Tensor, ...]] = []
+
+    def ask(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "output_router_logits": True}
+
+    def note(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        passes.append(tuple(output.router_logits))
+
+    handles = [
+        vlm.base_model.register_forward_pre_hook(ask, with_kwargs=True), vlm.base_model.register_forward_hook(note)
+    ]  # fmt: skip
+    try:
+        yield passes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def balancing_loss(text_config: Any, logits: Sequence[tuple[Tensor, ...]], counts: Sequence[Tensor]) -> Tensor:
+    """The load-balancing loss of tokens that were read in several passes.
+
+    Args:
+        text_config: with the number of experts, and of those that a token goes to.
+        logits: of each pass, those of each layer, (tokens, experts).
+        counts: of each pass, how often each token counts, (tokens,).
+    """
+    layers = tuple(torch.cat(of_passes) for of_passes in zip(*logits, strict=True))
+    weights = torch.cat([count.float() for count in counts])
+    return load_balancing_loss_func(layers, text_config.num_experts, text_config.num_experts_per_tok, weights)

@@ -17,18 +17,21 @@ from vgpo.focus import banned_token_ids, decoder_of, last_hidden_state, visual_t
 from vgpo.policy.blank_media import blank_media
 from vgpo.policy.generation import Responses, as_responses, respond
 from vgpo.policy.probes import FAULTS, SEED, Probes, with_other_pixels
-from vgpo.policy.prompts import EncodedPrompt, response_type
-from vgpo.policy.sampled import record_sampled
+from vgpo.policy.prompts import EncodedPrompt, joined_media, prompt_columns, response_type
+from vgpo.policy.sampled import record_sampled, record_sampled_similarity
 from vgpo.policy.scoring import Rows, Scores, score_rows
 from vgpo.policy.undisturbed import training_without_dropout, undisturbed
+from vgpo.shared_prompt import OpenPrompts
 
 MAX_TOKENS = 32  # of a sampled response
 SAMPLES = 2  # responses of a prompt
+RUNS = 2  # in which a shared pass reads responses, by length
 SHORTER = (1.0, 0.5, 0.75, 0.34)  # the share of each response that is kept, so that rows are padded to unlike lengths
 SPECIAL_TOKENS_AT_ONCE = 512
 
 # What a difference costs: a remedy that the host has, or the run; OPTIONAL lines are reported only.
-OWN_HEAD, SEPARATE_ROWS, STOP, OPTIONAL = "own head", "separate rows", "stop", "report"
+OWN_HEAD, SEPARATE_ROWS, RUN_TOWER, SCORING_PASS = "own head", "separate rows", "tower in each pass", "scoring pass"
+STOP, OPTIONAL = "stop", "report"
 
 
 class Tolerance(NamedTuple):
@@ -56,7 +59,7 @@ class Gap:
         mean: mean absolute difference; NaN where there is none to measure.
         largest: largest absolute difference.
         tolerance: largest mean that passes.
-        remedy: what a failure costs; OWN_HEAD, SEPARATE_ROWS, STOP or OPTIONAL.
+        remedy: what a failure costs; OWN_HEAD, SEPARATE_ROWS, RUN_TOWER, SCORING_PASS, STOP or OPTIONAL.
         problem: why it failed, where that is not a number.
         note: what else was seen.
     """
@@ -98,6 +101,7 @@ class Host:
         backward: runs the backward pass of a loss; None where the host cannot run one by itself.
         largest: of a tensor, over all processes.
         token_of: the text of a token.
+        media: what scoring gets of the images of prompts.
     """
 
     model: nn.Module
@@ -113,6 +117,12 @@ class Host:
     backward: Callable[[Tensor], None] | None = None
     largest: Callable[[Tensor], Tensor] = lambda values: values
     token_of: Callable[[int], str] = str
+    media: Callable[[Sequence[EncodedPrompt]], dict[str, Any]] = joined_media
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether outputs of the vision tower are kept for several passes."""
+        return self.media is not joined_media
 
     @property
     def vlm(self) -> Any:
@@ -190,11 +200,12 @@ class Measurement:
         rows = zip(self.prompts, responses.ids, responses.mask, strict=True)
         return [self._single(prompt, ids[mask]) for prompt, ids, mask in rows]
 
-    def _scores(self, rows: Rows, *, share: bool, similarity: bool = True) -> Scores:
+    def _scores(self, rows: Rows, *, share: bool, similarity: bool = True, **options: Any) -> Scores:
         with self.host.autocast():
             return score_rows(
                 self.host.model, rows, self.host.visual_token_ids, share=share,
-                similarity=similarity and self.has_images,
+                similarity=similarity and self.has_images, agreed=lambda _: RUNS,
+                **{"media": self.host.media, **options},
             )  # fmt: skip
 
     def _single(self, prompt: EncodedPrompt, response: Tensor) -> SingleRow:
@@ -259,6 +270,31 @@ class Measurement:
         gap = (self.separate.log_probs - sampled[:, :width])[responses.mask]
         return self._gap("log-probs, sampled", [gap], self.tolerance.log_probs)
 
+    def kept_outputs(self) -> Gap:
+        """Outputs of the vision tower that are kept for several passes against those of each pass."""
+        responses, mask = self.responses[0], self.responses[0].mask
+        again = self._scores(responses.rows, share=False, similarity=False, media=joined_media)
+        gap = (self.separate.log_probs - again.log_probs)[mask]
+        return self._gap("log-probs, kept vision outputs", [gap], self.tolerance.log_probs)
+
+    def sampled_focus(self) -> list[Gap]:
+        """Visual similarity of padded rows against that of `generate`, where that tells it."""
+        assert self.separate.similarity is not None
+        ids = prompt_columns(self.prompts, self.host.pad_token_id, self.host.device)["prompt_ids"]
+        visual = visual_token_mask(ids, self.host.visual_token_ids)
+        with (
+            self.host.autocast(),
+            self.host.generating() as model,
+            record_sampled(model, self.host.temperature) as log_probs,
+            record_sampled_similarity(model, visual, log_probs) as sampled,
+        ):
+            respond(model, self.prompts, self.host.decoding, seed=SEED)  # as `responses`
+        if sampled.similarity is None:
+            return []
+        mask = self.responses[0].mask
+        gap = (self.separate.similarity - sampled.similarity[:, : mask.shape[1]])[mask]
+        return [self._gap("focus, sampled", [gap], self.tolerance.focus)]
+
     def sharing(self) -> list[Gap]:
         """Shared prompts against separate rows: outputs, and one backward pass."""
         responses, mask = self.responses[0], self.responses[0].mask
@@ -287,11 +323,14 @@ class Measurement:
         responses = self.responses[0]
         draw = torch.Generator().manual_seed(SEED)
         signs = (torch.randint(0, 2, responses.mask.shape, generator=draw) * 2 - 1).to(responses.mask.device)
-        weights = (signs * responses.mask).split(SAMPLES)
+        weights = (signs * responses.mask).split(1)
+        # One row a backward pass, so that shared prompts go from one to the next.
+        chunks, open_prompts = responses.rows.chunks(1), OpenPrompts()
         with training_without_dropout(self.host.model), torch.enable_grad():
-            for rows, weight in zip(responses.rows.chunks(SAMPLES), weights, strict=True):
-                loss = (self._scores(rows, share=share, similarity=False).log_probs * weight).sum()
-                self.host.backward(loss)
+            for number, (rows, weight) in enumerate(zip(chunks, weights, strict=True), 1):
+                later = [chunk.prompts for chunk in chunks[number:]]
+                scores = self._scores(rows, share=share, similarity=False, open_prompts=open_prompts, later=later)
+                self.host.backward((scores.log_probs * weight).sum())
         numbers = []
         for index, parameter in enumerate(self.host.model.parameters()):
             if parameter.grad is not None:
@@ -395,8 +434,10 @@ class Measurement:
         takes_text = self.text is not None and self.has_images
         takes_blank = takes_text and self.probes.blank is not None
         steps: list[tuple[Callable[[], Any], str, str, bool]] = [
+            (self.kept_outputs, "kept vision outputs", RUN_TOWER, self.has_images and self.host.keeps_outputs),
             (self.scoring, "log-probs, single rows", OWN_HEAD, True),
             (self.sampling, "log-probs, sampled", STOP, True),
+            (self.sampled_focus, "focus, sampled", SCORING_PASS, self.has_images),
             (self.sharing, "shared prompts", SEPARATE_ROWS, self.host.share),
             (self.visual_mask, "image tokens", STOP, self.has_images),
             (self.focus, "focus, single rows", STOP, self.has_images),

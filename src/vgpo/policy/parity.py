@@ -18,13 +18,25 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from vgpo.policy.measurement import OPTIONAL, OWN_HEAD, SEPARATE_ROWS, STOP, Gap, Host, measure
+from vgpo.policy.measurement import (
+    OPTIONAL,
+    OWN_HEAD,
+    RUN_TOWER,
+    SCORING_PASS,
+    SEPARATE_ROWS,
+    STOP,
+    Gap,
+    Host,
+    measure,
+)
 from vgpo.policy.probes import Probes
 
 REMEDIES = {
     OWN_HEAD: "the log-probabilities are computed from the model's own logits, which takes the memory of the logits "
     "of all responses of a micro-batch",
     SEPARATE_ROWS: "each rollout computes its prompt itself",
+    RUN_TOWER: "the vision tower runs in each pass",
+    SCORING_PASS: "visual similarity that sampling could tell comes from a scoring pass",
 }
 
 
@@ -75,6 +87,7 @@ def settle(
     strict: bool,
     use_own_head: Callable[[str], None],
     separate_rows: Callable[[str], None],
+    run_tower: Callable[[str], None] | None = None,
 ) -> Parity:
     """Measure, apply the remedies that there are, and measure again what they change.
 
@@ -84,15 +97,17 @@ def settle(
         strict: any difference is an error.
         use_own_head: lets the model's own logits score; takes the reason.
         separate_rows: shares no prompts any more; takes the reason.
+        run_tower: keeps no outputs of the vision tower any more; takes the reason; None for a host that keeps none.
 
     Raises:
         ParityError: a difference without a remedy, or any with `strict`.
     """
     start = time.monotonic()
     gaps, own_head = measure(host(), probes), False
-    for remedy, apply in ((OWN_HEAD, use_own_head), (SEPARATE_ROWS, separate_rows)):
+    remedies = ((RUN_TOWER, run_tower), (OWN_HEAD, use_own_head), (SEPARATE_ROWS, separate_rows))
+    for remedy, apply in remedies:
         failed = [gap for gap in gaps if gap.remedy == remedy and not gap.passes]
-        if not failed:
+        if not failed or apply is None:
             continue
         if strict:
             break
@@ -114,7 +129,7 @@ def refuse(gaps: Sequence[Gap], *, strict: bool) -> None:
     Raises:
         ParityError: there are some; the message has all of them.
     """
-    allowed = () if strict else (OPTIONAL, SEPARATE_ROWS)
+    allowed = () if strict else (OPTIONAL, RUN_TOWER, SCORING_PASS, SEPARATE_ROWS)
     failed = [gap for gap in gaps if not gap.passes and gap.remedy not in allowed]
     if failed:
         lines = "\n".join(f"- {gap.name}: {gap.result}" for gap in failed)

@@ -7,6 +7,7 @@ device and its allocator take for themselves.
 """
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 
@@ -67,7 +68,7 @@ def memory_estimate(
         model: with parts frozen and adapters added, not yet wrapped.
         config: of the trainer.
         prompt_tokens: length of a prompt, its images' tokens included.
-        shares_prompts: whether a micro-batch computes a prompt once.
+        shares_prompts: whether an optimizer step computes a prompt once.
         shards: number of devices that weights, gradients and optimiser state are spread over, see `shards_of`.
     """
     computing = BFLOAT16 if config.bf16 or model.dtype == torch.bfloat16 else FLOAT32
@@ -103,9 +104,10 @@ def shards_of(config: VGPOConfig) -> int:
 
 def tokens_per_micro_batch(config: VGPOConfig, prompt_tokens: int, *, shares_prompts: bool) -> tuple[int, int]:
     """Tokens that the decoder reads, and those among them that belong to responses, which are taken to be full."""
-    rollouts = config.per_device_train_batch_size
-    shared = shares_prompts and config.batch_plan.groups_fit_micro_batch
-    prompts = rollouts // config.num_generations if shared else rollouts
+    rollouts, group = config.per_device_train_batch_size, config.num_generations
+    prompts = rollouts
+    if shares_prompts:  # a micro-batch that ends within one group may begin within another
+        prompts = math.ceil(rollouts / group) + (rollouts % group != 0 and group % rollouts != 0)
     responses = rollouts * config.max_completion_length
     return prompts * prompt_tokens + responses, responses
 

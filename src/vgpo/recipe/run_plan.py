@@ -51,7 +51,7 @@ class RunPlan:
             "generation": f"{batch.prompts} prompts x {batch.group_size} rollouts = {batch.rollouts}",
             "updates per generation": f"{batch.updates:g}, of {batch.rollouts_per_update} rollouts each",
             "micro-batch": f"{batch.micro_batch} rollouts, "
-            + ("whole groups" if batch.groups_fit_micro_batch else "groups are cut: one more scoring pass"),
+            + ("whole groups" if batch.groups_fit_micro_batch else "groups are cut"),
             "optimiser steps": f"{self.steps}, in {self.generations} generations",
         }
         for name, value in rows.items():

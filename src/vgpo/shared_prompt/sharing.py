@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from torch import nn
 from transformers import GenerationConfig
 
-from vgpo.shared_prompt.attention import enable_layouts
 from vgpo.shared_prompt.families import why_not_shared
 from vgpo.shared_prompt.generation import prefill_once, why_not_prefill_once
 
@@ -21,10 +20,11 @@ class PromptSharing:
         mode: 'auto' shares where that is exact, 'on' insists, 'off' never does.
         models: those that score rollouts, wrapped or not.
         measured: whether a measurement decides for families that are not proven, see `why_not_shared`.
+        reentrant: whether gradient checkpointing is reentrant.
         level: of the log message that says why prompts are not shared.
 
     Attributes:
-        scoring: whether a micro-batch computes a prompt once.
+        scoring: whether an optimizer step computes a prompt once.
         generation: whether generation may compute a prompt once; False once it was found unable to.
         reason: why prompts are not shared in scoring; empty where they are, or were not asked to be.
 
@@ -33,7 +33,13 @@ class PromptSharing:
     """
 
     def __init__(
-        self, mode: str, models: Sequence[nn.Module], *, measured: bool, level: int = logging.WARNING
+        self,
+        mode: str,
+        models: Sequence[nn.Module],
+        *,
+        measured: bool,
+        reentrant: bool = False,
+        level: int = logging.WARNING,
     ) -> None:
         self.mode = mode
         self.level = level
@@ -42,11 +48,14 @@ class PromptSharing:
         if mode == "off":
             return
         reason = next(filter(None, (why_not_shared(model, measured=measured) for model in models)), None)
+        if reentrant:
+            reason = (
+                "reentrant gradient checkpointing gives no gradient to a prompt; set gradient_checkpointing_kwargs: "
+                "{use_reentrant: false}"
+            )
         if reason is not None:
             self.stop(reason)
             return
-        for model in models:
-            enable_layouts(model)
         self.scoring = self.generation = True
 
     def stop(self, reason: str) -> None:

@@ -59,6 +59,21 @@ class BatchPlan:
         return self.micro_batch * self.accumulation * self.num_processes
 
     @property
+    def has_whole_groups(self) -> bool:
+        """Whether the rollouts of a process are complete groups."""
+        return self.rollouts_per_process % self.group_size == 0
+
+    def following(self, step: int, left: int) -> list[int]:
+        """Which of the `steps_per_generation` micro-batches come after one in its optimizer step.
+
+        Args:
+            step: number of the micro-batch, counted from the first generation on.
+            left: how many micro-batches the optimizer step has left; those of the next generation are not among them.
+        """
+        place = step % self.micro_batches
+        return [i % self.steps_per_generation for i in range(place + 1, min(place + 1 + left, self.micro_batches))]
+
+    @property
     def groups_fit_micro_batch(self) -> bool:
-        """Whether every micro-batch is a set of complete groups, so that no scoring pass is added."""
+        """Whether every micro-batch is a set of complete groups, so that an update can shape it."""
         return self.micro_batch % self.group_size == 0

@@ -46,13 +46,18 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 
 def join_rows(batches: Sequence[Batch], pad_token_id: int) -> Batch:
-    """One row-aligned batch out of several, padded to the longest prompt and the longest response."""
+    """One row-aligned batch out of several, padded to the longest prompt and the longest response.
+
+    A field that one of them lacks is left out: sampling may have told the visual similarity in some of them only.
+    """
     batches = [batch for batch in batches if len(batch["prompt_ids"])]
     if len(batches) == 1:
         return batches[0]
     joined: Batch = {}
     for name, template in batches[0].items():
-        values = [batch[name] for batch in batches]
+        values = [batch[name] for batch in batches if name in batch]
+        if len(values) < len(batches):
+            continue
         if isinstance(template, list):
             joined[name] = [row for value in values for row in value]
         elif template is None or not template.ndim:

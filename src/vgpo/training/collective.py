@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +37,21 @@ class Collective(Protocol):
 
         Rows (B, T) are padded on the right with zeros to the widest process; T may differ, B may not.
         """
+
+
+def largest(collective: Collective, number: int) -> int:
+    """The largest of a number of each process."""
+    if collective.world_size == 1:
+        return number
+    return int(collective.gather_rows(torch.tensor([number], device=collective.device)).max())
+
+
+def all_equal(collective: Collective, numbers: Sequence[int]) -> bool:
+    """Whether all processes have the same list of numbers."""
+    if collective.world_size == 1:
+        return True
+    checksum = torch.tensor([zlib.crc32(repr(list(numbers)).encode())], device=collective.device)
+    return len(collective.gather_rows(checksum).unique()) == 1
 
 
 @dataclass(frozen=True)

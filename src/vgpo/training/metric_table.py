@@ -209,7 +209,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.TIMES["scoring"],
             unit="s per step",
             meaning="Log-probability passes without a gradient: old policy, reference model, the scoring pass that "
-            "split groups need, and the pass with ablated images of a shaping that compares with them.",
+            "split groups need where sampling does not record visual similarity, and the pass with ablated images of "
+            "a shaping that compares with them.",
         ),
         Metric(name=names.TIMES["update"], unit="s per step", meaning="Forward and backward of the update."),
     ),

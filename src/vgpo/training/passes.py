@@ -18,6 +18,7 @@ class ScoringPass:
         required: names of the signals to capture, of `vgpo.shaping.Signals`.
         update: the micro-batch of an update, whose advantages are shaped as soon as its pass has run.
         captured: the signals of each pass, (B, T) each.
+        later: the prompts of the micro-batches that follow in the same optimizer step, for the pass of an update.
         sampled: log-probabilities from which the responses were sampled (B, T), and their mask; to be compared with
             those of the pass.
     """
@@ -26,6 +27,7 @@ class ScoringPass:
     required: frozenset[str] = frozenset()
     update: Batch | None = None
     captured: list[dict[str, Tensor]] = field(default_factory=list)
+    later: list[list[EncodedPrompt]] = field(default_factory=list)
     sampled: tuple[Tensor, Tensor] | None = None
 
 
@@ -38,9 +40,11 @@ class Rollout(ScoringPass):
         images: of each response: those of its prompt, then those that tools returned.
         rewards: of the responses of all processes, by reward function; (N, R).
         sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.
+        sampled_similarity: visual similarity of the responses as they were sampled, likewise.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[list[Any]] = field(default_factory=list)
     rewards: Tensor | None = None
     sampled_log_probs: Tensor | None = None
+    sampled_similarity: Tensor | None = None

@@ -54,7 +54,7 @@ class VGPOConfig(MethodArguments, GRPOConfig):
                 f"A generation batch of {size} rollouts (per_device_train_batch_size="
                 f"{self.per_device_train_batch_size} x processes x steps per generation) cannot hold whole groups of "
                 f"num_generations={group}. Set per_device_train_batch_size to a multiple of {group} ({group}, "
-                f"{2 * group}, ...), which also spares a scoring pass, or make the product a multiple of {group}."
+                f"{2 * group}, ...), or make the product a multiple of {group}."
             ) from error
 
     def _check_checkpoints(self) -> None:

@@ -13,10 +13,10 @@ from trl.models import unwrap_model_for_generation
 
 from vgpo.policy.generation import sampled_decoding
 from vgpo.policy.head import use_own_head
-from vgpo.policy.measurement import MAX_TOKENS, Host
-from vgpo.policy.parity import Parity, settle
+from vgpo.policy.measurement import MAX_TOKENS, SCORING_PASS, Host
+from vgpo.policy.parity import REMEDIES, Parity, settle
 from vgpo.policy.probes import choose_probes
-from vgpo.policy.prompts import row_with_images_in_prompt
+from vgpo.policy.prompts import joined_media, row_with_images_in_prompt
 
 if TYPE_CHECKING:
     from vgpo.trl.rollout import RolloutTrainer
@@ -50,13 +50,22 @@ def check_parity(trainer: "RolloutTrainer") -> Parity:
         for model in trainer.scoring_models():
             use_own_head(model, trainer.temperature)
 
+    def run_tower(reason: str) -> None:
+        logger.warning("Outputs of the vision tower are not kept: %s.", reason)
+        trainer.keep_vision_outputs = False
+
     parity = settle(
         partial(host_of, trainer),
         probes,
         strict=trainer.args.parity == "strict",
         use_own_head=own_head,
         separate_rows=trainer._sharing.stop,
+        run_tower=run_tower,
     )
+    failed = [gap for gap in parity.gaps if gap.remedy == SCORING_PASS and not gap.passes]
+    if failed:
+        logger.warning("%s: %s; %s.", failed[0].name, failed[0].result, REMEDIES[SCORING_PASS])
+    trainer.sampling_tells_similarity = not failed
     if trainer.use_vllm:
         from vgpo.vllm.parity import with_engine
 
@@ -94,6 +103,7 @@ def host_of(trainer: "RolloutTrainer") -> Host:
         backward=accelerator.backward if has_backward else None,
         largest=largest,
         token_of=tokenizer.convert_ids_to_tokens,
+        media=trainer.media_of if trainer.keep_vision_outputs else joined_media,
     )
 
 

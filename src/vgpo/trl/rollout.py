@@ -1,31 +1,25 @@
-"""How TRL is made to generate: prompts encoded and computed once, images that TRL sees in prompts only.
-
-TRL calls generation, rewards and log-probability passes with token ids and little else. What else a pass needs, and
-what it finds out, is in one object that is current while TRL runs: a `ScoringPass`.
-"""
+"""How TRL is made to generate: prompts encoded and computed once, images that TRL sees in prompts only."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from operator import is_
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from trl.extras.profiling import profiling_decorator
+from transformers import AutoConfig, PretrainedConfig
 from trl.import_utils import is_vllm_available
 
 from vgpo.data.media_columns import has_media_column
-from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids
+from vgpo.focus import banned_token_ids, named_visual_token_ids, visual_token_ids, visual_token_mask
 from vgpo.media import TOKEN_TYPE_FIELDS, TRAINER_FIELDS
-from vgpo.metric_names import SAMPLING_IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP
-from vgpo.policy.blank_media import blank_media, blank_prompt
-from vgpo.policy.experts import why_no_aux_loss
+from vgpo.metric_names import SAMPLING_IMPORTANCE_RATIO
+from vgpo.policy.blank_media import blank_media
 from vgpo.policy.parity import Parity
 from vgpo.policy.prompts import (
     EncodedPrompt,
@@ -33,49 +27,50 @@ from vgpo.policy.prompts import (
     generation_fields,
     has_media,
     media_fields,
+    prompt_columns,
     prompt_key,
     row_with_images_in_prompt,
 )
-from vgpo.policy.sampled import mean_gap, record_sampled
-from vgpo.policy.scoring import Rows, score_rows
+from vgpo.policy.sampled import SampledLogProbs, SampledSimilarity, record_sampled, record_sampled_similarity
 from vgpo.policy.undisturbed import evaluation_mode
+from vgpo.policy.vision_outputs import generating_from
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
-from vgpo.training.passes import Rollout, ScoringPass
+from vgpo.training.passes import Rollout
 from vgpo.trl.config import VGPOConfig
-from vgpo.trl.monitored import MonitoredTrainer
 from vgpo.trl.parity import ParityCheck, check_parity
+from vgpo.trl.scored import ScoringTrainer
 from vgpo.vllm.prompts import BANNED_BIAS, check_importance_ratio, placeholder_ids, with_placeholders
 
 logger = logging.getLogger(__name__)
 
 
-Pass = TypeVar("Pass", bound=ScoringPass)
-
-
-class RolloutTrainer(MonitoredTrainer):
+class RolloutTrainer(ScoringTrainer):
     """Generates and scores rollouts, each prompt once for all its rollouts where that is exact."""
 
     _batch_environments: list[Any] | None = None
     _required_signals: frozenset[str] = frozenset()
+    _samples_similarity: bool  # whether it is needed before an update computes it, and sampling can tell it
 
     def __init__(self, model: Any, reward_funcs: Any, args: VGPOConfig, *rest: Any, **kwargs: Any) -> None:
         self._model_config = config = model_config(model, args)
         self._visual_token_ids = (visual_token_ids if self._requires_images else named_visual_token_ids)(config)
         self._banned_token_ids = banned_token_ids(config)
-        self._pass: ScoringPass | None = None
         with vllm_in_place(args):
             super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self._has_images = has_media_column(self.train_dataset)
-        self._blank: dict[str, Tensor] = {}  # the media of a blank image, once asked for
         models = [model for model in (self.model, self.ref_model) if model is not None]
         level = logging.WARNING if self._visual_token_ids else logging.INFO
-        self._sharing = PromptSharing(args.share_prompt, models, measured=args.parity != "off", level=level)
+        reentrant = args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        self._sharing = PromptSharing(
+            args.share_prompt, models, measured=args.parity != "off", reentrant=bool(reentrant), level=level
+        )
         self._settle_aux_loss()
         self._ban_image_tokens()
         self.parity: Parity | None = None
+        self.sampling_tells_similarity = True  # unless parity found otherwise
         if args.parity != "off":
             self.add_callback(ParityCheck(self))
 
@@ -83,54 +78,16 @@ class RolloutTrainer(MonitoredTrainer):
     def _requires_images(self) -> bool:
         return not IMAGE_SIGNALS.isdisjoint(self._required_signals)
 
-    def scoring_models(self) -> list[PreTrainedModel]:
-        """The models that have a scoring head, without wrappers: the policy, and a reference if there is one."""
-        models = [self.accelerator.unwrap_model(model) for model in (self.model, self.ref_model) if model is not None]
-        return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
-
     def check_parity(self) -> Parity | None:
         """Run the parity check once, see `vgpo.trl.parity.check_parity`; None if it is off."""
         if self.parity is None and self.args.parity != "off":
             self.parity = check_parity(self)
         return self.parity
 
-    def _settle_aux_loss(self) -> None:
-        """The load-balancing loss of a mixture of experts, where TRL's head can compute it.
-
-        Raises:
-            ValueError: it was asked for and cannot be computed.
-        """
-        if not self.aux_loss_enabled:  # type: ignore[has-type]  # the parent's
-            return
-        reason = why_no_aux_loss(self.scoring_models()[0], self._tokenizer.eos_token_id)
-        if reason is None:
-            if self._sharing.scoring:
-                self._sharing.stop("router_aux_loss_coef balances experts over all rows; 0 allows to share prompts")
-            return
-        if self.args.router_aux_loss_coef:
-            raise ValueError(
-                f"router_aux_loss_coef={self.args.router_aux_loss_coef} has no effect: {reason}. Set it to 0."
-            )
-        logger.warning("The load-balancing loss of the experts is left out (router_aux_loss_coef: 0): %s.", reason)
-        self.aux_loss_enabled = False
-
-    @contextmanager
-    def _current(self, scoring: Pass) -> Iterator[Pass]:
-        """Inside the block, TRL's generation, rewards and log-probability passes belong to `scoring`."""
-        self._pass = scoring
-        try:
-            yield scoring
-        finally:
-            self._pass = None
-
     @property
     def _rollout(self) -> Rollout:
         assert isinstance(self._pass, Rollout)
         return self._pass
-
-    def _shape_update(self, scoring: ScoringPass) -> None:
-        """Called when the pass of an update has run, before TRL reads the advantages of `scoring.update`."""
-        raise NotImplementedError
 
     # Prompts
 
@@ -139,6 +96,8 @@ class RolloutTrainer(MonitoredTrainer):
 
         Adds what the parent does not keep: `prompts`, `rewards` (B, R), and the signals of the old policy's pass.
         """
+        if self._kept is not None:
+            self._kept.forget()
         with self._current(Rollout(rows=rows, required=self._required_signals)) as rollout:
             if self.environment_factories is None:  # an environment may ask for any column
                 rows = [row_with_images_in_prompt(row) for row in rows]
@@ -150,9 +109,9 @@ class RolloutTrainer(MonitoredTrainer):
         batch = {name: value for name, value in batch.items() if name not in TRAINER_FIELDS + TOKEN_TYPE_FIELDS}
         batch |= {"prompts": rollout.prompts, "rewards": rollout.rewards[first : first + len(rows)]}
         if rollout.sampled_log_probs is not None:
-            width = batch["completion_ids"].shape[1]
-            sampled = rollout.sampled_log_probs[:, :width]
-            batch["sampled_log_probs"] = F.pad(sampled, (0, width - sampled.shape[1]))
+            batch["sampled_log_probs"] = as_wide(rollout.sampled_log_probs, batch["completion_ids"])
+        if self._samples_similarity:
+            batch |= told_by_all(self.accelerator, rollout.sampled_similarity, batch)
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
@@ -222,7 +181,12 @@ class RolloutTrainer(MonitoredTrainer):
                 rollout.images[i] = [*rollout.images[i], *added]
                 fields = self.processing_class.image_processor(images=rollout.images[i], return_tensors="pt")
                 media = media_fields(fields, self.accelerator.device)
-                rollout.prompts[i] = replace(rollout.prompts[i], num_images=len(rollout.images[i]), media=media)
+                rollout.prompts[i] = replace(
+                    rollout.prompts[i],
+                    num_images=len(rollout.images[i]),
+                    num_tool_images=rollout.prompts[i].num_tool_images + len(added),
+                    media=media,
+                )
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         # Rewards may ask for any column, images included.
@@ -294,15 +258,31 @@ class RolloutTrainer(MonitoredTrainer):
         vision: AbstractContextManager[None] = nullcontext()
         if (blank := self._blank_media()) and not has_media(prompts):
             vision = blank_media(self.model, blank)
-        prompt_ids, fields = [prompt.token_ids for prompt in prompts], generation_fields(prompts)
+        prompt_ids = [prompt.token_ids for prompt in prompts]
         if self.tools:  # further turns follow
             with vision:
-                return self._sample(prompt_ids, images, fields, *args, **kwargs)
-        with vision, record_sampled(self.model, self.temperature) as sampled:
+                return self._sample(prompt_ids, images, generation_fields(prompts), *args, **kwargs)
+        with (
+            vision,
+            generating_from(self.model, self.media_of(prompts)) as media,
+            record_sampled(self.model, self.temperature) as sampled,
+            self._similarity_of(prompts, sampled) as similarity,
+        ):
+            fields = generation_fields(prompts, media)
             completion_ids, *rest = self._sample(prompt_ids, images, fields, *args, **kwargs)
+        self._rollout.sampled_similarity = None if similarity is None else similarity.similarity
         last_tokens = torch.tensor([ids[-1] if ids else 0 for ids in completion_ids], device=self.accelerator.device)
         self._rollout.sampled_log_probs = sampled.log_probs(last_tokens)
         return completion_ids, *rest
+
+    def _similarity_of(
+        self, prompts: list[EncodedPrompt], sampled: SampledLogProbs
+    ) -> AbstractContextManager[SampledSimilarity | None]:
+        """Inside the block, sampling tells the visual similarity of tokens, where that saves a scoring pass."""
+        if not self._samples_similarity:
+            return nullcontext()
+        ids = prompt_columns(prompts, self._tokenizer.pad_token_id, self.accelerator.device)["prompt_ids"]
+        return record_sampled_similarity(self.model, visual_token_mask(ids, self._visual_token_ids), sampled)
 
     def _sample_with_engine(self, prompt_ids: list[list[int]], images: Any, *args: Any, **kwargs: Any) -> Any:
         """Sample responses with vLLM, which gets one placeholder for each image of a prompt."""
@@ -330,62 +310,21 @@ class RolloutTrainer(MonitoredTrainer):
                     f"finite gradient made its weights too large. {self._way_back()}"
                 ) from error
 
-    # Scoring
 
-    @profiling_decorator
-    def _get_per_token_logps_and_entropies(
-        self,
-        model: nn.Module,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        logits_to_keep: int,
-        batch_size: int | None = None,
-        compute_entropy: bool = False,
-        compute_aux_loss: bool = False,
-        **media: Any,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As the parent, over the prompts of the current pass and their media."""
-        del media
-        scoring = self._pass
-        assert scoring is not None, "a log-probability pass runs inside of _current()"
-        if len(scoring.prompts) != len(input_ids):
-            raise RuntimeError(f"A log-probability pass has {len(input_ids)} rows and {len(scoring.prompts)} prompts.")
-        rows = Rows(input_ids, attention_mask, input_ids.shape[1] - logits_to_keep, scoring.prompts)
-        options = {"output_router_logits": True} if compute_aux_loss else {}
-        with self._phase("update" if torch.is_grad_enabled() else "scoring"), self.accelerator.autocast():
-            scores = score_rows(
-                model,
-                rows,
-                self._visual_token_ids,
-                share=self._sharing.scoring,
-                similarity="similarity" in scoring.required,
-                layer_similarity="layer_similarity" in scoring.required,
-                blank=self._blank_media(),
-                batch_size=batch_size,
-                **options,
-            )
-        signals = scores.signals()
-        scoring.captured.append({name: signals[name] for name in signals.keys() & scoring.required})
-        if scoring.sampled is not None:
-            self._ratios.add({SAMPLING_LOG_PROB_GAP: mean_gap(scores.log_probs, *scoring.sampled)})
-        if scoring.update is not None:
-            self._shape_update(scoring)
-        return scores.log_probs, scores.entropy if compute_entropy else None, scores.aux_loss
+def told_by_all(accelerator: Accelerator, similarity: Tensor | None, batch: Batch) -> Batch:
+    """The field of the similarity that sampling told; none where some process lacks it, as all run the same passes."""
+    found = torch.tensor([similarity is not None], dtype=torch.uint8, device=accelerator.device)
+    if not accelerator.gather(found).all():
+        return {}
+    assert similarity is not None
+    # Steps after the end of a response have read padding.
+    return {"similarity": as_wide(similarity, batch["completion_ids"]) * batch["completion_mask"]}
 
-    def _blank_media(self) -> dict[str, Tensor] | None:
-        """A blank image for passes over text alone, where the rows of any process have images at this time.
 
-        Called by all processes at once.
-        """
-        if self.accelerator.num_processes == 1 or not (self._has_images and self._visual_token_ids):
-            return None
-        assert self._pass is not None
-        here = torch.tensor([has_media(self._pass.prompts)], device=self.accelerator.device)
-        if not self.accelerator.gather(here).any():
-            return None
-        if not self._blank:
-            self._blank = self._encode(blank_prompt(), 0)[0].media
-        return self._blank
+def as_wide(values: Tensor, tokens: Tensor) -> Tensor:
+    """Values of responses (B, any T) cut, or padded with zeros, to the columns of tokens (B, T)."""
+    width = tokens.shape[1]
+    return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
 
 
 def vllm_in_place(args: VGPOConfig) -> AbstractContextManager[None]:

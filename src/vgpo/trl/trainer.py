@@ -5,11 +5,12 @@ The trainer gathers signals and groups, calls the shaping, and hands (B, T) adva
 
 1. Rows of the data set pass through the data loader as numbers; a row is read once per prompt, when it is rolled out.
 2. Groups stay together when a generation batch is shuffled and split, wherever the batch sizes allow it.
-3. A prompt is encoded once, and computed once for all rollouts of a micro-batch that share it (`vgpo.trl.rollout`).
+3. A prompt is encoded once, and computed once for all its rollouts in an optimizer step (`vgpo.trl.rollout`).
 4. Signals of the shaping come from forward passes that the parent runs anyway: the old-log-probability pass where
-   there is one, else the update's own. One scoring pass is added only where there is no old pass and a micro-batch
-   does not hold everything that the shaping depends on (complete groups, as a rule). A shaping that compares the
-   policy with and without images adds one pass over ablated prompts (`vgpo.policy.ablation`).
+   there is one, else the update's own. Where there is no old pass and a micro-batch does not hold everything that the
+   shaping depends on (complete groups, as a rule), visual similarity is recorded while transformers samples. One
+   scoring pass is added for what that cannot tell: other signals, and responses of vLLM or after tools. A shaping that
+   compares the policy with and without images adds one pass over ablated prompts (`vgpo.policy.ablation`).
 5. Dynamic sampling, a guard against non-finite steps, alarms (`vgpo.trl.monitored`), a ban on generated image tokens.
 6. Parts of the model can be frozen, and every process runs the vision tower in a pass in which one does.
 7. Checkpoints are complete, and a resumed run equals an uninterrupted one (`vgpo.trl.resumable`).
@@ -31,7 +32,7 @@ from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
-from vgpo.policy.prompts import prompt_columns, response_prefix
+from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import Signals
 from vgpo.training.accuracy import accuracy_reward_name
@@ -54,11 +55,12 @@ from vgpo.training.checks import (
     check_visual_tokens,
 )
 from vgpo.training.dynamic_sampling import DynamicSampler, PromptStream
+from vgpo.training.passes import ScoringPass
 from vgpo.training.records import RolloutWriter, rollout_records
 from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, settings_from
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
 from vgpo.trl.config import VGPOConfig
-from vgpo.trl.rollout import RolloutTrainer, ScoringPass
+from vgpo.trl.rollout import RolloutTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,14 @@ class VGPOTrainer(RolloutTrainer):
         """Whether a micro-batch holds all that the result of the shaping depends on."""
         return self.shaping.scope in ({"rollout", "group"} if self._plan.groups_fit_micro_batch else {"rollout"})
 
+    @property
+    def _samples_similarity(self) -> bool:  # type: ignore[override]
+        by_generate = not (
+            self.use_vllm or self.use_transformers_continuous_batching or self.tools or self.rollout_func
+        )
+        needed = self.model.training and not self._shapes_in_update and "similarity" in self._required_signals
+        return needed and by_generate and self.sampling_tells_similarity
+
     def _build_dynamic_sampler(self) -> DynamicSampler:
         if isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
@@ -189,7 +199,8 @@ class VGPOTrainer(RolloutTrainer):
         if not self.args.shuffle_groups:
             return batch
         num_rows = len(batch["prompt_ids"])
-        block = self.num_generations if self._plan.groups_fit_micro_batch else 1
+        # Micro-batches that share a prompt follow one another, so that few prompts are open at a time.
+        block = self.num_generations if self._plan.has_whole_groups else 1
         return select_rows(batch, group_order(num_rows, block))
 
     def _roll_out(self, rows: list[dict[str, Any]]) -> Batch:
@@ -261,6 +272,8 @@ class VGPOTrainer(RolloutTrainer):
         first_update = self._step % self._plan.micro_batches < self.args.gradient_accumulation_steps
         if self.model.training and first_update and "sampled_log_probs" in inputs:
             scoring.sampled = inputs["sampled_log_probs"], action_mask(inputs)
+        if self.model.training:
+            scoring.later = self._later_prompts()
         if self.model.training and self._shapes_in_update:
             # A copy: the buffered micro-batch is used again when num_iterations > 1.
             scoring.update = inputs = {**inputs}
@@ -269,6 +282,12 @@ class VGPOTrainer(RolloutTrainer):
             self._write_rollouts(inputs, inputs.get("similarity"), split_diagnostics(inputs))
         with self._current(scoring):
             return super()._compute_loss(model, inputs)
+
+    def _later_prompts(self) -> list[list[EncodedPrompt]]:
+        """The prompts of each micro-batch that follows in the optimizer step, as far as they are known."""
+        assert self._buffered_inputs is not None
+        left = self.current_gradient_accumulation_steps - 1 - self._micro_batch
+        return [self._buffered_inputs[i]["prompts"] for i in self._plan.following(self._step, left)]
 
     def _shape_update(self, scoring: ScoringPass) -> None:
         """Shape the advantages of a micro-batch, which the parent reads after the pass that has just run."""
