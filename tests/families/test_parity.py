@@ -150,7 +150,7 @@ def test_a_layer_that_loses_the_prompt(make: Make, monkeypatch: pytest.MonkeyPat
 
 
 def test_gradients_of_earlier_micro_batches_that_are_lost(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix.Prefix, "attached", lambda self: self.states)
+    monkeypatch.setattr(prefix.Prefix, "attached", lambda self, waiting: self.states)
     trainer = make()
     assert not trainer.check_parity().shares_prompts
     assert "gradients, shared prompts" in trainer._sharing.reason

@@ -65,10 +65,12 @@ def test_the_gap_is_the_mean_over_tokens() -> None:
     assert (gap.total / gap.number).item() == pytest.approx(1.5 / 3)
 
 
-def sampled_similarity(name: str, *, shared: bool, **options: Any) -> tuple[torch.nn.Module, Any, Any, Any]:
+def sampled_similarity(
+    name: str, *, shared: bool, prompts: Any = PROMPTS, **options: Any
+) -> tuple[torch.nn.Module, Any, Any, Any]:
     """A family's model, its responses, and what was recorded while it sampled them."""
     model = build_family(name)
-    inputs = collate(name, PROMPTS if shared else repeated(PROMPTS))
+    inputs = collate(name, prompts if shared else repeated(prompts))
     banned = [0, *range(3, 7)]  # padding, and what stands for images
     config = sampling(**options, suppress_tokens=banned, num_return_sequences=G if shared else 1)
     torch.manual_seed(7)
@@ -82,9 +84,11 @@ def sampled_similarity(name: str, *, shared: bool, **options: Any) -> tuple[torc
     return model, sequences, similarity.similarity, log_probs.log_probs(sequences[:, -1])
 
 
-def scored(name: str, model: torch.nn.Module, sequences: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def scored(
+    name: str, model: torch.nn.Module, sequences: torch.Tensor, prompts: Any = PROMPTS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Similarity and log-probabilities of a pass over prompts and responses."""
-    inputs = collate(name, repeated(PROMPTS))
+    inputs = collate(name, repeated(prompts))
     width = inputs["input_ids"].shape[1]
     responses = sequences[:, width:]
     inputs["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(responses)], 1)
@@ -134,3 +138,14 @@ def test_recording_changes_no_token_and_leaves_the_model_as_it_was() -> None:
     assert "generate" not in vars(model)
     assert not model._forward_pre_hooks
     assert not model.get_decoder()._forward_hooks
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_prompts_without_padding_need_no_mask(shared: bool) -> None:
+    """transformers drops a mask of ones."""
+    prompts = PROMPTS[:1]
+    model, sequences, similarity, _ = sampled_similarity(
+        "qwen2_5_vl", shared=shared, prompts=prompts, eos_token_id=[EOS]
+    )
+    expected, _ = scored("qwen2_5_vl", model, sequences, prompts)
+    torch.testing.assert_close(similarity, expected, atol=1e-5, rtol=0)

@@ -65,7 +65,7 @@ def test_what_is_left_open_is_an_error() -> None:
     a = Prompt()
     opened = OpenPrompts()
     opened.take([a], last_uses([[a], [a]]), Reader())
-    with pytest.raises(RuntimeError, match="1 shared prompts still wait for a micro-batch"):
+    with pytest.raises(RuntimeError, match="1 shared prompts still wait for a micro-batch and 0 gradients"):
         opened.check_closed()
 
 
@@ -75,16 +75,30 @@ def test_the_last_pass_takes_along_what_earlier_ones_have_added_up(num_earlier: 
     for scale in range(1, 1 + num_earlier):
         sum((scale * state.square()).sum() for states in prefix.detached() for state in states).backward()
         assert prefix.weight.grad is None
-    sum(state.square().sum() for states in prefix.attached() for state in states).backward()
+    sum(state.square().sum() for states in prefix.attached(set()) for state in states).backward()
     # d/dw sum (c w)^2 = 2 c^2 w, for c of 2, 3, 4, 5.
     expected = (1 + sum(range(1, 1 + num_earlier))) * 2 * (4 + 9 + 16 + 25)
     assert prefix.weight.grad.flatten().tolist() == [expected] * 2
 
 
+def test_gradients_that_no_backward_pass_takes_along_are_an_error() -> None:
+    a, opened = Prompt(), OpenPrompts()
+    for number, last_use in enumerate(({id(a): 1}, {id(a): 0})):
+        [prefix] = opened.take([a], last_use, lambda prompts: [prefix_of(prompts[0])])
+        states = opened.states_of(prefix, detached=number == 0)
+        if number == 0:
+            states[0][0].sum().backward()
+    assert len(opened) == 0
+    with pytest.raises(RuntimeError, match="0 shared prompts still wait for a micro-batch and 1 gradients"):
+        opened.check_closed()
+    states[0][0].sum().backward()
+    opened.check_closed()
+
+
 def test_a_later_step_does_not_add_the_gradients_of_an_earlier_one() -> None:
     prefix = prefix_of(Prompt())
     prefix.detached()[0][0].sum().backward()
-    prefix.attached()[0][0].sum().backward(retain_graph=True)
+    prefix.attached(set())[0][0].sum().backward(retain_graph=True)
     assert prefix._leaves is None
 
 
@@ -96,7 +110,7 @@ def test_gradients_of_half_precision_add_up_in_float32() -> None:
         assert state.dtype == torch.float32
         (state.bfloat16() * 1.0078125).sum().backward()
     assert prefix.detached()[0][0].grad.flatten().tolist() == [258.0] * 2
-    attached = prefix.attached()[0][0]
+    attached = prefix.attached(set())[0][0]
     attached.sum().backward()
     assert prefix.weight.grad.dtype == torch.bfloat16
     assert prefix.weight.grad.flatten().tolist() == [2 * 260.0] * 2  # of 259, the nearest bfloat16
@@ -106,7 +120,7 @@ def test_states_without_a_gradient_stay_without_one() -> None:
     with torch.no_grad():
         prefix = prefix_of(Prompt())
     assert not any(state.requires_grad for states in prefix.detached() for state in states)
-    assert prefix.attached() is prefix.states
+    assert prefix.attached(set()) is prefix.states
 
 
 def test_processes_with_equal_groups_have_equal_patterns() -> None:

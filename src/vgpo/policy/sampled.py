@@ -85,7 +85,7 @@ class SampledSimilarity:
 
     Attributes:
         similarity: (B, T), once `generate` has returned. None where it sampled a single token, read the prompt in
-            parts, or gave the model no mask of padding.
+            parts, or gave the model a mask of another kind than that of padding.
     """
 
     def __init__(self, visual_mask: Tensor, log_probs: SampledLogProbs) -> None:
@@ -115,8 +115,8 @@ class SampledSimilarity:
     @torch.no_grad()
     def finish(self, generator: nn.Module, last_tokens: Tensor) -> None:
         """Read the last tokens of all responses, (B,)."""
-        mask = self.step.get("attention_mask")
-        if self._columns and isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = self.step.get("attention_mask")  # transformers leaves it out where no prompt is padded
+        if self._columns and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             generator(**next_step(self.step, last_tokens))
             self.similarity = torch.cat(self._columns, dim=1)
             self.log_probs.is_complete = True
@@ -130,10 +130,10 @@ def next_step(step: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
         step: arguments of the pass before.
         tokens: that follow, (B,).
     """
-    mask = step["attention_mask"]
     moved = {name: step[name] + 1 for name in _POSITIONS if step.get(name) is not None}
-    grown = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-    return {**step, **moved, "input_ids": tokens[:, None], "attention_mask": grown}
+    if (mask := step.get("attention_mask")) is not None:
+        moved["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return {**step, **moved, "input_ids": tokens[:, None]}
 
 
 @contextmanager

@@ -288,7 +288,7 @@ class Scorer:
         unique = list({id(prefix): prefix for prefix in prefixes}.values())
         detached = [torch.is_grad_enabled() and id(prefix.prompt) in later for prefix in unique]
         states = [
-            prefix.detached() if apart else prefix.attached() for prefix, apart in zip(unique, detached, strict=True)
+            open_prompts.states_of(prefix, detached=apart) for prefix, apart in zip(unique, detached, strict=True)
         ]
         owners = [unique.index(prefix) for prefix in prefixes]
         lengths = response_lengths(rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import Cache
 
-from vgpo.focus import decoder_of, last_hidden_state, layers_of
+from vgpo.focus import decoder_of, last_hidden_state
 from vgpo.shared_prompt.layers import check_all_read
 
 CACHE_NAMES = ("cache", "past_key_values")  # the argument's name from transformers 5.24 on, and before
@@ -37,7 +37,8 @@ def with_cache(model: nn.Module, cache: Cache) -> Iterator[dict[str, Cache]]:
     """
     name = cache_argument(model)
     assert name is not None, "why_not_shared() has checked it"
-    layers = [layer for layer in layers_of(decoder_of(model)) if hasattr(layer, CHECKPOINT)]
+    # The layers themselves: a wrapper around one shows its attributes, and would keep what is set.
+    layers = [module for module in decoder_of(model).modules() if CHECKPOINT in vars(module)]
     before = [getattr(layer, CHECKPOINT) for layer in layers]
     try:
         for layer, checkpoint in zip(layers, before, strict=True):
@@ -61,6 +62,8 @@ def keeping_cache(checkpoint: Callable[..., Any], cache: Cache) -> Callable[...,
         )
 
     def run(layer: Any, *args: Any) -> Any:
+        if not isinstance(layer, partial):
+            return checkpoint(layer, *args)
         given = {name: cache for name in CACHE_NAMES if name in layer.keywords}
         return checkpoint(partial(layer.func, *layer.args, **{**layer.keywords, **given}), *args)
 
@@ -70,7 +73,8 @@ def keeping_cache(checkpoint: Callable[..., Any], cache: Cache) -> Callable[...,
 def is_sharded(model: nn.Module) -> bool:
     """Whether the parameters of a model are spread over processes (FSDP, DeepSpeed ZeRO-3)."""
     # By its class: parameters of FSDP2 are ordinary tensors as long as they are gathered.
-    return isinstance(model, (FullyShardedDataParallel, FSDPModule)) or hasattr(next(model.parameters()), "ds_id")
+    kinds = (FullyShardedDataParallel, FSDPModule)
+    return any(isinstance(module, kinds) for module in model.modules()) or hasattr(next(model.parameters()), "ds_id")
 
 
 class PromptPositions:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from vgpo.shared_prompt.layers import States
@@ -51,33 +52,39 @@ class Prefix:
         return len(self.prompt.token_ids) - 1
 
     def detached(self) -> list[States]:
-        """The states for a pass that others follow, with a gradient of its own; float32, in which gradients add up."""
+        """The states for a pass that others follow, with gradients of their own, which add up in float32 or better."""
         if self._leaves is None:
-            self._leaves = [
-                tuple(state.detach().float().requires_grad_(state.requires_grad) for state in states)
-                for states in self.states
-            ]
+            self._leaves = [tuple(map(_leaf_of, states)) for states in self.states]
         return self._leaves
 
-    def attached(self) -> list[States]:
-        """The states for the last pass: its backward pass takes along what gradients of earlier ones have added up."""
+    def attached(self, waiting: set[int]) -> list[States]:
+        """The states for the last pass: its backward pass takes along what gradients of earlier ones have added up.
+
+        Args:
+            waiting: gets the identity of each gradient that is still to be taken along.
+        """
         leaves, self._leaves = self._leaves, None
         if leaves is None:
             return self.states
         for states, copies in zip(self.states, leaves, strict=True):
             for state, leaf in zip(states, copies, strict=True):
-                if state.requires_grad:
-                    state.register_hook(_adding(leaf))
+                if leaf.grad is not None:
+                    waiting.add(id(leaf.grad))
+                    state.register_hook(_adding(leaf.grad, waiting))
         return self.states
 
 
-def _adding(leaf: Tensor) -> Callable[[Tensor], Tensor]:
-    """A hook that adds the gradient of `leaf`."""
+def _leaf_of(state: Tensor) -> Tensor:
+    dtype = torch.promote_types(state.dtype, torch.float32)
+    return state.detach().to(dtype).requires_grad_(state.requires_grad)
+
+
+def _adding(sum_of_gradients: Tensor, waiting: set[int]) -> Callable[[Tensor], Tensor]:
+    """A hook that adds what earlier passes have added up."""
 
     def add(gradient: Tensor) -> Tensor:
-        if leaf.grad is None:
-            return gradient
-        return (gradient + leaf.grad).to(gradient.dtype)
+        waiting.discard(id(sum_of_gradients))
+        return (gradient + sum_of_gradients).to(gradient.dtype)
 
     return add
 
@@ -87,6 +94,7 @@ class OpenPrompts:
 
     def __init__(self) -> None:
         self._open: dict[int, Prefix] = {}  # by the identity of the prompt, which its prefix keeps alive
+        self._waiting: set[int] = set()  # see `Prefix.attached`
 
     def __len__(self) -> int:
         return len(self._open)
@@ -113,16 +121,20 @@ class OpenPrompts:
                 del self._open[key]
         return [found[id(prompt)] for prompt in prompts]
 
+    def states_of(self, prefix: Prefix, *, detached: bool) -> list[States]:
+        """The states of a prefix for a pass, see `Prefix`."""
+        return prefix.detached() if detached else prefix.attached(self._waiting)
+
     def check_closed(self) -> None:
-        """Nothing is left open at the end of an optimizer step.
+        """Nothing is left open at the end of an optimizer step, after its last backward pass.
 
         Raises:
-            RuntimeError: a prompt is: its gradient would be lost.
+            RuntimeError: a prompt is, or gradients of earlier passes were not taken along: they would be lost.
         """
-        if self._open:
+        if self._open or self._waiting:
             raise RuntimeError(
-                f"{len(self._open)} shared prompts still wait for a micro-batch at the end of an optimizer step, so "
-                "their gradients would be lost. Set share_prompt to 'off'."
+                f"At the end of an optimizer step, {len(self._open)} shared prompts still wait for a micro-batch and "
+                f"{len(self._waiting)} gradients for a backward pass, which would be lost. Set share_prompt to 'off'."
             )
 
 

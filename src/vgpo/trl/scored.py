@@ -106,7 +106,12 @@ class ScoringTrainer(MonitoredTrainer):
         return [model.get_base_model() if hasattr(model, "get_base_model") else model for model in models]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except BaseException:
+            # A smaller batch may be tried (auto_find_batch_size), with the same prompts.
+            self._open_prompts, self._micro_batch = OpenPrompts(), 0
+            raise
         self._micro_batch += 1
         if self._micro_batch == self.current_gradient_accumulation_steps:
             self._micro_batch = 0
