@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -166,6 +166,7 @@ class Measurement:
         self.prompts = [prompt for prompt in probes.prompts for _ in range(SAMPLES)]
         self.text = probes.text
         self.has_images = any(prompt.media for prompt in self.prompts)
+        self.sampled_similarity: Tensor | None = None  # with `responses`
         self.model_type = host.vlm.config.model_type
         self.tolerance = TOLERANCES.get(host.dtype, TOLERANCES[torch.bfloat16])
 
@@ -175,12 +176,16 @@ class Measurement:
     def responses(self) -> tuple[Responses, Tensor]:
         """Sampled responses, cut to unlike lengths, and the log-probabilities from which they were sampled."""
         decoding = self.host.decoding
+        columns = prompt_columns(self.prompts, self.host.pad_token_id, self.host.device)
+        visual = visual_token_mask(columns["prompt_ids"], self.host.visual_token_ids)
         with (
             self.host.autocast(),
             self.host.generating() as model,
             record_sampled(model, self.host.temperature) as sampled,
+            record_sampled_similarity(model, visual, sampled) if self.has_images else nullcontext() as focus,
         ):
             found = respond(model, self.prompts, decoding, seed=SEED)
+        self.sampled_similarity = None if focus is None else focus.similarity
         log_probs = sampled.log_probs(found.rows.input_ids[:, -1])
         lengths = found.mask.sum(1).tolist()
         kept = [max(1, int(length * share)) for length, share in zip(lengths, SHORTER, strict=False)]
@@ -278,22 +283,13 @@ class Measurement:
         return self._gap("log-probs, kept vision outputs", [gap], self.tolerance.log_probs)
 
     def sampled_focus(self) -> list[Gap]:
-        """Visual similarity of padded rows against that of `generate`, where that tells it."""
+        """Visual similarity of padded rows against that of `generate`, where sampling records it."""
+        responses = self.responses[0]
         assert self.separate.similarity is not None
-        ids = prompt_columns(self.prompts, self.host.pad_token_id, self.host.device)["prompt_ids"]
-        visual = visual_token_mask(ids, self.host.visual_token_ids)
-        with (
-            self.host.autocast(),
-            self.host.generating() as model,
-            record_sampled(model, self.host.temperature) as log_probs,
-            record_sampled_similarity(model, visual, log_probs) as sampled,
-        ):
-            respond(model, self.prompts, self.host.decoding, seed=SEED)  # as `responses`
-        if sampled.similarity is None:
+        if self.sampled_similarity is None:
             return []
-        mask = self.responses[0].mask
-        gap = (self.separate.similarity - sampled.similarity[:, : mask.shape[1]])[mask]
-        return [self._gap("focus, sampled", [gap], self.tolerance.focus)]
+        gap = self.separate.similarity - self.sampled_similarity[:, : responses.mask.shape[1]]
+        return [self._gap("focus, sampled", [gap[responses.mask]], self.tolerance.focus)]
 
     def sharing(self) -> list[Gap]:
         """Shared prompts against separate rows: outputs, and one backward pass."""
