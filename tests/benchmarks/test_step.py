@@ -77,7 +77,7 @@ def test_a_row_holds_ratios_of_counted_rounds() -> None:
     assert row["images"] == {"GRPO": 4, "VGPO": 2, "VGPO off": 4}  # to generate and to train
 
 
-@pytest.mark.train
+@pytest.mark.slow
 def test_a_round_has_all_updates_of_a_generation() -> None:
     """Rollouts become old then: both trainers score them once more, without gradient."""
     (row,) = measure(plan(steps=1, updates=2, cpu_time=True))
@@ -196,7 +196,7 @@ def test_a_call_ends_in_figures_and_where_they_come_from(call: Any) -> None:
     assert torch.__version__.startswith(written["environment"]["versions"]["torch"])
 
 
-@pytest.mark.train
+@pytest.mark.slow
 def test_tables_have_a_line_for_each_micro_batch_and_for_each_trainer(call: Any) -> None:
     out, line, written = call("--cases", "balanced", "--groups", "2", "--micro-batches", "1", "2", "--cpu-time")
     assert set(line) == {"environment"}  # its figures are those of groups of 8
@@ -213,7 +213,7 @@ def test_tables_have_a_line_for_each_micro_batch_and_for_each_trainer(call: Any)
         assert sum(parts) == pytest.approx(whole, abs=0.003)
 
 
-@pytest.mark.train
+@pytest.mark.slow
 def test_growth_prints_slopes_of_both_trainers(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ladders = growth.Ladders(growth.TINY.middle, {"side": growth.TINY.steps["side"]})
     monkeypatch.setattr(growth, "TINY", ladders)

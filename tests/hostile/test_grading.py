@@ -81,7 +81,7 @@ def test_nasty_golds_are_graded_or_refused_by_name(grader: Grader, text: str):
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
-def test_a_megabyte_takes_less_than_a_second(text: str):
+def test_a_megabyte_takes_seconds_at_most(text: str):
     calls = {
         "extract_boxed": lambda: extract_boxed(text),
         "strip_outer_box": lambda: strip_outer_box(text),
@@ -95,4 +95,5 @@ def test_a_megabyte_takes_less_than_a_second(text: str):
     for name, call in calls.items():
         start = time.process_time()
         call()
-        assert time.process_time() - start < 1.0, f"{name} took too long"
+        # About half a second; a scan that looks back for each brace would take hours.
+        assert time.process_time() - start < 5.0, f"{name} took too long"

@@ -25,6 +25,7 @@ pytest_plugins = ["tests.families.fixtures"]
 
 ORDER = (2, 0, 5, 4, 1, 3, 6)  # rows of a group are not always neighbours
 LIMIT = 1e-12
+EVERY_TIME = ("gemma3", "qwen2_5_vl", "qwen3_5")  # the others are in the slow lane
 FAMILIES = [family for family in PROVEN if not family.endswith("_moe")]  # torch has no grouped products in float64
 
 
@@ -73,7 +74,9 @@ def step(case: Case, size: int) -> float:
 
 
 @pytest.mark.usefixtures("all_in_float64")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.slow) for name in FAMILIES]
+)
 def test_an_optimizer_step_is_exact_at_any_micro_batch(family: str, load_family: LoadFamily) -> None:
     case = build_case(load_family, family, torch.device("cpu"), torch.float64)
     for checkpointing in (False, True):
