@@ -1,4 +1,4 @@
-"""Packed rows of every family against one model call per row without padding, on the CPU and on CUDA."""
+"""Shared prompts of every family against one model call per row without padding, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Limits(NamedTuple):
 LIMITS = {"cpu": Limits(1e-5, 1e-4), "cuda": Limits(5e-5, 5e-4)}
 # The chunked rule of linear attention rounds more, in separate padded rows as well: test_float64.py shows what it is.
 LINEAR = Limits(1e-4, 2e-3)
-# bf16 rounds to 8 bits in every layer, whose errors differ by chance: packed rows may err this many times as much as
-# separate rows do. A token that attends to a wrong one errs ten times as much.
+# bf16 rounds to 8 bits in every layer, whose errors differ by chance: shared prompts may err this many times as much
+# as separate rows do. A token that attends to a wrong one errs ten times as much.
 BF16_EXCESS = 2
 
 

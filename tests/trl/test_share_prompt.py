@@ -18,6 +18,7 @@ from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures
 from vgpo.policy.prompts import token_types
 from vgpo.policy.scoring import Rows, Scorer, score_rows
 from vgpo.shared_prompt import generation
+from vgpo.shared_prompt.passes import cache_argument
 from vgpo.toy.model import build_model
 from vgpo.training.passes import Rollout
 from vgpo.trl import VGPOConfig, VGPOTrainer
@@ -97,6 +98,11 @@ SETTINGS = {
         "trainer_kwargs": {"peft_config": lora_without_vision()},
         "learning_rate": 1e-3,
         "beta": 0.04,
+    },
+    "lora-with-micro-batches-of-1": {
+        "trainer_kwargs": {"peft_config": lora_without_vision()},
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2 * GROUP,
     },
     "padded-to-multiples": {"pad_to_multiple_of": 32},
 }  # fmt: skip
@@ -368,8 +374,8 @@ def test_only_shared_passes_have_a_cache(make_trainer, processor, tmp_path):
         trainer = make_trainer(policy=policy, share_prompt=share_prompt, gradient_checkpointing=True)
         caches[share_prompt] = seen = []
         policy.get_decoder().register_forward_pre_hook(
-            lambda decoder, args, kwargs, seen=seen: (
-                seen.append(type(kwargs.get("cache"))) if decoder.training else None
+            lambda decoder, args, kwargs, seen=seen, name=cache_argument(policy): (
+                seen.append(type(kwargs.get(name))) if decoder.training else None
             ),
             with_kwargs=True,
         )
