@@ -373,8 +373,9 @@ def test_only_shared_passes_have_a_cache(make_trainer, processor, tmp_path):
         policy = build_model(processor.tokenizer, seed=1)
         trainer = make_trainer(policy=policy, share_prompt=share_prompt, gradient_checkpointing=True)
         caches[share_prompt] = seen = []
+        name = cache_argument(policy)
         policy.get_decoder().register_forward_pre_hook(
-            lambda decoder, args, kwargs, seen=seen, name=cache_argument(policy): (
+            lambda decoder, args, kwargs, seen=seen, name=name: (
                 seen.append(type(kwargs.get(name))) if decoder.training else None
             ),
             with_kwargs=True,
