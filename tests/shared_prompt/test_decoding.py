@@ -232,7 +232,7 @@ def test_a_cache_that_was_returned_is_not_used_again(layers):
     with prefill_once(model):
         cache = generate(model, collate("qwen2_5_vl", PROMPTS), sampling(num_return_sequences=G)).past_key_values
     assert isinstance(cache, DynamicCache)
-    with pytest.raises(RuntimeError, match="start anew"):
+    with pytest.raises(RuntimeError, match="start a new one"):
         cache.update(states(N * G, 1), states(N * G, 1), 0)
 
 

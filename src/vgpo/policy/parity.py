@@ -36,7 +36,7 @@ REMEDIES = {
     "of all responses of a micro-batch",
     SEPARATE_ROWS: "each rollout computes its prompt itself",
     RUN_TOWER: "the vision tower runs in each pass",
-    SCORING_PASS: "visual similarity that sampling could tell comes from a scoring pass",
+    SCORING_PASS: "visual similarity comes from a scoring pass, not out of sampling",
 }
 
 

@@ -309,7 +309,7 @@ class Scorer:
             aux_loss = balancing_loss(self.text_config, [*prompts, *routers], [*times, *masks])
             scores = replace(scores, aux_loss=aux_loss)
         if torch.is_grad_enabled() and is_sharded(self.model):
-            # Only keys and values of a prompt have a gradient, so nothing would gather the weights behind the last
+            # Only keys and values of a prompt have a gradient, so nothing would gather the weights after the last
             # layer's on the way back.
             anchors = [prefix.anchor for prefix, apart in zip(unique, detached, strict=True) if not apart]
             zero = sum(anchor.sum() * 0 for anchor in anchors if anchor is not None)

@@ -46,7 +46,7 @@ class PromptOnceLayer(DynamicLayer):
         """Add tokens of all rollouts, (n * G, K, t, D); returns what they have added so far, without the prompts."""
         if self.prompt_keys is None:
             raise RuntimeError(
-                "A cache that generate() returned inside prefill_once() is no longer there: start anew."
+                "A cache that generate() returned inside prefill_once() has been freed: start a new one."
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -17,7 +17,7 @@ from vgpo.shared_prompt.layers import States
 
 
 class Prompt(Protocol):
-    """What is shared; prompts are told apart by identity."""
+    """What is shared; two prompts are the same if they are one object."""
 
     @property
     def token_ids(self) -> list[int]: ...

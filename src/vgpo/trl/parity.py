@@ -65,7 +65,7 @@ def check_parity(trainer: "RolloutTrainer") -> Parity:
     failed = [gap for gap in parity.gaps if gap.remedy == SCORING_PASS and not gap.passes]
     if failed:
         logger.warning("%s: %s; %s.", failed[0].name, failed[0].result, REMEDIES[SCORING_PASS])
-    trainer.sampling_tells_similarity = not failed
+    trainer.sampling_records_similarity = not failed
     if trainer.use_vllm:
         from vgpo.vllm.parity import with_engine
 

@@ -52,7 +52,7 @@ class RolloutTrainer(ScoringTrainer):
 
     _batch_environments: list[Any] | None = None
     _required_signals: frozenset[str] = frozenset()
-    _samples_similarity: bool  # whether it is needed before an update computes it, and sampling can tell it
+    _samples_similarity: bool  # whether it is needed before an update computes it, and sampling can record it
 
     def __init__(self, model: Any, reward_funcs: Any, args: VGPOConfig, *rest: Any, **kwargs: Any) -> None:
         self._model_config = config = model_config(model, args)
@@ -70,7 +70,7 @@ class RolloutTrainer(ScoringTrainer):
         self._settle_aux_loss()
         self._ban_image_tokens()
         self.parity: Parity | None = None
-        self.sampling_tells_similarity = True  # unless parity found otherwise
+        self.sampling_records_similarity = True  # unless parity found otherwise
         if args.parity != "off":
             self.add_callback(ParityCheck(self))
 
@@ -111,7 +111,7 @@ class RolloutTrainer(ScoringTrainer):
         if rollout.sampled_log_probs is not None:
             batch["sampled_log_probs"] = as_wide(rollout.sampled_log_probs, batch["completion_ids"])
         if self._samples_similarity:
-            batch |= told_by_all(self.accelerator, rollout.sampled_similarity, batch)
+            batch |= recorded_everywhere(self.accelerator, rollout.sampled_similarity, batch)
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
@@ -278,7 +278,7 @@ class RolloutTrainer(ScoringTrainer):
     def _similarity_of(
         self, prompts: list[EncodedPrompt], sampled: SampledLogProbs
     ) -> AbstractContextManager[SampledSimilarity | None]:
-        """Inside the block, sampling tells the visual similarity of tokens, where that saves a scoring pass."""
+        """Inside the block, sampling records the visual similarity of tokens, where that saves a scoring pass."""
         if not self._samples_similarity:
             return nullcontext()
         ids = prompt_columns(prompts, self._tokenizer.pad_token_id, self.accelerator.device)["prompt_ids"]
@@ -311,8 +311,8 @@ class RolloutTrainer(ScoringTrainer):
                 ) from error
 
 
-def told_by_all(accelerator: Accelerator, similarity: Tensor | None, batch: Batch) -> Batch:
-    """The field of the similarity that sampling told; none where some process lacks it, as all run the same passes."""
+def recorded_everywhere(accelerator: Accelerator, similarity: Tensor | None, batch: Batch) -> Batch:
+    """The similarity that sampling recorded, as a field; none where a process lacks it, as all run the same passes."""
     found = torch.tensor([similarity is not None], dtype=torch.uint8, device=accelerator.device)
     if not accelerator.gather(found).all():
         return {}

@@ -146,7 +146,7 @@ class VGPOTrainer(RolloutTrainer):
             self.use_vllm or self.use_transformers_continuous_batching or self.tools or self.rollout_func
         )
         needed = self.model.training and not self._shapes_in_update and "similarity" in self._required_signals
-        return needed and by_generate and self.sampling_tells_similarity
+        return needed and by_generate and self.sampling_records_similarity
 
     def _build_dynamic_sampler(self) -> DynamicSampler:
         if isinstance(self.train_dataset, IterableDataset):
