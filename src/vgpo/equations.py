@@ -33,6 +33,7 @@ from vgpo.settings_checks import check_choice, check_number, check_used
 Schedule = Literal["linear", "exponential", "step"]
 Preset = Literal["paper", "released"]
 RolloutScore = Literal["sum", "mean"]
+FocusState = Literal["reading", "predicting"]
 
 _EPSILON = 1e-8
 _TOKEN_FACTOR_RANGE = (0.1, 2.0)  # of the `released` preset
@@ -69,6 +70,9 @@ class VGPOSettings:
     """Reweight the rollouts of a group (phi)."""
     rollout_score: RolloutScore = "sum"
     """How a rollout's weights make its score s: ``sum``, or ``mean``, which does not grow with length."""
+    focus_state: FocusState = "reading"
+    """Whose similarity is the focus of a token: the state after ``reading`` it, h_t as in the paper, or the one that is
+    ``predicting`` it, h_{t-1}, of the token before it or of the last token of the prompt."""
     preset: Preset = "paper"
     """``paper``, or ``released``: the variant in the authors' code.
 
@@ -88,11 +92,13 @@ class VGPOSettings:
         check_choice("intra", self.intra, (True, False))
         check_choice("inter", self.inter, (True, False))
         check_choice("rollout_score", self.rollout_score, get_args(RolloutScore))
+        check_choice("focus_state", self.focus_state, get_args(FocusState))
         check_used(self, "strength", intra=True, inter=True)
         check_used(self, "schedule", intra=True, inter=True)
         check_used(self, "exponent", schedule="exponential")
         check_used(self, "step", schedule="step")
         check_used(self, "rollout_score", inter=True)
+        check_used(self, "focus_state", intra=True, inter=True)
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,9 @@ def reweight_advantages(
     group_ids: Tensor,
     settings: VGPOSettings,
     visual_rows: Tensor | None = None,
+    *,
+    growth: Tensor | None = None,
+    deviation_strength: Tensor | None = None,
 ) -> ReweightedAdvantages:
     """Turn one advantage per rollout into one per token: equations (4) to (12) of arXiv 2604.09349.
 
@@ -215,6 +224,8 @@ def reweight_advantages(
         group_ids: integer (B,), equal for the rollouts of one prompt.
         settings: the method's settings.
         visual_rows: bool (B,), False where the prompt has no visual token; None if every prompt has one.
+        growth: (B, T), replaces the scheduled progress in equation (5).
+        deviation_strength: (B,) lambda in [0, 1]: the factors are 1 + lambda psi and 1 + lambda phi. None for 1.
 
     Raises:
         ValueError: for a shape or dtype that does not fit.
@@ -229,20 +240,22 @@ def reweight_advantages(
     focus = focus_score(similarity.to(dtype), counted, settings.preset)
     tail = tail_tokens(position, length, settings.tail_ratio) & counted
     gate = visual_gate(focus, tail, settings.gate_ratio)
-    growth = progress(position, length, settings, dtype)
+    if growth is None:
+        growth = progress(position, length, settings, dtype)
     weight = compensated_weight(focus, gate, growth, settings.strength)
 
     normalised = normalised_weight(weight, counted)
     token_factor = torch.ones_like(focus)
+    strength = torch.ones_like(token_factor[:, 0]) if deviation_strength is None else deviation_strength.to(dtype)
     if settings.intra:
-        token_factor = 1 + token_deviation(normalised, counted)
+        token_factor = 1 + strength[:, None] * token_deviation(normalised, counted)
     rollout_factor = torch.ones_like(focus[:, 0])
     if settings.inter:
         group = group_index(group_ids)
         takes_part = length[:, 0] > 0
         score = rollout_score(normalised if released else weight, length, settings.rollout_score)
         normalised_score = normalised_rollout_score(score, takes_part, group)
-        rollout_factor = 1 + rollout_deviation(normalised_score, takes_part, group)
+        rollout_factor = 1 + strength * rollout_deviation(normalised_score, takes_part, group)
     if released:
         token_factor = token_factor.clamp(*_TOKEN_FACTOR_RANGE)
         rollout_factor = rollout_factor.clamp(*_ROLLOUT_FACTOR_RANGE)

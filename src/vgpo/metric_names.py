@@ -11,6 +11,15 @@ FOCUS_GATE_RATE = "focus/gate_rate"
 SHAPING_DEPENDENCY = "shaping/dependency"
 SHAPING_TOKEN_FACTOR_SPREAD = "shaping/token_factor_spread"
 SHAPING_ROLLOUT_FACTOR_SPREAD = "shaping/rollout_factor_spread"
+SHAPING_EFFECTIVE_SAMPLE_SIZE = "shaping/effective_sample_size"
+SHAPING_POSITIVE_MASS = "shaping/positive_mass"
+SHAPING_NEGATIVE_MASS = "shaping/negative_mass"
+
+# Where the data has strata, the name of one follows after a slash.
+ADAPTIVE_STRENGTH = "adaptive/strength"
+ADAPTIVE_CORRELATION = "adaptive/correlation"
+ADAPTIVE_COMPENSATION = "adaptive/compensation"
+ADAPTIVE_TEXT_ONLY_ACCURACY = "adaptive/text_only_accuracy"
 
 SAMPLING_GROUPS_DRAWN = "sampling/groups_drawn"
 SAMPLING_GROUPS_KEPT = "sampling/groups_kept"
@@ -38,6 +47,11 @@ EVAL_SUITE_PREFIX = "eval_suite/"
 def suite_metric(task: str, part: str) -> str:
     """The name of a metric of a benchmark that is evaluated during training: `accuracy`, `no_box` or `truncated`."""
     return f"{EVAL_SUITE_PREFIX}{task}/{part}"
+
+
+def of_stratum(metric: str, stratum: str | None) -> str:
+    """The name of a metric of one stratum; of all data without one."""
+    return metric if stratum is None else f"{metric}/{stratum}"
 
 
 # Names of version 0.1 -> names of today.

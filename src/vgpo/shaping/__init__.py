@@ -1,5 +1,6 @@
 """Ways to turn one advantage per rollout into one per token. A new way is a file here and a line in `SHAPINGS`."""
 
+from vgpo.shaping.adaptive import AdaptiveShaping
 from vgpo.shaping.base import IMAGE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping
 from vgpo.shaping.entropy import EntropyShaping
 from vgpo.shaping.kl_perception import KLPerceptionShaping
@@ -11,6 +12,7 @@ from vgpo.shaping.vgpo import VGPOShaping
 SHAPINGS: dict[str, type[Shaping]] = {
     "none": NoShaping,
     "vgpo": VGPOShaping,
+    "adaptive": AdaptiveShaping,
     "entropy": EntropyShaping,
     "kl_perception": KLPerceptionShaping,
     "pgpo": PGPOShaping,
@@ -20,6 +22,7 @@ SHAPINGS: dict[str, type[Shaping]] = {
 __all__ = [
     "IMAGE_SIGNALS",
     "SHAPINGS",
+    "AdaptiveShaping",
     "EntropyShaping",
     "KLPerceptionShaping",
     "NoShaping",

@@ -14,7 +14,12 @@ from vgpo.text import did_you_mean
 Scope = Literal["rollout", "group", "batch"]
 
 # Signals that are about images: a run without any has none.
-IMAGE_SIGNALS = frozenset({"similarity", "layer_similarity", "corrupted_log_probs", "text_only_log_probs"})
+IMAGE_SIGNALS = frozenset(
+    {
+        "similarity", "predicting_similarity", "layer_similarity", "corrupted_log_probs", "text_only_log_probs",
+        "text_only_accuracy",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,9 @@ class Signals:
     visual_rows: Tensor
     """Rows with a visual token in their prompt; bool (B,)."""
     similarity: Tensor | None = None
-    """Cosine with the prompt's visual prototype (Eq. 3); (B, T)."""
+    """Cosine with the prompt's visual prototype (Eq. 3) of the state after reading each token; (B, T)."""
+    predicting_similarity: Tensor | None = None
+    """The same of the state that predicts each token; (B, T)."""
     layer_similarity: Tensor | None = None
     """Cosine with a visual token, averaged over the visual tokens and over all layers; (B, T)."""
     entropy: Tensor | None = None
@@ -41,6 +48,12 @@ class Signals:
     """The same without the images, the text of the prompt alone; (B, T)."""
     progress: Tensor | None = None
     """Share of the training's steps that are done, in [0, 1], equal in all rows; (B,)."""
+    text_only_accuracy: Tensor | None = None
+    """Share of right answers to the prompt without its images, in [0, 1], equal in the rows of a prompt; (B,)."""
+    chance: Tensor | None = None
+    """Probability of guessing the right answer: 1 / options in multiple choice, else 0; (B,)."""
+    stratum: Tensor | None = None
+    """Number of each row's stratum in `Shaping.strata`; int64 (B,)."""
 
     @property
     def scored_mask(self) -> Tensor:
@@ -74,6 +87,8 @@ class Shaping(ABC):
     """Turns (B,) advantages into (B, T). A final class; its settings are a dataclass."""
 
     Settings: ClassVar[type]
+    strata: tuple[str, ...] = ("all",)
+    """Names of the strata of the data; a host sets it before the first batch if `stratum_column` names one."""
 
     @abstractmethod
     def __init__(self, settings: Any) -> None: ...
@@ -88,9 +103,25 @@ class Shaping(ABC):
     def scope(self) -> Scope:
         """What a rollout's result depends on: itself alone, its group, or the whole rollout batch."""
 
+    @property
+    def stratum_column(self) -> str | None:
+        """The column of the data set whose values divide the rollouts into strata."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the shaping carries from one batch to the next, of numbers and text; saved in every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        del state
+
     @abstractmethod
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
-        """Shape the group-relative advantages (B,). No gradient may flow through the result."""
+        """Shape the group-relative advantages (B,). No gradient may flow through the result.
+
+        A shaping whose scope is "batch" may keep a state: its host hands it each rollout batch exactly once.
+        """
 
 
 def build_shaping(name: str, options: Mapping[str, Any]) -> Shaping:

@@ -58,6 +58,12 @@ class MethodArguments:
         default=VGPOSettings.rollout_score,
         metadata={"help": "'sum' of a rollout's weights as in the paper, or their 'mean', whatever its length."},
     )
+    focus_state: str = field(
+        default=VGPOSettings.focus_state,
+        metadata={
+            "help": "State whose similarity is a token's focus: 'reading' (after it, as in the paper) or 'predicting'."
+        },
+    )
     preset: str = field(
         default=VGPOSettings.preset,
         metadata={"help": "'paper', or 'released' for the variants of the authors' code."},
