@@ -136,9 +136,9 @@ def test_the_dial_as_one_word() -> None:
     ("text", "message"),
     [
         ("", "found ''"),
-        ("row=4", "found 'row=4' in 'row=4'; expected each of rows, columns, digits, kinds once"),
+        ("row=4", "found 'row=4' in 'row=4'; expected each of rows, columns, digits, kinds, setting"),
         ("rows=4,rows=3", "found 'rows=3'"),
-        ("rows=four", "rows takes whole numbers"),
+        ("rows=four", "rows takes a whole number"),
         ("rows=9", "rows is 9; expected 1 to 4"),
         ("kinds=sum", "kinds names 'sum'"),
     ],

@@ -50,7 +50,8 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
         say(console, f"{len(study.runs)} runs, {len(study.runs) - len(todo)} of them done: {out}")
         written = write_sets(todo, out)
         check_runs_can_start(study, todo, written, out)
-        outcomes = Workers(out, written, jobs, lock, console, study.suite).run_all(todo)
+        sets = write_held_out_sets(todo, out)
+        outcomes = Workers(out, written, jobs, lock, console, study.suite, sets).run_all(todo)
         for planned, status in outcomes.failed:
             report_failure(folder_of(out, planned), planned, status, console)
         draw(study, out, console)
@@ -99,6 +100,18 @@ def write_sets(todo: Sequence[PlannedRun], out: Path) -> dict[str, dict[str, str
             key: str(write_toy(source, folder)) for key, source in sources.items() if is_toy(source)
         }
     return written
+
+
+def write_held_out_sets(todo: Sequence[PlannedRun], out: Path) -> dict[str, dict[str, str]]:
+    """Write further sets of the embedded task; by setting and name, the files."""
+    return {
+        setting: {
+            name: str(write_toy(source, out / "data" / setting / name))
+            for name, source in planned.held_out_sets.items()
+            if is_toy(source)
+        }
+        for setting, planned in {planned.setting: planned for planned in todo}.items()
+    }
 
 
 def report_failure(one: StudyRun, planned: PlannedRun, status: int, console: Console) -> None:

@@ -102,6 +102,14 @@ class Setup:
         """The questions of each evaluation set whose images are in the training set, for sets that have some."""
         return find_leaks(self.prompts, self.evaluation_sets)
 
+    def read_set(self, source: str) -> Dataset:
+        """Another set of held-out questions, read and checked as `eval_data` is.
+
+        Raises:
+            DataError: A row cannot be used; names it.
+        """
+        return self._read("eval_data", source=source)
+
     def fingerprint(self, name: str) -> str | None:
         """Of the set of a field, None if there is none."""
         prompts = self.prompts if name == "train_data" else self.held_out
@@ -133,11 +141,11 @@ class Setup:
             shards=shards_of(config),
         )
 
-    def _read(self, name: str, **options: Any) -> Dataset:
+    def _read(self, name: str, *, source: str | None = None, **options: Any) -> Dataset:
         config, reading = self.recipe.config, self.recipe.run.reading(name)
         load = functools.partial(
             load_prompts,
-            vars(self.recipe.run)[name],
+            source or vars(self.recipe.run)[name],
             self.recipe.run.template,
             toy_folder=self.folder,
             reading=reading,
@@ -150,7 +158,7 @@ class Setup:
             return load()  # in each process: which rows are left depends on all images
         if not self.checks_images:
             return load(max_images=0)
-        if self.trusted.get(name):
+        if self.trusted.get(name) and source is None:
             with contextlib.suppress(DataError):  # the check below names the row
                 prompts = load(max_images=0)
                 self._fingerprints[name] = fingerprint(prompts)

@@ -55,6 +55,9 @@ def fault_of(one: StudyRun, planned: PlannedRun, suite: StudySuite | None) -> st
     found = with_current_names(read_mapping(one.recipe_path)) if one.recipe_path.is_file() else planned.values
     if changed := differing(found, planned.values):
         return f"a run with other settings ({', '.join(changed)})"
+    sets = read_mapping(one.held_out_path) if one.held_out_path.is_file() else {}
+    if one.is_done and set(sets) != set(planned.held_out_sets):
+        return f"evaluated on other held-out sets ({', '.join(sorted(set(sets) ^ set(planned.held_out_sets)))})"
     if one.evaluation.exists and one.suite_path.is_file():
         evaluated = read_suite(read_mapping(one.suite_path), str(one.suite_path)).compared
         if changed := differing(evaluated, suite.compared if suite else {}):

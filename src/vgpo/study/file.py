@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from vgpo.study.results import INITIAL, Comparison
 from vgpo.study.suite import StudySuite, read_suite
 from vgpo.text import did_you_mean
 
-RECIPE, LAUNCH, SUITE = "recipe", "launch", "suite"
-KEYS = (RECIPE, LAUNCH, SUITE, "base", "seeds", "common", "methods", "settings", "comparisons")
+RECIPE, LAUNCH, SUITE, HELD_OUT = "recipe", "launch", "suite", "held_out_sets"
+KEYS = (RECIPE, LAUNCH, SUITE, HELD_OUT, "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
 MAX_METHODS = 8  # in a comparison: more lines than that cannot be distinguished
 MAX_SEED = 2**32  # NumPy takes no larger one
@@ -65,6 +65,7 @@ class PlannedRun:
         values: All fields of its recipe, the seed included.
         max_steps: Optimiser steps, None where the recipe counts epochs.
         launch: Words before `-m vgpo.cli train` that start its training in several processes; none for one process.
+        held_out_sets: By name, further sets on which the trained model is evaluated, as in `eval_data`.
     """
 
     setting: str
@@ -73,6 +74,7 @@ class PlannedRun:
     values: dict[str, Any]
     max_steps: int | None
     launch: tuple[str, ...] = ()
+    held_out_sets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -123,7 +125,7 @@ def load_study(path: Path) -> Study:
     for (setting, method), recipe in checked.items():
         if method != INITIAL:
             check_comparable(recipe, f"{path}: {run_label(setting, method)}")
-    return Study(path, comparisons, checked, plan(fields, checked, comparisons, values["launches"]), suite)
+    return Study(path, comparisons, checked, plan(fields, checked, comparisons, values), suite)
 
 
 def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +146,8 @@ def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[s
 def read_study(path: Path) -> dict[str, Any]:
     """The file's keys, each there and of its form; what may be left out is filled in.
 
-    Under `recipes` and `launches` is the recipe of each setting and how its runs are started.
+    Under `recipes`, `launches` and `sets` is the recipe of each setting, how its runs are started, and on which further
+    sets they are evaluated.
     """
     if not path.is_file():
         raise StudyError(f"{path}: no such study file; name a YAML file such as those in studies/")
@@ -174,8 +177,22 @@ def read_study(path: Path) -> dict[str, Any]:
     settings = values["settings"].items()
     values["recipes"] = {name: one.pop(RECIPE, values[RECIPE]) for name, one in settings}
     launches = {name: one.pop(LAUNCH, values.get(LAUNCH)) for name, one in settings}
+    sets = {name: one.pop(HELD_OUT, values.get(HELD_OUT)) or {} for name, one in settings}
     values["launches"] = {name: read_launch(launch, f"{path}: {LAUNCH}") for name, launch in launches.items()}
+    values["sets"] = {
+        name: read_held_out_sets(one, f"{path}: settings: {name}: {HELD_OUT}") for name, one in sets.items()
+    }
     return values
+
+
+def read_held_out_sets(sets: Any, where: str) -> dict[str, str]:
+    """By name, further sets of held-out questions."""
+    check_mapping(sets, where)
+    check_names(list(sets), where)
+    for name, source in sets.items():
+        if not isinstance(source, str):
+            raise StudyError(f"{where}: {name} is {source!r}, expected a dataset as in eval_data")
+    return dict(sets)
 
 
 def read_launch(command: Any, where: str) -> tuple[str, ...]:
@@ -344,7 +361,7 @@ def plan(
     fields: Mapping[tuple[str, str], Mapping[str, Any]],
     recipes: Mapping[tuple[str, str], Recipe],
     comparisons: Sequence[Comparison],
-    launches: Mapping[str, tuple[str, ...]],
+    values: Mapping[str, Any],
 ) -> list[PlannedRun]:
     """All runs, once each: for each comparison and setting the start, then seed by seed every method."""
     places = [
@@ -364,7 +381,8 @@ def plan(
             seed,
             {**fields[setting, method], "seed": seed},
             max_steps(recipes[setting, method]),
-            launches[setting],
+            values["launches"][setting],
+            values["sets"][setting],
         )
         for setting, method, seed in dict.fromkeys(places)
     ]

@@ -13,10 +13,11 @@ RECIPE = "recipe.yaml"
 PROBE = "probe.json"
 USAGE = "usage.json"
 SUITE = "suite.yaml"
+HELD_OUT = "held_out_sets.yaml"
 EVALUATION = "suite"
 # What tables and curves are made of.
 SEALED = (
-    RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, f"{EVALUATION}/scores.json",
+    RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, HELD_OUT, f"{EVALUATION}/scores.json",
 )  # fmt: skip
 
 
@@ -49,6 +50,11 @@ class StudyRun:
     def suite_path(self) -> Path:
         """What the run is evaluated on; missing where the study has no suite."""
         return self.path / SUITE
+
+    @property
+    def held_out_path(self) -> Path:
+        """Further sets that the run is evaluated on, by name; missing where there are none."""
+        return self.path / HELD_OUT
 
     @property
     def evaluation(self) -> EvaluationFolder:

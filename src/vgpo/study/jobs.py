@@ -56,6 +56,7 @@ class Workers:
         lock: Descriptor that they hold as long as they live.
         console: Where their progress is printed.
         suite: What each is evaluated on after its training, if anything.
+        sets: By setting and name, further held-out sets that are files of the study.
         active: Those at work.
         outcomes: Of those that have ended.
     """
@@ -66,6 +67,7 @@ class Workers:
     lock: int
     console: Console
     suite: StudySuite | None = None
+    sets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     active: list[Child] = field(default_factory=list)
     outcomes: Outcomes = field(default_factory=Outcomes)
 
@@ -101,6 +103,8 @@ class Workers:
         folder = folder_of(self.out, planned)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_recipe(folder.recipe_path, planned.values)  # over that of a run that never began
+        if planned.held_out_sets:
+            write_recipe(folder.held_out_path, {**planned.held_out_sets, **self.sets[planned.setting]})
         if self.suite is not None:
             folder.unseal()  # of a run that was done before the study had a suite
             write_recipe(folder.suite_path, self.suite.values)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from vgpo.run.storage import to_json, write_file
 from vgpo.study.page import render_study
-from vgpo.study.results import GROUNDING_COLUMNS, INITIAL, NOTES
+from vgpo.study.results import INITIAL, NOTES, GroundingColumn
 from vgpo.study.statistics import smallest_p_value
 from vgpo.text import visible
 
@@ -107,16 +107,16 @@ def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
 
 def grounding_cells(setting: Mapping[str, Any]) -> Cells:
     """The second table: visual grounding."""
+    columns = [GroundingColumn(**one) for one in setting["columns"]]
     lines = [(method["name"], method["looks"]) for method in setting["methods"]]
     if setting["start"]:
-        lines.insert(
-            0, (INITIAL, {column.column: {"mean": setting["start"][column.column]} for column in GROUNDING_COLUMNS})
-        )
+        start = {column.column: {"mean": setting["start"].get(column.column)} for column in columns}
+        lines.insert(0, (INITIAL, start))
     rows = [
-        [name, *(interval(means[column.column], column.digits, column.factor) for column in GROUNDING_COLUMNS)]
+        [name, *(interval(means[column.column], column.digits, column.factor) for column in columns)]
         for name, means in lines
     ]
-    return ["method", *(column.heading for column in GROUNDING_COLUMNS)], rows
+    return ["method", *(column.heading for column in columns)], rows
 
 
 def p_value(change: Mapping[str, Any] | None, num_seeds: int) -> str:

@@ -8,7 +8,7 @@ from jinja2 import PackageLoader
 
 from vgpo.pages import SHARED, embed_json, inlined, page_environment
 from vgpo.pages.texts import fixed, percent, points
-from vgpo.study.results import GROUNDING_COLUMNS, NOTES
+from vgpo.study.results import NOTES
 from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -38,7 +38,6 @@ def render_study(data: Mapping[str, Any]) -> str:
     return environment.get_template("study.html.jinja").render(
         data=data,
         notes=NOTES,
-        grounding_columns=GROUNDING_COLUMNS,
         embedded=embed_json(embedded),
         **inlined([SHARED / "page.css", TEMPLATES / "study.css"], scripts),
     )

@@ -1,5 +1,7 @@
 """What a study found: a flat row for each run, and all that its table and its page show as one JSON-able dict."""
 
+import itertools
+import math
 import statistics as stdlib_statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -50,8 +52,8 @@ EVALUATION_COLUMNS = {
 }  # fmt: skip
 # Columns that the start model has not.
 TRAINING_COLUMNS = (
-    "steps", "training_accuracy", "mean_training_accuracy", "step_time", "peak_memory_bytes", "memory_of", "jobs",
-    "commit", "dirty",
+    "steps", "training_accuracy", "mean_training_accuracy", "roughness", "tokens", "step_time", "cpu_seconds",
+    "peak_memory_bytes", "memory_of", "jobs", "commit", "dirty",
 )  # fmt: skip
 
 
@@ -74,6 +76,15 @@ GROUNDING_COLUMNS = (
     GroundingColumn("length", "length", 1, 1),
     GroundingColumn("entropy", "entropy", 3, 1),
 )
+
+
+def grounding_columns(rows: Sequence[Row]) -> list[GroundingColumn]:
+    """`GROUNDING_COLUMNS`, and one for each further held-out set of these rows."""
+    prefix = "accuracy_on_"
+    sets = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+    return [*GROUNDING_COLUMNS, *(GroundingColumn(name, f"{name.removeprefix(prefix)}, %", 1, 100) for name in sets)]
+
+
 # How the figures of the two tables are made.
 NOTES = {
     "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
@@ -156,7 +167,10 @@ def read_result(place: RunKey) -> Result:
         "steps": max((line["step"] for line in lines), default=0),
         "training_accuracy": final_level(accuracies),
         "mean_training_accuracy": stdlib_statistics.fmean(accuracies) if accuracies else None,
+        "roughness": roughness(accuracies),
+        "tokens": max((line["num_tokens"] for line in lines if line.get("num_tokens")), default=None),
         "step_time": stdlib_statistics.median(times) if times else None,
+        "cpu_seconds": None,  # of runs of earlier versions
         **usage,
         "commit": environment.commit,
         "dirty": environment.dirty,
@@ -174,6 +188,7 @@ def probe_columns(found: Mapping[str, Any]) -> Row:
     responses = found["responses"]
     row: Row = {f"accuracy_{name}": scores and scores["accuracy"] for name, scores in found["accuracy"].items()}
     row |= {name: responses["all"][name] for name in ("length", "entropy", "focus")}
+    row |= {f"accuracy_on_{name}": value for name, value in found.get("held_out_sets", {}).items()}
     row["late_early"] = responses["all"]["late_early_ratio"]
     for outcome in ("correct", "wrong"):
         part = responses[outcome]
@@ -191,7 +206,7 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
         dict, JSON-able:
         `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
         occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
-        is a list of dicts: `name`; `start`, the row of the start model or None; `target`, the base's final training
+        is a list of dicts: `name`; `columns`, those of the second table as of `GroundingColumn`; `start`, the row of the start model or None; `target`, the base's final training
         accuracy; `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as
         of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
     """
@@ -230,6 +245,15 @@ def cautions(rows: Sequence[Row]) -> list[str]:
     return found
 
 
+def roughness(values: Sequence[float]) -> float | None:
+    """Noise of a curve from step to step: the root mean square of its differences, over the root of 2.
+
+    It is the standard deviation of independent noise around a slow curve; None for fewer than two values.
+    """
+    changes = [after - before for before, after in itertools.pairwise(values)]
+    return math.sqrt(stdlib_statistics.fmean(change**2 for change in changes) / 2) if changes else None
+
+
 def curve_rows(result: Result) -> list[Row]:
     """What the curves are made of: a flat dict for each step of a run."""
     place = {name: result.row[name] for name in ("setting", "method", "seed")}
@@ -248,8 +272,10 @@ def describe_setting(
     start = results.get((setting, INITIAL, 0))
     levels = column(base, "training_accuracy")
     target = sum(levels.values()) / len(levels) if levels else None
+    columns = grounding_columns([result.row for runs in of_method.values() for result in runs.values()])
     return {
         "name": setting,
+        "columns": [one._asdict() for one in columns],
         "start": start and start.row,
         "target": target,
         "missing": [
@@ -258,7 +284,7 @@ def describe_setting(
             if (missing := [seed for seed in comparison.seeds if seed not in runs])
         ],
         "methods": [
-            method_summary(method, number, runs, base, target)
+            method_summary(method, number, runs, base, target, columns)
             for number, (method, runs) in enumerate(of_method.items())
             if runs
         ],
@@ -277,7 +303,7 @@ def steps_to_target(runs: Mapping[int, Result], target: float | None) -> list[in
 
 def column(runs: Mapping[int, Result], name: str) -> dict[int, float]:
     """Seed -> a figure of the rows, where there is one."""
-    return {seed: value for seed, result in runs.items() if (value := result.row[name]) is not None}
+    return {seed: value for seed, result in runs.items() if (value := result.row.get(name)) is not None}
 
 
 def method_summary(
@@ -286,13 +312,14 @@ def method_summary(
     runs: Mapping[int, Result],
     base: Mapping[int, Result],
     target: float | None,
+    columns: Sequence[GroundingColumn],
 ) -> dict[str, Any]:
     """What the table shows of a method.
 
     Returns:
         dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its
         interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
-        `learning`, of training accuracy averaged over all steps; `looks`, for each of `GROUNDING_COLUMNS` the mean
+        `learning`, of training accuracy averaged over all steps; `looks`, for each of `columns` the mean
         over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does,
         and `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the
         mean focus in each tenth of a response, None where there is none.
@@ -311,9 +338,7 @@ def method_summary(
         "points": {str(seed): value for seed, value in column(runs, "accuracy").items()},
         "difference": difference("accuracy"),
         "learning": difference("mean_training_accuracy"),
-        "looks": {
-            one.column: as_dict(mean_over_seeds(list(column(runs, one.column).values()))) for one in GROUNDING_COLUMNS
-        },
+        "looks": {one.column: as_dict(mean_over_seeds(list(column(runs, one.column).values()))) for one in columns},
         "steps_to_base": {
             "mean": sum(steps) / len(steps) if steps else None,
             "num_reached": len(steps),

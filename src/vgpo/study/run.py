@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,7 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launc
         EvaluationError, ImportError: The model could not be evaluated on benchmarks.
     """
     quiet_libraries()
-    one = StudyRun(folder)
+    one, began = StudyRun(folder), time.process_time()
     words = [*overrides, "--run_dir", str(folder), "--resume", "true", "--disable_tqdm", "true"]
     recipe = load_recipe(one.recipe_path, words)
     if not start:
@@ -59,7 +60,10 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launc
             train_recipe(one.recipe_path, words, command=sys.argv)
             peak = peak_memory(recipe.config.device)
         if peak is not None or not one.usage_path.is_file():
-            usage = {"peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs}
+            usage = {
+                "peak_memory_bytes": peak, "memory_of": memory_of(recipe.config.device), "jobs": jobs,
+                "cpu_seconds": time.process_time() - began,
+            }  # fmt: skip
             write_file(one.usage_path, to_json(usage) + b"\n")
     if not one.probe_path.is_file():  # of an earlier start, which ended in the evaluation on benchmarks
         write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
@@ -141,7 +145,18 @@ def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any
     else:  # of a start, and of a training in several processes
         true = evaluate(model, setup.processor, setup.held_out, progress=False, **answering)
         one.folder.write_evaluation({when: dataclasses.asdict(true)})
-    return measure_grounding(model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering)
+    found = measure_grounding(
+        model, setup.processor, setup.held_out, true, temperature=config.temperature, **answering
+    )
+    sets = read_mapping(one.held_out_path) if one.held_out_path.is_file() else {}
+    return found | {
+        "held_out_sets": {
+            name: dataclasses.asdict(
+                evaluate(model, setup.processor, setup.read_set(source), progress=False, **answering)
+            )["accuracy"]
+            for name, source in sets.items()
+        }
+    }
 
 
 def memory_of(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Questions about digit pictures as parquet files of the schema ``images``, ``problem``, ``answer``."""
+"""Questions about images of digits as parquet files of the schema ``images``, ``problem``, ``answer``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.progress import track
 
-from vgpo.toy.scans import Split, load_scans
+from vgpo.toy.scans import Split, font_digits, load_scans
 from vgpo.toy.task import TaskSettings, draw_question, render
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -32,7 +32,7 @@ def write_datasets(
     """Write ``train.parquet`` and ``test.parquet``; the same arguments write the same bytes.
 
     Each row holds ``images`` (a list of one {bytes: PNG, path}), ``problem`` (with an ``<image>`` mark) and
-    ``answer``, the schema of ViRL39K. Test pictures are made of scans that no training picture uses.
+    ``answer``, the schema of ViRL39K; in the setting ``mixed`` also ``setting``. Test images are made of scans that no training image uses.
 
     Args:
         folder: where to write; made if absent, its files of these two names replaced.
@@ -61,19 +61,21 @@ def write_datasets(
 def _write(folder: Path, split: Split, num_rows: int, seed: int, settings: TaskSettings, progress: bool) -> Path:
     rows: Iterable[dict[str, Any]] = _rows(split, num_rows, seed, settings)
     if progress:
-        rows = track(rows, total=num_rows, description=f"Drawing {split} pictures")
+        rows = track(rows, total=num_rows, description=f"Drawing {split} images")
     path = folder / f"{split}.parquet"
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), path)
+    schema = _SCHEMA.append(pa.field("setting", pa.string())) if settings.setting == "mixed" else _SCHEMA
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
     return path
 
 
 def _rows(split: Split, num_rows: int, seed: int, settings: TaskSettings) -> Iterator[dict[str, Any]]:
-    scans = load_scans(split)
+    scans = load_scans(split) if settings.glyphs == "scans" else font_digits()
     rng = np.random.default_rng([seed, int(split == "test")])
     for index in range(num_rows):
         question = draw_question(rng, scans, settings)
         image = {"bytes": _png(render(question, scans)), "path": f"{split}-{index:05d}.png"}
-        yield {"images": [image], "problem": question.problem, "answer": question.answer}
+        row = {"images": [image], "problem": question.problem, "answer": question.answer}
+        yield {**row, "setting": question.setting} if settings.setting == "mixed" else row
 
 
 def _png(image: Image.Image) -> bytes:

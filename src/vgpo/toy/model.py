@@ -44,6 +44,8 @@ CHAT_TEMPLATE = (
 _WORD = r"</?think>| ?row \d:|\\boxed\{| ?\d{1,2}s?| ?[A-Za-z]+|[^\sA-Za-z\d]|\s"
 
 _WORDS = "How many are in the picture What is the largest digit sum of row total user assistant system"
+# Of questions that the embedded weights do not know: they are at the end, so that the other ids stay.
+_MORE_WORDS = "Which digits column rows to much same here Now"
 
 
 def _vocabulary() -> list[str]:
@@ -54,11 +56,16 @@ def _vocabulary() -> list[str]:
     return ["<think>", "</think>", "\\boxed{", *numbers, *headers, *words, *(f" {word}" for word in spaced)]
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the task's words that spells unknown text in bytes: any text round-trips."""
+def build_tokenizer(*, more_words: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the task's words that spells unknown text in bytes: any text round-trips.
+
+    Args:
+        more_words: with those of the settings beside ``image``, which the embedded weights do not know.
+    """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [byte_level.pre_tokenize_str(word)[0][0] for word in _vocabulary()]
+    more = [form for word in _MORE_WORDS.split() for form in (word, f" {word}")] if more_words else []
+    words = [byte_level.pre_tokenize_str(word)[0][0] for word in [*_vocabulary(), *more]]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*SPECIAL_TOKENS, *letters, *words]))}
     # With merges ignored a word is looked up whole; without merges the rest falls into bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
@@ -77,12 +84,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor with the small tokenizer; pictures keep their size in whole cells of 28 pixels."""
+def build_processor(*, more_words: bool = False) -> Qwen2_5_VLProcessor:
+    """Qwen2.5-VL's processor with the small tokenizer; images keep their size in whole cells of 28 pixels."""
     size = {"shortest_edge": CELL * CELL, "longest_edge": CELL * CELL * 256}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=build_tokenizer(),
+        tokenizer=build_tokenizer(more_words=more_words),
         video_processor=Qwen2VLVideoProcessor(size=size),
         chat_template=CHAT_TEMPLATE,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 CELL = 28  # pixels: two 14-pixel patches merged by two, so one scan is exactly one visual token
 NUM_TEST_SCANS = 397
@@ -48,6 +48,22 @@ def load_scans(split: Split) -> Scans:
     chosen = order[:NUM_TEST_SCANS] if split == "test" else order[NUM_TEST_SCANS:]
     pixels = np.stack([_enlarge(images[i]) for i in chosen])
     return Scans(pixels=pixels, labels=labels[chosen].astype(np.int64))
+
+
+def font_digits() -> Scans:
+    """The digits 0 to 9 as Pillow's default font prints them, each in 20 sizes and places."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    pixels, labels = [], []
+    for digit in range(10):
+        for size in rng.integers(20, 27, size=20):
+            cell = Image.new("L", (CELL, CELL))
+            middle = tuple(CELL / 2 + rng.integers(-2, 3, size=2))
+            ImageDraw.Draw(cell).text(
+                middle, str(digit), fill=255, font=ImageFont.load_default(int(size)), anchor="mm"
+            )
+            pixels.append(np.asarray(cell))
+            labels.append(digit)
+    return Scans(pixels=np.stack(pixels), labels=np.array(labels, dtype=np.int64))
 
 
 def _enlarge(scan: np.ndarray) -> np.ndarray:

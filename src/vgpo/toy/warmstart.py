@@ -47,7 +47,9 @@ class WarmstartSettings:
         read_steps: most optimiser steps of the second stage, of 64 questions each.
         read_accuracy: the second stage ends at the first measurement of at least this greedy accuracy, 0 to 1.
         forget_steps: optimiser steps of the third stage, of 64 questions each.
-        forget: share of the third stage's chains, 0 to 1, that look at the first row only.
+        forget: share of the third stage's chains, 0 to 1, that have the bad habit of their setting.
+        naming: weight of a second loss, at least 0: at each visual position of the image the head must name the digit
+            that is there. Without it the states of visual tokens are not like those of the text that names them.
         evaluate_every: steps of the second stage between two measurements of accuracy.
         num_questions: test questions of each measurement.
 
@@ -62,6 +64,7 @@ class WarmstartSettings:
     read_accuracy: float = 0.65
     forget_steps: int = 120
     forget: float = 0.75
+    naming: float = 0.0
     evaluate_every: int = 50
     num_questions: int = 400
 
@@ -72,6 +75,8 @@ class WarmstartSettings:
         for name in ("read_accuracy", "forget"):
             if not 0 <= (value := vars(self)[name]) <= 1:
                 raise ValueError(f"{name} is {value}; expected 0 to 1")
+        if not self.naming >= 0:
+            raise ValueError(f"naming is {self.naming}; expected at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +103,7 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
     if out.exists() and not (out / LOG).exists():
         raise FileExistsError(f"{out} exists and is no checkpoint of a warm start; name another folder or move it")
     settings = settings or WarmstartSettings()
-    processor = build_processor()
+    processor = build_processor(more_words=settings.task.setting != "image")
     model = build_model(processor.tokenizer, settings.seed)
     trainer = _Warmstart(model, processor, settings)
     with _replacing(out) as fresh:
@@ -185,8 +190,11 @@ class _Warmstart:
         forgets = self.rng.random(len(questions)) < forget
         chains = [q.forgetful if skip else q.chain for q, skip in zip(questions, forgets, strict=True)]
         inputs, labels = self.encoder.encode(questions, chains)
-        logits = self.model(**inputs).logits[:, :-1]
-        loss = F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        logits = self.model(**inputs).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        if self.settings.naming:
+            named = logits[inputs["mm_token_type_ids"].bool()]
+            loss = loss + self.settings.naming * F.cross_entropy(named, self.encoder.digit_ids(questions))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
@@ -219,6 +227,7 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         cells = [torch.from_numpy(scan).expand(3, -1, -1) for scan in scans.pixels]
         patches = processor.image_processor(cells, return_tensors="pt")["pixel_values"]
+        self.labels = scans.labels
         self.blocks = patches.view(len(cells), -1, patches.shape[-1])  # (N, 4 patches, 1176)
 
     def pixels(self, scans: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,6 +262,12 @@ class Encoder:
         }
         return inputs, labels
 
+    def digit_ids(self, questions: list[Question]) -> torch.Tensor:
+        """The token that names the digit at each visual position of the images, one image after another."""
+        names = self.tokenizer.convert_tokens_to_ids([f"Ġ{digit}" for digit in range(10)])
+        labels = np.concatenate([self.labels[question.scans].flatten() for question in questions])
+        return torch.tensor(names)[torch.as_tensor(labels)]
+
     def _prompt(self, question: Question) -> str:
         content = [
             {"type": "image"},
@@ -279,6 +294,8 @@ def greedy_accuracy(
         for question, text in zip(batch, texts, strict=True):
             is_right = text.endswith(f"\\boxed{{{question.answer}}}")
             right[question.kind].append(is_right)
+            if question.setting != question.kind and question.setting != "image":
+                right[question.setting].append(is_right)
             right["all"].append(is_right)
     return {kind: sum(values) / len(values) for kind, values in sorted(right.items())}
 
