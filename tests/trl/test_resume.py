@@ -48,6 +48,11 @@ CASES = {
     "accumulated": {"gradient_accumulation_steps": 2, "steps_per_generation": 4},
     "dynamic sampling": {"dynamic_sampling": True, "steps_per_generation": 4},
     "logged every third step": {"logging_steps": 3, "steps_per_generation": 4},
+    "earned strength": {
+        "shaping": "adaptive",
+        "shaping_options": {"stratum_column": "answer", "correlation_rate": 0.5},
+        "steps_per_generation": 4,
+    },
     "behind black patches": {"shaping": "kl_perception", "steps_per_generation": 4},
     "growing in with training": {"shaping": "pepo", "steps_per_generation": 4},
     "groups across micro-batches": {"per_device_train_batch_size": GROUP // 2, "steps_per_generation": 4},

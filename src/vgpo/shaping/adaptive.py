@@ -15,7 +15,7 @@ and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -91,6 +91,8 @@ class AdaptiveSettings:
         check_number("full_slope", self.full_slope, low=0, high=1)
         if type(self.blind_rollouts) is not int or self.blind_rollouts < 1:
             raise ValueError(f"blind_rollouts is {self.blind_rollouts!r}, expected a whole number from 1.")
+        for name in ("forgetting", "blind_gate", "stratum_column"):
+            check_used(self, name, intra=True, inter=True)
         for name in ("correlation_rate", "full_correlation", "stratum_column"):
             check_used(self, name, earned=True)
         check_used(self, "blind_rollouts", blind_gate=True)
@@ -179,23 +181,38 @@ def response_bins(counted: Tensor) -> Tensor:
     return ((position * NUM_BINS + length - 1) // length - 1).clamp(min=0)
 
 
-@torch.no_grad()
-def fitted_line(curve: Tensor, filled: Tensor) -> tuple[Tensor, Tensor]:
-    """The line e(u) = a (1 - f u) through the filled bins by least squares, u at the middle of each bin.
+class Line(NamedTuple):
+    """Lines e(u) = a (1 - f u), by group number (G,); where there is none, `start` is 1 and `decay` 0."""
 
-    (G, 10), bool (G, 10) -> a (G,) and f (G,); f is 0 where there are fewer than two filled bins or a is not above 0
-    by more than rounding.
+    start: Tensor
+    """a > 0"""
+    decay: Tensor
+    """f"""
+    exists: Tensor
+    """bool"""
+
+
+@torch.no_grad()
+def fitted_line(curve: Tensor, filled: Tensor) -> Line:
+    """The line through the filled bins by least squares, u at the middle of each bin.
+
+    There is none with fewer than two filled bins, or where a is not above 0 by more than rounding.
+
+    Args:
+        curve: of `focus_curve`, (G, 10).
+        filled: bool (G, 10).
     """
     middle = (torch.arange(NUM_BINS, device=curve.device, dtype=curve.dtype) + 0.5) / NUM_BINS
     number = filled.sum(1).to(curve.dtype)
     mean_u = (filled * middle).sum(1) / number.clamp(min=1)
     mean_e = torch.where(filled, curve, 0).sum(1) / number.clamp(min=1)
     offset = torch.where(filled, middle - mean_u[:, None], 0)
-    is_line = number >= 2
-    slope = (offset * curve).sum(1) / torch.where(is_line, (offset * offset).sum(1), 1)
+    has_two = number >= 2
+    slope = (offset * curve).sum(1) / torch.where(has_two, (offset * offset).sum(1), 1)
     start = mean_e - slope * mean_u
-    is_line = is_line & (start > _ROUNDING * torch.finfo(curve.dtype).eps)
-    return start, torch.where(is_line, -slope / torch.where(is_line, start, 1), 0)
+    exists = has_two & (start > _ROUNDING * torch.finfo(curve.dtype).eps)
+    start = torch.where(exists, start, 1)
+    return Line(start, torch.where(exists, -slope / start, 0), exists)
 
 
 @torch.no_grad()
@@ -205,15 +222,14 @@ def measured_share(
     """What replaces the fixed strength along a response, in [0, 1]; (B, T), float32 or better.
 
     ``slope``: clip(f_g / F, 0, 1), equal at all tokens of a group. ``curve``: d_g(b) = clip((1 - e_g(b) / a_g) / F, 0,
-    1) in the bin of the token. 0 where f_g is not defined.
+    1) in the bin of the token. 0 where the group has no line.
     """
     curve, filled = focus_curve(similarity, counted, group)
-    start, decay = fitted_line(curve, filled)
+    line = fitted_line(curve, filled)
     if forgetting == "slope":
-        return (decay / full_slope).clamp(0, 1)[group, None].expand(similarity.shape)
-    is_line = (filled.sum(1) >= 2) & (start > _ROUNDING * torch.finfo(curve.dtype).eps)
-    loss = 1 - curve / torch.where(is_line, start, 1)[:, None]
-    share = torch.where(filled & is_line[:, None], (loss / full_slope).clamp(0, 1), 0)  # (G, 10)
+        return (line.decay / full_slope).clamp(0, 1)[group, None].expand(similarity.shape)
+    loss = 1 - curve / line.start[:, None]
+    share = torch.where(line.exists[:, None], (loss / full_slope).clamp(0, 1), 0)  # (G, 10)
     return share[group].gather(1, response_bins(counted))
 
 
@@ -248,21 +264,23 @@ class AdaptiveShaping(Shaping):
     def scope(self) -> Scope:
         if not self.signals:
             return "rollout"
-        return "batch" if self.settings.earned else "group"
+        if self.settings.earned:
+            return "batch"
+        return "group" if self.settings.inter or self.settings.forgetting != "given" else "rollout"
 
     @property
     def stratum_column(self) -> str | None:
         return self.settings.stratum_column
 
     def state_dict(self) -> dict[str, Any]:
-        values = self._loaded if self._correlation is None else dict(
-            zip(self.strata, self._correlation.tolist(), strict=True)
-        )  # fmt: skip
-        return {"correlation": values}
+        if self._correlation is None:
+            return {"correlation": dict(self._loaded)}
+        return {"correlation": dict(zip(self.strata, self._correlation.tolist(), strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._loaded, self._correlation = dict(state["correlation"]), None
 
+    @torch.no_grad()
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         if not self.signals:
             return broadcast_advantages(advantages, signals)
@@ -317,17 +335,20 @@ class AdaptiveShaping(Shaping):
         rate = self.settings.correlation_rate
         moved = (1 - rate) * self._correlation + rate * total / number.clamp(min=1)
         self._correlation = torch.where(number > 0, moved, self._correlation)
-        return (self._correlation / self.settings.full_correlation).clamp(0, 1)[stratum]
+        return self._strength_of_strata(self._correlation)[stratum]
+
+    def _strength_of_strata(self, correlation: Tensor) -> Tensor:
+        """lambda_k = clip(C_k / c, 0, 1). (strata,) -> (strata,)."""
+        return (correlation / self.settings.full_correlation).clamp(0, 1)
 
     def _earned_statistics(self) -> dict[str, Ratio]:
-        """Running correlation and strength of each stratum."""
+        """Running correlation and strength, of each stratum where a column names them."""
         assert self._correlation is not None
         one = torch.ones_like(self._correlation[0])
         found = {}
-        for name, value in zip(self.strata, self._correlation.unbind(), strict=True):
-            suffix = name if len(self.strata) > 1 or self.settings.stratum_column else None
-            found[of_stratum(ADAPTIVE_CORRELATION, suffix)] = Ratio(value, one)
-            found[of_stratum(ADAPTIVE_STRENGTH, suffix)] = Ratio(
-                (value / self.settings.full_correlation).clamp(0, 1), one
-            )
+        strengths = self._strength_of_strata(self._correlation)
+        for name, correlation, strength in zip(self.strata, self._correlation, strengths, strict=True):
+            suffix = name if self.settings.stratum_column else None
+            found[of_stratum(ADAPTIVE_CORRELATION, suffix)] = Ratio(correlation, one)
+            found[of_stratum(ADAPTIVE_STRENGTH, suffix)] = Ratio(strength, one)
         return found

@@ -59,6 +59,7 @@ from vgpo.training.passes import ScoringPass
 from vgpo.training.records import RolloutWriter, rollout_records
 from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, settings_from
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
+from vgpo.training.strata import find_strata
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer
 
@@ -114,6 +115,10 @@ class VGPOTrainer(RolloutTrainer):
         self._required_signals = required_signals(self.shaping, measure_focus=args.measure_focus)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = train_dataset.map(lambda row, index: {"row_index": index}, with_indices=True)
+        column = self.shaping.stratum_column
+        self._strata = None if column is None else find_strata(train_dataset, column)
+        if self._strata is not None:
+            self.shaping.strata = self._strata.names
         self.rollout_writer = rollout_writer
         self._rollout_log = settings_from(RolloutLogSettings, args)
         self._rollouts_step = -1  # the last step whose rollouts were written
@@ -213,6 +218,8 @@ class VGPOTrainer(RolloutTrainer):
             "scalar_advantages": batch["advantages"],
             "visual_rows": visual_token_mask(batch["prompt_ids"], self._visual_token_ids).any(1),
         }
+        if self._strata is not None:
+            batch["stratum"] = self._strata.of_rows(row_index)
         check_no_image_tokens(batch, self._banned_token_ids)
         if self._requires_images:
             self._check_images(batch)
@@ -377,6 +384,7 @@ class VGPOTrainer(RolloutTrainer):
             "num_drawn": None if self._sampler_of_prompts is None else self._sampler_of_prompts.stream.num_drawn,
             "num_groups": self._num_groups,
             "rollouts_step": self._rollouts_step,
+            "shaping": self.shaping.state_dict(),
         }
 
     def load_step_state(self, state: Mapping[str, Any]) -> None:
@@ -385,3 +393,5 @@ class VGPOTrainer(RolloutTrainer):
             self._sampler_of_prompts.stream.num_drawn = state["num_drawn"]
         self._num_groups = state["num_groups"]
         self._rollouts_step = state["rollouts_step"]
+        if "shaping" in state:  # earlier versions had no shaping with a state
+            self.shaping.load_state_dict(state["shaping"])
