@@ -36,7 +36,8 @@ from vgpo.toy.task import Question
 
 SAMPLES = 8
 MAX_NEW_TOKENS = 56
-ROW = re.compile(r"row (\d): ([^,.]*), (\d)\.")
+ROW = re.compile(r"row (\d): ([^.]*)\.")
+ANSWER = re.compile(r"\\boxed\{([\d ]+)\}")
 MAX_RATIO, MIN_CORRELATION, GREEDY = 0.9, 0.2, (0.3, 0.6)
 
 
@@ -117,8 +118,9 @@ def chat(question: Question) -> list[dict[str, object]]:
 
 def response_of(number: int, question: Question, text: str, focus: torch.Tensor) -> Response:
     labels = load_scans("test").labels[question.scans]
-    column = int(re.search(r"column (\d)", question.problem)[1]) - 1
-    rows = [(int(row), seen, int(digit)) for row, seen, digit in ROW.findall(text)]
+    rows = [(int(row) - 1, seen) for row, seen in ROW.findall(text)]
+    digits = [int(digit) for digit in (ANSWER.findall(text) or [""])[0].split()]
+    said = [*digits, *[-1] * len(rows)]
     late = np.arange(1, len(focus) + 1) * 2 > len(focus)
     values = focus.numpy()
     return Response(
@@ -126,8 +128,8 @@ def response_of(number: int, question: Question, text: str, focus: torch.Tensor)
         text.endswith(f"\\boxed{{{question.answer}}}"),
         float(values.mean()),
         float(values[late].mean() / values[~late].mean()) if len(values) > 1 else 1.0,
-        [bool(re.search(r"\d", seen)) for _, seen, _ in rows],
-        [0 < row <= len(labels) and labels[row - 1, column] == digit for row, _, digit in rows],
+        [bool(re.search(r"\d", seen)) for _, seen in rows],
+        [0 <= row < len(labels) and labels[row].max() == digit for (row, _), digit in zip(rows, said, strict=False)],
     )
 
 

@@ -531,12 +531,21 @@ def warmstart(
     out: Annotated[Path, out_argument(help="New folder for the checkpoint and the log of its accuracy.")],
     seed: Annotated[int, typer.Option(help="Draws weights, images and questions.")] = 0,
     task: Annotated[str | None, typer.Option(help=DIAL)] = None,
+    naming: Annotated[
+        float, typer.Option(min=0, help="Weight of a second loss: the head names the digit at each visual position.")
+    ] = 0.0,
+    read_accuracy: Annotated[
+        float, typer.Option(min=0, max=1, help="Greedy accuracy at which reading has been learned well enough.")
+    ] = 0.65,
+    forget: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the last stage's chains that have the bad habit.")
+    ] = 0.75,
 ) -> None:
-    """Make the embedded model's weights anew, on the CPU."""
+    """Train the toy model's weights from scratch, on the CPU."""
     from vgpo.commands import toy as command
 
     with readable(command.ERRORS):
-        command.warmstart(out, seed, task)
+        command.warmstart(out, seed=seed, task=task, naming=naming, read_accuracy=read_accuracy, forget=forget)
 
 
 @toy.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,10 +15,16 @@ from vgpo.toy import warmstart as make_checkpoint
 ERRORS = (ValueError, OSError)
 
 
-def warmstart(out: Path, seed: int = 0, task: str | None = None) -> None:
-    """Make a checkpoint of the embedded model in ``out`` and print its accuracies on the way."""
+def warmstart(out: Path, *, task: str | None = None, **options: Any) -> None:
+    """Make a checkpoint of the embedded model in ``out`` and print its accuracies on the way.
+
+    Args:
+        out: the folder.
+        task: the dial as one word.
+        options: other fields of `WarmstartSettings`.
+    """
     console = Console()
-    log = make_checkpoint(out, WarmstartSettings(seed=seed, task=parse_task(task) if task else TaskSettings()))
+    log = make_checkpoint(out, WarmstartSettings(task=parse_task(task) if task else TaskSettings(), **options))
     console.print(_accuracy_table(log))
     console.print(f"Checkpoint and log: {escape(str(out))}")
 

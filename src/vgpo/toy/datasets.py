@@ -32,7 +32,8 @@ def write_datasets(
     """Write ``train.parquet`` and ``test.parquet``; the same arguments write the same bytes.
 
     Each row holds ``images`` (a list of one {bytes: PNG, path}), ``problem`` (with an ``<image>`` mark) and
-    ``answer``, the schema of ViRL39K; in the setting ``mixed`` also ``setting``. Test images are made of scans that no training image uses.
+    ``answer``, the schema of ViRL39K; in settings other than ``image`` also
+    ``setting``. Test images are made of scans that no training image uses.
 
     Args:
         folder: where to write; made if absent, its files of these two names replaced.
@@ -63,7 +64,7 @@ def _write(folder: Path, split: Split, num_rows: int, seed: int, settings: TaskS
     if progress:
         rows = track(rows, total=num_rows, description=f"Drawing {split} images")
     path = folder / f"{split}.parquet"
-    schema = _SCHEMA.append(pa.field("setting", pa.string())) if settings.setting == "mixed" else _SCHEMA
+    schema = _SCHEMA if settings.setting == "image" else _SCHEMA.append(pa.field("setting", pa.string()))
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
     return path
 
@@ -75,7 +76,7 @@ def _rows(split: Split, num_rows: int, seed: int, settings: TaskSettings) -> Ite
         question = draw_question(rng, scans, settings)
         image = {"bytes": _png(render(question, scans)), "path": f"{split}-{index:05d}.png"}
         row = {"images": [image], "problem": question.problem, "answer": question.answer}
-        yield {**row, "setting": question.setting} if settings.setting == "mixed" else row
+        yield row if settings.setting == "image" else {**row, "setting": question.setting}
 
 
 def _png(image: Image.Image) -> bytes:

@@ -313,46 +313,48 @@ def _edit(
 # Of the rows that a span asks for, how many, and how often a drifting chain looks at the first, second, ... of them.
 SPAN_LENGTHS = {1: 0.1, 2: 0.35, 3: 0.3, 4: 0.25}
 LOOKS = (1.0, 0.5, 0.3, 0.15)
-WORDS_OF_A_GUESS = ("much", "the", "same", "here")  # as many as a row has digits, so that lengths do not differ
+WORDS_OF_A_GUESS = "much the same as it was".split()  # as many as the tokens of a look, so that lengths do not differ
 
 
 def _span(
     rng: np.random.Generator, scans: Scans, settings: TaskSettings, edits: np.random.Generator | None
-) -> Question:
-    """The digits of a column in some rows, which are looked at one after another: each look counts.
+) -> Question | None:
+    """The largest digit of each of some rows, which are looked at one after another: each look counts.
 
-    In a drifting chain words stand where the digits of a later row would be read, and its digit is guessed.
+    In a drifting chain words stand where the digits of a later row would be read, and its largest digit is guessed.
     """
     grid = rng.choice(settings.digits, size=(settings.rows, settings.columns))
-    column = int(rng.integers(settings.columns))
     lengths = [length for length in SPAN_LENGTHS if length <= settings.rows]
     shares = np.array([SPAN_LENGTHS[length] for length in lengths])
     length = int(rng.choice(lengths, p=shares / shares.sum()))
     first = int(rng.integers(settings.rows - length + 1))
     span = list(range(first, first + length))
     looks = rng.random(length) < LOOKS[:length]
-    guesses = rng.choice(settings.digits, size=length)
+    guesses = rng.choice(settings.digits, size=(length, settings.columns)).max(axis=1)
     pictured = _pick_scans(rng, scans, grid)
     if edits is not None:
         asked_rows = np.isin(np.arange(settings.rows), span)
-        change = _edit(edits, settings, asked_rows, lambda grid: _spaced(grid[span, column]), grid)
-        assert change is not None  # any digit of the column
+        change = _edit(edits, settings, asked_rows, lambda grid: _spaced(grid[span].max(axis=1)), grid)
+        if change is None:
+            return None
         grid, pictured = change.apply(grid), change.apply(pictured, scans, edits)
 
     def write(looked: np.ndarray) -> str:
-        digits = np.where(looked, grid[span, column], guesses)
-        guess = " ".join(WORDS_OF_A_GUESS[: settings.columns])
-        seen = [_spaced(grid[row]) if look else guess for row, look in zip(span, looked, strict=True)]
-        rows = [f"row {row + 1}: {words}, {digit}." for row, words, digit in zip(span, seen, digits, strict=True)]
-        return f"<think>{' '.join(rows)}</think>\\boxed{{{_spaced(digits)}}}"
+        digits = np.where(looked, grid[span].max(axis=1), guesses)
+        guess = " ".join(WORDS_OF_A_GUESS[: settings.columns + 2])
+        rows = [
+            f"{_row(row, grid[row])}, {digit}." if look else f"row {row + 1}: {guess}."
+            for row, look, digit in zip(span, looked, digits, strict=True)
+        ]
+        return f"<think>{' '.join(rows)} that is all there is to see</think>\\boxed{{{_spaced(digits)}}}"
 
     rows = f"row {first + 1}" if length == 1 else f"rows {first + 1} to {first + length}"
     return Question(
         kind="span",
         setting="forgetting",
         scans=pictured,
-        problem=f"<image>Which digits are in column {column + 1} of {rows}?",
-        answer=_spaced(grid[span, column]),
+        problem=f"<image>What are the largest digits of {rows}?",
+        answer=_spaced(grid[span].max(axis=1)),
         chain=write(np.ones(length, dtype=bool)),
         forgetful=write(looks),
     )
