@@ -7,7 +7,7 @@ from vgpo import VGPOSettings, reweight_advantages
 from vgpo.ratio import Ratio
 from vgpo.shaping import SHAPINGS, build_shaping
 from vgpo.training.collective import SingleProcess
-from vgpo.training.signals import group_numbers, required_signals, shape_across, shape_batch, signals_of
+from vgpo.training.signals import change_statistics, group_numbers, required_signals, shape_across, shape_batch, signals_of
 
 CPU = torch.device("cpu")
 
@@ -105,3 +105,48 @@ def test_a_single_process_shapes_its_own_batch():
     shaping = build_shaping("vgpo", {})
     alone = shape_across(shaping, advantages, signals, SingleProcess())
     assert torch.equal(alone.advantages, shape_batch(shaping, advantages, signals).advantages)
+
+
+def test_the_change_of_weights_by_hand():
+    nan = float("nan")
+    advantages = torch.tensor([2.0, -1.0, 0.0])
+    shaped = torch.tensor([[4.0, 2.0, nan], [-0.5, -1.0, -0.5], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
+    found = {name: float(ratio.total / ratio.number) for name, ratio in change_statistics(advantages, shaped, mask).items()}
+    # f = 2, 1, 0.5, 1, 0.5: 5^2 / (5 (4 + 1 + 0.25 + 1 + 0.25)); 6 / 4; 2 / 3.
+    assert found == pytest.approx(
+        {
+            "shaping/effective_sample_size": 25 / 32.5,
+            "shaping/positive_mass": 1.5,
+            "shaping/negative_mass": 2 / 3,
+        }
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_shaping_no_weight_has_changed(dtype):
+    tensors = batch(64, 128)
+    advantages = torch.linspace(-1.5, 1.5, 64).to(dtype)
+    shaped = shape_batch(build_shaping("none", {}), advantages, signals_of(tensors, frozenset()))
+    assert set(shaped.statistics) == {
+        "shaping/effective_sample_size", "shaping/positive_mass", "shaping/negative_mass",
+    }  # fmt: skip
+    for ratio in shaped.statistics.values():
+        assert float(ratio.total) == float(ratio.number) > 0
+
+
+def test_masses_add_up_over_micro_batches():
+    tensors, advantages = batch(8, 9), torch.linspace(-1, 1, 8)
+    shaped = torch.rand(8, 9, generator=torch.Generator().manual_seed(1)) * advantages[:, None]
+    mask = tensors["response_mask"]
+    whole = change_statistics(advantages, shaped, mask)
+    parts = [change_statistics(advantages[i : i + 2], shaped[i : i + 2], mask[i : i + 2]) for i in range(0, 8, 2)]
+    for name in ("shaping/positive_mass", "shaping/negative_mass"):
+        total, number = (sum(part[name][k] for part in parts) for k in (0, 1))
+        torch.testing.assert_close(total / number, whole[name].total / whole[name].number)
+    assert sum(part["shaping/effective_sample_size"].number for part in parts) == mask.sum()
+
+
+def test_no_advantage_has_no_change():
+    found = change_statistics(torch.zeros(2), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    assert all(float(ratio.total) == float(ratio.number) == 0 for ratio in found.values())

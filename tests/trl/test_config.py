@@ -3,6 +3,7 @@
 import pytest
 
 from vgpo import VGPOSettings
+from vgpo.shaping.adaptive import AdaptiveSettings
 from vgpo.trl import VGPOConfig
 
 
@@ -20,6 +21,18 @@ def config(tmp_path, **settings):
 def test_method_fields_reach_the_shaping(tmp_path):
     shaping = config(tmp_path, strength=0.7, tail_ratio=0.4, schedule="exponential", exponent=3.0).build_shaping()
     assert shaping.settings == VGPOSettings(strength=0.7, tail_ratio=0.4, schedule="exponential", exponent=3.0)
+
+
+def test_fields_and_options_reach_the_adaptive_shaping(tmp_path):
+    options = {"forgetting": "curve", "correlation_rate": 0.2, "full_correlation": 0.3, "full_slope": 0.4,
+               "stratum_column": "source"}  # fmt: skip
+    shaping = config(
+        tmp_path, shaping="adaptive", strength=0.7, tail_ratio=0.4, gate_ratio=0.1, intra=False, shaping_options=options
+    ).build_shaping()
+    assert shaping.settings == AdaptiveSettings(
+        strength=0.7, tail_ratio=0.4, gate_ratio=0.1, intra=False, **options
+    )
+    assert config(tmp_path, shaping="adaptive").build_shaping().settings == AdaptiveSettings()
 
 
 def test_defaults_are_those_of_the_settings(tmp_path):
@@ -40,6 +53,14 @@ def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
         ({"shaping": "vpgo"}, "did you mean 'vgpo'"),
         ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of its own"),
         ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
+        ({"shaping": "adaptive", "schedule": "step"}, r"schedule='step' has no effect with shaping='adaptive'"),
+        ({"shaping": "adaptive", "rollout_score": "mean"}, r"rollout_score='mean' has no effect with shaping='adaptive'"),
+        ({"shaping": "adaptive", "shaping_options": {"strength": 0.1}}, r"'strength' is a field of its own"),
+        ({"shaping": "adaptive", "shaping_options": {"earnt": True}}, r"no option 'earnt'; did you mean 'earned'|earned"),
+        (
+            {"shaping": "adaptive", "shaping_options": {"earned": False, "correlation_rate": 0.2}},
+            "correlation_rate=0.2 has no effect with earned=False",
+        ),
         ({"measure_focus": False}, "measure_focus=False has no effect with shaping='vgpo', which needs the focus"),
         ({"save_total_limit": 0}, "save_total_limit=0, expected 1 or more, or None to keep every checkpoint"),
         (

@@ -291,7 +291,8 @@ class AdaptiveShaping(Shaping):
         statistics: dict[str, Ratio] = {}
         strength = torch.ones_like(similarity[:, 0])
         if settings.earned:
-            stratum = torch.zeros_like(group) if signals.stratum is None else signals.stratum
+            stratum = signals.stratum if settings.stratum_column else torch.zeros_like(group)
+            assert stratum is not None
             strength = self._earned_strength(advantages.to(dtype), similarity, counted, group, stratum)
             statistics |= self._earned_statistics()
         if settings.blind_gate:

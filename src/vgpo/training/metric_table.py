@@ -68,7 +68,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             meaning="Response tokens that are compensated (Eq. 6).",
             advice="About `tail_ratio × gate_ratio` = 0.1 by default; more for short responses (at least one token is "
             "compensated) and for ties.",
-            shapings=("vgpo",),
+            shapings=("vgpo", "adaptive"),
         ),
         Metric(
             name=names.SHAPING_TOKEN_FACTOR_SPREAD,
@@ -78,7 +78,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             "image.",
             advice="0: the shaping changes no token; for `vgpo`, focus is constant. `kl_perception` drops three of "
             "five tokens: about 0.6, less for short responses.",
-            shapings=("vgpo", "entropy", "kl_perception", "pgpo", "pepo"),
+            shapings=("vgpo", "adaptive", "entropy", "kl_perception", "pgpo", "pepo"),
         ),
         Metric(
             name=names.SHAPING_ROLLOUT_FACTOR_SPREAD,
@@ -86,7 +86,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             meaning="Mean of |rollout factor − 1| over rollouts. The factor of `vgpo` is 1 + φ (Eq. 11).",
             advice="0: the rollouts of a group (`vgpo`) or batch (`kl_perception`) depend on their images equally. If "
             "it is large for `vgpo` and responses grow, the sum in Eq. 9 favours long responses.",
-            shapings=("vgpo", "kl_perception"),
+            shapings=("vgpo", "adaptive", "kl_perception"),
         ),
         Metric(
             name=names.SHAPING_DEPENDENCY,
@@ -95,6 +95,60 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             advice="Near 0: the policy responds the same way without the image, and the ranking of its tokens is "
             "noise.",
             shapings=("kl_perception", "pgpo"),
+        ),
+        Metric(
+            name=names.SHAPING_EFFECTIVE_SAMPLE_SIZE,
+            unit="share of tokens",
+            meaning="(Σf)² / (N Σf²) over the N response tokens whose advantage A is not 0, f = A^V / A. Mean over the "
+            "batches that are shaped (micro-batches, or the whole generation), weighted by N.",
+            advice="1: all tokens keep their weight. At x, the gradient averages over as many tokens as a share x of "
+            "equal weight. `kl_perception` keeps two of five tokens: about 0.4.",
+        ),
+        Metric(
+            name=names.SHAPING_POSITIVE_MASS,
+            unit="ratio",
+            meaning="Σ|A^V| / Σ|A| over response tokens with A > 0.",
+            advice="1: the shaping only moves weight between tokens. Far from `shaping/negative_mass`, it also changes "
+            "the balance of right and wrong rollouts, or the effective learning rate.",
+        ),
+        Metric(
+            name=names.SHAPING_NEGATIVE_MASS,
+            unit="ratio",
+            meaning="Σ|A^V| / Σ|A| over response tokens with A < 0.",
+            advice="See `shaping/positive_mass`.",
+        ),
+        Metric(
+            name=names.ADAPTIVE_CORRELATION,
+            unit="−1 to 1",
+            meaning="Running correlation C of mean focus and reward within groups. With `stratum_column`, one metric "
+            "for each stratum: `adaptive/correlation/STRATUM`.",
+            advice="Above 0, rollouts that look more are right more often. At 0 or below, focus does not help, and "
+            "nothing is re-weighted.",
+            shapings=("adaptive",),
+        ),
+        Metric(
+            name=names.ADAPTIVE_STRENGTH,
+            unit="0 to 1",
+            meaning="Strength λ = clip(C / `full_correlation`, 0, 1), mean over the batches that are shaped. With "
+            "`stratum_column`: `adaptive/strength/STRATUM`.",
+            advice="0 is the base algorithm, 1 is VGPO in full. It starts at 0 and needs some batches to rise.",
+            shapings=("adaptive",),
+        ),
+        Metric(
+            name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
+            unit="share of rollouts",
+            meaning="Right answers to the prompts without their images. With `blind_gate`.",
+            advice="The higher it is, the more of the data is answered without looking, and the weaker the "
+            "re-weighting.",
+            shapings=("adaptive",),
+        ),
+        Metric(
+            name=names.ADAPTIVE_COMPENSATION,
+            unit="0 to 1",
+            meaning="Mean share of the compensation that the measured decay of focus calls for. Not with "
+            "`forgetting: given`.",
+            advice="0: focus does not decay along responses. 1: compensated as in VGPO.",
+            shapings=("adaptive",),
         ),
     ),
     "Sampling": (

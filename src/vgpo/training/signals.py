@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vgpo.equations import focus_score
 from vgpo.focus import focus_statistics
+from vgpo.metric_names import SHAPING_EFFECTIVE_SAMPLE_SIZE, SHAPING_NEGATIVE_MASS, SHAPING_POSITIVE_MASS
+from vgpo.ratio import Ratio
 from vgpo.shaping import Shaped, Shaping, Signals
 from vgpo.training.collective import Collective
 
@@ -41,13 +43,45 @@ def signals_of(tensors: Mapping[str, Tensor], required: frozenset[str]) -> Signa
 
 
 def shape_batch(shaping: Shaping, advantages: Tensor, signals: Signals) -> Shaped:
-    """Shape the advantages (B,), with the statistics of visual focus where similarity is known."""
+    """Shape the advantages (B,), with statistics of the change, and of visual focus where similarity is known."""
     shaped = shaping.shape(advantages, signals)
-    if signals.similarity is None:
-        return shaped
-    focus = focus_score(signals.similarity, signals.response_mask, "paper")
-    measured = focus_statistics(focus, signals.response_mask, signals.visual_rows)
+    measured = change_statistics(advantages, shaped.advantages, signals.response_mask)
+    if signals.similarity is not None:
+        focus = focus_score(signals.similarity, signals.response_mask, "paper")
+        measured |= focus_statistics(focus, signals.response_mask, signals.visual_rows)
     return replace(shaped, statistics={**shaped.statistics, **measured})
+
+
+@torch.no_grad()
+def change_statistics(advantages: Tensor, shaped: Tensor, response_mask: Tensor) -> dict[str, Ratio]:
+    """How a shaping changes the weights of tokens whose advantage is not 0.
+
+    With f = A^V / A at each of these N tokens: the effective sample size (sum f)^2 / (N sum f^2), and the mass
+    sum |A^V| / sum |A| of positive and of negative advantages. All are 1 without a shaping. The masses add up over
+    calls; of the effective sample sizes the mean is taken, each with the weight N of its call.
+
+    Args:
+        advantages: A (B,).
+        shaped: A^V (B, T).
+        response_mask: bool (B, T).
+    """
+    dtype = torch.promote_types(torch.promote_types(advantages.dtype, shaped.dtype), torch.float32)
+    plain = advantages.to(dtype)[:, None].expand(shaped.shape)
+    shaped = shaped.to(dtype)
+    counted = response_mask & (plain != 0)
+    factor = torch.where(counted, shaped / torch.where(counted, plain, 1), 0)
+    squares = factor.square().sum()
+    total = factor.sum()
+    size = total * (total / torch.where(squares > 0, squares, 1))  # in tokens; exactly N without a shaping
+
+    def mass(kept: Tensor) -> Ratio:
+        return Ratio(torch.where(kept, shaped, 0).abs().sum(), torch.where(kept, plain, 0).abs().sum())
+
+    return {
+        SHAPING_EFFECTIVE_SAMPLE_SIZE: Ratio(size, counted.sum()),
+        SHAPING_POSITIVE_MASS: mass(response_mask & (plain > 0)),
+        SHAPING_NEGATIVE_MASS: mass(response_mask & (plain < 0)),
+    }
 
 
 def shape_across(shaping: Shaping, advantages: Tensor, signals: Signals, collective: Collective) -> Shaped:
