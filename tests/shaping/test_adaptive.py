@@ -256,7 +256,10 @@ def test_order_padding_and_other_groups_change_nothing():
     shaped = adaptive(**options).shape(advantages, signals).advantages
     order = torch.randperm(len(advantages), generator=torch.Generator().manual_seed(2))
     pad = torch.nn.functional.pad
-    wide = {"similarity": pad(signals.similarity, (0, 3), value=NAN), "response_mask": pad(signals.response_mask, (0, 3))}
+    wide = {
+        "similarity": pad(signals.similarity, (0, 3), value=NAN),
+        "response_mask": pad(signals.response_mask, (0, 3)),
+    }
     moved = Signals(**{name: value[order] for name, value in ({**vars(signals), **wide}).items() if value is not None})
     found = adaptive(**options).shape(advantages[order], moved).advantages
     torch.testing.assert_close(found[:, :23], shaped[order], atol=1e-12, rtol=0)

@@ -154,4 +154,6 @@ def test_questions_about_images_alone_are_those_of_version_0_1(scans):
     """The data of the packaged weights: same questions, same images."""
     questions = draw(TaskSettings(), scans, number=200)
     text = "\n".join(f"{q.problem} {q.answer} {q.chain} {q.forgetful} {q.scans.tolist()}" for q in questions)
-    assert hashlib.sha256(text.encode()).hexdigest() == "8383c4586202662408c4d3108fc230f7e28469b40c9546c3a11e3422cf4d3dc1"
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "8383c4586202662408c4d3108fc230f7e28469b40c9546c3a11e3422cf4d3dc1"
+    )

@@ -44,7 +44,7 @@ class SimilarityRecorder:
         num_rows: B, that are expected.
         visual_mask: bool (B, P), the visual tokens of each prompt, where a row is its prompt (P columns, padding
             included) and its response.
-        summary: (B, D) of the prompts, where rows are responses alone.
+        summary: (B, D) of the prompts, where rows are the last token of the prompt and the response.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class SimilarityRecorder:
         self._seen = 0
 
     @property
-    def similarity(self) -> Tensor:
-        """Cosine of each response token with the visual tokens of its prompt, in [-1, 1]; (B, T)."""
+    def path(self) -> Tensor:
+        """Cosine of the prompt's last token and of each response token with the visual tokens of the prompt, in [-1, 1];
+        (B, 1 + T)."""
         if self._seen != self.num_rows:
             raise RuntimeError(
                 f"The decoder saw {self._seen} of {self.num_rows} rows while their focus was recorded. "
@@ -88,7 +89,7 @@ class SimilarityRecorder:
         mask = self.visual_mask[rows]
         prompt = mask.shape[1]
         summary = self.measure.summary(hidden[:, :prompt], mask)
-        self._chunks.append(self.measure.cosine(hidden[:, prompt:], summary))
+        self._chunks.append(self.measure.cosine(hidden[:, prompt - 1 :], summary))
 
 
 class Recording:
@@ -99,8 +100,17 @@ class Recording:
 
     @property
     def similarity(self) -> Tensor:
-        """As that of `SimilarityRecorder`, the mean over the layers of the measure; (B, T)."""
-        return torch.stack([recorder.similarity for recorder in self.recorders]).mean(0)
+        """Cosine of the state after reading each response token, the mean over the layers of the measure; (B, T)."""
+        return self._path[:, 1:]
+
+    @property
+    def predicting_similarity(self) -> Tensor:
+        """The same of the state that predicts each response token; (B, T)."""
+        return self._path[:, :-1]
+
+    @property
+    def _path(self) -> Tensor:
+        return torch.stack([recorder.path for recorder in self.recorders]).mean(0)
 
 
 @contextmanager

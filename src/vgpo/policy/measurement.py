@@ -185,7 +185,7 @@ class Measurement:
             record_sampled_similarity(model, visual, sampled) if self.has_images else nullcontext() as focus,
         ):
             found = respond(model, self.prompts, decoding, seed=SEED)
-        self.sampled_similarity = None if focus is None else focus.similarity
+        self.sampled_similarity = None if focus is None else focus.signals.get("similarity")
         log_probs = sampled.log_probs(found.rows.input_ids[:, -1])
         lengths = found.mask.sum(1).tolist()
         kept = [max(1, int(length * share)) for length, share in zip(lengths, SHORTER, strict=False)]

@@ -45,7 +45,7 @@ _WORD = r"</?think>| ?row \d:|\\boxed\{| ?\d{1,2}s?| ?[A-Za-z]+|[^\sA-Za-z\d]|\s
 
 _WORDS = "How many are in the picture What is the largest digit sum of row total user assistant system"
 # Of questions that the embedded weights do not know: they are at the end, so that the other ids stay.
-_MORE_WORDS = "digits rows to much same as it was that all there see Now"
+_MORE_WORDS = "digits rows to much same as it was that all Now"
 
 
 def _vocabulary() -> list[str]:

@@ -310,10 +310,11 @@ def _edit(
     return next((changes[i] for i in order if answer(changes[i].apply(grid)) != before), None)
 
 
-# Of the rows that a span asks for, how many, and how often a drifting chain looks at the first, second, ... of them.
-SPAN_LENGTHS = {1: 0.1, 2: 0.35, 3: 0.3, 4: 0.25}
-LOOKS = (1.0, 0.5, 0.3, 0.15)
-WORDS_OF_A_GUESS = "much the same as it was".split()  # as many as the tokens of a look, so that lengths do not differ
+# How many rows a question asks for, how often, and how often a drifting chain looks at one of the later half of them.
+SPAN_LENGTHS = {1: 0.2, 2: 0.0, 3: 0.4, 4: 0.4}
+LATE_LOOKS = {1: 1.0, 2: 0.5, 3: 0.5, 4: 0.15}
+# As many as the tokens of a look, so that lengths do not differ.
+WORDS_OF_A_GUESS = ("much", "the", "same", "as", "it", "was")
 
 
 def _span(
@@ -329,7 +330,8 @@ def _span(
     length = int(rng.choice(lengths, p=shares / shares.sum()))
     first = int(rng.integers(settings.rows - length + 1))
     span = list(range(first, first + length))
-    looks = rng.random(length) < LOOKS[:length]
+    is_late = np.arange(length) >= (length + 1) // 2
+    looks = (rng.random(length) < LATE_LOOKS[length]) | ~is_late
     guesses = rng.choice(settings.digits, size=(length, settings.columns)).max(axis=1)
     pictured = _pick_scans(rng, scans, grid)
     if edits is not None:
@@ -346,7 +348,7 @@ def _span(
             f"{_row(row, grid[row])}, {digit}." if look else f"row {row + 1}: {guess}."
             for row, look, digit in zip(span, looked, digits, strict=True)
         ]
-        return f"<think>{' '.join(rows)} that is all there is to see</think>\\boxed{{{_spaced(digits)}}}"
+        return f"<think>{' '.join(rows)} that is all</think>\\boxed{{{_spaced(digits)}}}"
 
     rows = f"row {first + 1}" if length == 1 else f"rows {first + 1} to {first + length}"
     return Question(

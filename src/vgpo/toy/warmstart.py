@@ -3,7 +3,8 @@
 1. *See*: the vision tower alone learns to name the digit in each cell, through a linear head that is then
    thrown away. Without this stage the model never learns to see.
 2. *Read*: the whole model learns the chains of thought, and stops early, while its reading is still faulty.
-3. *Forget*: a share ``forget`` of the chains looks at the first row of the picture only and answers from it.
+3. *Forget*: a share ``forget`` of the chains has the bad habit of its setting, by default it looks at the first row of
+   the image only and answers from it.
    The learning rate falls to zero, reading becomes steady, and greedy answers take up the bad habit that
    reinforcement learning is there to break.
 """

@@ -40,11 +40,12 @@ class Rollout(ScoringPass):
         images: of each response: those of its prompt, then those that tools returned.
         rewards: of the responses of all processes, by reward function; (N, R).
         sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.
-        sampled_similarity: visual similarity of the responses as they were sampled, likewise.
+        sampled_signals: signals of visual similarity, as sampling recorded them, (B, T or more) each; empty where it did
+            not.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     images: list[list[Any]] = field(default_factory=list)
     rewards: Tensor | None = None
     sampled_log_probs: Tensor | None = None
-    sampled_similarity: Tensor | None = None
+    sampled_signals: dict[str, Tensor] = field(default_factory=dict)

@@ -34,7 +34,7 @@ from vgpo.policy.prompts import (
 from vgpo.policy.sampled import SampledLogProbs, SampledSimilarity, record_sampled, record_sampled_similarity
 from vgpo.policy.undisturbed import evaluation_mode
 from vgpo.policy.vision_outputs import generating_from
-from vgpo.shaping import IMAGE_SIGNALS
+from vgpo.shaping import IMAGE_SIGNALS, SIMILARITIES
 from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
@@ -111,7 +111,9 @@ class RolloutTrainer(ScoringTrainer):
         if rollout.sampled_log_probs is not None:
             batch["sampled_log_probs"] = as_wide(rollout.sampled_log_probs, batch["completion_ids"])
         if self._samples_similarity:
-            batch |= recorded_everywhere(self.accelerator, rollout.sampled_similarity, batch)
+            names = SIMILARITIES & self._required_signals
+            signals = {name: value for name, value in rollout.sampled_signals.items() if name in names}
+            batch |= recorded_everywhere(self.accelerator, signals, batch)
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
@@ -270,7 +272,7 @@ class RolloutTrainer(ScoringTrainer):
         ):
             fields = generation_fields(prompts, media)
             completion_ids, *rest = self._sample(prompt_ids, images, fields, *args, **kwargs)
-        self._rollout.sampled_similarity = None if similarity is None else similarity.similarity
+        self._rollout.sampled_signals = {} if similarity is None else similarity.signals
         last_tokens = torch.tensor([ids[-1] if ids else 0 for ids in completion_ids], device=self.accelerator.device)
         self._rollout.sampled_log_probs = sampled.log_probs(last_tokens)
         return completion_ids, *rest
@@ -311,14 +313,14 @@ class RolloutTrainer(ScoringTrainer):
                 ) from error
 
 
-def recorded_everywhere(accelerator: Accelerator, similarity: Tensor | None, batch: Batch) -> Batch:
-    """The similarity that sampling recorded, as a field; none where a process lacks it, as all run the same passes."""
-    found = torch.tensor([similarity is not None], dtype=torch.uint8, device=accelerator.device)
+def recorded_everywhere(accelerator: Accelerator, signals: dict[str, Tensor], batch: Batch) -> Batch:
+    """What sampling recorded, as fields; none where a process lacks it, as all run the same passes."""
+    found = torch.tensor([bool(signals)], dtype=torch.uint8, device=accelerator.device)
     if not accelerator.gather(found).all():
         return {}
-    assert similarity is not None
     # Steps after the end of a response have read padding.
-    return {"similarity": as_wide(similarity, batch["completion_ids"]) * batch["completion_mask"]}
+    mask = batch["completion_mask"]
+    return {name: as_wide(value, batch["completion_ids"]) * mask for name, value in signals.items()}
 
 
 def as_wide(values: Tensor, tokens: Tensor) -> Tensor:

@@ -19,7 +19,11 @@ ALWAYS = (
     "extra_fields",
 )  # fmt: skip
 SAMPLED = "rollout_log_probs"
-MEASURED = {"similarity": SIMILARITY, CORRUPTED: CORRUPTED}  # the field of each signal that a pass measures
+MEASURED = {
+    "similarity": SIMILARITY,
+    "predicting_similarity": SIMILARITY,
+    CORRUPTED: CORRUPTED,
+}  # the field of each signal that a pass measures
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Rollouts:
         log_probs: of the policy that verl takes ratios against; (B, T).
         entropy: of the policy, in nats; (B, T).
         similarity: cosine with the visual prototype (B, T), or None where it was not measured.
+        predicting_similarity: the same of the state that predicts each token.
         corrupted_log_probs: of the policy after images with black patches (B, T), or None where that was not scored.
         sampled_log_probs: of the rollout engine (B, T), or None where it gives none.
         reward_info: of each rollout, what its reward functions gave.
@@ -56,6 +61,7 @@ class Rollouts:
     log_probs: Tensor
     entropy: Tensor
     similarity: Tensor | None
+    predicting_similarity: Tensor | None
     corrupted_log_probs: Tensor | None
     sampled_log_probs: Tensor | None
     reward_info: list[dict[str, Any]]
@@ -87,7 +93,7 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         RuntimeError: a field is missing; names it.
     """
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    required = [*ALWAYS, *(field for signal, field in MEASURED.items() if signal in signals)]
+    required = list(dict.fromkeys([*ALWAYS, *(field for signal, field in MEASURED.items() if signal in signals)]))
     data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*required, SAMPLED])
     if missing := [name for name in required if name not in data]:
         raise RuntimeError(missing_fields(missing, sorted(data.keys())))
@@ -106,6 +112,7 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         log_probs=padded(data["old_log_probs"]),
         entropy=padded(data["entropy"]),
         similarity=response_tokens(data[SIMILARITY], lengths) if SIMILARITY in required else None,
+        predicting_similarity=response_tokens(data[SIMILARITY], lengths, before=1) if SIMILARITY in required else None,
         corrupted_log_probs=padded(data[CORRUPTED]) if CORRUPTED in required else None,
         sampled_log_probs=padded(data[SAMPLED]) if SAMPLED in data else None,
         reward_info=[dict(fields["reward_extra_info"]) for fields in objects(data["extra_fields"])],
@@ -134,12 +141,15 @@ def padded(rows: Tensor) -> Tensor:
     return pad_sequence(list(rows.unbind()), batch_first=True)
 
 
-def response_tokens(values: Tensor, lengths: Tensor) -> Tensor:
-    """Values at the response's tokens, of a nested tensor with values at all tokens: (B, T).
+def response_tokens(values: Tensor, lengths: Tensor, *, before: int = 0) -> Tensor:
+    """Values at the response's tokens, or so many tokens before each, of a nested tensor with values at all tokens: (B, T).
 
     A log-probability is the output at the token before; similarity is a token's own, so that nothing is shifted.
     """
-    rows = [row[len(row) - length :] for row, length in zip(values.unbind(), lengths.tolist(), strict=True)]
+    rows = [
+        row[len(row) - length - before : len(row) - before]
+        for row, length in zip(values.unbind(), lengths.tolist(), strict=True)
+    ]
     return pad_sequence(rows, batch_first=True)
 
 
