@@ -83,7 +83,9 @@ class Adaptive:
         self.forgetting, self.earned, self.blind = forgetting, earned, blind
         self.running: dict[int, float] = {}
 
-    def shape(self, advantages: Row, cosines: Tensor, mask: Tensor, groups: list[int], rows: dict[str, Any]) -> list[Row]:
+    def shape(
+        self, advantages: Row, cosines: Tensor, mask: Tensor, groups: list[int], rows: dict[str, Any]
+    ) -> list[Row]:
         places = [
             [t for t in range(mask.shape[1]) if mask[i, t] and rows["visual"][i]] for i in range(len(advantages))
         ]

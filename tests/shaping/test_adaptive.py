@@ -256,7 +256,10 @@ def test_order_padding_and_other_groups_change_nothing():
     shaped = adaptive(**options).shape(advantages, signals).advantages
     order = torch.randperm(len(advantages), generator=torch.Generator().manual_seed(2))
     pad = torch.nn.functional.pad
-    wide = {"similarity": pad(signals.similarity, (0, 3), value=NAN), "response_mask": pad(signals.response_mask, (0, 3))}
+    wide = {
+        "similarity": pad(signals.similarity, (0, 3), value=NAN),
+        "response_mask": pad(signals.response_mask, (0, 3)),
+    }
     moved = Signals(**{name: value[order] for name, value in ({**vars(signals), **wide}).items() if value is not None})
     found = adaptive(**options).shape(advantages[order], moved).advantages
     torch.testing.assert_close(found[:, :23], shaped[order], atol=1e-12, rtol=0)
@@ -325,3 +328,11 @@ def test_wrong_settings(options, message):
 )
 def test_scope(options, scope):
     assert adaptive(**options).scope == scope
+
+
+@pytest.mark.parametrize("options", [{"earned": False}, {"intra": False, "inter": False}], ids=str)
+def test_without_an_earned_strength_there_is_no_state(options):
+    shaping = adaptive(**options)
+    shaping.shape(*batch())
+    assert shaping.state_dict() == {}
+    shaping.load_state_dict({})

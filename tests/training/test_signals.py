@@ -7,7 +7,14 @@ from vgpo import VGPOSettings, reweight_advantages
 from vgpo.ratio import Ratio
 from vgpo.shaping import SHAPINGS, build_shaping
 from vgpo.training.collective import SingleProcess
-from vgpo.training.signals import change_statistics, group_numbers, required_signals, shape_across, shape_batch, signals_of
+from vgpo.training.signals import (
+    change_statistics,
+    group_numbers,
+    required_signals,
+    shape_across,
+    shape_batch,
+    signals_of,
+)
 
 CPU = torch.device("cpu")
 
@@ -112,7 +119,9 @@ def test_the_change_of_weights_by_hand():
     advantages = torch.tensor([2.0, -1.0, 0.0])
     shaped = torch.tensor([[4.0, 2.0, nan], [-0.5, -1.0, -0.5], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
-    found = {name: float(ratio.total / ratio.number) for name, ratio in change_statistics(advantages, shaped, mask).items()}
+    found = {
+        name: float(ratio.total / ratio.number) for name, ratio in change_statistics(advantages, shaped, mask).items()
+    }
     # f = 2, 1, 0.5, 1, 0.5: 5^2 / (5 (4 + 1 + 0.25 + 1 + 0.25)); 6 / 4; 2 / 3.
     assert found == pytest.approx(
         {

@@ -39,7 +39,10 @@ def test_nothing_is_decoded():
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (Dataset.from_dict(ROWS), r"stratum_column='levle' is no column of the data set.*mean 'level'.*\['problem', 'ans"),
+        (
+            Dataset.from_dict(ROWS),
+            r"stratum_column='levle' is no column of the data set.*mean 'level'.*\['problem', 'ans",
+        ),
         (IterableDataset.from_generator(lambda: iter(())), "which a IterableDataset does not have. Use a map-style"),
         (Dataset.from_dict({"levle": ["a", None]}), "row 1 has no value, expected one in every row"),
         (Dataset.from_dict({"levle": list(range(MAX_STRATA + 1))}), "has 33 different values, expected at most 32"),

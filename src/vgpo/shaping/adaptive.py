@@ -273,12 +273,14 @@ class AdaptiveShaping(Shaping):
         return self.settings.stratum_column
 
     def state_dict(self) -> dict[str, Any]:
+        if not (self.signals and self.settings.earned):
+            return {}
         if self._correlation is None:
             return {"correlation": dict(self._loaded)}
         return {"correlation": dict(zip(self.strata, self._correlation.tolist(), strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._loaded, self._correlation = dict(state["correlation"]), None
+        self._loaded, self._correlation = dict(state.get("correlation", {})), None
 
     @torch.no_grad()
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
