@@ -2,15 +2,15 @@
 
 The paper names it as future work to adapt the expected focus to the task and to the step. Three measurements do it:
 
-1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts that look more
-   have been right more often, group by group, per stratum of the data.
-2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group has
-   decayed along its responses.
-3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group weakens with the share of right answers to its
-   prompt without the images.
+1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts that look
+   more have been right more often, group by group, per stratum of the data.
+2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group
+   has decayed along its responses.
+3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group weakens with the share of right answers to
+   its prompt without the images.
 
-The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With lambda = 1
-and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm, bit for bit.
+The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With
+lambda = 1 and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm, bit for bit.
 """
 
 from collections.abc import Mapping
@@ -65,8 +65,8 @@ class AdaptiveSettings:
     earned: bool = True
     """Earn the strength lambda of the re-weighting; False for lambda = 1."""
     forgetting: Forgetting = "slope"
-    """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` also replaces t / T
-    by the measured loss at each place, ``given`` takes beta t / T as it is."""
+    """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` replaces t / T by
+    the measured loss at each place, ``given`` takes beta t / T as it is."""
     blind_gate: bool = False
     """Weaken the re-weighting of prompts that are answered without their images."""
     blind_rollouts: int = 2
@@ -151,7 +151,7 @@ def _sum_by(values: Tensor, number: Tensor) -> Tensor:
 
 @torch.no_grad()
 def focus_curve(similarity: Tensor, counted: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean focus of each group along its responses: e_g(b) = mean of S_it - min S over its tokens with t / T_i in bin b.
+    """Mean focus of each group by place in its responses: e_g(b) = mean of S_it - min S over tokens with t / T_i in b.
 
     The smallest S of the group is taken off, so that ratios mean something: (S + 1) / 2 hides a decay near 1.
 

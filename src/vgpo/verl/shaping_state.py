@@ -26,7 +26,7 @@ def load_shaping_state(state_folder: Path, shaping: Shaping) -> None:
         return
     if not (state_folder / FILE).exists():
         raise CheckpointError(
-            f"{state_folder} lacks {FILE}, the state of the shaping: the run was killed while it saved, or had another "
-            "shaping. Remove this folder to resume from the checkpoint before it, or begin a new run."
+            f"{state_folder} lacks {FILE}, the state of the shaping: the run was killed while it saved, or had "
+            "another shaping. Remove this folder to resume from the checkpoint before it, or begin a new run."
         )
     shaping.load_state_dict(read_object(state_folder / FILE))
