@@ -10,7 +10,8 @@ The paper names it as future work to adapt the expected focus to the task and to
    its prompt without the images.
 
 The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With
-lambda = 1 and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm, bit for bit.
+lambda = 1 and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm,
+bit for bit.
 """
 
 from collections.abc import Mapping
@@ -103,9 +104,10 @@ class AdaptiveSettings:
     def vgpo(self) -> VGPOSettings:
         """The settings of the equations."""
         shared = ("strength", "tail_ratio", "gate_ratio", "intra", "inter", "focus_state")
-        return VGPOSettings(
-            **{name: vars(self)[name] for name in shared}, **({"rollout_score": "mean"} if self.inter else {})
-        )
+        values = {name: vars(self)[name] for name in shared}
+        if self.inter:
+            values["rollout_score"] = "mean"
+        return VGPOSettings(**values)
 
 
 @torch.no_grad()
