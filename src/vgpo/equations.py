@@ -71,8 +71,8 @@ class VGPOSettings:
     rollout_score: RolloutScore = "sum"
     """How a rollout's weights make its score s: ``sum``, or ``mean``, which does not grow with length."""
     focus_state: FocusState = "reading"
-    """Whose similarity is the focus of a token: the state after ``reading`` it, h_t as in the paper, or the one that is
-    ``predicting`` it, h_{t-1}, of the token before it or of the last token of the prompt."""
+    """Whose similarity is the focus of a token: the state after ``reading`` it, h_t as in the paper, or the one that
+    is ``predicting`` it, h_{t-1}, of the token before it or of the last token of the prompt."""
     preset: Preset = "paper"
     """``paper``, or ``released``: the variant in the authors' code.
 

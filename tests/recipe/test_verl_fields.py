@@ -356,3 +356,19 @@ def test_json_on_the_command_line_is_read() -> None:
 def test_every_shipped_recipe_is_read(path: Path) -> None:
     words = ["--lora_dropout", "0", "--host", "verl"]
     assert verl_keys(load_recipe(path, words))
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({"shaping_options": {"stratum_column": "source"}}, "stratum"),
+        ({"shaping_options": {"blind_gate": True}}, "chance, text_only_accuracy"),
+    ],
+    ids=str,
+)
+def test_parts_of_the_adaptive_shaping_that_verl_cannot_measure_are_refused(
+    settings: dict[str, Any], missing: str
+) -> None:
+    recipe(shaping="adaptive")
+    with pytest.raises(RecipeError, match=f"adaptive .without strata, blind gate.*do not compute {missing}. Train it"):
+        recipe(shaping="adaptive", **settings)

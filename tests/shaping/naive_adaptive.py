@@ -1,4 +1,4 @@
-"""The adaptive shaping in plain loops over Python numbers: the truth that `vgpo.shaping.adaptive` is tested against."""
+"""The adaptive shaping in plain loops over Python numbers: what `vgpo.shaping.adaptive` is tested against."""
 
 from fractions import Fraction
 from math import ceil, fsum, sqrt

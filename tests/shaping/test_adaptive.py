@@ -328,3 +328,11 @@ def test_wrong_settings(options, message):
 )
 def test_scope(options, scope):
     assert adaptive(**options).scope == scope
+
+
+@pytest.mark.parametrize("options", [{"earned": False}, {"intra": False, "inter": False}], ids=str)
+def test_without_an_earned_strength_there_is_no_state(options):
+    shaping = adaptive(**options)
+    shaping.shape(*batch())
+    assert shaping.state_dict() == {}
+    shaping.load_state_dict({})

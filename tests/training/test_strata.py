@@ -1,4 +1,4 @@
-"""Strata of a data set: found in a column or in what `vgpo.data` keeps of it, or refused with the columns there are."""
+"""Strata of a data set: found in a column or in what `vgpo.data` keeps of it, or refused."""
 
 import pytest
 import torch

@@ -60,12 +60,12 @@ def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
         ({"shaping": "adaptive", "schedule": "step"}, r"schedule='step' has no effect with shaping='adaptive'"),
         (
             {"shaping": "adaptive", "rollout_score": "mean"},
-            r"rollout_score='mean' has no effect with shaping='adaptive'",
+            "rollout_score='mean' has no effect",
         ),
         ({"shaping": "adaptive", "shaping_options": {"strength": 0.1}}, r"'strength' is a field of its own"),
         (
             {"shaping": "adaptive", "shaping_options": {"earnt": True}},
-            r"no option 'earnt'; did you mean 'earned'|earned",
+            "no option 'earnt'",
         ),
         (
             {"shaping": "adaptive", "shaping_options": {"earned": False, "correlation_rate": 0.2}},

@@ -22,6 +22,7 @@ from vgpo.recipe.memory import MemoryEstimate, memory_estimate, shards_of
 from vgpo.recipe.recipe import Recipe
 from vgpo.recipe.suite_settings import asked_benchmarks, suite_sources
 from vgpo.shared_prompt import why_not_shared
+from vgpo.training.strata import find_strata
 
 
 @dataclass
@@ -61,9 +62,19 @@ class Setup:
 
     @cached_property
     def prompts(self) -> Dataset:
-        """The training set, without prompts that are too long."""
+        """The training set, without prompts that are too long.
+
+        Raises:
+            DataError: a row or column that cannot be trained on, or strata that cannot be told apart; names it.
+        """
         run = self.recipe.run
-        return self._read("train_data", max_prompt_length=run.max_prompt_length)
+        prompts = self._read("train_data", max_prompt_length=run.max_prompt_length)
+        if column := self.recipe.config.build_shaping().stratum_column:
+            try:
+                find_strata(prompts, column)
+            except ValueError as error:
+                raise DataError(f"{run.train_data}: {error}") from error
+        return prompts
 
     @cached_property
     def held_out(self) -> Dataset | None:

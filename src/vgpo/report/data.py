@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vgpo.metric_names import (
+    ADAPTIVE_STRENGTH,
     ALARM_PREFIX,
     EVAL_SUITE_PREFIX,
     FOCUS_GATE_RATE,
@@ -95,6 +96,7 @@ CHARTS = (
         False,
         metric(FOCUS_LATE_EARLY_RATIO),
     ),
+    Chart("strength", "Strength", "λ of the adaptive shaping.", "", 3, False, metric(ADAPTIVE_STRENGTH)),
     Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric(FOCUS_GATE_RATE)),
     Chart(
         "length",

@@ -2,15 +2,16 @@
 
 The paper names it as future work to adapt the expected focus to the task and to the step. Three measurements do it:
 
-1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts that look more
-   have been right more often, group by group, per stratum of the data.
-2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group has
-   decayed along its responses.
-3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group weakens with the share of right answers to its
-   prompt without the images.
+1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts that look
+   more have been right more often, group by group, per stratum of the data.
+2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group
+   has decayed along its responses.
+3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group weakens with the share of right answers to
+   its prompt without the images.
 
-The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With lambda = 1
-and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm, bit for bit.
+The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With
+lambda = 1 and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm,
+bit for bit.
 """
 
 from collections.abc import Mapping
@@ -65,8 +66,8 @@ class AdaptiveSettings:
     earned: bool = True
     """Earn the strength lambda of the re-weighting; False for lambda = 1."""
     forgetting: Forgetting = "slope"
-    """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` also replaces t / T
-    by the measured loss at each place, ``given`` takes beta t / T as it is."""
+    """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` replaces t / T by
+    the measured loss at each place, ``given`` takes beta t / T as it is."""
     blind_gate: bool = False
     """Weaken the re-weighting of prompts that are answered without their images."""
     blind_rollouts: int = 2
@@ -103,9 +104,10 @@ class AdaptiveSettings:
     def vgpo(self) -> VGPOSettings:
         """The settings of the equations."""
         shared = ("strength", "tail_ratio", "gate_ratio", "intra", "inter", "focus_state")
-        return VGPOSettings(
-            **{name: vars(self)[name] for name in shared}, **({"rollout_score": "mean"} if self.inter else {})
-        )
+        values = {name: vars(self)[name] for name in shared}
+        if self.inter:
+            values["rollout_score"] = "mean"
+        return VGPOSettings(**values)
 
 
 @torch.no_grad()
@@ -151,7 +153,7 @@ def _sum_by(values: Tensor, number: Tensor) -> Tensor:
 
 @torch.no_grad()
 def focus_curve(similarity: Tensor, counted: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean focus of each group along its responses: e_g(b) = mean of S_it - min S over its tokens with t / T_i in bin b.
+    """Mean focus of each group by place in its responses: e_g(b) = mean of S_it - min S over tokens with t / T_i in b.
 
     The smallest S of the group is taken off, so that ratios mean something: (S + 1) / 2 hides a decay near 1.
 
@@ -273,12 +275,14 @@ class AdaptiveShaping(Shaping):
         return self.settings.stratum_column
 
     def state_dict(self) -> dict[str, Any]:
+        if not (self.signals and self.settings.earned):
+            return {}
         if self._correlation is None:
             return {"correlation": dict(self._loaded)}
         return {"correlation": dict(zip(self.strata, self._correlation.tolist(), strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._loaded, self._correlation = dict(state["correlation"]), None
+        self._loaded, self._correlation = dict(state.get("correlation", {})), None
 
     @torch.no_grad()
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:

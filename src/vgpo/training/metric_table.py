@@ -99,8 +99,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             name=names.SHAPING_EFFECTIVE_SAMPLE_SIZE,
             unit="share of tokens",
-            meaning="(Σf)² / (N Σf²) over the N response tokens whose advantage A is not 0, f = A^V / A. Mean over the "
-            "batches that are shaped (micro-batches, or the whole generation), weighted by N.",
+            meaning="(Σf)² / (N Σf²) over the N response tokens whose advantage A is not 0, f = A^V / A. Mean over "
+            "the batches that are shaped (micro-batches, or the whole generation), weighted by N.",
             advice="1: all tokens keep their weight. At x, the gradient averages over as many tokens as a share x of "
             "equal weight. `kl_perception` keeps two of five tokens: about 0.4.",
         ),
@@ -108,8 +108,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.SHAPING_POSITIVE_MASS,
             unit="ratio",
             meaning="Σ|A^V| / Σ|A| over response tokens with A > 0.",
-            advice="1: the shaping only moves weight between tokens. Far from `shaping/negative_mass`, it also changes "
-            "the balance of right and wrong rollouts, or the effective learning rate.",
+            advice="1: the shaping only moves weight between tokens. Far from `shaping/negative_mass`, it also "
+            "changes the balance of right and wrong rollouts, or the effective learning rate.",
         ),
         Metric(
             name=names.SHAPING_NEGATIVE_MASS,

@@ -47,15 +47,15 @@ def find_strata(dataset: Any, column: str) -> Strata:
     values = _values(dataset, column)
     if None in values:
         raise ValueError(
-            f"stratum_column={column!r}: row {values.index(None)} has no value, expected one in every row. Fill it in, "
-            "or name another column."
+            f"stratum_column={column!r}: row {values.index(None)} has no value, expected one in every row. Fill it "
+            "in, or name another column."
         )
     texts = [str(value) for value in values]
     names = tuple(sorted(set(texts)))
     if len(names) > MAX_STRATA:
         raise ValueError(
-            f"stratum_column={column!r} has {len(names)} different values, expected at most {MAX_STRATA}, each in many "
-            "rows. Name a coarser column."
+            f"stratum_column={column!r} has {len(names)} different values, expected at most {MAX_STRATA}, each in "
+            "many rows. Name a coarser column."
         )
     number = {name: i for i, name in enumerate(names)}
     return Strata(names, torch.tensor([number[text] for text in texts], dtype=torch.int64))
@@ -72,5 +72,6 @@ def _values(dataset: Dataset, column: str) -> Sequence[Any]:
         return [None if row is None else row[column] for row in stored.select_columns([META])[META]]
     known = [*stored.column_names, *fields]
     raise ValueError(
-        f"stratum_column={column!r} is no column of the data set{did_you_mean(column, known)}; its columns are {known}."
+        f"stratum_column={column!r} is no column of the data set{did_you_mean(column, known)}; its columns are "
+        f"{known}."
     )

@@ -188,8 +188,8 @@ def check_shaping(recipe: VerlRecipe) -> None:
     if missing:
         recipe.refuse(
             "shaping",
-            "one of vgpo, entropy, kl_perception and none: verl's passes do not compute "
-            f"{', '.join(missing)}. Train it with host: trl",
+            "one of vgpo, adaptive (without strata, blind gate and the predicting state), entropy, kl_perception and "
+            f"none: verl's passes do not compute {', '.join(missing)}. Train it with host: trl",
         )
 
 

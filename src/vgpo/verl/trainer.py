@@ -53,6 +53,7 @@ from vgpo.verl.rollouts import (
     rollout_advantages,
     rollout_metrics,
 )
+from vgpo.verl.shaping_state import load_shaping_state, save_shaping_state
 from vgpo.vllm.prompts import check_importance_ratio
 
 logger = logging.getLogger(__name__)
@@ -312,6 +313,7 @@ class VisuallyGuided(PPOTrainer):
     def _save_checkpoint(self) -> None:
         """As the parent; the weights are kept as `checkpoint-N` too, after the last step as `final`."""
         super()._save_checkpoint()
+        save_shaping_state(self._state_folder(self.global_steps), self.shaping)
         self.recorder.keep_checkpoint(
             self.global_steps * self.updates,
             self._state_folder(self.global_steps),
@@ -325,7 +327,8 @@ class VisuallyGuided(PPOTrainer):
             return
         found = self._state_folder(self.global_steps) if self.global_steps else None
         self.recorder.resume(self.global_steps * self.updates, found)
-        if self.global_steps:
+        if found is not None:
+            load_shaping_state(found, self.shaping)
             with open_dict(self.config):  # verl would evaluate these weights as those before training
                 self.config.trainer.val_before_train = False
 
