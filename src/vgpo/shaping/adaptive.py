@@ -274,6 +274,10 @@ class AdaptiveShaping(Shaping):
     def stratum_column(self) -> str | None:
         return self.settings.stratum_column
 
+    @property
+    def blind_rollouts(self) -> int:
+        return self.settings.blind_rollouts if self.settings.blind_gate else 0
+
     def state_dict(self) -> dict[str, Any]:
         if not (self.signals and self.settings.earned):
             return {}

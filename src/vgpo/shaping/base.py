@@ -110,6 +110,11 @@ class Shaping(ABC):
         """The column of the data set whose values divide the rollouts into strata."""
         return None
 
+    @property
+    def blind_rollouts(self) -> int:
+        """Rollouts without images for each prompt, from which `Signals.text_only_accuracy` is taken."""
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """What the shaping carries from one batch to the next, of numbers and text; saved in every checkpoint."""
         return {}
