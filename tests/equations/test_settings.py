@@ -18,6 +18,7 @@ def test_defaults_are_the_papers() -> None:
         "intra": True,
         "inter": True,
         "rollout_score": "sum",
+        "focus_state": "reading",
         "preset": "paper",
     }
 

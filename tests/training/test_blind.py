@@ -20,7 +20,7 @@ class OneProcess:
     [
         ("Which? (A) 3 (B) 4 (C) 5 (D) 6", "B", 1 / 4),
         ("Which?\nA. 3\nB. 4", "(A)", 1 / 2),
-        ("Which? A: red B: blue C: green", "C", 1 / 3),
+        ("Which?\n(A) red\n(B) blue\n(C) green", "C", 1 / 3),
         ("How many?", "3", 0.0),
         ("Which? (A) 3 (B) 4", "4", 0.0),  # the reference is the text of the option, which nobody guesses
         ("Which? (A) 3 (C) 5", "A", 0.0),  # no list of options

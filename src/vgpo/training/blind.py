@@ -1,6 +1,5 @@
 """How often prompts are answered right without their images: sampled once for each row of the data set, then kept."""
 
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from torch import Tensor, nn
 
 from vgpo.answers import choice_letter
 from vgpo.metric_names import ADAPTIVE_TEXT_ONLY_ACCURACY
+from vgpo.options import lettered_options
 from vgpo.ratio import Ratio
 from vgpo.rewards.checked import is_async
 from vgpo.training.collective import Collective, largest
 from vgpo.training.records import is_correct
 
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # which TRL gives under other names
-OPTION = re.compile(r"(?:^|[\s(\[])([A-L])[.):\]]")
 
 
 @dataclass
@@ -128,11 +127,10 @@ def shares_right(
 def guess_chance(problem: str, answer: Any) -> float:
     """The probability of guessing the right option of a multiple-choice question, 0 for any other question.
 
-    Options are letters from A on, each followed by a period, a colon or a bracket, as in `(A) 3 (B) 4`.
+    Args:
+        problem: the question, whose options are as of `vgpo.options.lettered_options`.
+        answer: the reference; the letter of an option, or anything else.
     """
-    if not isinstance(answer, str) or (letter := choice_letter(answer)) is None:
-        return 0.0
-    named = set(OPTION.findall(problem))
-    options = [letter for letter in "ABCDEFGHIJKL" if letter in named]
-    expected = list("ABCDEFGHIJKL"[: len(options)])
-    return 1 / len(options) if len(options) > 1 and options == expected and letter in options else 0.0
+    letter = choice_letter(answer) if isinstance(answer, str) else None
+    options = lettered_options(problem)
+    return 1 / len(options) if letter in options and len(options) > 1 else 0.0

@@ -188,7 +188,7 @@ def check_shaping(recipe: VerlRecipe) -> None:
     if missing:
         recipe.refuse(
             "shaping",
-            "one of vgpo, adaptive (without strata, blind gate and the predicting state), entropy, kl_perception and "
+            "one of vgpo, adaptive (without strata and blind gate), entropy, kl_perception and "
             f"none: verl's passes do not compute {', '.join(missing)}. Train it with host: trl",
         )
 
