@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from tests.report.run_records import handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import inspect as command
+from vgpo.equations import RolloutScore, VGPOSettings
 from vgpo.inspection import Inspection
 from vgpo.recipe.errors import RecipeError
 from vgpo.run import RunFolder
@@ -63,6 +64,15 @@ def test_questions_of_a_data_set(tmp_path: Path, toy_files: tuple[Path, Path]) -
     assert found.data["responses"] == {"from": "answers", "temperature": 0.0, "seed": 0, "max_new_tokens": 8}
     assert found.data["settings"]["strength"] == 0.3
     assert found.questions[0]["rollouts"][0]["without"]["blank"]["correct"] in (True, False)
+
+
+@pytest.mark.parametrize(("shaping", "score"), [("adaptive", "mean"), ("vgpo", "sum")])
+def test_responses_are_weighed_as_in_training(tmp_path: Path, shaping: str, score: RolloutScore) -> None:
+    # A recipe with an adaptive shaping has the default of rollout_score, which the shaping does not use.
+    config = {**CONFIG, "shaping": shaping, "rollout_score": "sum", "shaping_options": None}
+    checkpoint = RunFolder.create(tmp_path / "run", config, seed=0, command=["vgpo"]).checkpoints_path / "checkpoint-4"
+    checkpoint.mkdir(parents=True)
+    assert command.options_of_run(checkpoint).settings == VGPOSettings(strength=0.9, rollout_score=score)
 
 
 def test_a_checkpoint_of_a_run_beside_its_start(

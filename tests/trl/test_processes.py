@@ -22,6 +22,12 @@ SETTINGS = {
         "shaping": "pepo",
         "shaping_options": {"gradual": False},
     },
+    "adaptive": {
+        "per_device_train_batch_size": GROUP // 2,
+        "gradient_accumulation_steps": 2,
+        "shaping": "adaptive",
+        "shaping_options": {"stratum_column": "answer", "correlation_rate": 0.5},
+    },
 }
 """Settings of each of two processes: groups whole, one to a slice, cut into slices, cut between the processes, and
 mixed with text-only rows; rivals with groups cut, and one process that sees pictures beside one that sees none."""

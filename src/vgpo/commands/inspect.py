@@ -32,6 +32,7 @@ from vgpo.recipe.serving import responses_of_vllm
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
 from vgpo.run.trained import config_of_checkpoint, run_of_checkpoint, trained_settings
+from vgpo.shaping.adaptive import AdaptiveSettings
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
@@ -179,10 +180,17 @@ def options_of_run(checkpoint: Path) -> Options:
     config, trained = config_of_checkpoint(checkpoint), trained_settings(checkpoint)
     return Options(
         max_new_tokens=trained["max_completion_length"],
-        settings=VGPOSettings(**{name: config[name] for name in vars(VGPOSettings()) if name in config}),
+        settings=settings_of_run(config),
         chat_template_kwargs=trained["chat_template_kwargs"] or {},
         **{name: config[name] for name in ("temperature",) if name in config},
     )
+
+
+def settings_of_run(config: Mapping[str, Any]) -> VGPOSettings:
+    """The run's own settings of the equations; those of an adaptive shaping at full strength."""
+    kind = AdaptiveSettings if config.get("shaping") == "adaptive" else VGPOSettings
+    settings = kind(**{name: config[name] for name in vars(kind()) if name in config})
+    return settings.vgpo if isinstance(settings, AdaptiveSettings) else settings
 
 
 def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratch: Path) -> None:

@@ -326,9 +326,10 @@ class VisuallyGuided(PPOTrainer):
         if not self.config.vgpo.resumes:
             return
         found = self._state_folder(self.global_steps) if self.global_steps else None
-        self.recorder.resume(self.global_steps * self.updates, found)
         if found is not None:
             load_shaping_state(found, self.shaping)
+        self.recorder.resume(self.global_steps * self.updates, found)
+        if found is not None:
             with open_dict(self.config):  # verl would evaluate these weights as those before training
                 self.config.trainer.val_before_train = False
 
