@@ -55,7 +55,9 @@ def test_a_process_that_misses_nothing_keeps_the_others_company():
         world_size = 2
 
         def gather_rows(self, rows):
-            other = torch.tensor([2]) if rows.numel() == 1 and asked == [] else torch.tensor([11, 12], dtype=rows.dtype)
+            other = (
+                torch.tensor([2]) if rows.numel() == 1 and asked == [] else torch.tensor([11, 12], dtype=rows.dtype)
+            )
             return torch.cat([rows, other])
 
     asked: list = []

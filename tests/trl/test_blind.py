@@ -49,7 +49,9 @@ def test_a_prompt_that_is_never_answered_blind_leaves_the_run_as_it_was(
     assert set(gated._blind.shares.values()) == {0.0}
     assert torch.equal(weights(gated), weights(plain))
     extra = {"adaptive/text_only_accuracy"}
-    lines = [{name: value for name, value in line.items() if name not in extra} for line in told(gated.state.log_history)]
+    lines = [
+        {name: value for name, value in line.items() if name not in extra} for line in told(gated.state.log_history)
+    ]
     assert lines == told(plain.state.log_history)
 
 
@@ -67,7 +69,9 @@ def test_a_prompt_that_is_always_answered_blind_is_trained_as_by_dapo(
 def test_each_row_is_asked_once_and_stays_known(make_trainer: Callable[..., VGPOTrainer]) -> None:
     asked: list[str] = []
 
-    def recorded(completion_ids: list[list[int]], answer: list[str], log_metric: Any = None, **kwargs: Any) -> list[float]:
+    def recorded(
+        completion_ids: list[list[int]], answer: list[str], log_metric: Any = None, **kwargs: Any
+    ) -> list[float]:
         if is_blind(log_metric):
             asked.extend(answer)
         return coin(completion_ids)

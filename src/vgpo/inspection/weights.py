@@ -53,7 +53,14 @@ class Weights:
 NOTHING = dict.fromkeys((*WEIGHED, "rollout_factor", "late_early_ratio"))
 
 
-def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings: VGPOSettings) -> Weights:
+def weigh(
+    similarity: Tensor,
+    mask: Tensor,
+    advantages: Tensor | None,
+    settings: VGPOSettings,
+    *,
+    weighed: Tensor | None = None,
+) -> Weights:
     """What the method makes of the responses of one group.
 
     Args:
@@ -61,11 +68,12 @@ def weigh(similarity: Tensor, mask: Tensor, advantages: Tensor | None, settings:
         mask: Tokens of the responses; bool (G, T).
         advantages: A_i, (G,), or None where they are not known.
         settings: Of the method.
+        weighed: The similarity from which the method takes focus (`VGPOSettings.focus_state`), (G, T); None for S.
     """
     number = len(similarity)
     plain = similarity.new_zeros(number) if advantages is None else advantages
     group = torch.zeros(number, dtype=torch.long, device=similarity.device)
-    shaped = reweight_advantages(plain, similarity, mask, group, settings)
+    shaped = reweight_advantages(plain, similarity if weighed is None else weighed, mask, group, settings)
     growth = progress(mask.cumsum(1), mask.sum(1, keepdim=True), settings, shaped.focus.dtype)
     focus = focus_score(similarity, mask, "paper")
     alone = advantages is None
