@@ -23,10 +23,10 @@ SETTINGS = {
         "shaping_options": {"gradual": False},
     },
     "adaptive": {
-        "per_device_train_batch_size": GROUP // 2,
+        "per_device_train_batch_size": GROUP,
         "gradient_accumulation_steps": 2,
         "shaping": "adaptive",
-        "shaping_options": {"stratum_column": "answer", "correlation_rate": 0.5},
+        "shaping_options": {"correlation_rate": 0.5, "full_correlation": 1.0},
     },
 }
 """Settings of each of two processes: groups whole, one to a slice, cut into slices, cut between the processes, and
