@@ -63,7 +63,7 @@ def run(request: Request) -> None:
     write_file(html_path, render_check(check).encode("utf-8"))
     console = Console()
     say(console, verdict_text(check))
-    console.print(check_table(check.measures))
+    console.print(check_table(check.measures, check.verdict.focus_state))
     say(console, f"focus check: {html_path} (numbers: {json_path})")
 
 

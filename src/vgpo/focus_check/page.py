@@ -116,6 +116,8 @@ def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
             TableRow("Accuracy without the image, %", (measures.blind.accuracy,), 1, 100),
             TableRow("Always right without the image, %", (measures.blind.always_right,), 1, 100),
             TableRow("Accuracy of guessing, %", (measures.blind.chance,), 1, 100),
+            TableRow("Correlation of length and correctness", (measures.length_correlation,)),
+            TableRow("Strength of the blind gate", (measures.blind.strength,)),
         ],
     )
     yield (
@@ -123,7 +125,6 @@ def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
         [
             row("Correlation", "correlation"),
             row("Correlation at equal length", "correlation_at_equal_length"),
-            TableRow("Correlation of length and correctness", (measures.length_correlation,)),
             row("Focus, right less wrong", "focus_difference", digits=4),
         ],
     )
@@ -142,7 +143,6 @@ def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
         [
             row("Earned strength λ", "strength"),
             row("Share of β, measured forgetting", "compensation", "mean"),
-            TableRow("Strength of the blind gate", (measures.blind.strength,)),
         ],
     )
 

@@ -90,9 +90,7 @@ class Sampling:
         if self.blind_samples < 1:
             raise FocusCheckError(f"--blind-samples {self.blind_samples}: expected 1 or more, 2 is usual")
         if not 0 < self.temperature < float("inf"):
-            raise FocusCheckError(
-                f"--temperature {self.temperature}: expected a number above 0; training samples at 1"
-            )
+            raise FocusCheckError(f"--temperature {self.temperature}: expected a number above 0, 1 is usual")
 
 
 @dataclass(frozen=True)
@@ -260,8 +258,8 @@ def strata_of(prompts: Dataset, column: str) -> list[str]:
         )
     if None in values:
         raise FocusCheckError(
-            f"--stratum-column {column}: row {values.index(None)} has no value, expected one in every row; fill it in, "
-            "or name another column"
+            f"--stratum-column {column}: row {values.index(None)} has no value, expected one in every row; fill it "
+            "in, or name another column"
         )
     return [str(value) for value in values]
 

@@ -22,18 +22,21 @@ def verdict_text(check: FocusCheck) -> str:
     return "\n".join(map(visible, lines))
 
 
-def check_table(measures: Measures) -> Table:
-    """One row a figure, with its interval and n, the number of questions that have it; correlations are with correctness."""
+def check_table(measures: Measures, focus_state: str) -> Table:
+    """One row a figure, with its interval and n, the number of questions that have it.
+
+    Correlations are with correctness. Strata are shown for one state.
+    """
     table = Table(
         Column("figure"), "state", right("value"), right("95 % interval"), right("n"), box=SIMPLE_HEAD,
         pad_edge=False, show_edge=False,
     )  # fmt: skip
-    for title, state, figure, factor in table_rows(measures):
+    for title, state, figure, factor in table_rows(measures, focus_state):
         table.add_row(Text(visible(title)), state, *figure_cells(figure, factor))
     return table
 
 
-def table_rows(measures: Measures) -> Iterator[tuple[str, str, Figure, float]]:
+def table_rows(measures: Measures, focus_state: str) -> Iterator[tuple[str, str, Figure, float]]:
     """Title, state, figure and the factor with which it is shown."""
     yield "accuracy, %", "", measures.accuracy, PERCENT
     yield "groups of mixed accuracy, %", "", measures.mixed, PERCENT
@@ -50,10 +53,10 @@ def table_rows(measures: Measures) -> Iterator[tuple[str, str, Figure, float]]:
         yield "fitted decay", state, figures.decay, 1
         yield "adaptive: earned strength", state, figures.strength, 1
         yield "adaptive: share of beta", state, figures.compensation.mean, 1
-        for stratum in measures.strata[state]:
-            yield f"{stratum.name}: correlation", state, stratum.correlation, 1
-            yield f"{stratum.name}: earned strength", state, stratum.strength, 1
     yield "adaptive: blind gate", "", measures.blind.strength, 1
+    for stratum in measures.strata[focus_state]:
+        yield f"{stratum.name}: correlation of focus", focus_state, stratum.correlation, 1
+        yield f"{stratum.name}: earned strength", focus_state, stratum.strength, 1
 
 
 def figure_cells(figure: Figure, factor: float) -> tuple[str, str, str]:

@@ -1,18 +1,17 @@
 """What the figures of a check say about training with VGPO, by fixed rules.
 
-1. *Gain.* VGPO has something to gain if the mean correlation c of focus and correctness within mixed groups is at least
+1. *Gain.* VGPO has something to gain if the mean correlation of focus and correctness within mixed groups is at least
    `MIN_CORRELATION` and its 95 % interval lies above 0; nothing to gain if the interval lies below `MIN_CORRELATION`;
    otherwise the check is undecided. With fewer than `MIN_MIXED_GROUPS` mixed groups it says nothing.
 2. *State.* The verdict is about the paper's state (`reading`), unless the other one has the better outcome.
-3. *Late compensation* has something to act on if the late/early ratio of all responses is below `MAX_LATE_EARLY` and the
-   interval of the fitted decay lies above 0.
+3. *Late compensation* has something to act on if the late/early ratio of all responses is below `MAX_LATE_EARLY` and
+   the interval of the fitted decay lies above 0.
 4. *The image is not needed* if the accuracy without it is at least `BLIND_SHARE` of the accuracy with it.
 """
 
 import math
 
 from vgpo.focus_check.records import (
-    READING,
     STATES,
     Figure,
     Finding,
@@ -50,9 +49,7 @@ def verdict_of(measures: Measures) -> Verdict:
         gain=gain,
         focus_state=state,
         headline=HEADLINES[gain],
-        reasons=[*gain_reasons(gain, state, measures), length_reason(figures, measures.length_correlation)][
-            : 1 if gain == "too few" else None
-        ],
+        reasons=reasons_of(gain, state, measures),
         compensation=compensation,
         blind=blind,
         questions_needed=questions_needed(gain, figures.correlation, mixed, measures.counts.questions),
@@ -77,7 +74,7 @@ def questions_needed(gain: Gain, correlation: Figure, mixed_groups: int, questio
     None where the check is decided, where there is no mixed group, and for more than `MAX_QUESTIONS`.
     """
     if gain == "too few":
-        return math.ceil(MIN_MIXED_GROUPS * questions / mixed_groups) if mixed_groups else None
+        return enough_mixed(questions, mixed_groups)
     if gain != "undecided" or correlation.value is None or correlation.low is None or correlation.high is None:
         return None
     value = correlation.value
@@ -89,8 +86,13 @@ def questions_needed(gain: Gain, correlation: Figure, mixed_groups: int, questio
     return math.ceil(needed) + 1 if needed < MAX_QUESTIONS else None
 
 
-def gain_reasons(gain: Gain, state: str, measures: Measures) -> list[str]:
-    """Why the outcome of rule 1 is what it is."""
+def enough_mixed(questions: int, mixed_groups: int) -> int | None:
+    """Questions that give `MIN_MIXED_GROUPS` at the share found; None if there is no mixed group."""
+    return math.ceil(MIN_MIXED_GROUPS * questions / mixed_groups) if mixed_groups else None
+
+
+def reasons_of(gain: Gain, state: str, measures: Measures) -> list[str]:
+    """Why the outcome of rule 1 is what it is, and what it may come from."""
     counts, correlation = measures.counts, measures.states[state].correlation
     if gain == "too few":
         return [
@@ -102,11 +104,12 @@ def gain_reasons(gain: Gain, state: str, measures: Measures) -> list[str]:
         f"{with_interval(correlation)}, over {correlation.count} mixed groups of {counts.questions}."
     )
     why = {
-        "gain": f"The interval lies above 0 and the mean is at least {MIN_CORRELATION}: right answers look at the image "
-        "more than wrong ones to the same question.",
+        "gain": f"The interval lies above 0 and the mean is at least {MIN_CORRELATION}: right answers look at the "
+        "image more than wrong ones to the same question.",
         "none": f"The interval lies below {MIN_CORRELATION}: weights that follow the focus would not follow "
         "correctness.",
-        "undecided": f"The interval holds values that mean a gain and values that mean none (limit {MIN_CORRELATION}).",
+        "undecided": f"The interval holds values that mean a gain and values that mean none; the limit is "
+        f"{MIN_CORRELATION}.",
     }
     needed = questions_needed(gain, correlation, counts.mixed_groups, counts.questions)
     more = {
@@ -114,14 +117,14 @@ def gain_reasons(gain: Gain, state: str, measures: Measures) -> list[str]:
         if needed is not None
         else f"More than {MAX_QUESTIONS:,} questions would be needed: the mean lies too near to the limit."
     }
-    return [found, " ".join(filter(None, (why[gain], more.get(gain))))]
+    outcome = " ".join(filter(None, (why[gain], more.get(gain))))
+    return [found, outcome, length_reason(measures.states[state], measures.length_correlation)]
 
 
 def few_reason(measures: Measures) -> str:
     """Why groups are not mixed, and what to do."""
-    accuracy, needed = measures.accuracy.value or 0.0, questions_needed(
-        "too few", measures.states[READING].correlation, measures.counts.mixed_groups, measures.counts.questions
-    )  # fmt: skip
+    counts, accuracy = measures.counts, measures.accuracy.value or 0.0
+    needed = enough_mixed(counts.questions, counts.mixed_groups)
     more = f"At this share, {needed:,} questions have {MIN_MIXED_GROUPS}." if needed is not None else ""
     if accuracy > 0.5:
         why = f"The accuracy is {percent(accuracy)}: the questions are too easy, or --samples is too small."
@@ -136,9 +139,11 @@ def few_reason(measures: Measures) -> str:
 def length_reason(figures: StateFigures, length: Figure) -> str:
     """How much of the correlation is left at equal length."""
     left = figures.correlation_at_equal_length
+    explained = left.low is not None and left.low <= 0
     return (
         f"At equal length of the response the correlation is {with_interval(left)}; the length itself correlates with "
         f"correctness at {with_interval(length)}."
+        + (" The length alone may explain what there is." if explained else "")
     )
 
 
@@ -153,8 +158,8 @@ def compensation_finding(figures: StateFigures) -> Finding:
         return Finding(holds=True, text=f"Late compensation has something to act on: {found}.")
     return Finding(
         holds=False,
-        text=f"Late compensation has little to act on: {found}, where a ratio below {MAX_LATE_EARLY} and a decay above "
-        "0 are needed.",
+        text=f"Late compensation has little to act on: {found}, expected a ratio below {MAX_LATE_EARLY} and a decay "
+        "above 0.",
     )
 
 
@@ -196,7 +201,7 @@ def advice_of(gain: Gain, figures: StateFigures, blind: Finding) -> str:
         return f"The adaptive shaping, which re-weights only as far as the correlation is there: {strength}."
     if figures.strength.value != 1:
         return f"The adaptive shaping: {strength}, less than the fixed strength 1 of VGPO."
-    return "VGPO at its full strength: the correlation is at least the one from which the adaptive shaping has strength 1."
+    return "VGPO at its full strength: the correlation is one at which the adaptive shaping has strength 1."
 
 
 # Numbers in sentences
