@@ -21,6 +21,7 @@ from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import check_image_token, load_model, load_prompts, quiet_libraries
 from vgpo.recipe.policies import OpenCheckpoint, open_checkpoint
 from vgpo.run import RunFolderError
+from vgpo.run.outputs import check_writable
 from vgpo.run.storage import write_file
 from vgpo.terminal import say
 
@@ -57,8 +58,10 @@ def run(request: Request) -> None:
         FocusCheckError: the check cannot be made.
     """
     quiet_libraries()
-    check = focus_check(request)
     json_path, html_path = paired_paths(request.out, NAME)
+    check_writable(json_path)
+    check_writable(html_path)
+    check = focus_check(request)
     write_file(json_path, check.model_dump_json(indent=1).encode("utf-8"))
     write_file(html_path, render_check(check).encode("utf-8"))
     console = Console()
