@@ -57,18 +57,26 @@ def test_a_planted_decay_is_found() -> None:
     assert found.compensation.mean.value == 1  # f / 0.55 is above 1
     assert (found.compensation.at_zero, found.compensation.at_full) == (0, 1)
     rising = measure(samples([[(True, falling[::-1]), (False, falling[::-1])]] * 3)).states["reading"]
-    assert rising.decay.value is None  # a line that starts below 0 has no decay
-    gentle = [0.5 - 0.005 * token for token in range(10)]
-    half = measure(samples([[(True, gentle), (False, [0.0])]])).states["reading"]
-    assert half.compensation.quartiles == pytest.approx([half.compensation.mean.value] * 3)
+    # Its line starts below 0: as in a training, it has no decay and no compensation.
+    assert (rising.decay.value, rising.compensation.at_zero) == (0, 1)
 
 
-def test_groups_without_a_curve_have_no_compensation() -> None:
-    found = measure(samples([[(True, [0.5]), (False, [0.2])]] * 2)).states["reading"].compensation
-    assert found.model_dump() == {
-        "mean": {"value": None, "low": None, "high": None, "count": 0},
-        "at_zero": None, "at_full": None, "quartiles": [],
-    }  # fmt: skip
+def test_compensation_is_divided_by_group() -> None:
+    falling = [0.5 - 0.03 * token for token in range(10)]
+    flat = [0.5] * 10
+    groups = [[(True, falling), (False, falling)], [(True, flat), (False, [*flat[:-1], 0.0])]]
+    found = measure(samples(groups)).states["reading"].compensation
+    # e is 0.5 in nine bins and 0.25 in the last: slope -0.0375 / 0.275 at mean 0.475 and u 0.5
+    slope = (0.45 * -0.25) / 0.825
+    share = -slope / (0.475 - 0.5 * slope) / 0.55
+    assert found.quartiles == pytest.approx([share + part * (1 - share) for part in (0.25, 0.5, 0.75)], rel=1e-5)
+    assert (found.at_zero, found.at_full) == (0, 0.5)
+
+
+def test_responses_of_one_token_have_no_decay() -> None:
+    found = measure(samples([[(True, [0.5]), (False, [0.2])]] * 2)).states["reading"]
+    assert (found.decay.value, found.late_early.all.value) == (0, None)
+    assert found.compensation.quartiles == [0, 0, 0]
 
 
 def test_a_mean_over_responses_weighs_questions_by_their_responses() -> None:

@@ -77,13 +77,13 @@ def test_a_response_at_the_limit_is_truncated(small: tuple) -> None:
 
 
 def test_a_set_without_images_is_refused(small: tuple) -> None:
-    with pytest.raises(FocusCheckError, match="none of the 2 rows has an image.*--limit"):
+    with pytest.raises(FocusCheckError, match=r"none of the 2 rows has an image.*--limit"):
         draw(small, questions(0, 0))
 
 
 def test_a_prompt_that_fills_the_context_is_named(small: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small[0].config.get_text_config(), "max_position_embeddings", 8)
-    with pytest.raises(FocusCheckError, match="row 0 has a prompt of .* fewer than the 8 .*max-pixels"):
+    with pytest.raises(FocusCheckError, match=r"row 0 has a prompt of .* fewer than the 8 .*max-pixels"):
         draw(small, questions(1))
 
 
@@ -117,5 +117,5 @@ def test_strata_are_columns_or_fields_of_meta() -> None:
     with pytest.raises(FocusCheckError, match="--stratum-column level: row 1 has no value"):
         strata_of(rows, "level")
     assert strata_of(rows.select([0]), "level") == ["3"]
-    with pytest.raises(FocusCheckError, match="no such column .did you mean 'level'.*'id', 'level'"):
+    with pytest.raises(FocusCheckError, match=r"no such column .did you mean 'level'.*'id', 'level'"):
         strata_of(rows, "levl")

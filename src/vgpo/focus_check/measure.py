@@ -122,12 +122,13 @@ class FocusOfState:
         ratios, has_halves = late_early_ratios(rho, mask)
         self.late_early: Array = ratios.masked_fill(~has_halves, float("nan")).numpy()  # (B,)
         self.deciles: Array = decile_values(rho, mask)  # (B, 10)
-        self.decay = decay_of_groups(similarity, mask, groups.samples.question)[: groups.num_questions]  # (Q,)
+        _, decay = fitted_line(*focus_curve(similarity, mask, groups.samples.question))
+        self.decay: Array = decay[: groups.num_questions].numpy()  # f (Q,), 0 where no line can be fitted
         self.correlation = groups.correlation_with_correctness(self.mean)  # (Q,)
 
     @property
     def compensation(self) -> Array:
-        """clip(f / F, 0, 1) of each group (Q,), NaN without a curve."""
+        """clip(f / F, 0, 1) of each group (Q,)."""
         return np.clip(self.decay / AdaptiveSettings.full_slope, 0, 1)
 
     def figures(self) -> StateFigures:
@@ -178,22 +179,13 @@ def decile_values(rho: Tensor, mask: Tensor) -> Array:
     return np.array(tenths, dtype=float)
 
 
-def decay_of_groups(similarity: Tensor, mask: Tensor, question: Tensor) -> Array:
-    """f of the line e(u) = a (1 - f u) through the focus curve of each group; (B,) by group, NaN without a line."""
-    curve, filled = focus_curve(similarity, mask, question)
-    start, decay = fitted_line(curve, filled)
-    has_line = (filled.sum(1) >= 2) & (start > 0)
-    return decay.masked_fill(~has_line, float("nan")).numpy()
-
-
 def compensation_figures(share: Array) -> Compensation:
-    """Of the compensation of each group, NaN where there is none."""
-    known = share[~np.isnan(share)]
+    """Of the compensation of each group, (Q,)."""
     return Compensation(
         mean=mean_of(share),
-        at_zero=float((known == 0).mean()) if len(known) else None,
-        at_full=float((known == 1).mean()) if len(known) else None,
-        quartiles=[float(value) for value in np.quantile(known, QUARTILES)] if len(known) else [],
+        at_zero=float((share == 0).mean()),
+        at_full=float((share == 1).mean()),
+        quartiles=[float(value) for value in np.quantile(share, QUARTILES)],
     )
 
 
@@ -263,7 +255,7 @@ def question_figures(samples: Samples, groups: Groups, states: dict[str, FocusOf
             chance=float(samples.chance[place]),
             correlation={state: number_at(focus.correlation, place) for state, focus in states.items()},
             focus_difference={state: number_at(difference[state], place) for state in states},
-            decay={state: number_at(focus.decay, place) for state, focus in states.items()},
+            decay={state: float(focus.decay[place]) for state, focus in states.items()},
         )
         for place, row in enumerate(samples.rows)
     ]

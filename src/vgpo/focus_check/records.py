@@ -40,12 +40,12 @@ class Compensation(Record):
     """The share of beta by which the adaptive shaping would compensate late tokens, over groups; each in [0, 1]."""
 
     mean: Figure
-    at_zero: float | None
+    at_zero: float
     """Share of groups without compensation."""
-    at_full: float | None
+    at_full: float
     """Share of groups with the full beta."""
-    quartiles: list[float]
-    """25 %, 50 % and 75 %; empty if no group has a curve."""
+    quartiles: Annotated[list[float], Field(min_length=3, max_length=3)]
+    """25 %, 50 % and 75 %."""
 
 
 class StateFigures(Record):
@@ -64,7 +64,8 @@ class StateFigures(Record):
     correlation_at_equal_length: Figure
     """The same with the length of the response held fixed (a partial correlation)."""
     decay: Figure
-    """Median over groups of f, the share of the focus that is lost along a response by a fitted line."""
+    """Median over groups of f, the share of the focus that is lost along a response by a fitted line; 0 for a group
+    without such a line."""
     strength: Figure
     """Lambda of the adaptive shaping that the correlation leads to, in [0, 1]."""
     compensation: Compensation
@@ -114,7 +115,7 @@ class StratumFigures(Record):
 
 
 class QuestionFigures(Record):
-    """One question; the mappings are by state, None where a figure does not exist."""
+    """One question; the mappings are by state, None for a group that is not mixed."""
 
     row: int
     stratum: str | None
@@ -125,7 +126,7 @@ class QuestionFigures(Record):
     chance: float
     correlation: dict[str, float | None]
     focus_difference: dict[str, float | None]
-    decay: dict[str, float | None]
+    decay: dict[str, float]
 
 
 class Measures(Record):
