@@ -32,7 +32,18 @@ app.add_typer(rewards, name="reward")
 
 DIAL = "The difficulty dial, as in rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
-WRITING_FILES = {"train", "quickstart", "compare", "compare-run", "inspect", "report", "toy", "merge", "export"}
+WRITING_FILES = {
+    "train",
+    "quickstart",
+    "compare",
+    "compare-run",
+    "inspect",
+    "focus-check",
+    "report",
+    "toy",
+    "merge",
+    "export",
+}
 """Commands that are run for the files they write. The others are run for what they print."""
 
 
@@ -346,6 +357,63 @@ def inspect_checkpoint(
             seed=seed,
             dtype=dtype,
             engine=engine,
+        )
+        command.run(request)
+
+
+@app.command(name="focus-check")
+def check_focus(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
+    ],
+    data: Annotated[str, typer.Argument(help="The questions, a data set as in a recipe, or 'toy:test'.")],
+    limit: Annotated[int, typer.Option(min=1, help="Ask the first so many rows.")] = 64,
+    samples: Annotated[int, typer.Option(min=2, help="Responses to each question, a group.")] = 8,
+    blind_samples: Annotated[int, typer.Option(min=1, help="Responses to each question without its image.")] = 2,
+    temperature: Annotated[float, typer.Option(help="Of sampling; as in the training.")] = 1.0,
+    stratum_column: Annotated[
+        str | None, typer.Option(help="A column of the set; the adaptive shaping is shown for each of its values.")
+    ] = None,
+    out: Annotated[
+        Path, out_option(help="A folder for focus_check.json and focus_check.html, or the name of one of the two.")
+    ] = Path("focus_check.html"),
+    format: FormatOption = None,
+    columns: ColumnsOption = None,
+    faulty_rows: FaultyRowsOption = "error",
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
+    min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the responses.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Say before a training whether VGPO has something to gain for a model on a data set, as a page and a table."""
+    from vgpo.commands import focus_check as command
+    from vgpo.recipe.run_arguments import reading_from
+
+    with readable(command.ERRORS):
+        request = command.Request(
+            checkpoint=checkpoint,
+            data=data,
+            limit=limit,
+            samples=samples,
+            blind_samples=blind_samples,
+            temperature=temperature,
+            seed=seed,
+            stratum_column=stratum_column,
+            out=out,
+            reading=reading_from(format, columns, faulty_rows),
+            template=template,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            dtype=dtype,
         )
         command.run(request)
 

@@ -33,6 +33,7 @@ def modules_after(*words: str) -> set[str]:
         ("train",),
         ("eval",),
         ("inspect",),
+        ("focus-check",),
         ("report",),
         ("watch",),
         ("compare",),

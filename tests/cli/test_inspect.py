@@ -12,6 +12,7 @@ from vgpo.cli import app
 from vgpo.commands import inspect as command
 from vgpo.equations import RolloutScore, VGPOSettings
 from vgpo.inspection import Inspection
+from vgpo.pages.files import paired_paths
 from vgpo.recipe.errors import RecipeError
 from vgpo.run import RunFolder
 from vgpo.toy import checkpoint_path
@@ -155,5 +156,5 @@ def test_two_checkpoints_never_have_one_name(tmp_path: Path) -> None:
 
 
 def test_names_of_the_two_files() -> None:
-    assert command.paths(Path("a/b.c.html")) == (Path("a/b.c.json"), Path("a/b.c.html"))
-    assert command.paths(Path("v1.2")) == (Path("v1.2/inspection.json"), Path("v1.2/inspection.html"))
+    assert paired_paths(Path("a/b.c.html"), command.NAME) == (Path("a/b.c.json"), Path("a/b.c.html"))
+    assert paired_paths(Path("v1.2"), command.NAME) == (Path("v1.2/inspection.json"), Path("v1.2/inspection.html"))

@@ -17,10 +17,11 @@ from vgpo.evaluation.answers import GradedAnswer
 from vgpo.evaluation.benchmark_rows import load_benchmark
 from vgpo.evaluation.benchmarks import BENCHMARKS
 from vgpo.evaluation.errors import EvaluationError
+from vgpo.pages.plots import tick_step
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.suite.comparison import page_data
 from vgpo.suite.folder import EvaluationFolder, TaskRecord
-from vgpo.suite.page import Plot, p_value, render_evaluations, tick_step, write_evaluation_page
+from vgpo.suite.page import NUM_TICKS, Plot, p_value, render_evaluations, write_evaluation_page
 from vgpo.suite.shown_rows import ShownRow, evenly, rows_of_task
 from vgpo.suite.thumbnails import ImagesUnavailableError, row_images, thumbnails
 
@@ -461,7 +462,7 @@ def test_the_page_asks_nothing_of_the_network(two: list[EvaluationFolder]) -> No
     ("reach", "step"), [(0.01, 0.005), (0.02, 0.01), (0.05, 0.02), (0.38, 0.1), (0.4, 0.2), (1.0, 0.5), (0.099, 0.02)]
 )
 def test_ticks_are_round_and_at_least_two_on_each_side(reach: float, step: float) -> None:
-    assert tick_step(reach) == pytest.approx(step)
+    assert tick_step(reach, NUM_TICKS) == pytest.approx(step)
 
 
 def test_a_plot_places_values_between_its_margins() -> None:

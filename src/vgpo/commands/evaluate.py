@@ -18,6 +18,7 @@ from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import load_prompts, quiet_libraries
 from vgpo.recipe.policies import TRANSFORMERS, OpenCheckpoint, open_checkpoint
 from vgpo.run import RunFolderError
+from vgpo.run.outputs import check_writable
 from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
@@ -49,7 +50,7 @@ def run(request: Request) -> None:
     """
     quiet_libraries()
     if request.out is not None:
-        refuse_unwritable(request.out)
+        check_writable(request.out)
     checkpoint = open_checkpoint(
         request.checkpoint,
         template=request.template,
@@ -107,22 +108,6 @@ def settings_of(request: Request, checkpoint: OpenCheckpoint) -> dict[str, Any]:
         "image_size": dict(checkpoint.processor.image_processor.size),
         "engine": request.engine,
     }
-
-
-def refuse_unwritable(out: Path) -> None:
-    """Make the folder of `out` and open it, before an evaluation runs in vain; its content stays.
-
-    Raises:
-        RecipeError: It cannot be written.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not out.exists()
-        out.open("a").close()
-        if is_new:
-            out.unlink()
-    except OSError as error:
-        raise RecipeError(f"--out {out}: {error.strerror}; name a file in a folder that can be written to") from error
 
 
 def write_answers(out: Path, settings: dict[str, Any], scores: Evaluation) -> None:

@@ -18,6 +18,7 @@ from vgpo.inspection.attention import AttentionError
 from vgpo.inspection.compute import Inspector, Options
 from vgpo.inspection.inspection import compared_heads, compared_questions, read_head
 from vgpo.inspection.questions import QuestionSet, Stored, StoredRolloutsError, questions_of, stored_questions
+from vgpo.pages.files import paired_paths
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import (
     PlainCheckpoint,
@@ -41,7 +42,6 @@ TRANSFORMERS = "transformers"
 ENGINES = (TRANSFORMERS, "vllm")
 NUM_ROWS = 50  # unless the user names rows
 NAME = "inspection"
-SUFFIXES = (".json", ".html")
 ROWS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -138,7 +138,7 @@ def run(request: Request) -> None:
         options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
     )
     template = request.template or trained_settings(checkpoint)["template"]
-    json_path, html_path = paths(request.out)
+    json_path, html_path = paired_paths(request.out, NAME)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as scratch:
         questions = questions_for(request, template, Path(scratch))
         asked = Asked(questions, options, request.dtype, request.engine)
@@ -270,13 +270,6 @@ def clip_rows(wanted: list[int], number: int, has: str, *, named: bool) -> list[
     if beyond and named:
         raise RecipeError(f"--rows: there is no row {beyond[0]}: {has}, counted from 0")
     return [row for row in wanted if row < number]
-
-
-def paths(out: Path) -> tuple[Path, Path]:
-    """The file and the page, for a folder or the name of one of the two."""
-    base = out.with_suffix("") if out.suffix in SUFFIXES else out / NAME
-    json_path, html_path = (base.with_name(base.name + suffix) for suffix in SUFFIXES)
-    return json_path, html_path
 
 
 def name_of(checkpoint: str) -> str:

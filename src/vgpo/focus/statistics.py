@@ -24,18 +24,30 @@ def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) 
     """
     mask = response_mask & visual_rows[:, None]
     focus = focus.masked_fill(~mask, 0.0)
-    length = mask.sum(1, keepdim=True)
-    late = mask & (2 * mask.cumsum(1) > length)
-    early = mask & ~late
-    late_mean = focus.mul(late).sum(1) / late.sum(1).clamp(min=1)
-    early_mean = focus.mul(early).sum(1) / early.sum(1).clamp(min=1)
-    has_halves = early.any(1)
-    decay = late_mean / early_mean.clamp(min=1e-8)
+    decay, has_halves = late_early_ratios(focus, mask)
     return {
         FOCUS_MEAN: Ratio(focus.sum(), mask.sum()),
         FOCUS_LATE_EARLY_RATIO: Ratio(decay.masked_fill(~has_halves, 0.0).sum(), has_halves.sum()),
         FOCUS_ROWS_WITHOUT_IMAGE: Ratio((~visual_rows).sum(), visual_rows.new_ones(len(visual_rows)).sum()),
     }
+
+
+def late_early_ratios(focus: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean rho of the last half of each rollout over that of its first half.
+
+    Args:
+        focus: rho, 0 outside of `mask`; (B, T).
+        mask: tokens that count, bool (B, T).
+
+    Returns:
+        The ratios (B,), and whether a rollout has two halves, of two tokens or more; bool (B,).
+    """
+    length = mask.sum(1, keepdim=True)
+    late = mask & (2 * mask.cumsum(1) > length)
+    early = mask & ~late
+    late_mean = focus.mul(late).sum(1) / late.sum(1).clamp(min=1)
+    early_mean = focus.mul(early).sum(1) / early.sum(1).clamp(min=1)
+    return late_mean / early_mean.clamp(min=1e-8), early.any(1)
 
 
 def focus_by_decile(focus: Sequence[float | None]) -> list[float | None]:

@@ -34,3 +34,21 @@ def is_run(folder: Path) -> bool:
     """Whether a folder holds the description or the figures of a run."""
     described = (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
     return described or (folder / "metrics.jsonl").is_file()
+
+
+def check_writable(out: Path) -> None:
+    """Make the folder of `out` and open it, before a command computes in vain; its content stays.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not out.exists()
+        out.open("a").close()
+        if is_new:
+            out.unlink()
+    except OSError as error:
+        raise RunFolderError(
+            f"--out {out}: {error.strerror}; name a file in a folder that can be written to"
+        ) from error

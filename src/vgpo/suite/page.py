@@ -1,6 +1,5 @@
 """The page of one evaluation folder, or of two: one HTML file that needs no network."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from jinja2 import PackageLoader
 
 from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.plots import tick_step
 from vgpo.pages.texts import fixed, percent, points, truncate
 from vgpo.run.storage import RunFolderError, write_file
 from vgpo.suite.comparison import MAX_EVALUATIONS, MAX_NAME_CHARACTERS, NUM_ROWS, page_data
@@ -122,15 +122,9 @@ def difference_plot(data: Mapping[str, Any]) -> Plot | None:
     if not found:
         return None
     reach = max(0.01, *(abs(one[end]) for one in found for end in ("low", "high", "difference")))
-    step = tick_step(reach)
+    step = tick_step(reach, NUM_TICKS)
     ticks = [number * step for number in range(-int(reach / step), int(reach / step) + 1)]
     return Plot(-1.05 * reach, 1.05 * reach, tuple(ticks), len(found))
-
-
-def tick_step(reach: float) -> float:
-    """The widest of 1, 2 or 5 times a power of ten that fits at least `NUM_TICKS` times into `reach`."""
-    power = 10 ** math.floor(math.log10(reach))
-    return next(step * power for step in (5, 2, 1, 0.5, 0.2) if NUM_TICKS * step * power <= reach)
 
 
 def p_value(p: float | None) -> str:

@@ -1,0 +1,200 @@
+"""The page of a focus check: one HTML file that needs no network and has no script, drawn from the check's file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
+
+from jinja2 import PackageLoader
+
+from vgpo.focus_check.records import STATES, Figure, FocusCheck, Measures, StateFigures
+from vgpo.pages import SHARED, inlined, page_environment
+from vgpo.pages.plots import tick_step
+from vgpo.pages.texts import date, fixed, percent, truncate
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_NAME_CHARACTERS = 200
+MARGIN = 0.06  # of the range shown, at each end
+NUM_TICKS = 3
+MAX_DOTS = 400  # of a strip; of more groups evenly spaced ones are drawn
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values from `low` to `high` along a stretch of a chart, in units of its view box."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return round(self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Round values with their labels."""
+        step = tick_step(self.high - self.low, NUM_TICKS)
+        digits = next(number for number in range(12) if abs(round(step, number) - step) < 1e-9 * step)
+        return [
+            (number * step, fixed(number * step + 0.0, digits))
+            for number in range(ceil(self.low / step), floor(self.high / step) + 1)
+        ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with its band, as SVG paths; empty where there is no value."""
+
+    outcome: str
+    run: int
+    curve: str
+    band: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Focus by tenth of the response, of right and of wrong answers."""
+
+    across: Axis
+    down: Axis
+    lines: list[Line]
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The difference of focus within each mixed group, sorted, above their mean with its interval."""
+
+    across: Axis
+    dots: list[tuple[float, float]]
+    mean: Figure
+    num_groups: int
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A line of the table of figures: one figure, or one for each state."""
+
+    title: str
+    figures: tuple[Figure, ...]
+    digits: int = 3
+    factor: float = 1.0
+
+
+def render_check(check: FocusCheck) -> str:
+    """Draw a check as one self-contained HTML page. All text in it is escaped, and it has no script."""
+    environment = page_environment(PackageLoader("vgpo.focus_check"))
+    environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
+    measures = check.measures
+    return environment.get_template("focus_check.html.jinja").render(
+        check=check,
+        verdict=check.verdict,
+        measures=measures,
+        states=STATES,
+        groups=list(table_groups(measures)),
+        curves={state: curves_of(measures.states[state]) for state in STATES},
+        strips={state: strip_of(measures, state) for state in STATES},
+        **inlined([SHARED / "page.css", TEMPLATES / "focus_check.css"], []),
+    )
+
+
+def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
+    """The table of figures in parts, each with its heading."""
+    states = [measures.states[state] for state in STATES]
+
+    def row(title: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
+        found = [getattr(state, name) for state in states]
+        return TableRow(title, tuple(getattr(one, part) if part else one for one in found), digits)
+
+    yield (
+        "Answers",
+        [
+            TableRow("Accuracy, %", (measures.accuracy,), 1, 100),
+            TableRow("Groups of mixed accuracy, %", (measures.mixed,), 1, 100),
+            TableRow("Tokens of a right answer", (measures.length.right,), 1),
+            TableRow("Tokens of a wrong answer", (measures.length.wrong,), 1),
+            TableRow("Accuracy without the image, %", (measures.blind.accuracy,), 1, 100),
+            TableRow("Always right without the image, %", (measures.blind.always_right,), 1, 100),
+            TableRow("Accuracy of guessing, %", (measures.blind.chance,), 1, 100),
+            TableRow("Correlation of length and correctness", (measures.length_correlation,)),
+            TableRow("Strength of the blind gate", (measures.blind.strength,)),
+        ],
+    )
+    yield (
+        "Focus and correctness within groups",
+        [
+            row("Correlation", "correlation"),
+            row("Correlation at equal length", "correlation_at_equal_length"),
+            row("Focus, right less wrong", "focus_difference", digits=4),
+        ],
+    )
+    yield (
+        "Forgetting",
+        [
+            row("Late/early ratio, all answers", "late_early", "all"),
+            row("Late/early ratio, right answers", "late_early", "right"),
+            row("Late/early ratio, wrong answers", "late_early", "wrong"),
+            row("Late/early ratio, right less wrong", "late_early_difference", digits=4),
+            row("Fitted decay, median", "decay"),
+        ],
+    )
+    yield (
+        "What the adaptive shaping would start with",
+        [
+            row("Earned strength λ", "strength"),
+            row("Share of β, measured forgetting", "compensation", "mean"),
+        ],
+    )
+
+
+def curves_of(figures: StateFigures) -> Curves | None:
+    """The chart of a state; None without a value."""
+    sides = {"right": figures.right_by_decile, "wrong": figures.wrong_by_decile}
+    shown = [value for side in sides.values() for one in side for value in (one.value, one.low, one.high)]
+    values = [value for value in shown if value is not None]
+    if not values:
+        return None
+    across = Axis(0, 100, 46, 412)
+    down = Axis(*padded_range(values), 196, 10)
+    lines = [Line(name, run, *paths_of(side, across, down)) for run, (name, side) in enumerate(sides.items())]
+    return Curves(across, down, lines)
+
+
+def paths_of(side: Sequence[Figure], across: Axis, down: Axis) -> tuple[str, str]:
+    """The curve through the values of the tenths, and the area between their intervals."""
+    xs = [across.at(10 * tenth + 5) for tenth in range(len(side))]
+    known = [(x, one.value) for x, one in zip(xs, side, strict=True) if one.value is not None]
+    curve = " ".join(f"{x},{down.at(value)}" for x, value in known)
+    bounded = [
+        (x, down.at(one.low), down.at(one.high))
+        for x, one in zip(xs, side, strict=True)
+        if one.low is not None and one.high is not None
+    ]
+    there = [f"{x},{high}" for x, _, high in bounded]
+    back = [f"{x},{low}" for x, low, _ in reversed(bounded)]
+    return curve, " ".join([*there, *back])
+
+
+def strip_of(measures: Measures, state: str) -> Strip | None:
+    """The chart of a state; None without a mixed group."""
+    found = sorted(
+        value for one in measures.questions if (value := one.focus_difference[state]) is not None
+    )  # fmt: skip
+    if not found:
+        return None
+    shown = found[:: ceil(len(found) / MAX_DOTS)]
+    reach = max(abs(found[0]), abs(found[-1])) or 1.0
+    across = Axis(-reach * (1 + MARGIN), reach * (1 + MARGIN), 12, 408)
+    height = Axis(0, max(1, len(shown) - 1), 14, 158)
+    dots = [(across.at(value), height.at(place)) for place, value in enumerate(shown)]
+    return Strip(across, dots, measures.states[state].focus_difference, len(found))
+
+
+def padded_range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = MARGIN * (high - low) or 0.01
+    return low - room, high + room
+
+
+def short(text: str) -> str:
+    return truncate(text, MAX_NAME_CHARACTERS)

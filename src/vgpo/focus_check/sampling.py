@@ -1,0 +1,280 @@
+"""Groups of sampled responses with their focus, and answers to the same questions without the images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+
+from vgpo.data.schema import ANSWER, IMAGES, META, PROBLEM
+from vgpo.evaluation.accuracy import progress_bar
+from vgpo.evaluation.completions import context_length_of, fits
+from vgpo.focus import banned_token_ids, record_similarity, visual_token_ids
+from vgpo.focus_check.records import PREDICTING, READING, FocusCheckError
+from vgpo.options import lettered_options
+from vgpo.policy.ablation import TextOnly
+from vgpo.policy.generation import Responses, evaluation_mode, respond, sampled_decoding
+from vgpo.policy.head import scoring_head
+from vgpo.policy.prompts import EncodedPrompt, encode
+from vgpo.policy.scoring import Rows, padded_input, score_rows
+from vgpo.rewards import grade
+from vgpo.text import did_you_mean
+
+SCORED_AT_ONCE = 8  # responses, whose logits are held together
+MIN_SAMPLES = 2
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Responses to Q questions, B in all, the responses of a question one after another."""
+
+    rows: tuple[int, ...]
+    """Number of each question in the data set, (Q,)."""
+    question: Tensor
+    """Number of the question of each response, from 0; int64 (B,)."""
+    mask: Tensor
+    """True at the tokens of a response, end token included; bool (B, T)."""
+    similarity: Mapping[str, Tensor]
+    """Cosine with the visual prototype by state, `reading` and `predicting`; float32 (B, T)."""
+    correct: Tensor
+    """bool (B,)"""
+    truncated: Tensor
+    """bool (B,)"""
+    blind_correct: Tensor
+    """Answers without the image, bool (Q, K)."""
+    chance: Tensor
+    """Probability of guessing, 1 / options in multiple choice, else 0; (Q,)."""
+    strata: tuple[str, ...] | None = None
+    """The stratum of each question, (Q,)."""
+    without_image: int = 0
+    """Rows that were left out for having no image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are drawn.
+
+    Args:
+        samples: G >= 2, responses to each question.
+        blind_samples: K >= 1, responses to each question without its image.
+        temperature: > 0; top-p and top-k are off.
+        max_new_tokens: of a response.
+        batch_size: responses at a time.
+        seed: draws them.
+        chat_template_kwargs: as in training.
+
+    Raises:
+        FocusCheckError: a value is out of its range.
+    """
+
+    samples: int = 8
+    blind_samples: int = 2
+    temperature: float = 1.0
+    max_new_tokens: int
+    batch_size: int = 64
+    seed: int = 0
+    chat_template_kwargs: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.samples < MIN_SAMPLES:
+            raise FocusCheckError(
+                f"--samples {self.samples}: a group of fewer than {MIN_SAMPLES} responses has no right and wrong ones "
+                "to compare; expected 2 or more, 8 is usual"
+            )
+        if self.blind_samples < 1:
+            raise FocusCheckError(f"--blind-samples {self.blind_samples}: expected 1 or more, 2 is usual")
+        if not 0 < self.temperature < float("inf"):
+            raise FocusCheckError(f"--temperature {self.temperature}: expected a number above 0, 1 is usual")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Responses of one batch on the CPU; fields as of `Samples`, before they are put together."""
+
+    mask: Tensor
+    reading: Tensor
+    predicting: Tensor
+    correct: list[bool]
+    truncated: list[bool]
+
+
+def sample_groups(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    prompts: Dataset,
+    sampling: Sampling,
+    *,
+    stratum_column: str | None = None,
+    progress: bool = True,
+) -> Samples:
+    """Draw and score the responses of a check.
+
+    Args:
+        model: a vision-language model on its device.
+        processor: its processor.
+        prompts: rows of `vgpo.data.to_prompts`; those without an image are left out.
+        sampling: how.
+        stratum_column: column of the set, or field of its column `meta`, whose values are the strata.
+        progress: show a progress bar.
+
+    Raises:
+        FocusCheckError: no row has an image, a prompt fills the model's context, or there is no such column.
+    """
+    strata = None if stratum_column is None else strata_of(prompts, stratum_column)
+    rows = [number for number, row in enumerate(prompts) if row[IMAGES]]
+    if not rows:
+        raise FocusCheckError(
+            f"none of the {len(prompts)} rows has an image, so there is no visual focus to measure; name a data set "
+            "with images, or raise --limit"
+        )
+    sampler = Sampler(model, processor, prompts, sampling)
+    asked = [row for row in rows for _ in range(sampling.samples)]
+    asked_blind = [row for row in rows for _ in range(sampling.blind_samples)]
+    drawn: list[Drawn] = []
+    blind: list[bool] = []
+    with progress_bar(disable=not progress) as bar, scoring_head(model, sampling.temperature):
+        task = bar.add_task("sampling", total=len(asked) + len(asked_blind))
+        for start, batch in numbered_batches(asked, sampling.batch_size):
+            drawn.append(sampler.draw(batch, start))
+            bar.advance(task, len(batch))
+        for start, batch in numbered_batches(asked_blind, sampling.batch_size):
+            blind += sampler.draw_blind(batch, len(asked) + start)
+            bar.advance(task, len(batch))
+    return Samples(
+        rows=tuple(rows),
+        question=torch.arange(len(rows)).repeat_interleave(sampling.samples),
+        mask=padded([one.mask for one in drawn]),
+        similarity={
+            READING: padded([one.reading for one in drawn]),
+            PREDICTING: padded([one.predicting for one in drawn]),
+        },
+        correct=torch.tensor([right for one in drawn for right in one.correct]),
+        truncated=torch.tensor([cut for one in drawn for cut in one.truncated]),
+        blind_correct=torch.tensor(blind).view(len(rows), sampling.blind_samples),
+        chance=torch.tensor([chance_of(prompts[row]) for row in rows]),
+        strata=None if strata is None else tuple(strata[row] for row in rows),
+        without_image=len(prompts) - len(rows),
+    )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws batches of responses to rows of a set, by their numbers; `offset` of a batch is added to the seed."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    prompts: Dataset
+    sampling: Sampling
+
+    @property
+    def decoding(self) -> GenerationConfig:
+        sampling = self.sampling
+        return sampled_decoding(self.model, self.processor, sampling.max_new_tokens, sampling.temperature)
+
+    def draw(self, numbers: Sequence[int], offset: int) -> Drawn:
+        """A response to each row, with its focus."""
+        prompts, answers = self._encode(numbers)
+        responses = self._respond(prompts, offset)
+        reading, predicting = similarities(self.model, responses.rows)
+        ends = torch.tensor(self.decoding.eos_token_id, device=responses.ids.device)
+        return Drawn(
+            mask=responses.mask.cpu(),
+            reading=reading.masked_fill(~responses.mask, 0).float().cpu(),
+            predicting=predicting.masked_fill(~responses.mask, 0).float().cpu(),
+            correct=self._grade(responses, answers),
+            truncated=(~torch.isin(responses.ids, ends).any(1)).tolist(),
+        )
+
+    def draw_blind(self, numbers: Sequence[int], offset: int) -> list[bool]:
+        """Whether an answer to each row without its images is right."""
+        blinded = TextOnly(banned_token_ids(self.model.config))
+        prompts, answers = self._encode(numbers)
+        return self._grade(self._respond([blinded(prompt, 0) for prompt in prompts], offset), answers)
+
+    def _encode(self, numbers: Sequence[int]) -> tuple[list[EncodedPrompt], list[str]]:
+        """Prompts and reference answers; a question is encoded once."""
+        rows = {number: self.prompts[number] for number in dict.fromkeys(numbers)}
+        limit = context_length_of(self.model.config)
+        prompts: dict[int, EncodedPrompt] = {}
+        for number, row in rows.items():
+            prompt = encode(self.processor, row, self.sampling.chat_template_kwargs, self.model.device)
+            if not fits(len(prompt.token_ids), limit):
+                raise FocusCheckError(
+                    f"row {number} has a prompt of {len(prompt.token_ids)} tokens, expected fewer than the {limit} "
+                    "that the model reads; lower --max-pixels, or remove the row"
+                )
+            prompts[number] = prompt
+        return [prompts[number] for number in numbers], [rows[number][ANSWER] for number in numbers]
+
+    def _respond(self, prompts: Sequence[EncodedPrompt], offset: int) -> Responses:
+        return respond(self.model, prompts, self.decoding, seed=self.sampling.seed + offset)
+
+    def _grade(self, responses: Responses, answers: Sequence[str]) -> list[bool]:
+        completions = self.processor.batch_decode(responses.ids, skip_special_tokens=True)
+        return [bool(right) for right in grade(completions, answers)]
+
+
+def similarities(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Cosine with the visual prototype (Eq. 3) of the state after reading each token, and of the one that predicts it.
+
+    One pass gives both: the state that predicts a token is the one after the token before it, for the first token the
+    one after the prompt. Call it inside `scoring_head`.
+
+    Returns:
+        (B, T) each.
+    """
+    ids = visual_token_ids(model.config)
+    visual = padded_input(rows, ids, model.config.model_type).visual_prompt
+    # The last token of a prompt is no image token: it is recorded as if it were the first of the response.
+    with evaluation_mode(model), record_similarity(model, visual[:, :-1]) as recording:
+        score_rows(model, rows, ids, share=False, similarity=False, batch_size=SCORED_AT_ONCE)
+    both = recording.similarity  # (B, T + 1)
+    return both[:, 1:], both[:, :-1]
+
+
+def strata_of(prompts: Dataset, column: str) -> list[str]:
+    """The value of each row in a column of the set, or in a field of its column `meta`, as text.
+
+    Raises:
+        FocusCheckError: there is no such column, or a row has no value in it.
+    """
+    stored = prompts.with_format(None)
+    meta = stored.features.get(META) or {}
+    if column in stored.column_names and column not in (IMAGES, META):
+        values = list(stored[column])
+    elif column in meta:
+        values = [None if row is None else row[column] for row in stored[META]]
+    else:
+        known = [name for name in (*stored.column_names, *meta) if name not in (IMAGES, META)]
+        raise FocusCheckError(
+            f"--stratum-column {column}: the data set has no such column{did_you_mean(column, known)}; its columns "
+            f"are {known}"
+        )
+    if None in values:
+        raise FocusCheckError(
+            f"--stratum-column {column}: row {values.index(None)} has no value, expected one in every row; fill it "
+            "in, or name another column"
+        )
+    return [str(value) for value in values]
+
+
+def chance_of(row: Row) -> float:
+    """Probability of guessing the answer: 1 / options if it is the letter of one of the problem's options, else 0."""
+    options = lettered_options(row[PROBLEM])
+    return 1 / len(options) if row[ANSWER].strip().strip("()").upper() in options else 0.0
+
+
+def numbered_batches(numbers: Sequence[int], size: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """Batches, each with the place of its first number."""
+    return ((start, numbers[start : start + size]) for start in range(0, len(numbers), size))
+
+
+def padded(parts: Sequence[Tensor]) -> Tensor:
+    """Batches (b, t) of several widths as one (B, T), zeros on the right."""
+    return pad_sequence([row for part in parts for row in part], batch_first=True)
