@@ -4,8 +4,10 @@ String work in linear time, whatever the text.
 """
 
 import re
+from typing import Any
 
-from vgpo.answers import extract_boxed, strip_outer_box
+from vgpo.answers import choice_letter, extract_boxed, strip_outer_box
+from vgpo.options import lettered_options
 
 _LONGEST_SENTENCE = 300  # characters
 _MOST_WORDS = 25  # of an answer; a solution has more
@@ -48,6 +50,18 @@ def why_never_equal(reference: str) -> str | None:
     if words > _MOST_WORDS:
         return f"it is a text of {words} words"
     return None
+
+
+def guess_chance(problem: str, answer: Any) -> float:
+    """The probability of guessing the right option of a multiple-choice question, 0 for any other question.
+
+    Args:
+        problem: the question, whose options are as of `vgpo.options.lettered_options`.
+        answer: the reference; the letter of an option, or anything else.
+    """
+    letter = choice_letter(answer) if isinstance(answer, str) else None
+    options = lettered_options(problem)
+    return 1 / len(options) if letter in options and len(options) > 1 else 0.0
 
 
 def _between(text: str, opening: str, closing: str) -> str:

@@ -7,7 +7,7 @@ from datasets import Dataset
 from tests.evaluation.test_grounding import questions
 from vgpo.focus import decoder_of, visual_token_ids
 from vgpo.focus_check.records import FocusCheckError
-from vgpo.focus_check.sampling import Samples, Sampling, chance_of, sample_groups, similarities, strata_of
+from vgpo.focus_check.sampling import Samples, Sampling, sample_groups, similarities, strata_of
 from vgpo.policy.generation import respond, sampled_decoding
 from vgpo.policy.head import scoring_head
 from vgpo.policy.prompts import encode
@@ -99,14 +99,6 @@ def test_a_prompt_that_fills_the_context_is_named(small: tuple, monkeypatch: pyt
 def test_bad_settings_are_refused(changed: dict, message: str) -> None:
     with pytest.raises(FocusCheckError, match=message):
         sampling(**changed)
-
-
-def test_chance_is_that_of_lettered_options() -> None:
-    problem = "Which?\nA. one\nB. two\nC. three\nD. four"
-    assert chance_of({"problem": problem, "answer": "B"}) == 0.25
-    assert chance_of({"problem": problem, "answer": "(b)"}) == 0.25
-    assert chance_of({"problem": problem, "answer": "E"}) == 0
-    assert chance_of({"problem": "How many?", "answer": "A"}) == 0
 
 
 def test_strata_are_columns_or_fields_of_meta() -> None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vgpo.training.blind import TextOnlyAccuracy, guess_chance, separate_draws, shares_right
+from vgpo.references import guess_chance
+from vgpo.training.blind import TextOnlyAccuracy, separate_draws, shares_right
 
 
 class OneProcess:

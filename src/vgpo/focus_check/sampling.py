@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
-from vgpo.data.schema import ANSWER, IMAGES, META, PROBLEM
+from vgpo.data.schema import ANSWER, IMAGES, PROBLEM
 from vgpo.evaluation.accuracy import progress_bar
 from vgpo.evaluation.completions import context_length_of, fits
-from vgpo.focus import banned_token_ids, record_similarity, visual_token_ids
+from vgpo.focus import banned_token_ids, visual_token_ids
 from vgpo.focus_check.records import PREDICTING, READING, FocusCheckError
-from vgpo.options import lettered_options
 from vgpo.policy.ablation import TextOnly
 from vgpo.policy.generation import Responses, evaluation_mode, respond, sampled_decoding
 from vgpo.policy.head import scoring_head
 from vgpo.policy.prompts import EncodedPrompt, encode
-from vgpo.policy.scoring import Rows, padded_input, score_rows
+from vgpo.policy.scoring import Rows, score_rows
+from vgpo.references import guess_chance
 from vgpo.rewards import grade
-from vgpo.text import did_you_mean
+from vgpo.training.strata import find_strata
 
 SCORED_AT_ONCE = 8  # responses, whose logits are held together
 MIN_SAMPLES = 2
@@ -157,7 +157,7 @@ def sample_groups(
         correct=torch.tensor([right for one in drawn for right in one.correct]),
         truncated=torch.tensor([cut for one in drawn for cut in one.truncated]),
         blind_correct=torch.tensor(blind).view(len(rows), sampling.blind_samples),
-        chance=torch.tensor([chance_of(prompts[row]) for row in rows]),
+        chance=torch.tensor([guess_chance(prompts[row][PROBLEM], prompts[row][ANSWER]) for row in rows]),
         strata=None if strata is None else tuple(strata[row] for row in rows),
         without_image=len(prompts) - len(rows),
     )
@@ -223,19 +223,18 @@ class Sampler:
 def similarities(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
     """Cosine with the visual prototype (Eq. 3) of the state after reading each token, and of the one that predicts it.
 
-    One pass gives both: the state that predicts a token is the one after the token before it, for the first token the
-    one after the prompt. Call it inside `scoring_head`.
+    Call it inside `scoring_head`.
 
     Returns:
         (B, T) each.
     """
-    ids = visual_token_ids(model.config)
-    visual = padded_input(rows, ids, model.config.model_type).visual_prompt
-    # The last token of a prompt is no image token: it is recorded as if it were the first of the response.
-    with evaluation_mode(model), record_similarity(model, visual[:, :-1]) as recording:
-        score_rows(model, rows, ids, share=False, similarity=False, batch_size=SCORED_AT_ONCE)
-    both = recording.similarity  # (B, T + 1)
-    return both[:, 1:], both[:, :-1]
+    with evaluation_mode(model):
+        scores = score_rows(
+            model, rows, visual_token_ids(model.config), share=False, similarity=True, batch_size=SCORED_AT_ONCE
+        )
+    assert scores.similarity is not None
+    assert scores.predicting_similarity is not None
+    return scores.similarity, scores.predicting_similarity
 
 
 def strata_of(prompts: Dataset, column: str) -> list[str]:
@@ -244,30 +243,11 @@ def strata_of(prompts: Dataset, column: str) -> list[str]:
     Raises:
         FocusCheckError: there is no such column, or a row has no value in it.
     """
-    stored = prompts.with_format(None)
-    meta = stored.features.get(META) or {}
-    if column in stored.column_names and column not in (IMAGES, META):
-        values = list(stored[column])
-    elif column in meta:
-        values = [None if row is None else row[column] for row in stored[META]]
-    else:
-        known = [name for name in (*stored.column_names, *meta) if name not in (IMAGES, META)]
-        raise FocusCheckError(
-            f"--stratum-column {column}: the data set has no such column{did_you_mean(column, known)}; its columns "
-            f"are {known}"
-        )
-    if None in values:
-        raise FocusCheckError(
-            f"--stratum-column {column}: row {values.index(None)} has no value, expected one in every row; fill it "
-            "in, or name another column"
-        )
-    return [str(value) for value in values]
-
-
-def chance_of(row: Row) -> float:
-    """Probability of guessing the answer: 1 / options if it is the letter of one of the problem's options, else 0."""
-    options = lettered_options(row[PROBLEM])
-    return 1 / len(options) if row[ANSWER].strip().strip("()").upper() in options else 0.0
+    try:
+        strata = find_strata(prompts, column)
+    except ValueError as error:
+        raise FocusCheckError(str(error)) from error
+    return [strata.names[number] for number in strata.numbers.tolist()]
 
 
 def numbered_batches(numbers: Sequence[int], size: int) -> Iterator[tuple[int, Sequence[int]]]:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vgpo.answers import choice_letter
 from vgpo.metric_names import ADAPTIVE_TEXT_ONLY_ACCURACY
-from vgpo.options import lettered_options
 from vgpo.ratio import Ratio
+from vgpo.references import guess_chance
 from vgpo.rewards.checked import is_async
 from vgpo.training.collective import Collective, largest
 from vgpo.training.records import is_correct
@@ -122,15 +121,3 @@ def shares_right(
     )
     right = [bool(is_correct(reward)) for reward in rewards]
     return [sum(right[i * samples : (i + 1) * samples]) / samples for i in range(len(rows))]
-
-
-def guess_chance(problem: str, answer: Any) -> float:
-    """The probability of guessing the right option of a multiple-choice question, 0 for any other question.
-
-    Args:
-        problem: the question, whose options are as of `vgpo.options.lettered_options`.
-        answer: the reference; the letter of an option, or anything else.
-    """
-    letter = choice_letter(answer) if isinstance(answer, str) else None
-    options = lettered_options(problem)
-    return 1 / len(options) if letter in options and len(options) > 1 else 0.0
