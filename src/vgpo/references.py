@@ -4,8 +4,10 @@ String work in linear time, whatever the text.
 """
 
 import re
+from typing import Any
 
-from vgpo.answers import extract_boxed, strip_outer_box
+from vgpo.answers import choice_letter, extract_boxed, strip_outer_box
+from vgpo.options import lettered_options
 
 _LONGEST_SENTENCE = 300  # characters
 _MOST_WORDS = 25  # of an answer; a solution has more
@@ -48,6 +50,17 @@ def why_never_equal(reference: str) -> str | None:
     if words > _MOST_WORDS:
         return f"it is a text of {words} words"
     return None
+
+
+def num_options(problem: str, reference: Any) -> int:
+    """How many lettered options a question has, if its reference answer is the letter of one of them; else 0.
+
+    A guess among n options is right with probability 1 / n. A reference of several letters, and one
+    whose option has no text in the question, give 0.
+    """
+    options = lettered_options(problem)
+    letter = choice_letter(unwrapped(reference)) if isinstance(reference, str) else None
+    return len(options) if letter in options else 0
 
 
 def _between(text: str, opening: str, closing: str) -> str:

@@ -254,6 +254,10 @@ class AdaptiveShaping(Shaping):
     def stratum_column(self) -> str | None:
         return self.settings.stratum_column
 
+    @property
+    def blind_rollouts(self) -> int:
+        return self.settings.blind_rollouts if "text_only_accuracy" in self.signals else 0
+
     def state_dict(self) -> dict[str, Any]:
         values = self._loaded if self._correlation is None else dict(
             zip(self.strata, self._correlation.tolist(), strict=True)

@@ -108,6 +108,11 @@ class Shaping(ABC):
         """The column of the data set whose values divide the rollouts into strata."""
         return None
 
+    @property
+    def blind_rollouts(self) -> int:
+        """K, rollouts per prompt without its images for `text_only_accuracy`; 0 if that is not among the signals."""
+        return 0
+
     def state_dict(self) -> dict[str, Any]:
         """What the shaping carries from one batch to the next, of numbers and text; saved in every checkpoint."""
         return {}
