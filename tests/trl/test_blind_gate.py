@@ -12,7 +12,8 @@ import torch
 
 from tests.trl.tiny import GROUP, coin, mixed_rows, rows_with_pictures, told
 from vgpo.metric_names import ADAPTIVE_TEXT_ONLY_ACCURACY
-from vgpo.training.blind import TextOnlyRequest
+from vgpo.training import blind
+from vgpo.training.blind import TextOnlyRequest, answer_text_only
 from vgpo.trl import VGPOTrainer
 
 GATE = {"blind_gate": True, "blind_rollouts": 2}
@@ -20,17 +21,21 @@ SHAPING = {"shaping": "adaptive", "shaping_options": {**GATE, "earned": False}}
 
 
 class Counted(VGPOTrainer):
-    """Keeps the requests of the blind gate, and the signals of each batch."""
+    """Keeps the last batch with its signals, and the requests of the blind gate."""
 
-    requests: list[TextOnlyRequest]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.requests: list[TextOnlyRequest] = []
 
-    def _answer_text_only(self, request):
-        self.requests = [*getattr(self, "requests", []), request]
-        return super()._answer_text_only(request)
-
-    def _generation_batch(self, loaded):
-        self.batch = super()._generation_batch(loaded)
+    def _generation_batch(self, loaded: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(blind, "answer_text_only", self.answer)
+            self.batch = super()._generation_batch(loaded)
         return self.batch
+
+    def answer(self, request: TextOnlyRequest, host: blind.TextOnlyHost) -> Any:
+        self.requests.append(request)
+        return answer_text_only(request, host)
 
 
 class Asked:
@@ -137,7 +142,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer: Callable[..., A
     resumed.train(resume_from_checkpoint=True)
     assert resumed._blind_gate.state() == whole._blind_gate.state()
     before = {row for request in whole.requests for row in request.rows}
-    again = {row for request in getattr(resumed, "requests", []) for row in request.rows}
+    again = {row for request in resumed.requests for row in request.rows}
     assert len(again) < len(before)
     assert told(resumed.state.log_history) == told(whole.state.log_history)
 
@@ -161,5 +166,5 @@ def test_an_async_accuracy_reward_is_an_error(make_trainer: Callable[..., Any]) 
     async def judged(completions: list[Any], **kwargs: Any) -> list[float]:
         return [0.0] * len(completions)
 
-    with pytest.raises(ValueError, match="the async reward 'judged' as accuracy reward. Set filter_reward"):
+    with pytest.raises(ValueError, match=r"the async reward 'judged' as accuracy reward\. Set filter_reward"):
         make_trainer(reward=judged, **SHAPING)

@@ -5,6 +5,7 @@ rest of the run, on every process, and is part of a checkpoint.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from vgpo.metric_names import ADAPTIVE_TEXT_ONLY_ACCURACY
 from vgpo.policy.ablation import TextOnly
-from vgpo.policy.prompts import EncodedPrompt
+from vgpo.policy.prompts import EncodedPrompt, generation_fields, row_with_images_in_prompt
+from vgpo.policy.undisturbed import undisturbed
 from vgpo.ratio import Ratio
 from vgpo.references import num_options
-from vgpo.rewards.checked import RewardFunction, is_async
+from vgpo.rewards.checked import is_async
 from vgpo.training.batches import Batch
 from vgpo.training.collective import Collective
 from vgpo.training.records import is_correct, problem_of
@@ -51,13 +53,26 @@ class TextOnlyRequest:
     seed: int
     """For the random state of the sampling, in [0, 2^63); equal on all processes."""
 
-    @property
-    def repeated(self) -> list[EncodedPrompt]:
-        """The prompt of each response; those of a row follow one another."""
-        return [prompt for prompt in self.prompts for _ in range(self.num_rollouts)]
 
+@dataclass(frozen=True, kw_only=True)
+class TextOnlyHost:
+    """What a trainer does for the gate."""
 
-Answer = Callable[[TextOnlyRequest], Sequence[TextOnlyResult]]
+    reward: Any
+    """The accuracy reward."""
+    tokenizer: "PreTrainedTokenizerBase"
+    """Decodes responses, and prompts of rows without a column `problem`."""
+    model: Callable[[], nn.Module]
+    """The policy."""
+    trainer_state: Callable[[], Any]
+    """What reward functions get as `trainer_state`."""
+    fetch: Callable[[Sequence[int]], list[dict[str, Any]]]
+    """Rows of the data set by number."""
+    sample: Callable[[list[list[int]], dict[str, Any], int], list[list[int]]]
+    """The tokens of a response to each of the prompts, given their tokens, their token types, and the number K of
+    equal prompts that follow one another."""
+    phase: Callable[[str], AbstractContextManager[None]]
+    """Times a phase of training."""
 
 
 class BlindGate:
@@ -68,27 +83,30 @@ class BlindGate:
         text_only: takes the images out of a prompt.
         seed: of the run.
         collective: the processes of the run.
+        host: samples and grades; on all processes at once if any of them has a row that was not asked yet.
     """
 
-    def __init__(self, num_rollouts: int, text_only: TextOnly, seed: int, collective: Collective) -> None:
+    def __init__(
+        self, num_rollouts: int, text_only: TextOnly, seed: int, collective: Collective, host: TextOnlyHost
+    ) -> None:
         self.num_rollouts = num_rollouts
         self._text_only = text_only
         self._seed = seed
         self._collective = collective
+        self._host = host
         self._results: dict[int, TextOnlyResult] = {}
 
-    def signals(self, batch: Batch, answer: Answer) -> dict[str, Tensor]:
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
         """`text_only_accuracy` and `chance` of a rollout batch, (B,) each; 0 in rows without an image.
 
         Called by all processes at once.
 
         Args:
             batch: with `row_index` (B,), `visual_rows` (B,) and `prompts`; B is equal on all processes.
-            answer: samples and grades; called on all processes if any of them has a row that was not asked yet.
         """
         rows: list[int] = batch["row_index"].tolist()
         visual: list[bool] = batch["visual_rows"].tolist()
-        self._ask_missing(batch, rows, answer)
+        self._ask_missing(batch, rows)
         results = [
             self._results[row] if looks else TextOnlyResult(0, 0) for row, looks in zip(rows, visual, strict=True)
         ]
@@ -100,7 +118,12 @@ class BlindGate:
             "chance": torch.tensor(chance, device=device),
         }
 
-    def _ask_missing(self, batch: Batch, rows: list[int], answer: Answer) -> None:
+    def statistics(self, batch: Batch) -> dict[str, Ratio]:
+        """The mean of `text_only_accuracy` over the rollouts with an image."""
+        accuracy, looks = batch["text_only_accuracy"], batch["visual_rows"]
+        return {ADAPTIVE_TEXT_ONLY_ACCURACY: Ratio((accuracy * looks).sum(), looks.sum())}
+
+    def _ask_missing(self, batch: Batch, rows: list[int]) -> None:
         """Fill the cache, alike on all processes: the first process that has a row asks it."""
         missing = self._missing_by_process(batch, len(rows))
         number = max(map(len, missing))
@@ -110,7 +133,8 @@ class BlindGate:
         asked = own + rows[:1] * (number - len(own))
         prompts = [self._text_only(batch["prompts"][rows.index(row)], 0) for row in asked]
         new = [row for asked_there in missing for row in asked_there]
-        found = answer(TextOnlyRequest(asked, prompts, self.num_rollouts, sampling_seed(self._seed, new)))
+        request = TextOnlyRequest(asked, prompts, self.num_rollouts, sampling_seed(self._seed, new))
+        found = answer_text_only(request, self._host)
         numbers = torch.tensor([[result.num_right, result.num_options] for result in found])
         everywhere = self._collective.gather_rows(numbers.to(batch["row_index"].device)).tolist()
         for process, asked_there in enumerate(missing):
@@ -153,59 +177,51 @@ def sampling_seed(seed: int, rows: Sequence[int]) -> int:
     return int(np.random.SeedSequence([seed, *rows]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def text_only_statistics(text_only_accuracy: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:
-    """The mean accuracy without images over the rollouts with an image; (B,), bool (B,)."""
-    return {ADAPTIVE_TEXT_ONLY_ACCURACY: Ratio((text_only_accuracy * visual_rows).sum(), visual_rows.sum())}
+def answer_text_only(request: TextOnlyRequest, host: TextOnlyHost) -> list[TextOnlyResult]:
+    """Sample and grade the responses. Random state, metrics and logs of the run stay as they are."""
+    num, tokenizer = request.num_rollouts, host.tokenizer
+    rows = [{**row, **row_with_images_in_prompt(row)} for row in host.fetch(request.rows)]
+    repeated = [prompt for prompt in request.prompts for _ in range(num)]
+    with host.phase("generation"), undisturbed(host.model()):
+        torch.manual_seed(request.seed)
+        ids = host.sample([prompt.token_ids for prompt in repeated], generation_fields(repeated), num)
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        right = grade_responses([row for row in rows for _ in range(num)], texts, ids, host)
+    results = []
+    for i, (row, prompt) in enumerate(zip(rows, request.prompts, strict=True)):
+        options = num_options(problem_of(row, prompt.token_ids, tokenizer), row.get("answer"))
+        results.append(TextOnlyResult(sum(right[i * num : (i + 1) * num]), options))
+    return results
 
 
 def grade_responses(
-    request: TextOnlyRequest,
-    rows: Sequence[Mapping[str, Any]],
-    completions: Sequence[str],
-    completion_ids: Sequence[list[int]],
-    reward: RewardFunction,
-    tokenizer: "PreTrainedTokenizerBase",
-    trainer_state: Any,
-) -> list[TextOnlyResult]:
-    """How many of the K responses to each row the accuracy reward takes for right.
-
-    What the reward logs is dropped: the metrics and completions of a run are those of its rollouts.
+    rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ids: list[list[int]], host: TextOnlyHost
+) -> list[bool]:
+    """Whether the accuracy reward takes each response for right. What it logs is dropped.
 
     Args:
-        request: what was answered.
-        rows: the data-set row of each prompt of the request, as a reward function gets it.
-        completions: the decoded responses; K of each row follow one another.
-        completion_ids: their tokens.
-        reward: the accuracy reward, a synchronous function.
-        tokenizer: decodes prompts of rows without a column `problem`.
-        trainer_state: for the reward function.
+        rows: the data-set row of each response, with images in its prompt, as a reward function gets it.
+        texts: the decoded responses.
+        ids: their tokens.
+        host: has the reward.
     """
-    num = request.num_rollouts
-    repeated = [row for row in rows for _ in range(num)]
-    columns = {name: [row[name] for row in repeated] for name in rows[0] if name not in NOT_COLUMNS}
-    prompts = [row["prompt"] for row in repeated]
-    rewards = reward(
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_COLUMNS}
+    prompts = [row["prompt"] for row in rows]
+    rewards = host.reward(
         prompts=prompts,
-        completions=[_as_prompt(text, prompt) for text, prompt in zip(completions, prompts, strict=True)],
-        completion_ids=list(completion_ids),
-        trainer_state=trainer_state,
+        completions=[_as_prompt(text, prompt) for text, prompt in zip(texts, prompts, strict=True)],
+        completion_ids=ids,
+        trainer_state=host.trainer_state(),
         log_extra=_drop,
         log_metric=_drop,
         **columns,
     )
-    right = [bool(is_correct(value)) for value in rewards]
-    if len(right) != len(repeated):
+    if len(rewards) != len(rows):
         raise ValueError(
-            f"The accuracy reward returned {len(right)} rewards, expected {len(repeated)}, one for each response "
-            "without images. Return one number per completion."
+            f"The accuracy reward returned {len(rewards)} rewards, expected {len(rows)}, one for each response to a "
+            "prompt without images. Return one number per completion."
         )
-    problems = [
-        problem_of(row, prompt.token_ids, tokenizer) for row, prompt in zip(rows, request.prompts, strict=True)
-    ]
-    return [
-        TextOnlyResult(sum(right[i * num : (i + 1) * num]), num_options(problem, row.get("answer")))
-        for i, (row, problem) in enumerate(zip(rows, problems, strict=True))
-    ]
+    return [bool(is_correct(value)) for value in rewards]
 
 
 def _as_prompt(text: str, prompt: Any) -> Any:
@@ -217,25 +233,27 @@ def _drop(*args: Any) -> None:
     """In place of a function that logs."""
 
 
-def check_blind_gate(reward: Any, name: str, *, has_row_numbers: bool, only_samples: bool) -> None:
+def check_blind_gate(host: TextOnlyHost, name: str, *, has_row_numbers: bool, only_samples: bool) -> None:
     """Whether a run can ask its prompts without their images.
 
     Args:
-        reward: the accuracy reward.
-        name: its name.
-        has_row_numbers: whether the rows of the data set can be told apart by number.
-        only_samples: whether a rollout is what the policy samples after its prompt, without tools.
+        host: has the accuracy reward and the tokenizer.
+        name: of the accuracy reward.
+        has_row_numbers: whether the rows of the data set have stable numbers.
+        only_samples: whether a rollout is one response of the policy, without tools.
 
     Raises:
         ValueError: it cannot; names the reason and the fix.
     """
-    is_model = isinstance(reward, nn.Module)
+    is_model = isinstance(host.reward, nn.Module)
+    schemas = [name for name in ("response_template", "response_schema") if getattr(host.tokenizer, name, None)]
     faults = {
         "a data set whose rows have no number (IterableDataset). Use a map-style one": not has_row_numbers,
-        "tools, environments, a rollout_func or a tokenizer with a response schema. Leave them out": not only_samples,
+        "tools, environments or a rollout_func. Leave them out": not only_samples,
+        f"a tokenizer that parses responses ({schemas}). Set that to None": bool(schemas),
         f"the reward model {name!r} as accuracy reward. Set filter_reward to a reward function": is_model,
         f"the async reward {name!r} as accuracy reward. Set filter_reward to a synchronous function": (
-            not is_model and is_async(reward)
+            not is_model and is_async(host.reward)
         ),
     }
     for fault, is_found in faults.items():

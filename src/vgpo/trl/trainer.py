@@ -29,17 +29,14 @@ from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
-from vgpo.policy.ablation import TextOnly, ablate_prompts, build_ablations
+from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import (
     EncodedPrompt,
-    generation_fields,
     prompt_columns,
     response_prefix,
-    row_with_images_in_prompt,
 )
-from vgpo.policy.undisturbed import undisturbed
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import Signals
 from vgpo.training.accuracy import accuracy_reward_name
@@ -52,14 +49,6 @@ from vgpo.training.batches import (
     join_rows,
     select_rows,
     split_diagnostics,
-)
-from vgpo.training.blind import (
-    BlindGate,
-    TextOnlyRequest,
-    TextOnlyResult,
-    check_blind_gate,
-    grade_responses,
-    text_only_statistics,
 )
 from vgpo.training.checks import (
     check_decoder,
@@ -74,6 +63,7 @@ from vgpo.training.passes import ScoringPass
 from vgpo.training.records import RolloutWriter, rollout_records
 from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, settings_from
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
+from vgpo.trl.blind import build_blind_gate
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer
 
@@ -148,7 +138,7 @@ class VGPOTrainer(RolloutTrainer):
         prefix = response_prefix(self.processing_class, args.chat_template_kwargs or {})
         self.reward_funcs = [with_prefix(function, prefix) for function in self.reward_funcs]
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
-        self._blind_gate = self._build_blind_gate() if self.shaping.blind_rollouts else None
+        self._blind_gate = build_blind_gate(self) if self.shaping.blind_rollouts else None
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
 
     @property
@@ -209,8 +199,8 @@ class VGPOTrainer(RolloutTrainer):
         else:
             batch = self._roll_out(self._fetch([row["row_index"] for row in loaded]))
         if self._blind_gate is not None:
-            batch = {**batch, **self._blind_gate.signals(batch, self._answer_text_only)}
-            self._ratios.add(text_only_statistics(batch["text_only_accuracy"], batch["visual_rows"]))
+            batch = {**batch, **self._blind_gate.signals(batch)}
+            self._ratios.add(self._blind_gate.statistics(batch))
         batch = self._score_ablations(batch)
         return batch if self._shapes_in_update else self._shape_across_processes(batch)
 
@@ -270,34 +260,6 @@ class VGPOTrainer(RolloutTrainer):
         batch = select_rows(join_rows(kept, self._tokenizer.pad_token_id), range(num_groups * self.num_generations))
         batch["num_items_in_batch"] = self.accelerator.gather(action_mask(batch).sum()).sum()
         return batch
-
-    # Blind gate
-
-    @property
-    def _accuracy_function(self) -> Any:
-        return self.reward_funcs[self.reward_func_names.index(self.accuracy_reward)]
-
-    def _build_blind_gate(self) -> BlindGate:
-        schemas = (getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema"))
-        check_blind_gate(
-            self._accuracy_function,
-            self.accuracy_reward,
-            has_row_numbers=not isinstance(self.train_dataset, IterableDataset),
-            only_samples=not any([self.tools, self.environment_factories, self.rollout_func, *schemas]),
-        )
-        text_only = TextOnly(self._banned_token_ids)
-        return BlindGate(self.shaping.blind_rollouts, text_only, self.args.seed, self.collective)
-
-    def _answer_text_only(self, request: TextOnlyRequest) -> list[TextOnlyResult]:
-        """Sample and grade responses without images; random state, logs and metrics of the run stay as they are."""
-        rows = [{**row, **row_with_images_in_prompt(row)} for row in self._fetch(request.rows)]
-        ids, fields = [prompt.token_ids for prompt in request.repeated], generation_fields(request.repeated)
-        with self._timer.phase("generation"), undisturbed(self.model):
-            torch.manual_seed(request.seed)
-            responses, _ = self._sample(ids, None, fields, request.num_rollouts)
-            texts = self.processing_class.batch_decode(responses, skip_special_tokens=True)
-            reward = self._accuracy_function
-            return grade_responses(request, rows, texts, responses, reward, self._tokenizer, self.state)
 
     # Shaping
 
