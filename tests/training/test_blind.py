@@ -165,6 +165,8 @@ def test_what_was_found_is_restored_with_the_same_number_of_rollouts() -> None:
     assert not other.asked
     with pytest.raises(ValueError, match=r"blind_rollouts=2, and the run has blind_rollouts=3\. Resume with the"):
         Trainer().gate(num_rollouts=3).load_state(gate.state())
+    with pytest.raises(ValueError, match="was saved without blind_gate, and the run has blind_gate: true"):
+        gate.load_state(None)
 
 
 def test_a_reward_of_another_length_is_an_error() -> None:

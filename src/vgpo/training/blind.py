@@ -158,12 +158,17 @@ class BlindGate:
         results = {row: [result.num_right, result.num_options] for row, result in self._results.items()}
         return {"num_rollouts": self.num_rollouts, "results": results}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any] | None) -> None:
         """Restore what `state` returned.
 
         Raises:
-            ValueError: it was found with another number of rollouts.
+            ValueError: the checkpoint has none, or it was found with another number of rollouts.
         """
+        if state is None:
+            raise ValueError(
+                "The checkpoint was saved without blind_gate, and the run has blind_gate: true in shaping_options. "
+                "Resume with the value of the checkpoint, or begin a new run from its weights."
+            )
         if state["num_rollouts"] != self.num_rollouts:
             raise ValueError(
                 f"The checkpoint holds answers without images from blind_rollouts={state['num_rollouts']}, and the "

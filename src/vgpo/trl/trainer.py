@@ -32,11 +32,7 @@ from vgpo.focus import visual_token_mask
 from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
-from vgpo.policy.prompts import (
-    EncodedPrompt,
-    prompt_columns,
-    response_prefix,
-)
+from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import Signals
 from vgpo.training.accuracy import accuracy_reward_name
@@ -396,4 +392,4 @@ class VGPOTrainer(RolloutTrainer):
         self._num_groups = state["num_groups"]
         self._rollouts_step = state["rollouts_step"]
         if self._blind_gate is not None:
-            self._blind_gate.load_state(state["blind_gate"])
+            self._blind_gate.load_state(state.get("blind_gate"))
