@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vgpo.references import unwrapped
+from vgpo.references import num_options, unwrapped
 
 WRAPPED = {
     "3": [
@@ -40,3 +40,25 @@ def test_it_takes_linear_time(text: str) -> None:
     start = time.perf_counter()
     unwrapped(text * (1_000_000 // len(text)))
     assert time.perf_counter() - start < 1
+
+
+OPTIONS = "Which is it?\nA. one\nB. two\nC. three\nD. four"
+
+
+@pytest.mark.parametrize(
+    ("problem", "reference", "number"),
+    [
+        (OPTIONS, "B", 4),
+        (OPTIONS, r"\boxed{D}", 4),
+        (OPTIONS, "<answer>(A)</answer>", 4),
+        ("Yes or no? (A) yes (B) no", "B", 2),
+        (OPTIONS, "E", 0),  # no option
+        (OPTIONS, "A, C", 0),  # several right ones
+        (OPTIONS, "two", 0),
+        (OPTIONS, 2, 0),
+        (OPTIONS, None, 0),
+        ("What is A?", "A", 0),
+    ],
+)
+def test_options_are_counted_where_the_answer_is_one(problem: str, reference: object, number: int) -> None:
+    assert num_options(problem, reference) == number

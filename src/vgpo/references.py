@@ -52,16 +52,15 @@ def why_never_equal(reference: str) -> str | None:
     return None
 
 
-def guess_chance(problem: str, answer: Any) -> float:
-    """The probability of guessing the right option of a multiple-choice question, 0 for any other question.
+def num_options(problem: str, reference: Any) -> int:
+    """How many lettered options a question has, if its reference answer is the letter of one of them; else 0.
 
-    Args:
-        problem: the question, whose options are as of `vgpo.options.lettered_options`.
-        answer: the reference; the letter of an option, or anything else.
+    A guess among n options is right with probability 1 / n. A reference of several letters, and one
+    whose option has no text in the question, give 0.
     """
-    letter = choice_letter(answer) if isinstance(answer, str) else None
     options = lettered_options(problem)
-    return 1 / len(options) if letter in options and len(options) > 1 else 0.0
+    letter = choice_letter(unwrapped(reference)) if isinstance(reference, str) else None
+    return len(options) if letter in options else 0
 
 
 def _between(text: str, opening: str, closing: str) -> str:

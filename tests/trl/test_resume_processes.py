@@ -25,6 +25,13 @@ CASES: dict[str, dict[str, Any]] = {
     "groups across processes": {"per_device_train_batch_size": GROUP // 2},
     "adapters": {"lora": True},
     "sharded": {"fsdp": True, "fsdp_config": FSDP2},
+    "blind gate": {
+        "per_device_train_batch_size": GROUP // 2,
+        "fsdp": True,
+        "fsdp_config": FSDP2,
+        "shaping": "adaptive",
+        "shaping_options": {"blind_gate": True, "earned": False},
+    },
     "sharded adapters": {"lora": True, "fsdp": True, "fsdp_config": FSDP2},
 }
 SAMPLE = ("dynamic sampling", "sharded adapters")  # the others are checked by `make test-all`

@@ -214,6 +214,12 @@ def test_a_shaping_that_verl_computes_no_signals_for_is_refused_by_name(shaping,
         load_recipe("quickstart_vgpo", ["--host", "verl", "--shaping", shaping])
 
 
+def test_a_blind_gate_is_refused_by_name():
+    options = ["--shaping", "adaptive", "--shaping_options", '{"blind_gate": true}']
+    with pytest.raises(RecipeError, match=r"shaping_options is .*expected no blind_gate: .*host: trl"):
+        load_recipe("quickstart_vgpo", ["--host", "verl", *options])
+
+
 @pytest.mark.parametrize("shaping", ["vgpo", "entropy", "kl_perception", "none"])
 def test_shapings_whose_signals_are_there_are_taken(shaping):
     assert load_recipe("quickstart_vgpo", ["--host", "verl", "--shaping", shaping]).method.shaping == shaping

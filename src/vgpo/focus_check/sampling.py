@@ -20,7 +20,7 @@ from vgpo.policy.generation import Responses, evaluation_mode, respond, sampled_
 from vgpo.policy.head import scoring_head
 from vgpo.policy.prompts import EncodedPrompt, encode
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.references import guess_chance
+from vgpo.references import num_options
 from vgpo.rewards import grade
 from vgpo.training.strata import find_strata
 
@@ -157,7 +157,7 @@ def sample_groups(
         correct=torch.tensor([right for one in drawn for right in one.correct]),
         truncated=torch.tensor([cut for one in drawn for cut in one.truncated]),
         blind_correct=torch.tensor(blind).view(len(rows), sampling.blind_samples),
-        chance=torch.tensor([guess_chance(prompts[row][PROBLEM], prompts[row][ANSWER]) for row in rows]),
+        chance=torch.tensor([chance_of(prompts[row]) for row in rows]),
         strata=None if strata is None else tuple(strata[row] for row in rows),
         without_image=len(prompts) - len(rows),
     )
@@ -248,6 +248,12 @@ def strata_of(prompts: Dataset, column: str) -> list[str]:
     except ValueError as error:
         raise FocusCheckError(str(error)) from error
     return [strata.names[number] for number in strata.numbers.tolist()]
+
+
+def chance_of(row: Row) -> float:
+    """Probability of guessing the answer: 1 / options in multiple choice, else 0."""
+    options = num_options(row[PROBLEM], row[ANSWER])
+    return 1 / options if options else 0.0
 
 
 def numbered_batches(numbers: Sequence[int], size: int) -> Iterator[tuple[int, Sequence[int]]]:

@@ -1,10 +1,8 @@
 """Checks of a batch of rollouts: what makes focus wrong without an error elsewhere is an error here."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
-from datasets import IterableDataset
 from torch import Tensor, nn
 
 from vgpo.focus import decoder_of, layers_of, visual_token_mask
@@ -105,16 +103,4 @@ def check_no_tool_images(batch: Batch, visual_token_ids: Sequence[int], shaping:
             f"A tool has put an image into a rollout of row {int(batch['row_index'][int(found[0])])}, but "
             f"shaping={shaping!r} compares rollouts after ablated prompts, and cannot ablate images of responses. "
             "Choose another shaping, or a tool that returns text."
-        )
-
-
-def check_map_style(dataset: Any, use: str) -> None:
-    """Whether rows of a data set have numbers; `use` says what is done with them.
-
-    Raises:
-        ValueError: it is streamed.
-    """
-    if isinstance(dataset, IterableDataset):
-        raise ValueError(
-            f"{use} by number, which an IterableDataset does not have. Use a map-style data set, or switch it off."
         )

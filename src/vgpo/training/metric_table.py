@@ -151,6 +151,17 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             shapings=("adaptive",),
         ),
     ),
+    "Adaptive shaping": (
+        Metric(
+            name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
+            unit="share of answers",
+            meaning="Right answers to the prompts without their images, mean over the rollouts with an image; with "
+            "`blind_gate` only. Each prompt is asked once, with the policy of the moment it is first met.",
+            advice="Near the accuracy with images: the questions do not need them, and the gate turns the "
+            "re-weighting off. Multiple choice has at least the share of a guess.",
+            shapings=("adaptive",),
+        ),
+    ),
     "Sampling": (
         Metric(
             name=names.SAMPLING_LOG_PROB_GAP,

@@ -231,7 +231,7 @@ def stored_image(image: Image.Image) -> tuple[str, Image.Image]:
     return f"images/{content.hexdigest()[:20]}.png", stored
 
 
-def problem_of(row: Mapping[str, Any], prompt: "Tensor", tokenizer: "PreTrainedTokenizerBase") -> str:
+def problem_of(row: Mapping[str, Any], prompt: "Tensor | list[int]", tokenizer: "PreTrainedTokenizerBase") -> str:
     """The question of a row, else the decoded prompt."""
     problem = row.get("problem")
     return problem if isinstance(problem, str) else tokenizer.decode(prompt, skip_special_tokens=True)

@@ -29,7 +29,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from vgpo.equations import focus_score
 from vgpo.focus import visual_token_mask
-from vgpo.policy.ablation import TextOnly, ablate_prompts, build_ablations
+from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
@@ -46,11 +46,9 @@ from vgpo.training.batches import (
     select_rows,
     split_diagnostics,
 )
-from vgpo.training.blind import TextOnlyAccuracy, check_reward, separate_draws, shares_right
 from vgpo.training.checks import (
     check_decoder,
     check_group_rows,
-    check_map_style,
     check_no_image_tokens,
     check_no_tool_images,
     check_num_rows,
@@ -62,6 +60,7 @@ from vgpo.training.records import RolloutWriter, rollout_records
 from vgpo.training.settings import DynamicSamplingSettings, RolloutLogSettings, settings_from
 from vgpo.training.signals import required_signals, shape_across, shape_batch, signals_of
 from vgpo.training.strata import find_strata
+from vgpo.trl.blind import build_blind_gate
 from vgpo.trl.config import VGPOConfig
 from vgpo.trl.rollout import RolloutTrainer
 
@@ -140,11 +139,8 @@ class VGPOTrainer(RolloutTrainer):
         prefix = response_prefix(self.processing_class, args.chat_template_kwargs or {})
         self.reward_funcs = [with_prefix(function, prefix) for function in self.reward_funcs]
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
+        self._blind_gate = build_blind_gate(self) if self.shaping.blind_rollouts else None
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
-        self._blind = TextOnlyAccuracy(self.shaping.blind_rollouts, self.collective)
-        if self._blind.num_samples:
-            check_map_style(train_dataset, "blind_gate keeps what it has sampled for a row")
-            check_reward(self._accuracy_function, self.accuracy_reward)
 
     @property
     def _shapes_in_update(self) -> bool:
@@ -159,12 +155,12 @@ class VGPOTrainer(RolloutTrainer):
         needed = self.model.training and not self._shapes_in_update and bool(SIMILARITIES & self._required_signals)
         return needed and by_generate and self.sampling_records_similarity
 
-    @property
-    def _accuracy_function(self) -> Any:
-        return self.reward_funcs[self.reward_func_names.index(self.accuracy_reward)]
-
     def _build_dynamic_sampler(self) -> DynamicSampler:
-        check_map_style(self.train_dataset, "dynamic_sampling draws rows")
+        if isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                "dynamic_sampling draws rows by number, which an IterableDataset does not have. "
+                "Use a map-style data set, or set dynamic_sampling=False."
+            )
         stream = PromptStream(len(self.train_dataset), self.args.seed, shuffle=self.shuffle_dataset)
         settings = settings_from(DynamicSamplingSettings, self.args)
         return DynamicSampler(stream, settings, self.collective, self.num_generations)
@@ -203,9 +199,10 @@ class VGPOTrainer(RolloutTrainer):
             batch = self._roll_out(loaded)
         else:
             batch = self._roll_out(self._fetch([row["row_index"] for row in loaded]))
+        if self._blind_gate is not None:
+            batch = {**batch, **self._blind_gate.signals(batch)}
+            self._ratios.add(self._blind_gate.statistics(batch))
         batch = self._score_ablations(batch)
-        if self._blind.num_samples:
-            batch = self._answer_without_images(batch)
         return batch if self._shapes_in_update else self._shape_across_processes(batch)
 
     def _shuffled(self, batch: Batch) -> Batch:
@@ -340,25 +337,6 @@ class VGPOTrainer(RolloutTrainer):
             batch = {**batch, name: scores["log_probs"]}
         return batch
 
-    def _answer_without_images(self, batch: Batch) -> Batch:
-        """With the accuracy of answers to the prompts without their images, and that of a guess."""
-        index, prompts = batch["row_index"].tolist(), batch["prompts"]
-        rows, remove = self._fetch(index), TextOnly(self._banned_token_ids)
-
-        def answer(places: list[int]) -> list[float]:
-            repeated = [place for place in places for _ in range(self._blind.num_samples)]
-            with separate_draws(self.args.seed, [index[place] for place in places], self.collective.rank):
-                ids, _ = self._sample([remove(prompts[i], 0).token_ids for i in repeated], None, {}, len(repeated))
-            texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-            with self._phase("reward"):
-                asked = [rows[place] for place in places]
-                return shares_right(self._accuracy_function, asked, texts, ids, trainer_state=self.state)
-
-        self._blind.add_missing(index, [prompt.num_images > 0 for prompt in prompts], answer)
-        signals = self._blind.signals(rows, batch["scalar_advantages"])
-        self._ratios.add(self._blind.statistics(signals))
-        return {**batch, **signals}
-
     def _score(self, batch: Batch, required: frozenset[str]) -> dict[str, Tensor]:
         """Signals from a pass of their own, where the parent runs none that computes them."""
         with torch.no_grad(), self._current(ScoringPass(batch["prompts"], required)) as scoring:
@@ -411,7 +389,7 @@ class VGPOTrainer(RolloutTrainer):
             "num_drawn": None if self._sampler_of_prompts is None else self._sampler_of_prompts.stream.num_drawn,
             "num_groups": self._num_groups,
             "rollouts_step": self._rollouts_step,
-            "text_only_accuracy": dict(self._blind.shares),
+            "blind_gate": None if self._blind_gate is None else self._blind_gate.state(),
             "shaping": self.shaping.state_dict(),
         }
 
@@ -421,6 +399,7 @@ class VGPOTrainer(RolloutTrainer):
             self._sampler_of_prompts.stream.num_drawn = state["num_drawn"]
         self._num_groups = state["num_groups"]
         self._rollouts_step = state["rollouts_step"]
-        self._blind.shares = dict(state.get("text_only_accuracy", {}))
+        if self._blind_gate is not None:
+            self._blind_gate.load_state(state.get("blind_gate"))
         if "shaping" in state:  # earlier versions had no shaping with a state
             self.shaping.load_state_dict(state["shaping"])

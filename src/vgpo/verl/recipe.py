@@ -184,7 +184,14 @@ def check_shaping(recipe: VerlRecipe) -> None:
     Raises:
         RecipeError: They do not; names the shaping and what is missing.
     """
-    missing = sorted(recipe.method.build_shaping().signals - SIGNALS)
+    shaping = recipe.method.build_shaping()
+    if shaping.blind_rollouts:
+        recipe.refuse(
+            "shaping_options",
+            "no blind_gate: verl's trainer samples no rollouts without the images. Set blind_gate to false, or train "
+            "it with host: trl",
+        )
+    missing = sorted(shaping.signals - SIGNALS)
     if missing:
         recipe.refuse(
             "shaping",
