@@ -81,7 +81,7 @@ def sampled_similarity(
         record_sampled_similarity(model, inputs["input_ids"] == IMAGE, log_probs) as similarity,
     ):
         sequences = model.generate(**inputs, generation_config=config)
-    return model, sequences, similarity.similarity, log_probs.log_probs(sequences[:, -1])
+    return model, sequences, similarity.columns, log_probs.log_probs(sequences[:, -1])
 
 
 def scored(

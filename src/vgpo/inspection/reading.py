@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from vgpo.equations import visual_prototype, visual_similarity
+from vgpo.equations import FocusState, visual_prototype, visual_similarity
 from vgpo.focus import decoder_of, last_hidden_state, visual_token_ids
 from vgpo.policy.generation import Responses, evaluation_mode
 from vgpo.policy.prompts import joined_media
@@ -21,21 +21,31 @@ class ForwardStates:
         responses: What it read.
         states: Hidden states behind the final norm; (B, P + T, D).
         visual: Visual tokens of the prompts; bool (B, P).
-        similarity: Cosine of each response token with the mean of its prompt's visual tokens (Eq. 3); (B, T).
+        columns: Cosine with the mean of the prompt's visual tokens (Eq. 3) of the last prompt token, then of each
+            response token; (B, 1 + T).
     """
 
     responses: Responses
     states: Tensor
     visual: Tensor
-    similarity: Tensor
+    columns: Tensor
 
     @classmethod
     def of(cls, model: PreTrainedModel, responses: Responses) -> "ForwardStates":
         inputs = padded_input(responses.rows, visual_token_ids(model.config), model.config.model_type)
         states, visual = last_states(model, inputs), inputs.visual_prompt
         width = visual.shape[1]
-        similarity = visual_similarity(states[:, width:], visual_prototype(states[:, :width], visual))
-        return cls(responses, states, visual, similarity)
+        columns = visual_similarity(states[:, width - 1 :], visual_prototype(states[:, :width], visual))
+        return cls(responses, states, visual, columns)
+
+    @property
+    def similarity(self) -> Tensor:
+        """Of the state after reading each response token; (B, T)."""
+        return self.columns[:, 1:]
+
+    def similarity_of(self, focus_state: FocusState) -> Tensor:
+        """Of the state that is the focus of each response token: its own, or that of the token before; (B, T)."""
+        return self.similarity if focus_state == "reading" else self.columns[:, :-1]
 
     def cosines(self, row: int) -> Tensor:
         """Cosine of each token of a response with each visual token of its prompt; (T, V), float32."""

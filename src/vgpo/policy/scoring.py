@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from vgpo.focus import ALL_LAYERS, PROTOTYPE, Measure, record_similarity, record_summaries, visual_token_mask
+from vgpo.focus import (
+    ALL_LAYERS,
+    PROTOTYPE,
+    Measure,
+    Recording,
+    record_similarity,
+    record_summaries,
+    visual_token_mask,
+)
 from vgpo.policy.blank_media import blank_media
 from vgpo.policy.experts import balancing_loss, record_router_logits
 from vgpo.policy.length_runs import CALL_COST, best_runs, runs_by_length
@@ -30,6 +38,7 @@ from vgpo.shared_prompt import (
 )
 
 MEASURES = {"similarity": PROTOTYPE, "layer_similarity": ALL_LAYERS}
+SIMILARITIES = ("similarity", "predicting_similarity", "layer_similarity")
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,9 @@ class Scores:
     Args:
         log_probs: (B, T), of the policy's tokens; 0 for padding.
         entropy: (B, T), or None where the model's head was not asked for it.
-        similarity: cosine with the visual prototype (B, T), or None where it was not recorded.
+        similarity: cosine with the visual prototype of the state after reading each token (B, T), or None where it was
+            not recorded.
+        predicting_similarity: the same of the state that predicts each token, recorded together with it.
         layer_similarity: mean cosine with visual tokens over all layers (B, T), or None where it was not recorded.
         aux_loss: load-balancing loss of a mixture of experts, or None.
     """
@@ -47,6 +58,7 @@ class Scores:
     log_probs: Tensor
     entropy: Tensor | None
     similarity: Tensor | None
+    predicting_similarity: Tensor | None
     layer_similarity: Tensor | None
     aux_loss: Tensor | None
 
@@ -58,7 +70,7 @@ class Scores:
 
     def signals(self) -> dict[str, Tensor]:
         """What a shaping may look at, detached, by its name in `vgpo.shaping.Signals`."""
-        outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", "similarity", "layer_similarity")}
+        outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", *SIMILARITIES)}
         return {name: value.detach() for name, value in outputs.items() if value is not None}
 
 
@@ -155,7 +167,7 @@ def score_rows(
         rows: what it reads.
         visual_token_ids: ids of image tokens.
         share: compute a prompt once for all its rows.
-        similarity: record visual similarity.
+        similarity: record visual similarity, of the states that read the tokens and of those that predict them.
         layer_similarity: record visual similarity in all layers.
         blank: an image that the vision tower looks at in passes over text alone.
         batch_size: rows at a time; all by default.
@@ -204,7 +216,7 @@ def joined(scores: Sequence[Scores], places: Sequence[Sequence[int]] | None = No
         rows = torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
         return rows if order is None else rows[order.to(rows.device)]
 
-    names = ("log_probs", "entropy", *MEASURES)
+    names = ("log_probs", "entropy", *SIMILARITIES)
     return Scores(
         **{name: join(name) for name in names}, aux_loss=torch.stack(aux_losses).mean() if aux_losses else None
     )
@@ -215,7 +227,7 @@ class Scorer:
     """How a model scores rows; arguments as those of `score_rows`.
 
     Args:
-        measures: the fields of `Scores` that are recorded beside the head's.
+        measures: what is recorded beside the head's outputs, by its field of `Scores`.
         options: passed on to the model.
     """
 
@@ -263,8 +275,7 @@ class Scorer:
                 **self.media(inputs.prompts),
                 **self.options,
             )
-        similarity = {name: recording.similarity for name, recording in recordings.items()}
-        return scores_of(outputs, similarity, rows.input_ids.shape[1] - rows.prompt_width)
+        return scores_of(outputs, recordings, rows.input_ids.shape[1] - rows.prompt_width)
 
     def _vision(self, prompts: Sequence[EncodedPrompt]) -> AbstractContextManager[None]:
         """Inside the block, a pass over prompts runs the vision tower if other processes do."""
@@ -391,8 +402,7 @@ class Scorer:
                 **stack.enter_context(with_cache(self.model, cache)),
                 **self.shared_options,
             )
-        similarity = {name: recording.similarity for name, recording in recordings.items()}
-        return scores_of(outputs, similarity, ids.shape[1] - 1)
+        return scores_of(outputs, recordings, ids.shape[1] - 1)
 
 
 def can_share(prompt: EncodedPrompt, visual_token_ids: Sequence[int]) -> bool:
@@ -411,11 +421,14 @@ def response_lengths(rows: Rows) -> list[int]:
     return (mask * places).amax(1).clamp(min=1).tolist()
 
 
-def scores_of(outputs: Any, similarity: Mapping[str, Tensor], width: int) -> Scores:
+def scores_of(outputs: Any, recordings: Mapping[str, Recording], width: int) -> Scores:
     """The scores of the last `width` columns."""
+    similarity = {name: recording.similarity for name, recording in recordings.items()}
+    if "similarity" in recordings:
+        similarity["predicting_similarity"] = recordings["similarity"].predicting_similarity
     return Scores(
         log_probs=outputs.log_probs[:, -width:],
         entropy=None if outputs.entropy is None else outputs.entropy[:, -width:],
         aux_loss=outputs.aux_loss,
-        **{name: similarity[name][:, -width:] if name in similarity else None for name in MEASURES},
+        **{name: similarity.get(name) for name in SIMILARITIES},
     )

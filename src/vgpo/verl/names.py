@@ -12,5 +12,7 @@ CORRUPTION_FLAG: Final = "corrupt_images"
 """Key of a batch's `extra_info`: the seed of the black patches that a pass sees in its images; None for none."""
 CORRUPTED: Final = "corrupted_log_probs"
 """Log-probabilities of such a pass, one nested row of the response."""
-SIGNALS: Final = frozenset({"similarity", "entropy", "log_probs", "corrupted_log_probs", "progress"})
+SIGNALS: Final = frozenset(
+    {"similarity", "predicting_similarity", "entropy", "log_probs", "corrupted_log_probs", "progress"}
+)
 """What of `vgpo.shaping.Signals` a run on verl computes."""
