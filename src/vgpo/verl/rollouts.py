@@ -20,10 +20,8 @@ ALWAYS = (
     "extra_fields",
 )  # fmt: skip
 SAMPLED = "rollout_log_probs"
-MEASURED = {
-    **dict.fromkeys(PROTOTYPE_SIGNALS, SIMILARITY),
-    CORRUPTED: CORRUPTED,
-}  # the field of each signal that a pass measures
+# The field of each signal that a pass measures.
+MEASURED = {**dict.fromkeys(PROTOTYPE_SIGNALS, SIMILARITY), CORRUPTED: CORRUPTED}
 
 
 @dataclass(frozen=True)
