@@ -112,7 +112,7 @@ class Predicting(Watched):
 
 
 def plain_predicting_rows(model, batch):
-    """Cosines of the states at the last prompt token and the response but its last token, one row at a time; (B, T)."""
+    """Cosines of the states at the last prompt token and all of the response but its end, row by row; (B, T)."""
     found = torch.zeros(batch["completion_ids"].shape)
     for row, (prompt, ids) in enumerate(zip(batch["prompts"], batch["completion_ids"], strict=True)):
         mask = batch["completion_mask"][row].bool()
