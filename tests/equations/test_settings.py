@@ -42,6 +42,8 @@ def test_settings_are_frozen_and_keyword_only() -> None:
         {"intra": False, "inter": False},
         {"preset": "released"},
         {"rollout_score": "mean"},
+        {"focus_state": "predicting"},
+        {"focus_state": "predicting", "preset": "released"},
     ],
 )
 def test_values_at_the_edge_of_their_range_are_accepted(values: dict) -> None:
@@ -67,6 +69,12 @@ def test_values_at_the_edge_of_their_range_are_accepted(values: dict) -> None:
         ({"intra": "false"}, r"intra is 'false', expected one of True, False\."),
         ({"inter": 1}, r"inter is 1, expected one of True, False\."),
         ({"rollout_score": "max"}, r"rollout_score is 'max', expected one of 'sum', 'mean'\."),
+        ({"focus_state": "next"}, r"focus_state is 'next', expected one of 'reading', 'predicting'\."),
+        (
+            {"focus_state": "predicting", "intra": False, "inter": False},
+            r"focus_state=predicting has no effect with intra=False and inter=False: "
+            r"set intra=True or inter=True or leave focus_state out\.",
+        ),
         (
             {"rollout_score": "mean", "inter": False},
             r"rollout_score=mean has no effect with inter=False: set inter=True or leave rollout_score out\.",

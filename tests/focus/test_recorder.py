@@ -58,6 +58,19 @@ def naive_similarity(model, inputs):
     return torch.tensor(rows)
 
 
+def naive_predicting(model, inputs):
+    """The same of the states that predict the response: one row at a time, without padding, one token earlier."""
+    rows = []
+    for i, kept in enumerate(inputs["attention_mask"].bool()):
+        row = processor_row(inputs, i)
+        row |= {name: row[name][:, kept] for name in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        with torch.no_grad():
+            states = model(**row, output_hidden_states=True).hidden_states[-1][0].double()
+        mean = states[row["input_ids"][0] == model.config.image_token_id].mean(0)
+        rows.append([float(h @ mean / (h.norm() * mean.norm())) for h in states[-RESPONSE - 1 : -1]])
+    return torch.tensor(rows)
+
+
 def recorded(model, inputs, forward=None):
     with record_similarity(model, visual_mask_of(model, inputs)) as recorder:
         (forward or model)(**inputs)
@@ -66,6 +79,15 @@ def recorded(model, inputs, forward=None):
 
 def test_agrees_with_loops_over_output_hidden_states(model, inputs):
     torch.testing.assert_close(recorded(model, inputs), naive_similarity(model, inputs), atol=1e-5, rtol=0)
+
+
+def test_predicting_states_are_those_of_the_token_before_from_the_last_of_the_prompt_on(model, inputs):
+    assert not inputs["attention_mask"].all(), "a padded prompt"
+    with record_similarity(model, visual_mask_of(model, inputs)) as recorder:
+        model(**inputs)
+    predicting = recorder.predicting_similarity
+    torch.testing.assert_close(predicting, naive_predicting(model, inputs), atol=1e-5, rtol=0)
+    assert torch.equal(predicting[:, 1:], recorder.similarity[:, :-1])
 
 
 def test_chunks_of_rows_join(model, processor, inputs):
@@ -92,7 +114,8 @@ def test_under_gradient_checkpointing_and_backward(model, inputs):
         loss = model(**inputs, use_cache=False).logits.float().square().mean()
     loss.backward()
     torch.testing.assert_close(recorder.similarity, plain, atol=1e-5, rtol=0)
-    assert not recorder.similarity.requires_grad
+    torch.testing.assert_close(recorder.predicting_similarity, naive_predicting(model, inputs), atol=1e-5, rtol=0)
+    assert not recorder.columns.requires_grad
     assert any(p.grad is not None for p in model.parameters())
 
 

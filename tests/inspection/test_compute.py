@@ -73,6 +73,22 @@ def test_numbers_are_those_of_naive_loops(settings: VGPOSettings) -> None:
         assert (rollout["model"], rollout["sample"]) == (0, i)
 
 
+def test_weights_are_those_of_the_state_that_the_settings_name() -> None:
+    model, processor = small_model()
+    (asked,) = rows(1)
+    settings = VGPOSettings(focus_state="predicting")
+    reading = read_by(model, processor, asked, RESPONSES)["rollouts"]
+    predicting = read_by(model, processor, asked, RESPONSES, settings=settings)["rollouts"]
+    for one, other in zip(reading, predicting, strict=True):
+        assert (one["similarity"], one["focus"]) == (other["similarity"], other["focus"])
+        # Each token has the focus of the one before it; compensation is at least 0 and at most beta.
+        for weight, focus in zip(other["weight"][1:], one["focus"], strict=False):
+            assert focus - 1e-5 <= weight <= (1 + settings.strength) * focus + 1e-5
+        plain = [i for i in range(1, len(other["gate"])) if not other["gate"][i]]
+        assert plain
+        assert [other["weight"][i] for i in plain] == pytest.approx([one["focus"][i - 1] for i in plain], abs=1e-5)
+
+
 def test_a_response_alone_has_no_group() -> None:
     model, processor = small_model()
     (asked,) = rows(1)

@@ -81,13 +81,13 @@ def sampled_similarity(
         record_sampled_similarity(model, inputs["input_ids"] == IMAGE, log_probs) as similarity,
     ):
         sequences = model.generate(**inputs, generation_config=config)
-    return model, sequences, similarity.signals["similarity"], log_probs.log_probs(sequences[:, -1])
+    return model, sequences, similarity.columns, log_probs.log_probs(sequences[:, -1])
 
 
 def scored(
     name: str, model: torch.nn.Module, sequences: torch.Tensor, prompts: Any = PROMPTS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Similarity and log-probabilities of a pass over prompts and responses."""
+    """Similarity of the last prompt token and the responses, and log-probabilities, of a pass over both."""
     inputs = collate(name, repeated(prompts))
     width = inputs["input_ids"].shape[1]
     responses = sequences[:, width:]
@@ -98,7 +98,7 @@ def scored(
         inputs[token_types] = torch.cat([inputs[token_types], torch.zeros_like(responses)], 1)
     with torch.no_grad(), record_similarity(model, visual) as recorder:
         logits = model(**inputs).logits[:, width - 1 : -1]
-    return recorder.similarity, logits.log_softmax(-1).gather(-1, responses[..., None])[..., 0]
+    return recorder.columns, logits.log_softmax(-1).gather(-1, responses[..., None])[..., 0]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -108,14 +108,16 @@ def test_similarity_of_sampled_tokens_is_that_of_a_pass_over_them(name, ends, sh
     monkeypatch.setattr(decoding, "SMALLEST", 1)
     model, sequences, similarity, log_probs = sampled_similarity(name, shared=shared, eos_token_id=ends)
     expected, expected_log_probs = scored(name, model, sequences)
-    width = expected.shape[1]
+    width = expected.shape[1] - 1
     mask = torch.isin(sequences[:, -width:], torch.tensor(ends)).cumsum(1) <= 1  # and one token of padding
     mask &= sequences[:, -width:] != PAD
     assert mask[:, -1].any()
     assert similarity.shape == expected.shape
-    torch.testing.assert_close(similarity[mask], expected[mask], atol=1e-5, rtol=0)
+    for found, wanted in ((similarity[:, 1:], expected[:, 1:]), (similarity[:, :-1], expected[:, :-1])):
+        torch.testing.assert_close(found[mask], wanted[mask], atol=1e-5, rtol=0)
     torch.testing.assert_close(log_probs[mask], expected_log_probs[mask], atol=1e-4, rtol=0)
-    assert expected[mask].std() > 0.01
+    assert expected[:, 1:][mask].std() > 0.01
+    assert expected[:, 0].std() > 0.01
     assert (similarity[G : 2 * G] == 0).all(), "a prompt without an image"
 
 

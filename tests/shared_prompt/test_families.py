@@ -59,11 +59,12 @@ BF16_EXCESS = 2
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of each response token: log-probability, entropy and similarity to the pictures, (B, T); 0 where masked."""
+    """Of each response token, (B, T), 0 where masked: log-probability, entropy and similarity to the pictures."""
 
     logprobs: Tensor
     entropy: Tensor
     similarity: Tensor
+    predicting: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Case:
     positions: list[Tensor]
 
 
-def separate_row(model: PreTrainedModel, prompt: BatchFeature, response: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, entropy and similarity of each token of `response` (T,) after one prompt."""
+def separate_row(model: PreTrainedModel, prompt: BatchFeature, response: Tensor) -> tuple[Tensor, ...]:
+    """The `Outputs` of each token of `response` (T,) after one prompt."""
     inputs = {**prompt, "input_ids": torch.cat([prompt["input_ids"][0], response])[None]}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if "mm_token_type_ids" in prompt:
@@ -107,10 +108,10 @@ def separate_row(model: PreTrainedModel, prompt: BatchFeature, response: Tensor)
     entropy = -(distribution.exp() * distribution).sum(-1)
     visual = prompt["input_ids"][0] == model.config.image_token_id
     if not visual.any():
-        return logprobs, entropy, torch.zeros_like(logprobs)
+        return logprobs, entropy, torch.zeros_like(logprobs), torch.zeros_like(logprobs)
     hidden = states[0].float()
-    similarity = F.cosine_similarity(hidden[start:], hidden[:start][visual].mean(0), dim=-1)
-    return logprobs, entropy, similarity
+    similarity = F.cosine_similarity(hidden[start - 1 :], hidden[:start][visual].mean(0), dim=-1)
+    return logprobs, entropy, similarity[1:], similarity[:-1]
 
 
 def record_positions(model: PreTrainedModel) -> tuple[list[Tensor], Any]:
@@ -134,7 +135,7 @@ def separate_rows(
 ) -> tuple[Outputs, dict[str, Tensor], list[Tensor]]:
     """Outputs, gradients and position ids of one model call per row."""
     positions, handle = record_positions(model)
-    outputs = torch.zeros(3, *responses.shape, device=responses.device)
+    outputs = torch.zeros(4, *responses.shape, device=responses.device)
     for row, prompt in enumerate(PROMPT_OF_ROW):
         values = separate_row(model, prompts[prompt], responses[row, mask[row]])
         if mask[row].any():
@@ -197,7 +198,9 @@ def shared_rows(case: Case, responses: Tensor, rows: Sequence[int] = ROWS) -> Ou
     """The outputs of some rows out of one call in which they share their prompts."""
     token_ids = visual_token_ids(case.model.config)
     scores = score_rows(case.model, padded(case, responses, rows), token_ids, share=True, similarity=True)
-    return Outputs(scores.log_probs, scores.entropy, scores.similarity.masked_fill(~case.mask[list(rows)], 0.0))
+    masked = ~case.mask[list(rows)]
+    similarities = (scores.similarity, scores.predicting_similarity)
+    return Outputs(scores.log_probs, scores.entropy, *(values.masked_fill(masked, 0.0) for values in similarities))
 
 
 def limits_of(model: PreTrainedModel) -> Limits:

@@ -6,6 +6,7 @@ import torch
 from tests.shaping.half import Half
 from tests.trl.tiny import GROUP, rows_with_pictures
 from vgpo import VGPOSettings, reweight_advantages
+from vgpo.policy.prompts import joined_media
 from vgpo.shaping import SHAPINGS
 from vgpo.toy.model import build_model
 from vgpo.trl import VGPOTrainer
@@ -95,6 +96,71 @@ def test_advantages_are_the_equations_applied_to_each_micro_batch(make_trainer, 
         )
         assert torch.equal(batch["advantages"], expected.advantages)
         assert batch["advantages"].shape == batch["completion_ids"].shape
+
+
+class Predicting(Watched):
+    """Beside what was shaped, the similarity of the predicting states out of plain passes with the same weights."""
+
+    def _shape_update(self, scoring):
+        super()._shape_update(scoring)
+        self.seen[-1]["plain"] = plain_predicting_rows(self.model, self.seen[-1])
+
+    def _shape_across_processes(self, batch):
+        shaped = super()._shape_across_processes(batch)
+        self.seen[-1] = {**shaped, "plain": plain_predicting_rows(self.model, shaped)}
+        return shaped
+
+
+def plain_predicting_rows(model, batch):
+    """Cosines of the states at the last prompt token and all of the response but its end, row by row; (B, T)."""
+    found = torch.zeros(batch["completion_ids"].shape)
+    for row, (prompt, ids) in enumerate(zip(batch["prompts"], batch["completion_ids"], strict=True)):
+        mask = batch["completion_mask"][row].bool()
+        response = ids[mask].tolist()
+        tokens = torch.tensor([[*prompt.token_ids, *response]])
+        types = {name: torch.tensor([[*kinds, *[0] * len(response)]]) for name, kinds in prompt.token_types.items()}
+        states = []
+        handle = model.get_decoder().register_forward_hook(
+            lambda *call, states=states: states.append(call[-1].last_hidden_state[0])
+        )
+        with torch.no_grad():
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **types, **joined_media([prompt]))
+        handle.remove()
+        start = len(prompt.token_ids)
+        visual = torch.tensor(prompt.token_ids) == model.config.image_token_id
+        prototype = states[0][:start][visual].mean(0)
+        found[row, mask] = torch.cosine_similarity(states[0][start - 1 : -1], prototype, dim=-1)
+    return found
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, "measure_focus": False},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "preset": "released"},
+    ],
+    ids=["own", "own-alone", "sampled", "sampled-released"],
+)
+def test_the_focus_of_predicting_states_shapes_the_advantages(make_trainer, settings):
+    trainer = make_trainer(Predicting, focus_state="predicting", max_steps=1, **settings)
+    trainer.seen = []
+    trainer.train()
+    method = VGPOSettings(focus_state="predicting", preset=settings.get("preset", "paper"))
+    assert trainer.seen
+    for batch in trainer.seen:
+        mask = batch["completion_mask"].bool()
+        torch.testing.assert_close(batch["predicting_similarity"][mask], batch["plain"][mask], atol=1e-5, rtol=0)
+        expected = reweight_advantages(
+            batch["scalar_advantages"], batch["plain"], mask, batch["group_ids"], method
+        ).advantages
+        torch.testing.assert_close(batch["advantages"], expected, atol=1e-3, rtol=0)
+        measured = settings.get("measure_focus", True)
+        assert ("similarity" in batch) == measured
+        if measured:
+            assert not torch.allclose(batch["similarity"][mask], batch["plain"][mask], atol=1e-2)
 
 
 @pytest.mark.train

@@ -106,6 +106,16 @@ def test_similarity_is_that_of_the_token_itself_and_not_of_the_one_before(queue)
     assert torch.allclose(rollouts.similarity, torch.tensor([[0.0, 0.1, 0.0], [1.0, 1.1, 1.2]]))
 
 
+def test_predicting_similarity_is_that_of_the_token_before(queue):
+    queue.rows["a_0_0"][SIMILARITY][:3] = [7.0, 8.0, 9.0]  # the prompt
+    rollouts = read_rollouts(batch_of("a_0_0", "b_0_0"), {"predicting_similarity"})
+    assert torch.allclose(rollouts.predicting_similarity, torch.tensor([[9.0, 0.0, 0.0], [0.0, 1.0, 1.1]]))
+    assert rollouts.similarity is None
+    both = read_rollouts(batch_of("a_0_0", "b_0_0"), {"similarity", "predicting_similarity"})
+    assert torch.equal(both.predicting_similarity, rollouts.predicting_similarity)
+    assert torch.allclose(both.similarity, torch.tensor([[0.0, 0.1, 0.0], [1.0, 1.1, 1.2]]))
+
+
 def test_a_missing_similarity_says_which_engine_computes_it(queue):
     for fields in queue.rows.values():
         fields.pop(SIMILARITY)
@@ -123,6 +133,7 @@ def test_another_missing_field_is_named(queue):
 def test_response_tokens_are_the_last_ones():
     values = nested([[1.0, 2.0, 3.0], [4.0, 5.0]])
     assert response_tokens(values, torch.tensor([1, 2])).tolist() == [[3.0, 0.0], [4.0, 5.0]]
+    assert response_tokens(values, torch.tensor([2, 1]), earlier=1).tolist() == [[1.0, 2.0], [4.0, 0.0]]
 
 
 def test_the_advantage_of_a_rollout_is_that_of_all_its_tokens():

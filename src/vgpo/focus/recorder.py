@@ -1,12 +1,14 @@
 """Visual similarity out of a forward pass that is run anyway.
 
 A forward hook on the text decoder sees the hidden states after its final norm, reduces them to one cosine per
-response token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept.
+token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept. The tokens are the last
+one of the prompt and those of the response: the state at each predicts the next one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class SimilarityRecorder:
         num_rows: B, that are expected.
         visual_mask: bool (B, P), the visual tokens of each prompt, where a row is its prompt (P columns, padding
             included) and its response.
-        summary: (B, D) of the prompts, where rows are the last token of the prompt and the response.
+        summary: (B, D) of the prompts, where a row is the last token of its prompt and its response.
     """
 
     def __init__(
@@ -58,9 +60,8 @@ class SimilarityRecorder:
         self._seen = 0
 
     @property
-    def path(self) -> Tensor:
-        """Cosine of the prompt's last token and of each response token with the visual tokens of the prompt, in [-1, 1];
-        (B, 1 + T)."""
+    def columns(self) -> Tensor:
+        """Cosines with the visual tokens of the prompt, in [-1, 1]: its last token, then the response; (B, 1 + T)."""
         if self._seen != self.num_rows:
             raise RuntimeError(
                 f"The decoder saw {self._seen} of {self.num_rows} rows while their focus was recorded. "
@@ -89,7 +90,9 @@ class SimilarityRecorder:
         mask = self.visual_mask[rows]
         prompt = mask.shape[1]
         summary = self.measure.summary(hidden[:, :prompt], mask)
-        self._chunks.append(self.measure.cosine(hidden[:, prompt - 1 :], summary))
+        # Products over other numbers of tokens round differently: the response's do not depend on the prompt's.
+        parts = (hidden[:, prompt - 1 : prompt], hidden[:, prompt:])
+        self._chunks.append(torch.cat([self.measure.cosine(part, summary) for part in parts], dim=1))
 
 
 class Recording:
@@ -98,19 +101,20 @@ class Recording:
     def __init__(self, recorders: Sequence[SimilarityRecorder]) -> None:
         self.recorders = recorders
 
+    @cached_property
+    def columns(self) -> Tensor:
+        """As those of `SimilarityRecorder`, the mean over the layers of the measure; (B, 1 + T)."""
+        return torch.stack([recorder.columns for recorder in self.recorders]).mean(0)
+
     @property
     def similarity(self) -> Tensor:
-        """Cosine of the state after reading each response token, the mean over the layers of the measure; (B, T)."""
-        return self._path[:, 1:]
+        """Cosine of the state after reading each response token with the prompt's visual tokens; (B, T)."""
+        return self.columns[:, 1:]
 
     @property
     def predicting_similarity(self) -> Tensor:
-        """The same of the state that predicts each response token; (B, T)."""
-        return self._path[:, :-1]
-
-    @property
-    def _path(self) -> Tensor:
-        return torch.stack([recorder.path for recorder in self.recorders]).mean(0)
+        """The same of the state that predicts each response token: that of the token before it; (B, T)."""
+        return self.columns[:, :-1]
 
 
 @contextmanager

@@ -289,10 +289,8 @@ class Inspector:
             correct = torch.tensor([float(answer["correct"]) for answer in answers], device=mask.device)
             given = [response.advantage for response in question.stored if response.advantage is not None]
             advantages = torch.tensor(given, device=mask.device) if given else group_advantages(correct)
-        settings = self.options.settings
-        weights = weigh(
-            similarity, mask, advantages, settings, weighed=reading.weighed_similarity(settings.focus_state)[place]
-        )
+        weighed = reading.similarity_of(self.options.settings.focus_state)[place]
+        weights = weigh(similarity, weighed, mask, advantages, self.options.settings)
         columns = [entry["tokens"] for entry in grid_entries(grids)]
         return [
             {

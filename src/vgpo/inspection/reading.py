@@ -21,31 +21,31 @@ class ForwardStates:
         responses: What it read.
         states: Hidden states behind the final norm; (B, P + T, D).
         visual: Visual tokens of the prompts; bool (B, P).
-        path: Cosine of the prompt's last token and of each response token with the mean of the prompt's visual tokens
-            (Eq. 3); (B, 1 + T).
+        columns: Cosine with the mean of the prompt's visual tokens (Eq. 3) of the last prompt token, then of each
+            response token; (B, 1 + T).
     """
 
     responses: Responses
     states: Tensor
     visual: Tensor
-    path: Tensor
-
-    @property
-    def similarity(self) -> Tensor:
-        """Cosine of the state after reading each response token; (B, T)."""
-        return self.path[:, 1:]
-
-    def weighed_similarity(self, focus_state: FocusState) -> Tensor:
-        """Cosine of the state from which a method takes the focus of each response token; (B, T)."""
-        return self.similarity if focus_state == "reading" else self.path[:, :-1]
+    columns: Tensor
 
     @classmethod
     def of(cls, model: PreTrainedModel, responses: Responses) -> "ForwardStates":
         inputs = padded_input(responses.rows, visual_token_ids(model.config), model.config.model_type)
         states, visual = last_states(model, inputs), inputs.visual_prompt
         width = visual.shape[1]
-        path = visual_similarity(states[:, width - 1 :], visual_prototype(states[:, :width], visual))
-        return cls(responses, states, visual, path)
+        columns = visual_similarity(states[:, width - 1 :], visual_prototype(states[:, :width], visual))
+        return cls(responses, states, visual, columns)
+
+    @property
+    def similarity(self) -> Tensor:
+        """Of the state after reading each response token; (B, T)."""
+        return self.columns[:, 1:]
+
+    def similarity_of(self, focus_state: FocusState) -> Tensor:
+        """Of the state that is the focus of each response token: its own, or that of the token before; (B, T)."""
+        return self.similarity if focus_state == "reading" else self.columns[:, :-1]
 
     def cosines(self, row: int) -> Tensor:
         """Cosine of each token of a response with each visual token of its prompt; (T, V), float32."""

@@ -22,9 +22,9 @@ class Weights:
     """Numbers of G responses of up to T tokens, by their names in an inspection's file.
 
     Attributes:
-        focus: rho (Eq. 4 of arXiv 2604.09349), whatever the preset; (G, T).
+        focus: rho (Eq. 4 of arXiv 2604.09349) of the state after reading each token, whatever the settings; (G, T).
         gate: G of Eq. 6; bool (G, T).
-        weight: w of Eq. 5; (G, T).
+        weight: w of Eq. 5, of the state that the settings name, as are gate, factors and advantage; (G, T).
         token_factor: 1 + psi of Eq. 8; (G, T).
         rollout_factor: 1 + phi of Eq. 11, (G,), or None for a single response.
         advantage: A^V of Eq. 12, (G, T), or None for a single response.
@@ -54,17 +54,13 @@ NOTHING = dict.fromkeys((*WEIGHED, "rollout_factor", "late_early_ratio"))
 
 
 def weigh(
-    similarity: Tensor,
-    mask: Tensor,
-    advantages: Tensor | None,
-    settings: VGPOSettings,
-    *,
-    weighed: Tensor | None = None,
+    similarity: Tensor, weighed: Tensor, mask: Tensor, advantages: Tensor | None, settings: VGPOSettings
 ) -> Weights:
     """What the method makes of the responses of one group.
 
     Args:
-        similarity: S of Eq. 3; (G, T).
+        similarity: S of Eq. 3, of the state after reading each token; (G, T).
+        weighed: S of the state that `settings.focus_state` names; (G, T).
         mask: Tokens of the responses; bool (G, T).
         advantages: A_i, (G,), or None where they are not known.
         settings: Of the method.
@@ -73,7 +69,7 @@ def weigh(
     number = len(similarity)
     plain = similarity.new_zeros(number) if advantages is None else advantages
     group = torch.zeros(number, dtype=torch.long, device=similarity.device)
-    shaped = reweight_advantages(plain, similarity if weighed is None else weighed, mask, group, settings)
+    shaped = reweight_advantages(plain, weighed, mask, group, settings)
     growth = progress(mask.cumsum(1), mask.sum(1, keepdim=True), settings, shaped.focus.dtype)
     focus = focus_score(similarity, mask, "paper")
     alone = advantages is None

@@ -166,7 +166,7 @@ class Measurement:
         self.prompts = [prompt for prompt in probes.prompts for _ in range(SAMPLES)]
         self.text = probes.text
         self.has_images = any(prompt.media for prompt in self.prompts)
-        self.sampled_similarity: Tensor | None = None  # with `responses`
+        self.sampled_similarity: Tensor | None = None  # with `responses`; (B, 1 + T)
         self.model_type = host.vlm.config.model_type
         self.tolerance = TOLERANCES.get(host.dtype, TOLERANCES[torch.bfloat16])
 
@@ -185,7 +185,7 @@ class Measurement:
             record_sampled_similarity(model, visual, sampled) if self.has_images else nullcontext() as focus,
         ):
             found = respond(model, self.prompts, decoding, seed=SEED)
-        self.sampled_similarity = None if focus is None else focus.signals.get("similarity")
+        self.sampled_similarity = None if focus is None else focus.columns
         log_probs = sampled.log_probs(found.rows.input_ids[:, -1])
         lengths = found.mask.sum(1).tolist()
         kept = [max(1, int(length * share)) for length, share in zip(lengths, SHORTER, strict=False)]
@@ -284,12 +284,12 @@ class Measurement:
 
     def sampled_focus(self) -> list[Gap]:
         """Visual similarity of padded rows against that of `generate`, where sampling records it."""
-        responses = self.responses[0]
-        assert self.separate.similarity is not None
+        mask = self.responses[0].mask
         if self.sampled_similarity is None:
             return []
-        gap = self.separate.similarity - self.sampled_similarity[:, : responses.mask.shape[1]]
-        return [self._gap("focus, sampled", [gap[responses.mask]], self.tolerance.focus)]
+        sampled = states_of_tokens(self.sampled_similarity[:, : mask.shape[1] + 1])
+        gap = similarities(self.separate) - sampled
+        return [self._gap("focus, sampled", [gap[mask]], self.tolerance.focus)]
 
     def sharing(self) -> list[Gap]:
         """Shared prompts against separate rows: outputs, and one backward pass."""
@@ -297,8 +297,8 @@ class Measurement:
         shared = self._scores(responses.rows, share=True)
         name = "log-probs, shared prompts"
         gaps = [self._gap(name, [(shared.log_probs - self.separate.log_probs)[mask]], self.tolerance.log_probs)]
-        if shared.similarity is not None and self.separate.similarity is not None:
-            gap = (shared.similarity - self.separate.similarity)[mask]
+        if self.has_images:
+            gap = (similarities(shared) - similarities(self.separate))[mask]
             gaps.append(self._gap("focus, shared prompts", [gap], self.tolerance.focus))
         return gaps + self._gradient_gap()
 
@@ -353,14 +353,14 @@ class Measurement:
 
     def focus(self) -> Gap:
         """Recorded visual similarity against cosines of `output_hidden_states` of single rows."""
-        assert self.separate.similarity is not None
         differences = []
-        rows = zip(self.prompts, self.separate.similarity, self.responses[0].mask, self.singles, strict=True)
+        rows = zip(self.prompts, similarities(self.separate), self.responses[0].mask, self.singles, strict=True)
         for prompt, similarity, mask, single in rows:
             length, states = len(prompt.token_ids), single.states.float()
             visual = [i for i, token in enumerate(prompt.token_ids) if token in self.host.visual_token_ids]
             prototype = states[visual].mean(0, keepdim=True)
-            differences.append(similarity[mask] - torch.cosine_similarity(states[length:], prototype, dim=-1))
+            columns = torch.cosine_similarity(states[length - 1 :], prototype, dim=-1)
+            differences.append(similarity[mask] - states_of_tokens(columns))
         return self._gap("focus, single rows", differences, self.tolerance.focus)
 
     def text_rows(self) -> Gap:
@@ -487,6 +487,18 @@ def mask_problem(token_ids: Sequence[int], changed: Tensor, masked: Tensor) -> s
     if foreign.any():
         return f"tokens {sorted(set(ids[foreign].tolist()))} count as image tokens and never change with the pixels"
     return ""
+
+
+def similarities(scores: Scores) -> Tensor:
+    """Similarity of the state that reads each token and of the one that predicts it; (B, T, 2)."""
+    assert scores.similarity is not None
+    assert scores.predicting_similarity is not None
+    return torch.stack([scores.similarity, scores.predicting_similarity], dim=-1)
+
+
+def states_of_tokens(columns: Tensor) -> Tensor:
+    """As `similarities`, out of the values at the last prompt token and the response, (..., 1 + T); (..., T, 2)."""
+    return torch.stack([columns[..., 1:], columns[..., :-1]], dim=-1)
 
 
 def norm_and_projection(gradient: Tensor, seed: int) -> Tensor:

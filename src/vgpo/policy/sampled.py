@@ -84,9 +84,9 @@ class SampledSimilarity:
         log_probs: are recorded at the same time.
 
     Attributes:
-        signals: by their names in `vgpo.shaping.Signals`, the similarity of the states after reading each token and of
-            those that predict it, (B, T) each, once `generate` has returned. Empty where it sampled a single token, read
-            the prompt in parts, or gave the model a mask of another kind than that of padding.
+        columns: of the last token of the prompt, then of the response, (B, 1 + T), once `generate` has returned. None
+            where it sampled a single token, read the prompt in parts, or gave the model a mask of another kind than
+            that of padding.
     """
 
     def __init__(self, visual_mask: Tensor, log_probs: SampledLogProbs) -> None:
@@ -94,8 +94,9 @@ class SampledSimilarity:
         self.log_probs = log_probs
         self.step: dict[str, Any] = {}  # the arguments of the last forward pass
         self._prototype: Tensor | None = None  # (n, D)
-        self._columns: list[Tensor] = []  # of the last token of each prompt (n, 1), then of each token (B, 1)
-        self.signals: dict[str, Tensor] = {}
+        self._first: Tensor | None = None  # of the last prompt tokens, (n, 1)
+        self._columns: list[Tensor] = []
+        self.columns: Tensor | None = None
 
     def note_step(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Forward pre-hook of the model that generates."""
@@ -109,7 +110,7 @@ class SampledSimilarity:
         hidden = last_hidden_state(output)  # (n, P, D), then (B, 1, D)
         if hidden.shape[:2] == self.visual_mask.shape and self._prototype is None:
             self._prototype = visual_prototype(hidden, self.visual_mask)
-            self._columns.append(visual_similarity(hidden[:, -1:], self._prototype))
+            self._first = visual_similarity(hidden[:, -1:], self._prototype)
         elif hidden.shape[1] == 1 and self._prototype is not None:
             prototype = self._prototype.repeat_interleave(len(hidden) // len(self._prototype), dim=0)
             self._columns.append(visual_similarity(hidden, prototype))
@@ -120,10 +121,9 @@ class SampledSimilarity:
         mask = self.step.get("attention_mask")  # transformers leaves it out where no prompt is padded
         if len(self._columns) > 1 and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             generator(**next_step(self.step, last_tokens))
-            first, *others = self._columns
-            first = first.repeat_interleave(len(others[0]) // len(first), dim=0)
-            path = torch.cat([first, *others], dim=1)  # (B, 1 + T)
-            self.signals = {"similarity": path[:, 1:], "predicting_similarity": path[:, :-1]}
+            assert self._first is not None
+            first = self._first.repeat_interleave(len(last_tokens) // len(self._first), dim=0)
+            self.columns = torch.cat([first, *self._columns], dim=1)
             self.log_probs.is_complete = True
         self.step = {}  # which holds the cache
 

@@ -38,7 +38,7 @@ from vgpo.shared_prompt import (
 )
 
 MEASURES = {"similarity": PROTOTYPE, "layer_similarity": ALL_LAYERS}
-RECORDED = (*MEASURES, "predicting_similarity")  # the fields of `Scores` that hooks record
+SIMILARITIES = ("similarity", "predicting_similarity", "layer_similarity")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Scores:
     Args:
         log_probs: (B, T), of the policy's tokens; 0 for padding.
         entropy: (B, T), or None where the model's head was not asked for it.
-        similarity: cosine with the visual prototype (B, T), or None where it was not recorded.
-        predicting_similarity: the same of the state that predicts each token.
+        similarity: cosine with the visual prototype of the state after reading each token (B, T), or None where it was
+            not recorded.
+        predicting_similarity: the same of the state that predicts each token, recorded together with it.
         layer_similarity: mean cosine with visual tokens over all layers (B, T), or None where it was not recorded.
         aux_loss: load-balancing loss of a mixture of experts, or None.
     """
@@ -69,7 +70,7 @@ class Scores:
 
     def signals(self) -> dict[str, Tensor]:
         """What a shaping may look at, detached, by its name in `vgpo.shaping.Signals`."""
-        outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", *RECORDED)}
+        outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", *SIMILARITIES)}
         return {name: value.detach() for name, value in outputs.items() if value is not None}
 
 
@@ -166,7 +167,7 @@ def score_rows(
         rows: what it reads.
         visual_token_ids: ids of image tokens.
         share: compute a prompt once for all its rows.
-        similarity: record visual similarity.
+        similarity: record visual similarity, of the states that read the tokens and of those that predict them.
         layer_similarity: record visual similarity in all layers.
         blank: an image that the vision tower looks at in passes over text alone.
         batch_size: rows at a time; all by default.
@@ -215,7 +216,7 @@ def joined(scores: Sequence[Scores], places: Sequence[Sequence[int]] | None = No
         rows = torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
         return rows if order is None else rows[order.to(rows.device)]
 
-    names = ("log_probs", "entropy", *RECORDED)
+    names = ("log_probs", "entropy", *SIMILARITIES)
     return Scores(
         **{name: join(name) for name in names}, aux_loss=torch.stack(aux_losses).mean() if aux_losses else None
     )
@@ -226,7 +227,7 @@ class Scorer:
     """How a model scores rows; arguments as those of `score_rows`.
 
     Args:
-        measures: the fields of `Scores` that are recorded beside the head's.
+        measures: what is recorded beside the head's outputs, by its field of `Scores`.
         options: passed on to the model.
     """
 
@@ -421,13 +422,13 @@ def response_lengths(rows: Rows) -> list[int]:
 
 
 def scores_of(outputs: Any, recordings: Mapping[str, Recording], width: int) -> Scores:
-    """The scores of the last `width` columns, those of the responses."""
-    recorded = {name: recording.similarity for name, recording in recordings.items()}
+    """The scores of the last `width` columns."""
+    similarity = {name: recording.similarity for name, recording in recordings.items()}
     if "similarity" in recordings:
-        recorded["predicting_similarity"] = recordings["similarity"].predicting_similarity
+        similarity["predicting_similarity"] = recordings["similarity"].predicting_similarity
     return Scores(
         log_probs=outputs.log_probs[:, -width:],
         entropy=None if outputs.entropy is None else outputs.entropy[:, -width:],
         aux_loss=outputs.aux_loss,
-        **{name: recorded.get(name) for name in RECORDED},
+        **{name: similarity.get(name) for name in SIMILARITIES},
     )

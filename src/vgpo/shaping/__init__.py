@@ -1,7 +1,7 @@
 """Ways to turn one advantage per rollout into one per token. A new way is a file here and a line in `SHAPINGS`."""
 
 from vgpo.shaping.adaptive import AdaptiveShaping
-from vgpo.shaping.base import IMAGE_SIGNALS, SIMILARITIES, Scope, Shaped, Shaping, Signals, build_shaping
+from vgpo.shaping.base import IMAGE_SIGNALS, PROTOTYPE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping
 from vgpo.shaping.entropy import EntropyShaping
 from vgpo.shaping.kl_perception import KLPerceptionShaping
 from vgpo.shaping.none import NoShaping
@@ -21,6 +21,7 @@ SHAPINGS: dict[str, type[Shaping]] = {
 
 __all__ = [
     "IMAGE_SIGNALS",
+    "PROTOTYPE_SIGNALS",
     "SHAPINGS",
     "SIMILARITIES",
     "AdaptiveShaping",

@@ -23,6 +23,9 @@ IMAGE_SIGNALS = frozenset(
     }
 )  # fmt: skip
 
+# Signals that are cosines with the visual prototype, of neighbouring states: a pass computes both at once.
+PROTOTYPE_SIGNALS = frozenset({"similarity", "predicting_similarity"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:

@@ -40,8 +40,8 @@ class Rollout(ScoringPass):
         images: of each response: those of its prompt, then those that tools returned.
         rewards: of the responses of all processes, by reward function; (N, R).
         sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.
-        sampled_signals: signals of visual similarity, as sampling recorded them, (B, T or more) each; empty where it did
-            not.
+        sampled_similarity: visual similarity of the last prompt token and of the responses as they were sampled,
+            (B, 1 + T or more); None where it was not recorded.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -111,9 +111,8 @@ class RolloutTrainer(ScoringTrainer):
         if rollout.sampled_log_probs is not None:
             batch["sampled_log_probs"] = as_wide(rollout.sampled_log_probs, batch["completion_ids"])
         if self._samples_similarity:
-            names = SIMILARITIES & self._required_signals
-            signals = {name: value for name, value in rollout.sampled_signals.items() if name in names}
-            batch |= recorded_everywhere(self.accelerator, signals, batch)
+            recorded = recorded_everywhere(self.accelerator, rollout.sampled_similarity, batch)
+            batch |= {name: recorded[name] for name in recorded.keys() & self._required_signals}
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
             # Entropy is the updated policy's.
@@ -272,7 +271,7 @@ class RolloutTrainer(ScoringTrainer):
         ):
             fields = generation_fields(prompts, media)
             completion_ids, *rest = self._sample(prompt_ids, images, fields, *args, **kwargs)
-        self._rollout.sampled_signals = {} if similarity is None else similarity.signals
+        self._rollout.sampled_similarity = None if similarity is None else similarity.columns
         last_tokens = torch.tensor([ids[-1] if ids else 0 for ids in completion_ids], device=self.accelerator.device)
         self._rollout.sampled_log_probs = sampled.log_probs(last_tokens)
         return completion_ids, *rest
@@ -313,14 +312,24 @@ class RolloutTrainer(ScoringTrainer):
                 ) from error
 
 
-def recorded_everywhere(accelerator: Accelerator, signals: dict[str, Tensor], batch: Batch) -> Batch:
-    """What sampling recorded, as fields; none where a process lacks it, as all run the same passes."""
-    found = torch.tensor([bool(signals)], dtype=torch.uint8, device=accelerator.device)
+def recorded_everywhere(accelerator: Accelerator, columns: Tensor | None, batch: Batch) -> Batch:
+    """The similarities that sampling recorded, by their names in `vgpo.shaping.Signals`.
+
+    None where a process lacks them, as all run the same passes.
+
+    Args:
+        accelerator: of this process.
+        columns: see `vgpo.training.passes.Rollout.sampled_similarity`.
+        batch: with `completion_ids` (B, T) and their mask.
+    """
+    found = torch.tensor([columns is not None], dtype=torch.uint8, device=accelerator.device)
     if not accelerator.gather(found).all():
         return {}
+    assert columns is not None
+    recorded = {"similarity": columns[:, 1:], "predicting_similarity": columns[:, :-1]}
+    tokens, mask = batch["completion_ids"], batch["completion_mask"]
     # Steps after the end of a response have read padding.
-    mask = batch["completion_mask"]
-    return {name: as_wide(value, batch["completion_ids"]) * mask for name, value in signals.items()}
+    return {name: as_wide(values, tokens) * mask for name, values in recorded.items()}
 
 
 def as_wide(values: Tensor, tokens: Tensor) -> Tensor:

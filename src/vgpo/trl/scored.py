@@ -22,7 +22,7 @@ from vgpo.policy.prompts import EncodedPrompt, has_media, joined_media
 from vgpo.policy.sampled import mean_gap
 from vgpo.policy.scoring import Rows, can_share, score_rows
 from vgpo.policy.vision_outputs import VisionOutputs, why_run_tower
-from vgpo.shaping import SIMILARITIES
+from vgpo.shaping import PROTOTYPE_SIGNALS
 from vgpo.shared_prompt import OpenPrompts, PromptSharing, sharing_pattern
 from vgpo.training.collective import all_equal, largest
 from vgpo.training.passes import ScoringPass
@@ -145,7 +145,7 @@ class ScoringTrainer(MonitoredTrainer):
                 rows,
                 self._visual_token_ids,
                 share=self._sharing.scoring and self._passes_are_alike([scoring.prompts, *scoring.later]),
-                similarity=bool(SIMILARITIES & scoring.required),
+                similarity=not PROTOTYPE_SIGNALS.isdisjoint(scoring.required),
                 layer_similarity="layer_similarity" in scoring.required,
                 blank=self._blank_media(),
                 batch_size=batch_size,

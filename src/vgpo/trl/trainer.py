@@ -34,7 +34,7 @@ from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
 from vgpo.rewards.checked import with_prefix
-from vgpo.shaping import SIMILARITIES, Signals
+from vgpo.shaping import PROTOTYPE_SIGNALS, Signals
 from vgpo.training.accuracy import accuracy_reward_name
 from vgpo.training.batches import (
     DIAGNOSTICS,
@@ -152,7 +152,8 @@ class VGPOTrainer(RolloutTrainer):
         by_generate = not (
             self.use_vllm or self.use_transformers_continuous_batching or self.tools or self.rollout_func
         )
-        needed = self.model.training and not self._shapes_in_update and bool(SIMILARITIES & self._required_signals)
+        required = not PROTOTYPE_SIGNALS.isdisjoint(self._required_signals)
+        needed = self.model.training and not self._shapes_in_update and required
         return needed and by_generate and self.sampling_records_similarity
 
     def _build_dynamic_sampler(self) -> DynamicSampler:

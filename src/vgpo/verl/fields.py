@@ -106,10 +106,9 @@ METHOD: dict[str, Field] = {
     **dict.fromkeys(
         (
             "shaping", "strength", "tail_ratio", "gate_ratio", "schedule", "exponent", "step", "intra", "inter",
-            "rollout_score", "focus_state", "preset", "shaping_options", "measure_focus", "filter_reward",
-            "alarms", "alarm_lines",
-            "alarm_entropy", "alarm_zero_reward_std", "alarm_truncation", "alarm_length_growth", "alarm_kl",
-            "alarm_log_prob_gap", "alarm_importance_ratio", "log_rollouts_groups",
+            "rollout_score", "focus_state", "preset", "shaping_options", "measure_focus", "filter_reward", "alarms",
+            "alarm_lines", "alarm_entropy", "alarm_zero_reward_std", "alarm_truncation", "alarm_length_growth",
+            "alarm_kl", "alarm_log_prob_gap", "alarm_importance_ratio", "log_rollouts_groups",
         ),
         OURS,
     ),

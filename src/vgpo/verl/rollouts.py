@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from vgpo.metric_names import SAMPLING_IMPORTANCE_RATIO
+from vgpo.shaping import PROTOTYPE_SIGNALS
 from vgpo.training.signals import group_numbers
 from vgpo.verl.names import CORRUPTED, SIMILARITY
 
@@ -19,11 +20,8 @@ ALWAYS = (
     "extra_fields",
 )  # fmt: skip
 SAMPLED = "rollout_log_probs"
-MEASURED = {
-    "similarity": SIMILARITY,
-    "predicting_similarity": SIMILARITY,
-    CORRUPTED: CORRUPTED,
-}  # the field of each signal that a pass measures
+# The field of each signal that a pass measures.
+MEASURED = {**dict.fromkeys(PROTOTYPE_SIGNALS, SIMILARITY), CORRUPTED: CORRUPTED}
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class Rollouts:
         advantages: of verl's estimator; float32 (B, T).
         log_probs: of the policy that verl takes ratios against; (B, T).
         entropy: of the policy, in nats; (B, T).
-        similarity: cosine with the visual prototype (B, T), or None where it was not measured.
+        similarity: cosine with the visual prototype of the state after reading each token (B, T), or None where it is
+            not asked for.
         predicting_similarity: the same of the state that predicts each token.
         corrupted_log_probs: of the policy after images with black patches (B, T), or None where that was not scored.
         sampled_log_probs: of the rollout engine (B, T), or None where it gives none.
@@ -93,7 +92,8 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         RuntimeError: a field is missing; names it.
     """
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
-    required = list(dict.fromkeys([*ALWAYS, *(field for signal, field in MEASURED.items() if signal in signals)]))
+    measured = sorted({field for signal, field in MEASURED.items() if signal in signals})
+    required = [*ALWAYS, *measured]
     data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*required, SAMPLED])
     if missing := [name for name in required if name not in data]:
         raise RuntimeError(missing_fields(missing, sorted(data.keys())))
@@ -111,8 +111,10 @@ def read_rollouts(batch: Any, signals: Collection[str]) -> Rollouts:
         advantages=padded(data["advantages"]),
         log_probs=padded(data["old_log_probs"]),
         entropy=padded(data["entropy"]),
-        similarity=response_tokens(data[SIMILARITY], lengths) if SIMILARITY in required else None,
-        predicting_similarity=response_tokens(data[SIMILARITY], lengths, before=1) if SIMILARITY in required else None,
+        similarity=response_tokens(data[SIMILARITY], lengths) if "similarity" in signals else None,
+        predicting_similarity=(
+            response_tokens(data[SIMILARITY], lengths, earlier=1) if "predicting_similarity" in signals else None
+        ),
         corrupted_log_probs=padded(data[CORRUPTED]) if CORRUPTED in required else None,
         sampled_log_probs=padded(data[SAMPLED]) if SAMPLED in data else None,
         reward_info=[dict(fields["reward_extra_info"]) for fields in objects(data["extra_fields"])],
@@ -141,13 +143,17 @@ def padded(rows: Tensor) -> Tensor:
     return pad_sequence(list(rows.unbind()), batch_first=True)
 
 
-def response_tokens(values: Tensor, lengths: Tensor, *, before: int = 0) -> Tensor:
-    """Values at the response's tokens, or so many tokens before each, of a nested tensor with values at all tokens: (B, T).
+def response_tokens(values: Tensor, lengths: Tensor, *, earlier: int = 0) -> Tensor:
+    """Values at the response's tokens, of a nested tensor with values at all tokens: (B, T).
 
-    A log-probability is the output at the token before; similarity is a token's own, so that nothing is shifted.
+    Args:
+        values: nested (B, prompt + response), the value at a token belongs to the state at that very token.
+        lengths: tokens of each response; int64 (B,).
+        earlier: take the values so many tokens earlier: 1 for the state that predicts a token, of which that of the
+            first one is at the last token of the prompt.
     """
     rows = [
-        row[len(row) - length - before : len(row) - before]
+        row[len(row) - length - earlier : len(row) - earlier]
         for row, length in zip(values.unbind(), lengths.tolist(), strict=True)
     ]
     return pad_sequence(rows, batch_first=True)

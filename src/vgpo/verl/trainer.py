@@ -32,7 +32,7 @@ from vgpo.focus import named_visual_token_ids, visual_token_ids, visual_token_ma
 from vgpo.metric_names import SAMPLING_FAILED_ROLLOUTS, SAMPLING_IMPORTANCE_RATIO, SAMPLING_LOG_PROB_GAP
 from vgpo.policy.sampled import mean_gap
 from vgpo.rewards import RewardError
-from vgpo.shaping import IMAGE_SIGNALS, SIMILARITIES, Shaped, Signals
+from vgpo.shaping import IMAGE_SIGNALS, PROTOTYPE_SIGNALS, Shaped, Signals
 from vgpo.training.checks import check_no_image_tokens, check_visual_tokens
 from vgpo.training.collective import SingleProcess
 from vgpo.training.metrics import RunningRatios
@@ -101,7 +101,7 @@ class VisuallyGuided(PPOTrainer):
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """As the parent; the engine measures visual similarity in the same pass."""
-        batch.extra_info[SIMILARITY_FLAG] = bool(SIMILARITIES & self.required)
+        batch.extra_info[SIMILARITY_FLAG] = not PROTOTYPE_SIGNALS.isdisjoint(self.required)
         try:
             result = super()._compute_old_log_prob(batch, metrics)
         finally:
