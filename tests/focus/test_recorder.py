@@ -183,14 +183,3 @@ def test_rows_that_nobody_announced_are_an_error(model, inputs):
 def test_a_model_without_a_decoder_is_refused():
     with pytest.raises(ValueError, match=r"Linear has no get_decoder\(\)"):
         decoder_of(nn.Linear(2, 2))
-
-
-def test_the_predicting_state_is_that_of_the_token_before(model, inputs):
-    """Of the first token the last token of the prompt."""
-    with torch.no_grad(), record_similarity(model, visual_mask_of(model, inputs)) as recorder:
-        model(**inputs)
-    assert torch.equal(recorder.predicting_similarity[:, 1:], recorder.similarity[:, :-1])
-    as_if_shorter = visual_mask_of(model, inputs)[:, :-1]  # the last token of the prompt counts as a response token
-    with torch.no_grad(), record_similarity(model, as_if_shorter) as longer:
-        model(**inputs)
-    assert torch.equal(recorder.predicting_similarity[:, 0], longer.similarity[:, 0])

@@ -122,8 +122,8 @@ class FocusOfState:
         ratios, has_halves = late_early_ratios(rho, mask)
         self.late_early: Array = ratios.masked_fill(~has_halves, float("nan")).numpy()  # (B,)
         self.deciles: Array = decile_values(rho, mask)  # (B, 10)
-        _, decay = fitted_line(*focus_curve(similarity, mask, groups.samples.question))
-        self.decay: Array = decay[: groups.num_questions].numpy()  # f (Q,), 0 where no line can be fitted
+        line = fitted_line(*focus_curve(similarity, mask, groups.samples.question))
+        self.decay: Array = line.decay[: groups.num_questions].numpy()  # f (Q,), 0 where no line can be fitted
         self.correlation = groups.correlation_with_correctness(self.mean)  # (Q,)
 
     @property

@@ -119,7 +119,7 @@ class SampledSimilarity:
     def finish(self, generator: nn.Module, last_tokens: Tensor) -> None:
         """Read the last tokens of all responses, (B,)."""
         mask = self.step.get("attention_mask")  # transformers leaves it out where no prompt is padded
-        if len(self._columns) > 1 and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
+        if self._columns and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             generator(**next_step(self.step, last_tokens))
             assert self._first is not None
             first = self._first.repeat_interleave(len(last_tokens) // len(self._first), dim=0)

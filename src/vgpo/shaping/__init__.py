@@ -23,7 +23,6 @@ __all__ = [
     "IMAGE_SIGNALS",
     "PROTOTYPE_SIGNALS",
     "SHAPINGS",
-    "SIMILARITIES",
     "AdaptiveShaping",
     "EntropyShaping",
     "KLPerceptionShaping",

@@ -13,8 +13,6 @@ from vgpo.text import did_you_mean
 
 Scope = Literal["rollout", "group", "batch"]
 
-# Signals of visual focus, which one pass records together.
-SIMILARITIES = frozenset({"similarity", "predicting_similarity"})
 # Signals that are about images: a run without any has none.
 IMAGE_SIGNALS = frozenset(
     {

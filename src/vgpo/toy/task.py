@@ -186,8 +186,8 @@ def _draw(rng: np.random.Generator, scans: Scans, settings: TaskSettings) -> Que
         asked = replace(asked, grid=change.apply(asked.grid))
         pictured = change.apply(pictured, scans, edits)
     shown = scans.labels[pictured]
-    written = {"text": ~corrected, "misleading": corrected}.get(setting, [])
-    lines = " ".join(_row(i, asked.grid[i]) + "." for i in np.flatnonzero(written))
+    written = {"text": ~corrected, "misleading": corrected}.get(setting, np.zeros(0, dtype=bool))
+    lines = " ".join(f"{_row(int(i), asked.grid[i])}." for i in np.flatnonzero(written))
     chain, answer = asked.solve(asked.grid, settings.rows)
     forgetful, _ = asked.solve(shown, settings.rows) if setting == "misleading" else asked.solve(asked.grid, 1)
     words = {"text": f"{lines} ", "misleading": f"Now {lines} "}.get(setting, "")

@@ -48,4 +48,4 @@ class Rollout(ScoringPass):
     images: list[list[Any]] = field(default_factory=list)
     rewards: Tensor | None = None
     sampled_log_probs: Tensor | None = None
-    sampled_signals: dict[str, Tensor] = field(default_factory=dict)
+    sampled_similarity: Tensor | None = None

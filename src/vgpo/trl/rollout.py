@@ -34,7 +34,7 @@ from vgpo.policy.prompts import (
 from vgpo.policy.sampled import SampledLogProbs, SampledSimilarity, record_sampled, record_sampled_similarity
 from vgpo.policy.undisturbed import evaluation_mode
 from vgpo.policy.vision_outputs import generating_from
-from vgpo.shaping import IMAGE_SIGNALS, SIMILARITIES
+from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
 from vgpo.training.batches import Batch
 from vgpo.training.finite_guard import NonFiniteError
