@@ -106,8 +106,8 @@ def test_strata_are_columns_or_fields_of_meta() -> None:
         {"problem": ["a", "b"], "answer": ["1", "2"], "id": ["x", "y"], "meta": [{"level": 3}, {"level": None}]}
     )
     assert strata_of(rows, "id") == ["x", "y"]
-    with pytest.raises(FocusCheckError, match="--stratum-column level: row 1 has no value"):
+    with pytest.raises(FocusCheckError, match="stratum_column='level': row 1 has no value"):
         strata_of(rows, "level")
     assert strata_of(rows.select([0]), "level") == ["3"]
-    with pytest.raises(FocusCheckError, match=r"no such column .did you mean 'level'.*'id', 'level'"):
+    with pytest.raises(FocusCheckError, match=r"'levl' is no column of the data set.*did you mean 'level'.*'id', 'level'"):
         strata_of(rows, "levl")

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vgpo.policy.prompts import pad_to_widest
+from vgpo.training.collective import Collective
 
 Batch = dict[str, Any]
 
@@ -83,6 +85,32 @@ def action_mask(batch: Batch) -> Tensor:
     """Tokens that the policy sampled, without the output of tools; bool (B, T)."""
     mask = batch["completion_mask"].bool()
     return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+
+
+def recorded_everywhere(collective: Collective, columns: Tensor | None, batch: Batch) -> Batch:
+    """The similarities that sampling recorded, by their names in `vgpo.shaping.Signals`.
+
+    None where a process lacks them, as all run the same passes.
+
+    Args:
+        collective: the processes of the run.
+        columns: see `vgpo.training.passes.Rollout.sampled_similarity`.
+        batch: with `completion_ids` (B, T) and their mask.
+    """
+    found = torch.tensor([columns is not None], dtype=torch.uint8, device=collective.device)
+    if not collective.gather_rows(found).all():
+        return {}
+    assert columns is not None
+    recorded = {"similarity": columns[:, 1:], "predicting_similarity": columns[:, :-1]}
+    tokens, mask = batch["completion_ids"], batch["completion_mask"]
+    # Steps after the end of a response have read padding.
+    return {name: as_wide(values, tokens) * mask for name, values in recorded.items()}
+
+
+def as_wide(values: Tensor, tokens: Tensor) -> Tensor:
+    """Values of responses (B, any T) cut, or padded with zeros, to the columns of tokens (B, T)."""
+    width = tokens.shape[1]
+    return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from vgpo.equations import VGPOSettings
 from vgpo.policy.parts import FREEZABLE, check_freeze
 from vgpo.settings_checks import check_choice, reject_unused
-from vgpo.shaping import PROTOTYPE_SIGNALS, SHAPINGS, Shaping, build_shaping
+from vgpo.shaping import SHAPINGS, Shaping, build_shaping
 from vgpo.training.settings import (
     AlarmSettings,
     DynamicSamplingSettings,
@@ -196,7 +196,7 @@ class MethodArguments:
             ValueError: one is not, or has none.
         """
         signals = self.build_shaping().signals
-        if not self.measure_focus and PROTOTYPE_SIGNALS & signals:
+        if not self.measure_focus and "similarity" in signals:
             raise ValueError(
                 f"measure_focus=False has no effect with shaping={self.shaping!r}, which needs the focus. Remove it."
             )

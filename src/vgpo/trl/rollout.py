@@ -7,8 +7,6 @@ from operator import is_
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -36,7 +34,7 @@ from vgpo.policy.undisturbed import evaluation_mode
 from vgpo.policy.vision_outputs import generating_from
 from vgpo.shaping import IMAGE_SIGNALS
 from vgpo.shared_prompt import PrefillError, PromptSharing
-from vgpo.training.batches import Batch
+from vgpo.training.batches import Batch, as_wide, recorded_everywhere
 from vgpo.training.finite_guard import NonFiniteError
 from vgpo.training.passes import Rollout
 from vgpo.trl.config import VGPOConfig
@@ -111,7 +109,7 @@ class RolloutTrainer(ScoringTrainer):
         if rollout.sampled_log_probs is not None:
             batch["sampled_log_probs"] = as_wide(rollout.sampled_log_probs, batch["completion_ids"])
         if self._samples_similarity:
-            recorded = recorded_everywhere(self.accelerator, rollout.sampled_similarity, batch)
+            recorded = recorded_everywhere(self.collective, rollout.sampled_similarity, batch)
             batch |= {name: recorded[name] for name in recorded.keys() & self._required_signals}
         # The first pass is the old policy's, if the parent ran one; what follows is a reference model's.
         if "old_per_token_logps" in batch:
@@ -310,32 +308,6 @@ class RolloutTrainer(ScoringTrainer):
                     f"The policy's probabilities are not finite after step {self.state.global_step}: an update with a "
                     f"finite gradient made its weights too large. {self._way_back()}"
                 ) from error
-
-
-def recorded_everywhere(accelerator: Accelerator, columns: Tensor | None, batch: Batch) -> Batch:
-    """The similarities that sampling recorded, by their names in `vgpo.shaping.Signals`.
-
-    None where a process lacks them, as all run the same passes.
-
-    Args:
-        accelerator: of this process.
-        columns: see `vgpo.training.passes.Rollout.sampled_similarity`.
-        batch: with `completion_ids` (B, T) and their mask.
-    """
-    found = torch.tensor([columns is not None], dtype=torch.uint8, device=accelerator.device)
-    if not accelerator.gather(found).all():
-        return {}
-    assert columns is not None
-    recorded = {"similarity": columns[:, 1:], "predicting_similarity": columns[:, :-1]}
-    tokens, mask = batch["completion_ids"], batch["completion_mask"]
-    # Steps after the end of a response have read padding.
-    return {name: as_wide(values, tokens) * mask for name, values in recorded.items()}
-
-
-def as_wide(values: Tensor, tokens: Tensor) -> Tensor:
-    """Values of responses (B, any T) cut, or padded with zeros, to the columns of tokens (B, T)."""
-    width = tokens.shape[1]
-    return F.pad(values[:, :width], (0, max(0, width - values.shape[1])))
 
 
 def vllm_in_place(args: VGPOConfig) -> AbstractContextManager[None]:
