@@ -225,7 +225,7 @@ def reweight_advantages(
         settings: the method's settings.
         visual_rows: bool (B,), False where the prompt has no visual token; None if every prompt has one.
         growth: (B, T), replaces the scheduled progress in equation (5).
-        deviation_strength: (B,) lambda in [0, 1]: the factors are 1 + lambda psi and 1 + lambda phi. None for 1.
+        deviation_strength: (B,) lambda in [-1, 1]: the factors are 1 + lambda psi and 1 + lambda phi. None for 1.
 
     Raises:
         ValueError: for a shape or dtype that does not fit.

@@ -229,6 +229,19 @@ def test_slope_is_vgpo_where_focus_decays_and_uncompensated_where_it_does_not(de
     assert torch.equal(found, expected)
 
 
+def test_signed_turns_the_deviations_of_negative_advantages_round():
+    advantages, signals = falling(0.9)
+    unsigned = adaptive(earned=False).shape(advantages, signals)
+    signed = adaptive(earned=False, signed=True).shape(advantages, signals)
+    psi = unsigned.diagnostics["token_factor"] - 1
+    phi = unsigned.diagnostics["rollout_factor"] - 1
+    expected = advantages[:, None] * (1 - psi) * (1 - phi[:, None])
+    is_negative = advantages < 0
+    assert torch.equal(signed.advantages[~is_negative], unsigned.advantages[~is_negative])
+    torch.testing.assert_close(signed.advantages[is_negative], expected[is_negative], atol=1e-12, rtol=0)
+    assert not torch.allclose(signed.advantages[is_negative], unsigned.advantages[is_negative], atol=1e-3)
+
+
 def test_curve_of_a_full_decay_is_progress_within_a_bin():
     # The lowest cosine is taken off, so that a straight line has f = 1 / (mean of the last bin, 0.95): F = 1 is near.
     _, signals = falling(0.9)

@@ -68,6 +68,9 @@ class AdaptiveSettings:
     forgetting: Forgetting = "slope"
     """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` replaces t / T by
     the measured loss at each place, ``given`` takes beta t / T as it is."""
+    signed: bool = False
+    """Where the advantage is below 0, weigh by 1 - lambda psi and 1 - lambda phi: a wrong rollout is blamed where it
+    does not look, and VGPO blames it where it looks."""
     blind_gate: bool = False
     """Weaken the re-weighting of prompts that are answered without their images."""
     blind_rollouts: int = 2
@@ -84,7 +87,7 @@ class AdaptiveSettings:
 
     def __post_init__(self) -> None:
         self.vgpo  # noqa: B018  # checks the shared ones
-        for name in ("earned", "blind_gate"):
+        for name in ("earned", "signed", "blind_gate"):
             check_choice(name, vars(self)[name], (True, False))
         check_choice("forgetting", self.forgetting, get_args(Forgetting))
         check_number("correlation_rate", self.correlation_rate, low=0, high=1)
@@ -92,7 +95,7 @@ class AdaptiveSettings:
         check_number("full_slope", self.full_slope, low=0, high=1)
         if type(self.blind_rollouts) is not int or self.blind_rollouts < 1:
             raise ValueError(f"blind_rollouts is {self.blind_rollouts!r}, expected a whole number from 1.")
-        for name in ("forgetting", "blind_gate", "stratum_column"):
+        for name in ("forgetting", "signed", "blind_gate", "stratum_column"):
             check_used(self, name, intra=True, inter=True)
         for name in ("correlation_rate", "full_correlation", "stratum_column"):
             check_used(self, name, earned=True)
@@ -320,7 +323,7 @@ class AdaptiveShaping(Shaping):
             settings.vgpo,
             signals.visual_rows,
             growth=growth,
-            deviation_strength=strength,
+            deviation_strength=torch.where(advantages < 0, -strength, strength) if settings.signed else strength,
         )
         shaped = shaped_by(reweighted, signals)
         return Shaped(
