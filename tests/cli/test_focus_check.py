@@ -33,7 +33,7 @@ def test_a_check_of_the_embedded_model(questions: Path, tmp_path: Path) -> None:
     assert found.verdict.gain == "too few"
     assert found.settings.max_new_tokens == 24
     assert "too few groups" in (tmp_path / "out" / "focus_check.html").read_text()
-    assert "Undecided, too few groups have mixed accuracy" in done.output
+    assert f"toy on {questions}: Undecided, too few groups have mixed accuracy." in done.output
     assert "correlation of focus" in done.output
 
 

@@ -66,7 +66,7 @@ def test_compensation_is_divided_by_group() -> None:
     flat = [0.5] * 10
     groups = [[(True, falling), (False, falling)], [(True, flat), (False, [*flat[:-1], 0.0])]]
     found = measure(samples(groups)).states["reading"].compensation
-    # e is 0.5 in nine bins and 0.25 in the last: slope -0.0375 / 0.275 at mean 0.475 and u 0.5
+    # e is 0.5 in nine bins and 0.25 in the last, 0.45 from the middle: mean 0.475, slope 0.45 * -0.25 / 0.825.
     slope = (0.45 * -0.25) / 0.825
     share = -slope / (0.475 - 0.5 * slope) / 0.55
     assert found.quartiles == pytest.approx([share + part * (1 - share) for part in (0.25, 0.5, 0.75)], rel=1e-5)
