@@ -95,7 +95,7 @@ def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
     assert setting["methods"][0]["step_time"] is None
     assert other["methods"] == []
     text = markdown(data)
-    assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – |" in text
+    assert "| vgpo | 1 | 61.0 | – | – | – | – | – (0 of 1) | – | – | – | – | – |" in text
     assert "Not done: dapo (seed 0, 1); vgpo (seed 0)." in text
     written = write_outputs(tmp_path / "out", data)
     assert {"page", "table"} <= written.keys()

@@ -82,7 +82,7 @@ def questions(comparison: Mapping[str, Any]) -> list[str]:
 def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
     """The first table of a setting: does it help, and what does it cost?"""
     head = ["method", "seeds", "held-out, %", "difference, points", "p", "learning, points", "p", "steps", "step time",
-            "memory"]  # fmt: skip
+            "CPU time", "tokens", "memory", "roughness"]  # fmt: skip
     rows = []
     for method in setting["methods"]:
         steps = method["steps_to_base"]
@@ -98,8 +98,7 @@ def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
                     for text in (interval(change, 1, 100, signed=True), p_value(change, num_seeds))
                 ),
                 (NONE if steps["mean"] is None else f"{steps['mean']:.0f}") + reached,
-                interval(method["step_time"], 2),
-                interval(method["memory"], 2),
+                *(interval(method[name], 2) for name in ("step_time", "cpu_time", "tokens", "memory", "roughness")),
             ]
         )
     return head, rows

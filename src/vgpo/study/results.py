@@ -93,7 +93,9 @@ NOTES = {
     "drawn), averaged over all steps of a run. p: exact two-sided sign-flip test of the difference before it, not "
     "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "
     "tenth of the run reaches the mean over seeds of the base’s at its end; mean over the runs that get there. Step "
-    "time (median of a run) and memory (peak): ratio to the base with the same seed.",
+    "time (median of a run), CPU time (of training and its evaluation), tokens (prompts and responses that were trained "
+    "on), memory (peak) and roughness (of the curve of training accuracy, from step to step): ratio to the base with the "
+    "same seed.",
     "looks": "Greedy accuracy with the true image, a black one of the same size, and the next question’s, over the "
     "same questions; a model that does not need the image keeps its accuracy without it. The other columns: one "
     "response to each held-out question, sampled at the temperature of training. Late / early: mean focus ρ of the "
@@ -321,7 +323,7 @@ def method_summary(
         interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
         `learning`, of training accuracy averaged over all steps; `looks`, for each of `columns` the mean
         over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does,
-        and `num_reached`; `step_time` and `memory`, mean ratios to the base; `deciles`, for `correct` and `wrong` the
+        and `num_reached`; `step_time`, `cpu_time`, `tokens`, `memory` and `roughness`, mean ratios to the base; `deciles`, for `correct` and `wrong` the
         mean focus in each tenth of a response, None where there is none.
     """
     is_base = runs is base
@@ -344,7 +346,10 @@ def method_summary(
             "num_reached": len(steps),
         },
         "step_time": cost_ratio("step_time", runs, base),
+        "cpu_time": cost_ratio("cpu_seconds", runs, base),
+        "tokens": cost_ratio("tokens", runs, base),
         "memory": cost_ratio("peak_memory_bytes", runs, base),
+        "roughness": cost_ratio("roughness", runs, base),
         "deciles": {outcome: mean_deciles(runs, outcome) for outcome in ("correct", "wrong")},
     }
 
