@@ -8,8 +8,8 @@
    area under the ROC curve, 0.5 for a coin;
 4. how wrong answers come about.
 
-A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: behind each row it goes on with the next, or
-stops with the closing word. The state at a token's own position, which the focus score takes, is the one that predicts
+A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: after each row it goes on with the next, or
+stops with the closing word. In the setting `forgetting` words may stand where the digits of a row would be read. The state at a token's own position, which the focus score takes, is the one that predicts
 the *next* token. So every signal is judged twice: as the methods use it, at the token, and at the token before.
 """
 
@@ -37,8 +37,13 @@ from vgpo.shaping import Signals, build_shaping
 from vgpo.shaping.dependency import token_dependency
 from vgpo.toy.scans import CELL
 
-READ, GO_ON = "digit read", "go on or stop"
-METHODS = ("vgpo", "kl_perception", "pgpo", "pepo", "entropy")
+READ, GO_ON, GUESS = "digit read", "go on or stop", "guess in words"
+# By name, a shaping and its options.
+METHODS: dict[str, tuple[str, dict[str, str]]] = {
+    "vgpo": ("vgpo", {}),
+    "predicting": ("vgpo", {"focus_state": "predicting"}),
+    **{name: (name, {}) for name in ("kl_perception", "pgpo", "pepo", "entropy")},
+}
 CLOSING = ("total", "largest")
 ROW = re.compile(r"row (\d+):((?: \d+)+), ([\d ]+)\.")
 
@@ -138,11 +143,15 @@ def scored(model: PreTrainedModel, processor: ProcessorMixin, drawn: Responses, 
 def judged(seen: Scores, told: Signals) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What each signal, and each method's credit, makes of the tokens; (B, T) each."""
     mask = told.response_mask
-    shaped = {name: build_shaping(name, {}).shape(torch.ones(len(mask)), told) for name in METHODS}
+    shaped = {
+        name: build_shaping(shaping, options).shape(torch.ones(len(mask)), told)
+        for name, (shaping, options) in METHODS.items()
+    }
     # Of a rollout: what a method does between rollouts is no matter of roles.
     credit = {name: share_of_credit(each.advantages, mask) for name, each in shaped.items()}
     signals = {
         "focus": (seen.similarity + 1) / 2,
+        "focus, predicting state": (seen.predicting_similarity + 1) / 2,
         "gate": shaped["vgpo"].diagnostics["gate"].float(),
         "layer similarity": seen.layer_similarity,
         "black patches": token_dependency(seen.log_probs, told.corrupted_log_probs, mask),
@@ -200,6 +209,8 @@ def roles(texts: Sequence[str]) -> list[str]:
             found.append("punctuation")
         elif word.isdigit():
             found.append(state)
+        elif state == READ and word.isalpha():
+            found.append(GUESS)
         else:
             found.append("frame")
     return found
@@ -258,8 +269,11 @@ def outcome(response: Response) -> str:
     """Of a right answer `right`; of a wrong one what came first."""
     if response.correct:
         return "right"
+    if "much the same" in response.text:
+        return "wrong: a row guessed"
     asks_for_a_row = re.search(r"sum of row (\d+)", response.problem)
-    if len(ROW.findall(response.text)) < (1 if asks_for_a_row else response.num_rows):
+    asks_for_rows = "largest digits of row" in response.problem
+    if not asks_for_rows and len(ROW.findall(response.text)) < (1 if asks_for_a_row else response.num_rows):
         return "wrong: rows left out"
     return "wrong: all rows read, a digit or a step is wrong"
 

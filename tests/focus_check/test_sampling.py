@@ -109,5 +109,7 @@ def test_strata_are_columns_or_fields_of_meta() -> None:
     with pytest.raises(FocusCheckError, match="stratum_column='level': row 1 has no value"):
         strata_of(rows, "level")
     assert strata_of(rows.select([0]), "level") == ["3"]
-    with pytest.raises(FocusCheckError, match=r"'levl' is no column of the data set .did you mean 'level'.*'id', 'meta', 'level'"):
+    with pytest.raises(
+        FocusCheckError, match=r"'levl' is no column of the data set .did you mean 'level'.*'id', 'meta', 'level'"
+    ):
         strata_of(rows, "levl")

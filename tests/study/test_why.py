@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from studies.why import GO_ON, READ, Response, Token, area_under_curve, outcome, roles, separation_table
+from studies.why import GO_ON, GUESS, READ, Response, Token, area_under_curve, outcome, roles, separation_table
 
 CHAIN = "<think>row 1: 7 4 3, 1. row 2: 1 9 9, 0. total 2</think>\\boxed{2}"
 TEXTS = ["<think>", "row 1:", " 7", " 4", " 3", ",", " 1", ".", " row 2:", " 1", " 9", " 9", ",", " 0", ".", " total",
@@ -15,6 +15,28 @@ def test_roles_of_a_chain() -> None:
     expected += [GO_ON, READ, READ, READ, "punctuation", "working", "punctuation"]
     expected += [GO_ON, "answer", "frame", "frame", "answer", "frame"]
     assert roles(TEXTS) == expected
+
+
+def test_words_in_place_of_digits_are_a_guess() -> None:
+    texts = [
+        "<think>",
+        "row 2:",
+        " 7",
+        " 4",
+        ",",
+        " 7",
+        ".",
+        " row 3:",
+        " much",
+        " the",
+        " same",
+        ".",
+        " that",
+        "</think>",
+    ]
+    expected = ["frame", GO_ON, READ, READ, "punctuation", "working", "punctuation"]
+    expected += [GO_ON, GUESS, GUESS, GUESS, "punctuation", "frame", "frame"]
+    assert roles(texts) == expected
 
 
 def test_the_area_is_the_share_of_pairs_in_order() -> None:
@@ -40,6 +62,10 @@ def test_a_signal_is_judged_at_the_token_and_at_the_one_before() -> None:
         ("How many 9s are in the picture?", CHAIN, True, "right"),
         ("How many 9s are in the picture?", CHAIN, False, "wrong: all rows read, a digit or a step is wrong"),
         ("How many 9s are in the picture?", "<think>row 1: 7 4 3, 0. total 0</think>", False, "wrong: rows left out"),
+        ("What are the largest digits of rows 2 to 3?", "row 2: 7 4, 7. row 3: much the same as.", False,
+         "wrong: a row guessed"),
+        ("What are the largest digits of rows 2 to 3?", "row 2: 7 4, 7. row 3: 1 2, 2.", False,
+         "wrong: all rows read, a digit or a step is wrong"),
         ("What is the sum of row 2?", "<think>row 2: 7 4 3, 11 13.</think>", False,
          "wrong: all rows read, a digit or a step is wrong"),
     ],
