@@ -5,10 +5,10 @@
 1. greedy accuracy, between 30 and 60 %;
 2. the late/early ratio of visual focus by the paper's definition, below 0.9;
 3. the same on wrong answers less that on right answers to the same question, below 0;
-4. looks by their place in the chain: how often a row is looked at, and how often the digit that is said of it is right,
-   less often at later places, although each row asked for alone is read right;
-5. the correlation of a response's mean focus, and of its number of late looks, with its being right, among responses to
-   the same question, the first above 0.2.
+4. looks by their place in the chain: how often a row is looked at, and how often the digit that is said of it is
+   right, less often at later places, although each row asked for alone is read right;
+5. the correlation of a response's mean focus, and of its number of late looks, with its being right, among responses
+   to the same question, above 0.2.
 
 What is built in: the start was taught to pass over later rows, and at each visual position to name the digit there.
 """
@@ -152,42 +152,61 @@ def places(sampled: Sequence[Response]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What was found, and what was asked for, if anything."""
+
+    name: str
+    found: str
+    asked: str = ""
+    is_met: bool = True
+
+    @property
+    def line(self) -> str:
+        return (
+            f"| {self.name} | {self.found} | {self.asked} | {('yes' if self.is_met else 'no') if self.asked else ''} |"
+        )
+
+
 def conditions(greedy: float, sampled: Sequence[Response]) -> str:
-    ratio = np.mean([one.ratio for one in sampled])
     groups = defaultdict(list)
     for one in sampled:
         groups[one.question].append(one)
     mixed = [group for group in groups.values() if 0 < sum(one.correct for one in group) < len(group)]
-    difference = np.mean(
-        [
-            np.mean([one.ratio for one in group if not one.correct])
-            - np.mean([one.ratio for one in group if one.correct])
-            for group in mixed
-        ]
+    ratio = float(np.mean([one.ratio for one in sampled]))
+    difference = float(
+        np.mean([mean_ratio(group, correct=False) - mean_ratio(group, correct=True) for group in mixed])
     )
     first, later = rate(sampled, 0), rate(sampled, 1)
-    rows = [
-        ("greedy accuracy", f"{greedy:.3f}", f"{GREEDY[0]} to {GREEDY[1]}", GREEDY[0] <= greedy <= GREEDY[1]),
-        ("late/early focus", f"{ratio:.3f}", f"< {MAX_RATIO}", ratio < MAX_RATIO),
-        ("  wrong less right, same question", f"{difference:+.3f}", "< 0", difference < 0),
-        ("digit right, first place; later", f"{first:.2f}; {later:.2f}", "falls", later < first - 0.1),
-        *(
-            (f"correlation with right, {name}", f"{value:.3f}", f"> {MIN_CORRELATION}" if bound else "", not bound or value > MIN_CORRELATION)
-            for name, value, bound in (
-                ("mean focus", correlation(sampled, [one.focus for one in sampled]), True),
-                ("late/early", correlation(sampled, [one.ratio for one in sampled]), False),
-                ("late looks", correlation(sampled, [float(sum(one.looked[1:])) for one in sampled]), True),
-                ("rows", correlation(sampled, [float(len(one.looked)) for one in sampled]), False),
-            )
-        ),
-    ]  # fmt: skip
-    lines = [
-        f"| condition ({len(mixed)} of {len(groups)} groups are mixed) | found | asked for | met |",
-        "|---|---:|---:|---|",
+    found = [
+        Condition("greedy accuracy", f"{greedy:.3f}", f"{GREEDY[0]} to {GREEDY[1]}", GREEDY[0] <= greedy <= GREEDY[1]),
+        Condition("late/early focus", f"{ratio:.3f}", f"< {MAX_RATIO}", ratio < MAX_RATIO),
+        Condition("wrong less right, same question", f"{difference:+.3f}", "< 0", difference < 0),
+        Condition("digit right, first place; later", f"{first:.2f}; {later:.2f}", "falls", later < first - 0.1),
+        *correlations(sampled),
     ]
-    return "\n".join(
-        [*lines, *(f"| {a} | {b} | {c} | {('yes' if d else 'no') if c else ''} |" for a, b, c, d in rows)]
-    )
+    head = f"| condition ({len(mixed)} of {len(groups)} groups are mixed) | found | asked for | met |"
+    return "\n".join([head, "|---|---:|---:|---|", *(one.line for one in found)])
+
+
+def mean_ratio(group: Sequence[Response], *, correct: bool) -> float:
+    return float(np.mean([one.ratio for one in group if one.correct == correct]))
+
+
+def correlations(sampled: Sequence[Response]) -> list[Condition]:
+    """Of measures of a response with its being right, among the responses to a question."""
+    values = {
+        "mean focus": [one.focus for one in sampled],
+        "late looks": [float(sum(one.looked[1:])) for one in sampled],
+        "late/early focus": [one.ratio for one in sampled],
+        "rows": [float(len(one.looked)) for one in sampled],
+    }
+    found = []
+    for name, numbers in values.items():
+        value = correlation(sampled, numbers)
+        asked = f"> {MIN_CORRELATION}" if name in ("mean focus", "late looks") else ""
+        found.append(Condition(f"correlation with right, {name}", f"{value:.3f}", asked, value > MIN_CORRELATION))
+    return found
 
 
 def rate(sampled: Sequence[Response], start: int) -> float:

@@ -146,8 +146,8 @@ def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[s
 def read_study(path: Path) -> dict[str, Any]:
     """The file's keys, each there and of its form; what may be left out is filled in.
 
-    Under `recipes`, `launches` and `sets` is the recipe of each setting, how its runs are started, and on which further
-    sets they are evaluated.
+    Under `recipes`, `launches` and `sets` is the recipe of each setting, how its runs are started, and on which
+    further sets they are evaluated.
     """
     if not path.is_file():
         raise StudyError(f"{path}: no such study file; name a YAML file such as those in studies/")

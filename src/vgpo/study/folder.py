@@ -17,7 +17,8 @@ HELD_OUT = "held_out_sets.yaml"
 EVALUATION = "suite"
 # What tables and curves are made of.
 SEALED = (
-    RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, HELD_OUT, f"{EVALUATION}/scores.json",
+    RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, HELD_OUT,
+    f"{EVALUATION}/scores.json",
 )  # fmt: skip
 
 

@@ -93,8 +93,8 @@ NOTES = {
     "drawn), averaged over all steps of a run. p: exact two-sided sign-flip test of the difference before it, not "
     "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "
     "tenth of the run reaches the mean over seeds of the base’s at its end; mean over the runs that get there. Step "
-    "time (median of a run), CPU time (of training and its evaluation), tokens (prompts and responses that were trained "
-    "on), memory (peak) and roughness (of the curve of training accuracy, from step to step): ratio to the base with the "
+    "time (median of a run), CPU time (of training and its evaluation), tokens (prompts and responses that were "
+    "trained on), memory (peak) and roughness (of training accuracy, from step to step): ratio to the base with the "
     "same seed.",
     "looks": "Greedy accuracy with the true image, a black one of the same size, and the next question’s, over the "
     "same questions; a model that does not need the image keeps its accuracy without it. The other columns: one "
@@ -208,8 +208,9 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
         dict, JSON-able:
         `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
         occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
-        is a list of dicts: `name`; `columns`, those of the second table as of `GroundingColumn`; `start`, the row of the start model or None; `target`, the base's final training
-        accuracy; `missing`, methods with the seeds that are not done; `methods`, see `method_summary`; `charts`, as
+        is a list of dicts: `name`; `columns`, those of the second table as of `GroundingColumn`; `start`, the row of
+        the start model or None; `target`, the base's final training accuracy; `missing`, methods with the seeds that
+        are not done; `methods`, see `method_summary`; `charts`, as
         of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
     """
     results = {(place.setting, place.method, place.seed): read_result(place) for place in places}
@@ -323,8 +324,8 @@ def method_summary(
         interval, and `points`, the same by seed; `difference` (None for the base), of held-out accuracy, and
         `learning`, of training accuracy averaged over all steps; `looks`, for each of `columns` the mean
         over seeds with its interval; `steps_to_base`: `mean` over the runs that reach the level, None if none does,
-        and `num_reached`; `step_time`, `cpu_time`, `tokens`, `memory` and `roughness`, mean ratios to the base; `deciles`, for `correct` and `wrong` the
-        mean focus in each tenth of a response, None where there is none.
+        and `num_reached`; `step_time`, `cpu_time`, `tokens`, `memory` and `roughness`, mean ratios to the base;
+        `deciles`, for `correct` and `wrong` the mean focus in each tenth of a response, None where there is none.
     """
     is_base = runs is base
     steps = steps_to_target(runs, target)
