@@ -10,7 +10,8 @@
 
 A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: after each row it goes on with the next, or
 stops with the closing word. In the setting `forgetting` words may stand where the digits of a row would be read. The
-state at a token's own position, which the focus score takes, is the one that predicts the *next* token. So every signal is judged twice: as the methods use it, at the token, and at the token before.
+state at a token's own position, which the focus score takes, is the one that predicts the *next* token. So every
+signal is judged twice: as the methods use it, at the token, and at the token before.
 """
 
 import argparse
