@@ -117,6 +117,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             meaning="Σ|A^V| / Σ|A| over response tokens with A < 0.",
             advice="See `shaping/positive_mass`.",
         ),
+    ),
+    "Adaptive shaping": (
         Metric(
             name=names.ADAPTIVE_CORRELATION,
             unit="−1 to 1",
@@ -135,14 +137,6 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             shapings=("adaptive",),
         ),
         Metric(
-            name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
-            unit="share of rollouts",
-            meaning="Right answers to the prompts without their images. With `blind_gate`.",
-            advice="The higher it is, the more of the data is answered without looking, and the weaker the "
-            "re-weighting.",
-            shapings=("adaptive",),
-        ),
-        Metric(
             name=names.ADAPTIVE_COMPENSATION,
             unit="0 to 1",
             meaning="Mean share of the compensation that the measured decay of focus calls for. Not with "
@@ -150,8 +144,6 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             advice="0: focus does not decay along responses. 1: compensated as in VGPO.",
             shapings=("adaptive",),
         ),
-    ),
-    "Adaptive shaping": (
         Metric(
             name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
             unit="share of answers",
