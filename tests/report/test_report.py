@@ -12,7 +12,7 @@ from PIL import Image
 from tests.report.run_records import ATTACKS, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
-from vgpo.report.data import drop_abandoned_steps
+from vgpo.report.data import drop_abandoned_steps, mean_strength
 from vgpo.run import RunFolderError
 
 MAX_PAGE_BYTES = 5_000_000
@@ -322,3 +322,9 @@ def test_the_page_asks_nothing_of_the_network(make_run):
     policies = [attrs["content"] for tag, attrs in Tags(page).tags if "http-equiv" in attrs]
     assert policies[0].startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policies[0]
+
+
+def test_the_strength_of_a_run_with_strata_is_their_mean() -> None:
+    assert mean_strength({"adaptive/strength": 0.5, "adaptive/correlation": 0.1}) == 0.5
+    assert mean_strength({"adaptive/strength/a": 0.0, "adaptive/strength/b": 1.0, "loss": 2.0}) == 0.5
+    assert mean_strength({"adaptive/strength/a": None, "loss": 2.0}) is None

@@ -55,6 +55,13 @@ def metric(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda line: next((line[key] for key in keys if line.get(key) is not None), None)
 
 
+def mean_strength(line: Mapping[str, Any]) -> float | None:
+    """Strength of the adaptive shaping, the mean over the strata where the data has some."""
+    names = [name for name in line if name == ADAPTIVE_STRENGTH or name.startswith(f"{ADAPTIVE_STRENGTH}/")]
+    values = [line[name] for name in names if line[name] is not None]
+    return sum(values) / len(values) if values else None
+
+
 def reward_names(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """The reward functions of a run, in order, by the first line that has their means."""
     for line in lines:
@@ -96,7 +103,7 @@ CHARTS = (
         False,
         metric(FOCUS_LATE_EARLY_RATIO),
     ),
-    Chart("strength", "Strength", "λ of the adaptive shaping.", "", 3, False, metric(ADAPTIVE_STRENGTH)),
+    Chart("strength", "Strength", "λ of the adaptive shaping, mean over strata.", "", 3, False, mean_strength),
     Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric(FOCUS_GATE_RATE)),
     Chart(
         "length",
