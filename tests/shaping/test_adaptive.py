@@ -319,6 +319,7 @@ def test_the_state_is_by_name():
         ({"earned": False, "stratum_column": "x"}, "stratum_column=x has no effect with earned=False"),
         ({"blind_rollouts": 4}, "blind_rollouts=4 has no effect with blind_gate=False"),
         ({"forgetting": "given", "full_slope": 0.5}, "full_slope=0.5 has no effect with forgetting='given'"),
+        ({"strength": 0.0, "forgetting": "curve"}, "forgetting='curve' has no effect without a compensation"),
         ({"intra": False, "inter": False, "blind_gate": True}, "blind_gate=True has no effect with intra=False"),
         ({"schedule": "step"}, "no option 'schedule'"),
     ],

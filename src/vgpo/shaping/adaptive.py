@@ -31,7 +31,7 @@ from vgpo.equations import (
 )
 from vgpo.metric_names import ADAPTIVE_COMPENSATION, ADAPTIVE_CORRELATION, ADAPTIVE_STRENGTH, of_stratum
 from vgpo.ratio import Ratio
-from vgpo.settings_checks import check_choice, check_number, check_used
+from vgpo.settings_checks import check_choice, check_number, check_used, reject_unused
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages
 from vgpo.shaping.vgpo import SIGNAL_OF, shaped_by, similarity_of
 
@@ -102,6 +102,8 @@ class AdaptiveSettings:
         check_used(self, "blind_rollouts", blind_gate=True)
         if self.forgetting == "given":
             check_used(self, "full_slope", forgetting="slope")
+        if self.strength == 0:
+            reject_unused(self, ["forgetting", "full_slope"], without="a compensation", fix="strength above 0")
 
     @property
     def vgpo(self) -> VGPOSettings:
