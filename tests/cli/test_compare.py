@@ -334,8 +334,8 @@ def test_a_study_is_run_once(
     # 0.60 and 0.61 against 0.50 and 0.51: 10 points for both seeds, so that p is 2 / 2^2. The base ends at 0.505 on
     # average; 0.6 x 8/10 and 0.6 x 9/10 average 0.51 at step 9, and so does seed 1 with 0.5185.
     row = next(line for line in (out / "table.md").read_text().splitlines() if line.startswith("| vgpo"))
-    held_out, cost = "60.5 [60.0, 61.0] | +10.0 [+10.0, +10.0] | 0.5", "1.10 [1.10, 1.10] | 1.00 [1.00, 1.00]"
-    assert row == f"| vgpo | 2 | {held_out} | +7.7 [+7.7, +7.8] | 0.5 | 9 (2 of 2) | {cost} |"
+    held_out, cost = "60.5 [60.0, 61.0] | +10.0 [+10.0, +10.0] | 0.5", "1.10 [1.10, 1.10] | – | – | 1.00 [1.00, 1.00]"
+    assert row == f"| vgpo | 2 | {held_out} | +7.7 [+7.7, +7.8] | 0.5 | 9 (2 of 2) | {cost} | 1.20 [1.20, 1.20] |"
     assert times_started(out, "default/vgpo/seed-0") == 1
 
     assert compare.run(study, out=out, jobs=1)

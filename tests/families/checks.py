@@ -398,7 +398,8 @@ def pads_left(family: Family) -> None:
     for plain, log_probs, mask in zip(
         family.plain_rows, scores.log_probs, batch["completion_mask"].bool(), strict=True
     ):
-        torch.testing.assert_close(log_probs[mask], plain.log_probs, rtol=1e-5, atol=1e-5)
+        # Recurrent layers round otherwise at another width.
+        torch.testing.assert_close(log_probs[mask], plain.log_probs, rtol=1e-4, atol=1e-5)
 
 
 def bans_picture_tokens(family: Family) -> None:

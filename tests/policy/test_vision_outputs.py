@@ -87,7 +87,7 @@ def test_scores_and_gradients_are_those_of_a_tower_in_each_pass(
     for _ in range(2):
         scores, gradients = scored(model, rows, share=share, media=kept.media)
         # A tower may round otherwise for the images of one prompt than for those of several.
-        torch.testing.assert_close(scores.log_probs, expected.log_probs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(scores.log_probs, expected.log_probs, rtol=0, atol=5e-6)
         torch.testing.assert_close(scores.similarity, expected.similarity, rtol=0, atol=1e-6)
         assert gradients.keys() == expected_gradients.keys()
         for name, gradient in expected_gradients.items():

@@ -6,7 +6,7 @@ import statistics as stdlib_statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vgpo.focus.statistics import NUM_DECILES
 from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, SAMPLING_ACCURACY_DRAWN, SHAPING_TOKEN_FACTOR_SPREAD
@@ -57,7 +57,8 @@ TRAINING_COLUMNS = (
 )  # fmt: skip
 
 
-class GroundingColumn(NamedTuple):
+@dataclass(frozen=True)
+class GroundingColumn:
     """A column of the second table: `factor` times a column of the rows, with so many decimals."""
 
     column: str
@@ -278,7 +279,7 @@ def describe_setting(
     columns = grounding_columns([result.row for runs in of_method.values() for result in runs.values()])
     return {
         "name": setting,
-        "columns": [one._asdict() for one in columns],
+        "columns": [asdict(one) for one in columns],
         "start": start and start.row,
         "target": target,
         "missing": [
