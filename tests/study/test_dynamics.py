@@ -1,0 +1,45 @@
+"""The script behind figures of docs/results.md, by hand-computed numbers."""
+
+from studies.dynamics import differences, equal_tokens, in_steps, last_accuracy, logged
+
+
+def step(method: str, seed: int, number: int, accuracy: float) -> dict[str, str]:
+    return {"method": method, "seed": str(seed), "step": str(number), "accuracy": str(accuracy)}
+
+
+STEPS = [
+    step(method, seed, number, 0.5 + 0.1 * (method == "vgpo") * (seed + 1))
+    for method in ("dapo", "vgpo") for seed in (0, 1) for number in (1, 2, 11)
+]  # fmt: skip
+
+
+def line(accuracy: float, tokens: int, **others: float) -> dict[str, float]:
+    return {"sampling/accuracy_drawn": accuracy, "num_tokens": tokens, **others}
+
+
+def test_means_over_steps_by_method_and_seed():
+    steps = [*STEPS, step("dapo", 0, 3, 0.8)]
+    assert in_steps(steps, "accuracy", 2, 3)["dapo"] == {0: 0.65, 1: 0.5}
+    assert in_steps(steps, "accuracy", 11, 20)["dapo"] == {0: 0.5, 1: 0.5}
+
+
+def test_differences_are_paired_by_seed():
+    runs = [{"method": m, "seed": s, "accuracy_on_x": "0.25"} for m in ("dapo", "vgpo") for s in ("0", "1")]
+    *_, row = differences(STEPS, runs).splitlines()
+    # Resamples of 10 and 20: 10, 15, 15, 20; the outer quantiles are 3 x 0.025 of the way from one to the next.
+    assert row.startswith("| vgpo | +15.0 [+10.4, +19.6], p 0.500 | +0.0 ")
+
+
+def test_accuracy_at_equal_tokens_reads_no_step_beyond_them():
+    run = [line(accuracy, 10 * i) for i, accuracy in enumerate([0.0, 0.1, 0.2, 0.3, 0.4, 0.9], start=1)]
+    assert last_accuracy(run, 50) == 0.25  # steps 2 to 5
+    assert abs(last_accuracy(run, 60) - 0.45) < 1e-12
+    longer = {"dapo": {0: run, 1: run}, "vgpo": {0: run[:5], 1: run[:5]}}
+    *_, row = equal_tokens(longer).splitlines()
+    assert row.startswith("| vgpo | +0.0 [+0.0, +0.0]")
+
+
+def test_a_metric_with_strata_is_averaged_over_them():
+    lines = [line(0.5, 1, **{"adaptive/strength/a": 0.0, "adaptive/strength/b": 1.0, "shaping/positive_mass": 1.5})]
+    *_, row = logged({"vgpo": {0: lines}}).splitlines()
+    assert row == "| vgpo | 1.500 | – | 0.500 | – | – |"
