@@ -14,6 +14,7 @@ from vgpo.inspection import Inspection
 from vgpo.metric_names import RENAMED
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder
+from vgpo.study.results import STEP_COLUMNS
 
 FIXTURES = Path(__file__).with_name("version_0_1")
 STEPS = 8
@@ -144,6 +145,9 @@ def test_a_finished_study_is_found_done_and_drawn_again(folder: Path) -> None:
         del row["roughness"], row["tokens"], row["cpu_seconds"]
     assert rows == list(csv.DictReader(drawn["runs.csv"].splitlines()))
     steps = list(csv.DictReader((study / "curves.csv").read_text().splitlines()))
-    factors = [(step["method"], step.pop("token_factor")) for step in steps]  # a column that version 0.1 had not
+    factors = [(step["method"], step["token_factor"]) for step in steps]
+    for step in steps:  # columns that version 0.1 did not have
+        for name in ("token_factor", *STEP_COLUMNS):
+            del step[name]
     assert steps == list(csv.DictReader(drawn["curves.csv"].splitlines()))
     assert all(bool(factor) == (method == "vgpo") for method, factor in factors)

@@ -60,7 +60,8 @@ def write_run(folder: Path, method: str, seed: int, *, steps: int = 20) -> None:
             for step in range(1, steps + 1)
         ]  # fmt: skip
         if method != "dapo":
-            lines = [{**line, "shaping/token_factor_spread": 0.1} for line in lines]
+            shaped = {"shaping/token_factor_spread": 0.1, "shaping/positive_mass": 1.1, "shaping/negative_mass": 0.9}
+            lines = [{**line, **shaped, "num_tokens": 100.0 * line["step"]} for line in lines]
         whole = {"step": steps, "train_runtime": 60.0, "train_loss": 0.0}
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, whole]))
         usage = {"peak_memory_bytes": 1_000_000, "memory_of": "process", "jobs": 1}

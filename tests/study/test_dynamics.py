@@ -13,10 +13,6 @@ STEPS = [
 ]  # fmt: skip
 
 
-def line(accuracy: float, tokens: int, **others: float) -> dict[str, float]:
-    return {"sampling/accuracy_drawn": accuracy, "num_tokens": tokens, **others}
-
-
 def test_means_over_steps_by_method_and_seed():
     steps = [*STEPS, step("dapo", 0, 3, 0.8)]
     assert in_steps(steps, "accuracy", 2, 3)["dapo"] == {0: 0.65, 1: 0.5}
@@ -31,15 +27,23 @@ def test_differences_are_paired_by_seed():
 
 
 def test_accuracy_at_equal_tokens_reads_no_step_beyond_them():
-    run = [line(accuracy, 10 * i) for i, accuracy in enumerate([0.0, 0.1, 0.2, 0.3, 0.4, 0.9], start=1)]
+    accuracies = [0.0, 0.1, 0.2, 0.3, 0.4, 0.9]
+    run = [{**step("dapo", 0, i, one), "tokens": str(10 * i)} for i, one in enumerate(accuracies, start=1)]
     assert last_accuracy(run, 50) == 0.25  # steps 2 to 5
     assert abs(last_accuracy(run, 60) - 0.45) < 1e-12
-    longer = {"dapo": {0: run, 1: run}, "vgpo": {0: run[:5], 1: run[:5]}}
-    *_, row = equal_tokens(longer).splitlines()
+    shorter = [{**row, "method": "vgpo"} for row in run[:5]]
+    *_, row = equal_tokens([{**row, "seed": seed} for seed in "01" for row in (*run, *shorter)]).splitlines()
     assert row.startswith("| vgpo | +0.0 [+0.0, +0.0]")
 
 
-def test_a_metric_with_strata_is_averaged_over_them():
-    lines = [line(0.5, 1, **{"adaptive/strength/a": 0.0, "adaptive/strength/b": 1.0, "shaping/positive_mass": 1.5})]
-    *_, row = logged({"vgpo": {0: lines}}).splitlines()
-    assert row == "| vgpo | 1.500 | – | 0.500 | – | – |"
+def test_logged_figures_are_means_over_seeds_and_steps():
+    empty = dict.fromkeys(("positive_mass", "compensation", "strength_a"), "")
+    steps = [{**one, **empty} for one in STEPS if one["method"] == "dapo" and int(one["step"]) <= 10]
+    steps += [
+        {**step("vgpo", seed, number, 0.5), **empty, "positive_mass": str(1 + seed), "strength_a": str(number / 10)}
+        for seed in (0, 1) for number in range(1, 11)
+    ]  # fmt: skip
+    head, _, dapo, vgpo = logged(steps).splitlines()
+    assert head.endswith("| strength_a | strength_a, last tenth |")
+    assert dapo == "| dapo | – | – | – | – | – | – |"
+    assert vgpo == "| vgpo | 1.500 | – | – | – | 0.550 | 1.000 |"

@@ -20,7 +20,7 @@ from vgpo.study.outputs import (
     write_outputs,
 )
 from vgpo.study.page import render_study
-from vgpo.study.results import Comparison, RunKey, study_data
+from vgpo.study.results import Comparison, RunKey, strengths, study_data
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -83,6 +83,13 @@ def test_the_token_factors_of_all_shapings_are_in_one_chart(tmp_path: Path) -> N
     (chart,) = [chart for chart in setting["charts"] if chart["id"] == "token_factor"]
     assert [series["run"] for series in chart["series"]] == [1, 2]  # DAPO has no factor
     assert chart["series"][0]["values"] == pytest.approx([0.1] * 19)
+
+
+def test_the_strengths_of_all_strata_have_columns():
+    line = {"adaptive/strength/a/b": 0.5, "adaptive/strength/c": 1.0, "adaptive/strengths": 2.0}
+    assert strengths(line) == {"strength_a/b": 0.5, "strength_c": 1.0}
+    assert strengths({"adaptive/strength": 0.5}) == {"strength": 0.5}
+    assert strengths({}) == {}
 
 
 def test_missing_runs_and_a_single_seed(tmp_path: Path) -> None:
@@ -176,8 +183,11 @@ def test_runs_of_two_comparisons_stand_in_both(tmp_path: Path) -> None:
     assert len(data["curves"]) == 6 * 20
     assert data["curves"][0] == {
         "setting": "default", "method": "dapo", "seed": 0, "step": 1, "accuracy": pytest.approx(0.05), "length": 21.0,
-        "entropy": 0.0, "late_early": 0.9, "token_factor": None,
+        "entropy": 0.0, "late_early": 0.9, "token_factor": None, "tokens": None, "positive_mass": None,
+        "negative_mass": None, "compensation": None, "text_only_accuracy": None,
     }  # fmt: skip
+    shaped = {"token_factor": 0.1, "tokens": 100.0, "positive_mass": 1.1, "negative_mass": 0.9}
+    assert data["curves"][60].items() >= shaped.items()
     (there,), (back,) = ([setting["methods"] for setting in one["settings"]] for one in data["comparisons"])
     assert there[1]["difference"]["mean"] == pytest.approx(0.1)
     assert back[1]["difference"]["mean"] == pytest.approx(-0.1)

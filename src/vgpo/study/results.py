@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from vgpo.focus.statistics import NUM_DECILES
-from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO, SAMPLING_ACCURACY_DRAWN, SHAPING_TOKEN_FACTOR_SPREAD
+from vgpo.metric_names import (
+    ADAPTIVE_COMPENSATION,
+    ADAPTIVE_STRENGTH,
+    ADAPTIVE_TEXT_ONLY_ACCURACY,
+    FOCUS_LATE_EARLY_RATIO,
+    SAMPLING_ACCURACY_DRAWN,
+    SHAPING_NEGATIVE_MASS,
+    SHAPING_POSITIVE_MASS,
+    SHAPING_TOKEN_FACTOR_SPREAD,
+)
 from vgpo.report.data import ACCURACY, Chart, metric, metrics_of
 from vgpo.run.storage import read_object
 from vgpo.study.folder import StudyRun
@@ -46,6 +55,14 @@ CURVES = (
         metric(SHAPING_TOKEN_FACTOR_SPREAD),
     ),
 )  # fmt: skip
+# Columns of the steps that have no chart: what a method did, and at what cost. The run folders can then be deleted.
+STEP_COLUMNS = {
+    "tokens": metric("num_tokens"),
+    "positive_mass": metric(SHAPING_POSITIVE_MASS),
+    "negative_mass": metric(SHAPING_NEGATIVE_MASS),
+    "compensation": metric(ADAPTIVE_COMPENSATION),
+    "text_only_accuracy": metric(ADAPTIVE_TEXT_ONLY_ACCURACY),
+}
 # Column -> what `evaluation.json` calls it.
 EVALUATION_COLUMNS = {
     "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "num_questions": "num_questions",
@@ -261,7 +278,17 @@ def roughness(values: Sequence[float]) -> float | None:
 def curve_rows(result: Result) -> list[Row]:
     """What the curves are made of: a flat dict for each step of a run."""
     place = {name: result.row[name] for name in ("setting", "method", "seed")}
-    return [{**place, "step": line["step"], **{one.id: one.read(line) for one in CURVES}} for line in result.lines]
+    readers = {**{chart.id: chart.read for chart in CURVES}, **STEP_COLUMNS}
+    return [
+        {**place, "step": line["step"], **{name: read(line) for name, read in readers.items()}, **strengths(line)}
+        for line in result.lines
+    ]
+
+
+def strengths(line: Mapping[str, Any]) -> Row:
+    """Strength of an adaptive shaping: `strength`, or a `strength_STRATUM` for each stratum of the data."""
+    names = [name for name in line if f"{name}/".startswith(f"{ADAPTIVE_STRENGTH}/")]
+    return {name.replace(ADAPTIVE_STRENGTH, "strength", 1).replace("/", "_", 1): line[name] for name in names}
 
 
 def describe_setting(
