@@ -1,8 +1,8 @@
 """The figure of docs/results.md: differences from dapo with the same seed, by method and setting, as an SVG.
 
-`python studies/figure.py docs/images/adaptive.svg studies/results/adaptive_{forgetting,mixed,controls}` draws, from the
-`runs.csv` of each folder, the mean difference of held-out accuracy (upper row) and of training accuracy averaged over
-the run (lower row) with its 95 % interval. A column of panels is a setting; its axis is in points.
+`python studies/figure.py docs/images/adaptive.svg studies/results/adaptive_{forgetting,mixed,controls}` draws, from
+the `runs.csv` of each folder, the mean difference of held-out accuracy (upper row) and of training accuracy averaged
+over the run (lower row) with its 95 % interval. A column of panels is a setting; its axis is in points.
 """
 
 import argparse
