@@ -32,7 +32,7 @@ NUMBERS = (
     "loss", "grad_norm", "learning_rate", "reward", "reward_std", "kl", "entropy", "completions/mean_length",
     "clip_ratio/region_mean", "focus/mean", "focus/late_early_ratio",
     "focus/gate_rate", "shaping/dependency", "shaping/token_factor_spread", "shaping/rollout_factor_spread",
-    "sampling/rounds", "sampling/groups_drawn",
+    "adaptive/strength", "adaptive/compensation", "sampling/rounds", "sampling/groups_drawn",
     "sampling/groups_too_easy", "sampling/groups_too_hard", "sampling/groups_cut",
 )  # fmt: skip
 # For another CPU or other versions. AVX2 in place of AVX-512 alone moves numbers by up to 5e-5 of their size.
@@ -63,6 +63,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "kl_perception": {"shaping": "kl_perception"},
     "pgpo": {"shaping": "pgpo"},
     "pepo": {"shaping": "pepo"},
+    "adaptive": {"shaping": "adaptive"},
     "mixed": {"dataset": mixed_rows},
     "dynamic_sampling": {"dynamic_sampling": True},
     "lora": {"lora": True},
