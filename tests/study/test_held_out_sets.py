@@ -1,9 +1,17 @@
 """Further held-out sets of a study: read, compared, and columns of its tables."""
 
+import subprocess
+
 import pytest
 import yaml
+from rich.console import Console
 
-from vgpo.study.file import StudyError, load_study
+from tests.study.stand_in_run import write_run
+from vgpo.recipe.files import read_mapping
+from vgpo.study.checks import fault_of
+from vgpo.study.file import StudyError, load_study, write_recipe
+from vgpo.study.folder import StudyRun
+from vgpo.study.jobs import Workers, folder_of
 from vgpo.study.results import grounding_columns, probe_columns, roughness
 
 STUDY = {
@@ -42,6 +50,29 @@ def test_each_setting_has_the_sets_that_it_names_or_those_of_the_file(tmp_path):
 def test_sets_that_cannot_be_read_are_named(tmp_path, sets, message):
     with pytest.raises(StudyError, match=message):
         load(tmp_path, held_out_sets=sets)
+
+
+def test_a_run_gets_the_files_that_the_study_wrote_of_its_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: None)
+    sets = {"edited": "toy:test:edited=true", "font": "f.parquet"}
+    planned = load(tmp_path, held_out_sets=sets).runs[0]
+    written = {planned.setting: {"edited": "data/edited.parquet"}}
+    Workers(tmp_path, {planned.setting: {}}, 1, 0, Console(), sets=written).launch(planned, 0)
+    found = read_mapping(folder_of(tmp_path, planned).held_out_path)
+    assert found == {"edited": "data/edited.parquet", "font": "f.parquet"}
+
+
+def test_a_finished_run_that_was_evaluated_on_other_sets_is_not_of_the_study(tmp_path):
+    planned = load(tmp_path, held_out_sets={"edited": "e.parquet"}).runs[0]
+    run = StudyRun(tmp_path / "run")
+    run.path.mkdir()
+    write_recipe(run.recipe_path, planned.values)
+    write_recipe(run.held_out_path, {"edited": "data/e.parquet"})
+    write_run(run.path, "dapo", 0)
+    run.seal()
+    assert fault_of(run, planned, None) is None
+    write_recipe(run.held_out_path, {"edited": "data/e.parquet", "font": "f.parquet"})
+    assert fault_of(run, planned, None) == "evaluated on other held-out sets (font)"
 
 
 def test_accuracies_are_columns_of_the_second_table():
