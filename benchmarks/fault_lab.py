@@ -343,7 +343,7 @@ def last_words(log: Path) -> str:
     return " ".join(text_of(log).split())[-300:] or "nothing was said"
 
 
-# Data sets.
+# Datasets.
 
 
 def rows_of(data: Path) -> list[dict[str, Any]]:

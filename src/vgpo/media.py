@@ -9,7 +9,7 @@ TOKEN_ID_ENDINGS = ("_token_id", "_token_ids", "_token_index")
 MEDIA_WORDS = ("image", "img", "vision", "visual", "video", "audio", "speech", "boi", "boa", "bov", "patch", "media")
 CLOSING_WORDS = ("end", "eoi", "eoa", "eov")
 
-# Columns of a data set that hold images.
+# Columns of a dataset that hold images.
 IMAGE_COLUMNS = ("images", "image")
 
 # What a processor writes for each token of a prompt, beside ids and mask, and its value at a token of the response.

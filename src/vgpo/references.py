@@ -1,4 +1,4 @@
-"""Reference answers as data sets wrap them, and what is inside: no model output ever equals the wrapping.
+"""Reference answers as datasets wrap them, and what is inside: no model output ever equals the wrapping.
 
 String work in linear time, whatever the text.
 """

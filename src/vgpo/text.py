@@ -1,4 +1,4 @@
-"""Text that others wrote (a model, a data set, a file name), made safe to show to people, or set right."""
+"""Text that others wrote (a model, a dataset, a file name), made safe to show to people, or set right."""
 
 import difflib
 import unicodedata

@@ -72,5 +72,5 @@ def test_long_prompts_are_left_out_with_their_rows(pictures) -> None:
     assert said == ("left out 2 of 7 prompts, longer than max_prompt_length=8 tokens (rows 1, 3); the longest has 9")
     assert drop_long(pictures, [5] * 7, 5) == (pictures, None)
     assert drop_long(pictures, [5] * 7, None) == (pictures, None)
-    with pytest.raises(DataError, match=r"every one of the 7 prompts has more than max_prompt_length=4 .* has 5"):
+    with pytest.raises(DataError, match=r"all 7 prompts have more than max_prompt_length=4 .* has 5"):
         drop_long(pictures, [5, 6, 6, 6, 6, 6, 6], 4)

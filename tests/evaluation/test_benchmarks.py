@@ -90,7 +90,7 @@ def test_a_row_without_question_and_answer_is_dropped_and_counted(
     assert [str(fault) for fault in read.dropped] == [
         "row 1, field 'problem': empty; expected the question. Fill it or drop the row"
     ]
-    assert any(message.startswith("Left out 1 of 3 rows, which cannot be used") for message in caplog.messages)
+    assert any(message.startswith("Dropped 1 of 3 rows, which cannot be used") for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_rows_of_a_limit_may_have_no_image_but_not_the_whole_set(tmp_path: Path)
     source = lines(rows, "geomath.jsonl")(tmp_path)
     assert len(load_benchmark(BENCHMARKS["geomath"], source, limit=1).questions) == 1
     assert len(load_benchmark(BENCHMARKS["geomath"], source).questions) == 2
-    with pytest.raises(DataError, match="no row of the whole set has an image"):
+    with pytest.raises(DataError, match="no row of the dataset has an image"):
         load_benchmark(BENCHMARKS["geomath"], lines(rows[:1], "none.jsonl")(tmp_path))
 
 

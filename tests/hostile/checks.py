@@ -171,8 +171,8 @@ def data_page(path: Path, text: str) -> Outline:
 
 
 def set_check(text: str) -> SetCheck:
-    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], pictures=[])
-    summary = DatasetSummary(num_rows=1, pictures={}, answers={}, kinds={text: {text: 1}})
+    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], images=[])
+    summary = DatasetSummary(num_rows=1, images={}, answers={}, kinds={text: {text: 1}})
     return SetCheck(
         field="train_dataset", source=text, summary=summary, lengths=[3], left_out=f"{text}.", previews=[preview]
     )

@@ -41,7 +41,7 @@ def inspected(
     model: PreTrainedModel, processor: ProcessorMixin, asked: list[dict[str, Any]], **options: Any
 ) -> list[dict[str, Any]]:
     inspector = Inspector(model, processor, Options(**{"max_new_tokens": 6, **options}))
-    questions = questions_of(asked, range(len(asked)), pictures=inspector.options.pictures)
+    questions = questions_of(asked, range(len(asked)), ablations=inspector.options.ablations)
     return list(inspector.inspect(questions, len(asked), progress=False))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from tests.families.build import FAMILIES, LoadFamily, draw_weights, encode_prompts
-from vgpo.inspection.patches import LAYOUTS, Grid, Part, Prompt, UnknownLayoutError, grids_of, picture_sizes
+from vgpo.inspection.patches import LAYOUTS, Grid, Part, Prompt, UnknownLayoutError, grids_of, image_sizes
 
 pytest_plugins = ["tests.families.fixtures"]
 
@@ -34,7 +34,7 @@ def plain_pictures(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
 def encode(model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image]) -> Prompt:
     fields = dict(encode_prompts(processor, [("How many?", images)])[0])
     token_ids = fields.pop("input_ids")[0].tolist()
-    return Prompt(model.config, processor, token_ids, fields, picture_sizes(images))
+    return Prompt(model.config, processor, token_ids, fields, image_sizes(images))
 
 
 def without_layers(model: PreTrainedModel) -> None:
@@ -50,7 +50,7 @@ def without_layers(model: PreTrainedModel) -> None:
 def features(model: PreTrainedModel, prompt: Prompt) -> Tensor:
     """What takes the place of the visual tokens; (V, D)."""
     known = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", "pixel_attention_mask")
-    fields = {name: value for name, value in prompt.pictures.items() if name in known}
+    fields = {name: value for name, value in prompt.media.items() if name in known}
     found = model.get_image_features(**fields).pooler_output
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
 
@@ -177,7 +177,7 @@ def test_grids_of_full_size_checkpoints_cover_their_pictures(family: str) -> Non
         fields = dict(encode_prompts(processor, [("How many?", plain_pictures(sizes))])[0])
         token_ids = fields.pop("input_ids")[0].tolist()
         # Raises where tokens are too many or too few.
-        grids = grids_of(Prompt(config, processor, token_ids, fields, picture_sizes(plain_pictures(sizes))))
+        grids = grids_of(Prompt(config, processor, token_ids, fields, image_sizes(plain_pictures(sizes))))
         for image in range(len(sizes)):
             mine = [grid for grid in grids if grid.image == image]
             for name in {grid.name.rstrip("0123456789 ") for grid in mine}:
@@ -216,5 +216,5 @@ def test_what_is_not_known_is_said(load_family: LoadFamily) -> None:
     model, processor = load_family("gemma3")
     prompt = encode(model, processor, plain_pictures([(56, 84)]))
     crops = replace(prompt, token_ids=[*prompt.token_ids, model.config.image_token_id])
-    with pytest.raises(UnknownLayoutError, match="1 pictures has 2 stretches"):
+    with pytest.raises(UnknownLayoutError, match="1 images has 2 stretches"):
         grids_of(crops)

@@ -217,7 +217,7 @@ def test_arguments_are_checked_before_the_call() -> None:
         raise AssertionError("called")
 
     check_arguments(reward, ["prompts", "completions", "solution", "images"])
-    with pytest.raises(RewardError, match="asks for 'solution', which is no column of the data set: it is called"):
+    with pytest.raises(RewardError, match="asks for 'solution', which is not a column of the dataset: it is called"):
         check_arguments(reward, ["prompts", "completions", "images"])
     check_arguments(functools.partial(reward, solution=[]), ["prompts", "completions"])
 

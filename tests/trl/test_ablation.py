@@ -299,7 +299,7 @@ def test_signals_that_are_not_declared_are_not_told(make_trainer):
 def test_a_data_set_without_pictures_is_refused(make_trainer):
     rows = rows_with_pictures().remove_columns("images")
     rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": "What"}]})
-    with pytest.raises(ValueError, match="The data set has no images"):
+    with pytest.raises(ValueError, match="The dataset has no images"):
         make_trainer(dataset=rows, shaping="pgpo", measure_focus=False).train()
 
 

@@ -82,7 +82,7 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An empty data set.
+        ValueError: An empty dataset.
     """
     decoding = greedy_decoding(model, processor, max_new_tokens)
 
@@ -109,7 +109,7 @@ def evaluate_answers(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An empty data set.
+        ValueError: An empty dataset.
     """
     if len(prompts_dataset) == 0:
         raise ValueError("the evaluation set is empty; give at least one question")
@@ -128,7 +128,7 @@ def answer_all(
     title: str = "evaluating",
     progress: bool = True,
 ) -> list[T]:
-    """What `answer` gives for each question, in their order; arguments as of `evaluate_answers`.
+    """What `answer` gives for each question, in their order; arguments as in `evaluate_answers`.
 
     `title` is that of the progress bar.
     """

@@ -74,12 +74,12 @@ def load_benchmark(
 
     Args:
         benchmark: Which one.
-        source: As of `source_of`; None is the original set on the hub.
+        source: As in `source_of`; None is the original set on the hub.
         reading: How rows are read; `format` and `columns` are for a benchmark without public data. `faulty_rows`:
             "drop" leaves out rows that cannot be used, after a warning; "error" raises for them.
         limit: Only the first so many rows, at least 1; those of them that are dropped are not replaced.
-        template: Prompt template with which rows are checked, as of `vgpo.data.to_prompts`.
-        forbidden: Control tokens that no problem may contain, as of `vgpo.data.check_dataset`.
+        template: Prompt template with which rows are checked, as in `vgpo.data.to_prompts`.
+        forbidden: Control tokens that no problem may contain, as in `vgpo.data.check_dataset`.
 
     Raises:
         DataError: No such source, no row of the benchmark in it, a column that is needed and missing, faulty rows
@@ -112,7 +112,7 @@ def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
 
     Args:
         benchmark: Which one.
-        data: Options in the form `TASK=SOURCE`, with a source as of `vgpo.data.load_dataset` (a task that is not in
+        data: Options in the form `TASK=SOURCE`, with a source as in `vgpo.data.load_dataset` (a task that is not in
             `BENCHMARKS` is one of the user's), or `FOLDER`, in which
             the task is looked for; also one such option, or `{task: source}`. `TASK=SOURCE` has priority, and so has
             the last of several.
@@ -136,7 +136,7 @@ def with_data(benchmarks: Iterable[Benchmark], data: str | Sequence[str] | Mappi
 
     Args:
         benchmarks: Of a suite.
-        data: As of `source_of`.
+        data: As in `source_of`.
     """
     kept = []
     for benchmark in benchmarks:
@@ -179,7 +179,7 @@ def located(benchmark: Benchmark, source: str) -> str:
 
 
 def data_options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[str, str], list[Path]]:
-    """The sources by task, and the folders; arguments and errors as of `source_of`."""
+    """The sources by task, and the folders; arguments and errors as in `source_of`."""
     if isinstance(data, Mapping):
         data = [f"{task}={source}" for task, source in data.items()]
     named: dict[str, str] = {}

@@ -22,7 +22,7 @@ class Benchmark:
         name: As on the command line.
         title: As in the paper.
         group: `MATH`, `VISION`, or `FURTHER` for what the paper's averages do not contain.
-        original: Its original data set, as `vgpo.data.load_dataset` takes it; None where no data are public.
+        original: Its original dataset, as `vgpo.data.load_dataset` takes it; None where no data are public.
         papo_split: The split of PAPO-Eval with its rows; None if it has none.
         num_rows: Rows in the paper's evaluation; None if unknown.
         papo_rows: Rows in PAPO-Eval's split, if they are not `num_rows`.

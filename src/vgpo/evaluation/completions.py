@@ -60,7 +60,7 @@ def complete(
     Args:
         model: On its device.
         processor: Its processor.
-        rows: With `prompt` and `images`, as of `vgpo.data.to_prompts`.
+        rows: With `prompt` and `images`, as in `vgpo.data.to_prompts`.
         decoding: Of `greedy_decoding` or `sampled_decoding`.
         chat_template_kwargs: As in training.
         seed: Of the samples.

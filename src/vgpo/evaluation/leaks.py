@@ -49,7 +49,7 @@ def find_leaks(training: Dataset, sets: Mapping[str, Dataset], *, progress: bool
     in one of the sets, in up to four threads; of the others the header is read.
 
     Args:
-        training: Rows with `images`, as of `vgpo.data.load_dataset` or `vgpo.data.to_prompts`.
+        training: Rows with `images`, as in `vgpo.data.load_dataset` or `vgpo.data.to_prompts`.
         sets: The same, by a name.
         progress: Show a bar on a terminal, for a set of 500 rows or more.
 

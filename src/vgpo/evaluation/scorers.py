@@ -63,8 +63,8 @@ def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[
         In the order of `answers`.
 
     Raises:
-        EvaluationError: As of `check_scorer`, or a response to a row that was not asked.
-        ImportError: As of `check_scorer`.
+        EvaluationError: As in `check_scorer`, or a response to a row that was not asked.
+        ImportError: As in `check_scorer`.
     """
     check_scorer(scorer)
     asked = {question.row: question for question in questions}

@@ -32,8 +32,8 @@ class Scores:
         num_truncated: Responses cut at the token limit.
         num_no_box: Responses without a box.
         accuracy: Mean over `num_scored` rows of the share of right responses, in [0, 1].
-        standard_error: Of the accuracy, as of `clustered_standard_error`; None if there is one cluster.
-        low: Lower end of its 95 % interval, as of `accuracy_interval`.
+        standard_error: Of the accuracy, as in `clustered_standard_error`; None if there is one cluster.
+        low: Lower end of its 95 % interval, as in `accuracy_interval`.
         high: Upper end.
         num_clusters: Groups of rows that are variants of one problem; None where rows are taken as independent.
     """
@@ -69,7 +69,7 @@ class TaskScores(Scores):
     Attributes:
         task: Name of the benchmark.
         title: As in the paper.
-        group: As of `Benchmark`.
+        group: As in `Benchmark`.
         num_expected: Rows in the paper's evaluation, or PAPO-Eval's if `num_rows` are as many; None if unknown.
         categories: The same by category, largest first; empty without categories. Rows that were dropped or are
             oversized are together in `NOT_ASKED`, rows without a category in `UNNAMED`, so that `num_scored` adds up.
@@ -175,7 +175,7 @@ def scores_of_answers(
         num_dropped: Rows besides that could not be used.
 
     Raises:
-        EvaluationError: As of `task_scores`.
+        EvaluationError: As in `task_scores`.
     """
     oversized = len(oversized_rows(graded))
     return task_scores(

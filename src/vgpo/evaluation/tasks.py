@@ -52,10 +52,10 @@ def load_task(
 
     Args:
         benchmark: Which one.
-        source: As of `vgpo.evaluation.benchmark_rows.load_benchmark`.
+        source: As in `vgpo.evaluation.benchmark_rows.load_benchmark`.
         template: Of all other rows, as `vgpo.data.to_prompts` takes it.
         limit: Rows of the sample, at least 1; None for all. It is drawn from those too that cannot be asked.
-        forbidden: What no problem may contain, as of `vgpo.data.check_dataset`.
+        forbidden: What no problem may contain, as in `vgpo.data.check_dataset`.
 
     Raises:
         DataError: The rows cannot be loaded, or none of the sample can be asked.

@@ -1,4 +1,4 @@
-"""A focus check from a checkpoint and a data set to its file, its page and its table."""
+"""A focus check from a checkpoint and a dataset to its file, its page and its table."""
 
 import tempfile
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def run(request: Request) -> None:
 
 
 def focus_check(request: Request) -> FocusCheck:
-    """The check that a request asks for; arguments and errors as of `run`."""
+    """The check that a request asks for; arguments and errors as in `run`."""
     checkpoint = open_checkpoint(
         request.checkpoint,
         template=request.template,

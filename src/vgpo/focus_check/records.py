@@ -78,7 +78,7 @@ class Counts(Record):
 
     questions: int
     without_image: int
-    """Rows of the data set that were left out for having no image."""
+    """Rows of the dataset that were left out for having no image."""
     responses: int
     truncated: int
     """Responses that reached the limit of tokens."""

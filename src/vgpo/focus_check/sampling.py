@@ -35,7 +35,7 @@ class Samples:
     """Responses to Q questions, B in all, the responses of a question one after another."""
 
     rows: tuple[int, ...]
-    """Number of each question in the data set, (Q,)."""
+    """Number of each question in the dataset, (Q,)."""
     question: Tensor
     """Number of the question of each response, from 0; int64 (B,)."""
     mask: Tensor
@@ -95,7 +95,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Responses of one batch on the CPU; fields as of `Samples`, before they are put together."""
+    """Responses of one batch on the CPU; fields as in `Samples`, before they are put together."""
 
     mask: Tensor
     reading: Tensor
@@ -130,7 +130,7 @@ def sample_groups(
     rows = [number for number, row in enumerate(prompts) if row[IMAGES]]
     if not rows:
         raise FocusCheckError(
-            f"none of the {len(prompts)} rows has an image, so there is no visual focus to measure; name a data set "
+            f"none of the {len(prompts)} rows has an image, so there is no visual focus to measure; name a dataset "
             "with images, or raise --limit"
         )
     sampler = Sampler(model, processor, prompts, sampling)

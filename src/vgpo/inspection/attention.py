@@ -1,4 +1,4 @@
-"""How the last layer of a model divides its attention over picture, question and its own words."""
+"""How the last layer of a model divides its attention over image, question and its own words."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -23,7 +23,7 @@ from vgpo.evaluation.accuracy import progress_bar
 from vgpo.inspection.attention import attention_shares
 from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
-from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
+from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, image_sizes, layout_of
 from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import ForwardStates
 from vgpo.inspection.schema import ABLATIONS, RESAMPLED, VERSION, AnswerRecord
@@ -36,7 +36,7 @@ from vgpo.settings_checks import check_number
 
 logger = logging.getLogger(__name__)
 
-# Columns by which data sets tell kinds of problems apart, the first that is there.
+# Columns by which datasets tell kinds of problems apart, the first that is there.
 KIND_COLUMNS = ("kind", "category", "question_type", "subject", "type", "source")
 
 
@@ -61,7 +61,7 @@ class Options:
     attention: bool = False
     """How the last layer's attention is divided; a slow pass more for each response."""
     without: bool = False
-    """Each question again with a blank picture, and with another question's; beside drawn responses also with its own,
+    """Each question again with a blank image, and with another question's; beside drawn responses also with its own,
     drawn once more."""
     settings: VGPOSettings = field(default_factory=VGPOSettings)
     """Of gate, weight and factors."""
@@ -74,7 +74,7 @@ class Options:
         check_number("temperature", self.temperature, low=0)
 
     @property
-    def pictures(self) -> tuple[str, ...]:
+    def ablations(self) -> tuple[str, ...]:
         """The ablations to measure."""
         if not self.without:
             return ()
@@ -122,7 +122,7 @@ def inspect(
     numbers = range(len(rows)) if numbers is None else numbers
     if len(numbers) == 0 or len(numbers) != len(rows):
         raise ValueError(f"found {len(rows)} rows and {len(numbers)} numbers for them, expected as many, one at least")
-    questions = questions_of(rows, numbers, pictures=inspector.options.pictures)
+    questions = questions_of(rows, numbers, ablations=inspector.options.ablations)
     found = list(inspector.inspect(questions, len(rows), progress=progress))
     path = model.name_or_path
     return Inspection({**inspector.head(name or path, path), "questions": found})
@@ -252,9 +252,9 @@ class Inspector:
             return as_responses(prompts, stored, self.decoding.pad_token_id, self.model.device)
         return respond(self.model, prompts, self.decoding, seed=self._seed(batch))
 
-    def _seed(self, batch: Batch, picture: str = "") -> int:
-        """Of the draws of a batch; with the true picture's for all, blind answers would agree by the seed alone."""
-        return random.Random(f"{self.options.seed} {batch.questions[0].number} {picture}").getrandbits(63)
+    def _seed(self, batch: Batch, ablation: str = "") -> int:
+        """Of the draws of a batch; with the true image's for all, blind answers would agree by the seed alone."""
+        return random.Random(f"{self.options.seed} {batch.questions[0].number} {ablation}").getrandbits(63)
 
     def _answers(self, responses: Responses, golds: list[str]) -> list[dict[str, Any]]:
         """Tokens, text and verdict of each response."""
@@ -303,12 +303,12 @@ class Inspector:
 
     def _ablations(self, batch: Batch) -> list[dict[str, Any]]:
         """For each response, `without`: the answers to its question with other images, decoded in the same way."""
-        pictures = self.options.pictures
+        ablations = self.options.ablations
         found: list[dict[str, Any]] = [
-            {"without": dict.fromkeys(pictures) if pictures and question.row["images"] else None}
+            {"without": dict.fromkeys(ablations) if ablations and question.row["images"] else None}
             for question in (batch.questions[owner] for owner in batch.owners)
         ]
-        for name in pictures:
+        for name in ablations:
             rows = [question.others[name] for question in batch.questions]
             prompts = [None if row is None else self._encode(row) for row in rows]
             places = [i for i, owner in enumerate(batch.owners) if prompts[owner] is not None]
@@ -328,7 +328,7 @@ class Inspector:
         if config.model_type not in LAYOUTS:
             return []
         try:
-            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.media, picture_sizes(images)))
+            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.media, image_sizes(images)))
         except UnknownLayoutError as error:
             logger.warning("row %d: %s", question.number, error)
             return []
@@ -352,6 +352,6 @@ def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dic
 
 
 def kind_of(row: Row) -> str | None:
-    """The kind of problem that the data set names, if it does."""
+    """The kind of problem that the dataset names, if it does."""
     meta = row.get(META) or {}
     return next((str(meta[name]) for name in KIND_COLUMNS if meta.get(name)), None)

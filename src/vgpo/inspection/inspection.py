@@ -136,13 +136,13 @@ def encoded(head: Mapping[str, Any], questions: Iterable[Mapping[str, Any]]) -> 
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """All but the questions of a file that `write_inspection` wrote; errors as of `Inspection.read`."""
+    """All but the questions of a file that `write_inspection` wrote; errors as in `Inspection.read`."""
     with path.open("rb") as lines:
         return parse_head(lines.readline(), path)
 
 
 def iter_questions(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a file that `write_inspection` wrote, one at a time; errors as of `Inspection.read`."""
+    """The questions of a file that `write_inspection` wrote, one at a time; errors as in `Inspection.read`."""
     with path.open("rb") as lines:
         num_models = len(parse_head(lines.readline(), path)["models"])
         for number, line in enumerate(lines, start=2):

@@ -1,4 +1,4 @@
-"""Questions to look at: rows of a data set, or those of a run with the responses that it stored."""
+"""Questions to look at: rows of a dataset, or those of a run with the responses that it stored."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class Question:
     Attributes:
         number: What it is called.
         row: `prompt`, `images`, `problem`, `answer`, and `meta` where it has one.
-        others: The same row with other pictures, by their name; None where there are none.
+        others: The same row with other images, by their name; None where there are none.
         stored: Its responses, or empty where they are to be drawn.
     """
 
@@ -57,7 +57,7 @@ def questions_of(
     rows: Dataset | Sequence[Row],
     numbers: Sequence[int],
     *,
-    pictures: Sequence[str] = (),
+    ablations: Sequence[str] = (),
     stored: Sequence[Sequence[Stored]] | None = None,
 ) -> Iterator[Question]:
     """The rows as questions, made when they are asked for.
@@ -65,26 +65,26 @@ def questions_of(
     Args:
         rows: Of `vgpo.data.to_prompts`.
         numbers: What each is called.
-        pictures: Which others each is asked with too: a blank one, that of the next question that has as many, its
+        images: Which others each is asked with too: a blank one, that of the next question that has as many, its
             own again.
         stored: The responses to each, where they are there.
     """
-    views = {name: with_pictures(name, rows) for name in pictures}
+    views = {name: with_ablated_images(name, rows) for name in ablations}
     places = {name: {row: place for place, row in enumerate(view.order)} for name, view in views.items()}
     for i, number in enumerate(numbers):
         others = {name: view[places[name][i]] if i in places[name] else None for name, view in views.items()}
         yield Question(number, rows[i], others, stored[i] if stored else ())
 
 
-def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
-    """The rows that have pictures, with those of this name."""
+def with_ablated_images(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
+    """The rows that have images, with those of this name."""
     if name == OTHER:
         return with_other_images(rows)
-    pictured = [place for place, row in enumerate(rows) if row["images"]]
+    with_images = [place for place, row in enumerate(rows) if row["images"]]
     if name == BLANK:
-        return with_blank_images(rows, pictured)
+        return with_blank_images(rows, with_images)
     assert name == RESAMPLED
-    return SwappedImages(rows, pictured, lambda number, row: row["images"])
+    return SwappedImages(rows, with_images, lambda number, row: row["images"])
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def stored_response(record: RolloutRecord, folder: RunFolder) -> Stored:
     if record.token_ids is None or record.advantage is None:
         raise StoredRolloutsError(
             f"{folder.rollouts_path}: found a rollout of step {record.step} without token_ids or without a finite "
-            "advantage; name a data set with --data, whose questions are then answered again"
+            "advantage; name a dataset with --data, whose questions are then answered again"
         )
     return Stored(record.token_ids, record.advantage)
 
@@ -169,7 +169,7 @@ def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) ->
     if not chosen:
         raise StoredRolloutsError(
             f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
-            "wanted; name a data set with --data, whose questions are then answered again"
+            "wanted; name a dataset with --data, whose questions are then answered again"
         )
     # Read once more, so that only what is wanted is held.
     lines = {line for key in chosen for line in groups[key]}

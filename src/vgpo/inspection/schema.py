@@ -82,7 +82,7 @@ class HeadRecord(Record):
 
 class ImageRecord(Record):
     width: int
-    """In pixels, as in the data set."""
+    """In pixels, as in the dataset."""
     height: int
     data: str
     """Data URI of the image, scaled down."""
@@ -213,11 +213,11 @@ class ResponseRecord(AnswerRecord, TokenRecord):
 
 class QuestionRecord(Record):
     row: int
-    """Of the data set."""
+    """Of the dataset."""
     problem: str
     answer: str
     kind: str | None
-    """Kind of problem, if the data set names it."""
+    """Kind of problem, if the dataset names it."""
     images: list[ImageRecord]
     grids: list[GridRecord]
     rollouts: list[ResponseRecord]

@@ -38,9 +38,9 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
         if attention
         else None,
         "without": {
-            picture: summarise_without(picture, ablated)
-            for picture in ABLATIONS
-            if any(picture in one["without"] for one in ablated)
+            ablation: summarise_without(ablation, ablated)
+            for ablation in ABLATIONS
+            if any(ablation in one["without"] for one in ablated)
         }
         or None,
     }
@@ -54,9 +54,9 @@ def summarise_outcome(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarise_without(picture: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def summarise_without(ablation: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Rollouts with an answer to that image; correct before, correct with it, and with another answer."""
-    asked = [(one, one["without"][picture]) for one in rollouts if one["without"].get(picture)]
+    asked = [(one, one["without"][ablation]) for one in rollouts if one["without"].get(ablation)]
     return {
         "num_rollouts": len(asked),
         "num_correct_before": sum(one["correct"] for one, _ in asked),

@@ -49,7 +49,7 @@ class Weights:
         }
 
 
-# Of a question without a picture, or without a token in its responses.
+# Of a question without an image, or without a token in its responses.
 NOTHING = dict.fromkeys((*WEIGHED, "rollout_factor", "late_early_ratio"))
 
 

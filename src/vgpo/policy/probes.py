@@ -11,7 +11,7 @@ from torch import Tensor
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.prompts import EncodedPrompt
 
-ROWS = 8  # of the data set, in which prompts with unlike images are looked for
+ROWS = 8  # of the dataset, in which prompts with unlike images are looked for
 TEXT_PROMPT = [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}]
 SEED = 20260409  # of responses and other pixels; the state of every random generator is restored
 # What a model or its processor may raise for input that it cannot take.
@@ -39,10 +39,10 @@ class Probes:
 
 
 def choose_probes(rows: Iterable[Mapping[str, Any]], encode: Callable[[Any, list[Any]], EncodedPrompt]) -> Probes:
-    """Probes among the first rows of a data set.
+    """Probes among the first rows of a dataset.
 
     Args:
-        rows: of the data set, with a prompt and images.
+        rows: of the dataset, with a prompt and images.
         encode: takes messages and their images.
     """
     found = [encode(row["prompt"], row.get("images") or []) for row in islice(rows, ROWS)]

@@ -146,7 +146,7 @@ def with_adapter(model: PreTrainedModel, adapter: Source) -> PeftModel:
     """The base with an adapter in it, not merged.
 
     Raises:
-        RecipeError: As of `merged`.
+        RecipeError: As in `merged`.
     """
     if not adapter.has_any(WEIGHTS):
         refuse(adapter, f"and has no weights: neither {' nor '.join(WEIGHTS)} is there", "Restore the file")

@@ -135,7 +135,7 @@ def load_prompts(
     processor: ProcessorMixin | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """A checked data set as prompts, one image-bearing question a row.
+    """A checked dataset as prompts, one image-bearing question a row.
 
     Args:
         source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`, with the dial as in
@@ -166,7 +166,7 @@ def load_prompts(
 
 
 def read_dataset(source: str, *, toy_folder: Path, reading: Reading = AS_IT_IS, limit: int | None = None) -> Dataset:
-    """The unchecked rows of a set, the first `limit` of them; arguments as of `load_prompts`."""
+    """The unchecked rows of a set, the first `limit` of them; arguments as in `load_prompts`."""
     if is_toy(source):
         dataset = load_dataset(str(write_toy(source, toy_folder)))
     else:
@@ -295,7 +295,7 @@ def adapter_config(recipe: "ModelConfig", model: PreTrainedModel, *, vision: boo
 
 
 def target_layers(names: Any, model: PreTrainedModel, *, vision: bool) -> list[str]:
-    """Full names of the layers that get adapters; arguments and errors as of `adapter_config`."""
+    """Full names of the layers that get adapters; arguments and errors as in `adapter_config`."""
     layers = [names] if isinstance(names, str) else names
     try:
         return lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)

@@ -33,7 +33,7 @@ Row = Mapping[str, Any]
 
 
 class Policy(Protocol):
-    """Answers rows with `prompt` and `images`, as of `vgpo.data.to_prompts`."""
+    """Answers rows with `prompt` and `images`, as in `vgpo.data.to_prompts`."""
 
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
@@ -51,7 +51,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
-    """A checkpoint before its weights are loaded: all that a data set is checked against, and how it was trained.
+    """A checkpoint before its weights are loaded: all that a dataset is checked against, and how it was trained.
 
     Attributes:
         name: Folder, hub name, or `toy`.
@@ -72,7 +72,7 @@ class OpenCheckpoint:
     engine: str
 
     def forbidden(self) -> list[str]:
-        """What no problem may contain, as of `forbidden_tokens`."""
+        """What no problem may contain, as in `forbidden_tokens`."""
         return forbidden_tokens(self.source, self.processor, trust_remote_code=False)
 
     def policy(self) -> Policy:
@@ -139,7 +139,7 @@ class TransformersPolicy:
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """As of `Policy`."""
+        """As in `Policy`."""
         processor = self.checkpoint.processor
         decoding = (
             sampled_decoding(self.model, processor, max_new_tokens, temperature)
@@ -168,7 +168,7 @@ class VllmPolicy:
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """As of `Policy`."""
+        """As in `Policy`."""
         checkpoint = self.checkpoint
         responses = self.engine.respond(
             rows,

@@ -92,10 +92,10 @@ def responses_of_vllm(
         rows: Of `vgpo.data.to_prompts`.
         samples: Responses to each.
         seed: Of the samples; None for vLLM's own.
-        decoding: As of `OfflineEngine.respond`.
+        decoding: As in `OfflineEngine.respond`.
 
     Raises:
-        EngineError, RecipeError: As of `offline_engine`.
+        EngineError, RecipeError: As in `offline_engine`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_responses_of_vllm, source, rows, samples, seed, decoding).result()

@@ -9,7 +9,7 @@ from vgpo.evaluation.protocols import Protocol, protocol_named
 
 
 def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Benchmark]:
-    """The benchmarks with these names, and those of the suites among them, each once; `own` as of `tasks_of`.
+    """The benchmarks with these names, and those of the suites among them, each once; `own` as in `tasks_of`.
 
     Raises:
         EvaluationError: An unknown name.
@@ -21,7 +21,7 @@ def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Be
 def asked_benchmarks(
     names: Sequence[str], sources: Mapping[str, str] | str | tuple[()], own: Collection[str] = ()
 ) -> list[Benchmark]:
-    """As `suite_benchmarks`; one of a suite for which there are no data is left out, as of `with_data`."""
+    """As `suite_benchmarks`; one of a suite for which there are no data is left out, as in `with_data`."""
     listed = suite_benchmarks(names, own)
     return [benchmark for benchmark in listed if benchmark.name in names or with_data([benchmark], sources)]
 

@@ -109,7 +109,7 @@ def train(
         RecipeError: Batch sizes and data or processes do not fit, the model cannot be loaded, or the run to go on
             with is another one.
         DataError: A row that cannot be trained on.
-        RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
+        RewardError: The dataset lacks a column that a reward asks for, or a reward fails on a row.
         RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
         CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
         ParityError: The trainer does not compute what the model computes.

@@ -1,7 +1,7 @@
 """Reward functions that keep their promise to the trainer: one finite number a row, or an error that names the row.
 
 A reward function has TRL's signature: it is called with keyword arguments only, `prompts`, `completions`,
-`completion_ids` and every column of the data set, each a list with one entry a completion, and with `trainer_state`,
+`completion_ids` and every column of the dataset, each a list with one entry a completion, and with `trainer_state`,
 `log_extra` and `log_metric`. It returns one number a completion, or None where it does not apply; it may be `async`.
 """
 
@@ -20,7 +20,7 @@ from vgpo.text import did_you_mean, visible
 RewardFunction = Callable[..., Any]
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What every reward function is called with, beside the columns of the data set."""
+"""What every reward function is called with, beside the columns of the dataset."""
 
 
 MAX_REWARD = 1e9
@@ -134,7 +134,7 @@ def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
     for key in required:
         if key not in columns:
             raise RewardError(
-                f"reward {name!r} asks for {key!r}, which is no column of the data set"
+                f"reward {name!r} asks for {key!r}, which is not a column of the dataset"
                 f"{did_you_mean(key, set(columns) - set(GIVEN))}: it is called with {sorted(columns)}. "
                 "Rename the argument, or give it a default"
             )
@@ -198,7 +198,7 @@ def _one_row(columns: dict[str, Any], row: int) -> dict[str, Any]:
 
 
 def _named_row(columns: dict[str, Any], row: int) -> str:
-    """Rows count from 0; `row_index` is the row of the data set."""
+    """Rows count from 0; `row_index` is the row of the dataset."""
     known = [f"{key} {repr(columns[key][row])[:60]}" for key in ("row_index", "id", "problem") if key in columns]
     return f"row {row} of the batch" + (f" ({', '.join(known)})" if known else "")
 
@@ -221,7 +221,7 @@ def _shown(value: Any) -> str:
 
 
 def check_reward_columns(rewards: Iterable[RewardFunction], prompts: Sequence[dict[str, Any]]) -> None:
-    """Whether the data set has the columns that the rewards ask for.
+    """Whether the dataset has the columns that the rewards ask for.
 
     Raises:
         RewardError: A column is missing, or a reward does not take all; names both.

@@ -241,7 +241,7 @@ def _is_too_long(text: str) -> bool:
 def _as_gold(row: int, gold: object) -> str:
     if isinstance(gold, bool) or not isinstance(gold, str | int):
         raise TypeError(
-            f"row {row}: the answer is {type(gold).__name__}, expected str or int; write it as text in the data set"
+            f"row {row}: the answer is {type(gold).__name__}, expected str or int; write it as text in the dataset"
         )
     text = strip_outer_box(str(gold))
     if not text:

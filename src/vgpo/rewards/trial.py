@@ -41,7 +41,7 @@ NUM_SHOWN = 10
 
 @dataclass
 class ScoreTable:
-    """What one reward gave to one kind of answer, by row of the data set; None where it did not apply."""
+    """What one reward gave to one kind of answer, by row of the dataset; None where it did not apply."""
 
     kind: str
     scores: dict[int, float | None] = field(default_factory=dict)

@@ -162,7 +162,7 @@ def resume_folder(
         folder: of the run.
         step: the optimiser step of the checkpoint, at least 0.
         state: what the folder held when the checkpoint was saved. Default: whatever is of no later step.
-        seed, command: as of `RunFolder.create`.
+        seed, command: as in `RunFolder.create`.
         changes: what is not as it was when the run began, and what was damaged; one text each.
 
     Raises:

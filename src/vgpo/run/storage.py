@@ -133,7 +133,7 @@ def append_lines(path: Path, data: bytes, *, then: str = RESUME) -> int:
         then: what the user does after the disk accepts files again, for the message.
 
     Raises:
-        RunFolderError: as of `append_records`.
+        RunFolderError: as in `append_records`.
     """
     end, last_line = last_complete_line(path)
     is_new = not path.exists()

@@ -83,7 +83,7 @@ class AdaptiveSettings:
     """Decay in (0, 1] from which the compensation is beta: that of a focus that falls linearly with a late/early ratio
     of 0.68, the paper's base model."""
     stratum_column: str | None = None
-    """Column of the data set whose values get a strength each; None for one strength of all."""
+    """Column of the dataset whose values get a strength each; None for one strength of all."""
 
     def __post_init__(self) -> None:
         self.vgpo  # noqa: B018  # checks the shared ones

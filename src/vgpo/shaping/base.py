@@ -108,7 +108,7 @@ class Shaping(ABC):
 
     @property
     def stratum_column(self) -> str | None:
-        """The column of the data set whose values divide the rollouts into strata."""
+        """The column of the dataset whose values divide the rollouts into strata."""
         return None
 
     @property

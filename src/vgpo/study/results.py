@@ -226,7 +226,7 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
         dict, JSON-able:
         `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
         occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
-        is a list of dicts: `name`; `columns`, those of the second table as of `GroundingColumn`; `start`, the row of
+        is a list of dicts: `name`; `columns`, those of the second table as in `GroundingColumn`; `start`, the row of
         the start model or None; `target`, the base's final training accuracy; `missing`, methods with the seeds that
         are not done; `methods`, see `method_summary`; `charts`, as
         of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.

@@ -198,7 +198,7 @@ def evaluate_run(one: StudyRun, recipe: Recipe, *, start: bool) -> None:
         start: Evaluate the start model.
 
     Raises:
-        EvaluationError, ImportError, DataError, RecipeError, RunFolderError: As of `evaluate_suite`.
+        EvaluationError, ImportError, DataError, RecipeError, RunFolderError: As in `evaluate_suite`.
     """
     check_runner()
     from vgpo.suite.run import SuiteRequest, evaluate_suite

@@ -38,10 +38,10 @@ class TaskRecord(Record):
         source: As `vgpo.evaluation.benchmark_rows.load_benchmark` takes it.
         format: How the rows are written, where the user has named it.
         columns: Columns of the source that are read as others, by the names that they are read as.
-        form: As of `BenchmarkRows`.
+        form: As in `BenchmarkRows`.
         fingerprint: Of `BenchmarkRows.dataset`, as `vgpo.data.fingerprint` finds it: the rows that were asked, and
             those that are oversized.
-        num_rows: As of `BenchmarkRows`: with rows that were dropped or that a limit left out.
+        num_rows: As in `BenchmarkRows`: with rows that were dropped or that a limit left out.
         num_asked: Rows that were asked; each has answers.
         oversized: Numbers, in the source, of the rows whose prompt does not fit into the model.
         dropped: What is wrong with each row that could not be used.

@@ -38,7 +38,7 @@ class CheckpointAPI(ModelAPI):
     Arguments of the model (`-M name=value`):
         engine: `transformers` or `vllm`.
         batch_size: Questions answered at once.
-        dtype, min_pixels, max_pixels, max_new_tokens: As of `vgpo.recipe.policies.open_checkpoint`.
+        dtype, min_pixels, max_pixels, max_new_tokens: As in `vgpo.recipe.policies.open_checkpoint`.
     """
 
     def __init__(

@@ -218,7 +218,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
     """Let inspect-ai run a task; its log goes into the folder.
 
     Raises:
-        EvaluationError, KeyboardInterrupt: As of `ask_and_grade`.
+        EvaluationError, KeyboardInterrupt: As in `ask_and_grade`.
     """
     logs = evaluate_task(
         task,

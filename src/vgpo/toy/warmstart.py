@@ -1,4 +1,4 @@
-"""Making the embedded weights: see, then read whole pictures in chains, then pick up a bad habit.
+"""Making the embedded weights: see, then read whole images in chains, then pick up a bad habit.
 
 1. *See*: the vision tower alone learns to name the digit in each cell, through a linear head that is then
    thrown away. Without this stage the model never learns to see.
@@ -43,8 +43,8 @@ class WarmstartSettings:
 
     Attributes:
         task: the difficulty dial of the questions.
-        seed: draws weights, pictures and questions; same seed and number of threads, same weights.
-        see_steps: optimiser steps of the first stage, of 32 pictures each.
+        seed: draws weights, images and questions; same seed and number of threads, same weights.
+        see_steps: optimiser steps of the first stage, of 32 images each.
         read_steps: most optimiser steps of the second stage, of 64 questions each.
         read_accuracy: the second stage ends at the first measurement of at least this greedy accuracy, 0 to 1.
         forget_steps: optimiser steps of the third stage, of 64 questions each.
@@ -129,7 +129,7 @@ class _Warmstart:
         settings: WarmstartSettings,
     ) -> None:
         self.model, self.settings = model, settings
-        self.rng = np.random.default_rng([settings.seed, 2])  # the data sets draw from streams 0 and 1
+        self.rng = np.random.default_rng([settings.seed, 2])  # the datasets draw from streams 0 and 1
         self.train_scans, test_scans = load_scans("train"), load_scans("test")
         self.encoder = Encoder(processor, self.train_scans)
         self.test_encoder = Encoder(processor, test_scans)
@@ -217,9 +217,9 @@ class _Warmstart:
 
 
 class Encoder:
-    """Questions over one side of the split as model inputs, without drawing and cutting up pictures each time.
+    """Questions over one side of the split as model inputs, without drawing and cutting up images each time.
 
-    A cell is 28 x 28 pixels, one merged block of patches, so the processor's output for a picture is that of
+    A cell is 28 x 28 pixels, one merged block of patches, so the processor's output for an image is that of
     its cells one after another: it is run once on each scan.
     """
 

@@ -23,7 +23,7 @@ PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the ri
 
 
 class RowNumbers(Dataset):
-    """Stands for a data set in the data loader: row i is the number i, and nothing is decoded."""
+    """Stands for a dataset in the data loader: row i is the number i, and nothing is decoded."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows

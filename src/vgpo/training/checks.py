@@ -23,7 +23,7 @@ def check_decoder(model: nn.Module, signals: Collection[str]) -> None:
 
 
 def check_num_rows(num_rows: int, generation_batch_size: int, group_size: int) -> None:
-    """The data set has rows enough for one generation: with fewer, no step is trained and no error is raised.
+    """The dataset has rows enough for one generation: with fewer, no step is trained and no error is raised.
 
     Raises:
         ValueError: it has not.
@@ -31,14 +31,14 @@ def check_num_rows(num_rows: int, generation_batch_size: int, group_size: int) -
     num_prompts = generation_batch_size // group_size
     if num_rows < num_prompts:
         raise ValueError(
-            f"The data set has {num_rows} row(s), but one generation takes {num_prompts} prompts "
+            f"The dataset has {num_rows} row(s), but one generation takes {num_prompts} prompts "
             f"(generation_batch_size={generation_batch_size} / num_generations={group_size}). Give more rows, or "
             "lower per_device_train_batch_size or gradient_accumulation_steps."
         )
 
 
 def check_group_rows(row_index: Tensor, group_size: int) -> None:
-    """Rollouts (N,) of all processes: each `group_size` neighbours are of one row of the data set.
+    """Rollouts (N,) of all processes: each `group_size` neighbours are of one row of the dataset.
 
     Raises:
         RuntimeError: they are not.

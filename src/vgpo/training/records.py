@@ -52,13 +52,13 @@ class RolloutRecord(Record):
     group: int
     """Rollouts of one draw of a prompt share this number."""
     row: int
-    """Of the data set, from 0."""
+    """Of the dataset, from 0."""
     id: Any
-    """The data set's name for the row; None if it has none."""
+    """The dataset's name for the row; None if it has none."""
     problem: str
-    """The question; the decoded prompt if the data set has no column `problem`."""
+    """The question; the decoded prompt if the dataset has no column `problem`."""
     answer: Any
-    """The reference answer, as it is in the data set; None if it has none."""
+    """The reference answer, as it is in the dataset; None if it has none."""
     media: list[str]
     """Images of the prompt, in order: paths relative to the run folder, named by their content."""
     completion: str
@@ -179,7 +179,7 @@ def rollout_records(
         step: the optimiser step that the rollouts are trained on, from 1.
         batch: a micro-batch with ids and masks of prompts and completions, `visual_rows`, `scalar_advantages` (B,),
             `advantages` (B, T), `rewards`, `group_ids` and `row_index`.
-        dataset_rows: the data-set row of each rollout; what it lacks is read off the batch, or left out.
+        dataset_rows: the dataset row of each rollout; what it lacks is read off the batch, or left out.
         reward_names: names of the columns of `batch["rewards"]`.
         accuracy_reward: which of them is the accuracy.
         action_mask: the tokens that the policy sampled; bool (B, T). The others are in the records too, with None for
@@ -220,7 +220,7 @@ def rollout_records(
 
 
 def images_of(row: Mapping[str, Any]) -> list[Image.Image]:
-    """The images of a row of the data set."""
+    """The images of a row of the dataset."""
     return list(row.get("images") or filter(None, [row.get("image")]))
 
 

@@ -1,4 +1,4 @@
-"""A recipe's data set as verl's trainer and agent loop take it: read, checked and templated by vgpo."""
+"""A recipe's dataset as verl's trainer and agent loop take it: read, checked and templated by vgpo."""
 
 from pathlib import Path
 from typing import Any

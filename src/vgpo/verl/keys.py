@@ -94,7 +94,7 @@ def trainer_keys(recipe: VerlRecipe) -> Keys:
         f"{TRAINER}.nnodes": nodes,
         f"{TRAINER}.n_gpus_per_node": gpus,
         f"{TRAINER}.total_training_steps": recipe.generations,
-        # Enough epochs for all generations, of which the data set gives one at least.
+        # Enough epochs for all generations, of which the dataset gives one at least.
         f"{TRAINER}.total_epochs": recipe.generations or whole_epochs(recipe),
         f"{TRAINER}.save_freq": save_frequency(recipe),
         f"{TRAINER}.max_actor_ckpt_to_keep": arguments.save_total_limit,

@@ -146,7 +146,7 @@ def recipe_from(
 
     Args:
         values: Fields of the recipe.
-        overrides: As of `load_recipe`.
+        overrides: As in `load_recipe`.
         where: Where the values come from, for messages.
         name: Of the folder below `runs` that is the default of `run_dir`.
 

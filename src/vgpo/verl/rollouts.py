@@ -31,7 +31,7 @@ class Rollouts:
     Args:
         keys: of the rollouts in TransferQueue.
         group_ids: rollouts of one draw of a prompt share a number; int64 (B,).
-        row_index: rows of the data set; int64 (B,).
+        row_index: rows of the dataset; int64 (B,).
         num_images: of each prompt; int64 (B,).
         prompts: token ids, one tensor for each rollout.
         responses: token ids; int64 (B, T).
