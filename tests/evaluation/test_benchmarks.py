@@ -274,9 +274,7 @@ def test_a_folder_without_the_task_is_an_error_that_lists_what_was_looked_for(tm
     looked_for = ["mmk12", "mmk12.parquet", "mmk12.jsonl", "mmk12.json", "data/PAPO_MMK12-*.parquet"]
     looked_for += ["data/PAPO_MMK12.parquet", "PAPO_MMK12-*.parquet", "PAPO_MMK12.parquet"]
     listed = "".join(f"  {tmp_path / name}\n" for name in looked_for)
-    message = (
-        f"there are no data of MMK12 in {tmp_path}; looked for\n{listed}Put one of them there, or write --data mmk12"
-    )
+    message = f"there are no data of MMK12 in {tmp_path}; looked for\n{listed}Add one of them, or write --data mmk12"
     with pytest.raises(DataError, match=re.escape(message)):
         source_of(BENCHMARKS["mmk12"], str(tmp_path))
 
@@ -323,7 +321,7 @@ def test_a_benchmark_without_data_is_left_out_of_a_suite_with_a_warning(
 ) -> None:
     suite = tasks_of("vgpo-math")
     assert [benchmark.name for benchmark in with_data(suite)] == [name for name in SIX if name != "geomath"]
-    assert "GeoMath is left out: it has no public data" in caplog.text
+    assert "GeoMath is skipped: it has no public data" in caplog.text
     assert len(with_data(suite, {"geomath": "x.json"})) == 6
     (tmp_path / "geomath.json").touch()
     assert len(with_data(suite, str(tmp_path))) == 6

@@ -156,8 +156,10 @@ class CheckpointStore:
         Args:
             at: only this step.
             before: only steps smaller than this one.
-            contents: see `verify`. Raises: CheckpointError: the folder cannot be listed, so it is unknown whether it
-            holds checkpoints.
+            contents: see `verify`.
+
+        Raises:
+            CheckpointError: the folder cannot be listed, so it is unknown whether it holds checkpoints.
         """
         try:
             self._put_back()
@@ -318,7 +320,8 @@ def seal(staging: Path, step: int) -> None:
     """Sync every file to disk and then write the manifest, which marks the folder as complete.
 
     Raises:
-        CheckpointError: the folder contains no file, or a link. OSError: writing failed.
+        CheckpointError: the folder contains no file, or a link.
+        OSError: writing failed.
     """
     folders, others = _tree(staging)
     files = {file.relative_to(staging).as_posix(): file for file in others}

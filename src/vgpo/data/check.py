@@ -52,10 +52,10 @@ def check_dataset(
     images. A missing column, and a template that cannot be rendered, is an error of its own.
     template: see `to_prompts`.
     forbidden: control tokens of the model's tokenizer, such as `<|im_end|>` and `<|image_pad|>`, which it recognises
-    in any text; `<image>` and tokens of fewer than 3 characters remain allowed. Images are decoded, in up to four
-    threads (see `verify_image`): all of them, or the first `max_pictures`.
-    Rows are counted from 0. progress: show a bar on a terminal, for 500 rows or more. faulty_rows: "drop" returns the
-    valid rows, after a warning that counts and names the dropped ones.
+    in any text; `<image>` and tokens of fewer than 3 characters remain allowed.
+    Images are decoded, in up to four threads (see `verify_image`): all of them, or the first `max_pictures`.
+    Rows are counted from 0. progress: show a bar on a terminal, for 500 rows or more.
+    faulty_rows: "drop" returns the valid rows, after a warning that counts and names the dropped ones.
     """
     faults = find_faults(dataset, template=template, forbidden=forbidden, max_pictures=max_pictures, progress=progress)
     return without_faulty(dataset, faults, faulty_rows, cannot="used")

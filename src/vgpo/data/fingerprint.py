@@ -25,8 +25,10 @@ def fingerprint(dataset: datasets.Dataset) -> str:
     Only the content of an image counts, not where it is stored.
 
     Args:
-        dataset: from `load_dataset` or `to_prompts`. Raises: DataError: An image is not a regular file, or cannot be
-        read.
+        dataset: from `load_dataset` or `to_prompts`.
+
+    Raises:
+        DataError: An image is not a regular file, or cannot be read.
     """
     digest = hashlib.sha256()
     texts = sorted(name for name in dataset.column_names if name != IMAGES)

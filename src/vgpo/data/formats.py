@@ -44,8 +44,8 @@ class Format:
 
     columns: columns that the reader takes and by which the format is recognised; "a|b" is either. images: image
     columns in order of preference, or all of them if they are numbered. read: texts of a row to problem and answer.
-    id: columns whose values name the row, joined by a slash. optional: read if present. kept: those of the columns
-    that are also stored in `meta`; columns not named here always are.
+    id: columns whose values name the row, joined by a slash. optional: read if present.
+    kept: those of the columns that are also stored in `meta`; columns not named here always are.
     """
 
     columns: tuple[str, ...]

@@ -75,8 +75,9 @@ def previews(
     lengths: Sequence[int],
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Preview]:
-    """The shortest, the median and the longest prompt; fewer if the dataset has fewer rows. dataset: from
-    `load_dataset`. lengths: from `prompt_lengths`.
+    """The shortest, the median and the longest prompt; fewer if the dataset has fewer rows.
+
+    dataset: from `load_dataset`. lengths: from `prompt_lengths`.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))

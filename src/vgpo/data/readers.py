@@ -50,11 +50,13 @@ def to_canonical(
 
     Images stay undecoded and where they are stored; texts are kept in memory. A column of `meta` with mixed types
     becomes text.
-    name: a key of `FORMATS`; None detects the format from its columns and logs it. columns: columns of the format and
-    the dataset columns to read for them, as in {"answer": "ground_truth"}; see `stored_names`. faulty_rows: "drop"
-    skips rows that cannot be read, after a warning that counts and names them; the others have their number in the
-    source in a column `row`. DataError for no row, an unknown format or column, missing columns, or rows that cannot
-    be read (the first ten).
+    name: a key of `FORMATS`; None detects the format from its columns and logs it.
+    columns: columns of the format and the dataset columns to read for them, as in {"answer": "ground_truth"}; see
+    `stored_names`.
+    faulty_rows: "drop" skips rows that cannot be read, after a warning that counts and names them; the others have
+    their number in the source in a column `row`.
+    DataError for no row, an unknown format or column, missing columns,
+    or rows that cannot be read (the first ten).
     """
     return canonical_rows(stored(with_columns(dataset, columns)), name, faulty_rows)
 

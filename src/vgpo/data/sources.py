@@ -65,11 +65,12 @@ def load_dataset(
     dataset and take no split. Relative image paths start from the folder of the file, from `images` in it, or else
     from `source`, and must not lead out of it, by `../` or by a link; absolute ones are used unchanged. All are
     absolute afterwards, so that the working directory may change.
-    format: the row format, a key of `vgpo.data.FORMATS`; None detects it from the columns. columns: columns of the
-    format and the dataset columns to read for them, as in {"answer": "ground_truth"}. faulty_rows: "error", or "drop",
-    which skips rows that cannot be read, after a warning that counts and names them; see `to_canonical`. Nothing is
-    decoded, no URL is fetched, and no code that comes with the data is executed. DataError if it cannot be found or
-    read, or has no such split, format or column.
+    format: the row format, a key of `vgpo.data.FORMATS`; None detects it from the columns.
+    columns: columns of the format and the dataset columns to read for them, as in {"answer": "ground_truth"}.
+    faulty_rows: "error", or "drop", which skips rows that cannot be read, after a warning that counts and names them;
+    see `to_canonical`.
+    Nothing is decoded, no URL is fetched, and no code that comes with the data is executed.
+    DataError if it cannot be found or read, or has no such split, format or column.
     """
     return canonical_rows(open_dataset(source, split, columns), format, faulty_rows)
 
