@@ -216,5 +216,5 @@ def test_what_is_not_known_is_said(load_family: LoadFamily) -> None:
     model, processor = load_family("gemma3")
     prompt = encode(model, processor, plain_pictures([(56, 84)]))
     crops = replace(prompt, token_ids=[*prompt.token_ids, model.config.image_token_id])
-    with pytest.raises(UnknownLayoutError, match="1 images has 2 stretches"):
+    with pytest.raises(UnknownLayoutError, match="1 images has 2 runs"):
         grids_of(crops)
