@@ -139,8 +139,8 @@ def other_texts(question: Question) -> list[str]:
     right = reference_letter(question)
     if right is None:
         return []
-    wanted = normal_text(question.options[right])
-    return [text for text in question.options.values() if normal_text(text) != wanted]
+    expected = normal_text(question.options[right])
+    return [text for text in question.options.values() if normal_text(text) != expected]
 
 
 def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
@@ -151,8 +151,8 @@ def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
 
 def _letter_of_text(question: Question, text: str) -> str | None:
     """The first option with exactly this text."""
-    wanted = normal_text(text)
-    return next((letter for letter in question.options if _text_of(question, letter) == wanted), None)
+    expected = normal_text(text)
+    return next((letter for letter in question.options if _text_of(question, letter) == expected), None)
 
 
 def _text_of(question: Question, letter: str) -> str | None:

@@ -122,7 +122,7 @@ def stored_questions(folder: RunFolder, checkpoint: Path, template: str, request
     Raises:
         StoredRolloutsError: The run stored none, or one that cannot be used (`stored_response`).
     """
-    members = requested_groups(folder, checkpoint, requested)
+    members = read_groups(folder, checkpoint, requested)
     firsts = [group[0] for group in members.values()]
     columns = {
         "images": [[str(folder.path / name) for name in first.media] for first in firsts],
@@ -152,9 +152,7 @@ def stored_response(record: RolloutRecord, folder: RunFolder) -> Stored:
     return Stored(record.token_ids, record.advantage)
 
 
-def requested_groups(
-    folder: RunFolder, checkpoint: Path, requested: Sequence[int]
-) -> dict[Group, list[RolloutRecord]]:
+def read_groups(folder: RunFolder, checkpoint: Path, requested: Sequence[int]) -> dict[Group, list[RolloutRecord]]:
     """The records of each requested group, numbered as in `stored_questions`.
 
     Raises:

@@ -134,11 +134,11 @@ def reference(setup: Setup) -> Finding:
 
 
 def trackers(setup: Setup) -> Finding:
-    wanted = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
-    missing = sorted(set(wanted) - set(get_available_reporting_integrations()))
+    requested = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
+    missing = sorted(set(requested) - set(get_available_reporting_integrations()))
     if missing:
         return Finding("fail", f"report_to: {missing} not installed", f"pip install {' '.join(missing)}")
-    return Finding("pass", ", ".join(wanted) or "none but the run folder")
+    return Finding("pass", ", ".join(requested) or "none but the run folder")
 
 
 def packages(setup: Setup) -> Finding:

@@ -435,8 +435,8 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
     Raises:
         RecipeError: It does not: files of two checkpoints were mixed. Or it fails on an image.
     """
-    wanted = named_visual_token_ids(model.config)
-    if not wanted:
+    image_tokens = named_visual_token_ids(model.config)
+    if not image_tokens:
         return
     try:
         fields = processor.apply_chat_template(
@@ -448,11 +448,11 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
             f"image ({type(error).__name__}: {error}). Try another version of transformers, or another model"
         ) from error
     written = set(np.asarray(fields["input_ids"]).flatten().tolist())
-    if written.isdisjoint(wanted):
-        names = processor.tokenizer.convert_ids_to_tokens(wanted)
+    if written.isdisjoint(image_tokens):
+        names = processor.tokenizer.convert_ids_to_tokens(image_tokens)
         in_tokenizer = [token for token in getattr(processor, "image_token_ids", []) if token is not None]
         raise RecipeError(
-            f"model_name_or_path: {model.name_or_path!r} has the image token ids {wanted} in its config, which its "
+            f"model_name_or_path: {model.name_or_path!r} has the image token ids {image_tokens} in its config, which its "
             f"tokenizer calls {names}, but its processor writes none of them for an image; its own are "
             f"{in_tokenizer}. Take config and tokenizer from the same checkpoint"
         )

@@ -157,10 +157,10 @@ def add_task(folder: EvaluationFolder, record: EvaluationRecord, rows: Benchmark
 def missing(rows: BenchmarkRows, folder: EvaluationFolder, request: SuiteRequest) -> bool:
     """Whether an answer to the rows of a task is not in the folder yet."""
     kept = {(answer.row, answer.sample) for answer in folder.read_answers(rows.benchmark.name)}
-    return not kept.issuperset(wanted(rows, request))
+    return not kept.issuperset(expected_answers(rows, request))
 
 
-def wanted(rows: BenchmarkRows, request: SuiteRequest) -> list[tuple[int, int]]:
+def expected_answers(rows: BenchmarkRows, request: SuiteRequest) -> list[tuple[int, int]]:
     """Row and sample of each answer."""
     return [(question.row, sample) for question in rows.questions for sample in range(request.protocol.samples)]
 
@@ -181,7 +181,7 @@ def ask_and_grade(
         KeyboardInterrupt: The evaluation was interrupted.
     """
     name, request = rows.benchmark.name, subject.request
-    keys = wanted(rows, request)
+    keys = expected_answers(rows, request)
     kept = {(answer.row, answer.sample): answer for answer in folder.read_answers(name)}
     if kept.keys() >= set(keys):
         advance(len(keys))

@@ -141,10 +141,10 @@ def loggers(recipe: VerlRecipe) -> list[str]:
     """Trackers of the run, by the names of verl; verl prints each generation too."""
     given = recipe.arguments.report_to
     names = [given] if isinstance(given, str) else list(given or ())
-    wanted = [name for name in names if name != "none"]
-    if not set(wanted) <= set(LOGGERS):
+    requested = [name for name in names if name != "none"]
+    if not set(requested) <= set(LOGGERS):
         recipe.refuse("report_to", f"'none' or some of {list(LOGGERS)}, which verl writes to")
-    return ["console", *wanted]
+    return ["console", *requested]
 
 
 def model_keys(recipe: VerlRecipe) -> Keys:
