@@ -75,7 +75,7 @@ def truncate(trial: Trial) -> None:
         trial.resume()
         return
     trial.resume()
-    expect(f"passed over: {newest.name}" in text_of(trial.logs / "resumed.txt"), "the damage was not noticed")
+    expect(f"skipped: {newest.name}" in text_of(trial.logs / "resumed.txt"), "the damage was not noticed")
 
 
 def full_disk(trial: Trial) -> None:

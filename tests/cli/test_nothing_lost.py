@@ -130,9 +130,9 @@ def test_what_nothing_can_bring_back_is_an_error_that_changes_nothing(
     before = contents(run)
     done = start(run)
     assert done.exit_code == 2, done.output
-    assert f"{run} has lost something that the run wrote before step 2:\n  {run / name}" in done.stderr
+    assert f"{run} has lost data that the run wrote before step 2:\n  {run / name}" in done.stderr
     assert found in done.stderr
-    assert "set allow_changes: true to go on without" in done.stderr
+    assert "set allow_changes: true to resume without" in done.stderr
     assert contents(run) == before
 
 
@@ -219,7 +219,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
         done = start(run, *words)
         assert done.exit_code == 2
         assert f"{run / 'checkpoints'} holds no checkpoint, although" in done.stderr
-        assert f"To insist, delete {run}" in done.stderr
+        assert f"To start over anyway, delete {run}" in done.stderr
         assert contents(run) == before
 
 
@@ -231,7 +231,7 @@ def test_a_newest_checkpoint_that_is_missing_is_named(
     (run / "newest_checkpoint.json").write_text('{"step": 3}')
     done = start(run)
     assert done.exit_code == 0, done.output
-    assert "passed over: checkpoint-3: it was saved, and is missing" in done.stdout
+    assert "skipped: checkpoint-3: it was saved but is missing" in done.stdout
     assert differences(run, whole) == []
 
 

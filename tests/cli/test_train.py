@@ -281,7 +281,7 @@ def test_parity_that_cannot_be_written_does_not_cost_the_run(tmp_path: Path, cap
     parity = SimpleNamespace(table=lambda: "", as_dict=dict)
     trainer = SimpleNamespace(parity=parity, args=SimpleNamespace(should_save=True))
     train.KeepParity(trainer, folder, train.Console(quiet=True)).on_train_begin()
-    assert "What the parity check measured could not be written" in caplog.text
+    assert "The results of the parity check could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(
