@@ -24,7 +24,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 def check_used(settings: Any, name: str, **needed: str | bool) -> None:
     """Raise a ValueError if field ``name`` of a dataclass is not at its default, but has no effect.
 
-    It has one where any other field has the value that is ``needed`` of it.
+    It has an effect if any other field has its ``needed`` value.
     """
     values = vars(settings)
     default = next(field.default for field in fields(settings) if field.name == name)

@@ -198,7 +198,7 @@ def test_faulty_rows_are_left_out_counted_and_named_on_request(
     ]
     assert f"row 5, field 'images', image 0: there is no image file {tmp_path / '5.png'}" in caplog.text
     assert "╭─ row 4, " in done.stdout
-    doubt = "no response will equal 1 reference answer; the first is that of row 2: it holds the tag '</final>'"
+    doubt = "no response will equal 1 reference answer; the first is that of row 2: it contains the tag '</final>'"
     assert doubt in " ".join(done.stdout.split())
 
 

@@ -95,7 +95,7 @@ def become_a_folder(path: Path) -> None:
 LOST = {
     "metrics are missing": ("metrics.jsonl", Path.unlink, "missing, expected the"),
     "metrics are empty": ("metrics.jsonl", WAYS["empty"], "found 0 bytes, expected the"),
-    "metrics are zeros": ("metrics.jsonl", WAYS["zeros"], "found other bytes (their sha256 differs)"),
+    "metrics are zeros": ("metrics.jsonl", WAYS["zeros"], "found different bytes (the sha256 differs)"),
     "rollouts are missing": ("rollouts.jsonl", Path.unlink, "the rollouts of step 1 are missing"),
     "rollouts are empty": ("rollouts.jsonl", WAYS["empty"], "the rollouts of step 1 are missing"),
     "a rollout is missing": (

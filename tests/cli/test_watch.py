@@ -424,7 +424,7 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     assert "step 2 of 80" in piped.stdout
     nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
     assert nothing.exit_code == 2
-    assert "holds no run" in nothing.stderr
+    assert "is not a run folder" in nothing.stderr
 
 
 @pytest.mark.process

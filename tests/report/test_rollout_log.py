@@ -159,7 +159,7 @@ def test_an_unfinished_line_goes_too(make_run, name: str):
 
 
 def test_a_folder_without_a_run_is_not_resumed(tmp_path: Path):
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         resume_folder(RunFolder(tmp_path), 1, seed=0, command=[])
 
 
