@@ -44,7 +44,7 @@ def test_geometry_and_vista_sets(check: Callable[..., Result], geometry: Path, v
     assert "12 rows" in shown
     assert "1 image 12 number 8" in shown
     assert "expression 4" in shown
-    # MathVista's golds become letters, and its kinds are counted by its own columns.
+    # MathVista's reference answers become letters, and its kinds are counted by its own columns.
     assert "10 rows" in shown
     words = " ".join(shown)
     for kinds in ("choice letter 5", "free_form 5", "multi_choice 5", "math 8", "general 2"):

@@ -1,4 +1,4 @@
-"""`vgpo focus-check`, from a checkpoint and a data set to a file, a page and a table."""
+"""`vgpo focus-check`, from a checkpoint and a dataset to a file, a page and a table."""
 
 from pathlib import Path
 

@@ -164,8 +164,8 @@ def test_reference_answers_that_no_response_equals_are_named(reward_test: Callab
     assert done.exit_code == 1
     said = " ".join(done.output.split())
     assert (
-        "row 2: no response will equal the reference answer '<final>8.5</final>': it contains the tag '</final>'. Keep "
-        "only the answer" in said
+        "row 2: no response will equal the reference answer '<final>8.5</final>': it contains the tag '</final>'. "
+        "Keep only the answer" in said
     )
     assert "it is a text of 42 words" in said
 

@@ -446,7 +446,7 @@ def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str)
         assert "############...." in shown
         assert "expected ?" in shown
         assert re.search(r"0\.75 .*\* ", shown)
-        # The gold, and two that end sentences.
+        # The reference answer, and two that end sentences.
         assert shown.count("?") == 3 + (name == "l?uft")
 
 

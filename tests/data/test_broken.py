@@ -29,7 +29,7 @@ def uri(data: bytes) -> str:
 
 
 def levels() -> bytes:
-    """A picture of floating-point numbers."""
+    """An image of floating-point numbers."""
     file = io.BytesIO()
     PIL.Image.new("F", (4, 4), 0.5).save(file, "TIFF")
     return file.getvalue()

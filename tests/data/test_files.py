@@ -112,7 +112,7 @@ def test_a_path_without_an_image_is_named_with_its_row(tmp_path: Path, name: str
     for read in READERS:
         with pytest.raises(DataError, match=message):
             read(path)
-    if not name.startswith("~"):  # in a data set, that is a folder beside the file
+    if not name.startswith("~"):  # in a dataset, that is a folder beside the file
         rows = write_rows(tmp_path / "rows.jsonl", {"images": [name]})
         with pytest.raises(DataError, match=f"row 0, field 'images', image 0: .*{message}"):
             check_dataset(load_dataset(str(rows)))

@@ -8,7 +8,7 @@ from vgpo.data import DataError, check_dataset, template_text, to_prompts
 
 
 def prompt_of(make_dataset, problem: str, images: list[bytes], template: str = "plain") -> tuple[list, list[int]]:
-    """The content parts of the prompt, with texts unwrapped, and the grey levels of the pictures."""
+    """The content parts of the prompt, with texts unwrapped, and the grey levels of the images."""
     dataset = to_prompts(make_dataset([{"images": images, "problem": problem, "answer": "7"}]), template)
     (message,) = dataset[0]["prompt"]
     assert message["role"] == "user"
@@ -57,7 +57,7 @@ def test_bad_picture_is_told_with_its_problem_when_the_row_is_read(make_dataset,
     dataset = to_prompts(source)
     with pytest.raises(DataError, match=rf"({message}).*row with the problem '<image>Who\?'"):
         dataset[0]
-    assert source.features["images"].feature.decode  # the caller's data set is left as it was
+    assert source.features["images"].feature.decode  # the caller's dataset is left as it was
 
 
 def test_undecoded_pictures_missing_images_and_integer_answers(png) -> None:

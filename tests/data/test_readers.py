@@ -17,7 +17,7 @@ def turns(*pairs: tuple[str, str], names: tuple[str, str] = ("role", "content"))
     return [dict(zip(names, pair, strict=True)) for pair in pairs]
 
 
-# format, row without its picture, name of the picture column, then problem, answer, id and meta as they are read.
+# format, row without its image, name of the image column, then problem, answer, id and meta as they are read.
 ROWS: list[tuple[str, dict[str, Any], str, str, str, str, dict[str, Any]]] = [
     ("easyr1", {"problem": "<image>a", "answer": 7}, "images", "<image>a", "7", "0", {}),
     ("easyr1", {"problem": "a", "answer": "7", "id": 3, "source": "x"}, "image", "a", "7", "3", {"source": "x"}),

@@ -17,7 +17,7 @@ SIZES = [(28, 28), (56, 112), (112, 56), (84, 61), (30, 200)]
 
 @pytest.fixture
 def pictures() -> datasets.Dataset:
-    """Rows with no, one and two pictures of several sizes."""
+    """Rows with no, one and two images of several sizes."""
     images = [PIL.Image.new("RGB", size) for size in SIZES]
     rows = [{"images": [image], "problem": "<image>" + "Why? " * n} for n, image in enumerate(images)]
     rows += [{"images": images[1:3], "problem": "<image> or <image>?"}, {"images": [], "problem": "text only"}]

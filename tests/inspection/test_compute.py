@@ -235,7 +235,7 @@ def test_sampled_answers_are_drawn_again_with_the_same_picture() -> None:
 
 
 def test_every_picture_has_draws_of_its_own() -> None:
-    # With the draws of the true picture, answers that do not depend on it would agree, below the floor.
+    # With the draws of the true image, answers that do not depend on it would agree, below the floor.
     model, processor = small_model()
     blind = [{**row, "images": [Image.new("RGB", (56, 56))]} for row in rows(1)]
     (question,) = inspected(model, processor, blind, samples=4, without=True)

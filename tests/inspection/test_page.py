@@ -231,8 +231,8 @@ def test_figures_stand_in_the_tables():
     data = made.inspection([made.question(row, [rollout]) for row, rollout in enumerate(rollouts)], ("vgpo",))
     page = render_inspection(data)
     assert '<b>66.7</b> <span class="range">2 of 3</span>' in page  # correct
-    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank picture
-    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's picture
+    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank image
+    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's image
     [model] = page_data(data)["models"]
     assert f'<td class="number">{model["focus"]:.3f}</td>' in page
     ratios = model["outcomes"]["correct"]["late_early"]

@@ -1,4 +1,4 @@
-"""Grids against the model itself: a dot in a picture must change the features of the very token whose cell it is in.
+"""Grids against the model itself: a dot in an image must change the features of the very token whose cell it is in.
 
 The layers of the vision tower are taken out, so that a feature depends on its own pixels alone. All else is the
 family's: its processor, the merging, tiling and unpadding of its model.
@@ -23,7 +23,7 @@ pytest_plugins = ["tests.families.fixtures"]
 ALONE = [(112, 56), (56, 112), (56, 56), (24, 20), (101, 67), (45, 118)]
 SEVERAL = [(56, 84), (28, 56), (112, 56)]
 THIN = 0.05
-BLUR = 0.1  # share of a picture over which its resizing smears a pixel
+BLUR = 0.1  # share of an image over which its resizing smears a pixel
 Box = tuple[float, float, float, float]
 
 
@@ -56,7 +56,7 @@ def features(model: PreTrainedModel, prompt: Prompt) -> Tensor:
 
 
 def cells(grid: Grid) -> Iterator[tuple[int, Box]]:
-    """Each visual token with the edges of its cell, in fractions of the picture."""
+    """Each visual token with the edges of its cell, in fractions of the image."""
     x0, y0, x1, y1 = grid.box
     width, height = (x1 - x0) / grid.columns, (y1 - y0) / grid.rows
     for place, token in enumerate(grid.tokens):
@@ -66,7 +66,7 @@ def cells(grid: Grid) -> Iterator[tuple[int, Box]]:
 
 
 def middle(edges: Box) -> Box:
-    """The middle half of what a cell shows of the picture."""
+    """The middle half of what a cell shows of the image."""
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in edges)
     width, height = (right - left) / 4, (bottom - top) / 4
     return left + width, top + height, right - width, bottom - height

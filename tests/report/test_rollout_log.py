@@ -22,7 +22,7 @@ LIMIT = 40_000
 
 
 def noise(seed: int, side: int = 20) -> Image.Image:
-    """A picture that no format makes smaller, and that differs from that of every other seed."""
+    """An image that no format makes smaller, and that differs from that of every other seed."""
     return Image.frombytes("L", (side, side), bytes((seed * 7919 + 31 * i * i) % 256 for i in range(side * side)))
 
 

@@ -13,7 +13,7 @@ HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 
 SYSTEM = r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right."  # an escaped brace that nothing closes
 
-# gold, answer in the box, mathruler, ours, ours with math-verify
+# reference answer, answer in the box, mathruler, ours, ours with math-verify
 BEHAVIOUR = [
     # one letter: the strict path; mathruler's reading but for two forms that name the letter plainly
     ("A", "A", True, True, True),

@@ -55,7 +55,7 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
 
     Args:
         folder: for checkpoints, and a JSON file by each process.
-        checkpoint: what to go on from.
+        checkpoint: what to resume from.
         settings: `lora`, and fields of the configuration.
     """
     lora, settings = settings.get("lora"), {name: value for name, value in settings.items() if name != "lora"}

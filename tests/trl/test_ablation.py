@@ -35,7 +35,7 @@ def encode(processor, images, text="Which one?"):
 
 
 def tiles(pixels, side):
-    """Patches of pictures (..., C, H, W) or of rows (N, C * t * side * side), as (patches, C, pixels)."""
+    """Patches of images (..., C, H, W) or of rows (N, C * t * side * side), as (patches, C, pixels)."""
     if pixels.ndim == 2:
         return pixels.view(len(pixels), 3, -1)
     *_, height, width = pixels.shape

@@ -96,7 +96,7 @@ def test_checkpoints_that_cannot_be_read_do_not_hide_an_error(tmp_path, monkeypa
 
     store = CheckpointStore(tmp_path, keep=None)
     monkeypatch.setattr(CheckpointStore, name, refuse)
-    assert "could not be looked at: [Errno 24] Too many open files" in way_back(store, 3)
+    assert "could not be read: [Errno 24] Too many open files" in way_back(store, 3)
 
 
 @pytest.mark.train

@@ -74,7 +74,7 @@ def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, capl
     make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_completion_length=1).train()
     messages = [record.message for record in caplog.records if "scoring pass" in record.message]
     assert len(messages) == 1
-    assert "per_device_train_batch_size=2 cannot hold whole groups of num_generations=4" in messages[0]
+    assert "per_device_train_batch_size=2 cannot hold complete groups of num_generations=4" in messages[0]
     assert "sizes that can: 4, 8" in messages[0]
 
 

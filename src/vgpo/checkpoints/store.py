@@ -304,7 +304,7 @@ def put_in_place(staging: Path, place: Path) -> Path:
     the renames leaves one of them.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing failed.
     """
     replaced = place.with_name(f".replaced-{place.name}")
     if os.path.lexists(place):

@@ -1,7 +1,7 @@
 """Derive the verdict of a check from its figures, by fixed rules.
 
 1. *Gain.* VGPO has something to gain if the mean correlation of focus and correctness within mixed groups is at least
-   `MIN_CORRELATION` and its 95 % interval lies above 0; nothing to gain if the interval lies below `MIN_CORRELATION`;
+   `MIN_CORRELATION` and its 95 % interval is above 0; nothing to gain if the interval is below `MIN_CORRELATION`;
    otherwise the check is undecided. With fewer than `MIN_MIXED_GROUPS` mixed groups it says nothing.
 2. *State.* The verdict is about the paper's state (`reading`), unless the other one has the better outcome.
 3. *Late compensation* has an effect if the late/early ratio of all responses is below `MAX_LATE_EARLY` and
@@ -105,9 +105,9 @@ def reasons_of(gain: Gain, state: str, measures: Measures) -> list[str]:
         f"{with_interval(correlation)}, over {correlation.count} mixed groups of {counts.questions}."
     )
     why = {
-        "gain": f"The interval lies above 0 and the mean is at least {MIN_CORRELATION}: correct answers look at the "
+        "gain": f"The interval is above 0 and the mean is at least {MIN_CORRELATION}: correct answers look at the "
         "image more than wrong ones to the same question.",
-        "none": f"The interval lies below {MIN_CORRELATION}: weights that follow the focus would not follow "
+        "none": f"The interval is below {MIN_CORRELATION}: weights that follow the focus would not follow "
         "correctness.",
         "undecided": f"The interval holds values that mean a gain and values that mean none; the limit is "
         f"{MIN_CORRELATION}.",

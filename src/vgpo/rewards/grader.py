@@ -247,7 +247,8 @@ def _is_too_long(text: str) -> bool:
 def _as_reference(row: int, reference: object) -> str:
     if isinstance(reference, bool) or not isinstance(reference, str | int):
         raise TypeError(
-            f"row {row}: the answer is {type(reference).__name__}, expected str or int; write it as text in the dataset"
+            f"row {row}: the answer is {type(reference).__name__}, expected str or int; write it as text in the "
+            "dataset"
         )
     text = strip_outer_box(str(reference))
     if not text:

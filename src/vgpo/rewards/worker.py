@@ -88,7 +88,7 @@ class Server:
 
 
 def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoReturn:
-    """A worker: reads [request, answer, reference] in JSON, one a line; replies the request and an outcome's byte."""
+    """A worker: reads [request, answer, reference] as JSON lines; replies the request and an outcome byte."""
     warnings.simplefilter("ignore")
     sys.meta_path.insert(0, _LateImport())
     requests = io.BufferedReader(io.FileIO(channel))

@@ -167,7 +167,7 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
 
 
 def cut_file(path: Path, num_bytes: int) -> None:
-    """Drop what comes after so many bytes.
+    """Truncate a file to a number of bytes.
 
     Raises:
         RunFolderError: writing failed; the file is unchanged.

@@ -1,4 +1,4 @@
-"""What a page shows of one evaluation folder, or of two: everything, as one JSON-able dict, and nothing else."""
+"""The content of the page of one or two evaluation folders, as one JSON-serialisable dict."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""An evaluation of one checkpoint on a suite: asked row by row, resumed by row, graded, and summed up."""
+"""Evaluate one checkpoint on a suite: ask row by row, resume by row, grade and aggregate."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ __all__ = ["SuiteRequest", "evaluate_suite"]
 
 
 def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
-    """Ask, grade and sum up; print the table at the end.
+    """Ask, grade and aggregate; print the table at the end.
 
     Answers that the folder has already are not asked again. Each new answer is in the folder before it is graded.
 
@@ -42,7 +42,7 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
         DataError: Rows of a task cannot be found or read.
         RecipeError: The checkpoint cannot be loaded.
         EngineError: vLLM is not installed, or fails.
-        RunFolderError: The folder is in use, or the disk refused.
+        RunFolderError: The folder is in use, or writing failed.
     """
     quiet_libraries()
     check_scorer(request.protocol.scorer)
@@ -215,7 +215,7 @@ def ask_and_grade(
 
 
 def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int) -> None:
-    """Let inspect-ai run a task; its log goes into the folder.
+    """Run one task with inspect-ai; its log is written into the folder.
 
     Raises:
         EvaluationError, KeyboardInterrupt: As in `ask_and_grade`.
@@ -241,7 +241,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
     if log.status != "success":
         reason = log.error.message if log.error else log.status
         raise EvaluationError(
-            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; the same command goes on from there. "
+            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; run the same command to resume. "
             f"The log of inspect-ai is {log.location}"
         )
 

@@ -32,7 +32,7 @@ NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which a re
 
 @dataclass(frozen=True)
 class TextOnlyResult:
-    """What is known of a prompt without its images."""
+    """The result of a prompt without its images."""
 
     num_right: int
     """Right answers among the K rollouts."""
@@ -124,7 +124,7 @@ class BlindGate:
         return {ADAPTIVE_TEXT_ONLY_ACCURACY: Ratio((accuracy * looks).sum(), looks.sum())}
 
     def _ask_missing(self, batch: Batch, rows: list[int]) -> None:
-        """Fill the cache, alike on all processes: the first process that has a row asks it."""
+        """Fill the cache identically on all processes: the first process that has a row asks it."""
         missing = self._missing_by_process(batch, len(rows))
         number = max(map(len, missing))
         if number == 0:
@@ -183,7 +183,7 @@ def sampling_seed(seed: int, rows: Sequence[int]) -> int:
 
 
 def answer_text_only(request: TextOnlyRequest, host: TextOnlyHost) -> list[TextOnlyResult]:
-    """Sample and grade the responses. Random state, metrics and logs of the run stay as they are."""
+    """Sample and grade the responses. Random state, metrics and logs of the run are unchanged."""
     num, tokenizer = request.num_rollouts, host.tokenizer
     rows = [{**row, **row_with_images_in_prompt(row)} for row in host.fetch(request.rows)]
     repeated = [prompt for prompt in request.prompts for _ in range(num)]
@@ -202,7 +202,7 @@ def answer_text_only(request: TextOnlyRequest, host: TextOnlyHost) -> list[TextO
 def grade_responses(
     rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ids: list[list[int]], host: TextOnlyHost
 ) -> list[bool]:
-    """Whether the accuracy reward takes each response for right. What it logs is dropped.
+    """Whether the accuracy reward accepts each response as correct. Its logs are discarded.
 
     Args:
         rows: the dataset row of each response, with images in its prompt, as a reward function gets it.
@@ -235,11 +235,11 @@ def _as_prompt(text: str, prompt: Any) -> Any:
 
 
 def _drop(*args: Any) -> None:
-    """In place of a function that logs."""
+    """Replacement for logging functions."""
 
 
 def check_blind_gate(host: TextOnlyHost, name: str, *, has_row_numbers: bool, only_samples: bool) -> None:
-    """Whether a run can ask its prompts without their images.
+    """Check that a run can ask its prompts without their images.
 
     Args:
         host: has the accuracy reward and the tokenizer.

@@ -1,4 +1,4 @@
-"""What a host keeps beside a pass that it runs over token ids: the prompts, and what the pass finds out."""
+"""State of a host for a pass over token ids: the prompts, and the results of the pass."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rollouts as records for people: text, rewards, and what the shaping made of each token.
+"""Rollouts as readable records: text, rewards, and the effect of the shaping on each token.
 
 A `RolloutRecord` is what the trainer hands to its `rollout_writer`, a line of `rollouts.jsonl` in a run folder, and
 what the report, `vgpo watch` and `vgpo inspect` read.
@@ -37,7 +37,7 @@ Diagnostic = Annotated[Numbers | Flags | float | None, WrapValidator(one_fault)]
 
 
 class RolloutRecord(Record):
-    """A response to a prompt, with what the run made of it. None also stands for a number that is not finite.
+    """A response to a prompt, with its rewards and measurements. None also represents a non-finite number.
 
     A value per token is None at tokens that the policy did not sample: the output of a tool, or a response that was
     truncated and masked.
@@ -48,7 +48,7 @@ class RolloutRecord(Record):
     version: Literal[1]
     """Of this layout, `VERSION`. Lines of vgpo 0.1 have none: see `upgrade_0_1`."""
     step: int
-    """Optimiser step that the rollout is trained on, from 1."""
+    """Optimizer step that the rollout is trained on, from 1."""
     group: int
     """Rollouts of one draw of a prompt share this number."""
     row: int
@@ -128,7 +128,7 @@ class RolloutRecord01(Record):
 
 
 def upgrade_0_1(line: Mapping[str, Any], accuracy_reward: Callable[[tuple[str, ...]], str | None]) -> RolloutRecord:
-    """A line of vgpo 0.1 as a record of today: A^V is computed from the factors that were stored.
+    """A line of vgpo 0.1 as a current record: A^V is computed from the stored factors.
 
     Args:
         line: the JSON object.
@@ -176,7 +176,7 @@ def rollout_records(
     """One record for each row of `dataset_rows`, the first rows of `batch`, and the images that they name.
 
     Args:
-        step: the optimiser step that the rollouts are trained on, from 1.
+        step: the optimizer step that the rollouts are trained on, from 1.
         batch: a micro-batch with ids and masks of prompts and completions, `visual_rows`, `scalar_advantages` (B,),
             `advantages` (B, T), `rewards`, `group_ids` and `row_index`.
         dataset_rows: the dataset row of each rollout; what it lacks is read off the batch, or left out.
@@ -264,7 +264,7 @@ def finite(value: float) -> float | None:
 
 
 def shown_fields(record: RolloutRecord) -> dict[str, Any]:
-    """What a tracker shows of a rollout, texts with nothing in them that steers a terminal or a page."""
+    """The fields of a rollout for trackers, as texts without control sequences."""
     focus = [rho for rho in record.focus or [] if rho is not None]
     return {
         "step": record.step,

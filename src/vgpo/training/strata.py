@@ -1,4 +1,4 @@
-"""Strata of a dataset: rows of one value in a column, as a shaping tells them apart."""
+"""Strata of a dataset: groups of rows with the same value in a column, for stratified shapings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Checkpoints that hold a run, and a resumed run that equals an uninterrupted one.
 
-The parent's checkpoint has weights, optimiser, schedule, random numbers and step. What it lacks, each process adds:
+The parent's checkpoint has weights, optimizer, schedule, random numbers and step. What it lacks, each process adds:
 the rollouts that are still to be trained on, counters, and figures that are not logged yet. All of it is staged,
 sealed and put in its place by `vgpo.checkpoints`, and loading it runs no code.
 """

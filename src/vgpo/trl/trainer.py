@@ -353,8 +353,8 @@ class VGPOTrainer(RolloutTrainer):
     def _announce_scoring_pass(self) -> None:
         size, group = self.args.per_device_train_batch_size, self.num_generations
         reason = (
-            f"per_device_train_batch_size={size} cannot hold whole groups of num_generations={group}; sizes that can: "
-            f"{group}, {2 * group} or another multiple of {group}, with gradient_accumulation_steps to match"
+            f"per_device_train_batch_size={size} cannot hold complete groups of num_generations={group}; sizes that "
+            f"can: {group}, {2 * group} or another multiple of {group}, with gradient_accumulation_steps to match"
             if self.shaping.scope == "group"
             else f"shaping={self.args.shaping!r} with its settings depends on the complete rollout batch"
         )

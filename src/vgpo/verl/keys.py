@@ -16,7 +16,7 @@ Keys = dict[str, Any]
 
 GPUS_OF_A_MACHINE = 8
 PROMPT_LENGTH = 4096  # tokens, where a recipe has no limit
-LAST_STEP_ONLY = 2**31  # verl saves and evaluates after every so many generations and after the last, but never for -1
+LAST_STEP_ONLY = 2**31  # verl saves and evaluates every N generations and after the last, but never for -1
 NO_CLIPPING = 1e30  # of a gradient's norm
 NO_BOUND = 1e9  # of a ratio: verl cuts off log ratios at 20, and exp(20) is 5e8
 SMALLEST_RATIO = 1e-9

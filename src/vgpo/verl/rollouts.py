@@ -244,7 +244,7 @@ def group_std(values: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def importance_ratios(rollouts: Rollouts, *, of_sequences: bool) -> dict[str, float]:
-    """Ratios of the policy to the engine that sampled, of whole responses or of tokens, by TRL's names.
+    """Ratios of the policy to the engine that sampled, of complete responses or of tokens, by TRL's names.
 
     They are those before any correction truncates or masks them. Empty where the engine gave no log-probabilities.
     """
