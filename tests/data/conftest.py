@@ -17,7 +17,7 @@ def _no_progress_bars(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[[int], bytes]:
-    """Bytes of a small image of one grey level, by which tests tell images apart."""
+    """Bytes of a small image of one grey level, by which tests distinguish images."""
 
     def encode(level: int = 0) -> bytes:
         file = io.BytesIO()

@@ -1,4 +1,5 @@
-"""What is no regular file, or too large, is refused before it is opened; links and folders do not matter otherwise."""
+"""Anything but a regular file, or a file that is too large, is rejected before it is opened; links and folders are
+fine."""
 
 import base64
 import contextlib

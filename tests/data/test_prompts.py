@@ -57,7 +57,7 @@ def test_bad_picture_is_told_with_its_problem_when_the_row_is_read(make_dataset,
     dataset = to_prompts(source)
     with pytest.raises(DataError, match=rf"({message}).*row with the problem '<image>Who\?'"):
         dataset[0]
-    assert source.features["images"].feature.decode  # the caller's dataset is left as it was
+    assert source.features["images"].feature.decode  # the caller's dataset is unchanged
 
 
 def test_undecoded_pictures_missing_images_and_integer_answers(png) -> None:

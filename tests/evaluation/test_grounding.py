@@ -79,7 +79,7 @@ def test_means_over_responses_by_hand() -> None:
     assert found.focus == pytest.approx(3.0 / 6)
     # (0.7 / 0.5 + 0.3 / 0.6) / 2
     assert found.late_early_ratio == pytest.approx(0.95)
-    # Token i of T lies in tenth 10 i // T: 0 and 5; 0, 2, 5 and 7.
+    # Token i of T is in tenth 10 i // T: 0 and 5; 0, 2, 5 and 7.
     assert found.deciles == pytest.approx([0.65, None, 0.4, None, None, 0.55, None, 0.2, None, None])
 
 

@@ -489,7 +489,7 @@ def resumes_adapters(family: Family) -> None:
 
 
 def same_after_resume(whole: Run, trainer: VGPOTrainer) -> None:
-    """Let a new trainer go on after the first step of a run, and compare what comes of it."""
+    """Let a new trainer resume after the first step of a run, and compare the results."""
     disturb(trainer.model)
     resumed = watched_run(trainer, whole.checkpoint(1))
     assert_equal(resumed.after, whole.after)

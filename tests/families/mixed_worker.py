@@ -43,7 +43,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def blank_of(processor: ProcessorMixin) -> dict[str, Tensor]:
-    """What the trainer makes of its blank image."""
+    """The trainer's inputs for its blank image."""
     fields = processor.apply_chat_template(
         blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )

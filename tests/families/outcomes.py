@@ -1,4 +1,4 @@
-"""What becomes of a family: two steps of training and the parity check, or the reason why it cannot be trained.
+"""The outcome of a family: two steps of training and the parity check, or the reason why it cannot be trained.
 
 `docs/families.md` has a row for each; `python -m tests.families.table` writes it.
 """

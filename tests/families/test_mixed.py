@@ -83,7 +83,7 @@ def test_without_a_blank_picture_processes_do_not_get_through(
     assert len(list(tmp_path.iterdir())) == NUM_PROCESSES
 
 
-# One tower, two towers side by side, and patches that stand in one row; the ten families are tried with all checks.
+# One tower, two towers side by side, and patches in one row; the ten families are tried with all checks.
 @pytest.mark.process
 @pytest.mark.parametrize(
     "family", [name for name in ("deepseek_vl", "deepseek_vl_hybrid", "minicpmv4_6") if name in ALL_FAMILIES]

@@ -84,7 +84,7 @@ def check_extraction(text: str) -> None:
 
 
 def closed(text: str) -> bool:
-    r"""Whether the last `\boxed{` is ever closed; counts anew at each closing brace, so only for short texts."""
+    r"""Whether the last `\boxed{` is ever closed; counts again at each closing brace, so only for short texts."""
     _, box, content = text.rpartition("\\boxed{")
     ends = [i + 1 for i, character in enumerate(content) if character == "}"]
     return bool(box) and any(content[:end].count("{") + 1 == content[:end].count("}") for end in ends)

@@ -149,7 +149,7 @@ def blind(model: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def unmoved(model: int = 0, **changes: Any) -> dict[str, Any]:
-    """A rollout whose answer does not need its image; no other image was at hand."""
+    """A rollout whose answer does not need its image; no other image was available."""
     again = {"text": "7", "predicted": "7", "correct": False}
     return rollout(model, predicted="7", correct=False, without={"blank": again, "other": None}, **changes)
 

@@ -255,7 +255,7 @@ def test_questions_stream() -> None:
     inspector = Inspector(model, processor, Options(batch_size=2))
     for place, question in enumerate(inspector.inspect(asked(), 5, progress=False)):
         assert question["row"] == place
-        assert len(taken) <= place + 3  # the batch at hand, and the first of the next
+        assert len(taken) <= place + 3  # the current batch, and the first of the next
 
 
 def test_a_family_without_a_layout_has_no_maps(

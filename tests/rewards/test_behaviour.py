@@ -46,7 +46,7 @@ BEHAVIOUR = [
     ("AC", "ACD", False, False, False),
     ("AC", "ACC", False, False, False),
     ("ABD", "DAB", False, True, True),
-    ("BAD", "DAB", False, False, False),  # no key of a set stands in this order: a name
+    ("BAD", "DAB", False, False, False),  # a set is in alphabetical order: a name
     ("(A, C)", "(C, A)", False, False, False),
     # units and signs
     ("12", "12 cm", True, True, True),

@@ -29,15 +29,15 @@ PROMPTS = [
     ("What is it", [picture(112, 56, seed=3)]),
     ("Why?", []),
 ]
-# Rows of a group need not lie beside each other.
+# Rows of a group need not be adjacent.
 PROMPT_OF_ROW = [0, 1, 0, 2, 1, 0, 2]
 # Response tokens of each row. One row has a single token, one none, as where a truncated rollout is masked.
 LENGTHS = [7, 4, 1, 3, 0, 5, 6]
 WIDTH = 8
 ROWS = range(len(LENGTHS))
-# What stands where prompts are padded: a byte like any other.
+# The padding of prompts: a byte like any other.
 POISON = 256
-# Tokens that are read but not the policy's own, as a tool's output: row and first column.
+# Tokens that the policy did not sample, such as a tool's output: row and first column.
 TOOL_TAIL = (5, 3)
 
 

@@ -97,7 +97,7 @@ def stacked_pictures(prompts: list[Prompt]) -> dict[str, Tensor]:
 
 
 def onevision_pictures(prompts: list[Prompt]) -> dict[str, Tensor]:
-    """One crop and the whole image, of which the model takes the latter where a prompt has several images."""
+    """One crop and the complete image; the model takes the latter if a prompt has several images."""
     pixels = all_pictures(prompts)
     return {
         "pixel_values": torch.stack([pixels, pixels.flip(-1)], dim=1),

@@ -84,7 +84,7 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
 
 
 def fail_on_the_main_process(folder: Path) -> None:
-    """Write down what each process hears of a failure of the main one."""
+    """Write down the error that each process gets for a failure of the main one."""
 
     def fail() -> None:
         raise KeyError("the reason")

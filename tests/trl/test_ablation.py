@@ -1,4 +1,4 @@
-"""The same rollouts behind prompts with less to look at, for every family, and what the trainer makes of them."""
+"""The same rollouts after ablated prompts, for every family, and in the trainer."""
 
 import dataclasses
 

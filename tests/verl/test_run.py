@@ -1,4 +1,4 @@
-"""Whole runs on verl: from a recipe to a run folder that every reader of one understands."""
+"""Complete runs on verl: from a recipe to a run folder that every reader understands."""
 
 import json
 import math

@@ -228,8 +228,8 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
         occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
         is a list of dicts: `name`; `columns`, those of the second table as in `GroundingColumn`; `start`, the row of
         the start model or None; `target`, the base's final training accuracy; `missing`, methods with the seeds that
-        are not done; `methods`, see `method_summary`; `charts`, as
-        of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
+        are not done; `methods`, see `method_summary`; `charts`, as in `vgpo.report.report_data`, with `low` and `high`
+        in each series and `run` a method's number.
     """
     results = {(place.setting, place.method, place.seed): read_result(place) for place in places}
     rows = [result.row for result in results.values()]
