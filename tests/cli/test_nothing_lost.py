@@ -113,9 +113,9 @@ LOST = {
         lambda path: path.write_text(path.read_text().replace('"answer": "', '"answer": "1', 1)),
         "the rollouts of step 1 are not those that were written",
     ),
-    "metrics are a folder": ("metrics.jsonl", become_a_folder, "it is no regular file"),
-    "rollouts are a folder": ("rollouts.jsonl", become_a_folder, "it is no regular file"),
-    "resumes are a folder": ("resumes.jsonl", Path.mkdir, "it is no regular file"),
+    "metrics are a folder": ("metrics.jsonl", become_a_folder, "it is not a regular file"),
+    "rollouts are a folder": ("rollouts.jsonl", become_a_folder, "it is not a regular file"),
+    "resumes are a folder": ("resumes.jsonl", Path.mkdir, "it is not a regular file"),
     "resumes are zeros": ("resumes.jsonl", lambda path: path.write_bytes(bytes(9) + b"\n"), "not valid JSON"),
 }
 
@@ -218,7 +218,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
     for words in ([], ["--allow_changes", "true", "--max_steps", "9"]):
         done = start(run, *words)
         assert done.exit_code == 2
-        assert f"{run / 'checkpoints'} holds no checkpoint, although" in done.stderr
+        assert f"{run / 'checkpoints'} contains no checkpoint, although" in done.stderr
         assert f"To start over anyway, delete {run}" in done.stderr
         assert contents(run) == before
 

@@ -88,7 +88,7 @@ def test_a_resume_without_a_usable_checkpoint_is_an_error_that_changes_nothing(
     before = contents(run)
     done = start(run, "--save_total_limit", "2", "--allow_changes", "true")
     assert done.exit_code == 2
-    assert f"{run / 'checkpoints'} holds 2 checkpoint(s), and none can be used:" in done.stderr
+    assert f"{run / 'checkpoints'} contains 2 checkpoint(s), and none is usable:" in done.stderr
     assert f"\n  checkpoint-2: {reason}" in done.stderr
     assert f"\n  checkpoint-1: {reason}" in done.stderr
     assert "choose a new run_dir; this one stays unchanged" in done.stderr

@@ -173,7 +173,7 @@ def test_rows_with_the_same_id_are_all_asked(tmp_path: Path) -> None:
 def test_a_source_with_another_number_of_rows_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = case_of("counting", HUB).write(tmp_path)
     load_benchmark(BENCHMARKS["counting"], source)
-    expected = f"{source}@test has 1 rows of SuperClevr Counting, expected 200: scores are not those of the whole"
+    expected = f"{source}@test has 1 rows of SuperClevr Counting, expected 200: scores are not those of the complete"
     assert any(message.startswith(expected) for message in caplog.messages)
 
 

@@ -214,7 +214,10 @@ def test_a_base_that_was_moved_is_named_with_the_place_where_it_was_looked_for(
         set_config(adapter, base_model_name_or_path=base)
         place = Path(base) if base.startswith("/") else tmp_path / base
         refused(
-            adapter, f"whose base {base!r} is not there: {place} is no folder", fix, "'toy' for the embedded model"
+            adapter,
+            f"whose base {base!r} does not exist: {place} is not a folder",
+            fix,
+            "'toy' for the embedded model",
         )
     set_config(adapter, base_model_name_or_path="models/base")
     looked = f"the base 'models/base' of the adapter {str(adapter)!r} (looked for in the folder {tmp_path}/models/base"

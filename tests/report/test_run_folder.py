@@ -80,14 +80,14 @@ def test_credentials_on_the_command_line_are_hidden(tmp_path: Path):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints"])
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path, name: str):
     (tmp_path / name).write_text("kept")
-    with pytest.raises(RunFolderError, match=rf"already holds a run \({name}\)\. Choose another output folder"):
+    with pytest.raises(RunFolderError, match=rf"already contains a run \({name}\)\. Choose another output folder"):
         RunFolder.create(tmp_path, {}, seed=0, command=[])
     assert (tmp_path / name).read_text() == "kept"
 
 
 def test_create_refuses_a_folder_with_a_checkpoint(tmp_path: Path):
     (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    with pytest.raises(RunFolderError, match=r"already holds a run \(checkpoints\)"):
+    with pytest.raises(RunFolderError, match=r"already contains a run \(checkpoints\)"):
         RunFolder.create(tmp_path, {}, seed=0, command=[])
 
 

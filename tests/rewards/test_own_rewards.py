@@ -155,7 +155,7 @@ def test_ours_are_found_by_name() -> None:
         ("own.py:raises_in_row_3", ["raised ZeroDivisionError for row 3 of the batch (row_index 10", "4 - len(text)"]),
         ("own.py:raises_async", ["raised ZeroDivisionError for row 3 of the batch", "4 - len(text)"]),
         ("own.py:raises_for_batches", ["raised RuntimeError for the complete batch", "one at a time [U+001B][2J"]),
-        ("own.py:wants_solution", ["'wants_solution' asks for 'solution'", "no column", "'answer'"]),
+        ("own.py:wants_solution", ["'wants_solution' asks for 'solution'", "not a column", "'answer'"]),
         ("own.py:wants_answers", ["asks for 'answers'", "did you mean 'answer'?"]),
         ("own.py:takes_few", ["'takes_few' does not take", "'completion_ids'", "add **kwargs"]),
     ],
@@ -177,7 +177,7 @@ def test_a_module_that_lies_where_python_does_not_look(tmp_path: Path, monkeypat
     for source, name in (("of_mine:good", "of_mine"), (f"{folder}/of_mine.py:good", "beside_it")):
         with pytest.raises(RewardError) as raised:
             load_reward(source)
-        assert f"{name} lies in {folder}, which is not on Python's path" in str(raised.value)
+        assert f"{name} is in {folder}, which is not on Python's path" in str(raised.value)
         assert str(raised.value).endswith(f"PYTHONPATH={folder}")
     monkeypatch.syspath_prepend(folder)
     assert load_reward("of_mine:good") is not None

@@ -211,7 +211,7 @@ def arithmetic(setup: Setup) -> Finding:
     found = f"{batch.prompts} prompts x {batch.group_size} a generation, {plan.steps} optimiser steps"
     if not batch.groups_fit_micro_batch:
         return Finding(
-            "warn", f"{found}; groups are cut", "make per_device_train_batch_size a multiple of num_generations"
+            "warn", f"{found}; groups are split", "make per_device_train_batch_size a multiple of num_generations"
         )
     return Finding("pass", found)
 
