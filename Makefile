@@ -1,9 +1,9 @@
-# Everything runs in .venv, made from requirements.lock (names, versions, hashes) the first time it is needed.
+# Everything runs in .venv, created on first use from requirements.lock (names, versions, hashes).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Left by a finished install: until the lock or the metadata change, nothing is installed again.
+# Marker of a finished install: nothing is installed again until the lock or the metadata change.
 INSTALLED := .venv/installed
-# One worker for each core, of one thread and about 1.5 GB. Files that take long start first (tests/lanes.py).
+# One worker per core, with one thread and about 1.5 GB. Slow files start first (tests/lanes.py).
 PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl verl-cpu lanes lint format families bench lock clean
@@ -15,7 +15,7 @@ test: SELECTION := not slow
 test-all: SELECTION :=
 test: RECORD := true
 test-all: RECORD := $(BIN)/python .ci/test_environment.py all --report .venv/test-all.xml
-# mypy takes a minute of one core: ruff and mypy run beside the tests, and their report comes last if they fail.
+# mypy takes a minute on one core: ruff and mypy run in parallel to the tests, and failures are printed last.
 test test-all: $(INSTALLED)
 	@$(MAKE) --no-print-directory lint >.venv/lint.log 2>&1 & lint=$$!; \
 	$(PYTEST) -m "$(SELECTION)" --junitxml=.venv/$@.xml; status=$$?; \
@@ -29,7 +29,7 @@ test-fast: $(INSTALLED)
 lanes: $(INSTALLED)
 	@$(BIN)/python -m pytest --collect-only -qq | grep "cases by lane"
 
-# In environments of their own, made from the wheel; docs/tested_versions.md has the results.
+# In separate environments with the wheel; docs/tested_versions.md has the results.
 test-wheel test-oldest test-newest test-vllm test-verl:
 	$(PYTHON) .ci/test_environment.py $(patsubst test-%,%,$@)
 
@@ -49,7 +49,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-families: .venv/installed  # writes docs/families.md from what the tests find
+families: .venv/installed  # writes docs/families.md from the test results
 	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.families.table
 
 bench: test
@@ -63,7 +63,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	touch $@
 
-# Only who changes a dependency needs this: it asks the registry for the newest versions that fit.
+# Only needed after a change of dependencies: asks the registry for the newest versions that fit.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet 'uv>=0.9'
 	$(BIN)/uv pip compile pyproject.toml --extra dev --group build --universal --python-version 3.11 \

@@ -1,4 +1,4 @@
-"""What the commands print with."""
+"""Terminal output of the commands."""
 
 import codecs
 import errno
@@ -106,7 +106,7 @@ def _text_over(kept: KeptOutput, before: TextIO | None) -> KeptText:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error, also of one whose own text cannot be had."""
+    """The text of an error, also if its own `str()` fails."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001  # an error has to be reported whatever its text does

@@ -54,7 +54,7 @@ def log(folder: RunFolder, *steps: int, **more: object) -> None:
 
 
 def resume(folder: RunFolder, step: int, moment: float = NOW) -> None:
-    """Go on from `step`, as `RunFolder.resume` does it, at that moment."""
+    """Resume from `step`, as `RunFolder.resume` does, at that moment."""
     lines = [line for line in folder.read_metrics() if line["step"] <= step and "train_runtime" not in line]
     folder.metrics_path.unlink()
     for line in lines:
@@ -175,7 +175,7 @@ def test_held_out_questions_come_after_training(make_folder):
     end(folder)
     assert not read(folder).over
     assert "training ended 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
-    # Killed in the midst of them, a run looks like this for ever: what is said stays true.
+    # A run killed during them looks like this for ever: the message stays true.
     assert "training ended 10 h 0 min ago; no held-out accuracy after it yet" in text_of(read(folder), now=NOW + 36e3)
     folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
     assert read(folder).over
@@ -424,7 +424,7 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     assert "step 2 of 80" in piped.stdout
     nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
     assert nothing.exit_code == 2
-    assert "holds no run" in nothing.stderr
+    assert "is not a run folder" in nothing.stderr
 
 
 @pytest.mark.process
@@ -446,7 +446,7 @@ def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str)
         assert "############...." in shown
         assert "expected ?" in shown
         assert re.search(r"0\.75 .*\* ", shown)
-        # The gold, and two that end sentences.
+        # The reference answer, and two that end sentences.
         assert shown.count("?") == 3 + (name == "l?uft")
 
 

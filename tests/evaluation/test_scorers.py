@@ -234,7 +234,7 @@ def test_mathruler_alone_sees_both_texts_as_they_are() -> None:
 
 
 def test_an_answer_to_another_row_is_refused() -> None:
-    message = "there is an answer to row 5, which is none of the 1 questions; the answers are of other data"
+    message = "there is an answer to row 5, which is not one of the 1 questions; the answers are of other data"
     with pytest.raises(EvaluationError, match=message):
         grade_answers(PAPO, [question("7")], [respond("7", 5)])
 

@@ -26,7 +26,7 @@ def model(processor):
 
 @pytest.fixture(scope="module")
 def inputs(processor):
-    """Two rows of different prompt length and picture size, left-padded, each with five more tokens."""
+    """Two rows of different prompt length and image size, left-padded, each with five more tokens."""
     texts, pictures = [], []
     for i, question in enumerate(["What", "What is the largest digit"]):
         content = [{"type": "image"}, {"type": "text", "text": question}]

@@ -84,7 +84,7 @@ def check_extraction(text: str) -> None:
 
 
 def closed(text: str) -> bool:
-    r"""Whether the last `\boxed{` is ever closed; counts anew at each closing brace, so only for short texts."""
+    r"""Whether the last `\boxed{` is ever closed; counts again at each closing brace, so only for short texts."""
     _, box, content = text.rpartition("\\boxed{")
     ends = [i + 1 for i, character in enumerate(content) if character == "}"]
     return bool(box) and any(content[:end].count("{") + 1 == content[:end].count("}") for end in ends)
@@ -171,8 +171,8 @@ def data_page(path: Path, text: str) -> Outline:
 
 
 def set_check(text: str) -> SetCheck:
-    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], pictures=[])
-    summary = DatasetSummary(num_rows=1, pictures={}, answers={}, kinds={text: {text: 1}})
+    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], images=[])
+    summary = DatasetSummary(num_rows=1, images={}, answers={}, kinds={text: {text: 1}})
     return SetCheck(
         field="train_dataset", source=text, summary=summary, lengths=[3], left_out=f"{text}.", previews=[preview]
     )

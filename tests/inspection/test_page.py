@@ -218,7 +218,7 @@ def test_what_changes_by_drawing_again_stands_beside_what_changes_by_pictures():
     without = {"blank": answers["b"], "other": answers["b"], "again": answers["a"]}
     rollouts = [made.rollout(0, sample=n, predicted="23"[n % 2], correct=False, without=without) for n in range(3)]
     page = render_inspection(made.inspection([made.question(0, rollouts)], ("one",)))
-    [row] = re.findall(r"<td>the same picture, drawn again</td>(.*?)</tr>", page, re.DOTALL)
+    [row] = re.findall(r"<td>the same image, drawn again</td>(.*?)</tr>", page, re.DOTALL)
     assert '<b>33.3</b> <span class="range">1 of 3</span>' in row
     assert "Only what changes more often than there can come of the picture" in page
     greedy = render_inspection(made.odd())
@@ -231,8 +231,8 @@ def test_figures_stand_in_the_tables():
     data = made.inspection([made.question(row, [rollout]) for row, rollout in enumerate(rollouts)], ("vgpo",))
     page = render_inspection(data)
     assert '<b>66.7</b> <span class="range">2 of 3</span>' in page  # correct
-    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank picture
-    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's picture
+    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank image
+    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's image
     [model] = page_data(data)["models"]
     assert f'<td class="number">{model["focus"]:.3f}</td>' in page
     ratios = model["outcomes"]["correct"]["late_early"]

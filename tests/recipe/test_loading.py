@@ -65,7 +65,7 @@ def test_a_processor_without_pixel_limits_is_an_error() -> None:
         ({"min_pixels": 100_000, "max_pixels": 10}, r"min_pixels \(100000\) is above max_pixels \(10\)"),
         ({"min_pixels": -5}, "min_pixels is -5, expected at least 1 pixel"),
         ({"max_pixels": 0}, "max_pixels is 0, expected at least 1 pixel"),
-        ({"max_pixels": 10}, r"is above max_pixels \(10\); what you do not set is the checkpoint's own"),
+        ({"max_pixels": 10}, r"is above max_pixels \(10\); limits that you do not set come from the checkpoint"),
     ],
 )
 def test_pixel_limits_that_no_picture_has(limits: dict[str, int], message: str) -> None:

@@ -149,7 +149,7 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("strength: -1", [], ["recipe.yaml", "strength", "-1"]),
         ("rewards: [accurcy]", [], ["'accurcy'", "did you mean 'accuracy'"]),
         ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
-        ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' stands twice; keep one of them", "line 9"]),
+        ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' occurs twice; keep one of them", "line 9"]),
         (
             "rewards: [accuracy, format]\nfilter_reward: accuracy",
             [],

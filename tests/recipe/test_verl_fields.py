@@ -167,7 +167,7 @@ def test_a_refused_field_may_have_its_default_value() -> None:
             "warmup_steps is 3.0, expected a multiple of 2",
         ),
         ({"steps_per_generation": 6}, "steps_per_generation (6) is no multiple of gradient_accumulation_steps (4)"),
-        ({"per_device_train_batch_size": 1}, "is no whole number of groups of num_generations=8"),
+        ({"per_device_train_batch_size": 1}, "is not a whole number of groups of num_generations=8"),
         ({"generation_batch_size": 33, "steps_per_generation": None}, "generation_batch_size is 33, expected"),
         ({"generation_batch_size": 32}, "generation_batch_size and steps_per_generation say the same"),
         ({"host": "trl"}, "host is 'trl', expected verl"),

@@ -225,7 +225,7 @@ def test_runs_must_be_given_once_each(make_run, tmp_path: Path):
         report_data([folder.path, folder.path / "."])
     with pytest.raises(RunFolderError, match="found 9 runs, expected at most 8"):
         report_data([tmp_path / str(number) for number in range(9)])
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         report_data([tmp_path / "nothing"])
 
 

@@ -225,7 +225,7 @@ def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
         "The runs were made on different devices",
         "Runs shared the machine with others",
     ]
-    # A GPU's bytes are no multiple of a process's.
+    # Bytes of a GPU and of a process are not comparable.
     memory = data["comparisons"][0]["settings"][0]["methods"][1]["memory"]
     assert (memory["mean"], memory["num_seeds"]) == (1.0, 2)
     assert all(caution in markdown(data) for caution in data["cautions"])

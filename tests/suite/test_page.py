@@ -412,7 +412,7 @@ def test_no_more_is_loaded_than_the_evaluation_had(tmp_path: Path, caplog: pytes
         file.write(json.dumps({"images": ["gone.png"], "problem": "<image>2?", "answer": "2"}) + "\n")
     caplog.clear()
     assert len(row_images(BENCHMARKS["geometry3k"], record, 2, asked={0, 1}, shown={0, 1})) == 2
-    assert "Left out" not in caplog.text
+    assert "Dropped" not in caplog.text
 
 
 def test_of_many_images_a_few_are_shown_and_one_that_cannot_be_read_is_none() -> None:

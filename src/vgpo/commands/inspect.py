@@ -63,7 +63,7 @@ class Asked:
         check_image_token(model, processor)
         inspector = Inspector(model, processor, self.options)
         asked = self.questions
-        questions = questions_of(asked.rows, asked.numbers, pictures=self.options.pictures, stored=stored)
+        questions = questions_of(asked.rows, asked.numbers, ablations=self.options.ablations, stored=stored)
         head = inspector.head(name, checkpoint, asked.responses)
         return head, inspector.inspect(questions, len(asked.rows), progress=True)
 

@@ -1,4 +1,4 @@
-"""A focus check from a checkpoint and a data set to its file, its page and its table."""
+"""Run a focus check of a checkpoint on a dataset and write its file, page and table."""
 
 import tempfile
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ NAME = "focus_check"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The options of `vgpo focus-check`; None stands for what the checkpoint was trained with."""
+    """The options of `vgpo focus-check`; None means the value that the checkpoint was trained with."""
 
     checkpoint: str
     data: str
@@ -55,7 +55,7 @@ def run(request: Request) -> None:
     """Sample, measure, write the file and the page, and print the table.
 
     Raises:
-        FocusCheckError: the check cannot be made.
+        FocusCheckError: the check cannot be run.
     """
     quiet_libraries()
     json_path, html_path = paired_paths(request.out, NAME)
@@ -71,7 +71,7 @@ def run(request: Request) -> None:
 
 
 def focus_check(request: Request) -> FocusCheck:
-    """The check that a request asks for; arguments and errors as of `run`."""
+    """Run the requested check; arguments and errors as in `run`."""
     checkpoint = open_checkpoint(
         request.checkpoint,
         template=request.template,

@@ -12,11 +12,11 @@ KEPT_LINES = 100
 
 
 class RunCallback(TrainerCallback):
-    """Log to metrics.jsonl, and draw report.html during training (`LiveReport`) and when it ends.
+    """Log to metrics.jsonl, and write report.html during training (`LiveReport`) and at its end.
 
-    Every process may hold one; only the world's main process writes. A line is
-    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which each
-    checkpoint holds, keeps the last lines only, so that neither grows with the run.
+    Every process may have one; only the main process writes. A line is
+    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which is part of
+    each checkpoint, keeps only the last lines, so that neither grows with the run.
     """
 
     def __init__(self, run_folder: RunFolder) -> None:
@@ -44,7 +44,7 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step = state.global_step
-        # After a skipped step nothing was saved.
+        # Nothing was saved after a skipped step.
         if state.is_world_process_zero and (self.run_folder.checkpoints_path / f"checkpoint-{step}").is_dir():
             self.run_folder.write_saved(step)
 

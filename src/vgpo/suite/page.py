@@ -23,7 +23,7 @@ NUM_TICKS = 2  # on each side of 0, at least
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart of values with intervals, one line a task: where things are in it, in units of its view box.
+    """Layout of a chart of values with intervals, one line per task, in units of its view box.
 
     Attributes:
         low: Value at the left end.
@@ -75,7 +75,7 @@ def write_evaluation_page(
 
     Raises:
         RunFolderError: More than two folders, or one given twice; one without an evaluation or with a broken file; or
-            the disk refused.
+            writing failed.
         EvaluationError: Two evaluations of which no task can be compared.
     """
     check_folders(folders)

@@ -38,7 +38,7 @@ class CheckpointAPI(ModelAPI):
     Arguments of the model (`-M name=value`):
         engine: `transformers` or `vllm`.
         batch_size: Questions answered at once.
-        dtype, min_pixels, max_pixels, max_new_tokens: As of `vgpo.recipe.policies.open_checkpoint`.
+        dtype, min_pixels, max_pixels, max_new_tokens: As in `vgpo.recipe.policies.open_checkpoint`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ def temperature_of(config: GenerateConfig) -> float:
     if (config.top_p is not None and config.top_p != 1.0) or config.top_k not in (None, 0, -1):
         raise ProviderError(
             f"top_p is {config.top_p} and top_k is {config.top_k}; a checkpoint in this process is greedy or samples "
-            "from the whole softmax: leave both out"
+            "from the full softmax: leave both out"
         )
     return config.temperature or 0.0
 

@@ -36,14 +36,14 @@ class SuiteRequest:
     Attributes:
         checkpoint: Folder, hub name or `toy`; of another engine, the name under which it serves the model.
         benchmarks: The tasks, in this order.
-        data: Where rows are, as of `source_of`.
+        data: Where rows are, as in `source_of`.
         protocol: Decoding and scorer.
         out: The evaluation folder; a new one, or one of the same evaluation, which is resumed.
-        template, max_new_tokens, min_pixels, max_pixels, dtype: As of `open_checkpoint`.
+        template, max_new_tokens, min_pixels, max_pixels, dtype: As in `open_checkpoint`.
         engine: `transformers`, `vllm`, or a provider of inspect-ai, such as `openai-api/NAME`.
         batch_size: Questions answered at once, by a server at most twice as many.
         limit: Rows of each task that are asked at most.
-        reading: How rows are read, as of `load_benchmark`.
+        reading: How rows are read, as in `load_benchmark`.
         seed: Of samples.
     """
 

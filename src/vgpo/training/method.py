@@ -183,14 +183,14 @@ class MethodArguments:
     )
     log_rollouts_steps: int = field(
         default=RolloutLogSettings.log_rollouts_steps,
-        metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."},
+        metadata={"help": "Write rollouts with their focus every N steps; 0 for never."},
     )
     log_rollouts_groups: int = field(
         default=RolloutLogSettings.log_rollouts_groups, metadata={"help": "Groups that are written each time."}
     )
 
     def check_method(self) -> None:
-        """Whether each setting is in its range and has an effect: a wrong one must not wait until a model is loaded.
+        """Check that each setting is in its range and has an effect, before a model is loaded.
 
         Raises:
             ValueError: one is not, or has none.

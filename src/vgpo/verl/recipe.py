@@ -43,7 +43,7 @@ class VerlRecipe:
 
     @property
     def wants_thought(self) -> bool:
-        """Whether responses shall begin with a thought between tags."""
+        """Whether responses must begin with a thought between tags."""
         return "format" in self.run.rewards or "<think>" in template_text(self.run.template)
 
     @property
@@ -81,7 +81,7 @@ class VerlRecipe:
         """Generations that `max_steps` updates need; None where `num_train_epochs` says how long the run is.
 
         Raises:
-            RecipeError: `max_steps` is no whole number of generations.
+            RecipeError: `max_steps` is not a whole number of generations.
         """
         return self.in_generations("max_steps") if self.arguments.max_steps > 0 else None
 
@@ -107,7 +107,7 @@ class VerlRecipe:
         """A field that counts updates, as the number of generations that verl counts.
 
         Raises:
-            RecipeError: It is no whole number of them.
+            RecipeError: It is not a whole number of them.
         """
         updates, value = int(self.plan.updates), getattr(self.arguments, field)
         if value != int(value) or value % updates:
@@ -146,7 +146,7 @@ def recipe_from(
 
     Args:
         values: Fields of the recipe.
-        overrides: As of `load_recipe`.
+        overrides: As in `load_recipe`.
         where: Where the values come from, for messages.
         name: Of the folder below `runs` that is the default of `run_dir`.
 
@@ -238,7 +238,7 @@ def batch_plan(recipe: VerlRecipe) -> BatchPlan:
     """The batches of a recipe, as TRL makes them of the same fields.
 
     Raises:
-        RecipeError: A generation is no whole number of prompts or updates.
+        RecipeError: A generation is not a whole number of prompts or updates.
     """
     arguments = recipe.arguments
     if arguments.num_generations is None:
@@ -267,17 +267,17 @@ def check_plan(plan: BatchPlan, *, where: str) -> None:
     """Whether verl, which counts prompts and cuts a generation into equal updates, has such batches.
 
     Raises:
-        RecipeError: It has not; says which number would fit.
+        RecipeError: It does not; says which number would fit.
     """
     if plan.rollouts % plan.group_size:
         raise RecipeError(
             f"{where}: a generation of {plan.rollouts} rollouts (per_device_train_batch_size {plan.micro_batch} x "
-            f"steps_per_generation {plan.steps_per_generation} x num_processes {plan.num_processes}) is no whole "
+            f"steps_per_generation {plan.steps_per_generation} x num_processes {plan.num_processes}) is not a whole "
             f"number of groups of num_generations={plan.group_size}; make per_device_train_batch_size a multiple of it"
         )
     if plan.steps_per_generation % plan.accumulation:
         raise RecipeError(
-            f"{where}: steps_per_generation ({plan.steps_per_generation}) is no multiple of "
+            f"{where}: steps_per_generation ({plan.steps_per_generation}) is not a multiple of "
             f"gradient_accumulation_steps ({plan.accumulation}), and verl cuts a generation into whole updates; "
             "make it one"
         )
@@ -285,6 +285,6 @@ def check_plan(plan: BatchPlan, *, where: str) -> None:
         raise RecipeError(
             f"{where}: an update of {plan.rollouts_per_update} rollouts (per_device_train_batch_size "
             f"{plan.micro_batch} x gradient_accumulation_steps {plan.accumulation} x num_processes "
-            f"{plan.num_processes}) is no whole number of groups of num_generations={plan.group_size}, and verl "
+            f"{plan.num_processes}) is not a whole number of groups of num_generations={plan.group_size}, and verl "
             "counts prompts; make per_device_train_batch_size a multiple of num_generations"
         )
