@@ -15,6 +15,7 @@ WORKDIR /opt/vgpo
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY recipes recipes
+COPY studies studies
 # The newest vLLM that TRL 1.16 supports.
 RUN pip install --no-cache-dir "vllm==0.31.0" "trl>=1.16,<1.17" ".[eval,math-verify]"
 
