@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 # One worker per core, with one thread and about 1.5 GB. Slow files start first (tests/lanes.py).
 PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl verl-cpu lanes lint format families bench lock clean
+.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl test-docs verl-cpu lanes lint format families bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
@@ -32,6 +32,17 @@ lanes: $(INSTALLED)
 # In separate environments with the wheel; docs/tested_versions.md has the results.
 test-wheel test-oldest test-newest test-vllm test-verl:
 	$(PYTHON) .ci/test_environment.py $(patsubst test-%,%,$@)
+
+# The site, without a warning, and the notebooks. The extra `docs` is not in requirements.lock: the rest is as locked.
+test-docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python .ci/run_notebooks.py
+
+.venv-docs/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 # verl trains the embedded model on this machine's CPU, with these sources.
 verl-cpu: .venv-verl/installed
@@ -71,4 +82,4 @@ lock: $(INSTALLED)
 	    --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm .venv-verl build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm .venv-verl .venv-docs build dist site .mypy_cache .pytest_cache .ruff_cache
