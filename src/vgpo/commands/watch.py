@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from vgpo.commands import plots
-from vgpo.commands.plots import SHORT, duration, short
 from vgpo.metric_names import GRADER_TIMEOUTS, GUARD_SKIPPED_STEPS, TIMES
+from vgpo.places import missing
+from vgpo.report import characters
+from vgpo.report.characters import SHORT, duration, short
 from vgpo.report.data import SUITE_CHART
 from vgpo.report.watched import WatchedRun
 from vgpo.run import RunFolder, RunFolderError
+from vgpo.run.choice import run_in
 from vgpo.terminal import output_is_lost, say
 from vgpo.text import visible
 
@@ -43,16 +45,21 @@ def run(path: Path, *, every: float, once: bool) -> None:
     """Show the run in `path` until it is over or Ctrl-C is pressed; once only where there is no terminal to draw on.
 
     Args:
-        path: a run folder; it may still be to come, unless `once`.
-        every: seconds between two looks, at least.
+        path: a run folder, or a folder with one run in it; a run folder may not exist yet, unless `once`.
+        every: seconds between two drawings, at least.
+        once: print one snapshot.
 
     Raises:
-        RunFolderError: a file of the run is broken, or there is no run to show once.
+        RunFolderError: a file of the run is broken, the folder holds several runs, neither it nor the folder around it
+            exists, or there is no run to show once.
     """
+    if not path.absolute().parent.is_dir():
+        raise RunFolderError(f"{missing(str(path), 'folder')}; correct the path")
+    path = run_in(path)
     console, watched = Console(), WatchedRun(path)
     if once or not console.is_terminal or console.is_dumb_terminal:
         if not once:
-            say(Console(stderr=True), "not a terminal that can be drawn on: one view, as with --once")
+            say(Console(stderr=True), "output is not a terminal; printing one snapshot (as with --once)")
         RunFolder.open(path)  # or say what is missing
         watched.read()
     else:
@@ -65,7 +72,7 @@ def run(path: Path, *, every: float, once: bool) -> None:
 def follow(
     watched: WatchedRun, console: Console, *, every: float, pause: Callable[[float], None] = time.sleep
 ) -> None:
-    """Draw the run on the whole terminal, anew every so many seconds, until it is over."""
+    """Draw the run on the whole terminal, again after every pause, until it is over."""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             started = time.monotonic()
@@ -104,7 +111,7 @@ def view(watched: WatchedRun, width: int, height: int, now: float) -> list[Text]
 def header(watched: WatchedRun, width: int, now: float) -> list[Text]:
     """What run this is, how far it is, how fast it goes, and whether all is well."""
     if not watched.begun:
-        return [Text(f"no run in {one_line(str(watched.folder.path))} yet; waiting. Ctrl-C leaves.")]
+        return [Text(f"no run in {one_line(str(watched.folder.path))} yet; waiting. Ctrl-C exits.")]
     config = watched.config
     facts = [Path(str(config.get("model_name_or_path", ""))).name, str(config.get("shaping", ""))]
     title = Text.assemble(
@@ -128,20 +135,20 @@ def state(watched: WatchedRun, now: float) -> tuple[str, str]:
     """Whether the run is running, as a sentence and its style."""
     silence, longest = watched.seconds_since_log(now), watched.throughput().longest
     ago = "" if silence is None else f" {duration(silence)} ago"
-    goes_on = "; --resume true goes on" if watched.checkpoint else ""
+    resume = "; --resume true resumes it" if watched.checkpoint else ""
     if watched.interrupted is not None:
         end = watched.interrupted
-        return f"ended {duration(now - end.time)} ago by {one_line(end.reason)}{goes_on}", "bold"
+        return f"stopped {duration(now - end.time)} ago by {one_line(end.reason)}{resume}", "bold"
     if watched.ended_early:
-        return f"ended before its last step{goes_on}", "bold"
+        return f"stopped before its last step{resume}", "bold"
     if watched.over:
-        return "ended; nothing more will come", "bold"
+        return "finished", "bold"
     if watched.training_is_over:
-        return f"training ended{ago}; no held-out accuracy after it yet", "bold"
+        return f"training finished{ago}; no held-out accuracy after it yet", "bold"
     if not watched.lines:
-        return f"begun{ago}, no step logged yet", "bold"
+        return f"started{ago}, no step logged yet", "bold"
     if longest is None:
-        return f"last log line{ago}; too few lines yet to know its throughput", "bold"
+        return f"last log line{ago}; too few lines yet for a throughput", "bold"
     if watched.is_stalled(now):
         return f"last log line{ago}, longest wait before {duration(longest)}: stuck or killed?", "bold red"
     return "running", "bold"
@@ -177,10 +184,11 @@ def phase_shares(line: dict[str, Any]) -> str:
 
 def safety(watched: WatchedRun, now: float) -> str:
     """Checkpoint and counters of things that should not happen."""
-    parts = ["no checkpoint yet"]
+    parts = ["final weights in checkpoints/final"] if watched.has_final else []
     if watched.checkpoint is not None:
         step, moment = watched.checkpoint
-        parts = [f"checkpoint-{step}, {duration(now - moment)} ago"]
+        parts.append(f"checkpoint-{step}, {duration(now - moment)} ago")
+    parts = parts or ["no checkpoint yet"]
     counters = {"steps skipped": GUARD_SKIPPED_STEPS, "grader timeouts": GRADER_TIMEOUTS}
     line = watched.last_line
     parts += [f"{name} {line[key]:.0f}" for name, key in counters.items() if line.get(key) is not None]
@@ -256,7 +264,7 @@ def chart_cell(chart: dict[str, Any], width: int, height: int) -> list[Text]:
     newest = "nan" if values[-1] is None else short(values[-1])
     title = set_cell_size(chart["title"], max(0, width - cell_len(newest) - 1))
     labels = [short(high), *[""] * (height - 2), short(low)]
-    drawn = plots.curve(line["steps"], values, width=width - LABEL_WIDTH - 1, height=height, low=low, high=high)
+    drawn = characters.curve(line["steps"], values, width=width - LABEL_WIDTH - 1, height=height, low=low, high=high)
     return [
         Text.assemble((title, "bold"), " ", newest),
         *(Text.assemble((f"{label:>{LABEL_WIDTH}} ", "dim"), row) for label, row in zip(labels, drawn, strict=True)),
@@ -281,7 +289,7 @@ def rollout_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
     if focus is not None and room > MIN_ROLLOUT_HEIGHT:
         known = [rho for rho in focus if rho is not None]
         scale = f"focus {min(known):.2f} to {max(known):.2f} "
-        lines.append(Text(scale + plots.bars(focus, max(1, width - len(scale)))))
+        lines.append(Text(scale + characters.bars(focus, max(1, width - len(scale)))))
     return lines + token_lines(rollout, width, room - len(lines))
 
 
@@ -294,7 +302,7 @@ def token_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
     text = Text()
     for i, token in enumerate(rollout["tokens"]):
         rho = focus[i] if i < len(focus) else None
-        shade = "" if rho is None else SHADES[round(3 * plots.share(rho, min(known), max(known)))]
+        shade = "" if rho is None else SHADES[round(3 * characters.share(rho, min(known), max(known)))]
         gated = i < len(rollout["gate"]) and rollout["gate"][i]
         text.append(one_line(token), style=f"{shade} underline" if gated else shade)
         if len(text) > 2 * width * room:  # far more than fits

@@ -23,7 +23,7 @@ from vgpo.data.schema import (
     as_list,
     check_columns,
     mark_fault,
-    missing_column,
+    missing_columns,
     no_row,
     source_rows,
 )
@@ -75,7 +75,7 @@ def find_faults(
     """
     check_columns(dataset)
     if IMAGES not in dataset.column_names:
-        raise missing_column(IMAGES, dataset.column_names)
+        raise missing_columns([IMAGES], dataset.column_names)
     if len(dataset) == 0:
         raise no_row("the data set")
     return _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)

@@ -14,7 +14,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.faulty import DROP, ERROR, Fault, without_faulty
 from vgpo.data.formats import COLUMNS, FORMATS, OPTIONS, PICTURES, PLAIN, Format, Row, RowError
 from vgpo.data.progress import with_bar
-from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, missing_column, no_row, quantity
+from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, missing_columns, no_row, quantity
 from vgpo.text import did_you_mean
 
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
@@ -127,8 +127,8 @@ def read_rows(rows: StoredSet, name: str, *, images: bool = True) -> tuple[datas
     if not rows.num_rows:
         raise no_row("the data set")
     found, layout = rows.columns, FORMATS[name]
-    for column in layout.missing(found):
-        raise missing_column(column, found)
+    if missing := layout.missing(found):
+        raise missing_columns(missing, found)
     pictures = layout.picture_columns(found)
     # Other images stay out of meta: bytes would be read with every row, and a path beside an image that is stored says
     # where it was, which is no part of the set.

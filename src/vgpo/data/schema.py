@@ -20,9 +20,8 @@ MAX_FAULTS = 10
 def check_columns(dataset: datasets.Dataset) -> None:
     """Raise DataError unless the text columns exist and have a usable type. `images` may be absent."""
     schema = dataset.features.arrow_schema
-    for name in (PROBLEM, ANSWER):
-        if name not in schema.names:
-            raise missing_column(name, schema.names)
+    if missing := [name for name in (PROBLEM, ANSWER) if name not in schema.names]:
+        raise missing_columns(missing, schema.names)
     if not is_text(schema.field(PROBLEM).type):
         raise DataError(f"column {PROBLEM!r} is {schema.field(PROBLEM).type}; expected string. Write it as text")
     answer_type = schema.field(ANSWER).type
@@ -85,11 +84,16 @@ def no_row(source: object) -> DataError:
     return DataError(f"{source} has no row; expected at least one. Check the file, the split and any filter")
 
 
-def missing_column(name: str, found: list[str]) -> DataError:
-    """The error of a set without a column, `a|b` for either, with the column that may be meant."""
-    names = name.split("|")
-    hint = next(filter(None, (did_you_mean(one, found) for one in names)), "")
+def missing_columns(missing: Sequence[str], found: list[str]) -> DataError:
+    """The error of a set without some columns, `a|b` for either, each with the column that may be meant."""
+    described = []
+    for name in missing:
+        names = name.split("|")
+        hint = next(filter(None, (did_you_mean(one, found) for one in names)), "")
+        described.append(f"{' or '.join(map(repr, names))}{hint}")
+    columns = ", ".join(f"{name.split('|')[0]}: NAME" for name in missing)
+    them, those = ("it", "the one that holds it") if len(missing) == 1 else ("them", "those that hold them")
     return DataError(
-        f"the data set has no column {' or '.join(map(repr, names))}{hint}; its columns are {found}. Add it, or name "
-        f"the one that holds it, as in columns: {{{names[0]}: NAME}}"
+        f"the data set has no column {' and no column '.join(described)}; its columns are {found}. Add {them}, or "
+        f"name {those}, as in columns: {{{columns}}}"
     )
