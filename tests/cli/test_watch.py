@@ -21,7 +21,7 @@ from tests.hostile.texts import NASTY
 from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.commands import watch
-from vgpo.report import characters
+from vgpo.report import characters, dashboard
 from vgpo.report.watched import WatchedRun, throughput_of
 from vgpo.run import RunFolder, RunFolderError, resume_folder
 from vgpo.run.storage import append_records
@@ -75,7 +75,7 @@ def read(folder: RunFolder) -> WatchedRun:
 
 
 def text_of(watched: WatchedRun, width: int = 100, height: int = 40, now: float = NOW) -> str:
-    return "\n".join(line.plain for line in watch.view(watched, width, height, now))
+    return "\n".join(line.plain for line in dashboard.view(watched, width, height, now))
 
 
 def test_a_run_that_goes_on(make_folder):
@@ -308,11 +308,11 @@ def test_the_last_rollout_alone_is_read(make_folder):
     assert "▣ How many 7s are in the picture?" in shown
     assert "✗ wrong · expected 2 · 4 tokens · advantage -0.50" in shown
     assert "focus 0.25 to 0.75 ▄▁█▄" in shown or "focus 0.25 to 0.75 ▅▁█▅" in shown
-    lines = watch.view(watched, 100, 40, NOW)
+    lines = dashboard.view(watched, 100, 40, NOW)
     [tokens] = [line for line in lines if line.plain == "two: 2."]
     styles = {tokens.plain[span.start : span.end]: str(span.style) for span in tokens.spans}
     assert ":" not in styles  # the lowest focus has no shade
-    assert styles[" 2"] == f"{watch.SHADES[3]} underline"
+    assert styles[" 2"] == f"{dashboard.SHADES[3]} underline"
 
 
 def test_a_rollout_without_a_verdict_is_not_graded(make_folder):
@@ -338,7 +338,7 @@ def test_odd_rollouts_fit(make_folder, changes: dict, size: tuple[int, int]):
     folder = make_folder()
     log(folder, *range(1, 9))
     folder.write_rollouts(*handed_over([rollout(8, **changes)]))
-    check_fits(watch.view(read(folder), *size, NOW), *size)
+    check_fits(dashboard.view(read(folder), *size, NOW), *size)
 
 
 def check_fits(lines: list, width: int, height: int) -> None:
@@ -352,7 +352,7 @@ def test_every_size_is_filled_and_not_more(make_folder, width: int, height: int)
     folder = make_folder()
     log(folder, *range(1, 31), **{"alarm/truncation": 1.0})
     folder.write_rollouts(*handed_over([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)]))
-    lines = watch.view(read(folder), width, height, NOW)
+    lines = dashboard.view(read(folder), width, height, NOW)
     check_fits(lines, width, height)
     if (width, height) == (80, 24):
         shown = "\n".join(line.plain for line in lines)

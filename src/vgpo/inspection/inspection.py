@@ -92,6 +92,10 @@ class Inspection:
             ]
         )
 
+    def __repr__(self) -> str:
+        models = [model["name"] for model in self.data["models"]]
+        return f"Inspection({len(self.questions)} questions, models {models})"
+
     def _repr_html_(self) -> str:
         # In a frame of its own, without the notebook's origin: its text is a model's.
         return (

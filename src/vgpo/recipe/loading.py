@@ -37,7 +37,8 @@ from vgpo.policy.probes import FAULTS
 from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
 from vgpo.recipe.errors import RecipeError
-from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
+from vgpo.toy import NUM_ROWS, TaskSettings, checkpoint_path, parse_task, write_split
+from vgpo.toy.scans import Split
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -190,10 +191,9 @@ def write_toy(source: str, folder: Path) -> Path:
         settings = parse_task(dial[0]) if dial else TaskSettings()
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
+    name: Split = "train" if split == "train" else "test"
     # The same images whatever the seed of a run, so that accuracies of runs can be compared.
-    if split == "train":
-        return write_datasets(folder / "train", num_test=1, settings=settings)[0]
-    return write_datasets(folder / "test", num_train=1, settings=settings)[1]
+    return write_split(folder / name, name, NUM_ROWS[name], settings=settings)
 
 
 def load_processor(
