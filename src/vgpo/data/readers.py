@@ -76,17 +76,20 @@ def stored_names(found: Sequence[str], columns: Mapping[str, str] | None) -> dic
     DataError for a name that no format knows, or that the set does not have.
     """
     columns = columns or {}
-    for name, source in columns.items():
-        if name not in COLUMNS:
-            raise DataError(
-                f"columns: no data format has a column {name!r}{did_you_mean(name, COLUMNS)}; write "
-                "{column of the format: column of the set}, as in {answer: ground_truth}"
-            )
-        if source not in found:
-            raise DataError(
-                f"columns: there is no column {source!r}{did_you_mean(source, found)} to be read as {name!r}; the "
-                f"columns of the set are {list(found)}"
-            )
+    faults = [
+        f"columns: no data format has a column {name!r}{did_you_mean(name, COLUMNS)}; write {{column of the format: "
+        "column of the set}, as in {answer: ground_truth}"
+        for name in columns
+        if name not in COLUMNS
+    ]
+    faults += [
+        f"columns: there is no column {source!r}{did_you_mean(source, found)} to be read as {name!r}; the columns of "
+        f"the set are {list(found)}"
+        for name, source in columns.items()
+        if source not in found and name in COLUMNS
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
     others = {name: name for name in found if name not in columns and name not in columns.values()}
     return {**others, **columns}
 

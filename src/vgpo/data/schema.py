@@ -17,10 +17,10 @@ IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")  # <image>, <image 1>, <image
 MAX_FAULTS = 10
 
 
-def check_columns(dataset: datasets.Dataset) -> None:
-    """Raise DataError unless the text columns exist and have a usable type. `images` may be absent."""
+def check_columns(dataset: datasets.Dataset, needed: Sequence[str] = (PROBLEM, ANSWER)) -> None:
+    """Raise DataError unless the `needed` columns exist and those of texts have a usable type."""
     schema = dataset.features.arrow_schema
-    if missing := [name for name in (PROBLEM, ANSWER) if name not in schema.names]:
+    if missing := [name for name in needed if name not in schema.names]:
         raise missing_columns(missing, schema.names)
     if not is_text(schema.field(PROBLEM).type):
         raise DataError(f"column {PROBLEM!r} is {schema.field(PROBLEM).type}; expected string. Write it as text")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from vgpo.places import TOY_MODEL, checkpoint_fault
+from vgpo.places import TOY_MODEL, checkpoint_fault, is_folder
 from vgpo.run.folder import RunFolder
 from vgpo.run.outputs import OWN_FOLDERS, is_run
 from vgpo.run.storage import RunFolderError
@@ -36,7 +36,7 @@ def checkpoint_of(source: str) -> tuple[str, str | None]:
         RunFolderError: The folder is not there, holds several runs, or a run without a checkpoint.
     """
     folder = Path(source)
-    if source == TOY_MODEL or not folder.is_dir():
+    if source == TOY_MODEL or not is_folder(source):
         if source != TOY_MODEL and (fault := checkpoint_fault(source)):
             raise RunFolderError(fault)
         return source, None

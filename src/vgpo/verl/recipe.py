@@ -154,11 +154,12 @@ def recipe_from(
     Raises:
         RecipeError: An unknown or refused field, or a value that does not fit.
     """
-    recipe = VerlRecipe(*parse_fields(RECIPE_PARTS, values, overrides, where=where), where)
+    run, method, arguments, other = parse_fields(RECIPE_PARTS, values, overrides, where=where)
+    recipe = VerlRecipe(run, method, arguments, other, where)
     with blame(where, values, option_names(overrides, field_names(RECIPE_PARTS))):
         check_consistency(recipe)
     # Absolute, so that no later change of the working directory moves files.
-    recipe.run.run_dir = str(Path(recipe.run.run_dir or Path("runs") / name).expanduser().absolute())
+    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     return recipe
 
 
