@@ -160,14 +160,14 @@ def say_loading() -> None:
         Console(stderr=True).print("loading torch, transformers, trl ...", style="dim", highlight=False)
 
 
-def checked(recipe: str, overrides: list[str], *, trains: bool = False) -> None:
-    """Check a recipe as far as that takes no time, then say that the rest takes some."""
+def checked(recipe: str, overrides: list[str], **parts: bool) -> None:
+    """Check a recipe as far as that takes no time, then say that the rest takes some; `parts` as of `check_early`."""
     from vgpo.recipe.early_checks import check_early
     from vgpo.recipe.errors import RecipeError
     from vgpo.run.storage import RunFolderError
 
     with readable((RecipeError, RunFolderError)):
-        check_early(recipe, overrides, trains=trains)
+        check_early(recipe, overrides, **parts)
     say_loading()
 
 
@@ -647,7 +647,7 @@ def doctor(
 
     Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a check fails.
     """
-    checked(recipe, context.args)
+    checked(recipe, context.args, paths=False)  # missing files are lines of its table
     from vgpo.commands import doctor as command
 
     with readable(command.ERRORS):

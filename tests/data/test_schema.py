@@ -63,9 +63,9 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
         ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
         (
             {"problm": ["a"], "answr": ["b"], "x": [1]},
-            "no column 'problem' (did you mean 'problm'?) and no column 'answer' (did you mean 'answr'?) and no column "
-            "'images'; its columns are ['problm', 'answr', 'x']. Add them, or name those that hold them, as in columns: "
-            "{problem: NAME, answer: NAME, images: NAME}",
+            "no column 'problem' (did you mean 'problm'?) and no column 'answer' (did you mean 'answr'?) and no "
+            "column 'images'; its columns are ['problm', 'answr', 'x']. Add them, or name those that hold them, as in "
+            "columns: {problem: NAME, answer: NAME, images: NAME}",
         ),
         ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Add it, or"),
         ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has an image"),

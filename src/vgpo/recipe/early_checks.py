@@ -18,12 +18,13 @@ NUMBERS = {"int", "float"}
 DATA = ("train_data", "eval_data")
 
 
-def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = False) -> None:
+def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = False, paths: bool = True) -> None:
     """Check names of fields, numbers, choices and paths; `load_recipe` checks all the rest.
 
     Args:
         source, overrides: As of `vgpo.recipe.recipe.load_recipe`.
         trains: Check the run folder too.
+        paths: Check that data, checkpoint and rewards are there.
 
     Raises:
         RecipeError: The recipe is not there, or a field is unknown, out of its range, or names a path that is missing.
@@ -46,7 +47,10 @@ def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = 
         check_run_folder(given, path.stem)
     with blame(where, values, words):
         try:
-            check_values({name: value for name, value in given.items() if name in types}, types)
+            known = {name: value for name, value in given.items() if name in types}
+            check_values(known, types)
+            if paths:
+                check_paths(known)
         except ValueError as error:
             raise RecipeError(f"{where}: {error}") from error
 
@@ -57,7 +61,7 @@ def single(words: Sequence[str]) -> str | list[str]:
 
 
 def check_values(given: Mapping[str, Any], types: Mapping[str, str]) -> None:
-    """Whether numbers, choices and paths are such.
+    """Whether numbers and choices are such.
 
     Raises:
         ValueError: One is not; names its field.
@@ -67,6 +71,15 @@ def check_values(given: Mapping[str, Any], types: Mapping[str, str]) -> None:
     numbers = {name: value for name, value in given.items() if is_number(types[name])}
     check_numbers({name: as_number(name, value, types[name]) for name, value in numbers.items()})
     check_choices(texts, dict.fromkeys(CHOICES, str))
+
+
+def check_paths(given: Mapping[str, Any]) -> None:
+    """Whether data sets, the checkpoint and files of rewards are there, or can be on the hub.
+
+    Raises:
+        ValueError: One is not; names its field.
+    """
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
     for name in DATA:
         if name in texts:
             check_data(name, texts[name])
