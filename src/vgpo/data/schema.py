@@ -20,13 +20,16 @@ MAX_FAULTS = 10
 def check_columns(dataset: datasets.Dataset, needed: Sequence[str] = (PROBLEM, ANSWER)) -> None:
     """Raise DataError unless the `needed` columns exist and those of texts have a usable type."""
     schema = dataset.features.arrow_schema
-    if missing := [name for name in needed if name not in schema.names]:
+    missing = [name for name in needed if name not in schema.names]
+    if {PROBLEM, ANSWER} & set(missing):
         raise missing_columns(missing, schema.names)
     if not is_text(schema.field(PROBLEM).type):
         raise DataError(f"column {PROBLEM!r} is {schema.field(PROBLEM).type}; expected string. Write it as text")
     answer_type = schema.field(ANSWER).type
     if not (is_text(answer_type) or pa.types.is_integer(answer_type)):
         raise DataError(f"column {ANSWER!r} is {answer_type}; expected string or integer. Write it as text")
+    if missing:
+        raise missing_columns(missing, schema.names)
 
 
 def as_list(images: Any) -> list[Any]:

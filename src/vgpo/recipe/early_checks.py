@@ -15,6 +15,7 @@ from vgpo.run.folder import RunFolder
 from vgpo.run.lock import LOCK
 
 NUMBERS = {"int", "float"}
+SCALARS = int | float | str
 DATA = ("train_data", "eval_data")
 
 
@@ -68,7 +69,7 @@ def check_values(given: Mapping[str, Any], types: Mapping[str, str]) -> None:
     """
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
     check_texts(texts)
-    numbers = {name: value for name, value in given.items() if is_number(types[name])}
+    numbers = {name: given[name] for name in given if is_number(types[name]) and isinstance(given[name], SCALARS)}
     check_numbers({name: as_number(name, value, types[name]) for name, value in numbers.items()})
     check_choices(texts, dict.fromkeys(CHOICES, str))
 
@@ -86,8 +87,8 @@ def check_paths(given: Mapping[str, Any]) -> None:
     model = texts.get("model_name_or_path", TOY_MODEL)
     if model != TOY_MODEL and (fault := checkpoint_fault(model)):
         raise ValueError(f"model_name_or_path: {fault}")
-    rewards = given.get("rewards", [])
-    for reward in [rewards] if isinstance(rewards, str) else rewards or []:
+    rewards = given.get("rewards")
+    for reward in [rewards] if isinstance(rewards, str) else rewards if isinstance(rewards, list) else []:
         check_reward(reward)
 
 
