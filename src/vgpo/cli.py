@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
+from vgpo.places import TOY_MODEL, checkpoint_fault, data_set_fault, exists, is_folder, missing
 from vgpo.terminal import KeptOutput, keep_printing, message_of, say
 from vgpo.text import visible
 
@@ -169,6 +170,13 @@ def checked(recipe: str, overrides: list[str], **parts: bool) -> None:
     with readable((RecipeError, RunFolderError)):
         check_early(recipe, overrides, **parts)
     say_loading()
+
+
+def stop_if(fault: str | None) -> None:
+    """End in status 2 with what is wrong with an argument, if something is."""
+    if fault is not None:
+        print_error(fault)
+        raise typer.Exit(2)
 
 
 def chosen_checkpoint(source: str) -> str:
@@ -329,6 +337,8 @@ def evaluate(
     """Evaluate a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
     if "/" not in engine:  # else a server's name for a model
         checkpoint = chosen_checkpoint(checkpoint)
+    for source in data or [] if not (suite or tasks) else []:
+        stop_if(data_set_fault(source))
     say_loading()
     from vgpo.recipe.run_arguments import reading_from
 
@@ -431,6 +441,7 @@ def inspect_checkpoint(
     """Show where a checkpoint looks: the visual focus of its answers, token by token, on one page."""
     checkpoint = chosen_checkpoint(checkpoint)
     compare = None if compare is None else chosen_checkpoint(compare)
+    stop_if(None if data is None else data_set_fault(data))
     if without:
         say(Console(stderr=True), "--without is now called --ablate-image; the old name goes with the next release")
     say_loading()
@@ -485,6 +496,7 @@ def check_focus(
 ) -> None:
     """Estimate before training whether VGPO can help a model on a dataset; prints a table, writes a page."""
     checkpoint = chosen_checkpoint(checkpoint)
+    stop_if(data_set_fault(data))
     say_loading()
     from vgpo.commands import focus_check as command
     from vgpo.recipe.run_arguments import reading_from
@@ -520,6 +532,7 @@ def merge(
     ] = ("auto"),
 ) -> None:
     """Merge a LoRA adapter into its base, and write a plain checkpoint that any program loads."""
+    stop_if(checkpoint_fault(adapter))
     say_loading()
     from vgpo.commands import merge as command
 
@@ -540,6 +553,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint to publish: no optimizer and trainer state, an adapter merged into its base."""
+    stop_if(None if source == TOY_MODEL else checkpoint_fault(source))
     say_loading()
     from vgpo.commands import export as command
 
@@ -563,6 +577,8 @@ def report(
     ] = True,
 ) -> None:
     """Write one self-contained page about run folders, or about one or two evaluation folders."""
+    for folder in folders:
+        stop_if(None if is_folder(str(folder)) else f"{missing(str(folder), 'folder')}; correct the path")
     say_loading()
     from vgpo.commands import report as command
 
@@ -596,6 +612,7 @@ def compare(
 
     Safe to re-run: finished runs are skipped, interrupted ones resume. Exits 1 if a run fails.
     """
+    stop_if(None if exists(str(study)) else f"{missing(str(study), 'study file')}; `vgpo recipes` lists packaged ones")
     say_loading()
     from vgpo.commands import compare as command
 

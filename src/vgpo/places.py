@@ -25,6 +25,13 @@ def data_set_missing(name: str) -> str:
     return f"{missing(name, 'file or folder')}; correct the path, or name a data set of the hub: {LIKE_A_HUB_ID}"
 
 
+def data_set_fault(source: str) -> str | None:
+    """What is wrong with a data set, with or without `@split`: it is neither there nor can it be one of the hub."""
+    place = source if exists(source) or "@" not in source else source.rpartition("@")[0]
+    is_there = exists(place) or place.split(":")[0] == TOY_MODEL or hub_data_set(place) is not None
+    return None if is_there else data_set_missing(place)
+
+
 def checkpoint_fault(name: str) -> str | None:
     """What is wrong with the name of a checkpoint: it is neither a folder nor can it be an id on the hub."""
     if is_folder(name) or (MODEL_ID.fullmatch(name) and not exists(name)):

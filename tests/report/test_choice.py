@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from vgpo import cli
 from vgpo.cli import app
 from vgpo.places import checkpoint_fault, hub_data_set, missing
 from vgpo.run import RunFolder, RunFolderError
@@ -66,6 +67,28 @@ def test_commands_print_the_choice_and_name_a_mistyped_folder(new_run, tmp_path:
     assert done.exit_code == 2  # there are no weights in it
     mistyped = CliRunner().invoke(app, [command, str(tmp_path / "dnoe"), *words])
     assert f"there is no folder '{tmp_path}/dnoe' (did you mean 'done'?)" in mistyped.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "toy", "--data", "gone.parquet"], "there is no file or folder 'gone.parquet' (looked at /"),
+        (["inspect", "toy", "--data", "./gone@test"], "there is no file or folder './gone'"),
+        (["focus-check", "toy", "gone.jsonl"], "there is no file or folder 'gone.jsonl'"),
+        (["compare", "gone.yaml"], "there is no study file 'gone.yaml'"),
+        (["report", "gone"], "there is no folder 'gone' (looked at /"),
+        (["export", "gone", "out"], "there is no folder 'gone'"),
+        (["merge", "./gone", "out"], "there is no folder './gone'"),
+    ],
+)
+def test_a_missing_path_is_named_before_anything_is_loaded(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "say_loading", None)  # which comes before all that takes time
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert message in done.stderr
 
 
 def test_a_report_draws_the_runs_of_a_folder_together_unless_they_are_too_many(new_run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgpo.places import TOY_MODEL, checkpoint_fault, data_set_missing, exists, hub_data_set, missing
+from vgpo.places import TOY_MODEL, checkpoint_fault, data_set_fault, exists, missing
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.field_sources import SourceError, recipe_fields
 from vgpo.recipe.files import blame, find_recipe, key_faults, option_values, read_fields, renamed_option
@@ -82,8 +82,8 @@ def check_paths(given: Mapping[str, Any]) -> None:
     """
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
     for name in DATA:
-        if name in texts:
-            check_data(name, texts[name])
+        if name in texts and (fault := data_set_fault(texts[name])):
+            raise ValueError(f"{name}: {fault}")
     model = texts.get("model_name_or_path", TOY_MODEL)
     if model != TOY_MODEL and (fault := checkpoint_fault(model)):
         raise ValueError(f"model_name_or_path: {fault}")
@@ -111,17 +111,6 @@ def as_number(name: str, value: Any, kind: str) -> Any:
         return float(value) if "float" in kind else int(value)
     except ValueError as error:
         raise ValueError(f"{name} is {value[:80]!r}, expected {expected}") from error
-
-
-def check_data(name: str, source: str) -> None:
-    """Whether a data set is there, or can be one of the hub.
-
-    Raises:
-        ValueError: It is a path without a file or folder.
-    """
-    place = source if exists(source) or "@" not in source else source.rpartition("@")[0]
-    if not exists(place) and place.split(":")[0] != TOY_MODEL and hub_data_set(place) is None:
-        raise ValueError(f"{name}: {data_set_missing(place)}")
 
 
 def check_reward(source: Any) -> None:
