@@ -161,7 +161,7 @@ def say_loading() -> None:
         Console(stderr=True).print("loading torch, transformers, trl ...", style="dim", highlight=False)
 
 
-def checked(recipe: str, overrides: list[str], **parts: bool) -> None:
+def check_recipe(recipe: str, overrides: list[str], **parts: bool) -> None:
     """Check a recipe as far as that takes no time, then say that the rest takes some; `parts` as of `check_early`."""
     from vgpo.recipe.early_checks import check_early
     from vgpo.recipe.errors import RecipeError
@@ -179,7 +179,7 @@ def stop_if(fault: str | None) -> None:
         raise typer.Exit(2)
 
 
-def chosen_checkpoint(source: str) -> str:
+def choose_checkpoint(source: str) -> str:
     """The checkpoint that an argument stands for; of a run folder, which one is printed."""
     from vgpo.run.choice import checkpoint_of
     from vgpo.run.storage import RunFolderError
@@ -251,7 +251,7 @@ def train(
             raise typer.Exit(1)
         return
     source, overrides = recipe_and_overrides(words, config)
-    checked(source, overrides, trains=True)
+    check_recipe(source, overrides, trains=True)
     from vgpo.commands import train as command
     from vgpo.recipe.errors import RecipeError
 
@@ -336,8 +336,8 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
     if "/" not in engine:  # else a server's name for a model
-        checkpoint = chosen_checkpoint(checkpoint)
-    for source in data or [] if not (suite or tasks) else []:
+        checkpoint = choose_checkpoint(checkpoint)
+    for source in () if suite or tasks else data or ():
         stop_if(data_set_fault(source))
     say_loading()
     from vgpo.recipe.run_arguments import reading_from
@@ -439,8 +439,8 @@ def inspect_checkpoint(
     engine: Annotated[str, typer.Option(help="Generation engine: transformers or vllm.")] = "transformers",
 ) -> None:
     """Show where a checkpoint looks: the visual focus of its answers, token by token, on one page."""
-    checkpoint = chosen_checkpoint(checkpoint)
-    compare = None if compare is None else chosen_checkpoint(compare)
+    checkpoint = choose_checkpoint(checkpoint)
+    compare = None if compare is None else choose_checkpoint(compare)
     stop_if(None if data is None else data_set_fault(data))
     if without:
         say(Console(stderr=True), "--without is now called --ablate-image; the old name goes with the next release")
@@ -495,7 +495,7 @@ def check_focus(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Estimate before training whether VGPO can help a model on a dataset; prints a table, writes a page."""
-    checkpoint = chosen_checkpoint(checkpoint)
+    checkpoint = choose_checkpoint(checkpoint)
     stop_if(data_set_fault(data))
     say_loading()
     from vgpo.commands import focus_check as command
@@ -648,7 +648,7 @@ def serve(
     It uses the recipe's checkpoint, precision, pixel limits and address. Override fields of the recipe as in
     [bold]vgpo train[/bold].
     """
-    checked(recipe, context.args)
+    check_recipe(recipe, context.args)
     from vgpo.commands import serve as command
 
     with readable(command.ERRORS):
@@ -664,7 +664,7 @@ def doctor(
 
     Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a check fails.
     """
-    checked(recipe, context.args, paths=False)  # missing files are lines of its table
+    check_recipe(recipe, context.args, paths=False)  # missing files are lines of its table
     from vgpo.commands import doctor as command
 
     with readable(command.ERRORS):
@@ -682,7 +682,7 @@ def check(
 
     Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 2 if a row is invalid.
     """
-    checked(recipe, context.args)
+    check_recipe(recipe, context.args)
     from vgpo.commands import data as command
 
     with readable(command.ERRORS):
@@ -703,7 +703,7 @@ def try_rewards(
     Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a reference answer does not score 1, or a
     wrong answer scores well above 0.
     """
-    checked(recipe, context.args)
+    check_recipe(recipe, context.args)
     from vgpo.commands import reward as command
 
     with readable(command.ERRORS):

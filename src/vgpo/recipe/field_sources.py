@@ -63,10 +63,10 @@ def definition(module: str, name: str) -> tuple[str, ast.ClassDef]:
     for node in tree_of(module).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             return module, node
-    return definition(*imported(module, name))
+    return definition(*find_import(module, name))
 
 
-def imported(module: str, name: str) -> tuple[str, str]:
+def find_import(module: str, name: str) -> tuple[str, str]:
     """Where a name that a module imports comes from, as module and name."""
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.ImportFrom):
@@ -160,7 +160,7 @@ def constant_of(module: str, name: str) -> str:
     for node in tree_of(module).body:
         if isinstance(node, ast.Assign) and name in (getattr(target, "id", None) for target in node.targets):
             return ast.unparse(node.value)
-    return constant_of(*imported(module, name))
+    return constant_of(*find_import(module, name))
 
 
 def attribute_of(module: str, kind: str, name: str) -> str:

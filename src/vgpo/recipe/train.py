@@ -152,7 +152,7 @@ def train_in(
     check_reward_columns(map(load_reward, run.rewards), prompts)
     if resume is None:
         run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
-    say(console, start_of(setup, folder))
+    say(console, describe_start(setup, folder))
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_on_main_process(lambda: run_identity(setup))
     if resume is not None:
@@ -179,7 +179,7 @@ def train_in(
             raise
 
 
-def start_of(setup: Setup, folder: RunFolder) -> str:
+def describe_start(setup: Setup, folder: RunFolder) -> str:
     """The run folder, the device and the data of a run, one a line."""
     run, config = setup.recipe.run, setup.recipe.config
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else str(config.device)
