@@ -44,4 +44,5 @@ def train_on_host(config: str, overrides: Sequence[str], *, command: Sequence[st
 
     recipe, trained = train_recipe(config, overrides, command=command)
     if recipe.config.should_log:
+        say(Console(), f"weights: {from_here(trained.folder.final_path)}")
         say(Console(), f"report: {from_here(trained.folder.report_path)}")

@@ -5,6 +5,10 @@ from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
+# What is done with rows of a data set that cannot be used.
+ERROR, DROP = "error", "drop"
+FAULTY_ROWS = (ERROR, DROP)
+
 
 def check_number(name: str, value: float, *, low: float, high: float = inf, low_included: bool = False) -> None:
     """Raise a ValueError unless ``value`` is a finite number above ``low`` (or on it) and up to ``high``."""

@@ -133,6 +133,11 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def draws_bars(console: Console) -> bool:
+    """Whether a progress bar can be redrawn: on a terminal, or in a notebook. Elsewhere each frame would stay."""
+    return console.is_interactive or console.is_jupyter
+
+
 def from_here(path: Path) -> Path:
     """A path as people write it: from the working directory, if it is inside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -527,7 +527,7 @@ def test_runs_that_could_not_begin_are_not_started(
     expected = [
         "setting rows: data: there is no file or folder .*no.parquet",
         "setting rows: held-out data: there is no file or folder .*nor.parquet",
-        "setting weights: processor: model_name_or_path: .*none' cannot be loaded",
+        "setting weights: processor: model_name_or_path: there is no folder '.*none'",
         "setting words: data: there is no prompt template 'none.jinja'",
         "setting words: held-out data: there is no prompt template 'none.jinja'",
         r"setting rows, method vgpo \(and 3 more\): packages: use_vllm needs vllm",

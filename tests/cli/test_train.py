@@ -325,10 +325,18 @@ def test_quickstart_from_command_to_report(
     done = CliRunner().invoke(app, words, catch_exceptions=False)
 
     assert done.exit_code == 0
-    last = done.stdout.strip().splitlines()[-4:]
+    last = done.stdout.strip().splitlines()[-6:]
     assert last[0].split() == ["run", "before", "after", "gain", "95", "%", "interval", "minutes"]
     assert [line.split()[0] for line in last[1:3]] == ["DAPO", "VGPO"]
-    assert last[3] == f"report: {out / 'report.html'}"
+    weights = [f"weights of {name}: {out / name.lower() / 'checkpoints' / 'final'}" for name in ("DAPO", "VGPO")]
+    assert last[3:] == [*weights, f"report: {out / 'report.html'}"]
+    # No frame of a bar where none can be redrawn, and where the run is, on what, with how much data.
+    assert "\r" not in done.stdout + done.stderr
+    assert f"run folder: {out / 'vgpo'}\ndevice: cpu\ndata: 48 prompts for training (" in done.stdout
+    assert "10 held-out questions (" in done.stdout
+    assert done.stdout.count("step 1 of 1: reward 0.") == 2
+    assert "MiB" in done.stdout
+    assert "GiB" not in done.stdout
     assert "<html" in (out / "report.html").read_text()
 
     runs = {name: out / name for name in ("dapo", "vgpo")}

@@ -54,13 +54,22 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"question": ["a"], "answer": ["b"]}, "no column 'problem'; its columns are ['question', 'answer']. Add it"),
-        ({"problem": ["a"]}, "no column 'answer'; its columns are ['problem']. Add it"),
+        ({"question": ["a"], "answer": ["b"], "images": [[]]}, "no column 'problem'; its columns are ['question', "),
+        ({"problem": ["a"], "images": [[]]}, "no column 'answer'; its columns are ['problem', 'images']. Add it"),
         ({"problem": [5], "answer": ["b"]}, "column 'problem' is int64; expected string"),
         ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
         ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
-        ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
+        (
+            {"problem": ["a"], "answers": ["b"]},
+            "no column 'answer' (did you mean 'answers'?) and no column 'images'; its",
+        ),
+        (
+            {"problm": ["a"], "answr": ["b"], "x": [1]},
+            "no column 'problem' (did you mean 'problm'?) and no column 'answer' (did you mean 'answr'?) and no "
+            "column 'images'; its columns are ['problm', 'answr', 'x']. Add them, or name those that hold them, as in "
+            "columns: {problem: NAME, answer: NAME, images: NAME}",
+        ),
         ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Add it, or"),
         ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the dataset has an image"),
         ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the dataset has an image"),

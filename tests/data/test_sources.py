@@ -87,8 +87,10 @@ def test_hub_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(DataError, match=r"cannot load the split 'dev' of 'org/name'.* Unknown split \"dev\""):
+    with pytest.raises(DataError, match=r"cannot load the split 'dev' of 'org/name'.* Unknown split \"dev\"") as told:
         load_dataset("org/name@dev")
+    assert str(told.value).startswith("there is no file or folder 'org/name' (looked at /")
+    assert "or the hub id (a hub id looks like owner/name)" in str(told.value)
 
 
 @pytest.mark.parametrize(

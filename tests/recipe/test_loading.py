@@ -75,9 +75,9 @@ def test_pixel_limits_that_no_picture_has(limits: dict[str, int], message: str) 
 
 def test_a_missing_checkpoint_is_an_error_of_the_recipe(tmp_path: Path) -> None:
     missing = ModelConfig(model_name_or_path=str(tmp_path / "none"))
-    with pytest.raises(RecipeError, match=r"model_name_or_path: '.*none' cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"model_name_or_path: there is no folder '.*none'; correct the path"):
         processor(missing)
-    with pytest.raises(RecipeError, match=r"model_name_or_path: '.*none' cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"model_name_or_path: there is no folder '.*none'.*looks like owner/name"):
         load_model(missing, trust_remote_code=False)
 
 

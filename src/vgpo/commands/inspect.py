@@ -29,6 +29,7 @@ from vgpo.recipe.loading import (
     load_prompts,
     quiet_libraries,
 )
+from vgpo.recipe.policies import ENGINES, TRANSFORMERS
 from vgpo.recipe.serving import responses_of_vllm
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
@@ -38,8 +39,6 @@ from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError, EngineError)
-TRANSFORMERS = "transformers"
-ENGINES = (TRANSFORMERS, "vllm")
 NUM_ROWS = 50  # unless the user names rows
 NAME = "inspection"
 ROWS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -92,7 +91,7 @@ class Request:
     compare: str | None = None
     samples: int | None = None
     attention: bool = False
-    without: bool = False
+    ablate_image: bool = False
     out: Path = Path("inspection.html")
     reading: Reading = AS_IT_IS
     template: str | None = None
@@ -111,8 +110,11 @@ class Request:
     def generation(self) -> dict[str, Any]:
         """The given options that affect generation."""
         return given(
-            samples=self.samples, seed=self.seed, max_new_tokens=self.max_new_tokens, without=self.without
-        )  # fmt: skip
+            samples=self.samples,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            ablate_image=self.ablate_image,
+        )
 
 
 def run(request: Request) -> None:
@@ -135,7 +137,11 @@ def run(request: Request) -> None:
             {**request.generation, **given(engine=engine, compare=request.compare, **request.reading_options)}
         )
     options = replace(
-        options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
+        options_of_run(checkpoint),
+        batch_size=request.batch_size,
+        attention=request.attention,
+        without=request.ablate_image,
+        **given(samples=request.samples, seed=request.seed, max_new_tokens=request.max_new_tokens),
     )
     template = request.template or trained_settings(checkpoint)["template"]
     json_path, html_path = paired_paths(request.out, NAME)

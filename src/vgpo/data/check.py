@@ -23,7 +23,6 @@ from vgpo.data.schema import (
     as_list,
     check_columns,
     mark_fault,
-    missing_column,
     no_row,
     source_rows,
 )
@@ -74,9 +73,7 @@ def find_faults(
     Raises:
         DataError: A missing column, no row, or a template that cannot be rendered.
     """
-    check_columns(dataset)
-    if IMAGES not in dataset.column_names:
-        raise missing_column(IMAGES, dataset.column_names)
+    check_columns(dataset, (PROBLEM, ANSWER, IMAGES))
     if len(dataset) == 0:
         raise no_row("the dataset")
     return _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)

@@ -9,9 +9,7 @@ import datasets
 
 from vgpo.data.errors import DataError
 from vgpo.data.schema import MAX_FAULTS, ROW, listed, quantity, source_rows
-
-ERROR, DROP = "error", "drop"
-FAULTY_ROWS = (ERROR, DROP)
+from vgpo.settings_checks import DROP, ERROR, FAULTY_ROWS
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from vgpo.data.errors import DataError
 from vgpo.data.faulty import DROP, ERROR, Fault, without_faulty
 from vgpo.data.formats import COLUMNS, FORMAT_IMAGE_COLUMNS, FORMATS, OPTIONS, PLAIN, Format, Row, RowError
 from vgpo.data.progress import with_bar
-from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, missing_column, no_row, quantity
+from vgpo.data.schema import ANSWER, ID, IMAGES, META, PROBLEM, missing_columns, no_row, quantity
 from vgpo.text import did_you_mean
 
 OTHER_MEDIA = ("video", "videos", "audio", "audios")
@@ -76,17 +76,20 @@ def stored_names(found: Sequence[str], columns: Mapping[str, str] | None) -> dic
     name is not read. DataError for a name that no format knows, or that the dataset does not have.
     """
     columns = columns or {}
-    for name, source in columns.items():
-        if name not in COLUMNS:
-            raise DataError(
-                f"columns: no data format has a column {name!r}{did_you_mean(name, COLUMNS)}; write "
-                "{column of the format: column of the dataset}, as in {answer: ground_truth}"
-            )
-        if source not in found:
-            raise DataError(
-                f"columns: there is no column {source!r}{did_you_mean(source, found)} to be read as {name!r}; the "
-                f"columns of the dataset are {list(found)}"
-            )
+    faults = [
+        f"columns: no data format has a column {name!r}{did_you_mean(name, COLUMNS)}; write {{column of the format: "
+        "column of the dataset}, as in {answer: ground_truth}"
+        for name in columns
+        if name not in COLUMNS
+    ]
+    faults += [
+        f"columns: there is no column {source!r}{did_you_mean(source, found)} to be read as {name!r}; the columns of "
+        f"the dataset are {list(found)}"
+        for name, source in columns.items()
+        if source not in found and name in COLUMNS
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
     others = {name: name for name in found if name not in columns and name not in columns.values()}
     return {**others, **columns}
 
@@ -127,8 +130,8 @@ def read_rows(rows: StoredSet, name: str, *, images: bool = True) -> tuple[datas
     if not rows.num_rows:
         raise no_row("the dataset")
     found, layout = rows.columns, FORMATS[name]
-    for column in layout.missing(found):
-        raise missing_column(column, found)
+    if missing := layout.missing(found):
+        raise missing_columns(missing, found)
     image_columns = layout.image_columns(found)
     # Other images are not put into meta: bytes would be read with every row, and the path of an embedded image only
     # says where it came from.

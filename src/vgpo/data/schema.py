@@ -17,17 +17,19 @@ IMAGE_MARK = re.compile(r"<image(?:[ _]?(\d+))?>")  # <image>, <image 1>, <image
 MAX_FAULTS = 10
 
 
-def check_columns(dataset: datasets.Dataset) -> None:
-    """Raise DataError unless the text columns exist and have a usable type. `images` may be absent."""
+def check_columns(dataset: datasets.Dataset, needed: Sequence[str] = (PROBLEM, ANSWER)) -> None:
+    """Raise DataError unless the `needed` columns exist and those of texts have a usable type."""
     schema = dataset.features.arrow_schema
-    for name in (PROBLEM, ANSWER):
-        if name not in schema.names:
-            raise missing_column(name, schema.names)
+    missing = [name for name in needed if name not in schema.names]
+    if {PROBLEM, ANSWER} & set(missing):
+        raise missing_columns(missing, schema.names)
     if not is_text(schema.field(PROBLEM).type):
         raise DataError(f"column {PROBLEM!r} is {schema.field(PROBLEM).type}; expected string. Write it as text")
     answer_type = schema.field(ANSWER).type
     if not (is_text(answer_type) or pa.types.is_integer(answer_type)):
         raise DataError(f"column {ANSWER!r} is {answer_type}; expected string or integer. Write it as text")
+    if missing:
+        raise missing_columns(missing, schema.names)
 
 
 def as_list(images: Any) -> list[Any]:
@@ -84,11 +86,16 @@ def no_row(source: object) -> DataError:
     return DataError(f"{source} has no row; expected at least one. Check the file, the split and any filter")
 
 
-def missing_column(name: str, found: list[str]) -> DataError:
-    """The error for a missing column, `a|b` for either, with the nearest existing one."""
-    names = name.split("|")
-    hint = next(filter(None, (did_you_mean(one, found) for one in names)), "")
+def missing_columns(missing: Sequence[str], found: list[str]) -> DataError:
+    """The error for missing columns, `a|b` for either, each with the nearest existing one."""
+    described = []
+    for name in missing:
+        names = name.split("|")
+        hint = next(filter(None, (did_you_mean(one, found) for one in names)), "")
+        described.append(f"{' or '.join(map(repr, names))}{hint}")
+    columns = ", ".join(f"{name.split('|')[0]}: NAME" for name in missing)
+    them, those = ("it", "the one that holds it") if len(missing) == 1 else ("them", "those that hold them")
     return DataError(
-        f"the dataset has no column {' or '.join(map(repr, names))}{hint}; its columns are {found}. Add it, or name "
-        f"the one that holds it, as in columns: {{{names[0]}: NAME}}"
+        f"the dataset has no column {' and no column '.join(described)}; its columns are {found}. Add {them}, or "
+        f"name {those}, as in columns: {{{columns}}}"
     )

@@ -20,9 +20,9 @@ from vgpo.data.formats import FORMAT_IMAGE_COLUMNS
 from vgpo.data.json_rows import ROW_FILE, stored_json
 from vgpo.data.readers import StoredSet, canonical_rows, stored, with_columns
 from vgpo.data.schema import as_list, is_text, listed, no_row
+from vgpo.places import DATA_FILES, LIKE_A_HUB_ID, data_set_missing, hub_data_set, missing
 
 _JSON = (".json", ".jsonl")
-_FILE_TYPES = (*_JSON, ".parquet")
 _DEFAULT_SPLIT = "train"
 _IMAGE_FOLDER, _DATA_FOLDER = "images", "data"
 _SHARD = re.compile(r"(?:^|[-_.])\d+(?:-of-\d+(?:-[0-9a-f]+)?)?$")
@@ -31,7 +31,6 @@ _LEADS_OUT = (
     "path if it is meant"
 )
 _SAVED_TYPES = (".json", ".arrow")  # of the files that `save_to_disk` writes
-_HUB_NAME = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,10 @@ def open_dataset(source: str, split: str | None = None, columns: Mapping[str, st
         if status.st_size == 0:
             raise no_row(path)
         return _load_file(path, split, columns)
-    hub = _HUB_NAME.fullmatch(name)
-    if path.suffix in _FILE_TYPES or hub is None:
-        raise DataError(f"there is no file or folder {name!r} (looked at {path}); correct the path")
-    return stored(with_columns(_load_hub(hub.group(1), hub.group(2), split or _DEFAULT_SPLIT), columns))
+    hub = hub_data_set(name)
+    if hub is None:
+        raise DataError(data_set_missing(name))
+    return stored(with_columns(_load_hub(*hub, split or _DEFAULT_SPLIT), columns))
 
 
 def name_and_split(source: str, split: str | None = None) -> tuple[str, str | None]:
@@ -104,9 +103,9 @@ def name_and_split(source: str, split: str | None = None) -> tuple[str, str | No
 
 
 def _load_file(path: Path, split: str | None, columns: Mapping[str, str] | None) -> StoredSet:
-    if path.suffix not in _FILE_TYPES:
+    if path.suffix not in DATA_FILES:
         raise DataError(
-            f"{path} has the unknown file type {path.suffix!r}; expected one of {list(_FILE_TYPES)} or a folder"
+            f"{path} has the unknown file type {path.suffix!r}; expected one of {list(DATA_FILES)} or a folder"
         )
     if split not in (None, _DEFAULT_SPLIT, path.stem):
         raise DataError(f"{path} is one file and has no split {split!r}; leave the split out")
@@ -333,6 +332,7 @@ def _load_hub(name: str, configuration: str | None, split: str) -> datasets.Data
         return datasets.load_dataset(name, configuration, split=split)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"cannot load the split {split!r} of {name!r}, which is not a local path, from the hub: {error}. Check "
-            "the name, the configuration (owner/name/configuration), the split and the connection"
+            f"{missing(name, 'file or folder')}, and the hub: cannot load the split {split!r} of {name!r}: {error}. "
+            f"Correct the path, or the hub id ({LIKE_A_HUB_ID}), the configuration (owner/name/configuration), the "
+            "split or the connection"
         ) from error

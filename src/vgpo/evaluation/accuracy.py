@@ -14,6 +14,7 @@ from vgpo.answers import extract_boxed
 from vgpo.evaluation.completions import Completion, complete
 from vgpo.policy.generation import evaluation_mode, greedy_decoding
 from vgpo.rewards import grade
+from vgpo.terminal import draws_bars
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Evaluation:
     num_unanswered: int
     num_truncated: int
     num_oversized: int = field(default=0, kw_only=True)  # missing in evaluation.json of older versions
-    answers: list[dict[str, Any]]
+    answers: list[dict[str, Any]] = field(repr=False)
 
     def __str__(self) -> str:
         oversized = f", {self.num_oversized} not asked (too long for the context)" if self.num_oversized else ""
@@ -191,12 +192,13 @@ def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
 
 
 def progress_bar(*, disable: bool, console: Console | None = None) -> Progress:
+    console = console or Console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=disable,
+        disable=disable or not draws_bars(console),
         transient=True,
     )

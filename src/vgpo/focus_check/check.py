@@ -19,7 +19,7 @@ from vgpo.focus_check.verdict import verdict_of
 from vgpo.pages.files import paired_paths
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import check_image_token, load_model, load_prompts, quiet_libraries
-from vgpo.recipe.policies import OpenCheckpoint, open_checkpoint
+from vgpo.recipe.policies import CheckpointOptions, OpenCheckpoint, open_checkpoint
 from vgpo.run import RunFolderError
 from vgpo.run.outputs import check_writable
 from vgpo.run.storage import write_file
@@ -30,7 +30,7 @@ NAME = "focus_check"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(CheckpointOptions):
     """The options of `vgpo focus-check`; None means the value that the checkpoint was trained with."""
 
     checkpoint: str
@@ -43,12 +43,7 @@ class Request:
     stratum_column: str | None = None
     out: Path = Path(f"{NAME}.html")
     reading: Reading = AS_IT_IS
-    template: str | None = None
-    max_new_tokens: int | None = None
     batch_size: int = 64
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    dtype: str = "auto"
 
 
 def run(request: Request) -> None:
@@ -72,14 +67,7 @@ def run(request: Request) -> None:
 
 def focus_check(request: Request) -> FocusCheck:
     """Run the requested check; arguments and errors as in `run`."""
-    checkpoint = open_checkpoint(
-        request.checkpoint,
-        template=request.template,
-        max_new_tokens=request.max_new_tokens,
-        min_pixels=request.min_pixels,
-        max_pixels=request.max_pixels,
-        dtype=request.dtype,
-    )
+    checkpoint = open_checkpoint(request.checkpoint, request)
     sampling = Sampling(
         samples=request.samples,
         blind_samples=request.blind_samples,

@@ -198,3 +198,6 @@ class FocusCheck(Record):
     settings: Settings
     verdict: Verdict
     measures: Measures
+
+    def __repr__(self) -> str:
+        return f"FocusCheck({self.model!r} on {self.data!r}: {self.verdict.headline!r})"

@@ -92,6 +92,10 @@ class Inspection:
             ]
         )
 
+    def __repr__(self) -> str:
+        models = [model["name"] for model in self.data["models"]]
+        return f"Inspection({len(self.questions)} questions, models {models})"
+
     def _repr_html_(self) -> str:
         # In a sandboxed frame without the notebook's origin: the page contains model output.
         return (

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
 from vgpo.checkpoints import strict_difference
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.consistency import COMMIT
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.toy import checkpoint_path
 
 CONFIG = "adapter_config.json"

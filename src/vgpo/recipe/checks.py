@@ -29,7 +29,7 @@ from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
-from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
+from vgpo.recipe.memory import FLOAT32, GIB, in_words, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.run_plan import RunPlan, check_launch
@@ -235,7 +235,7 @@ def memory(setup: Setup) -> Finding:
         freeze_parts(setup.model, setup.recipe.config.freeze)
     needed = setup.memory
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    found = f"{needed.total / GIB:.2f} GiB estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
+    found = f"{in_words(needed.total)} estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
     fix = "a smaller micro-batch or shorter responses, gradient_checkpointing, use_peft, more devices"
     cannot_fit = needed.total - needed.activations - needed.head > free
     return Finding("fail" if cannot_fit else "warn" if needed.total > free else "pass", found, fix)
@@ -251,7 +251,7 @@ def disk(setup: Setup) -> Finding:
         needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
     place = Path(setup.recipe.run.run_dir).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
-    found = f"{needed / GIB:.2f} GiB for {what}, {free / GIB:.1f} GiB free"
+    found = f"{in_words(needed)} for {what}, {free / GIB:.1f} GiB free"
     return Finding("pass" if needed < free else "fail", found, fix)
 
 

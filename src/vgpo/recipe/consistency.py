@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
 
 logger = logging.getLogger(__name__)
 

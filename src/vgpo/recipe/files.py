@@ -2,7 +2,9 @@
 
 import logging
 import os.path
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from vgpo.recipe.yaml_files import YamlFileError, read_yaml
 from vgpo.text import did_you_mean
 
 logger = logging.getLogger(__name__)
+
+WORD = re.compile(r"\w+")
 
 # Fields of the underlying libraries that are unsafe or have no effect here: rejected with the alternative.
 REFUSED_KEYS = {
@@ -54,10 +58,15 @@ def find_recipe(source: str | Path) -> Path:
 
 
 def recipe_folder() -> Path:
-    """Inside an installed package; in a checkout, next to `src`."""
+    """The folder of the recipes that come with the package."""
+    return packaged_folder("recipes")
+
+
+def packaged_folder(name: str) -> Path:
+    """A folder of files that come with the package: inside an installed one; in a checkout, next to `src`."""
     package = Path(__file__).parents[1]
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parents[1] / "recipes"
+    inside = package / name
+    return inside if inside.is_dir() else package.parents[1] / name
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -72,7 +81,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise RecipeError(str(error)) from error
 
 
-def read_fields(path: Path, known: Sequence[str] | None) -> dict[str, Any]:
+def read_fields(path: Path, known: Collection[str] | None) -> dict[str, Any]:
     """The fields of a recipe file, merged over those of the recipe that it extends, if any.
 
     Args:
@@ -117,13 +126,20 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED_FIELDS.get(name, name): value for name, value in values.items()}
 
 
-def check_keys(keys: Iterable[str], known: Sequence[str], *, where: str) -> None:
-    """Reject unknown keys, and keys that would not have the expected effect."""
-    for key in keys:
-        if key in REFUSED_KEYS:
-            raise RecipeError(f"{where}: {key} cannot be set: {REFUSED_KEYS[key]}")
-        if key not in known:
-            raise RecipeError(f"{where}: unknown field {key!r}{did_you_mean(str(key), known)}")
+def check_keys(keys: Iterable[str], known: Collection[str], *, where: str) -> None:
+    """Reject unknown keys, and keys that would not have the expected effect; all of them in one error."""
+    if faults := key_faults(keys, known, where=where):
+        raise RecipeError("\n".join(faults))
+
+
+def key_faults(keys: Iterable[str], known: Collection[str], *, where: str) -> list[str]:
+    """A line for each key that has no effect here, and one for all that are unknown, each with its nearest name."""
+    keys = list(dict.fromkeys(keys))
+    refused = [f"{key} cannot be set: {REFUSED_KEYS[key]}" for key in keys if key in REFUSED_KEYS]
+    others = [key for key in keys if key not in known and key not in REFUSED_KEYS]
+    unknown = ", ".join(f"{key!r}{did_you_mean(str(key), known)}" for key in others)
+    noun = "field" if len(others) == 1 else "fields"
+    return [f"{where}: {fault}" for fault in (*refused, *([f"unknown {noun} {unknown}"] if others else []))]
 
 
 def renamed_option(word: str) -> str:
@@ -135,7 +151,48 @@ def renamed_option(word: str) -> str:
     return f"--{next(iter(with_current_names({name: None})))}{equals}{value}"
 
 
-def option_names(words: Sequence[str], known: Sequence[str]) -> list[str]:
+def option_names(words: Sequence[str], known: Collection[str]) -> list[str]:
     """Field names in a command line: `--field`, `--field=value`, and `--no_field` for a switch."""
-    names = [word[2:].split("=")[0].replace("-", "_") for word in words if word.startswith("--")]
-    return [name[3:] if name.startswith("no_") and name[3:] in known else name for name in names]
+    return list(option_values(words, known))
+
+
+def option_values(words: Sequence[str], known: Collection[str]) -> dict[str, list[str]]:
+    """The words after each field of a command line; the last of a field that is there twice. `--no_field` has none."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            option, equals, value = word[2:].partition("=")
+            name = option.replace("-", "_")
+            if name.startswith("no_") and name[3:] in known:
+                name = name[3:]
+            found[name] = [value] if equals else []
+        elif name is not None:
+            found[name].append(word)
+    return found
+
+
+@contextmanager
+def blame(where: str, values: Collection[str], overrides: Collection[str]) -> Iterator[None]:
+    """Errors that begin with `where` name the command line instead if they are about its fields.
+
+    Args:
+        where: Where the recipe comes from.
+        values: The fields that the recipe sets.
+        overrides: The fields that the command line sets.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        place, mark, message = str(error).partition(f"{where}: ")
+        if place or not mark:
+            raise
+        raise RecipeError(f"{origin_of(message, where, values, overrides)}: {message}") from error
+
+
+def origin_of(message: str, where: str, values: Collection[str], overrides: Collection[str]) -> str:
+    """What an error is about, by the fields that it names: the recipe, the command line, or both."""
+    named = set(WORD.findall(message))
+    if not named & {*overrides}:
+        return where
+    return f"{where} and command line" if named & ({*values} - {*overrides}) else "command line"

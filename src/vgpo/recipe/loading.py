@@ -30,14 +30,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from vgpo.data import AS_IT_IS, DataError, Reading, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids, named_visual_token_ids
+from vgpo.places import TOY_MODEL, checkpoint_fault
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
 from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
-from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
+from vgpo.toy import NUM_ROWS, TaskSettings, checkpoint_path, parse_task, write_split
+from vgpo.toy.scans import Split
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -191,10 +192,9 @@ def write_toy(source: str, folder: Path) -> Path:
         settings = parse_task(dial[0]) if dial else TaskSettings()
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
+    name: Split = "train" if split == "train" else "test"
     # Independent of the seed of a run, so that accuracies are comparable.
-    if split == "train":
-        return write_datasets(folder / "train", num_test=1, settings=settings)[0]
-    return write_datasets(folder / "test", num_train=1, settings=settings)[1]
+    return write_split(folder / name, name, NUM_ROWS[name], settings=settings)
 
 
 def load_processor(
@@ -313,6 +313,8 @@ def load(auto_class: Any, model: Checkpoint, *, trust_remote_code: bool, **optio
     base with the adapter merged.
     """
     source = source_of(model)
+    if fault := checkpoint_fault(source.name):
+        raise RecipeError(f"model_name_or_path: {fault}")
     options["trust_remote_code"] = trust_remote_code
     with faults_of(repr(source.name)):
         chain = with_bases(source, trust_remote_code=trust_remote_code)
@@ -342,7 +344,7 @@ def from_source(auto_class: Any, source: Source, *, of: Source, **options: Any) 
     """Load one checkpoint, `of` itself or its base, with `auto_class`."""
     looked = f" (looked for in the folder {Path(source.name).absolute()} and on the hub)"
     what = repr(of.name) if source == of else f"the base {source.name!r} of the adapter {of.name!r}"
-    with faults_of(what if source == of or source.is_folder else what + looked):
+    with faults_of(what if source.is_folder else what + looked):
         if options["trust_remote_code"]:
             refuse_code_from_elsewhere(source.name, source.revision)
         return auto_class.from_pretrained(source.name, revision=source.revision or "main", **options)

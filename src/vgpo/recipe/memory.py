@@ -21,7 +21,7 @@ from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from vgpo.focus import decoder_of
 from vgpo.trl import VGPOConfig
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 FLOAT32 = 4  # bytes
 BFLOAT16 = 2
 VOCABULARY_CHUNK_SIZE = 32768  # vocabulary entries per tile of TRL's fused head
@@ -51,12 +51,18 @@ class MemoryEstimate:
 
     def table(self) -> Table:
         """A short table for the start of a run."""
-        table = Table("memory per device, estimated", "GiB", box=None, title_justify="left", pad_edge=False)
+        unit, size_of_unit = ("GiB", GIB) if self.total >= GIB else ("MiB", MIB)
+        table = Table("memory per device, estimated", unit, box=None, title_justify="left", pad_edge=False)
         table.columns[1].justify = "right"
         for name, size in {**dataclasses.asdict(self), "total": self.total}.items():
-            table.add_row(name, f"{size / GIB:.2f}")
+            table.add_row(name, f"{size / size_of_unit:.{2 if size_of_unit == GIB else 0}f}")
         table.add_row("not counted: vision tower's activations, generation, reference model, allocator", "")
         return table
+
+
+def in_words(num_bytes: int) -> str:
+    """A number of bytes in GiB, or in MiB if it is less than one."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
 
 
 def memory_estimate(

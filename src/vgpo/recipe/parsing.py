@@ -9,7 +9,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import check_keys, option_names, renamed_option, with_current_names
+from vgpo.recipe.files import blame, key_faults, option_names, renamed_option, with_current_names
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 
 SCALARS = bool | int | float | str
@@ -36,19 +36,27 @@ def parse_fields(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[st
     values = with_current_names(values)
     overrides = [renamed_option(word) for word in overrides]
     known = field_names(kinds)
-    check_keys(values, known, where=where)
-    check_keys(option_names(overrides, known), known, where="command line")
+    names = option_names(overrides, known)
+    faults = [*key_faults(values, known, where=where), *key_faults(names, known, where="command line")]
+    if faults:
+        raise RecipeError("\n".join(faults))
+    with blame(where, values, names):
+        *parts, rest = parse_readably(kinds, values, overrides, where=where)
+    if rest:
+        raise RecipeError(f"command line: unexpected {shown(rest[0])}; a value follows its --field")
+    return parts
+
+
+def parse_readably(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> list[Any]:
+    """As `parse`, with every error as one of the recipe."""
     try:
-        *parts, rest = parse(kinds, values, overrides, where=where)
+        return parse(kinds, values, overrides, where=where)
     except PackageNotFoundError as error:  # transformers looks for this package while parsing the field
         raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
     except RecipeError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else one_line(error)}") from error
-    if rest:
-        raise RecipeError(f"command line: unexpected {shown(rest[0])}; a value follows its --field")
-    return parts
 
 
 def parse(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> list[Any]:

@@ -50,6 +50,27 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """How a checkpoint is loaded and answers; None stands for what it was trained with.
+
+    Attributes:
+        template: Of prompts.
+        max_new_tokens: Longest response, in tokens.
+        min_pixels, max_pixels: Limits of an image; by default those saved with the checkpoint.
+        dtype: Of the weights; `auto` is that of the checkpoint.
+    """
+
+    template: str | None = None
+    max_new_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"
+
+
+AS_TRAINED = CheckpointOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
     """A checkpoint before its weights are loaded: everything needed to check a dataset, and its training settings.
 
@@ -92,12 +113,8 @@ class OpenCheckpoint:
 
 def open_checkpoint(
     name: str,
+    options: CheckpointOptions = AS_TRAINED,
     *,
-    template: str | None = None,
-    max_new_tokens: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    dtype: str = "auto",
     engine: str = TRANSFORMERS,
     untrained_template: str = "plain",
 ) -> OpenCheckpoint:
@@ -113,13 +130,15 @@ def open_checkpoint(
         raise RecipeError(f"--engine {engine}: expected one of {list(ENGINES)}")
     trained = trained_settings(Path(name))
     own_template = trained["template"] if run_of_checkpoint(Path(name)) else untrained_template
-    source = PlainCheckpoint(name, dtype)
+    source = PlainCheckpoint(name, options.dtype)
     return OpenCheckpoint(
         name=name,
         source=source,
-        processor=load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels),
-        template=template or own_template,
-        max_new_tokens=max_new_tokens or trained["max_completion_length"],
+        processor=load_processor(
+            source, trust_remote_code=False, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+        ),
+        template=options.template or own_template,
+        max_new_tokens=options.max_new_tokens or trained["max_completion_length"],
         chat_template_kwargs=trained["chat_template_kwargs"] or {},
         engine=engine,
     )

@@ -17,7 +17,7 @@ from vgpo.recipe.consistency import (
     check_remote_code,
 )
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import find_recipe, read_fields
+from vgpo.recipe.files import blame, find_recipe, option_names, read_fields
 from vgpo.recipe.parsing import field_names, parse_fields
 from vgpo.recipe.run_arguments import RunArguments
 from vgpo.training.accuracy import accuracy_reward_name
@@ -82,7 +82,22 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     Raises:
         RecipeError: An unknown or rejected field, or an invalid value.
     """
-    run, config, model = parse_fields(RECIPE_PARTS, values, overrides, where=where)
+    recipe = Recipe(*parse_fields(RECIPE_PARTS, values, overrides, where=where))
+    with blame(where, values, option_names(overrides, field_names(RECIPE_PARTS))):
+        check_consistency(recipe, where=where)
+    # Absolute, so that no later change of the working directory moves files.
+    recipe.run.run_dir = str(Path(recipe.run.run_dir or Path("runs") / name).expanduser().absolute())
+    recipe.config.output_dir = str(Path(recipe.run.run_dir) / "checkpoints")
+    return recipe
+
+
+def check_consistency(recipe: Recipe, *, where: str) -> None:
+    """Whether the fields of a recipe fit together.
+
+    Raises:
+        RecipeError: Some do not; names them.
+    """
+    run, config, model = recipe.run, recipe.config, recipe.model
     check_model_name(model.model_name_or_path, where=where)
     check_num_weights(run.rewards, config.reward_weights, where=where)
     check_adapters(lora_vision=run.lora_vision, freeze=config.freeze, use_peft=model.use_peft, where=where)
@@ -91,12 +106,7 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     check_remote_code(
         str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code, where=where
     )
-    # Absolute, so that no later change of the working directory moves files.
-    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
-    config.output_dir = str(Path(run.run_dir) / "checkpoints")
-    recipe = Recipe(run, config, model)
     check_accuracy_reward(recipe, where=where)
-    return recipe
 
 
 def check_accuracy_reward(recipe: Recipe, *, where: str) -> None:

@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from vgpo.data import FORMATS, Reading
-from vgpo.evaluation.benchmarks import SUITES
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.suite_settings import greedy_protocol, suite_benchmarks, suite_sources
-from vgpo.recipe.values import check_choices, shown
-from vgpo.rewards import REWARDS, load_reward, reward_name
+from vgpo.recipe.values import CHOICES, check_choices, shown
+from vgpo.rewards import load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
 from vgpo.settings_checks import check_choice
 from vgpo.text import did_you_mean
-
-TOY_MODEL = "toy"
-HOSTS = ("trl", "verl")
 
 
 @dataclass
@@ -65,9 +61,12 @@ class RunArguments:
     )
     train_format: str | None = field(
         default=None,
-        metadata={"help": f"Row format of train_data, one of {list(FORMATS)}. Default: detected from its columns."},
+        metadata={
+            "help": "Format of train_data, such as 'easyr1', 'verl', 'trl', 'sharegpt' or 'mathvista'; docs/data.md "
+            "lists all. Default: detected from its columns."
+        },
     )
-    eval_format: str | None = field(default=None, metadata={"help": "Row format of eval_data, like train_format."})
+    eval_format: str | None = field(default=None, metadata={"help": "Format of eval_data, like train_format."})
     columns: dict[str, str] | str | None = field(
         default=None,
         metadata={
@@ -96,8 +95,8 @@ class RunArguments:
     eval_suite: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Benchmarks to evaluate on while training: names of tasks or suites, of {list(SUITES)}. Default: "
-            "none."
+            "help": "Benchmarks to evaluate on while training: names of tasks, or the suites 'vgpo', 'vgpo-math' and "
+            "'vgpo-vision'. Default: none."
         },
     )
     eval_suite_data: dict[str, str] | str | None = field(
@@ -128,8 +127,8 @@ class RunArguments:
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy"],
         metadata={
-            "help": f"Rewards to add up: {sorted(REWARDS)}, or your own as 'module:function' or "
-            "'path/to/file.py:function'; reward_weights weighs them in this order."
+            "help": "Rewards to add up: 'accuracy', 'accuracy_math_verify', 'format', or your own as "
+            "'module:function' or 'path/to/file.py:function'; reward_weights weighs them in this order."
         },
     )
     min_pixels: int | None = field(
@@ -172,7 +171,7 @@ class RunArguments:
                 raise ValueError(f"{name}: unknown format {kind!r}{did_you_mean(kind, FORMATS)}")
         for name in ("columns", "eval_columns"):
             column_names(name, getattr(self, name))
-        check_choice("host", self.host, HOSTS)
+        check_choice("host", self.host, CHOICES["host"])
         if self.verl is not None and self.host != "verl":
             raise ValueError("verl has no effect without host: verl; set that, or remove it")
         if self.allow_changes and not self.resume:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from vgpo.checkpoints import CheckpointError, put_in_place, seal
 from vgpo.data import DataError
@@ -22,7 +23,6 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
-from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_DATA, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
@@ -36,11 +36,12 @@ from vgpo.recipe.suite import EvaluateSuite
 from vgpo.recipe.suite_settings import greedy_protocol
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
+from vgpo.report.training import RunCallback
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, folder_state, locked, resume_folder
 from vgpo.run.resuming import DESCRIPTION, evaluation_before
-from vgpo.terminal import say
+from vgpo.terminal import draws_bars, from_here, say
 from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
 from vgpo.vllm.prompts import EngineError
@@ -57,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 # Shown after the progress bar; all metrics are in metrics.jsonl.
 SHOWN = {"reward": "reward", "accuracy": SAMPLING_ACCURACY_DRAWN}
+STDERR = Console(stderr=True)  # where the bar is drawn
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def train_in(
     check_reward_columns(map(load_reward, run.rewards), prompts)
     if resume is None:
         run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
+    say(console, describe_start(setup, folder))
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_on_main_process(lambda: run_identity(setup))
     if resume is not None:
@@ -174,6 +177,16 @@ def train_in(
             if opening.is_open:
                 mark_interrupted(folder, trainer, console, error)
             raise
+
+
+def describe_start(setup: Setup, folder: RunFolder) -> str:
+    """The run folder, the device and the data of a run, one a line."""
+    run, config = setup.recipe.run, setup.recipe.config
+    device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else str(config.device)
+    data = f"{len(setup.prompts):,} prompts for training ({run.train_data})"
+    if setup.held_out is not None:
+        data += f", {len(setup.held_out):,} held-out questions ({run.eval_data})"
+    return f"run folder: {from_here(folder.path)}\ndevice: {device}\ndata: {data}"
 
 
 def build_trainer(
@@ -207,9 +220,10 @@ def build_trainer(
         trainer.add_callback(
             EvaluateSuite(trainer, setup.tasks, protocol, every=run.eval_suite_steps, folder=folder, console=console)
         )
-    if not config.disable_tqdm:
+    if not console.is_jupyter:  # where the parent's own bar is a widget
         trainer.pop_callback(ProgressCallback)
-        trainer.add_callback(RewardBar())
+        trainer.pop_callback(PrinterCallback)
+        trainer.add_callback(StepLines(console) if config.disable_tqdm or not draws_bars(STDERR) else RewardBar())
     console.print(parameter_table(trainer.model))
     console.print(setup.memory.table())
     return trainer
@@ -320,10 +334,27 @@ class RewardBar(ProgressCallback):
     """The trainer's progress bar followed by a few metrics, instead of a dictionary per step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        # A reward that applies to no row of a step has no mean, and benchmark metrics have none.
-        shown = {name: logs[key] for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
+        shown = shown_metrics(logs)
         if self.training_bar is not None and shown:
-            self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+            self.training_bar.set_postfix(shown)
+
+
+class StepLines(TrainerCallback):
+    """A line with a few metrics for every logged step, where no bar can be drawn."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if shown := shown_metrics(logs):
+            metrics = ", ".join(f"{name} {value}" for name, value in shown.items())
+            say(self.console, f"step {state.global_step} of {state.max_steps}: {metrics}")
+
+
+def shown_metrics(logs: Mapping[str, Any] | None) -> dict[str, str]:
+    """The metrics of a logged step that a terminal shows."""
+    # A reward that applies to no row of a step has no mean, and metrics of benchmarks come without one.
+    return {name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
 
 
 class KeepParity(TrainerCallback):

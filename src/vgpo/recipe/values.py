@@ -11,7 +11,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, get_args
 
-from vgpo.data import FAULTY_ROWS
+from vgpo.settings_checks import FAULTY_ROWS
 from vgpo.text import did_you_mean
 
 MAX_TEXT = 4_096  # characters; paths are not longer
@@ -102,6 +102,7 @@ RANGES: dict[str, Range] = {
 
 # Names that a library would only reject after loading the model, or at the first step.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "host": ("trl", "verl"),
     "faulty_rows": FAULTY_ROWS,
     "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),

@@ -9,13 +9,13 @@ from typing import Any
 from vgpo.checkpoints.store import file_entry
 from vgpo.data import template_text
 from vgpo.data.sources import name_and_split
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.adapters import Source, with_bases
 from vgpo.recipe.checks import examine_all, failures
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import read_mapping, with_current_names
 from vgpo.recipe.identity import digest, source_digest
 from vgpo.recipe.recipe import Recipe
-from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.recipe.setup import Setup
 from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.study.file import PlannedRun, Study, StudyError, differing, run_label

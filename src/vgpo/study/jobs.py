@@ -20,7 +20,7 @@ from vgpo.run.storage import last_complete_line, parse_object
 from vgpo.study.file import PlannedRun, Study, write_recipe
 from vgpo.study.folder import StudyRun
 from vgpo.study.suite import StudySuite
-from vgpo.terminal import say
+from vgpo.terminal import draws_bars, say
 
 POLL_SECONDS = 0.5
 INTERRUPTED = 128 + signal.SIGINT
@@ -211,6 +211,7 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not draws_bars(console),
         # Estimate the remaining time from all runs so far, not from the last half minute.
         speed_estimate_period=86_400,
     )

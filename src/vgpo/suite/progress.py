@@ -56,5 +56,5 @@ class SuiteProgress:
 @contextmanager
 def progress_over(total: int, console: Console) -> Iterator[SuiteProgress]:
     """Show the progress of an evaluation inside the block."""
-    with progress_bar(disable=not console.is_terminal, console=console) as bar:
+    with progress_bar(disable=False, console=console) as bar:
         yield SuiteProgress(total, console, bar)

@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich import get_console
 from rich.progress import Progress
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from vgpo.terminal import draws_bars
 from vgpo.toy.model import build_model, build_processor
 from vgpo.toy.scans import Scans, load_scans
 from vgpo.toy.task import Question, TaskSettings, draw_question
@@ -108,7 +110,7 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
     model = build_model(processor.tokenizer, settings.seed)
     trainer = _Warmstart(model, processor, settings)
     with _replacing(out) as fresh:
-        with Progress() as progress:
+        with Progress(disable=not draws_bars(get_console())) as progress:
             trainer.see(progress)
             trainer.read(progress)
             trainer.forget(progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vgpo.equations import VGPOSettings
-from vgpo.policy.parts import FREEZABLE, check_freeze
+from vgpo.policy.parts import check_freeze
 from vgpo.settings_checks import check_choice, reject_unused
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
 from vgpo.training.settings import (
@@ -98,7 +98,10 @@ class MethodArguments:
     )
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Parts that are not trained, of {list(FREEZABLE)}; the head goes with the last."},
+        metadata={
+            "help": "Parts that are not trained: 'vision', 'projector', 'language_model', 'audio', 'generation'; the "
+            "head goes with the language model."
+        },
     )
     shuffle_groups: bool = field(
         default=True,

@@ -1,6 +1,6 @@
 """Configuration of the TRL host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from trl import GRPOConfig
@@ -16,6 +16,9 @@ BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
 @dataclass
 class VGPOConfig(MethodArguments, GRPOConfig):
     """GRPO's configuration plus the method's settings, dynamic sampling, guards and alarms (`MethodArguments`)."""
+
+    # TRL's default of 10 leaves a short run without a curve.
+    logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
 
     # Lists and dicts that the command line may give as JSON.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "shaping_options"]

@@ -33,6 +33,7 @@ from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
+from vgpo.report.training import keep_run_folder
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import PROTOTYPE_SIGNALS, Signals
 from vgpo.training.accuracy import accuracy_reward_name
@@ -86,6 +87,8 @@ class VGPOTrainer(RolloutTrainer):
     Args:
         rollout_writer: called on the main process every `log_rollouts_steps` steps with a list of
             `vgpo.training.records.RolloutRecord` and the images that they name.
+        run_dir: leave a run folder there, as `vgpo train` does: settings, environment, metrics.jsonl, rollouts and
+            report.html. Checkpoints go to `args.output_dir`; `RUN_DIR/checkpoints` is where `vgpo` looks for them.
 
     Raises:
         ValueError: if the model names no image token or has no text decoder although focus is required, if that does
@@ -108,6 +111,7 @@ class VGPOTrainer(RolloutTrainer):
         processing_class: Any = None,
         *rest: Any,
         rollout_writer: RolloutWriter | None = None,
+        run_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, VGPOConfig):
@@ -141,6 +145,8 @@ class VGPOTrainer(RolloutTrainer):
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
         self._blind_gate = build_blind_gate(self) if self.shaping.blind_rollouts else None
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
+        if run_dir is not None:
+            keep_run_folder(self, run_dir)
 
     @property
     def _shapes_in_update(self) -> bool:

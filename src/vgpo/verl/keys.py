@@ -7,7 +7,7 @@ from typing import Any
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from vgpo.recipe.run_arguments import TOY_MODEL
+from vgpo.places import TOY_MODEL
 from vgpo.toy import checkpoint_path
 from vgpo.verl.fields import ACTOR, AGGREGATION, ALGORITHM, DATA, MODEL, OPTIM, REF, ROLLOUT, TRAINER
 from vgpo.verl.recipe import VerlRecipe

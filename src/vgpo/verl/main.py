@@ -131,6 +131,7 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
         draw_report(folder)
         step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
         folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
+        say(console, f"weights: {from_here(folder.final_path)}")
         say(console, f"report: {from_here(folder.report_path)}")
     return folder
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vgpo.data import template_text
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.consistency import DOWNLOAD, check_adapters, check_model_name, check_num_weights, check_remote_code
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import find_recipe, read_fields
+from vgpo.recipe.files import blame, find_recipe, option_names, read_fields
 from vgpo.recipe.loading import PlainCheckpoint
 from vgpo.recipe.parsing import field_names, one_line, parse_fields
-from vgpo.recipe.run_arguments import TOY_MODEL, RunArguments
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.recipe.values import shown
 from vgpo.run.storage import plain
 from vgpo.settings_checks import reject_unused
@@ -155,6 +156,20 @@ def recipe_from(
     """
     run, method, arguments, other = parse_fields(RECIPE_PARTS, values, overrides, where=where)
     recipe = VerlRecipe(run, method, arguments, other, where)
+    with blame(where, values, option_names(overrides, field_names(RECIPE_PARTS))):
+        check_consistency(recipe)
+    # Absolute, so that no later change of the working directory moves files.
+    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
+    return recipe
+
+
+def check_consistency(recipe: VerlRecipe) -> None:
+    """Whether the fields of a recipe fit together, and verl has something for each.
+
+    Raises:
+        RecipeError: Some do not; names them.
+    """
+    run, arguments, where = recipe.run, recipe.arguments, recipe.where
     check_model_name(arguments.model_name_or_path, where=where)
     check_num_weights(run.rewards, arguments.reward_weights, where=where)
     check_adapters(lora_vision=run.lora_vision, freeze=recipe.method.freeze, use_peft=arguments.use_peft, where=where)
@@ -172,10 +187,7 @@ def recipe_from(
     check_shaping(recipe)
     check_refused(recipe)
     check_checkpoint(recipe)
-    # Absolute, so that no later change of the working directory moves files.
-    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     _ = recipe.plan
-    return recipe
 
 
 def check_shaping(recipe: VerlRecipe) -> None:
