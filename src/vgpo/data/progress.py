@@ -16,7 +16,7 @@ LONG_SET = 500  # rows from which on a bar is shown
 def with_bar(
     items: Iterable[T], title: str, *, rows: int, total: int | None = None, shown: bool = True
 ) -> Iterable[T]:
-    """`items`, with a bar where one can be drawn, for 500 `rows` or more; `total`: the number of items, if it differs."""
+    """`items`, with a bar where one can be drawn, for 500 `rows` or more; `total`: number of items, if it differs."""
     console = Console(stderr=True)
     shown = shown and draws_bars(console) and rows >= LONG_SET
     return track(items, title, total or rows, console=console, disable=not shown, transient=True)
