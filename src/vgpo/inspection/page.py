@@ -20,6 +20,7 @@ from vgpo.pages.texts import (
     rounded,
     truncate,
 )
+from vgpo.pages.verdict import Verdict, quoted
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
@@ -56,6 +57,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     return environment.get_template("inspection.html.jinja").render(
         data=data,
         page=page,
+        found=inspection_verdict(page["models"]),
         responses=about_responses(data["responses"]),
         sampled=data["responses"]["from"] == "rollouts" or data["responses"]["temperature"] > 0,
         asked_with={name: IN_PLACE[name] for name in asked_with},
@@ -64,6 +66,21 @@ def render_inspection(data: Mapping[str, Any]) -> str:
         embedded=embed_json(page),
         **inlined([SHARED / "page.css", TEMPLATES / "inspection.css"], scripts),
     )
+
+
+def inspection_verdict(models: Sequence[Mapping[str, Any]]) -> Verdict:
+    """How many responses are correct, and how many without the image."""
+    parts = []
+    for model in models:
+        if not model["num_rollouts"]:
+            continue
+        share = percent(model["num_correct"] / model["num_rollouts"])
+        part = f"{quoted(model['name'])}: {share} % of {model['num_rollouts']:,} responses are correct"
+        blank = (model["without"] or {}).get(BLANK)
+        if blank and blank["num_rollouts"]:
+            part += f", with a blank image {percent(blank['num_correct'] / blank['num_rollouts'])} %"
+        parts.append(part)
+    return Verdict("open", "; ".join(parts) or "This inspection holds no response")
 
 
 def page_data(data: Mapping[str, Any]) -> dict[str, Any]:

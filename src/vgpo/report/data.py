@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from vgpo.metric_names import (
     SAMPLING_GROUPS_KEPT,
     SAMPLING_LOG_PROB_GAP,
 )
+from vgpo.report.held_out import HeldOut, read_held_out
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
+from vgpo.report.verdict import report_verdict
 from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.folder import RunFolder
 from vgpo.run.storage import RunFolderError
@@ -152,6 +154,7 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
     Returns:
         dict, JSON-able:
         `version`: 1, the version of this layout.
+        `verdict`: the result in words: `headline`, `details` (sentences) and `tone` ("gain", "loss" or "open").
         `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601),
             `resumed_from` (the steps from which it was resumed), `machine`, `last_step`, `num_rollouts`,
             `alarms` (see `alarms_of`),
@@ -183,14 +186,20 @@ def collect(folders: Sequence[RunFolder], summaries: Sequence[RolloutSummary]) -
     images: dict[str, Any] = {}
     budget = ROLLOUT_BYTES // len(folders)
     names = distinct_names([folder.path for folder in folders])
+    held_out = [read_held_out(folder) for folder in folders]
+    runs = [
+        describe_run(folder, name, config, lines, summary, answers, images, budget)
+        for folder, name, config, lines, summary, answers in zip(
+            folders, names, configs, metrics, summaries, held_out, strict=True
+        )
+    ]
+    charts = draw_charts(metrics)
     return {
         "version": VERSION,
-        "runs": [
-            describe_run(folder, name, config, lines, summary, images, budget)
-            for folder, name, config, lines, summary in zip(folders, names, configs, metrics, summaries, strict=True)
-        ],
+        "verdict": asdict(report_verdict(runs, held_out, charts)),
+        "runs": runs,
         "settings": differing_settings(configs),
-        "charts": draw_charts(metrics),
+        "charts": charts,
         "images": images,
         "live": None,
     }
@@ -221,6 +230,7 @@ def describe_run(
     config: Mapping[str, Any],
     lines: list[dict[str, Any]],
     summary: RolloutSummary,
+    held_out: HeldOut | None,
     images: dict[str, Any],
     budget: int,
 ) -> dict[str, Any]:
@@ -241,7 +251,7 @@ def describe_run(
         "last_step": max((line["step"] for line in lines), default=0),
         "num_rollouts": summary.num_rollouts,
         "alarms": alarms_of(lines),
-        "evaluation": describe_evaluation(folder),
+        "evaluation": held_out and held_out.describe(),
         "focus_curve": summary.focus_curves(),
         "rollouts": fit_rollouts(folder.path, summary, images, budget),
     }
@@ -256,31 +266,6 @@ def alarms_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for key, on in steps.items()
         if on
     ]
-
-
-def describe_evaluation(folder: RunFolder) -> dict[str, Any] | None:
-    evaluation = folder.read_evaluation()
-    if evaluation is None:
-        return None
-    fields = ("accuracy", "low", "high", "num_questions", "num_correct")
-    before, after = (
-        {name: part[name] for name in fields} if (part := evaluation.get(moment)) else None
-        for moment in ("before", "after")
-    )
-    return {"before": before, "after": after, "change": change(before, after)}
-
-
-def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, float] | None:
-    """Return the difference of two proportions with Newcombe's 95 % interval from their Wilson intervals.
-
-    It takes the two as independent; on the same questions it errs on the wide side.
-    """
-    if before is None or after is None:
-        return None
-    points = after["accuracy"] - before["accuracy"]
-    below = math.hypot(after["accuracy"] - after["low"], before["high"] - before["accuracy"])
-    above = math.hypot(after["high"] - after["accuracy"], before["accuracy"] - before["low"])
-    return {"points": points, "low": points - below, "high": points + above}
 
 
 def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
