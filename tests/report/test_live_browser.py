@@ -41,7 +41,11 @@ def test_a_reload_keeps_what_the_reader_chose(browser: Chromium, live_page: RunF
     assert browser.evaluate("document.getElementById('follow').checked") is False
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     browser.evaluate("document.getElementById('follow').click()")
-    browser.evaluate("document.getElementById('smooth').click()")
+    browser.evaluate("document.querySelector('.log-axis').click()")
+    slide = "slider.value = 30; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind, all))"
+    browser.evaluate(
+        f"{{ const [slider, all] = [document.querySelector('.smoothing'), {{ bubbles: true }}]; {slide} }}"
+    )
     browser.evaluate("document.querySelectorAll('#outcome-choice button')[2].click()")
     browser.evaluate("document.querySelectorAll('#shade-choice button')[1].click()")
     browser.evaluate("document.querySelectorAll('#rollout-list button')[2].click()")
@@ -55,7 +59,8 @@ def test_a_reload_keeps_what_the_reader_chose(browser: Chromium, live_page: RunF
     assert "31" in browser.evaluate("document.getElementById('rollout-list').textContent")
     assert browser.evaluate(chosen) == before
     assert browser.evaluate("document.getElementById('follow').checked") is True
-    assert browser.evaluate("document.getElementById('smooth').checked") is False
+    assert browser.evaluate("document.querySelector('.log-axis').checked") is True
+    assert browser.evaluate("document.querySelector('.smoothing').value") == "30"
     pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map((one) => one.textContent)"
     assert browser.evaluate(pressed)[1:] == ["✗ Wrong", "Token factor"]
     wait_for(browser, "scrollY === 700")

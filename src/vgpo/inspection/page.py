@@ -9,7 +9,7 @@ from jinja2 import PackageLoader
 from vgpo.inspection.maps import pack_maps
 from vgpo.inspection.schema import ATTENDED, BLANK, OTHER, PER_TOKEN, RESAMPLED
 from vgpo.inspection.summary import difference, paired_verdicts, summarise
-from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages import CHART_SCRIPTS, SHARED, embed_json, inlined, page_environment
 from vgpo.pages.texts import (
     MAX_TEXT_CHARACTERS,
     MAX_TOKEN_CHARACTERS,
@@ -23,7 +23,7 @@ from vgpo.pages.texts import (
 from vgpo.pages.verdict import Verdict, quoted
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
+SHARED_SCRIPTS = ("elements.js", *CHART_SCRIPTS, "tokens.js")
 SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
 QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_NAME_CHARACTERS = 200

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from vgpo.text import visible
 
 SHARED = Path(__file__).parent / "shared"  # styles and scripts of all pages
+CHART_SCRIPTS = ("scales.js", "charts.js", "chart_controls.js", "downloads.js", "positions.js")  # after elements.js
 
 
 def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:

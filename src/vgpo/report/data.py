@@ -92,21 +92,37 @@ def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
 
 HELD_OUT_KEYS = ("eval_accuracy", "eval/accuracy", EVAL_ACCURACY)
 CHARTS = (
-    Chart("held_out", "Held-out accuracy", "Questions never trained on.", "", 3, True, metric(*HELD_OUT_KEYS)),
-    Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, metric(ACCURACY)),
-    Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "", 3, True, metric("reward")),
-    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric(FOCUS_MEAN)),
+    Chart(
+        "held_out",
+        "Held-out accuracy",
+        "Questions never trained on.",
+        "share of questions",
+        3,
+        True,
+        metric(*HELD_OUT_KEYS),
+    ),
+    Chart(
+        "accuracy",
+        "Training accuracy",
+        "Accuracy reward of a step's rollouts.",
+        "share of rollouts",
+        3,
+        True,
+        metric(ACCURACY),
+    ),
+    Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "reward", 3, True, metric("reward")),
+    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "ρ", 3, False, metric(FOCUS_MEAN)),
     Chart(
         "late_early",
         "Late / early focus",
         "Visual accumulation, second half over first; 1 is even.",
-        "",
+        "ratio",
         3,
         False,
         metric(FOCUS_LATE_EARLY_RATIO),
     ),
-    Chart("strength", "Strength", "λ of the adaptive shaping, mean over strata.", "", 3, False, mean_strength),
-    Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric(FOCUS_GATE_RATE)),
+    Chart("strength", "Strength", "λ of the adaptive shaping, mean over strata.", "λ", 3, False, mean_strength),
+    Chart("gate", "Gate rate", "Share of tokens compensated.", "share of tokens", 3, False, metric(FOCUS_GATE_RATE)),
     Chart(
         "length",
         "Response length",
@@ -121,7 +137,7 @@ CHARTS = (
         "groups",
         "Groups kept",
         "Share of drawn groups neither too easy nor too hard.",
-        "",
+        "share of groups",
         2,
         True,
         share_of_groups_kept,
@@ -135,7 +151,7 @@ CHARTS = (
         True,
         metric(SAMPLING_LOG_PROB_GAP),
     ),
-    Chart("grad_norm", "Gradient norm", "Before it is clipped.", "", 3, True, metric("grad_norm")),
+    Chart("grad_norm", "Gradient norm", "Before it is clipped.", "L2 norm", 3, True, metric("grad_norm")),
     Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
 )
 
@@ -145,7 +161,10 @@ def suite_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[Chart]:
     keys = sorted({key for lines in metrics for line in lines for key in line if SUITE_ACCURACY.fullmatch(key)})
     tasks = {key: key.split("/")[1] for key in keys}
     caption = "Greedy accuracy on the rows that are asked."
-    return [Chart(f"{SUITE_CHART}{task}", task, caption, "", 3, True, metric(key)) for key, task in tasks.items()]
+    return [
+        Chart(f"{SUITE_CHART}{task}", task, caption, "share of rows", 3, True, metric(key))
+        for key, task in tasks.items()
+    ]
 
 
 def report_data(runs: Sequence[Path]) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from typing import Any
 
 from jinja2 import PackageLoader
 
-from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages import CHART_SCRIPTS, SHARED, embed_json, inlined, page_environment
 from vgpo.pages.texts import fixed, percent, points
 from vgpo.pages.verdict import Verdict, difference_sentence, quoted, tone_of
 from vgpo.study.results import NOTES
 from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "charts.js")
+SHARED_SCRIPTS = ("elements.js", *CHART_SCRIPTS)
 LEVEL = 0.05  # of p, below which the verdict calls a difference one
 MARGIN = 0.08  # of the range shown, at each end of the plot of accuracies
 

@@ -35,6 +35,12 @@ function scaled(value, digits) {
   return value && (small || digits > 4) ? value.toExponential(1).replaceAll("-", "\u2212") : number(value, Math.min(digits, 4));
 }
 
+// A tick of a logarithmic axis.
+function compact(value) {
+  const text = value >= 1e4 || value < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
+  return text.replace("e+", "e").replaceAll("-", "\u2212");
+}
+
 function signed(value, digits) {
   return (value > 0 ? "+" : "") + number(value, digits);
 }

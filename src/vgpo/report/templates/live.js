@@ -6,7 +6,8 @@ function watchRun() {
   if (bar === null) return;
   const follow = document.getElementById("follow");
   restoreView(history.state ?? {}, follow);
-  document.addEventListener("click", () => history.replaceState(currentView(follow), ""));
+  const keep = () => history.replaceState(currentView(follow), "");
+  for (const kind of ["click", "change"]) document.addEventListener(kind, keep);
   document.getElementById("reload").addEventListener("click", () => location.reload());
   let touched = performance.now();
   for (const kind of ["pointermove", "pointerdown", "keydown", "wheel", "touchmove"]) {
@@ -34,16 +35,15 @@ function currentView(follow) {
   const rows = [...document.querySelectorAll(".choices")];
   return {
     follow: follow.checked,
-    smooth: document.getElementById("smooth")?.checked ?? true,
+    charts: { ...chartView, step: null },
     pressed: rows.map((row) => [...row.children].findIndex((button) => button.getAttribute("aria-pressed") === "true")),
     rollout: document.querySelector("#rollout-list [aria-current=true]")?.textContent ?? null,
   };
 }
 
-function restoreView({ follow = false, smooth = true, pressed = [], rollout = null }, box) {
+function restoreView({ follow = false, charts = chartView, pressed = [], rollout = null }, box) {
   box.checked = follow;
-  const smoothing = document.getElementById("smooth");
-  if (smoothing !== null && smoothing.checked !== smooth) smoothing.click();
+  redrawCharts(charts);
   document.querySelectorAll(".choices").forEach((row, i) => row.children[pressed[i]]?.click());
   const entries = [...document.querySelectorAll("#rollout-list button")];
   entries.find((entry) => entry.textContent === rollout)?.click();
