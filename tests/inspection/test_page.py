@@ -218,11 +218,11 @@ def test_what_changes_by_drawing_again_stands_beside_what_changes_by_pictures():
     without = {"blank": answers["b"], "other": answers["b"], "again": answers["a"]}
     rollouts = [made.rollout(0, sample=n, predicted="23"[n % 2], correct=False, without=without) for n in range(3)]
     page = render_inspection(made.inspection([made.question(0, rollouts)], ("one",)))
-    [row] = re.findall(r"<td>the same picture, drawn again</td>(.*?)</tr>", page, re.DOTALL)
+    [row] = re.findall(r"<td>the same image, sampled again</td>(.*?)</tr>", page, re.DOTALL)
     assert '<b>33.3</b> <span class="range">1 of 3</span>' in row
-    assert "Only what changes more often than there can come of the picture" in page
+    assert "Only what changes more often than that can be due to the image" in page
     greedy = render_inspection(made.odd())
-    assert re.findall("drawn again", greedy, re.IGNORECASE) == []
+    assert re.findall("sampled again", greedy, re.IGNORECASE) == []
     assert "Only what changes more often" not in greedy
 
 

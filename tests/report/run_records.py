@@ -125,5 +125,5 @@ def hostile_run(make_run, name: str = "run") -> RunFolder:
     for number, attack in enumerate(ATTACKS):
         texts = {"problem": attack, "answer": attack, "tokens": [attack, *ATTACKS], "completion": attack}
         per_token = {"focus": [0.5] * 7, "gate": [True] * 7, "token_factor": [1.0] * 7}
-        folder.write_rollouts(*handed_over([rollout(1, number, **texts, **per_token, rewards={attack: 1.0})]))
+        folder.write_rollouts(*handed_over([rollout(number + 1, number, **texts, **per_token, rewards={attack: 1.0})]))
     return folder

@@ -23,17 +23,17 @@ from vgpo.pages.texts import (
 from vgpo.pages.verdict import Verdict, quoted
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", *CHART_SCRIPTS, "tokens.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", *CHART_SCRIPTS, "tokens.js")
 SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
 QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_NAME_CHARACTERS = 200
-MAX_ANSWERS = 200  # rows of the table of answers without the picture
+MAX_ANSWERS = 200  # rows of the table of answers without the image
 MEASURES = tuple(name for name in PER_TOKEN if name != "gate")  # which is a sign and no number
-# What is asked with in place of the true picture: in full, and at the head of a column.
+# What is asked with in place of the true image: in full, and at the head of a column.
 IN_PLACE = {
     BLANK: ("a blank one", "Blank"),
     OTHER: ("another question’s", "Another’s"),
-    RESAMPLED: ("the same picture, drawn again", "Drawn again"),
+    RESAMPLED: ("the same image, sampled again", "Sampled again"),
 }
 
 

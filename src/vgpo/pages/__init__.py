@@ -19,7 +19,8 @@ CHART_SCRIPTS = ("scales.js", "charts.js", "chart_controls.js", "downloads.js", 
 def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
     """Templates in which every `{{ value }}` is escaped, with what steers a line shown (`visible`).
 
-    Besides those of `loader` there is `components.jinja`, the parts that all pages share. Only what is marked as `Markup` is put in as it is. A name that a template does not get is an error.
+    Besides those of `loader` there is `components.jinja`, the parts that all pages share. Only what is marked as
+    `Markup` is put in as it is. A name that a template does not get is an error.
     """
     return jinja2.Environment(
         loader=jinja2.ChoiceLoader([loader, jinja2.FileSystemLoader(SHARED)]),

@@ -12,8 +12,8 @@ from vgpo.report.data import report_data
 from vgpo.run.storage import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", *CHART_SCRIPTS, "tokens.js")
-SCRIPTS = ("curves.js", "rollouts.js", "live.js", "main.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", *CHART_SCRIPTS, "tokens.js", "answers.js")
+SCRIPTS = ("curves.js", "metrics.js", "held_out.js", "rollouts.js", "live.js", "main.js")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:

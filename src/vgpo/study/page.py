@@ -13,7 +13,7 @@ from vgpo.study.results import NOTES
 from vgpo.study.statistics import smallest_p_value
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", *CHART_SCRIPTS)
+SHARED_SCRIPTS = ("elements.js", "tables.js", *CHART_SCRIPTS)
 LEVEL = 0.05  # of p, below which the verdict calls a difference one
 MARGIN = 0.08  # of the range shown, at each end of the plot of accuracies
 

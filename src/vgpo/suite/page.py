@@ -16,7 +16,7 @@ from vgpo.suite.comparison import MAX_EVALUATIONS, MAX_NAME_CHARACTERS, NUM_ROWS
 from vgpo.suite.folder import EvaluationFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "tokens.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", "tokens.js", "answers.js")
 LETTERS = "AB"
 EMBEDDED = ("rows", "images", "several_samples")  # what the page's script draws
 NUM_TICKS = 2  # on each side of 0, at least

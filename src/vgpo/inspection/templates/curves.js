@@ -79,7 +79,7 @@ function stackedDots(xs, y) {
     shape("circle", { class: "point", r: 2.2, cx: x, cy: y + step * Math.ceil(level / 2) * (level % 2 ? 1 : -1) }));
 }
 
-// The table of answers without the picture: which rows are shown, and the way from a row to its question.
+// The table of answers without the image: which rows are shown, and the way from a row to its question.
 function listenToAnswers() {
   const table = document.getElementById("answers");
   if (table === null) return;

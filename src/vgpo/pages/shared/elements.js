@@ -56,9 +56,9 @@ function definitions(entries) {
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }
 
-// Picture `i` of a question; one of few pixels is shown larger.
+// Image `i` of a question; one of few pixels is shown larger.
 function pictureImage(src, { width, height }, i) {
-  const alt = `Picture ${i + 1} of the question`;
+  const alt = `Image ${i + 1} of the question`;
   return element("img", { src, width, height, alt, class: width <= 160 ? "small" : "" });
 }
 

@@ -19,4 +19,5 @@ function drawDeciles(container, methods) {
 }
 
 listenToChartControls();
+stackTables();
 document.documentElement.dataset.drawn = "yes";
