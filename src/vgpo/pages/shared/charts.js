@@ -66,17 +66,9 @@ class MetricChart {
 }
 
 function chartHead(chart, remove) {
-  const title = visible(chart.chart.title);
-  const button = (label, about, act) => {
-    const made = element("button", { type: "button", "aria-label": `${about}: ${title}`, title: about }, label);
-    made.addEventListener("click", act);
-    return made;
-  };
-  const tools = element("span", { class: "tools" },
-    button("CSV", "Download the values", () => saveCsv(chart)),
-    button("PNG", "Download the chart", () => savePng(chart)));
-  if (remove !== null) tools.append(button("✕", "Remove the chart", remove));
-  return element("figcaption", {}, element("span", {}, title), tools);
+  const tools = downloadTools(chart);
+  if (remove !== null) tools.append(toolButton("✕", "Remove the chart", chart.chart.title, remove));
+  return element("figcaption", {}, element("span", {}, visible(chart.chart.title)), tools);
 }
 
 // How many logged steps a point stands for, where a long run was averaged.

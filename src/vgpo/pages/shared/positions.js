@@ -9,11 +9,11 @@ function focusFigure(run, note, scale, yRange) {
 // Lines of one value in each tenth of the response: `values`, their bounds `low` and `high` if there are any, and the
 // class `outcome` that distinguishes them; `unit` of the value.
 function positionFigure(caption, note, label, index, lines, scale, yRange, unit) {
-  const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": label });
+  const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": visible(label) });
   const ticks = [0, 25, 50, 75, 100].map((tick) => [tick, String(tick)]);
   svg.append(axes(scale, ticks, yTicks(yRange, false), "% of the response", unit));
+  const centres = lines[0].values.map((_, i) => 10 * i + 5);
   for (const { values, low, high, outcome } of lines) {
-    const centres = values.map((_, i) => 10 * i + 5);
     const group = shape("g", { class: outcome });
     if (low) group.append(shape("path", { class: "band", d: band(scale, { steps: centres, low, high }) }));
     group.append(shape("path", { class: "curve", d: path(scale, centres, values) }));
@@ -23,5 +23,8 @@ function positionFigure(caption, note, label, index, lines, scale, yRange, unit)
     });
     svg.append(group);
   }
+  const series = lines.map(({ values, low, high }, run) => ({ run, steps: centres, values, low, high }));
+  const chart = { id: label, title: label, x_name: "percent of the response", series };
+  caption.append(downloadTools({ chart, svg, nameOf: (line) => lines[line].outcome, legend: false }));
   return element("figure", {}, caption, element("p", {}, note), svg);
 }
