@@ -274,7 +274,7 @@ def test_the_headings_of_several_samples_say_who_is_right_more_often(tmp_path: P
     single = [write_evaluation(tmp_path / name, {"counting": verdicts("+-")}) for name in "cd"]
     greedy, often = ["Only A", "Only B", "Both", "Neither"], ["A more often", "B more often", "Equally often", "Never"]
     for folders, shown, hidden in ((several, often, greedy), (single, greedy, often)):
-        headings = Outline(page_of(folders)).texts_of("th")
+        headings = Outline(page_of(folders)).texts_of("span")
         assert [heading for heading in headings if heading in shown + hidden] == shown
         assert embedded(page_of(folders))["several_samples"] is (shown is often)
 
