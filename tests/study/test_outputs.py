@@ -71,7 +71,8 @@ def test_the_verdict_is_the_first_difference_to_a_base(tmp_path: Path) -> None:
         "vgpo is 10.0 points above dapo on held-out accuracy [+10.0, +10.0] (default; 3 seeds, paired; p = 0.25)"
     )
     assert verdict.details == [
-        "p is not below 0.05: the difference may be due to the choice of seeds. With 3 of them p cannot be below 0.25.",
+        "p is not below 0.05: the difference may be due to the choice of seeds. "
+        "With 3 of them p cannot be below 0.25.",
         "The first of 2 differences to a base; p is not corrected for their number.",
     ]
     assert verdict.tone == "open"

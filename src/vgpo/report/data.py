@@ -62,7 +62,8 @@ class FirstOf:
         return next((line[key] for key in self.keys if line.get(key) is not None), None)
 
 
-def metric(*keys: str) -> FirstOf:
+def metric(*keys: str) -> Read:
+    """Read the first of `keys` that a metrics line holds."""
     return FirstOf(keys)
 
 

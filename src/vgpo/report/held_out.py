@@ -168,18 +168,21 @@ def compare(base: HeldOut, other: HeldOut) -> Difference | None:
         low, high = mean_interval(values)
         return Difference(float(values.mean()), low, high, f"{len(values):,} questions, paired")
     counts = [f"{scores['num_questions']:,}" for scores in (base.after, other.after)]
-    found = change(base.after, other.after)
-    return found and Difference(**found, basis=f"{' and '.join(dict.fromkeys(counts))} questions, unpaired")
+    basis = f"{' and '.join(dict.fromkeys(counts))} questions, unpaired"
+    return Difference(**newcombe(base.after, other.after), basis=basis)
 
 
 def change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> dict[str, float] | None:
+    """The change by training; None if one of the two was not measured."""
+    return None if before is None or after is None else newcombe(before, after)
+
+
+def newcombe(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, float]:
     """Return the difference of two proportions with Newcombe's 95 % interval from their Wilson intervals.
 
     It takes the two as independent; on the same questions it errs on the wide side.
     """
-    if before is None or after is None:
-        return None
-    points = after["accuracy"] - before["accuracy"]
-    below = math.hypot(after["accuracy"] - after["low"], before["high"] - before["accuracy"])
-    above = math.hypot(after["high"] - after["accuracy"], before["accuracy"] - before["low"])
+    points = second["accuracy"] - first["accuracy"]
+    below = math.hypot(second["accuracy"] - second["low"], first["high"] - first["accuracy"])
+    above = math.hypot(second["high"] - second["accuracy"], first["accuracy"] - first["low"])
     return {"points": points, "low": points - below, "high": points + above}

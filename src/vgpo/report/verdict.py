@@ -5,7 +5,7 @@ from typing import Any
 
 from vgpo.pages.texts import percent, points, points_interval
 from vgpo.pages.verdict import Verdict, chance_note, difference_sentence, quoted, tone_of
-from vgpo.report.held_out import HeldOut, compare
+from vgpo.report.held_out import HeldOut, compare, newcombe
 
 MEASURE = "held-out accuracy"
 
@@ -30,25 +30,31 @@ def report_verdict(
 
 def run_verdict(held_out: HeldOut | None, charts: Sequence[Mapping[str, Any]]) -> Verdict:
     """From where to where a run went."""
-    before, after = (held_out.before, held_out.after) if held_out else (None, None)
-    if held_out is None or (before is None and after is None):
-        return Verdict("open", "Held-out accuracy was not measured", curve_sentences(charts))
-    if before is None or after is None:
-        found, when = (after, "after") if before is None else (before, "before")
-        interval = f"[{percent(found['low'])}, {percent(found['high'])}]"
-        headline = f"Held-out accuracy is {percent(found['accuracy'])} % {interval} {when} training"
-        return Verdict("open", f"{headline} ({found['num_questions']:,} questions)", curve_sentences(charts))
-    change = held_out.describe()["change"]
+    if held_out is not None and held_out.before is not None and held_out.after is not None:
+        return change_verdict(held_out, held_out.before, held_out.after)
+    details = curve_sentences(charts)
+    measured = {"after": held_out.after, "before": held_out.before} if held_out is not None else {}
+    for when, found in measured.items():
+        if found is not None:
+            interval = f"[{percent(found['low'])}, {percent(found['high'])}]"
+            headline = f"Held-out accuracy is {percent(found['accuracy'])} % {interval} {when} training"
+            return Verdict("open", f"{headline} ({found['num_questions']:,} questions)", details)
+    return Verdict("open", "Held-out accuracy was not measured", details)
+
+
+def change_verdict(held_out: HeldOut, before: Mapping[str, Any], after: Mapping[str, Any]) -> Verdict:
+    """How training changed the held-out accuracy."""
+    change = newcombe(before, after)
+    low, high = change["low"], change["high"]
     headline = (
         f"Held-out accuracy went from {percent(before['accuracy'])} % to {percent(after['accuracy'])} %: "
-        f"{points(change['points'])} points {points_interval(change['low'], change['high'])} "
-        f"({after['num_questions']:,} questions)"
+        f"{points(change['points'])} points {points_interval(low, high)} ({after['num_questions']:,} questions)"
     )
-    details = chance_note(change["low"], change["high"])
+    details = chance_note(low, high)
     if held_out.is_paired:
         outcomes = held_out.outcomes()
         details.append(f"Training fixed {outcomes.count('fixed')} questions and broke {outcomes.count('broken')}.")
-    return Verdict(tone_of(change["low"], change["high"]), headline, details)
+    return Verdict(tone_of(low, high), headline, details)
 
 
 def curve_sentences(charts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -64,7 +70,7 @@ def curve_sentences(charts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def ends(values: Sequence[float]) -> tuple[float, float]:
     """The means of the first and the last tenth."""
-    number = max(1, round(len(values) / 10))
+    number = max(1, (len(values) + 5) // 10)
     return sum(values[:number]) / number, sum(values[-number:]) / number
 
 
