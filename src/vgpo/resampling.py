@@ -34,3 +34,10 @@ def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values (n,), n at least 1: percentile bootstrap."""
+    means = np.concatenate([values[places].mean(axis=1) for places in resamples(len(values))])
+    low, high = percentile_interval(means)
+    return float(low), float(high)

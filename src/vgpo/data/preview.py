@@ -15,9 +15,11 @@ from vgpo.data.prompts import to_prompts
 from vgpo.data.schema import ANSWER, ID, IMAGES, source_rows
 from vgpo.data.summary import DatasetSummary
 from vgpo.data.tokens import TokenCounter
-from vgpo.pages import page_environment
+from vgpo.pages import SHARED, inlined, page_environment
 from vgpo.pages.images import image_entry
+from vgpo.pages.verdict import Verdict, quoted
 
+FOLDER = Path(__file__).parent
 NUM_BINS = 12
 _SIDE = 640  # longest side of an image on the page, in pixels
 
@@ -115,8 +117,26 @@ def histogram(lengths: Sequence[int]) -> list[Bin]:
 
 def write_page(checks: Sequence[SetCheck], path: Path, recipe: str) -> Path:
     """Write one self-contained page without scripts; all text in it is escaped. Returns `path`."""
-    environment = page_environment(jinja2.FileSystemLoader(Path(__file__).parent))
-    page = environment.get_template("check.html.jinja").render(checks=checks, recipe=recipe)
+    environment = page_environment(jinja2.FileSystemLoader(FOLDER))
+    page = environment.get_template("check.html.jinja").render(
+        checks=checks,
+        recipe=recipe,
+        found=check_verdict(checks),
+        **inlined([SHARED / "page.css", FOLDER / "check.css"], []),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def check_verdict(checks: Sequence[SetCheck]) -> Verdict:
+    """How many rows are valid, how long their prompts are, and what is left out."""
+    left_out = [one.left_out for one in checks if one.left_out]
+    if len(checks) == 1:
+        [one] = checks
+        rows = f"All {one.summary.num_rows:,} rows of {quoted(one.field)} are valid"
+    else:
+        rows = "All rows are valid: " + ", ".join(f"{one.summary.num_rows:,} of {quoted(one.field)}" for one in checks)
+    lengths = [length for one in checks for length in one.lengths]
+    tokens = f"; prompts have {min(lengths):,} to {max(lengths):,} tokens" if lengths else ""
+    return Verdict("open" if left_out else "gain", rows + tokens, left_out)

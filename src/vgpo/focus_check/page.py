@@ -7,15 +7,18 @@ from pathlib import Path
 
 from jinja2 import PackageLoader
 
+from vgpo.focus_check import records as check_records
 from vgpo.focus_check.records import STATES, Figure, FocusCheck, Measures, StateFigures
 from vgpo.pages import SHARED, inlined, page_environment
 from vgpo.pages.plots import tick_step
 from vgpo.pages.texts import date, fixed, percent, truncate
+from vgpo.pages.verdict import Tone, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_NAME_CHARACTERS = 200
 MARGIN = 0.06  # of the range shown, at each end
 NUM_TICKS = 3
+TONES: dict[str, Tone] = {"gain": "gain", "none": "loss"}  # by what VGPO has to gain
 MAX_DOTS = 400  # of a strip; if there are more groups, evenly spaced ones are drawn
 
 
@@ -88,7 +91,7 @@ def render_check(check: FocusCheck) -> str:
     measures = check.measures
     return environment.get_template("focus_check.html.jinja").render(
         check=check,
-        verdict=check.verdict,
+        found=verdict_shown(check.verdict),
         measures=measures,
         states=STATES,
         groups=list(table_groups(measures)),
@@ -96,6 +99,12 @@ def render_check(check: FocusCheck) -> str:
         strips={state: strip_of(measures, state) for state in STATES},
         **inlined([SHARED / "page.css", TEMPLATES / "focus_check.css"], []),
     )
+
+
+def verdict_shown(verdict: check_records.Verdict) -> Verdict:
+    """The verdict as all pages show theirs."""
+    details = [*verdict.reasons, verdict.compensation.text, verdict.blind.text, verdict.advice]
+    return Verdict(TONES.get(verdict.gain, "open"), verdict.headline, details)
 
 
 def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:

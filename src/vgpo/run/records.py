@@ -23,6 +23,8 @@ class Environment(RunRecord):
     devices: list[str]
     seed: int
     started: str
+    command: list[str] = Field(default_factory=list)
+    """The words of the command line; runs of other programs may have none."""
 
 
 class Resume(RunRecord):
