@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
-from vgpo.places import TOY_MODEL, checkpoint_fault, data_set_fault, exists, is_folder, missing
+from vgpo.places import TOY_MODEL, checkpoint_fault, dataset_fault, exists, is_folder, missing
 from vgpo.terminal import KeptOutput, keep_printing, message_of, say
 from vgpo.text import visible
 
@@ -162,7 +162,7 @@ def say_loading() -> None:
 
 
 def check_recipe(recipe: str, overrides: list[str], **parts: bool) -> None:
-    """Check a recipe as far as that takes no time, then say that the rest takes some; `parts` as of `check_early`."""
+    """Check a recipe as far as that takes no time, then say that the rest takes some; `parts` as in `check_early`."""
     from vgpo.recipe.early_checks import check_early
     from vgpo.recipe.errors import RecipeError
     from vgpo.run.storage import RunFolderError
@@ -338,7 +338,7 @@ def evaluate(
     if "/" not in engine:  # else a server's name for a model
         checkpoint = choose_checkpoint(checkpoint)
     for source in () if suite or tasks else data or ():
-        stop_if(data_set_fault(source))
+        stop_if(dataset_fault(source))
     say_loading()
     from vgpo.recipe.run_arguments import reading_from
 
@@ -441,7 +441,7 @@ def inspect_checkpoint(
     """Show where a checkpoint looks: the visual focus of its answers, token by token, on one page."""
     checkpoint = choose_checkpoint(checkpoint)
     compare = None if compare is None else choose_checkpoint(compare)
-    stop_if(None if data is None else data_set_fault(data))
+    stop_if(None if data is None else dataset_fault(data))
     if without:
         say(Console(stderr=True), "--without is now called --ablate-image; the old name goes with the next release")
     say_loading()
@@ -496,7 +496,7 @@ def check_focus(
 ) -> None:
     """Estimate before training whether VGPO can help a model on a dataset; prints a table, writes a page."""
     checkpoint = choose_checkpoint(checkpoint)
-    stop_if(data_set_fault(data))
+    stop_if(dataset_fault(data))
     say_loading()
     from vgpo.commands import focus_check as command
     from vgpo.recipe.run_arguments import reading_from

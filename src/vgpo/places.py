@@ -1,4 +1,4 @@
-"""Names of checkpoints and data sets: paths or hub ids, and what to say of one that is missing."""
+"""Names of checkpoints and datasets: paths or hub ids, and what to say of one that is missing."""
 
 import itertools
 import re
@@ -14,22 +14,22 @@ LIKE_A_HUB_ID = "a hub id looks like owner/name"
 MAX_ENTRIES = 2_000  # of a folder, among which the nearest name is looked for
 
 
-def hub_data_set(name: str) -> tuple[str, str | None] | None:
-    """Id and configuration of a data set on the hub, None of a text that can only be a path."""
+def hub_dataset(name: str) -> tuple[str, str | None] | None:
+    """Id and configuration of a dataset on the hub, None of a text that can only be a path."""
     found = None if name.endswith(DATA_FILES) else DATA_ID.fullmatch(name)
     return None if found is None else (found[1], found[2])
 
 
-def data_set_missing(name: str) -> str:
-    """What to say of a data set whose path is not there, and that cannot be one of the hub."""
-    return f"{missing(name, 'file or folder')}; correct the path, or name a data set of the hub: {LIKE_A_HUB_ID}"
+def dataset_missing(name: str) -> str:
+    """What to say of a dataset whose path is not there, and that cannot be one of the hub."""
+    return f"{missing(name, 'file or folder')}; correct the path, or name a dataset of the hub: {LIKE_A_HUB_ID}"
 
 
-def data_set_fault(source: str) -> str | None:
-    """What is wrong with a data set, with or without `@split`: it is neither there nor can it be one of the hub."""
+def dataset_fault(source: str) -> str | None:
+    """What is wrong with a dataset, with or without `@split`: it is neither there nor can it be one of the hub."""
     place = source if exists(source) or "@" not in source else source.rpartition("@")[0]
-    is_there = exists(place) or place.split(":")[0] == TOY_MODEL or hub_data_set(place) is not None
-    return None if is_there else data_set_missing(place)
+    is_there = exists(place) or place.split(":")[0] == TOY_MODEL or hub_dataset(place) is not None
+    return None if is_there else dataset_missing(place)
 
 
 def checkpoint_fault(name: str) -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
-# What is done with rows of a data set that cannot be used.
+# What is done with rows of a dataset that cannot be used.
 ERROR, DROP = "error", "drop"
 FAULTY_ROWS = (ERROR, DROP)
 

@@ -512,11 +512,11 @@ def mixes_over_processes(family: Family) -> None:
 
 CHECKS: dict[str, Callable[[Family], None]] = {
     "two steps": trains,
-    "0-3 pictures": reads_pictures,
+    "0-3 images": reads_pictures,
     "focus": measures_focus,
     "visual mask": knows_visual_tokens,
     "left padding": pads_left,
-    "picture tokens banned": bans_picture_tokens,
+    "image tokens banned": bans_picture_tokens,
     "shared prompt": shares_prompts,
     "gradient checkpointing": checkpoints_activations,
     "bf16": trains_in_bfloat16,
@@ -525,7 +525,7 @@ CHECKS: dict[str, Callable[[Family], None]] = {
     "LoRA in vision": adapts_vision,
     "resume": resumes,
     "resume with LoRA": resumes_adapters,
-    "two processes, one without pictures": mixes_over_processes,
+    "two processes, one without images": mixes_over_processes,
 }
 # What is known not to work; a check that no longer fails is an error too.
 LIMITS: dict[tuple[str, str], str] = {}

@@ -18,7 +18,7 @@ pytest_plugins = ["tests.families.fixtures"]
 # Families that differ in kind: rotary positions of images, a state from token to token, tiles, and image tokens
 # that see each other in both directions. The others are checked by `make test-all`.
 SAMPLE = ("qwen2_5_vl", "qwen3_5", "llava_next", "gemma3")
-TWO_PROCESSES = "two processes, one without pictures"
+TWO_PROCESSES = "two processes, one without images"
 SMOKE = {(name, "two steps") for name in SAMPLE} | {("qwen2_5_vl", "LoRA"), ("qwen2_5_vl", "resume")}
 
 

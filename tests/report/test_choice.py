@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from vgpo import cli
 from vgpo.cli import app
-from vgpo.places import checkpoint_fault, hub_data_set, missing
+from vgpo.places import checkpoint_fault, hub_dataset, missing
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.choice import checkpoint_of, runs_below
 
@@ -109,5 +109,5 @@ def test_a_text_that_is_no_path_is_still_named() -> None:
     for name in ("a\0b/c/d", "x" * 5000, "~nobody_of_this_name/x"):
         assert missing(name, "folder").startswith("there is no folder ")
         assert checkpoint_fault(name)
-    assert hub_data_set("owner/name/one (of 2)") == ("owner/name", "one (of 2)")
-    assert hub_data_set("owner/name.parquet") is hub_data_set("./name") is hub_data_set("/a/b") is None
+    assert hub_dataset("owner/name/one (of 2)") == ("owner/name", "one (of 2)")
+    assert hub_dataset("owner/name.parquet") is hub_dataset("./name") is hub_dataset("/a/b") is None

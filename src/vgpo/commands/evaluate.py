@@ -1,4 +1,4 @@
-"""`vgpo eval`: greedy accuracy of a checkpoint on a data set, with its interval."""
+"""`vgpo eval`: greedy accuracy of a checkpoint on a dataset, with its interval."""
 
 import dataclasses
 import json

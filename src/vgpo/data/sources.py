@@ -20,7 +20,7 @@ from vgpo.data.formats import FORMAT_IMAGE_COLUMNS
 from vgpo.data.json_rows import ROW_FILE, stored_json
 from vgpo.data.readers import StoredSet, canonical_rows, stored, with_columns
 from vgpo.data.schema import as_list, is_text, listed, no_row
-from vgpo.places import DATA_FILES, LIKE_A_HUB_ID, data_set_missing, hub_data_set, missing
+from vgpo.places import DATA_FILES, LIKE_A_HUB_ID, dataset_missing, hub_dataset, missing
 
 _JSON = (".json", ".jsonl")
 _DEFAULT_SPLIT = "train"
@@ -86,9 +86,9 @@ def open_dataset(source: str, split: str | None = None, columns: Mapping[str, st
         if status.st_size == 0:
             raise no_row(path)
         return _load_file(path, split, columns)
-    hub = hub_data_set(name)
+    hub = hub_dataset(name)
     if hub is None:
-        raise DataError(data_set_missing(name))
+        raise DataError(dataset_missing(name))
     return stored(with_columns(_load_hub(*hub, split or _DEFAULT_SPLIT), columns))
 
 

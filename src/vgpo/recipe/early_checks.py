@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgpo.places import TOY_MODEL, checkpoint_fault, data_set_fault, exists, missing
+from vgpo.places import TOY_MODEL, checkpoint_fault, dataset_fault, exists, missing
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.field_sources import SourceError, recipe_fields
 from vgpo.recipe.files import blame, find_recipe, key_faults, option_values, read_fields, renamed_option
@@ -23,7 +23,7 @@ def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = 
     """Check names of fields, numbers, choices and paths; `load_recipe` checks all the rest.
 
     Args:
-        source, overrides: As of `vgpo.recipe.recipe.load_recipe`.
+        source, overrides: As in `vgpo.recipe.recipe.load_recipe`.
         trains: Check the run folder too.
         paths: Check that data, checkpoint and rewards are there.
 
@@ -75,14 +75,14 @@ def check_values(given: Mapping[str, Any], types: Mapping[str, str]) -> None:
 
 
 def check_paths(given: Mapping[str, Any]) -> None:
-    """Whether data sets, the checkpoint and files of rewards are there, or can be on the hub.
+    """Whether datasets, the checkpoint and files of rewards are there, or can be on the hub.
 
     Raises:
         ValueError: One is not; names its field.
     """
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
     for name in DATA:
-        if name in texts and (fault := data_set_fault(texts[name])):
+        if name in texts and (fault := dataset_fault(texts[name])):
             raise ValueError(f"{name}: {fault}")
     model = texts.get("model_name_or_path", TOY_MODEL)
     if model != TOY_MODEL and (fault := checkpoint_fault(model)):
@@ -99,10 +99,10 @@ def is_number(kind: str) -> bool:
 
 
 def as_number(name: str, value: Any, kind: str) -> Any:
-    """A number that a command line or YAML gives as a text, as one; what is no text stays as it is.
+    """Convert a number that a command line or YAML gives as text; other values are returned unchanged.
 
     Raises:
-        ValueError: A text that is no number.
+        ValueError: The text is not a number.
     """
     if not isinstance(value, str) or (value == "None" and "None" in kind):
         return None if isinstance(value, str) else value

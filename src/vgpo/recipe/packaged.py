@@ -17,7 +17,7 @@ class PackagedFile:
 
     @property
     def title(self) -> str:
-        """The first sentence of the comment at its top; indented lines are no part of it."""
+        """The first sentence of the comment at its top; without indented lines."""
         lines = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("# ") or line.startswith("#  "):

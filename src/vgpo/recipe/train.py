@@ -180,7 +180,7 @@ def train_in(
 
 
 def describe_start(setup: Setup, folder: RunFolder) -> str:
-    """The run folder, the device and the data of a run, one a line."""
+    """The run folder, the device and the data of a run, one per line."""
     run, config = setup.recipe.run, setup.recipe.config
     device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else str(config.device)
     data = f"{len(setup.prompts):,} prompts for training ({run.train_data})"

@@ -28,7 +28,7 @@ from vgpo.run.folder import RunFolder
 from vgpo.run.storage import RunFolderError
 
 VERSION = 1
-MAX_RUNS = 8  # more lines than that cannot be told apart
+MAX_RUNS = 8  # more lines than that are not distinguishable
 ROLLOUT_BYTES = 3_500_000  # of all runs together
 HELD_OUT_BYTES = 600_000  # the same
 

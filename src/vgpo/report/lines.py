@@ -25,7 +25,7 @@ def draw_line(
 
 
 def with_nan(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A metrics line as it was before null stood in it for what is not finite."""
+    """A metrics line with its nonfinite values, which JSON stores as null."""
     if None not in line.values():
         return line
     return {key: math.nan if value is None else value for key, value in line.items()}

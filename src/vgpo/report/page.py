@@ -28,7 +28,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     Raises:
         RunFolderError: no run, a run given twice, more than 8; a folder without a run or with a broken file;
-            or the disk refused.
+            or the disk write failed.
     """
     page = render(report_data(runs))
     out = Path(out)

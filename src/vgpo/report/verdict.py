@@ -16,9 +16,9 @@ def report_verdict(
     """What a report says on top.
 
     Args:
-        runs: As of `report_data`.
+        runs: As in `report_data`.
         held_out: Of each run.
-        charts: As of `report_data`.
+        charts: As in `report_data`.
     """
     alarms = [alarm_sentence(runs)] if charts else []
     if len(runs) == 1:

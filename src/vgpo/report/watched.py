@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """What `read` makes of the file `path`, made anew when the file has changed."""
+    """The result of `read` for the file `path`, read again when the file has changed."""
 
     def __init__(self, path: Path, read: Callable[[], T]) -> None:
         self.path = path
@@ -62,10 +62,10 @@ class WatchedRun:
 
     Attributes:
         lines: the metrics lines, without those of steps that were repeated.
-        charts: what the page would draw of them, as of `report_data`.
+        charts: what the page would draw of them, as in `report_data`.
         alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
-        rollout: the rollout stored last, as of `rollout_entry`, or None.
-        config, evaluation: as they stand in their files; empty while there is none.
+        rollout: the rollout stored last, as in `rollout_entry`, or None.
+        config, evaluation: as in their files; empty if there is none yet.
         interrupted: the mark that an error or a signal has ended the run, or None.
         finished: the mark of a finished run whose final weights are there, or None.
         checkpoint: step of the newest complete checkpoint and the time of its end (seconds since 1970), or None.
@@ -165,7 +165,7 @@ class WatchedRun:
 
     @property
     def planned_steps(self) -> int | None:
-        """Optimiser steps of the whole run: `max_steps`, or how many its epochs make at the throughput so far."""
+        """Optimizer steps of the complete run: `max_steps`, or how many its epochs make at the throughput so far."""
         if (self.config.get("max_steps") or -1) > 0:
             return self.config["max_steps"]
         epochs, epoch = self.config.get("num_train_epochs"), self.last_line.get("epoch")

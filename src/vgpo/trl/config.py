@@ -18,7 +18,7 @@ class VGPOConfig(MethodArguments, GRPOConfig):
     """GRPO's configuration plus the method's settings, dynamic sampling, guards and alarms (`MethodArguments`)."""
 
     # TRL's default of 10 leaves a short run without a curve.
-    logging_steps: float = field(default=1, metadata={"help": "Log every so many optimizer steps."})
+    logging_steps: float = field(default=1, metadata={"help": "Log every N optimizer steps."})
 
     # Lists and dicts that the command line may give as JSON.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "shaping_options"]

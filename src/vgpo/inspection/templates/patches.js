@@ -23,7 +23,7 @@ function cellValues(map, levels, token) {
   return sums.map((sum) => map.low + unit * sum / count);
 }
 
-// As many digits as the levels of a map tell apart.
+// Digits that separate the levels of a map.
 function mapDigits({ low, high }) {
   const step = (high - low) / (DATA.levels - 1);
   return Math.min(MAX_DIGITS, Math.max(0, Math.ceil(-Math.log10(step))));

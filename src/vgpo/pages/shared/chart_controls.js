@@ -84,7 +84,7 @@ function zoomAround(chart, step, factor) {
   else zoomTo([step - half, step + half]);
 }
 
-// The controls may stand in several places of a page.
+// The controls may be in several places of a page.
 function listenToChartControls() {
   const on = (selector, kind, act) => document.querySelectorAll(`.chart-controls ${selector}`)
     .forEach((one) => one.addEventListener(kind, () => act(one)));

@@ -6,7 +6,7 @@ const drawnCharts = new Set();
 const MIN_DRAG = 6; // in units of a chart; less is a click
 const MIN_POINTS = 20; // of a line that is smoothed
 
-// A chart as of `vgpo.report.report_data`.
+// A chart as in `vgpo.report.report_data`.
 class MetricChart {
   // `nameOf(run)`: name of a line; `remove`: what its button does, if it has one.
   constructor(chart, nameOf, remove = null) {
