@@ -402,7 +402,7 @@ def test_another_start_under_the_same_name_is_not_taken(
     study = write_study(common={"max_steps": 4, "model_name_or_path": str(start), "train_data": str(data)})
     shutil.copy(few_rows[0], data)
     with pytest.raises(
-        StudyError, match=r"setting default: processor: model_name_or_path: .*weights' cannot be loaded"
+        StudyError, match=r"setting default: processor: model_name_or_path: there is no folder '.*weights'"
     ):
         compare.run(study, out=out, jobs=2)
     shutil.copytree(checkpoint_path(), start)  # what was not there cannot have changed

@@ -68,7 +68,7 @@ def test_embedded_recipe(check: Callable[..., Result]) -> None:
     shown = lines(done)
     assert "500 rows" in shown
     assert "20 rows" in shown
-    assert any(line.startswith("left out 165 of 500 prompts, longer than max_prompt_length=27") for line in shown)
+    assert any(line.startswith("dropped 165 of 500 prompts, longer than max_prompt_length=27") for line in shown)
 
 
 def test_recipe_for_gpus_is_checked_without_one(check: Callable[..., Result], geometry: Path, tmp_path: Path) -> None:
@@ -234,4 +234,4 @@ def test_prompts_that_are_too_long_are_left_out_of_training(
         str(geometry), "plain", toy_folder=tmp_path, max_prompt_length=limit, processor=processor
     )
     assert [row["id"] for row in prompts] == [str(row) for row, length in enumerate(lengths) if length <= limit]
-    assert f"{geometry}: left out {12 - len(prompts)} of 12 prompts" in caplog.text
+    assert f"{geometry}: dropped {12 - len(prompts)} of 12 prompts" in caplog.text

@@ -126,7 +126,7 @@ def test_stored_responses_are_not_answered_anew(tmp_path: Path, run_folder: Path
 
 
 def test_what_cannot_be_inspected_is_said(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
-    assert "'toy' does not lie in the folder of a run" in invoke("toy", status=2)
+    assert "'toy' is not in a run folder" in invoke("toy", status=2)
     output = " ".join(invoke("toy", "--data", toy_files[1], "--rows", "3,12", status=2).split())
     assert f"there is no row 12: {toy_files[1]} has 12 rows, counted from 0" in output
     assert f"there is no folder '{tmp_path}/none'" in invoke(tmp_path / "none", "--data", toy_files[1], status=2)

@@ -192,7 +192,7 @@ def test_rows_cannot_be_selected_without_their_columns(tmp_path: Path) -> None:
 
 def test_a_source_without_a_row_of_the_benchmark_is_refused(tmp_path: Path) -> None:
     source = hub([row for row in MATHVERSE if row["question_type"] == "free-form"], "testmini", "image")(tmp_path)
-    with pytest.raises(DataError, match=r"none of the 2 rows of \S+ is of MathVerse; expected question_type multi-"):
+    with pytest.raises(DataError, match=r"none of the 2 rows of \S+ belongs to MathVerse; expected question_type"):
         load_benchmark(BENCHMARKS["mathverse"], source)
 
 

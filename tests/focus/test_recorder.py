@@ -168,7 +168,7 @@ def test_nothing_of_hidden_size_stays_alive_and_the_hook_is_gone(model, inputs):
 def test_rows_that_never_came_are_an_error(model, inputs):
     with record_similarity(model, visual_mask_of(model, inputs)) as recorder:
         model(**processor_row(inputs, 0))
-    with pytest.raises(RuntimeError, match="saw 1 of 2 rows"):
+    with pytest.raises(RuntimeError, match="ran on 1 of 2 rows"):
         _ = recorder.similarity
 
 

@@ -130,7 +130,7 @@ def test_a_taken_run_folder_is_found_unless_it_is_resumed_or_in_use(
 ) -> None:
     (tmp_path / "config.yaml").write_text("")
     words = ["--run_dir", str(tmp_path)]
-    with pytest.raises(RunFolderError, match="already holds a run"):
+    with pytest.raises(RunFolderError, match="already contains a run"):
         check_early("quickstart_vgpo", words, trains=True)
     check_early("quickstart_vgpo", words)
     check_early("quickstart_vgpo", [*words, "--resume", "true"], trains=True)

@@ -166,7 +166,7 @@ def test_a_refused_field_may_have_its_default_value() -> None:
             {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
             "warmup_steps is 3.0, expected a multiple of 2",
         ),
-        ({"steps_per_generation": 6}, "steps_per_generation (6) is no multiple of gradient_accumulation_steps (4)"),
+        ({"steps_per_generation": 6}, "steps_per_generation (6) is not a multiple of gradient_accumulation_steps (4)"),
         ({"per_device_train_batch_size": 1}, "is not a whole number of groups of num_generations=8"),
         ({"generation_batch_size": 33, "steps_per_generation": None}, "generation_batch_size is 33, expected"),
         ({"generation_batch_size": 32}, "generation_batch_size and steps_per_generation say the same"),

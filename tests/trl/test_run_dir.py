@@ -21,7 +21,7 @@ def test_a_trainer_with_a_run_dir_leaves_a_run_folder_and_its_report(make_traine
     watched = WatchedRun(place)
     watched.read()
     assert watched.over
-    with pytest.raises(RunFolderError, match="already holds a run"):
+    with pytest.raises(RunFolderError, match="already contains a run"):
         make_trainer(trainer_kwargs={"run_dir": str(place)}, output_dir=str(tmp_path / "second")).train()
 
 

@@ -9,7 +9,15 @@ from typing import Any
 from vgpo.places import TOY_MODEL, checkpoint_fault, dataset_fault, exists, missing
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.field_sources import SourceError, recipe_fields
-from vgpo.recipe.files import blame, find_recipe, key_faults, option_values, read_fields, renamed_option
+from vgpo.recipe.files import (
+    blame,
+    find_recipe,
+    key_faults,
+    option_values,
+    read_fields,
+    renamed_option,
+    with_current_names,
+)
 from vgpo.recipe.values import CHOICES, check_choices, check_numbers, check_texts
 from vgpo.run.folder import RunFolder
 from vgpo.run.lock import LOCK
@@ -37,7 +45,7 @@ def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = 
         return
     path = find_recipe(source)
     where = str(path)
-    values = read_fields(path, types)
+    values = with_current_names(read_fields(path, types))
     words = option_values([renamed_option(word) for word in overrides], types)
     given = {**values, **{name: single(found) for name, found in words.items()}}
     if given.get("host") != "verl":  # which has other fields
