@@ -1,12 +1,12 @@
-# Everything runs in .venv, made from requirements.lock (names, versions, hashes) the first time it is needed.
+# Everything runs in .venv, created on first use from requirements.lock (names, versions, hashes).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# Left by a finished install: until the lock or the metadata change, nothing is installed again.
+# Marker of a finished install: nothing is installed again until the lock or the metadata change.
 INSTALLED := .venv/installed
-# One worker for each core, of one thread and about 1.5 GB. Files that take long start first (tests/lanes.py).
+# One worker per core, with one thread and about 1.5 GB. Slow files start first (tests/lanes.py).
 PYTEST := $(BIN)/python -m pytest --durations=10 --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl verl-cpu lanes lint format families bench lock clean
+.PHONY: quickstart test test-all test-fast test-wheel test-oldest test-newest test-vllm test-verl test-docs verl-cpu lanes lint format families bench lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/vgpo quickstart
@@ -15,7 +15,7 @@ test: SELECTION := not slow
 test-all: SELECTION :=
 test: RECORD := true
 test-all: RECORD := $(BIN)/python .ci/test_environment.py all --report .venv/test-all.xml
-# mypy takes a minute of one core: ruff and mypy run beside the tests, and their report comes last if they fail.
+# mypy takes a minute on one core: ruff and mypy run in parallel to the tests, and failures are printed last.
 test test-all: $(INSTALLED)
 	@$(MAKE) --no-print-directory lint >.venv/lint.log 2>&1 & lint=$$!; \
 	$(PYTEST) -m "$(SELECTION)" --junitxml=.venv/$@.xml; status=$$?; \
@@ -29,9 +29,20 @@ test-fast: $(INSTALLED)
 lanes: $(INSTALLED)
 	@$(BIN)/python -m pytest --collect-only -qq | grep "cases by lane"
 
-# In environments of their own, made from the wheel; docs/tested_versions.md has the results.
+# In separate environments with the wheel; docs/tested_versions.md has the results.
 test-wheel test-oldest test-newest test-vllm test-verl:
 	$(PYTHON) .ci/test_environment.py $(patsubst test-%,%,$@)
+
+# The site, without a warning, and the notebooks. The extra `docs` is not in requirements.lock: the rest is as locked.
+test-docs: .venv-docs/installed
+	.venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/python .ci/run_notebooks.py
+
+.venv-docs/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
 
 # verl trains the embedded model on this machine's CPU, with these sources.
 verl-cpu: .venv-verl/installed
@@ -49,7 +60,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-families: .venv/installed  # writes docs/families.md from what the tests find
+families: .venv/installed  # writes docs/families.md from the test results
 	HF_HUB_OFFLINE=1 .venv/bin/python -m tests.families.table
 
 bench: test
@@ -63,7 +74,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	touch $@
 
-# Only who changes a dependency needs this: it asks the registry for the newest versions that fit.
+# Only needed after a change of dependencies: asks the registry for the newest versions that fit.
 lock: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet 'uv>=0.9'
 	$(BIN)/uv pip compile pyproject.toml --extra dev --group build --universal --python-version 3.11 \
@@ -71,4 +82,4 @@ lock: $(INSTALLED)
 	    --quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm .venv-verl build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-wheel .venv-oldest .venv-newest .venv-vllm .venv-verl .venv-docs build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -27,7 +27,7 @@ def with_table(page: str, sections: Mapping[str, Mapping[str, Field]]) -> str:
     """The page with a new table between its two markers.
 
     Raises:
-        ValueError: a marker is missing or stands twice.
+        ValueError: a marker is missing or occurs twice.
     """
     for marker in (BEGIN, END):
         if page.count(marker) != 1:
@@ -37,7 +37,7 @@ def with_table(page: str, sections: Mapping[str, Mapping[str, Field]]) -> str:
 
 
 def section(title: str, fields: Mapping[str, Field]) -> str:
-    """A heading and a Markdown table; neighbours of one kind share a row."""
+    """A heading and a Markdown table; adjacent fields of one kind are in one row."""
     lines = [f"### {title}\n", "| field | on verl |", "|---|---|"]
     for kind, names in groupby(fields, key=lambda name: fields[name]):
         cell = ", ".join(f"`{name}`" for name in names)

@@ -1,4 +1,4 @@
-"""What trainers train in a benchmark, how, and who takes part: VGPO and TRL's GRPO on the same work, in turns."""
+"""Workload, settings and contestants of a benchmark: VGPO and TRL's GRPO on the same work, in turns."""
 
 import argparse
 import gc
@@ -38,7 +38,7 @@ class Plan:
     Args:
         runs: cases with their group sizes, in this order.
         steps: counted rounds of each trainer.
-        micro_batches: rows, the largest first; empty for one of the whole group.
+        micro_batches: rows, the largest first; empty for one of the complete group.
         frozen: whether vision tower and projector are frozen.
         updates: optimiser steps of a generation.
         cpu_time: whether CPU seconds are counted.
@@ -88,7 +88,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Entrant:
-    """A trainer that takes part.
+    """A trainer in the comparison.
 
     Args:
         kind: one of `CLASSES`.
@@ -104,7 +104,7 @@ class Entrant:
 
 
 def lineup(micro_batches: Sequence[int], *, frozen: bool) -> dict[str, Entrant]:
-    """Who takes part, by name: rivals at the largest micro-batch, VGPO at each."""
+    """The trainers by name: rivals at the largest micro-batch, VGPO at each."""
     largest, smallest = micro_batches[0], micro_batches[-1]
     entrants = {f"GRPO@{largest}": Entrant("GRPO", largest)}
     entrants |= {f"VGPO@{size}": Entrant("VGPO", size) for size in micro_batches}
@@ -176,7 +176,7 @@ def rollouts_of(case: str, group: int) -> int:
 
 
 def random_rollouts(work: Workload) -> Callable[..., tuple[list[list[int]], None]]:
-    """What stands in for a trainer's generation: ordinary tokens of the tokenizer, none of which ends a response."""
+    """A replacement for a trainer's generation: ordinary tokens, none of which ends a response."""
     low, high = 1 + max(work.processor.tokenizer.all_special_ids), len(work.processor.tokenizer)
 
     def draw(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
@@ -186,7 +186,7 @@ def random_rollouts(work: Workload) -> Callable[..., tuple[list[list[int]], None
 
 
 def checksum(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    """A reward that costs nothing and tells rollouts apart, so that no gradient is zero."""
+    """A cheap reward that differs between rollouts, so that no gradient is zero."""
     return [float(sum(ids) % 101) for ids in completion_ids]
 
 

@@ -60,7 +60,7 @@ def truncate(trial: Trial) -> None:
     """After a kill, a random file of the newest checkpoint is cut, deleted, or has one bit flipped.
 
     If it is the only one, the resume must refuse to start over, and so it must once that checkpoint is removed: only
-    without the whole run folder it starts from step 0.
+    without the complete run folder it starts from step 0.
     """
     trial.strike(signal.SIGKILL, range(4, STEPS + 1)).should_end_with(-signal.SIGKILL)
     newest = trial.store.newest_valid().path
@@ -75,7 +75,7 @@ def truncate(trial: Trial) -> None:
         trial.resume()
         return
     trial.resume()
-    expect(f"passed over: {newest.name}" in text_of(trial.logs / "resumed.txt"), "the damage was not noticed")
+    expect(f"skipped: {newest.name}" in text_of(trial.logs / "resumed.txt"), "the damage was not noticed")
 
 
 def full_disk(trial: Trial) -> None:

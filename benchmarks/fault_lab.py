@@ -140,7 +140,7 @@ class Lab:
         return Launch([*command, *words], run, log, processes, fault)
 
     def clean(self, seed: int, processes: int = 1) -> Path:
-        """The folder of the run that nothing befell; it is made when first asked for."""
+        """The folder of an undisturbed run, created on first use."""
         run = self.folder / "clean" / f"{seed}-{processes}"
         if not (run / "report.html").exists():
             shutil.rmtree(run, ignore_errors=True)
@@ -308,7 +308,7 @@ def differences(run: Path, reference: Path, may_differ: Sequence[str] = TIMED) -
     if weights[0] != weights[1] or not weights[0]:
         found.append("weights differ")
     written: dict[str, list[Sequence[Any]]] = {
-        "metrics": [told(folder / "metrics.jsonl", may_differ) for folder in (run, reference)],
+        "metrics": [comparable_lines(folder / "metrics.jsonl", may_differ) for folder in (run, reference)],
         "rollouts": [text_of(folder / "rollouts.jsonl").splitlines() for folder in (run, reference)],
     }
     for name, (lines, expected) in written.items():
@@ -319,7 +319,7 @@ def differences(run: Path, reference: Path, may_differ: Sequence[str] = TIMED) -
     return found
 
 
-def told(path: Path, may_differ: Sequence[str]) -> list[dict[str, Any]]:
+def comparable_lines(path: Path, may_differ: Sequence[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl without the names that hold one of these words."""
     return [
         {name: value for name, value in line.items() if not any(word in name for word in may_differ)}
@@ -343,7 +343,7 @@ def last_words(log: Path) -> str:
     return " ".join(text_of(log).split())[-300:] or "nothing was said"
 
 
-# Data sets.
+# Datasets.
 
 
 def rows_of(data: Path) -> list[dict[str, Any]]:
@@ -355,7 +355,7 @@ def rows_of(data: Path) -> list[dict[str, Any]]:
 
 
 def write_rows(folder: Path, rows: Sequence[dict[str, Any]], first: Callable[[Path], Any] | None = None) -> Path:
-    """Write a set as train.jsonl with an image file a row; `first` writes that of the first row."""
+    """Write a dataset as train.jsonl with an image file per row; `first` writes that of the first row."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     lines = []

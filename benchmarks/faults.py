@@ -1,4 +1,4 @@
-"""A campaign against runs: one fault each, then a resume, then a comparison with the run that nothing befell.
+"""A campaign against runs: one fault each, then a resume, then a comparison with an undisturbed run.
 
     python -m benchmarks.faults [--seeds 30] [--kinds kill truncate ...] [--out FOLDER]
 
@@ -9,10 +9,10 @@ its own, forked from one that has the libraries loaded; kills are SIGKILLs. The 
 
 A fault is survived if the run ends as it should (by the signal, with a message, or not at all), nothing of a
 checkpoint is lost, and the resumed run reaches its end. It is identical if weights, rollouts (byte by byte) and
-metrics (all but times) are those of the clean run. With a planted NaN, the clean run is one with the same NaN that
-nobody kills; a grader that hangs may add to the metric that counts time-outs.
+metrics (all but times) are those of the clean run. With a planted NaN, the clean run is one with the same NaN that is
+not killed; a grader that hangs may add to the metric that counts time-outs.
 
-Finished lines stand in FOLDER/faults.jsonl: the same command goes on after them. Runs of faults that were not
+Finished lines are in FOLDER/faults.jsonl: the same command resumes after them. Runs of faults that were not
 survived, or not identical, stay there. The last line is JSON, and the exit status 0 if nothing was lost.
 """
 

@@ -136,7 +136,7 @@ def misbehave(call: int, deed: str) -> None:
 
 
 def lose_log(seconds: float) -> None:
-    """After so many seconds, nothing that is printed can be written."""
+    """After a number of seconds, printed output can no longer be written."""
 
     def lose() -> None:
         time.sleep(seconds)

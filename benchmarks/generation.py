@@ -50,7 +50,7 @@ def measure(
 
 
 def generate(contender: Contender, work: contest.Workload, rows: int, seed: int) -> None:
-    """One more round: the first prompts, each for a whole group."""
+    """One more round: the first prompts, each for a complete group."""
     read = list(work.prompts.select(range(rows // work.group)))  # once: a group has the very same images
     inputs = [row for row in read for _ in range(work.group)]
     contender.trainer.model.train()

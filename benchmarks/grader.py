@@ -1,14 +1,15 @@
-"""Time the grader beside mathruler called in-process: on ordinary answers, and on batches where some never end.
+"""Compare the speed of the grader and of mathruler in-process: on ordinary answers, and on batches with endless ones.
 
     python benchmarks/grader.py [--prompts 256] [--workers 2] [--repeats 3] [--limit 30] [--seed 0] [--answers FILE]
 
-Ordinary answers are of the kinds that ViRL39K and Geometry3K have, eight rollouts a prompt, half of them right. The
-symbolic ones all need algebra. In the last two batches 5 % of the answers are power towers,
-and 5 % are powers that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints tables,
-then one line of JSON. Nothing is timed before every verdict on ordinary answers is the known one.
+Ordinary answers are of the kinds that ViRL39K and Geometry3K have, eight rollouts per prompt, half of them correct.
+The symbolic ones all need algebra. In the last two batches 5 % of the answers are power towers, and 5 % are powers
+that no cheap rule can tell from honest ones. The start of a worker is timed, too. Prints tables, then one line of
+JSON. Nothing is timed before every verdict on ordinary answers is the known one.
 
-Verdicts are compared with known ones, beside mathruler and math-verify: those of the ordinary and symbolic answers, or
-of FILE, which has a JSON object a line with `gold`, `answer` (the content of a box) and `right`.
+Verdicts of the grader, mathruler and math-verify are compared with known ones: those of the ordinary and symbolic
+answers, or of FILE, which has one JSON object per line with `gold` (the reference answer), `answer` (the content of a
+box) and `right`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ WORDS = ["Rectangles", "isosceles triangle", "left", "the red car", "parallel", 
 
 @dataclass(frozen=True)
 class Rollout:
-    """A response, the gold of its prompt, and whether it is right."""
+    """A response, its reference answer, and whether it is correct."""
 
     response: str
     gold: str
@@ -57,7 +58,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Question:
-    """A gold, the same answer as a model writes it, and wrong answers."""
+    """A reference answer, the same answer as a model writes it, and wrong answers."""
 
     gold: str
     right: str
@@ -138,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="batches, each of new answers; medians are reported")
     parser.add_argument("--limit", type=float, default=30.0, help="seconds after which mathruler is stopped")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--answers", type=Path, help="a JSON file of answers with known verdicts, one a line")
+    parser.add_argument("--answers", type=Path, help="a JSON-lines file of answers with known verdicts")
     return parser.parse_args()
 
 
@@ -181,7 +182,7 @@ def grade(grader: Grader, rollouts: Sequence[Rollout]) -> list[bool]:
 
 
 def measure_rates(grader: Grader, kinds: dict[Kind, int], arguments: argparse.Namespace) -> dict[str, float]:
-    """Gradings a second, of ours and of mathruler alone; each batch is new to both."""
+    """Gradings per second, of the grader and of mathruler alone; each batch is new to both."""
     ours, alone = [], []
     for repeat in range(arguments.repeats):
         rollouts = draw_rollouts(kinds, arguments.prompts, arguments.seed + 1 + repeat)

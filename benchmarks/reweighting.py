@@ -1,9 +1,9 @@
-"""Time the reweighting beside plain loops and beside one reading of the response's hidden states.
+"""Compare the speed of the reweighting with plain loops and with one read of the response's hidden states.
 
     python benchmarks/reweighting.py [--device cpu] [--threads 2] [--repeats 7] [--seed 0] [--json FILE]
 
-Prints a table, then one line of JSON: how many times faster than the loops, and how many times the time of
-the mere reading. The loops are those that the tests take for the truth, so the two are also compared.
+Prints a table, then one line of JSON: how many times faster than the loops, and how many times the time of a single
+read. The loops are the reference implementation of the tests, so the results are also compared.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sizes:
 
 
 TINY = Sizes(B=4, G=2, T=12, V=9, D=16, text=8)
-# What is aimed at on a device: many times faster than the loops, and a few times as long as the mere reading.
+# Goals per device: many times faster than the loops, and a few times as long as a single read.
 GOALS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"vs_loops": "at least 300", "vs_read": "at most 2"}}
 
 

@@ -1,11 +1,11 @@
-"""Whole optimiser steps of `VGPOTrainer` beside those of TRL's `GRPOTrainer`.
+"""Compare complete optimizer steps of `VGPOTrainer` with those of TRL's `GRPOTrainer`.
 
 All train the same weights on the same prompts with the same random numbers in one process, and take turns
 (`benchmarks/turns.py`). Rollouts have a fixed length and the learning rate is 0: every round does the same work. Of
 each case and group size the table shows ratios, each the median over the rounds: `update` is a step without its
 generation, `off` is VGPO beside VGPO that shares no prompt. The floor is the share of tokens that is left when a
 group's prompt is computed once, (P + G T) / (G (P + T)); as only 1 / G of the image's patches are left, a step with a
-large vision tower can lie below it.
+large vision tower can be below it.
 
     python benchmarks/step.py [--cases image_heavy ...] [--groups 8 ...] [--steps 5] [--device cpu] [--json FILE]
 
@@ -115,7 +115,7 @@ def figures_at(size: int, work: Workload, contenders: dict[str, Contender]) -> d
 
 
 def ratios_at(size: int, work: Workload, contenders: dict[str, Contender]) -> dict[str, dict[str, float]]:
-    """Ratios of a phase's seconds, with their quartiles over the rounds, wherever both trainers took part."""
+    """Ratios of a phase's seconds, with their quartiles over the rounds, wherever both trainers ran."""
     largest = work.micro_batches[0]
     mine, rival = f"VGPO@{size}", f"GRPO@{largest}"
     pairs = {
@@ -217,7 +217,7 @@ def parse_plan() -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--model", choices=models.MODELS, help="a model of real size; by default one of the device's")
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--groups", nargs="+", type=int, help="rollouts of a prompt")
-    parser.add_argument("--micro-batches", nargs="+", type=int, default=[], help="rows; by default a whole group")
+    parser.add_argument("--micro-batches", nargs="+", type=int, default=[], help="rows; by default a complete group")
     parser.add_argument("--attention", help="attn_implementation of all models; transformers' default by default")
     parser.add_argument("--frozen", action="store_true", help="train neither vision tower nor projector")
     parser.add_argument("--updates-per-generation", type=int, default=1, metavar="N", help="optimiser steps")

@@ -2,11 +2,11 @@
 
     python benchmarks/suite_grading.py ANSWERS [--answers 10000] [--limit 60] [--seed 0]
 
-ANSWERS has a JSON object a line with `gold`, `answer` (the content of a box), `right` and, for a multiple-choice
-question, `options`. The timed answers are made of these: questions as they come, each with its own answer or, as
-often, with that of another question, so that about every second pair is a new one. Prints seconds and answers a second
-for each scorer, and how often `papo`, `accuracy` and `lenient` are right; then one line of JSON. Exits with status 1
-if grading by both scorers and tabulating take longer than --limit seconds.
+ANSWERS has one JSON object per line with `gold` (the reference answer), `answer` (the content of a box), `right` and,
+for a multiple-choice question, `options`. The timed answers are built from these: questions in order, each with its
+own answer or, as often, with that of another question, so that about every second pair is a new one. Prints seconds
+and answers per second for each scorer, and how often `papo`, `accuracy` and `lenient` are right; then one line of
+JSON. Exits with status 1 if grading by both scorers and tabulating take longer than --limit seconds.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Contender:
 
     def __post_init__(self) -> None:
         self.stopwatch = Stopwatch(self.clock)
-        self.encoded = 0  # images of the round at hand that the vision tower has encoded
+        self.encoded = 0  # images of the current round that the vision tower has encoded
         watch(self.trainer, self.stopwatch)
         self.trainer.model.get_encoder(modality="image").register_forward_pre_hook(
             self._count_images, with_kwargs=True

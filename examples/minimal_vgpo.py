@@ -6,7 +6,7 @@ takes about a minute on two cores. With seed 0 the mean reward is 0.49 over the 
 over the last: single steps are noisy.
 
 One step, top to bottom: draw questions, sample G responses to each, reward the right ones, compare each response with
-the others to its question, look at how much every token looks at the picture, shape the advantages with that, and take
+the others to its question, look at how much every token looks at the image, shape the advantages with that, and take
 one optimiser step. `sample_rollouts` to `train` are meant to be read in order. Advantages and loss are those of
 `vgpo.trl.VGPOTrainer`, and a test holds them to that.
 
@@ -17,7 +17,7 @@ What the trainer does and this loop leaves out:
 2. Micro-batches, gradient accumulation and several updates for one batch of rollouts. With one update the policy is
    the one that sampled: the ratio is 1, only its gradient matters, and the clip never acts.
 3. Several processes, GPUs, mixed precision, vLLM, PEFT and activation checkpointing.
-4. Rows without a picture, tool calls, several reward functions, a KL term.
+4. Rows without an image, tool calls, several reward functions, a KL term.
 5. Other shapings than VGPO's, and the guard that skips steps whose loss or gradient is not finite.
 6. Evaluation, checkpoints, and the run folder with its report.
 
@@ -52,7 +52,7 @@ class Rollouts:
     """Responses with the prompts they answer."""
 
     prompts: dict[str, Tensor]
-    """The processor's output: `input_ids` (B, P) and `attention_mask`, padded on the left, and the pictures."""
+    """The processor's output: `input_ids` (B, P) and `attention_mask`, padded on the left, and the images."""
     response_ids: Tensor
     """(B, T), padded on the right."""
     response_mask: Tensor
@@ -89,7 +89,7 @@ def sample_rollouts(model: PreTrainedModel, processor: ProcessorMixin, rows: lis
         top_k=0,
         top_p=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
-        # A sampled picture token would stand for a picture that is not there.
+        # A sampled image token would stand for an image that is not there.
         suppress_tokens=banned_token_ids(model.config),
     )
     response_ids = sequences[:, prompts["input_ids"].shape[1] :]
@@ -113,7 +113,7 @@ def token_logprobs(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     whole = {
         "input_ids": response_ids,
         "attention_mask": response_mask.long(),
-        "mm_token_type_ids": torch.zeros_like(response_ids),  # no picture in a response
+        "mm_token_type_ids": torch.zeros_like(response_ids),  # no image in a response
     }
     inputs = {name: torch.cat([prompts[name], tail], dim=1) for name, tail in whole.items()}
     logits = model(**{**prompts, **inputs}, logits_to_keep=response_ids.shape[1] + 1).logits
@@ -137,7 +137,7 @@ def vgpo_loss(
     prompt_ids, prompt_mask = rollouts.prompts["input_ids"], rollouts.prompts["attention_mask"].bool()
     visual_mask = visual_token_mask(prompt_ids, visual_token_ids(model.config)) & prompt_mask  # (B, P)
 
-    # One forward pass tells both: what the policy thinks of its tokens, and how much they look at the picture (Eq. 3).
+    # One forward pass tells both: what the policy thinks of its tokens, and how much they look at the image (Eq. 3).
     with record_similarity(model, visual_mask) as recorder:
         policy_logprobs = token_logprobs(model, rollouts)
     group_ids = torch.arange(len(advantages)) // group_size

@@ -1,17 +1,17 @@
-"""What the signals of the methods see on the embedded task, where it is known which tokens need the image.
+"""Compare the signals of the methods on the embedded task, where the tokens that need the image are known.
 
 `python studies/why.py CHECKPOINT --data SOURCE` samples a response to each held-out question and prints
 
-1. what each signal makes of each role that a token plays in a chain of thought;
+1. the mean of each signal for each role of a token in a chain of thought;
 2. how each method divides the credit of a rollout among these roles: the mean factor of its advantage, 1 for DAPO;
-3. how well each signal tells tokens that need the image (digits that are read off it) from those that do not: the
-   area under the ROC curve, 0.5 for a coin;
+3. how well each signal distinguishes tokens that need the image (digits that are read off it) from those that do not:
+   the area under the ROC curve, 0.5 for a coin;
 4. how wrong answers come about.
 
-A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: after each row it goes on with the next, or
-stops with the closing word. In the setting `forgetting` words may stand where the digits of a row would be read. The
-state at a token's own position, which the focus score takes, is the one that predicts the *next* token. So every
-signal is judged twice: as the methods use it, at the token, and at the token before.
+A chain is `<think>row 1: 7 4 3, 1. row 2: ... total 2</think>\\boxed{2}`: after each row it continues with the next,
+or stops with the closing word. In the setting `forgetting`, words may replace the digits of a row. The state at a
+token's own position, which the focus score takes, is the one that predicts the *next* token. So every signal is
+evaluated twice: as the methods use it, at the token, and at the token before.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def look(
     decoding = sampled_decoding(model, processor, max_new_tokens, temperature=1.0)
     prompts = [encode(processor, row, {}, model.device) for row in rows]
     drawn = respond(model, prompts, decoding, seed=seed)
-    signals, credit = judged(*scored(model, processor, drawn, seed))
+    signals, credit = per_token_signals(*scored(model, processor, drawn, seed))
     texts = processor.batch_decode(drawn.ids, skip_special_tokens=True)
     verdicts = grade(texts, [row["answer"] for row in rows])
     return [
@@ -130,7 +130,7 @@ def scored(model: PreTrainedModel, processor: ProcessorMixin, drawn: Responses, 
         for name, make_view in ABLATIONS.items():
             rows_without = behind(drawn.rows, make_view(model.config, processor, seed, banned), groups)
             without[name] = score_rows(model, rows_without, ids, share=False, similarity=False)
-    told = Signals(
+    signals_seen = Signals(
         response_mask=drawn.mask,
         group_ids=groups,
         visual_rows=torch.ones(num_rows, dtype=torch.bool),
@@ -138,25 +138,25 @@ def scored(model: PreTrainedModel, processor: ProcessorMixin, drawn: Responses, 
         **seen.signals(),
         **{name: scores.log_probs for name, scores in without.items()},
     )
-    return seen, told
+    return seen, signals_seen
 
 
-def judged(seen: Scores, told: Signals) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What each signal, and each method's credit, makes of the tokens; (B, T) each."""
-    mask = told.response_mask
+def per_token_signals(seen: Scores, signals_seen: Signals) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Each signal, and each method's credit, per token; (B, T) each."""
+    mask = signals_seen.response_mask
     shaped = {
-        name: build_shaping(shaping, options).shape(torch.ones(len(mask)), told)
+        name: build_shaping(shaping, options).shape(torch.ones(len(mask)), signals_seen)
         for name, (shaping, options) in METHODS.items()
     }
-    # Of a rollout: what a method does between rollouts is no matter of roles.
+    # Within a rollout: what a method does between rollouts does not depend on roles.
     credit = {name: share_of_credit(each.advantages, mask) for name, each in shaped.items()}
     signals = {
         "focus": (seen.similarity + 1) / 2,
         "focus, predicting state": (seen.predicting_similarity + 1) / 2,
         "gate": shaped["vgpo"].diagnostics["gate"].float(),
         "layer similarity": seen.layer_similarity,
-        "black patches": token_dependency(seen.log_probs, told.corrupted_log_probs, mask),
-        "no picture": token_dependency(seen.log_probs, told.text_only_log_probs, mask),
+        "black patches": token_dependency(seen.log_probs, signals_seen.corrupted_log_probs, mask),
+        "no image": token_dependency(seen.log_probs, signals_seen.text_only_log_probs, mask),
         "entropy": seen.entropy,
     }
     return signals, credit
@@ -185,8 +185,8 @@ def tokens_of(
 ) -> list[Token]:
     texts = [processor.tokenizer.decode([token]) for token in ids.tolist()]
 
-    def at(place: int, told: dict[str, torch.Tensor]) -> dict[str, float]:
-        return {name: float(values[place]) for name, values in told.items()}
+    def at(place: int, named: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: float(values[place]) for name, values in named.items()}
 
     return [
         Token(text, role, at(i, signals), at(i, credit))

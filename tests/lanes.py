@@ -35,7 +35,7 @@ FIXES = {TRAINING: "mark it @pytest.mark.train", STARTING: "mark it @pytest.mark
 GRADER_SERVER = "vgpo.rewards.worker"
 
 _actions: set[str] = set()
-"""What the test at hand has done so far."""
+"""What the current test has done so far."""
 _lane = pytest.StashKey[str]()
 
 

@@ -1,4 +1,4 @@
-"""Reference answers come out of whatever a data set wraps them in."""
+"""Reference answers come out of whatever a dataset wraps them in."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""Reading an answer as text: the box, the choice letter, and what can be decided without algebra.
+"""Parse an answer as text: the box, the choice letter, and what can be decided without algebra.
 
-Everything here is string work in linear time, safe on hostile text of any length.
+All functions only process strings, in linear time, and are safe on hostile text of any length.
 """
 
 import re
@@ -10,14 +10,14 @@ from decimal import Decimal
 MAX_SYMBOLIC_LENGTH = 1000  # characters; a longer answer is compared as text only
 
 _BOX = "\\boxed{"
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a macro or an escaped brace is passed over
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # skips a macro or an escaped brace
 
 # Characters and their LaTeX: full-width forms, CJK punctuation, dashes, superscripts.
 _CHARACTERS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5E)} | str.maketrans(
     {"　": " ", "。": ".", "、": ",", "【": "[", "】": "]", "～": "~", "〜": "~", "−": "-", "–": "-", "—": "-",
      "°": r"^\circ", "²": "^2", "³": "^3", "π": r"\pi "}
 )  # fmt: skip
-_CHOICE_STOP = re.compile(r"(?<=[A-LＡ-Ｌ])．")  # a number has such a point, too
+_CHOICE_STOP = re.compile(r"(?<=[A-LＡ-Ｌ])．")  # numbers also contain such a point
 _A_CHOICE = r"\s*[(（\[【]?[A-LＡ-Ｌ][)）\]】]?\s*"
 _CHINESE_STOP = re.compile(rf"^({_A_CHOICE})、(?!{_A_CHOICE}(?:[、,，和]|$))")  # A、12, but not A、B
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z])|(?=\{))")
@@ -28,16 +28,16 @@ _ADDING_BLANK = re.compile(r"(?<=[0-9])(?<!frac [0-9])\s+(?=[0-9])")
 
 _TEXT_MACRO = re.compile(r"\\(?:text(?:bf|it|rm|sf|up)?|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{([^{}]*)\}")
 _FONT_GROUP = re.compile(r"\{\s*\\(?:bf|it|rm|sf)(?![A-Za-z])([^{}]*)\}")
-_AROUND = re.compile(r"(?<!\\)\$|\\[()]")  # marks of mathematics
+_AROUND = re.compile(r"(?<!\\)\$|\\[()]")  # mathematical characters
 _BOLD = re.compile(r"\*\*(.+)\*\*", re.DOTALL)
 
-_GOLD_CHOICE = re.compile(r"\(([A-L])\)|\[([A-L])\]|([A-L])[.:)]?")
+_REFERENCE_CHOICE = re.compile(r"\(([A-L])\)|\[([A-L])\]|([A-L])[.:)]?")
 _NEXT_CHOICE = r"\s\(?[a-l][.:)]\s|[\s0-9][(\[][a-l][)\]]\s*[^\s.]|[\s0-9][a-l][.:]\S|\s[a-l]\)[0-9\\]"
-_MARK = r"(?:\(([a-l])\)|\[([a-l])\]|([a-l])(?:[:)]|\.(?![0-9])))"  # (A), [A], A., A: or A); A.5 is none
+_MARK = r"(?:\(([a-l])\)|\[([a-l])\]|([a-l])(?:[:)]|\.(?![0-9])))"  # (A), [A], A., A: or A); not A.5
 _CHOICE = re.compile(
     rf"""(?:{_MARK}
            (?!\s*(?:[,;/&|]|[a-l][.:]|(?:or|and|\(?[a-l]\)|\[[a-l]\])(?!\w)))
-           (?:(?!{_NEXT_CHOICE}).)*  # a text that neither goes on with another letter nor names one like the first
+           (?:(?!{_NEXT_CHOICE}).)*  # text that neither continues with another letter nor names one like the first
       | ([a-l]))
     """,
     re.VERBOSE | re.DOTALL,
@@ -46,7 +46,7 @@ _CHOICE_BEFORE_VALUE = re.compile(r"(?:\([A-L]\)|[A-L][.:)])\s+(?=[^\s])")
 _BETWEEN_CHOICES = re.compile(r"[,;\s]|\band\b")
 _ONE_OF_CHOICES = re.compile(r"\([A-L]\)|[A-L]")
 
-# One unit a line, by all its spellings. mathruler deletes most of them from both sides.
+# One unit per line, with all its spellings. mathruler deletes most of them from both sides.
 _SPELLINGS = """
 mm millimeter millimeters millimetre millimetres 毫米
 cm centimeter centimeters centimetre centimetres 厘米
@@ -89,7 +89,7 @@ _UNITS = {
     spelling if len(spelling) == 1 else spelling.lower(): line.split()[0]
     for line in _SPELLINGS.strip().splitlines()
     for spelling in line.split()
-    if spelling != "$"  # a bare one is a mark of mathematics
+    if spelling != "$"  # a bare one is a mathematical character
 }
 _WORDS_FOR_UNITS = [re.escape(name) for name in _UNITS if len(name) > 1 and name[0] not in "^\\"]
 _WORD_UNITS = "|".join(sorted(_WORDS_FOR_UNITS, key=len, reverse=True))
@@ -146,7 +146,7 @@ _NOT_WORDS = frozenset([*_FUNCTIONS, "pi", "inf", "infty", "and", "million", "bi
 
 @dataclass(frozen=True)
 class Quantity:
-    """An answer in its parts: `x = 5 cm^2` has the name x, the value 5 and the unit cm^2; "" where there is none."""
+    """The parts of an answer: `x = 5 cm^2` has the name x, the value 5 and the unit cm^2; "" for a missing part."""
 
     name: str
     value: str
@@ -156,7 +156,7 @@ class Quantity:
 def extract_boxed(text: str) -> str | None:
     r"""The stripped content of the last `\boxed{...}` in `text`.
 
-    None when there is no box or the last one is never closed; "" when it is empty. Linear in `len(text)`.
+    None if there is no box or the last one is not closed; "" if it is empty. Linear in `len(text)`.
     """
     start = text.rfind(_BOX)
     if start == -1:
@@ -166,19 +166,19 @@ def extract_boxed(text: str) -> str | None:
     return None if end is None else text[start:end].strip()
 
 
-def strip_outer_box(gold: str) -> str:
-    r"""`gold` without blanks around it and without one `\boxed{...}` that encloses all of it."""
-    gold = gold.strip()
-    if gold.startswith(_BOX) and _closing_brace(gold, len(_BOX)) == len(gold) - 1:
-        return gold[len(_BOX) : -1].strip()
-    return gold
+def strip_outer_box(reference: str) -> str:
+    r"""`reference` without surrounding blanks and without a `\boxed{...}` that encloses all of it."""
+    reference = reference.strip()
+    if reference.startswith(_BOX) and _closing_brace(reference, len(_BOX)) == len(reference) - 1:
+        return reference[len(_BOX) : -1].strip()
+    return reference
 
 
 def canonical_answer(text: str) -> str:
     r"""`text` in plain LaTeX: ASCII for full-width forms, `\sqrt{}`, `\pi` and `^\circ` for √, π and °, blanks for
     `~`, `\,` and the like, and no blanks between digits.
 
-    "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler would read it so too, but for 11/2 before that.
+    "1 000" is 1000, and "1 1/2" is 1+1/2. mathruler also handles mixed numbers, but reads 11/2 first.
     """
     text = _CHOICE_STOP.sub(". ", _CHINESE_STOP.sub(r"\1. ", text)).translate(_CHARACTERS)
     text = _ROOT.sub(_root_macro, text)
@@ -187,43 +187,44 @@ def canonical_answer(text: str) -> str:
     return _ADDING_BLANK.sub("+", _GROUPING_BLANK.sub("", text))
 
 
-def choice_letter(gold: str) -> str | None:
-    r"""The letter, A-L, of a gold that is one choice: `A`, `(A)`, `[A]`, `A.`, `A:`, `A)`, also in `\text{}`."""
-    choice = _GOLD_CHOICE.fullmatch(_plain(canonical_answer(strip_outer_box(gold))))
+def choice_letter(reference: str) -> str | None:
+    r"""The letter, A-L, of a reference answer that is one choice: `A`, `(A)`, `[A]`, `A.`, `A:`, `A)`, also in
+    `\text{}`."""
+    choice = _REFERENCE_CHOICE.fullmatch(_plain(canonical_answer(strip_outer_box(reference))))
     return next(filter(None, choice.groups())) if choice else None
 
 
-def compare_text(answer: str | None, gold: str) -> bool | None:
-    """Whether `answer` is right, as far as text alone can tell; None leaves it to the symbolic check.
+def compare_text(answer: str | None, reference: str) -> bool | None:
+    """Whether `answer` is correct, as far as text alone can decide; None leaves it to the symbolic check.
 
-    `answer` is the content of a box or None (no answer, never right), `gold` a non-empty answer without box; both
-    are `canonical`.
-    A gold that is a `choice_letter` is a multiple-choice answer and always decided here. A gold of several, "A, C"
-    or "AC" in alphabetical order, is a set: another list of letters is right if it is the same set. Units and names
-    that both sides have must be the same. Words, numbers, dates and ranges are always decided here.
+    `answer` is the content of a box or None (no answer, never correct), `reference` a non-empty answer without a box;
+    both are in the form of `canonical_answer`. A reference answer that is a `choice_letter` is multiple choice and
+    always decided here. One with several letters, "A, C" or "AC" in alphabetical order, is a set: another list of
+    letters is correct if it is the same set. Units and names on both sides must match. Words, numbers, dates and
+    ranges are always decided here.
     """
     if not answer:
         return False
-    if answer == gold:
+    if answer == reference:
         return True
-    if letter := choice_letter(gold):
+    if letter := choice_letter(reference):
         return _chosen(answer) == letter
-    if max(len(answer), len(gold)) > MAX_SYMBOLIC_LENGTH:
+    if max(len(answer), len(reference)) > MAX_SYMBOLIC_LENGTH:
         return False
-    if _PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(gold):  # most answers: nothing else is to be read
-        return Decimal(answer) == Decimal(gold)
-    right, given = _gold_choices(gold), _choice_letters(answer)
+    if _PLAIN_NUMBER.fullmatch(answer) and _PLAIN_NUMBER.fullmatch(reference):  # most answers: nothing to parse
+        return Decimal(answer) == Decimal(reference)
+    right, given = _reference_choices(reference), _choice_letters(answer)
     if right and given:
         return set(given) == set(right)
-    if _normalise(answer) == _normalise(gold):
+    if _normalise(answer) == _normalise(reference):
         return True
-    return _compare_quantities(*_quantities(answer, gold))
+    return _compare_quantities(*_quantities(answer, reference))
 
 
-def symbolic_pair(answer: str, gold: str) -> tuple[str, str]:
-    """What the symbolic check gets of two texts that `compare_text` leaves to it: their values, in the same unit."""
-    given, right = _quantities(answer, gold)
-    return (answer, gold) if _is_share(given, right) else (given.value, right.value)
+def symbolic_pair(answer: str, reference: str) -> tuple[str, str]:
+    """What the symbolic check gets if `compare_text` cannot decide: both values, in the same unit."""
+    given, right = _quantities(answer, reference)
+    return (answer, reference) if _is_share(given, right) else (given.value, right.value)
 
 
 def answered_letter(answer: str) -> str | None:
@@ -232,13 +233,13 @@ def answered_letter(answer: str) -> str | None:
 
 
 def normal_text(text: str) -> str:
-    r"""`text` as it is compared where only letters count: no blanks, no capitals, no `\text{}` or `$` around it."""
+    r"""`text` for a comparison of letters only: without blanks, capitals, and a surrounding `\text{}` or `$`."""
     return _normalise(canonical_answer(text))
 
 
-def number_distance(answer: str, gold: str) -> Decimal | None:
-    """How far apart two numbers are; None if a side is none, or both have units or names and these differ."""
-    given, right = _quantities(canonical_answer(answer), canonical_answer(gold))
+def number_distance(answer: str, reference: str) -> Decimal | None:
+    """The distance of two numbers; None if one side is not a number, or both have units or names that differ."""
+    given, right = _quantities(canonical_answer(answer), canonical_answer(reference))
     numbers = _number(given.value), _number(right.value)
     if numbers[0] is None or numbers[1] is None:
         return None
@@ -268,29 +269,29 @@ def _compare_quantities(given: Quantity, right: Quantity) -> bool | None:
 
 
 def _is_share(given: Quantity, right: Quantity) -> bool:
-    """Whether one side alone is a percentage of a number: 50% is 0.5 to those who read it so."""
+    """Whether exactly one side is a percentage: some readers take 50% as 0.5."""
     numbers = _number(given.value) is not None and _number(right.value) is not None
     return numbers and given.unit != right.unit and "%" in (given.unit, right.unit)
 
 
-def _compare_values(answer: str, gold: str) -> bool | None:
-    if _squeeze(answer) == _squeeze(gold):
+def _compare_values(answer: str, reference: str) -> bool | None:
+    if _squeeze(answer) == _squeeze(reference):
         return True
-    given, right = _number(answer), _number(gold)
+    given, right = _number(answer), _number(reference)
     if given is not None and right is not None:
         return given == right
-    if bool(_EQUALS.search(answer)) != bool(_EQUALS.search(gold)):  # mathruler drops the short side of an equation
+    if bool(_EQUALS.search(answer)) != bool(_EQUALS.search(reference)):  # mathruler drops the shorter side
         return False
-    if bool(_INDEX.search(answer)) != bool(_INDEX.search(gold)):
-        return None  # code, which the symbolic check refuses and counts
-    if any(_RANGE.fullmatch(_squeeze(text)) or is_words(text) for text in (answer, gold)):
+    if bool(_INDEX.search(answer)) != bool(_INDEX.search(reference)):
+        return None  # code, which the symbolic check rejects and counts
+    if any(_RANGE.fullmatch(_squeeze(text)) or is_words(text) for text in (answer, reference)):
         return False
     return None
 
 
-def _quantities(answer: str, gold: str) -> tuple[Quantity, Quantity]:
-    """Both sides in their parts. An answer may lead to its value by a choice letter or a chain of equations."""
-    given, right = _read_quantity(_CHOICE_BEFORE_VALUE.sub("", _plain(answer))), _read_quantity(_plain(gold))
+def _quantities(answer: str, reference: str) -> tuple[Quantity, Quantity]:
+    """The parts of both sides. A choice letter or a chain of equations may precede the value of an answer."""
+    given, right = _read_quantity(_CHOICE_BEFORE_VALUE.sub("", _plain(answer))), _read_quantity(_plain(reference))
     if not right.name and "=" not in right.value:
         given = replace(given, value=_last_side(given.value))
     return given, right
@@ -303,7 +304,7 @@ def _read_quantity(text: str) -> Quantity:
 
 
 def _split_unit(text: str) -> tuple[str, str]:
-    """Value and unit; a word with the name of a unit, as "good day", and an algebraic `2x+3m` have none."""
+    """Value and unit; words that end like a unit ("good day") and an algebraic `2x+3m` have no unit."""
     if currency := _CURRENCY.match(text):
         return text[currency.end() :], _UNITS[currency[0].strip()]
     text = _BRACED_UNIT.sub(r" \1", text)
@@ -325,7 +326,7 @@ def _value_side(text: str) -> str:
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    """`x = 5` and `5 = x` as the name and the value; what is no name with one value has no name."""
+    """Name and value of `x = 5` or `5 = x`; anything else has no name."""
     left, _, right = map(str.strip, text.partition("="))
     if not (left and right) or "=" in right or _COMPARISON.search(text):
         return "", text
@@ -335,7 +336,7 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def _last_side(text: str) -> str:
-    """The last side of a chain that begins with a name or a sum: 576 of `24*24 = 576`."""
+    """The last side of a chain of equations that begins with a name or a sum: 576 in `24*24 = 576`."""
     first, *others = (side.strip() for side in text.split("="))
     if not others or not all(others) or _COMPARISON.search(text):
         return text
@@ -357,7 +358,7 @@ def _root_macro(root: re.Match[str]) -> str:
 
 
 def _closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes a group whose content begins at `start`; None if it stays open."""
+    """Index of the brace that closes a group whose content begins at `start`; None if it is not closed."""
     depth = 1
     for brace in _BRACE.finditer(text, start):
         if brace[0] == "{":
@@ -370,8 +371,8 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _plain(text: str) -> str:
-    r"""`text` without `$` and braces around it and with the content of each `\text{}` or `\bf` in its place."""
-    if text.startswith("$") and text.count("$") == 1:  # $12: money, no mathematics
+    r"""`text` without surrounding `$` and braces, and with each `\text{}` or `\bf` replaced by its content."""
+    if text.startswith("$") and text.count("$") == 1:  # $12: money, not mathematics
         text = f"\\{text}"
     text = _FONT_GROUP.sub(r"\1", _AROUND.sub("", text))
     text = _TEXT_MACRO.sub(_macro_content, text).strip()
@@ -381,7 +382,7 @@ def _plain(text: str) -> str:
 
 
 def _macro_content(macro: re.Match[str]) -> str:
-    """A blank keeps it from a number before it: `5\text{s}` is five seconds."""
+    """A blank separates it from a number before it: `5\text{s}` is five seconds."""
     before = macro.string[macro.start() - 1 : macro.start()]
     return f" {macro[1]}" if before.isalnum() or before in {"}", ")"} else macro[1]
 
@@ -395,7 +396,7 @@ def _squeeze(text: str) -> str:
 
 
 def _chosen(answer: str) -> str | None:
-    """The letter of an answer like a `choice_letter`, in lower case too, alone or before the text of the choice."""
+    """The letter of an answer, also in lower case, alone or before the text of the choice."""
     choice = _CHOICE.fullmatch(_plain(answer).lower())
     return next(filter(None, choice.groups())).upper() if choice else None
 
@@ -408,9 +409,9 @@ def _choice_letters(text: str) -> list[str] | None:
     return letters if listed and len(set(letters)) == len(letters) > 1 else None
 
 
-def _gold_choices(gold: str) -> list[str] | None:
-    """The letters of a gold that is a set; "BAD" and "DA" are names, the keys of a set stand in their order."""
-    letters = _choice_letters(gold)
-    if letters and "".join(letters) == _plain(gold) and letters != sorted(letters):
+def _reference_choices(reference: str) -> list[str] | None:
+    """The letters of a reference answer that is a set. "BAD" and "DA" are names: a set is in alphabetical order."""
+    letters = _choice_letters(reference)
+    if letters and "".join(letters) == _plain(reference) and letters != sorted(letters):
         return None
     return letters

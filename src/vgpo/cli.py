@@ -1,5 +1,6 @@
 """The command `vgpo`. Light on purpose: a command imports what it needs when it runs."""
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,24 +14,35 @@ from rich.console import Console
 from rich.text import Text
 
 from vgpo import __version__
-from vgpo.terminal import KeptOutput, keep_printing, message_of
+from vgpo.places import TOY_MODEL, checkpoint_fault, dataset_fault, exists, is_folder, missing
+from vgpo.terminal import KeptOutput, keep_printing, message_of, say
 from vgpo.text import visible
+
+
+def with_hyphens(option: str) -> str:
+    """The name of an option: hyphens and underscores are the same."""
+    return option.replace("_", "-")
+
 
 app = typer.Typer(
     help="Train vision-language models that keep looking at the image while they reason.",
+    epilog="Shell completion: [bold]vgpo --install-completion[/bold]. In option names, hyphens and underscores are "
+    "the same.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": with_hyphens},
 )
-toy = typer.Typer(help="The embedded model and its task.", no_args_is_help=True)
+toy = typer.Typer(help="The embedded toy model and its task.", no_args_is_help=True)
 app.add_typer(toy, name="toy")
-sets = typer.Typer(help="Look at data before it is trained on.", no_args_is_help=True)
+sets = typer.Typer(help="Check data before training.", no_args_is_help=True)
 app.add_typer(sets, name="data")
-rewards = typer.Typer(help="Look at rewards before a model learns from them.", no_args_is_help=True)
+rewards = typer.Typer(help="Check rewards before training.", no_args_is_help=True)
 app.add_typer(rewards, name="reward")
+packaged = typer.Typer(help="Recipes, accelerate files and studies that come with the package.")
+app.add_typer(packaged, name="recipes")
 
-DIAL = "The difficulty dial, as in rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
+TASK = "Difficulty settings, for example rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 WRITING_FILES = {
     "train",
@@ -107,14 +119,76 @@ out_option = partial(typer.Option, callback=outside_runs)
 out_argument = partial(typer.Argument, callback=outside_runs)
 
 
-FormatOption = Annotated[str | None, typer.Option(help="How the set is written. Default: by its columns.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe: a YAML file, or the name of a packaged one (`vgpo recipes`).")
+]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint folder, a run folder (its final weights, or else its newest checkpoint), a hub id "
+        "(owner/name), or 'toy' for the embedded model."
+    ),
+]
+FormatOption = Annotated[str | None, typer.Option(help="Dataset format. Default: detected from its columns.")]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(help="""Columns of the set that are read as others, in JSON: '{"answer": "ground_truth"}'."""),
+    typer.Option(help="""Columns to read under another name, in JSON: '{"answer": "ground_truth"}'."""),
 ]
 FaultyRowsOption = Annotated[
-    str, typer.Option(help="What becomes of rows that cannot be used: error, or drop, which counts and names them.")
+    str, typer.Option(help="What to do with rows that cannot be used: error, or drop, which counts and lists them.")
 ]
+TemplateOption = Annotated[
+    str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
+]
+MaxNewTokensOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum response length. Default: that of the checkpoint's run, else 2048."),
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Responses generated at once.")]
+MinPixelsOption = Annotated[
+    int | None, typer.Option(help="Enlarge smaller images to this many pixels. Default: saved with the checkpoint.")
+]
+MaxPixelsOption = Annotated[
+    int | None, typer.Option(help="Reduce larger images to this many pixels. Default: saved with the checkpoint.")
+]
+DtypeOption = Annotated[str, typer.Option(help="Dtype of the weights: auto, float32, bfloat16 or float16.")]
+
+
+def say_loading() -> None:
+    """Tell a terminal what takes the next seconds, once; of several processes, the first one does."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if "torch" not in sys.modules and is_first and sys.stderr.isatty():
+        Console(stderr=True).print("loading torch, transformers, trl ...", style="dim", highlight=False)
+
+
+def check_recipe(recipe: str, overrides: list[str], **parts: bool) -> None:
+    """Check a recipe as far as that takes no time, then say that the rest takes some; `parts` as in `check_early`."""
+    from vgpo.recipe.early_checks import check_early
+    from vgpo.recipe.errors import RecipeError
+    from vgpo.run.storage import RunFolderError
+
+    with readable((RecipeError, RunFolderError)):
+        check_early(recipe, overrides, **parts)
+    say_loading()
+
+
+def stop_if(fault: str | None) -> None:
+    """End in status 2 with what is wrong with an argument, if something is."""
+    if fault is not None:
+        print_error(fault)
+        raise typer.Exit(2)
+
+
+def choose_checkpoint(source: str) -> str:
+    """The checkpoint that an argument stands for; of a run folder, which one is printed."""
+    from vgpo.run.choice import checkpoint_of
+    from vgpo.run.storage import RunFolderError
+
+    with readable((RunFolderError,)):
+        checkpoint, note = checkpoint_of(source)
+    if note:
+        say(Console(), note)
+    return checkpoint
 
 
 def print_version(wanted: bool) -> None:
@@ -136,16 +210,17 @@ def options(
 def quickstart(
     out: Annotated[
         Path | None,
-        out_option(help="New folder for data, both runs and the report. Default: under runs/."),
+        out_option(help="New folder for data, both runs and the report. Default: a folder in runs/."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of both runs.")] = 0,
-    max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after so many steps.")] = None,
-    num_questions: Annotated[int | None, typer.Option(hidden=True, help="Evaluate on so many questions.")] = None,
+    max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after N steps.")] = None,
+    num_questions: Annotated[int | None, typer.Option(hidden=True, help="Evaluate on N questions.")] = None,
 ) -> None:
-    """Train the embedded model twice, with DAPO and with VGPO, and compare them in a report.
+    """Train the embedded toy model twice, with DAPO and with VGPO, and compare both runs in a report.
 
-    No GPU, no download: minutes on two cores.
+    Needs no GPU and no download; takes minutes on two CPU cores.
     """
+    say_loading()
     from vgpo.commands import quickstart as command
 
     with readable(command.ERRORS):
@@ -155,81 +230,116 @@ def quickstart(
 @app.command(context_settings=PASS_FIELDS_ON)
 def train(
     context: typer.Context,
-    config: Annotated[str, typer.Option(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe: a YAML file, or the name of a packaged one (`vgpo recipes`).")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="The recipe, as an option.")] = None,
+    help_fields: Annotated[
+        bool, typer.Option("--help-fields", help="List the fields of a recipe; add a WORD to filter them.")
+    ] = False,
 ) -> None:
-    """Train a model as a recipe says: [bold]vgpo train --config recipe.yaml --learning_rate 1e-6[/bold].
+    """Train a model from a recipe: [bold]vgpo train recipe.yaml --learning_rate 1e-6[/bold].
 
-    Every field of a recipe can be overridden as [bold]--field value[/bold]: those of vgpo, of TRL's GRPOConfig and
-    of its ModelConfig. A field that nobody knows is an error.
+    [bold]--field value[/bold] overrides a field of the recipe: one of vgpo, of TRL's GRPOConfig or of its
+    ModelConfig; [bold]vgpo train --help-fields WORD[/bold] lists them.
     """
+    words = [*([] if recipe is None else [recipe]), *context.args]
+    if help_fields:
+        from vgpo.commands import fields
+
+        if not fields.run(words[0] if words else ""):
+            raise typer.Exit(1)
+        return
+    source, overrides = recipe_and_overrides(words, config)
+    check_recipe(source, overrides, trains=True)
     from vgpo.commands import train as command
     from vgpo.recipe.errors import RecipeError
 
     with readable((RecipeError,)):
-        errors = command.errors(config, context.args)
+        errors = command.errors(source, overrides)
     with readable(errors):
-        command.run(config, context.args, command=sys.argv)
+        command.run(source, overrides, command=sys.argv)
+
+
+def recipe_and_overrides(words: list[str], config: str | None) -> tuple[str, list[str]]:
+    """The recipe, as the first word or the option, and the words that override its fields."""
+    is_named = bool(words) and not words[0].startswith("-")
+    if is_named and config is not None:
+        print_error(f"found the recipe {words[0]!r} and --config {config}, expected one of them; remove the other")
+    elif is_named:
+        return words[0], words[1:]
+    elif config is not None:
+        return config, words
+    else:
+        print_error(
+            "no recipe: run `vgpo train RECIPE`, with the recipe first; `vgpo recipes` lists the packaged ones"
+        )
+    raise typer.Exit(2)
 
 
 @app.command(name="eval")
 def evaluate(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
-    ],
+    checkpoint: CheckpointArgument,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="A dataset as in a recipe: file, folder or hub name, with @split; 'toy:test'. Of a suite: a folder "
-            "with the data of the tasks, or TASK=DATASET, several times. Default of a suite: from the hub."
+            help="A dataset as in a recipe: file, folder or hub id, with @split, or 'toy:test'. With --suite: a "
+            "folder with the data of the tasks, or TASK=DATASET, repeatable; default: from the hub."
         ),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="Benchmarks: vgpo (the paper's ten), vgpo-math, vgpo-vision.")
+        str | None, typer.Option(help="Benchmarks: vgpo (the ten of the paper), vgpo-math or vgpo-vision.")
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Only these benchmarks, as in mathvista,geometry3k; also mathvision, dynamath.")
+        str | None,
+        typer.Option(help="Only these benchmarks, such as mathvista,geometry3k; also mathvision, dynamath."),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="Of a suite: papo-greedy (default), lenient, papo-avg@K or lenient-avg@K.")
+        str | None, typer.Option(help="With --suite: papo-greedy (default), lenient, papo-avg@K or lenient-avg@K.")
     ] = None,
     format: FormatOption = None,
     columns: ColumnsOption = None,
     faulty_rows: Annotated[
         str | None,
         typer.Option(
-            help="What to do with rows that cannot be used: error, or drop, which counts and names them. Default: "
-            "error; of a suite drop, where they count as wrong."
+            help="What to do with rows that cannot be used: error, or drop, which counts and lists them. Default: "
+            "error; with --suite drop, which counts them as wrong."
         ),
     ] = None,
     template: Annotated[
         str | None,
         typer.Option(
-            help="Prompt template. Default: that of the checkpoint's run, else plain, for a suite think_boxed."
+            help="Prompt template. Default: that of the checkpoint's run, else plain; with --suite think_boxed."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most N questions, of a suite N per task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 64,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate at most N questions; with --suite, N per task.")
     ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_size: BatchSizeOption = 64,
+    max_new_tokens: MaxNewTokensOption = None,
+    min_pixels: MinPixelsOption = None,
+    max_pixels: MaxPixelsOption = None,
+    dtype: DtypeOption = "auto",
     engine: Annotated[
         str,
         typer.Option(
-            help="What answers: transformers, vllm, or for a suite a provider of inspect-ai: openai-api/NAME."
+            help="Generation engine: transformers, vllm, or with --suite a provider of inspect-ai: openai-api/NAME."
         ),
     ] = "transformers",
-    seed: Annotated[int | None, typer.Option(help="Sampling seed of a suite's avg@K. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed of the avg@K protocols. Default: 0.")] = None,
     out: Annotated[
         Path | None,
         out_option(
-            help="Write figures and answers to this JSON file. Of a suite: a folder, which is resumed if it is there."
+            help="Write figures and answers to this JSON file. With --suite: a folder; an existing one is resumed."
         ),
     ] = None,
 ) -> None:
-    """Measure a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
+    """Evaluate a checkpoint: greedy accuracy on a dataset with its 95 % interval, or scores on benchmarks."""
+    if "/" not in engine:  # else a server's name for a model
+        checkpoint = choose_checkpoint(checkpoint)
+    for source in () if suite or tasks else data or ():
+        stop_if(dataset_fault(source))
+    say_loading()
     from vgpo.recipe.run_arguments import reading_from
 
     if suite or tasks:
@@ -277,8 +387,8 @@ def evaluate(
 
 @app.command()
 def scores(
-    folders: Annotated[list[Path], typer.Argument(help="Evaluation folders (of vgpo eval --suite).")],
-    csv: Annotated[Path | None, out_option(help="Write the scores to this CSV file too.")] = None,
+    folders: Annotated[list[Path], typer.Argument(help="Evaluation folders (written by `vgpo eval --suite`).")],
+    csv: Annotated[Path | None, out_option(help="Also write the scores to this CSV file.")] = None,
 ) -> None:
     """Print the scores of several evaluations in one table: a row per benchmark, a column per checkpoint."""
     from vgpo.commands import scores as command
@@ -289,54 +399,52 @@ def scores(
 
 @app.command(name="inspect")
 def inspect_checkpoint(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
-    ],
+    checkpoint: CheckpointArgument,
     data: Annotated[
         str | None,
-        typer.Option(
-            help="Questions to answer, a data set as in a recipe. Default: none; what the run stored is looked at."
-        ),
+        typer.Option(help="Dataset of questions, as in a recipe. If omitted, use the rollouts stored by the run."),
     ] = None,
     rows: Annotated[
         str | None,
-        typer.Option(help="Which rows, as in 0-49 or 0,3,7; of a run, which groups. Default: the first 50."),
+        typer.Option(help="Rows, such as 0-49 or 0,3,7; of stored rollouts, groups. Default: the first 50."),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help="Another checkpoint, which answers the same and is shown beside.")
+        str | None, typer.Option(help="Another checkpoint or run folder to show beside it, on the same questions.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Responses to a question. Default: 1, which is greedy; more are drawn.")
+        int | None, typer.Option(min=1, help="Responses per question (1 = greedy, more = sampled). Default: 1.")
     ] = None,
     attention: Annotated[
-        bool, typer.Option("--attention", help="How the last layer's attention is divided; slow.")
+        bool, typer.Option("--attention", help="Show the attention of the last layer; slow.")
     ] = False,
-    without: Annotated[
-        bool, typer.Option("--without", help="Ask again with a blank image, and with another question's.")
+    ablate_image: Annotated[
+        bool,
+        typer.Option("--ablate-image", help="Answer again with a blank image, and with another question's image."),
     ] = False,
+    without: Annotated[bool, typer.Option("--without", hidden=True, help="The old name of --ablate-image.")] = False,
     out: Annotated[
         Path,
         out_option(
-            help="A folder for inspection.json and inspection.html, or the name of one of the two.",
+            help="Folder for inspection.json and inspection.html, or the path of one of the two.",
         ),
     ] = Path("inspection.html"),
     format: FormatOption = None,
     columns: ColumnsOption = None,
     faulty_rows: FaultyRowsOption = "error",
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
-    seed: Annotated[
-        int | None, typer.Option(help="Draws the responses, where there are several to a question. Default: 0.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    engine: Annotated[str, typer.Option(help="What answers the questions: transformers or vllm.")] = "transformers",
+    template: TemplateOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    batch_size: BatchSizeOption = 64,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed. Default: 0.")] = None,
+    dtype: DtypeOption = "auto",
+    engine: Annotated[str, typer.Option(help="Generation engine: transformers or vllm.")] = "transformers",
 ) -> None:
-    """Show where a checkpoint looks: its answers, token by token, over their images, as one page."""
+    """Show where a checkpoint looks: the visual focus of its answers, token by token, on one page."""
+    checkpoint = choose_checkpoint(checkpoint)
+    compare = None if compare is None else choose_checkpoint(compare)
+    stop_if(None if data is None else dataset_fault(data))
+    if without:
+        say(Console(stderr=True), "--without is now called --ablate-image; the old name goes with the next release")
+    say_loading()
     from vgpo.commands import inspect as command
     from vgpo.recipe.run_arguments import reading_from
 
@@ -348,7 +456,7 @@ def inspect_checkpoint(
             compare=compare,
             samples=samples,
             attention=attention,
-            without=without,
+            ablate_image=ablate_image or without,
             out=out,
             reading=reading_from(format, columns, faulty_rows),
             template=template,
@@ -363,36 +471,33 @@ def inspect_checkpoint(
 
 @app.command(name="focus-check")
 def check_focus(
-    checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint folder, a hub name, or 'toy' for the embedded model.")
-    ],
-    data: Annotated[str, typer.Argument(help="The questions, a data set as in a recipe, or 'toy:test'.")],
-    limit: Annotated[int, typer.Option(min=1, help="Ask the first so many rows.")] = 64,
-    samples: Annotated[int, typer.Option(min=2, help="Responses to each question, a group.")] = 8,
-    blind_samples: Annotated[int, typer.Option(min=1, help="Responses to each question without its image.")] = 2,
-    temperature: Annotated[float, typer.Option(help="Of sampling; as in the training.")] = 1.0,
+    checkpoint: CheckpointArgument,
+    data: Annotated[str, typer.Argument(help="Dataset of questions, as in a recipe, or 'toy:test'.")],
+    limit: Annotated[int, typer.Option(min=1, help="Use the first N rows.")] = 64,
+    samples: Annotated[int, typer.Option(min=2, help="Responses per question, a group.")] = 8,
+    blind_samples: Annotated[int, typer.Option(min=1, help="Responses per question without its image.")] = 2,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature, as in training.")] = 1.0,
     stratum_column: Annotated[
-        str | None, typer.Option(help="A column of the set; the adaptive shaping is shown for each of its values.")
+        str | None, typer.Option(help="Column of strata; the adaptive shaping is shown for each of its values.")
     ] = None,
     out: Annotated[
-        Path, out_option(help="A folder for focus_check.json and focus_check.html, or the name of one of the two.")
+        Path, out_option(help="Folder for focus_check.json and focus_check.html, or the path of one of the two.")
     ] = Path("focus_check.html"),
     format: FormatOption = None,
     columns: ColumnsOption = None,
     faulty_rows: FaultyRowsOption = "error",
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template. Default: that of the checkpoint's run, else plain.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest response. Default: that of the checkpoint's run, else 2048.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
-    min_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixel limit. Default: saved with the checkpoint.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the responses.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    template: TemplateOption = None,
+    max_new_tokens: MaxNewTokensOption = None,
+    batch_size: BatchSizeOption = 64,
+    min_pixels: MinPixelsOption = None,
+    max_pixels: MaxPixelsOption = None,
+    seed: Annotated[int, typer.Option(help="Sampling seed.")] = 0,
+    dtype: DtypeOption = "auto",
 ) -> None:
-    """Say before a training whether VGPO has something to gain for a model on a data set, as a page and a table."""
+    """Estimate before training whether VGPO can help a model on a dataset; prints a table, writes a page."""
+    checkpoint = choose_checkpoint(checkpoint)
+    stop_if(dataset_fault(data))
+    say_loading()
     from vgpo.commands import focus_check as command
     from vgpo.recipe.run_arguments import reading_from
 
@@ -420,13 +525,15 @@ def check_focus(
 
 @app.command()
 def merge(
-    adapter: Annotated[str, typer.Argument(help="An adapter: its folder, or a hub name.")],
+    adapter: Annotated[str, typer.Argument(help="An adapter: its folder, or a hub id (owner/name).")],
     out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
-    dtype: Annotated[str, typer.Option(help="Of the weights: auto (the base's own), float32, bfloat16, float16.")] = (
-        "auto"
-    ),
+    dtype: Annotated[
+        str, typer.Option(help="Dtype of the weights: auto (that of the base), float32, bfloat16 or float16.")
+    ] = ("auto"),
 ) -> None:
     """Merge a LoRA adapter into its base, and write a plain checkpoint that any program loads."""
+    stop_if(checkpoint_fault(adapter))
+    say_loading()
     from vgpo.commands import merge as command
 
     with readable(command.ERRORS):
@@ -435,17 +542,19 @@ def merge(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a hub name.")],
+    source: Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a hub id (owner/name).")],
     out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
     which: Annotated[
         str | None,
         typer.Option(
-            help="Of a run: final, its final weights; last, its newest intact checkpoint; best, the checkpoint with "
-            "the highest accuracy in the steps up to it. Default: final."
+            help="For a run: final (its final weights), last (its newest intact checkpoint) or best (the checkpoint "
+            "with the highest training accuracy up to its step). Default: final."
         ),
     ] = None,
 ) -> None:
-    """Write a checkpoint for publishing: without optimizer and trainer state, an adapter merged into its base."""
+    """Write a checkpoint to publish: no optimizer and trainer state, an adapter merged into its base."""
+    stop_if(None if source == TOY_MODEL else checkpoint_fault(source))
+    say_loading()
     from vgpo.commands import export as command
 
     with readable(command.ERRORS):
@@ -457,17 +566,20 @@ def report(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Run folders, whose curves are drawn over each other; or one or two evaluation folders (of vgpo eval "
-            "--suite), two of which are compared."
+            help="Run folders, or a folder with several runs, drawn over each other; or one or two evaluation folders "
+            "(of `vgpo eval --suite`), two of which are compared."
         ),
     ],
-    out: Annotated[Path, out_option(help="The HTML file to write.")] = Path("report.html"),
-    rows: Annotated[int | None, typer.Option(min=0, help="Rows of evaluations to show at most. Default: 200.")] = None,
+    out: Annotated[Path, out_option(help="HTML file to write.")] = Path("report.html"),
+    rows: Annotated[int | None, typer.Option(min=0, help="Show at most N rows of evaluations. Default: 200.")] = None,
     images: Annotated[
-        bool, typer.Option("--images/--no-images", help="Show the images of these rows; they become part of the page.")
+        bool, typer.Option("--images/--no-images", help="Embed the images of these rows in the page.")
     ] = True,
 ) -> None:
-    """Draw one self-contained page from run folders, or from one or two evaluation folders."""
+    """Write one self-contained page about run folders, or about one or two evaluation folders."""
+    for folder in folders:
+        stop_if(None if is_folder(str(folder)) else f"{missing(str(folder), 'folder')}; correct the path")
+    say_loading()
     from vgpo.commands import report as command
 
     with readable(command.ERRORS):
@@ -476,11 +588,11 @@ def report(
 
 @app.command()
 def watch(
-    run: Annotated[Path, typer.Argument(help="A run folder; it may still be to come.")],
-    every: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks, at least.")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one view and end.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder (may not exist yet).")],
+    every: Annotated[float, typer.Option(min=0.2, help="Refresh interval in seconds.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one snapshot and exit.")] = False,
 ) -> None:
-    """Show a run while it goes on: curves, the last rollout, pace, alarms. Ctrl-C leaves; the run does not notice."""
+    """Live dashboard of a run: curves, the last rollout, throughput, alarms. Ctrl-C exits; training continues."""
     from vgpo.commands import watch as command
 
     with readable(command.ERRORS):
@@ -489,18 +601,19 @@ def watch(
 
 @app.command()
 def compare(
-    study: Annotated[Path, typer.Argument(help="A study file: methods, seeds and settings over one recipe.")],
+    study: Annotated[Path, typer.Argument(help="Study file: methods, seeds and settings over one recipe.")],
     out: Annotated[
         Path | None,
-        out_option(help="Folder of the study. Default: runs/ and the file's name."),
+        out_option(help="Folder of the study. Default: runs/ and the name of the file."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of runs at the same time, each in its own process.")] = 1,
 ) -> None:
     """Train every method with every seed from the same start, and compare them in a table and a page.
 
-    Run it again after a stop or a failure: what is done is skipped, what is half done goes on. Ends in status 1
-    where a run fails.
+    Safe to re-run: finished runs are skipped, interrupted ones resume. Exits 1 if a run fails.
     """
+    stop_if(None if exists(str(study)) else f"{missing(str(study), 'study file')}; `vgpo recipes` lists packaged ones")
+    say_loading()
     from vgpo.commands import compare as command
 
     with readable(command.ERRORS):
@@ -511,9 +624,9 @@ def compare(
 @app.command(name="compare-run", hidden=True, context_settings=PASS_FIELDS_ON)
 def compare_run(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="The folder of the run, with its recipe.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the run, with its recipe.")],
     jobs: Annotated[int, typer.Option(help="Runs that share the machine.")] = 1,
-    start: Annotated[bool, typer.Option("--start", help="Look at the start model only.")] = False,
+    start: Annotated[bool, typer.Option("--start", help="Evaluate the initial model only.")] = False,
     launch: Annotated[str, typer.Option(help="Command that starts the processes of its training.")] = "",
 ) -> None:
     """One run of a study; `vgpo compare` starts it."""
@@ -526,15 +639,16 @@ def compare_run(
 @app.command(context_settings=PASS_FIELDS_ON)
 def serve(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    recipe: RecipeArgument,
     prints: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
-    vllm: Annotated[str, typer.Option(help="Further options of `vllm serve`, as in --vllm '--port 9000'.")] = "",
+    vllm: Annotated[str, typer.Option(help="More options for `vllm serve`, for example --vllm '--port 9000'.")] = "",
 ) -> None:
-    """Start the vLLM server that a recipe generates with, on the GPUs that CUDA_VISIBLE_DEVICES names.
+    """Start the vLLM server that a recipe generates with, on the GPUs in CUDA_VISIBLE_DEVICES.
 
-    It gets the recipe's checkpoint, precision, pixel limits and address. Fields of the recipe can be overridden as for
+    It uses the recipe's checkpoint, precision, pixel limits and address. Override fields of the recipe as in
     [bold]vgpo train[/bold].
     """
+    check_recipe(recipe, context.args)
     from vgpo.commands import serve as command
 
     with readable(command.ERRORS):
@@ -544,12 +658,13 @@ def serve(
 @app.command(context_settings=PASS_FIELDS_ON)
 def doctor(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
+    recipe: RecipeArgument,
 ) -> None:
-    """Look at a recipe, its data, model and machine before a run: a line for each check, with the fix.
+    """Check a recipe, its data, model and machine before a run; one line per check, with the fix.
 
-    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in status 1 where a check fails.
+    Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a check fails.
     """
+    check_recipe(recipe, context.args, paths=False)  # missing files are lines of its table
     from vgpo.commands import doctor as command
 
     with readable(command.ERRORS):
@@ -560,13 +675,14 @@ def doctor(
 @sets.command(context_settings=PASS_FIELDS_ON)
 def check(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
-    html: Annotated[Path | None, out_option(help="Write the prompts with their images as a page too.")] = None,
+    recipe: RecipeArgument,
+    html: Annotated[Path | None, out_option(help="Also write the prompts with their images as a page.")] = None,
 ) -> None:
-    """Read a recipe's sets, count them, show three prompts as the model gets them, and name every bad row.
+    """Check the datasets of a recipe: a summary, three rendered prompts, and every invalid row.
 
-    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in an error where a row is bad.
+    Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 2 if a row is invalid.
     """
+    check_recipe(recipe, context.args)
     from vgpo.commands import data as command
 
     with readable(command.ERRORS):
@@ -576,17 +692,18 @@ def check(
 @rewards.command(name="test", context_settings=PASS_FIELDS_ON)
 def try_rewards(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="A recipe: a YAML file, or the name of one that comes with vgpo.")],
-    rows: Annotated[int, typer.Option(min=1, help="Test on the first so many rows.")] = 100,
+    recipe: RecipeArgument,
+    rows: Annotated[int, typer.Option(min=1, help="Test on the first N rows.")] = 100,
     exempt: Annotated[
-        list[str] | None, typer.Option(help="A reward that does not judge answers: shown, not held to anything.")
+        list[str] | None, typer.Option(help="Show this reward but never fail on it; repeatable.")
     ] = None,
 ) -> None:
-    """Give a recipe's rewards the golds, wrong answers and hostile ones, and show what each scores and costs.
+    """Test the rewards of a recipe on reference answers, wrong answers and adversarial ones; show scores and times.
 
-    Fields of the recipe can be overridden as for [bold]vgpo train[/bold]. Ends in status 1 where a gold does not
-    score 1, or a wrong answer earns more than next to nothing.
+    Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a reference answer does not score 1, or a
+    wrong answer scores well above 0.
     """
+    check_recipe(recipe, context.args)
     from vgpo.commands import reward as command
 
     with readable(command.ERRORS):
@@ -594,22 +711,59 @@ def try_rewards(
             raise typer.Exit(1)
 
 
+@packaged.callback(invoke_without_command=True)
+def list_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_packaged()
+
+
+@packaged.command(name="list")
+def list_packaged() -> None:
+    """List the packaged recipes, accelerate files and studies (default)."""
+    from vgpo.commands import recipes as command
+
+    command.show_list()
+
+
+@packaged.command(name="show")
+def show_packaged(name: Annotated[str, typer.Argument(help="A name from `vgpo recipes`.")]) -> None:
+    """Print a packaged file."""
+    from vgpo.commands import recipes as command
+
+    with readable(command.ERRORS):
+        command.show(name)
+
+
+@packaged.command(name="copy")
+def copy_packaged(
+    name: Annotated[str, typer.Argument(help="A name from `vgpo recipes`.")],
+    destination: Annotated[Path, out_argument(help="New file, or a folder.")] = Path(),
+) -> None:
+    """Copy a packaged file, to change it."""
+    from vgpo.commands import recipes as command
+
+    with readable(command.ERRORS):
+        command.copy(name, destination)
+
+
 @toy.command()
 def warmstart(
-    out: Annotated[Path, out_argument(help="New folder for the checkpoint and the log of its accuracy.")],
-    seed: Annotated[int, typer.Option(help="Draws weights, images and questions.")] = 0,
-    task: Annotated[str | None, typer.Option(help=DIAL)] = None,
+    out: Annotated[Path, out_argument(help="New folder for the checkpoint and a log of its accuracy.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights, images and questions.")] = 0,
+    task: Annotated[str | None, typer.Option(help=TASK)] = None,
     naming: Annotated[
-        float, typer.Option(min=0, help="Weight of a second loss: the head names the digit at each visual position.")
+        float,
+        typer.Option(min=0, help="Weight of an auxiliary loss: the head names the digit at each visual position."),
     ] = 0.0,
     read_accuracy: Annotated[
-        float, typer.Option(min=0, max=1, help="Greedy accuracy at which reading has been learned well enough.")
+        float, typer.Option(min=0, max=1, help="Greedy accuracy at which the reading stage ends.")
     ] = 0.65,
     forget: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the last stage's chains that have the bad habit.")
+        float, typer.Option(min=0, max=1, help="Share of chains of the last stage that forget the image.")
     ] = 0.75,
 ) -> None:
-    """Train the toy model's weights from scratch, on the CPU."""
+    """Retrain the toy model from scratch (CPU)."""
+    say_loading()
     from vgpo.commands import toy as command
 
     with readable(command.ERRORS):
@@ -620,11 +774,12 @@ def warmstart(
 def data(
     out: Annotated[Path, out_argument(help="Folder for train.parquet and test.parquet.")],
     num_train: Annotated[int, typer.Option(min=1, help="Training questions.")] = 4096,
-    num_test: Annotated[int, typer.Option(min=1, help="Held-out questions, on scans of their own.")] = 500,
-    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
-    task: Annotated[str | None, typer.Option(help=DIAL)] = None,
+    num_test: Annotated[int, typer.Option(min=1, help="Held-out questions, from other scans.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
+    task: Annotated[str | None, typer.Option(help=TASK)] = None,
 ) -> None:
-    """Write the embedded task as parquet files with images, problem and answer."""
+    """Write the toy task as parquet files with images, problem and answer."""
+    say_loading()
     from vgpo.commands import toy as command
 
     with readable(command.ERRORS):

@@ -2,13 +2,13 @@
 
 Axes: B rollouts, T response tokens, L tokens of a sequence, D hidden size.
 
-What the paper leaves open, and what holds here:
+Where the paper leaves details open, this implementation defines:
 
-1. A token *counts* if it is the policy's own and its prompt has a visual token. The others (padding, tool
-   output, truncated and masked tokens, rows without an image) enter no position, length, minimum, maximum,
-   mean or sum, whatever their values, NaN included. Their factors are exactly 1.
-2. The top kappa share of n tail tokens is max(1, floor(kappa n)) tokens; ties with the last of them pass.
-3. Shares are read as the fraction of integers that was written, so that 0.2 of 15 tokens are 3 tokens.
+1. A token *counts* if the policy sampled it and its prompt has a visual token. All others (padding, tool output,
+truncated and masked tokens, rows without an image) are excluded from every position, length, minimum, maximum, mean
+and sum, whatever their values, NaN included. Their factors are exactly 1.
+2. The top kappa share of n tail tokens is max(1, floor(kappa n)) tokens; ties with the last of them are included.
+3. Shares are interpreted as the exact fraction that was written, so that 0.2 of 15 tokens are 3 tokens.
 4. Scores of a group that differ by no more than the rounding of a sum are equal, hence phi = 0: min-max
    scaling would blow the rounding up to the full range.
 5. A prompt without a visual token has a zero prototype, hence similarity 0.
@@ -39,7 +39,7 @@ _EPSILON = 1e-8
 _TOKEN_FACTOR_RANGE = (0.1, 2.0)  # of the `released` preset
 _ROLLOUT_FACTOR_RANGE = (0.9, 2.0)  # of the `released` preset
 _SUM_ROUNDING = 16  # units in the last place by which equal sums may differ
-# Hidden states are worked through in blocks that stay in cache between two operations.
+# Hidden states are processed in blocks that stay in cache between two operations.
 _BLOCK_ELEMENTS_CPU = 2**20
 _BLOCK_ELEMENTS = 2**23
 
@@ -49,7 +49,7 @@ class VGPOSettings:
     """What VGPO adds to its base algorithm; the defaults are the paper's.
 
     Raises:
-        ValueError: for a value out of its range, and for one that would have no effect.
+        ValueError: for a value out of its range, or one that would have no effect.
     """
 
     strength: float = 0.3
@@ -59,7 +59,7 @@ class VGPOSettings:
     gate_ratio: float = 0.2
     """kappa in (0, 1], share of the tail's tokens, the most visual ones, that are compensated."""
     schedule: Schedule = "linear"
-    """How compensation grows with progress through the response: linear, exponential or step."""
+    """Schedule of the compensation over the response: linear, exponential or step."""
     exponent: float = 2.0
     """p > 0 of the exponential schedule, progress ** p."""
     step: float = 0.5
@@ -69,16 +69,16 @@ class VGPOSettings:
     inter: bool = True
     """Reweight the rollouts of a group (phi)."""
     rollout_score: RolloutScore = "sum"
-    """How a rollout's weights make its score s: ``sum``, or ``mean``, which does not grow with length."""
+    """How a rollout's weights are aggregated to its score s: ``sum``, or ``mean``, which does not grow with length."""
     focus_state: FocusState = "reading"
-    """Whose similarity is the focus of a token: the state after ``reading`` it, h_t as in the paper, or the one that
-    is ``predicting`` it, h_{t-1}, of the token before it or of the last token of the prompt."""
+    """The state whose similarity is the focus of a token: ``reading``, h_t after reading it as in the paper, or
+    ``predicting``, h_{t-1} of the token before it or of the last prompt token."""
     preset: Preset = "paper"
     """``paper``, or ``released``: the variant in the authors' code.
 
     Focus is S - min(0, smallest S of the batch), progress (t - 1) / (T - 1), the rollout score sums the
-    normalised weights, and the factors are clamped to [0.1, 2] (token) and [0.9, 2] (rollout). The
-    smallest S makes its focus depend on the batch: hand it whole rollout batches.
+    normalised weights, and the factors are clamped to [0.1, 2] (token) and [0.9, 2] (rollout). The smallest S makes
+    the focus depend on the batch: pass complete rollout batches.
     """
 
     def __post_init__(self) -> None:
@@ -103,10 +103,10 @@ class VGPOSettings:
 
 @dataclass(frozen=True)
 class ReweightedAdvantages:
-    """Per-token advantages and what they were made from; no gradient flows through any of it."""
+    """Per-token advantages and their factors; all detached."""
 
     advantages: Tensor
-    """(B, T) A^V of equation (12); the plain A_i on tokens that are not the policy's."""
+    """(B, T) A^V of equation (12); the plain A_i on tokens that the policy did not sample."""
     token_factor: Tensor
     """(B, T) 1 + psi of equation (8); exactly 1 where a token does not count."""
     rollout_factor: Tensor
@@ -122,15 +122,15 @@ def visual_prototype(hidden: Tensor, visual_mask: Tensor) -> Tensor:
     """Mean hidden state of each row's visual tokens: mu_v = sum_k h_k / V. Equation (2), mean pooling.
 
     Args:
-        hidden: (B, L, D) last-layer states after the final norm. Only visual positions are read: any other
-            may hold NaN.
+        hidden: (B, L, D) last-layer states after the final norm. Only visual positions are read: all others may be
+        NaN.
         visual_mask: bool (B, L), True at the visual tokens of the row's prompt.
 
     Returns:
         (B, D) in float32 or better; zeros where a row has no visual token.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit.
+        ValueError: for a wrong shape or dtype.
     """
     _check_shape("hidden", hidden, ("B", "L", "D"))
     _check_shape("visual_mask", visual_mask, ("B", "L"), hidden.shape[:2])
@@ -147,11 +147,10 @@ def visual_similarity(response_hidden: Tensor, prototype: Tensor) -> Tensor:
         prototype: (B, D) from `visual_prototype`.
 
     Returns:
-        (B, T) in [-1, 1], float32 or better; 0 where the prototype is zero, NaN only where a state is
-        not finite.
+        (B, T) in [-1, 1], float32 or better; 0 if the prototype is zero, NaN only if a state is not finite.
 
     Raises:
-        ValueError: for a shape that does not fit.
+        ValueError: for a wrong shape.
     """
     _check_shape("response_hidden", response_hidden, ("B", "T", "D"))
     B, T, D = response_hidden.shape
@@ -163,7 +162,7 @@ def visual_similarity(response_hidden: Tensor, prototype: Tensor) -> Tensor:
     with _without_autocast(response_hidden.device):
         for block in _token_blocks(response_hidden):
             states = response_hidden[:, block].to(dtype)
-            # This way round the product reads the states at full speed: h mu takes twice as long as mu^T h^T.
+            # This order of the product reads the states at full speed: h mu takes twice as long as mu^T h^T.
             dot[:, block] = torch.bmm(row, states.transpose(1, 2))[:, 0]
             norm[:, block] = torch.linalg.vector_norm(states, dim=-1)
     scale = norm * torch.linalg.vector_norm(row, dim=-1) + _EPSILON
@@ -175,7 +174,7 @@ def mean_visual_direction(hidden: Tensor, visual_mask: Tensor) -> Tensor:
     """Mean direction of each row's visual tokens: m = sum_k h_k / |h_k| / V, of arXiv 2603.22847.
 
     Args:
-        hidden: (B, L, D); any position that is not visual may hold NaN.
+        hidden: (B, L, D); positions that are not visual may be NaN.
         visual_mask: bool (B, L).
 
     Returns:
@@ -214,13 +213,13 @@ def reweight_advantages(
 ) -> ReweightedAdvantages:
     """Turn one advantage per rollout into one per token: equations (4) to (12) of arXiv 2604.09349.
 
-    A^V_it = A_i (1 + psi_it) (1 + phi_i). Rows of a group must be handed in together, in any order; what
-    else is in the batch changes nothing (but see `VGPOSettings.preset`).
+    A^V_it = A_i (1 + psi_it) (1 + phi_i). All rows of a group must be in the batch, in any order; other rows do not
+    change the result (but see `VGPOSettings.preset`).
 
     Args:
         advantages: (B,) group-relative advantages A_i.
         similarity: (B, T) cosines from `visual_similarity`; read only where a token counts.
-        response_mask: bool (B, T), True at the policy's own tokens. Holes are fine.
+        response_mask: bool (B, T), True at tokens that the policy sampled. Gaps are allowed.
         group_ids: integer (B,), equal for the rollouts of one prompt.
         settings: the method's settings.
         visual_rows: bool (B,), False where the prompt has no visual token; None if every prompt has one.
@@ -228,7 +227,7 @@ def reweight_advantages(
         deviation_strength: (B,) lambda in [-1, 1]: the factors are 1 + lambda psi and 1 + lambda phi. None for 1.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit.
+        ValueError: for a wrong shape or dtype.
     """
     _check_inputs(advantages, similarity, response_mask, group_ids, visual_rows)
     dtype = torch.promote_types(torch.promote_types(advantages.dtype, similarity.dtype), torch.float32)
@@ -288,7 +287,7 @@ def tail_tokens(position: Tensor, length: Tensor, tail_ratio: float) -> Tensor:
 def visual_gate(focus: Tensor, tail: Tensor, gate_ratio: float) -> Tensor:
     """Gate of the most visual tail tokens: G = 1 if t is in the tail and rho_it >= the k-th largest rho there.
 
-    k = max(1, floor(kappa n_tail)); ties pass. Equation (6). (B, T), bool (B, T) -> bool (B, T).
+    k = max(1, floor(kappa n_tail)); ties are included. Equation (6). (B, T), bool (B, T) -> bool (B, T).
     """
     kappa = as_fraction(gate_ratio)
     num_tail = tail.sum(dim=1, keepdim=True)  # (B, 1)
@@ -354,7 +353,7 @@ def group_index(group_ids: Tensor) -> Tensor:
 def normalised_rollout_score(score: Tensor, takes_part: Tensor, group: Tensor) -> Tensor:
     """Min-max scaling over the group: s^ = (s - min s) / (max s - min s + eps). Equation (10).
 
-    (B,), bool (B,), int64 (B,) -> (B,), 0 where a group's scores are equal and where a row takes no part.
+    (B,), bool (B,), int64 (B,) -> (B,), 0 where a group's scores are equal and for excluded rows.
     """
     low = torch.full_like(score, inf).scatter_reduce(0, group, torch.where(takes_part, score, inf), "amin")
     high = torch.full_like(score, -inf).scatter_reduce(0, group, torch.where(takes_part, score, -inf), "amax")
@@ -366,7 +365,7 @@ def normalised_rollout_score(score: Tensor, takes_part: Tensor, group: Tensor) -
 def rollout_deviation(normalised: Tensor, takes_part: Tensor, group: Tensor) -> Tensor:
     """Deviation from the group's mean: phi = s^ - mean s^. Equation (11).
 
-    (B,), bool (B,), int64 (B,) -> (B,), 0 where a row takes no part.
+    (B,), bool (B,), int64 (B,) -> (B,), 0 for excluded rows.
     """
     total = torch.zeros_like(normalised).index_add(0, group, normalised)
     count = torch.zeros_like(normalised).index_add(0, group, takes_part.to(normalised.dtype))
@@ -387,7 +386,7 @@ def _visual_mean(hidden: Tensor, visual_mask: Tensor, *, directions: bool) -> Te
     """Mean state of each row's visual tokens, or of their directions h / |h|. (B, L, D), bool (B, L) -> (B, D)."""
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     integer = torch.int64 if dtype == torch.float64 else torch.int32
-    # All bits of a visual token and none of another: 0 * NaN is NaN, and `where` takes three times as long.
+    # Bit mask instead of a product: 0 * NaN is NaN, and `where` takes three times as long.
     bits = visual_mask.to(integer).neg()[..., None]  # (B, L, 1)
     total = hidden.new_zeros(hidden.shape[0], hidden.shape[2], dtype=dtype)
     for block in _token_blocks(hidden):
@@ -414,7 +413,7 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def as_fraction(share: float) -> Fraction:
-    """The fraction of integers up to a million that is nearest to ``share``, never 0."""
+    """The nearest fraction to ``share`` with integers up to a million, never 0."""
     return max(Fraction(share).limit_denominator(1_000_000), Fraction(1, 1_000_000))
 
 

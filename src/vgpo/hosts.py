@@ -1,6 +1,6 @@
-"""One run from a recipe to a report, on the host that the recipe names.
+"""Train a recipe on the host that it names.
 
-A host is imported once it is known: TRL and verl need not both be installed.
+Only this host is imported: TRL and verl need not both be installed.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vgpo.terminal import from_here, say
 
 
 def errors_of_host(config: str, overrides: Sequence[str]) -> tuple[type[Exception], ...]:
-    """What `train_on_host` may raise that a user can fix.
+    """Errors of `train_on_host` that a user can fix.
 
     Raises:
         RecipeError: The recipe cannot be read, or its host is not installed.
@@ -33,7 +33,7 @@ def errors_of_host(config: str, overrides: Sequence[str]) -> tuple[type[Exceptio
 
 
 def train_on_host(config: str, overrides: Sequence[str], *, command: Sequence[str]) -> None:
-    """Train as the recipe `config` says, with `--field value` words that override it."""
+    """Train the recipe `config`, with overrides given as `--field value` words."""
     if host_of(config, overrides) == "verl":
         from vgpo.verl.config import load_recipe
         from vgpo.verl.main import train
@@ -44,4 +44,5 @@ def train_on_host(config: str, overrides: Sequence[str], *, command: Sequence[st
 
     recipe, trained = train_recipe(config, overrides, command=command)
     if recipe.config.should_log:
+        say(Console(), f"weights: {from_here(trained.folder.final_path)}")
         say(Console(), f"report: {from_here(trained.folder.report_path)}")

@@ -15,7 +15,7 @@ SHAPING_EFFECTIVE_SAMPLE_SIZE = "shaping/effective_sample_size"
 SHAPING_POSITIVE_MASS = "shaping/positive_mass"
 SHAPING_NEGATIVE_MASS = "shaping/negative_mass"
 
-# Where the data has strata, the name of one follows after a slash.
+# If the data has strata, the name of the stratum follows after a slash.
 ADAPTIVE_STRENGTH = "adaptive/strength"
 ADAPTIVE_CORRELATION = "adaptive/correlation"
 ADAPTIVE_COMPENSATION = "adaptive/compensation"
@@ -36,7 +36,7 @@ SAMPLING_IMPORTANCE_RATIO = "sampling/importance_sampling_ratio/mean"
 GUARD_SKIPPED_STEPS = "guard/skipped_steps"
 GRADER_TIMEOUTS = "grader/timeouts"
 
-# By the phase of a step, in the order in which they are shown.
+# By phase of a step, in display order.
 TIMES = {phase: f"time/{phase}" for phase in ("generation", "reward", "scoring", "update", "preparation")}
 
 ALARM_PREFIX = "alarm/"  # the name of a rule of `vgpo.training.alarms` follows
@@ -54,7 +54,7 @@ def of_stratum(metric: str, stratum: str | None) -> str:
     return metric if stratum is None else f"{metric}/{stratum}"
 
 
-# Names of version 0.1 -> names of today.
+# Names of version 0.1 -> current names.
 RENAMED = {
     "focus/token_factor_spread": SHAPING_TOKEN_FACTOR_SPREAD,
     "focus/rollout_factor_spread": SHAPING_ROLLOUT_FACTOR_SPREAD,
@@ -64,5 +64,5 @@ RENAMED = {
 
 
 def with_current_names(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A log line of this or an earlier version, with the names of today."""
+    """A log line of this or an earlier version, with current names."""
     return {RENAMED.get(name, name): value for name, value in line.items()}

@@ -11,9 +11,9 @@ _INLINE = re.compile(r"(?<![\w\\])\(([A-L])\)|(?<![\w(\\])([A-L])\)")
 def lettered_options(question: str) -> dict[str, str]:
     """The texts of the options of a question by their letters, from A on without a gap.
 
-    Options are lines that begin with `A. x`, `A: x`, `A) x` or `(A) x`, or, where there are no two of these, parts of
-    a line that begin with `(A) x` or `A) x`. A text goes on to the next letter, that of the last option to the end of
-    its line. Letters without a text, as of options in an image, are left out.
+    Options are lines that begin with `A. x`, `A: x`, `A) x` or `(A) x`, or, if there are fewer than two of these,
+    parts of a line that begin with `(A) x` or `A) x`. A text extends to the next letter, that of the last option to
+    the end of its line. Letters without a text, such as options in an image, are left out.
     """
     for pattern in (_LINE, _INLINE):
         marks = _longest_run(list(pattern.finditer(question)))
@@ -25,7 +25,7 @@ def lettered_options(question: str) -> dict[str, str]:
 
 
 def _longest_run(marks: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The marks that go A, B, C and so on; the last of the longest such runs. Others in between are mentions."""
+    """The marks in the order A, B, C and so on; the last of the longest such runs. Others in between are ignored."""
     longest: list[re.Match[str]] = []
     run: list[re.Match[str]] = []
     for mark in marks:

@@ -1,4 +1,4 @@
-"""A mean that adds up over micro-batches and processes."""
+"""A mean that can be accumulated over micro-batches and processes."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Ratio(NamedTuple):
-    """A mean that adds up over micro-batches and processes: the sums first, the division last."""
+    """A mean that can be accumulated over micro-batches and processes: sums first, division last."""
 
     total: Tensor
     number: Tensor

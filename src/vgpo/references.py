@@ -1,6 +1,6 @@
-"""Reference answers as data sets wrap them, and what is inside: no model output ever equals the wrapping.
+"""Unwrap reference answers of datasets: no model output ever equals the wrapping.
 
-String work in linear time, whatever the text.
+Linear-time string processing for any text.
 """
 
 import re
@@ -41,9 +41,9 @@ def unwrapped(reference: str) -> str:
 
 
 def why_never_equal(reference: str) -> str | None:
-    """Why no response can equal a reference answer that was read, or None: it is still wrapped, or a solution."""
+    """Why no response can equal an unwrapped reference answer, or None: it is still wrapped, or a solution."""
     if tag := _TAG.search(reference):
-        return f"it holds the tag {tag.group()!r}"
+        return f"it contains the tag {tag.group()!r}"
     if reference.count("\\boxed{"):
         return "it is a text with a box in it"
     words = len(re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", " ", reference)))
@@ -53,10 +53,10 @@ def why_never_equal(reference: str) -> str | None:
 
 
 def num_options(problem: str, reference: Any) -> int:
-    """How many lettered options a question has, if its reference answer is the letter of one of them; else 0.
+    """The number of lettered options of a question, if its reference answer is the letter of one of them; else 0.
 
-    A guess among n options is right with probability 1 / n. A reference of several letters, and one
-    whose option has no text in the question, give 0.
+    A guess among n options is correct with probability 1 / n. The result is 0 for a reference of several letters, or
+    one whose option has no text in the question.
     """
     options = lettered_options(problem)
     letter = choice_letter(unwrapped(reference)) if isinstance(reference, str) else None

@@ -1,4 +1,4 @@
-"""The bootstrap: what is drawn with replacement, always the same, and the interval that it gives."""
+"""Deterministic bootstrap: resamples and percentile intervals."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def resamples(num_values: int, stream: int = 0) -> Iterator[np.ndarray]:
         stream: Resamples of one stream are independent of those of another.
 
     Yields:
-        Places of the values drawn, (some, n): as many resamples at once as memory of 8 MB holds.
+        Indices of the resampled values, (some, n), in blocks of at most 8 MB.
     """
     draw = np.random.default_rng([SEED, stream] if stream else SEED)
     step = max(1, MAX_PLACES // num_values)
@@ -34,3 +34,10 @@ def percentile_interval(resampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of values (n,), n at least 1: percentile bootstrap."""
+    means = np.concatenate([values[places].mean(axis=1) for places in resamples(len(values))])
+    low, high = percentile_interval(means)
+    return float(low), float(high)

@@ -5,6 +5,10 @@ from dataclasses import fields
 from math import inf, isfinite
 from typing import Any
 
+# What is done with rows of a dataset that cannot be used.
+ERROR, DROP = "error", "drop"
+FAULTY_ROWS = (ERROR, DROP)
+
 
 def check_number(name: str, value: float, *, low: float, high: float = inf, low_included: bool = False) -> None:
     """Raise a ValueError unless ``value`` is a finite number above ``low`` (or on it) and up to ``high``."""
@@ -24,15 +28,15 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 def check_used(settings: Any, name: str, **needed: str | bool) -> None:
     """Raise a ValueError if field ``name`` of a dataclass is not at its default, but has no effect.
 
-    It has one where any other field has the value that is ``needed`` of it.
+    It has an effect if any other field has its ``needed`` value.
     """
     values = vars(settings)
     default = next(field.default for field in fields(settings) if field.name == name)
-    if values[name] == default or any(values[other] == wanted for other, wanted in needed.items()):
+    if values[name] == default or any(values[other] == value for other, value in needed.items()):
         return
     found = " and ".join(f"{other}={values[other]!r}" for other in needed)
-    wanted = " or ".join(f"{other}={value!r}" for other, value in needed.items())
-    raise ValueError(f"{name}={values[name]} has no effect with {found}: set {wanted} or leave {name} out.")
+    accepted = " or ".join(f"{other}={value!r}" for other, value in needed.items())
+    raise ValueError(f"{name}={values[name]} has no effect with {found}: set {accepted} or leave {name} out.")
 
 
 def reject_unused(config: Any, names: Iterable[str], *, without: str, fix: str) -> None:

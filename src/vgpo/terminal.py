@@ -1,4 +1,4 @@
-"""What the commands print with."""
+"""Terminal output of the commands."""
 
 import codecs
 import errno
@@ -106,7 +106,7 @@ def _text_over(kept: KeptOutput, before: TextIO | None) -> KeptText:
 
 
 def message_of(error: BaseException) -> str:
-    """The text of an error, also of one whose own text cannot be had."""
+    """The text of an error, also if its own `str()` fails."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001  # an error has to be reported whatever its text does
@@ -131,6 +131,11 @@ def stand_ins(error: UnicodeError) -> tuple[str, int]:
 def say(console: Console, text: str) -> None:
     """Print text as it is, in lines as long as they are."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether a progress bar can be redrawn: on a terminal, or in a notebook. Elsewhere each frame would stay."""
+    return console.is_interactive or console.is_jupyter
 
 
 def from_here(path: Path) -> Path:

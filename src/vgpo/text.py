@@ -1,4 +1,4 @@
-"""Text that others wrote (a model, a data set, a file name), made safe to show to people, or set right."""
+"""Make untrusted text (from a model, a dataset, a file name) safe to show, and suggest corrections."""
 
 import difflib
 import unicodedata

@@ -310,7 +310,7 @@ DAMAGE = [
     (flip_a_bit, "nested/state.json does not hold the bytes that were saved (its sha256 differs)"),
     (remove, "files missing: nested/state.json"),
     (add, "files unexpected: adapter_model.safetensors"),
-    (remove_manifest, "manifest.json is missing, so the save was never finished, or not by this library"),
+    (remove_manifest, "manifest.json is missing: the save did not finish, or another library wrote it"),
     (cut_manifest, "manifest.json is not valid JSON ("),
     (binary_manifest, "manifest.json is not valid JSON ("),
     (other_format, "manifest.json has format 3, expected 2"),
@@ -424,7 +424,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_and_not_empty(checkpoints, m
             checkpoints.newest_valid()
     checkpoints.folder.rename(checkpoints.folder.with_name("elsewhere"))
     checkpoints.folder.symlink_to("a disk that is not mounted")
-    with pytest.raises(CheckpointError, match=r"cannot be listed \(No such file.*where a link leads"):
+    with pytest.raises(CheckpointError, match=r"cannot be listed \(No such file.*the target of a link"):
         checkpoints.newest_valid()
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be saved: .*File exists"):
         checkpoints.begin(2)
@@ -447,7 +447,7 @@ def test_keeping_none_is_refused(tmp_path: Path, keep: int):
 
 def test_only_a_checkpoint_that_is_there_can_be_pinned(checkpoints):
     save(checkpoints, 1)
-    with pytest.raises(CheckpointError, match=r"checkpoint-2 is not there; found \[1\]"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 does not exist; found \[1\]"):
         checkpoints.pin(2, "why not")
     assert checkpoints.pins() == {}
 
@@ -517,7 +517,7 @@ def test_a_link_among_the_files_of_a_save_is_refused(checkpoints):
 
 def test_an_empty_save_is_refused(checkpoints):
     checkpoints.begin(1)
-    with pytest.raises(CheckpointError, match="holds no file: nothing was written for step 1"):
+    with pytest.raises(CheckpointError, match="contains no file: nothing was written for step 1"):
         checkpoints.commit(1)
 
 

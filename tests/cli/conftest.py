@@ -1,4 +1,4 @@
-"""Recipes and data sets written on the spot, read by the real parsers."""
+"""Recipes and datasets written on the spot, read by the real parsers."""
 
 import io
 import os
@@ -46,13 +46,13 @@ def same_environment_afterwards() -> Iterator[None]:
 
 @pytest.fixture
 def toy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A small training set and a small held-out set of the embedded task, and a data set cache that is thrown away."""
+    """A small training set and a small held-out set of the embedded task, and a dataset cache that is thrown away."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return write_datasets(tmp_path / "toy", num_train=48, num_test=12, progress=False)
 
 
 def drawing(seed: int) -> dict[str, Any]:
-    """A triangle in a picture of 80 to 200 by 60 to 120 pixels, as JPEG bytes."""
+    """A triangle in an image of 80 to 200 by 60 to 120 pixels, as JPEG bytes."""
     draw = random.Random(seed)
     width, height = draw.randrange(80, 200), draw.randrange(60, 120)
     picture = Image.new("RGB", (width, height), "white")
@@ -65,7 +65,7 @@ def drawing(seed: int) -> dict[str, Any]:
 
 @pytest.fixture
 def geometry(tmp_path: Path) -> Path:
-    """Geometry3K's form: problem, answer in LaTeX or as a number, a list of one picture."""
+    """Geometry3K's form: problem, answer in LaTeX or as a number, a list of one image."""
     rows = [
         {
             "images": [drawing(seed)],
@@ -84,7 +84,7 @@ def geometry(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def vista(tmp_path: Path) -> Path:
-    """MathVista's form: choices whose gold is their text, and open questions with unit and precision."""
+    """MathVista's form: choices whose reference answer is their text, and open questions with unit and precision."""
     choice = {"choices": ["triangle", "square"], "answer": "square", "question_type": "multi_choice"}
     free = {"choices": None, "answer": "1.5", "question_type": "free_form", "precision": 1.0}
     rows = [

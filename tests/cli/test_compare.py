@@ -1,4 +1,4 @@
-"""`vgpo compare`: study files, runs that are skipped, gone on with, fail and stop, and what is written of them."""
+"""`vgpo compare`: study files, runs that are skipped, resumed, fail and stop, and what is written of them."""
 
 import csv
 import fcntl
@@ -402,7 +402,7 @@ def test_another_start_under_the_same_name_is_not_taken(
     study = write_study(common={"max_steps": 4, "model_name_or_path": str(start), "train_data": str(data)})
     shutil.copy(few_rows[0], data)
     with pytest.raises(
-        StudyError, match=r"setting default: processor: model_name_or_path: .*weights' cannot be loaded"
+        StudyError, match=r"setting default: processor: model_name_or_path: there is no folder '.*weights'"
     ):
         compare.run(study, out=out, jobs=2)
     shutil.copytree(checkpoint_path(), start)  # what was not there cannot have changed
@@ -523,11 +523,11 @@ def test_runs_that_could_not_begin_are_not_started(
     with pytest.raises(StudyError) as refused:
         compare.run(study, out=tmp_path / "out", jobs=2)
     head, *lines = str(refused.value).splitlines()
-    assert head == f"{study}: nothing was started, for these runs could not begin:"
+    assert head == f"{study}: no run was started because these would fail:"
     expected = [
         "setting rows: data: there is no file or folder .*no.parquet",
         "setting rows: held-out data: there is no file or folder .*nor.parquet",
-        "setting weights: processor: model_name_or_path: .*none' cannot be loaded",
+        "setting weights: processor: model_name_or_path: there is no folder '.*none'",
         "setting words: data: there is no prompt template 'none.jinja'",
         "setting words: held-out data: there is no prompt template 'none.jinja'",
         r"setting rows, method vgpo \(and 3 more\): packages: use_vllm needs vllm",
@@ -772,7 +772,7 @@ def test_a_suite_that_could_not_be_evaluated_stops_the_study_before_its_first_ru
     with pytest.raises(StudyError) as refused:
         compare.run(write_study(suite={**suite, **changes}), out=tmp_path / "out", jobs=2)
     for line in lines:
-        assert re.search(f"nothing was started, for these runs could not begin:(.|\\n)*  {line}", str(refused.value))
+        assert re.search(f"no run was started because these would fail:(.|\\n)*  {line}", str(refused.value))
     assert list((tmp_path / "out").rglob("started")) == []
 
 

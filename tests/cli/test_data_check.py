@@ -42,9 +42,9 @@ def test_geometry_and_vista_sets(check: Callable[..., Result], geometry: Path, v
     assert done.exit_code == 0
     shown = lines(done)
     assert "12 rows" in shown
-    assert "1 picture 12 number 8" in shown
+    assert "1 image 12 number 8" in shown
     assert "expression 4" in shown
-    # MathVista's golds become letters, and its kinds are counted by its own columns.
+    # MathVista's reference answers become letters, and its kinds are counted by its own columns.
     assert "10 rows" in shown
     words = " ".join(shown)
     for kinds in ("choice letter 5", "free_form 5", "multi_choice 5", "math 8", "general 2"):
@@ -68,7 +68,7 @@ def test_embedded_recipe(check: Callable[..., Result]) -> None:
     shown = lines(done)
     assert "500 rows" in shown
     assert "20 rows" in shown
-    assert any(line.startswith("left out 165 of 500 prompts, longer than max_prompt_length=27") for line in shown)
+    assert any(line.startswith("dropped 165 of 500 prompts, longer than max_prompt_length=27") for line in shown)
 
 
 def test_recipe_for_gpus_is_checked_without_one(check: Callable[..., Result], geometry: Path, tmp_path: Path) -> None:
@@ -90,11 +90,11 @@ def test_faults_of_both_sets_are_named_and_the_exit_is_not_zero(
     page = tmp_path / "page.html"
     done = check("--train_data", geometry, "--eval_data", vista, "--html", page)
     assert done.exit_code == 2
-    assert "train_data: the data set of 12 rows cannot be used:" in done.stderr
+    assert "train_data: the dataset of 12 rows cannot be used:" in done.stderr
     assert "row 11, field 'problem': 2 <image> marks but 1 in field 'images'" in done.stderr
-    assert "eval_data: the data set of 10 rows cannot be read:" in done.stderr
+    assert "eval_data: the dataset of 10 rows cannot be read:" in done.stderr
     assert "row 1, field 'answer': 'circle' is none of the choices ['triangle', 'square']" in done.stderr
-    assert "1 picture 12 number 8" in lines(done)
+    assert "1 image 12 number 8" in lines(done)
     assert not page.exists()
 
 
@@ -124,9 +124,9 @@ def test_hostile_text_is_shown_and_not_obeyed(check: Callable[..., Result], geom
     [
         (["--train_format", "easyrl"], "train_format: unknown format 'easyrl' (did you mean 'easyr1'?)"),
         (["--max_prompt_length", 0], "max_prompt_length is 0, expected at least 1"),
-        (["--max_prompt_length", 3], "has more than max_prompt_length=3 tokens; the shortest has"),
+        (["--max_prompt_length", 3], "have more than max_prompt_length=3 tokens; the shortest has"),
         (["--template", "gone.jinja"], "there is no prompt template 'gone.jinja'"),
-        (["--train_format", "verl"], "the data set has no column 'prompt'"),
+        (["--train_format", "verl"], "the dataset has no column 'prompt'"),
         (["--train_data", "gone.parquet"], "there is no file or folder 'gone.parquet'"),
         (["--html", "."], "--html: cannot write . ([Errno 21] Is a directory: '.'); name a file"),
         (["--html", "/dev/null/page.html"], "--html: cannot write /dev/null/page.html ([Errno 17]"),
@@ -192,13 +192,13 @@ def test_faulty_rows_are_left_out_counted_and_named_on_request(
     done = check(*words, "--faulty_rows", "drop")
     assert done.exit_code == 0
     assert "5 rows" in lines(done)  # as they are counted before their images are opened
-    assert [message.split(":\n")[0] for message in caplog.messages if "Left out" in message] == [
-        "Left out 1 of 6 rows, which cannot be read",
-        "Left out 1 of 5 rows, which cannot be used",
+    assert [message.split(":\n")[0] for message in caplog.messages if "Dropped" in message] == [
+        "Dropped 1 of 6 rows, which cannot be read",
+        "Dropped 1 of 5 rows, which cannot be used",
     ]
     assert f"row 5, field 'images', image 0: there is no image file {tmp_path / '5.png'}" in caplog.text
     assert "╭─ row 4, " in done.stdout
-    doubt = "no response will equal 1 reference answer; the first is that of row 2: it holds the tag '</final>'"
+    doubt = "no response will equal 1 reference answer; the first is that of row 2: it contains the tag '</final>'"
     assert doubt in " ".join(done.stdout.split())
 
 
@@ -234,4 +234,4 @@ def test_prompts_that_are_too_long_are_left_out_of_training(
         str(geometry), "plain", toy_folder=tmp_path, max_prompt_length=limit, processor=processor
     )
     assert [row["id"] for row in prompts] == [str(row) for row, length in enumerate(lengths) if length <= limit]
-    assert f"{geometry}: left out {12 - len(prompts)} of 12 prompts" in caplog.text
+    assert f"{geometry}: dropped {12 - len(prompts)} of 12 prompts" in caplog.text

@@ -55,7 +55,7 @@ def test_options_reach_the_runner(requests: list[SuiteRequest], tmp_path: Path) 
         (["--tasks", "mathvsta"], "there is no task 'mathvsta' (did you mean 'mathvista'?)"),
         (
             ["--tasks", "wemath", "--data", "wemaht=x"],
-            "'wemaht' is none of the tasks that are asked for (did you mean",
+            "'wemaht' is not one of the requested tasks (did you mean",
         ),
         (["--tasks", "wemath", "--format", "trl"], "--format and --columns are for tasks without public data"),
         (["--suite", "vgpo", "--protocol", "papo"], "there is no protocol 'papo'"),

@@ -174,7 +174,7 @@ def test_the_last_checkpoint_is_the_newest_that_is_intact(lora: RunFolder, tmp_p
     newest = run / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"?")
     said = invoke("export", run, tmp_path / "last", "--which", "last").stdout
-    assert "passed over: checkpoint-2: adapter_model.safetensors does not hold the bytes that were saved" in said
+    assert "skipped: checkpoint-2: adapter_model.safetensors does not hold the bytes that were saved" in said
     assert f"exported: {run / 'checkpoints' / 'checkpoint-1'} to" in said
     expected = logits(adapted(lora.checkpoints_path / "checkpoint-1"))
     assert (logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "last")) - expected).abs().max() < 3e-5
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_never_the_best(full: RunFolder) -> None:
     (full.checkpoints_path / "checkpoint-20" / "config.json").unlink()
     chosen = choose(str(full.path), "best")
     assert chosen.checkpoint.endswith("checkpoint-30")  # (0.1 + 0.9 + 0.2) / 3 is more than 0.1
-    assert chosen.notes[0] == "passed over: checkpoint-20: files missing: config.json"
+    assert chosen.notes[0] == "skipped: checkpoint-20: files missing: config.json"
 
 
 def test_a_run_without_accuracy_is_judged_by_its_reward(tmp_path: Path, full: RunFolder) -> None:
@@ -258,14 +258,16 @@ def test_a_run_without_accuracy_is_judged_by_its_reward(tmp_path: Path, full: Ru
 
 
 def test_a_run_that_has_no_such_checkpoint(full: RunFolder) -> None:
-    with pytest.raises(RunFolderError, match=r"final is not there: the run has not ended. `--which last` takes"):
+    with pytest.raises(RunFolderError, match=r"final does not exist: the run has not finished. `--which last` takes"):
         choose(str(full.path), None)
-    with pytest.raises(RunFolderError, match=r"has no 'rewards/accuracy/mean' up to step 30, so no checkpoint"):
+    with pytest.raises(RunFolderError, match=r"has no 'rewards/accuracy/mean' up to step 30, so the best checkpoint"):
         choose(str(full.path), "best")
     for step in (10, 20, 30):
         (full.checkpoints_path / f"checkpoint-{step}" / "config.json").unlink()
     for which in ("last", "best"):
-        with pytest.raises(RunFolderError, match=r"holds no intact checkpoint; (.|\n)*checkpoint-10: files missing"):
+        with pytest.raises(
+            RunFolderError, match=r"contains no intact checkpoint; (.|\n)*checkpoint-10: files missing"
+        ):
             choose(str(full.path), which)
 
 
@@ -280,13 +282,13 @@ def test_damaged_final_weights_are_refused(full: RunFolder) -> None:
 def test_which_is_for_runs_and_one_of_three_words(full: RunFolder) -> None:
     with pytest.raises(RecipeError, match="--which newest: expected one of final, last, best"):
         choose(str(full.path), "newest")
-    with pytest.raises(RecipeError, match="--which last chooses among the checkpoints of a run, and toy is no run"):
+    with pytest.raises(RecipeError, match="--which last chooses among the checkpoints of a run, but toy is not a run"):
         choose("toy", "last")
     assert choose("toy", None).checkpoint == "toy"
 
 
 def test_merge_wants_an_adapter(tmp_path: Path) -> None:
     said = invoke("merge", checkpoint_path(), tmp_path / "out", status=2).stderr
-    assert "is no adapter: it has no adapter_config.json" in said
+    assert "is not an adapter: it has no adapter_config.json" in said
     assert "`vgpo export` writes full weights" in said
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`vgpo focus-check`, from a checkpoint and a data set to a file, a page and a table."""
+"""`vgpo focus-check`, from a checkpoint and a dataset to a file, a page and a table."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_a_check_of_the_embedded_model(questions: Path, tmp_path: Path) -> None:
         (("nowhere", "QUESTIONS"), "nowhere"),
         (("toy", "no.parquet"), "no.parquet"),
         (("toy", "QUESTIONS", "--temperature", "0"), "--temperature 0.0: expected a number above 0"),
-        (("toy", "QUESTIONS", "--stratum-column", "levl"), "stratum_column='levl' is no column of the data set"),
+        (("toy", "QUESTIONS", "--stratum-column", "levl"), "stratum_column='levl' is not a column of the dataset"),
         (("toy", "QUESTIONS", "--dtype", "float31"), "float31"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line answers at once."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def modules_after(*words: str) -> set[str]:
         ("merge",),
         ("export",),
         ("toy",),
+        ("recipes",),
     ],
 )
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
@@ -48,12 +50,33 @@ def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     assert not loaded & {"torch", "transformers", "trl", "datasets", "numpy", "PIL", "yaml"}
 
 
+def invoke(*words: str, **environment: str) -> tuple[float, str]:
+    """CPU seconds and output of `vgpo WORDS`; other processes that hold the machine do not add to CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "vgpo.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
 @pytest.mark.process
 def test_help_takes_less_than_a_second() -> None:
-    # Of CPU time, which other processes that hold the machine do not add to.
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "vgpo.cli", "--help"], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    seconds, shown = invoke("--help")
+    assert seconds < 1
     for command in ("quickstart", "train", "eval", "inspect", "report", "watch", "compare", "merge", "export", "toy"):
-        assert command in done.stdout
+        assert command in shown
+    assert "vgpo --install-completion" in shown
+
+
+@pytest.mark.process
+def test_fields_and_packaged_files_are_listed_without_torch() -> None:
+    seconds, shown = invoke("train", "--help-fields", "tail-ratio")
+    assert shown.splitlines()[0] == "tail_ratio: float, default 0.5 (vgpo)"
+    assert seconds < 1.5
+    assert "torch" not in modules_after("recipes", "show", "quickstart_vgpo")
+
+
+@pytest.mark.process
+def test_a_shell_completes_commands() -> None:
+    _, shown = invoke(_VGPO_COMPLETE="complete_bash", COMP_WORDS="vgpo qui", COMP_CWORD="1")
+    assert shown.split() == ["quickstart"]

@@ -58,6 +58,7 @@ def test_questions_of_a_data_set(tmp_path: Path, toy_files: tuple[Path, Path]) -
     out = tmp_path / "out"
     said = invoke("toy", "--data", toy_files[1], "--rows", "1,4-5", "--max-new-tokens", 8, "--out", out, "--without")
     assert str(out / "inspection.html") in said
+    assert "--without is now called --ablate-image" in said
     found = Inspection.read(out / "inspection.json")
     assert (out / "inspection.html").read_text("utf-8") == found.to_html()
     assert [question["row"] for question in found.questions] == [1, 4, 5]
@@ -108,7 +109,7 @@ def test_responses_that_a_run_stored(tmp_path: Path, run_folder: Path) -> None:
     "words",
     [
         ["--compare", "toy"],
-        ["--without"],
+        ["--ablate-image"],
         ["--samples", 1],
         ["--seed", 0],
         ["--max-new-tokens", 8],
@@ -125,10 +126,10 @@ def test_stored_responses_are_not_answered_anew(tmp_path: Path, run_folder: Path
 
 
 def test_what_cannot_be_inspected_is_said(tmp_path: Path, toy_files: tuple[Path, Path]) -> None:
-    assert "'toy' does not lie in the folder of a run" in invoke("toy", status=2)
+    assert "'toy' is not in a run folder" in invoke("toy", status=2)
     output = " ".join(invoke("toy", "--data", toy_files[1], "--rows", "3,12", status=2).split())
     assert f"there is no row 12: {toy_files[1]} has 12 rows, counted from 0" in output
-    assert "cannot be loaded" in invoke(tmp_path / "none", "--data", toy_files[1], status=2)
+    assert f"there is no folder '{tmp_path}/none'" in invoke(tmp_path / "none", "--data", toy_files[1], status=2)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def become_a_folder(path: Path) -> None:
 LOST = {
     "metrics are missing": ("metrics.jsonl", Path.unlink, "missing, expected the"),
     "metrics are empty": ("metrics.jsonl", WAYS["empty"], "found 0 bytes, expected the"),
-    "metrics are zeros": ("metrics.jsonl", WAYS["zeros"], "found other bytes (their sha256 differs)"),
+    "metrics are zeros": ("metrics.jsonl", WAYS["zeros"], "found different bytes (the sha256 differs)"),
     "rollouts are missing": ("rollouts.jsonl", Path.unlink, "the rollouts of step 1 are missing"),
     "rollouts are empty": ("rollouts.jsonl", WAYS["empty"], "the rollouts of step 1 are missing"),
     "a rollout is missing": (
@@ -113,9 +113,9 @@ LOST = {
         lambda path: path.write_text(path.read_text().replace('"answer": "', '"answer": "1', 1)),
         "the rollouts of step 1 are not those that were written",
     ),
-    "metrics are a folder": ("metrics.jsonl", become_a_folder, "it is no regular file"),
-    "rollouts are a folder": ("rollouts.jsonl", become_a_folder, "it is no regular file"),
-    "resumes are a folder": ("resumes.jsonl", Path.mkdir, "it is no regular file"),
+    "metrics are a folder": ("metrics.jsonl", become_a_folder, "it is not a regular file"),
+    "rollouts are a folder": ("rollouts.jsonl", become_a_folder, "it is not a regular file"),
+    "resumes are a folder": ("resumes.jsonl", Path.mkdir, "it is not a regular file"),
     "resumes are zeros": ("resumes.jsonl", lambda path: path.write_bytes(bytes(9) + b"\n"), "not valid JSON"),
 }
 
@@ -130,9 +130,9 @@ def test_what_nothing_can_bring_back_is_an_error_that_changes_nothing(
     before = contents(run)
     done = start(run)
     assert done.exit_code == 2, done.output
-    assert f"{run} has lost something that the run wrote before step 2:\n  {run / name}" in done.stderr
+    assert f"{run} has lost data that the run wrote before step 2:\n  {run / name}" in done.stderr
     assert found in done.stderr
-    assert "set allow_changes: true to go on without" in done.stderr
+    assert "set allow_changes: true to resume without" in done.stderr
     assert contents(run) == before
 
 
@@ -218,8 +218,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(
     for words in ([], ["--allow_changes", "true", "--max_steps", "9"]):
         done = start(run, *words)
         assert done.exit_code == 2
-        assert f"{run / 'checkpoints'} holds no checkpoint, although" in done.stderr
-        assert f"To insist, delete {run}" in done.stderr
+        assert f"{run / 'checkpoints'} contains no checkpoint, although" in done.stderr
+        assert f"To start over anyway, delete {run}" in done.stderr
         assert contents(run) == before
 
 
@@ -231,7 +231,7 @@ def test_a_newest_checkpoint_that_is_missing_is_named(
     (run / "newest_checkpoint.json").write_text('{"step": 3}')
     done = start(run)
     assert done.exit_code == 0, done.output
-    assert "passed over: checkpoint-3: it was saved, and is missing" in done.stdout
+    assert "skipped: checkpoint-3: it was saved but is missing" in done.stdout
     assert differences(run, whole) == []
 
 

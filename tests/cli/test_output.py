@@ -16,7 +16,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full")
 
 
 def shell(line: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a line of bash."""
+    """Run a bash command."""
     return subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )

@@ -37,7 +37,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     run = stopped(step)
     done = start(run)
     assert done.exit_code == 0, done.output
-    assert f"going on from {run / 'checkpoints' / f'checkpoint-{step}'}, step {step}" in done.stdout
+    assert f"resuming from {run / 'checkpoints' / f'checkpoint-{step}'}, step {step}" in done.stdout
     assert differences(run, whole) == []
     assert evaluation(run) == evaluation(whole)
     [resumed] = RunFolder.open(run).read_resumes()
@@ -88,10 +88,10 @@ def test_a_resume_without_a_usable_checkpoint_is_an_error_that_changes_nothing(
     before = contents(run)
     done = start(run, "--save_total_limit", "2", "--allow_changes", "true")
     assert done.exit_code == 2
-    assert f"{run / 'checkpoints'} holds 2 checkpoint(s), and none can be used:" in done.stderr
+    assert f"{run / 'checkpoints'} contains 2 checkpoint(s), and none is usable:" in done.stderr
     assert f"\n  checkpoint-2: {reason}" in done.stderr
     assert f"\n  checkpoint-1: {reason}" in done.stderr
-    assert "choose a new run_dir; this one stays as it is" in done.stderr
+    assert "choose a new run_dir; this one stays unchanged" in done.stderr
     assert contents(run) == before
 
 
@@ -185,8 +185,8 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(
     weights.write_bytes(weights.read_bytes()[:-1])
     done = start(run)
     assert done.exit_code == 0, done.output
-    assert "passed over: checkpoint-3: model.safetensors has" in done.stdout
-    assert f"going on from {run / 'checkpoints' / 'checkpoint-2'}, step 2" in done.stdout
+    assert "skipped: checkpoint-3: model.safetensors has" in done.stdout
+    assert f"resuming from {run / 'checkpoints' / 'checkpoint-2'}, step 2" in done.stdout
     assert differences(run, whole) == []
 
 
@@ -295,7 +295,7 @@ def test_a_preempted_run_saves_the_step_at_hand_and_goes_on(
     newest = CheckpointStore(run / "checkpoints", keep=None).newest_valid()
     assert newest.step == RunFolder.open(run).read_metrics()[-1]["step"] < STEPS
     said = (tmp_path / "log").read_text()
-    assert "SIGTERM: the step at hand is finished and saved" in said
+    assert "SIGTERM: finishing and saving the current step" in said
     assert f"to resume from {newest.path}, run the same command with --resume true" in said
     assert start(run).exit_code == 0
     assert differences(run, whole) == []

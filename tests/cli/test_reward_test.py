@@ -164,8 +164,8 @@ def test_reference_answers_that_no_response_equals_are_named(reward_test: Callab
     assert done.exit_code == 1
     said = " ".join(done.output.split())
     assert (
-        "row 2: no response will equal the reference answer '<final>8.5</final>': it holds the tag '</final>'. Keep "
-        "only the answer" in said
+        "row 2: no response will equal the reference answer '<final>8.5</final>': it contains the tag '</final>'. "
+        "Keep only the answer" in said
     )
     assert "it is a text of 42 words" in said
 
@@ -237,7 +237,7 @@ def test_training_asks_for_the_columns_of_its_rewards_before_it_loads_a_model(
     words = ["--config", write_recipe("rewards: [accuracy, own.py:wants_solution]"), "--train_data", geometry]
     done = CliRunner().invoke(app, ["train", *map(str, words), "--run_dir", str(geometry.parent / "run")])
     assert done.exit_code == 2
-    assert "reward 'wants_solution' asks for 'solution', which is no column of the data set" in done.stderr
+    assert "reward 'wants_solution' asks for 'solution', which is not a column of the dataset" in done.stderr
 
 
 def test_a_set_in_the_form_of_mathvista(vista: Path) -> None:

@@ -1,4 +1,4 @@
-"""One run of a study for real: trained, looked at, sealed, and gone on with where it stopped."""
+"""One run of a study for real: trained, looked at, sealed, and resumed where it stopped."""
 
 import json
 import os

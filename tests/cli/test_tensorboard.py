@@ -1,4 +1,4 @@
-"""`report_to: tensorboard` with the default installation: metrics, rollouts and pictures in its event file."""
+"""`report_to: tensorboard` with the default installation: metrics, rollouts and images in its event file."""
 
 import sys
 from collections.abc import Callable

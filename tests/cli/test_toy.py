@@ -1,4 +1,4 @@
-"""`vgpo toy`: what the disk refuses is told without a traceback."""
+"""`vgpo toy`: write errors are reported without a traceback."""
 
 from pathlib import Path
 

@@ -77,7 +77,7 @@ def test_a_folder_that_holds_a_run_is_not_written_into(
 ) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     words = ["--run_dir", tmp_path, "--train_data", toy_files[0], "--eval_data", toy_files[1]]
-    assert "already holds a run (metrics.jsonl)" in invoke_train(monkeypatch, *words)
+    assert "already contains a run (metrics.jsonl)" in invoke_train(monkeypatch, *words)
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
 
 
@@ -86,14 +86,14 @@ def test_quickstart_refuses_a_taken_folder_before_it_writes(tmp_path: Path) -> N
     (tmp_path / "vgpo" / "config.yaml").write_text("")
     done = CliRunner().invoke(app, ["quickstart", "--out", str(tmp_path)])
     assert done.exit_code == 2
-    assert "vgpo already holds a run (config.yaml)" in done.stderr
+    assert "vgpo already contains a run (config.yaml)" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["vgpo"]
 
 
 def test_a_taken_folder_is_refused_before_data_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     message = invoke_train(monkeypatch, "--run_dir", tmp_path, "--train_data", tmp_path / "none.parquet")
-    assert "already holds a run" in message
+    assert "already contains a run" in message
 
 
 def test_a_start_that_fails_leaves_the_folder_free(
@@ -200,7 +200,7 @@ def test_a_report_that_fails_does_not_hide_why_the_run_ended(
     monkeypatch.setattr(train, "write_report", fail)
     done, _ = invoke_stand_in(ending=NonFiniteError("loss is nan"))
     assert "error: loss is nan" in done.stderr
-    assert "could not be drawn" in caplog.text
+    assert "could not be written" in caplog.text
 
 
 INJECTED = {
@@ -272,7 +272,7 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_run(
     done, folder = invoke_stand_in()
     assert done.exit_code == 0, done.output
     assert folder.finished_path.is_file()
-    assert f"`vgpo report {folder.path}` draws it" in caplog.text
+    assert f"`vgpo report {folder.path}` to create it" in caplog.text
 
 
 def test_parity_that_cannot_be_written_does_not_cost_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -281,7 +281,7 @@ def test_parity_that_cannot_be_written_does_not_cost_the_run(tmp_path: Path, cap
     parity = SimpleNamespace(table=lambda: "", as_dict=dict)
     trainer = SimpleNamespace(parity=parity, args=SimpleNamespace(should_save=True))
     train.KeepParity(trainer, folder, train.Console(quiet=True)).on_train_begin()
-    assert "What the parity check measured could not be written" in caplog.text
+    assert "The results of the parity check could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -325,10 +325,18 @@ def test_quickstart_from_command_to_report(
     done = CliRunner().invoke(app, words, catch_exceptions=False)
 
     assert done.exit_code == 0
-    last = done.stdout.strip().splitlines()[-4:]
+    last = done.stdout.strip().splitlines()[-6:]
     assert last[0].split() == ["run", "before", "after", "gain", "95", "%", "interval", "minutes"]
     assert [line.split()[0] for line in last[1:3]] == ["DAPO", "VGPO"]
-    assert last[3] == f"report: {out / 'report.html'}"
+    weights = [f"weights of {name}: {out / name.lower() / 'checkpoints' / 'final'}" for name in ("DAPO", "VGPO")]
+    assert last[3:] == [*weights, f"report: {out / 'report.html'}"]
+    # No frame of a bar where none can be redrawn, and where the run is, on what, with how much data.
+    assert "\r" not in done.stdout + done.stderr
+    assert f"run folder: {out / 'vgpo'}\ndevice: cpu\ndata: 48 prompts for training (" in done.stdout
+    assert "10 held-out questions (" in done.stdout
+    assert done.stdout.count("step 1 of 1: reward 0.") == 2
+    assert "MiB" in done.stdout
+    assert "GiB" not in done.stdout
     assert "<html" in (out / "report.html").read_text()
 
     runs = {name: out / name for name in ("dapo", "vgpo")}

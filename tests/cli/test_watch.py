@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from tests.hostile.texts import NASTY
 from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
-from vgpo.commands import plots, watch
+from vgpo.commands import watch
+from vgpo.report import characters, dashboard
 from vgpo.report.watched import WatchedRun, throughput_of
 from vgpo.run import RunFolder, RunFolderError, resume_folder
 from vgpo.run.storage import append_records
@@ -54,7 +55,7 @@ def log(folder: RunFolder, *steps: int, **more: object) -> None:
 
 
 def resume(folder: RunFolder, step: int, moment: float = NOW) -> None:
-    """Go on from `step`, as `RunFolder.resume` does it, at that moment."""
+    """Resume from `step`, as `RunFolder.resume` does, at that moment."""
     lines = [line for line in folder.read_metrics() if line["step"] <= step and "train_runtime" not in line]
     folder.metrics_path.unlink()
     for line in lines:
@@ -74,7 +75,7 @@ def read(folder: RunFolder) -> WatchedRun:
 
 
 def text_of(watched: WatchedRun, width: int = 100, height: int = 40, now: float = NOW) -> str:
-    return "\n".join(line.plain for line in watch.view(watched, width, height, now))
+    return "\n".join(line.plain for line in dashboard.view(watched, width, height, now))
 
 
 def test_a_run_that_goes_on(make_folder):
@@ -153,7 +154,7 @@ def test_a_run_that_has_not_begun(make_folder, tmp_path: Path):
     watched = read(RunFolder(tmp_path / "to-come"))
     assert not watched.begun
     assert "no run in" in text_of(watched)
-    assert "begun, no step logged yet" in text_of(read(make_folder()))
+    assert "started, no step logged yet" in text_of(read(make_folder()))
 
 
 def test_a_run_that_is_over_says_so(make_folder):
@@ -164,7 +165,7 @@ def test_a_run_that_is_over_says_so(make_folder):
     watched = read(folder)
     assert watched.over
     shown = text_of(watched, now=NOW + 1e6)
-    assert "ended; nothing more will come" in shown
+    assert "finished" in shown
     assert "left" not in shown
 
 
@@ -174,9 +175,11 @@ def test_held_out_questions_come_after_training(make_folder):
     log(folder, *range(1, 81))
     end(folder)
     assert not read(folder).over
-    assert "training ended 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
-    # Killed in the midst of them, a run looks like this for ever: what is said stays true.
-    assert "training ended 10 h 0 min ago; no held-out accuracy after it yet" in text_of(read(folder), now=NOW + 36e3)
+    assert "training finished 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
+    # A run killed during them looks like this for ever: the message stays true.
+    assert "training finished 10 h 0 min ago; no held-out accuracy after it yet" in text_of(
+        read(folder), now=NOW + 36e3
+    )
     folder.write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
     assert read(folder).over
     assert "held-out accuracy before 40.0 %, after 60.0 %" in text_of(read(folder))
@@ -187,7 +190,7 @@ def test_a_run_that_was_stopped_is_over_before_its_end(make_folder):
     log(folder, *range(1, 31))
     end(folder, 30)
     assert read(folder).over
-    assert "ended before its last step" in text_of(read(folder))
+    assert "stopped before its last step" in text_of(read(folder))
 
 
 def test_a_run_that_an_error_ended_says_by_what(make_folder):
@@ -197,7 +200,7 @@ def test_a_run_that_an_error_ended_says_by_what(make_folder):
     watched = read(folder)
     assert watched.over
     shown = text_of(watched, now=folder.read_interrupted().time + 720)
-    assert "ended 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
+    assert "stopped 12 min ago by ValueError: no picture[U+001B][2J in row 7" in shown
     assert "second line" not in shown
     assert "left" not in shown
     resume_folder(folder, 20, seed=0, command=[])
@@ -221,7 +224,7 @@ def test_nothing_is_suspected_while_no_wait_is_known(make_folder):
     folder = make_folder()
     log(folder, 80)
     shown = text_of(read(folder), now=NOW + 80)
-    assert "last log line 80 s ago; too few lines yet to know its throughput" in shown
+    assert "last log line 80 s ago; too few lines yet for a throughput" in shown
     assert "stuck" not in shown
 
 
@@ -237,7 +240,7 @@ def test_silence_is_counted_from_a_resume(make_folder):
 def test_a_run_that_has_logged_nothing_says_when_it_began(make_folder):
     folder = RunFolder.create(make_folder().path / "new", CONFIG, seed=0, command=[])
     began = datetime.fromisoformat(folder.read_environment().started).timestamp()
-    assert "begun 20 min ago, no step logged yet" in text_of(read(folder), now=began + 1200)
+    assert "started 20 min ago, no step logged yet" in text_of(read(folder), now=began + 1200)
 
 
 def test_a_growing_and_a_cut_back_file(make_folder):
@@ -305,11 +308,11 @@ def test_the_last_rollout_alone_is_read(make_folder):
     assert "▣ How many 7s are in the picture?" in shown
     assert "✗ wrong · expected 2 · 4 tokens · advantage -0.50" in shown
     assert "focus 0.25 to 0.75 ▄▁█▄" in shown or "focus 0.25 to 0.75 ▅▁█▅" in shown
-    lines = watch.view(watched, 100, 40, NOW)
+    lines = dashboard.view(watched, 100, 40, NOW)
     [tokens] = [line for line in lines if line.plain == "two: 2."]
     styles = {tokens.plain[span.start : span.end]: str(span.style) for span in tokens.spans}
     assert ":" not in styles  # the lowest focus has no shade
-    assert styles[" 2"] == f"{watch.SHADES[3]} underline"
+    assert styles[" 2"] == f"{dashboard.SHADES[3]} underline"
 
 
 def test_a_rollout_without_a_verdict_is_not_graded(make_folder):
@@ -335,7 +338,7 @@ def test_odd_rollouts_fit(make_folder, changes: dict, size: tuple[int, int]):
     folder = make_folder()
     log(folder, *range(1, 9))
     folder.write_rollouts(*handed_over([rollout(8, **changes)]))
-    check_fits(watch.view(read(folder), *size, NOW), *size)
+    check_fits(dashboard.view(read(folder), *size, NOW), *size)
 
 
 def check_fits(lines: list, width: int, height: int) -> None:
@@ -349,7 +352,7 @@ def test_every_size_is_filled_and_not_more(make_folder, width: int, height: int)
     folder = make_folder()
     log(folder, *range(1, 31), **{"alarm/truncation": 1.0})
     folder.write_rollouts(*handed_over([rollout(30, tokens=["word "] * 4000, focus=[0.5, 0.6] * 2000)]))
-    lines = watch.view(read(folder), width, height, NOW)
+    lines = dashboard.view(read(folder), width, height, NOW)
     check_fits(lines, width, height)
     if (width, height) == (80, 24):
         shown = "\n".join(line.plain for line in lines)
@@ -420,11 +423,50 @@ def test_once_and_what_is_not_a_terminal(make_folder, tmp_path: Path):
     assert "\x1b" not in once.stdout
     piped = CliRunner().invoke(app, ["watch", str(folder.path)])
     assert piped.exit_code == 0
-    assert "not a terminal that can be drawn on: one view, as with --once" in piped.stderr
+    assert "output is not a terminal; printing one snapshot (as with --once)" in piped.stderr
     assert "step 2 of 80" in piped.stdout
     nothing = CliRunner().invoke(app, ["watch", str(tmp_path / "nothing"), "--once"])
     assert nothing.exit_code == 2
-    assert "holds no run" in nothing.stderr
+    assert "is not a run folder" in nothing.stderr
+
+
+def test_a_folder_with_several_runs_lists_them_and_one_with_a_single_run_is_that_run(make_folder, tmp_path: Path):
+    for name in ("dapo", "vgpo"):
+        log(make_folder(f"quickstart/{name}"), 1, 2)
+    several = CliRunner().invoke(app, ["watch", str(tmp_path / "quickstart")])
+    assert several.exit_code == 2
+    assert several.stderr.splitlines()[1:] == [f"  {tmp_path}/quickstart/{name}" for name in ("dapo", "vgpo")]
+    assert "quickstart holds 2 runs; name one of them:" in several.stderr
+    log(make_folder("study/runs/default/vgpo/seed-0"), 1, 2, 3)
+    single = CliRunner().invoke(app, ["watch", str(tmp_path / "study"), "--once"])
+    assert "step 3 of 80" in single.stdout
+
+
+def test_a_mistyped_folder_is_an_error_and_one_to_come_is_waited_for(tmp_path: Path):
+    mistyped = CliRunner().invoke(app, ["watch", str(tmp_path / "rnus" / "vgpo")])
+    assert mistyped.exit_code == 2
+    assert f"there is no folder '{tmp_path}/rnus/vgpo'" in mistyped.stderr
+    watch.follow(watched := WatchedRun(tmp_path / "to-come"), terminal(), every=0.5, pause=lambda _: end_of(watched))
+    assert watched.over
+
+
+def end_of(watched: WatchedRun) -> None:
+    folder = watched.folder
+    folder.images_path.mkdir(parents=True)
+    (folder.path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    end(folder)
+
+
+def test_final_weights_are_named_and_a_run_that_has_them_and_its_mark_is_finished(make_folder):
+    folder = make_folder(eval_data="test.parquet")
+    log(folder, *range(1, 81))
+    (folder.final_path).mkdir(parents=True)
+    folder.write_finished(80, 2.0)
+    watched = read(folder)
+    assert watched.over
+    assert "finished" in text_of(watched)
+    assert "final weights in checkpoints/final" in text_of(watched)
+    assert "no checkpoint yet" not in text_of(watched)
 
 
 @pytest.mark.process
@@ -446,7 +488,7 @@ def test_an_output_that_lacks_characters_gets_others(make_folder, encoding: str)
         assert "############...." in shown
         assert "expected ?" in shown
         assert re.search(r"0\.75 .*\* ", shown)
-        # The gold, and two that end sentences.
+        # The reference answer, and two that end sentences.
         assert shown.count("?") == 3 + (name == "l?uft")
 
 
@@ -470,7 +512,7 @@ def test_it_is_drawn_anew_until_the_run_is_over(make_folder, tmp_path: Path):
 
     watch.follow(WatchedRun(folder.path), console, every=0.5, pause=go_on)
     shown = console.file.getvalue()
-    places = [shown.index(part) for part in ("no run in", "step 2 of 80", "nothing more will come")]
+    places = [shown.index(part) for part in ("no run in", "step 2 of 80", "finished")]
     assert places == sorted(places)
     assert len(pauses) == 2
     assert min(pauses) >= 0.5
@@ -517,12 +559,12 @@ def test_ctrl_c_gives_the_terminal_back(make_folder, monkeypatch: pytest.MonkeyP
 
 def test_curve_of_a_straight_line():
     # Eight dots across and eight down: the diagonal.
-    assert plots.curve([0, 7], [0, 7], width=4, height=2, low=0, high=7) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
-    assert plots.curve([5], [1.0], width=3, height=1, low=1, high=1) == ["⠄⠀⠀"]
+    assert characters.curve([0, 7], [0, 7], width=4, height=2, low=0, high=7) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
+    assert characters.curve([5], [1.0], width=3, height=1, low=1, high=1) == ["⠄⠀⠀"]
     # A jump is drawn as one upright line.
-    assert plots.curve([0, 1], [0, 1], width=1, height=1, low=0, high=1) == ["⡸"]
+    assert characters.curve([0, 1], [0, 1], width=1, height=1, low=0, high=1) == ["⡸"]
     # Nothing on the way to a gap, nor from it; what stands alone is a dot.
-    assert plots.curve([0, 2, 4, 7], [0, None, 0, 0], width=4, height=1, low=0, high=1) == ["⡀⠀⣀⣀"]
+    assert characters.curve([0, 2, 4, 7], [0, None, 0, 0], width=4, height=1, low=0, high=1) == ["⡀⠀⣀⣀"]
 
 
 def test_a_run_with_steps_that_are_not_finite(make_folder):
@@ -557,16 +599,16 @@ def test_columns_against_the_naive_form(xs: list[float], gaps: list[int]):
     for gap in gaps:
         ys[gap % len(xs)] = None
     for count in (2, 3, 17, 64):
-        values = [math.nan if y is None else y for y in plots.columns(xs, ys, count)]
+        values = [math.nan if y is None else y for y in characters.columns(xs, ys, count)]
         expected = naive_columns(xs, [math.nan if y is None else y for y in ys], count)
         assert values == pytest.approx(expected, nan_ok=True)
 
 
 def test_bars():
-    assert plots.bars([0, 1, None, 7], 10) == "▁▂·█"
-    assert plots.bars([1, 1, 5, 5, 3, None], 3) == "▁█▅"
-    assert plots.bars([0.5], 5) == "▅"
-    assert plots.bars([None, None], 5) == "··"
+    assert characters.bars([0, 1, None, 7], 10) == "▁▂·█"
+    assert characters.bars([1, 1, 5, 5, 3, None], 3) == "▁█▅"
+    assert characters.bars([0.5], 5) == "▅"
+    assert characters.bars([None, None], 5) == "··"
 
 
 @pytest.mark.parametrize(
@@ -586,7 +628,7 @@ def test_bars():
     ],
 )
 def test_short_numbers(value: float, text: str):
-    assert plots.short(value) == text
+    assert characters.short(value) == text
 
 
 def test_short_numbers_of_every_size():
@@ -595,7 +637,7 @@ def test_short_numbers_of_every_size():
         for digits in (1.0, 9.996, 9.5, draw.uniform(1, 10)):
             for sign in (1, -1):
                 value = sign * digits * 10.0**exponent
-                text = plots.short(value)
+                text = characters.short(value)
                 assert len(text) <= 7
                 # One digit is left of the longest, three of what metrics mostly are.
                 precision = 0.0051 if 0.001 <= value < 1e5 else 0.34
@@ -607,4 +649,4 @@ def test_short_numbers_of_every_size():
     [(3.25, "3.2 s"), (-1, "0.0 s"), (45, "45 s"), (720, "12 min"), (12_000, "3 h 20 min"), (187_200, "2 d 4 h")],
 )
 def test_durations(seconds: float, text: str):
-    assert plots.duration(seconds) == text
+    assert characters.duration(seconds) == text

@@ -17,7 +17,7 @@ def _no_progress_bars(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def png() -> Callable[[int], bytes]:
-    """Bytes of a small picture of one grey level, by which tests tell pictures apart."""
+    """Bytes of a small image of one grey level, by which tests distinguish images."""
 
     def encode(level: int = 0) -> bytes:
         file = io.BytesIO()
@@ -29,7 +29,7 @@ def png() -> Callable[[int], bytes]:
 
 @pytest.fixture(scope="session")
 def make_dataset() -> Callable[[Rows], datasets.Dataset]:
-    """A data set with the hub schema (images as the Image feature) from rows that hold bytes."""
+    """A dataset with the hub schema (images as the Image feature) from rows that hold bytes."""
 
     def make(rows: Rows) -> datasets.Dataset:
         features = datasets.Features(

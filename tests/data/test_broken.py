@@ -29,7 +29,7 @@ def uri(data: bytes) -> str:
 
 
 def levels() -> bytes:
-    """A picture of floating-point numbers."""
+    """An image of floating-point numbers."""
     file = io.BytesIO()
     PIL.Image.new("F", (4, 4), 0.5).save(file, "TIFF")
     return file.getvalue()
@@ -108,7 +108,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "levels without a range",
         SOUND,
         {"images": [uri(levels())]},
-        ["image 0", "mode 'F', which does not say which level is white", "save it with 8 bits"],
+        ["image 0", "mode 'F', whose value range is undefined", "save it with 8 bits"],
     ),
     ("bomb", SOUND, {"images": [uri(bomb())]}, ["image 0", "pixels", "replace"]),
     ("same id", {**SOUND, "id": "x"}, {}, ["field 'id'", "'x' is also the id of row 0", "give each row its own"]),
@@ -131,13 +131,13 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         ["field 'answer'", "'D' is none of the 3 options ['A', 'B', 'C']", "correct it"],
     ),
     (
-        "options that are no list",
+        "options that are not a list",
         {**QUESTION, "options": "['1', '2']", "subject": "Art", "answer": "A"},
         {"options": "__import__('os')"},
-        ["field 'options'", "no Python list", "correct it or drop the row"],
+        ["field 'options'", "not a Python list", "correct it or drop the row"],
     ),
     (
-        "gold that is no option",
+        "reference answer that is not an option",
         {**QUESTION, "option": "A. 1; B. 2", "answer": "A"},
         {"option": "A. 1; C. 2", "answer": "B"},
         ["field 'answer'", "'B' is none of the options ['A', 'C']", "correct it"],
@@ -158,7 +158,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "two questions",
         {**SHARE, "answer": "7"},
         {"conversations": SHARE["conversations"] * 2},
-        ["field 'conversations'", "2 user turns, expected 1", "Cut the dialogue"],
+        ["field 'conversations'", "2 user turns, expected 1", "Shorten the dialogue"],
     ),
     (
         "unknown role",
@@ -259,7 +259,7 @@ BROKEN_SETS: list[tuple[str, Callable[[Row], Any], list[str]]] = [
     (
         "no picture at all",
         lambda row: {**row, "images": [], "problem": "a"},
-        ["no row of the whole set has an image"],
+        ["no row of the dataset has an image"],
     ),
 ]
 
@@ -290,12 +290,12 @@ def test_no_rows_unknown_split_and_unknown_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"problem": "a",', r"rows\.jsonl, line 3: no valid JSON .* line 1 column 17 .*; correct it"),
+        ('{"problem": "a",', r"rows\.jsonl, line 3: not valid JSON .* line 1 column 17 .*; correct it"),
         ("7", "line 3: a int, expected {column: value}; correct it"),
-        ('{"problem": "\\ud800"}', "line 3: no UTF-8 text .*surrogates not allowed"),
+        ('{"problem": "\\ud800"}', "line 3: not UTF-8 .*surrogates not allowed"),
         (
             '{"problem": ' + "[" * 100_000 + "]" * 100_000 + "}",
-            "line 3: brackets in brackets too deep to be read; correct it",
+            "line 3: brackets are nested too deeply; correct it",
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_line_that_is_no_row(tmp_path: Path, line: str, message: str) -> None:
 def test_file_of_another_encoding(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, SOUND)
     path.write_bytes(path.read_bytes() + '\n{"problem": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: no UTF-8 text .*; write the file again in UTF-8"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: not UTF-8 .*; save the file as UTF-8"):
         load_dataset(str(path))
 
 
@@ -327,7 +327,7 @@ def test_disk_that_takes_no_names_of_pictures(tmp_path: Path, monkeypatch: pytes
     path = write_jsonl(tmp_path, SOUND)
     (tmp_path / "cache").write_text("a file where a folder is expected")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(DataError, match=r"cannot keep the names of the images .*rows\.jsonl on the disk: .*cache"):
+    with pytest.raises(DataError, match=r"cannot cache the image names .*rows\.jsonl on disk: .*cache"):
         load_dataset(str(path))
 
 

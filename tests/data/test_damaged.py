@@ -191,7 +191,7 @@ def test_an_image_in_memory_is_checked_as_it_is_decoded() -> None:
 def test_postscript_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was run"))
     for read in (verify_image, decode_image, image_size):
-        with pytest.raises(DataError, match="is in the format EPS, which is a program to be run; save it as PNG"):
+        with pytest.raises(DataError, match="is in the format EPS, which is a program; save it as PNG"):
             read(saved("EPS"))
 
 

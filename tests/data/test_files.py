@@ -1,4 +1,5 @@
-"""What is no regular file, or too large, is refused before it is opened; links and folders do not matter otherwise."""
+"""Anything but a regular file, or a file that is too large, is rejected before it is opened; links and folders are
+fine."""
 
 import base64
 import contextlib
@@ -93,15 +94,15 @@ def make(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty.png", "image file .*empty.png is empty; write it again or drop the row"),
+        ("empty.png", "image file .*empty.png is empty; re-create it or drop the row"),
         ("/proc/self/status", "image file /proc/self/status is empty"),
-        ("lost.png", "the link .*lost.png leads to no image file; correct the path or drop the row"),
-        ("circle.png", r"cannot look at '.*circle.png' \(Too many .*links\); correct the path"),
+        ("lost.png", "the link .*lost.png does not lead to an image file; correct the path or drop the row"),
+        ("circle.png", r"cannot access '.*circle.png' \(Too many .*links\); correct the path"),
         ("gone.png", "there is no image file .*gone.png"),
         ("empty.png/a.png", "there is no image file .*a.png"),
-        ("a" * 300, r"cannot look at '.*' \(File name too long\); correct the path"),
-        ("a\0b.png", r"is no path \(embedded null byte\); correct it"),
-        ("~nobody_of_this_name/a.png", "Could not determine home directory.*; write the whole path"),
+        ("a" * 300, r"cannot access '.*' \(File name too long\); correct the path"),
+        ("a\0b.png", r"is not a path \(embedded null byte\); correct it"),
+        ("~nobody_of_this_name/a.png", "Could not determine home directory.*; write the full path"),
     ],
 )
 def test_a_path_without_an_image_is_named_with_its_row(tmp_path: Path, name: str, message: str) -> None:
@@ -112,7 +113,7 @@ def test_a_path_without_an_image_is_named_with_its_row(tmp_path: Path, name: str
     for read in READERS:
         with pytest.raises(DataError, match=message):
             read(path)
-    if not name.startswith("~"):  # in a data set, that is a folder beside the file
+    if not name.startswith("~"):  # in a dataset, that is a folder beside the file
         rows = write_rows(tmp_path / "rows.jsonl", {"images": [name]})
         with pytest.raises(DataError, match=f"row 0, field 'images', image 0: .*{message}"):
             check_dataset(load_dataset(str(rows)))
@@ -177,8 +178,8 @@ def test_a_data_file_that_is_a_pipe_is_refused(tmp_path: Path, name: str) -> Non
     ("source", "message"),
     [
         ("/dev/zero", "/dev/zero is a device, expected a regular file"),
-        ("/" + "a" * 300 + ".jsonl", r"cannot look at '/aaa.*' \(File name too long\)"),
-        ("a\0b.jsonl", r"'a\[U\+0000\]b.jsonl'|is no path"),
+        ("/" + "a" * 300 + ".jsonl", r"cannot access '/aaa.*' \(File name too long\)"),
+        ("a\0b.jsonl", r"'a\[U\+0000\]b.jsonl'|is not a path"),
         ("~nobody_of_this_name/rows.jsonl", "Could not determine home directory"),
         ("~nobody_of_this_name/rows.jsonl@test", "Could not determine home directory"),
     ],
@@ -228,7 +229,7 @@ def test_a_template_that_is_no_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="there is no prompt template"):
             template_text(name)
     for name in ("a" * 300, "~nobody_of_this_name/a.jinja", "a\0b"):
-        with pytest.raises(DataError, match=r"correct|write the whole path"):
+        with pytest.raises(DataError, match=r"correct|write the full path"):
             template_text(name)
 
 
@@ -332,8 +333,8 @@ def test_a_relative_path_among_stored_images_is_refused(png, tmp_path: Path, lis
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"answer": "1", "problem": "a", "answer": "2"}', "rows.jsonl, line 2: the key 'answer' is there twice; rem"),
-        ('{"answer": "1", "meta": {"a": [{"b": 1, "b": 1}]}}', "rows.jsonl, line 2: the key 'b' is there twice"),
+        ('{"answer": "1", "problem": "a", "answer": "2"}', "rows.jsonl, line 2: the key 'answer' occurs twice; rem"),
+        ('{"answer": "1", "meta": {"a": [{"b": 1, "b": 1}]}}', "rows.jsonl, line 2: the key 'b' occurs twice"),
     ],
 )
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -346,7 +347,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, text: str, message
 def test_a_key_that_is_there_twice_in_a_list_of_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('[{"answer": "1", "answer": "2"}]')
-    with pytest.raises(DataError, match=r"rows.json: the key 'answer' is there twice; remove one of the two values"):
+    with pytest.raises(DataError, match=r"rows.json: the key 'answer' occurs twice; remove one of the two values"):
         load_dataset(str(path))
 
 
@@ -359,7 +360,9 @@ def test_a_line_beyond_the_limit_is_refused_before_it_is_read_whole(
     monkeypatch.setattr("vgpo.data.json_rows._LONGEST_LINE", len(line) + 99)
     assert len(list(json_rows(path))) == 2
     monkeypatch.setattr("vgpo.data.json_rows._LONGEST_LINE", len(line))
-    with pytest.raises(DataError, match=r"line 2: more than \d+ bytes; write one row a line, and its images to files"):
+    with pytest.raises(
+        DataError, match=r"line 2: more than \d+ bytes; write one row per line, and its images to files"
+    ):
         list(json_rows(path))
 
 
@@ -373,5 +376,5 @@ def test_a_list_of_rows_beyond_the_limit_is_refused_before_it_is_read(
     monkeypatch.setattr("vgpo.data.json_rows._LARGEST_LIST", size)
     assert len(list(json_rows(path))) == 2
     monkeypatch.setattr("vgpo.data.json_rows._LARGEST_LIST", size - 1)
-    with pytest.raises(DataError, match=rf"one value of {size} bytes, .* at most {size - 1}. Write one row a line"):
+    with pytest.raises(DataError, match=rf"one value of {size} bytes, .* at most {size - 1}. Write one row per line"):
         list(json_rows(path))

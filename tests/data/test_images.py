@@ -102,7 +102,7 @@ def test_16_bits_become_8(mode: str, kind: str | None) -> None:
 @pytest.mark.parametrize("read", [verify_image, decode_image, image_size, encoded_image])
 def test_levels_of_unknown_range_are_refused(mode: str, read: Callable[[object], object]) -> None:
     for value in (encoded(mode, "TIFF"), PIL.Image.new(mode, (3, 2))):
-        with pytest.raises(DataError, match=rf"has the pixel mode '{mode}', which .*; save it with 8 bits"):
+        with pytest.raises(DataError, match=rf"has the pixel mode '{mode}', whose .*; save it with 8 bits"):
             read(value)
 
 
@@ -118,12 +118,12 @@ def test_orientation_is_applied() -> None:
         (b"no picture", r"of 10 bytes cannot be opened \(not an image format .* damaged\); replace"),
         (encoded()[:50], "damaged|cannot be opened"),
         ({"bytes": b"no picture", "path": "a.png"}, "with path 'a.png' and 10 bytes cannot be opened"),
-        ({"bytes": None, "path": None}, "has no known form; give a PIL image, bytes"),
+        ({"bytes": None, "path": None}, "is of an unknown type; pass a PIL image, bytes"),
         ("missing.png", "there is no image file missing.png; correct the path"),
         ("https://example.org/a.png", "is a web address; store its bytes or a local path"),
         ("data:image/png,plain", "is not of the form data:image"),
         ("data:image/png;base64,???", "is not valid base64"),
-        (5, "of type int has no known form"),
+        (5, "of type int is of an unknown type"),
     ],
 )
 def test_bad_picture_says_why(value: object, message: str) -> None:

@@ -123,7 +123,7 @@ def test_an_object_of_rows_by_their_ids(write, indent: int | None) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"rows": [ROW]}, "one object with the keys 'rows'; expected a list of rows, {id: row}, or one row a line"),
+        ({"rows": [ROW]}, "one object with the keys 'rows'; expected a list of rows, {id: row}, or one row per line"),
         ({"a": ROW, "b": 3}, "one object with the keys 'a', 'b'; expected"),
         ([ROW, 3], "row 1: a int, expected {column: value}"),
     ],

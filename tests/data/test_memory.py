@@ -1,4 +1,4 @@
-"""Pictures are decoded when their row is read, one row at a time, and never all held."""
+"""Images are decoded when their row is read, one row at a time, and never all held."""
 
 import io
 from pathlib import Path

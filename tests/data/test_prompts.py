@@ -8,7 +8,7 @@ from vgpo.data import DataError, check_dataset, template_text, to_prompts
 
 
 def prompt_of(make_dataset, problem: str, images: list[bytes], template: str = "plain") -> tuple[list, list[int]]:
-    """The content parts of the prompt, with texts unwrapped, and the grey levels of the pictures."""
+    """The content parts of the prompt, with texts unwrapped, and the grey levels of the images."""
     dataset = to_prompts(make_dataset([{"images": images, "problem": problem, "answer": "7"}]), template)
     (message,) = dataset[0]["prompt"]
     assert message["role"] == "user"
@@ -57,7 +57,7 @@ def test_bad_picture_is_told_with_its_problem_when_the_row_is_read(make_dataset,
     dataset = to_prompts(source)
     with pytest.raises(DataError, match=rf"({message}).*row with the problem '<image>Who\?'"):
         dataset[0]
-    assert source.features["images"].feature.decode  # the caller's data set is left as it was
+    assert source.features["images"].feature.decode  # the caller's dataset is unchanged
 
 
 def test_undecoded_pictures_missing_images_and_integer_answers(png) -> None:
@@ -104,7 +104,7 @@ def test_bad_template(png, make_dataset, tmp_path: Path, text: str | None, messa
 def test_template_of_another_encoding(make_dataset, tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_bytes("{{ problem }} é".encode("latin-1"))
-    with pytest.raises(DataError, match=r"mine.jinja is no UTF-8 text .*; write it again in UTF-8"):
+    with pytest.raises(DataError, match=r"mine.jinja is not UTF-8 .*; save it as UTF-8"):
         to_prompts(make_dataset([{"images": [], "problem": "a", "answer": "7"}]), str(path))
 
 
@@ -121,9 +121,9 @@ def test_template_that_cannot_be_filled_in(png, make_dataset, tmp_path: Path, te
     path = tmp_path / "mine.jinja"
     path.write_text(text)
     dataset = make_dataset([{"images": [png()], "problem": "Which?", "answer": "7"}])
-    with pytest.raises(DataError, match=rf"cannot be filled in \({reason}.*\); correct it. The problem is 'Which\?'"):
+    with pytest.raises(DataError, match=rf"cannot be rendered \({reason}.*\); correct it. The problem is 'Which\?'"):
         check_dataset(dataset, template=str(path))
-    with pytest.raises(DataError, match=r"cannot be filled in"):
+    with pytest.raises(DataError, match=r"cannot be rendered"):
         to_prompts(dataset, str(path))[0]
 
 

@@ -17,7 +17,7 @@ def turns(*pairs: tuple[str, str], names: tuple[str, str] = ("role", "content"))
     return [dict(zip(names, pair, strict=True)) for pair in pairs]
 
 
-# format, row without its picture, name of the picture column, then problem, answer, id and meta as they are read.
+# format, row without its image, name of the image column, then problem, answer, id and meta as they are read.
 ROWS: list[tuple[str, dict[str, Any], str, str, str, str, dict[str, Any]]] = [
     ("easyr1", {"problem": "<image>a", "answer": 7}, "images", "<image>a", "7", "0", {}),
     ("easyr1", {"problem": "a", "answer": "7", "id": 3, "source": "x"}, "image", "a", "7", "3", {"source": "x"}),
@@ -341,7 +341,7 @@ def test_options_that_the_problem_does_not_show_are_a_warning(caplog) -> None:
     dataset = datasets.Dataset.from_list([{**row, "image": "a.png"} for row in rows])
     with caplog.at_level(logging.WARNING, logger="vgpo"):
         to_canonical(dataset)
-    said = "2 of 4 rows have a letter as answer, and options in the column 'options' that are not in the problem"
+    said = "2 of 4 rows have a letter as answer and options in the column 'options' that are not in the problem"
     assert f"{said} (the first is row 0)" in caplog.text
     caplog.clear()
     assert to_canonical(dataset, "options")["answer"][:] == ["A", "A", "A", "B"]
@@ -391,9 +391,9 @@ def test_rows_that_cannot_be_read_are_left_out_on_request(caplog) -> None:
         read = to_canonical(datasets.Dataset.from_list(FAULTY), faulty_rows="drop")
     assert read["images"][:] == [["a.png"], ["c.png"]]
     assert (read["answer"][:], read["id"][:], read["row"][:]) == (["7", "8"], ["0", "third"], [0, 2])
-    said = [message for message in caplog.messages if message.startswith("Left out")]
+    said = [message for message in caplog.messages if message.startswith("Dropped")]
     assert said == [
-        "Left out 2 of 4 rows, which cannot be read:\n"
+        "Dropped 2 of 4 rows, which cannot be read:\n"
         "  row 1, field 'solution': empty; expected a checkable answer in 'solution'. Fill it or drop the row\n"
         "  row 3, field 'prompt': holds no message; expected a list of {role, content}. Fill it or drop the row"
     ]
@@ -465,7 +465,7 @@ def test_messages_that_came_as_json_text_are_read(make_dataset, png, column: str
 def test_other_media_are_never_left_out_without_a_word(png, name: str, value: Any) -> None:
     row = {"images": [{"bytes": png()}], "problem": "What?", "answer": "3"}
     empty = {list: [], str: "", dict: None, bytes: None}[type(value)]
-    said = f"row 1, field '{name}': holds {name.removesuffix('s')}; only images are read"
+    said = f"row 1, field '{name}': contains {name.removesuffix('s')}; only images are read"
     with pytest.raises(DataError, match=said):
         to_canonical(datasets.Dataset.from_list([{**row, name: empty}, {**row, name: value}]))
     read = to_canonical(datasets.Dataset.from_list([{**row, name: None}] * 2))

@@ -36,11 +36,11 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
         ({"answer": None}, "row 1, field 'answer': empty"),
         ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
-        ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal counts"),
+        ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal numbers"),
         ({"images": None}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'"),
         ({"images": [b"junk"]}, "row 1, field 'images', image 0: the image with path None and 4 bytes cannot be"),
         ({"images": ["gone.png"]}, "row 1, field 'images', image 0: there is no image file gone.png; correct"),
-        ({"images": [None]}, "row 1, field 'images', image 0: the image of type NoneType has no known form"),
+        ({"images": [None]}, "row 1, field 'images', image 0: the image of type NoneType is of an unknown type"),
     ],
 )
 def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, message: str) -> None:
@@ -54,16 +54,25 @@ def test_bad_row_is_named_with_field_and_fix(png, make_dataset, changes: dict, m
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"question": ["a"], "answer": ["b"]}, "no column 'problem'; its columns are ['question', 'answer']. Add it"),
-        ({"problem": ["a"]}, "no column 'answer'; its columns are ['problem']. Add it"),
+        ({"question": ["a"], "answer": ["b"], "images": [[]]}, "no column 'problem'; its columns are ['question', "),
+        ({"problem": ["a"], "images": [[]]}, "no column 'answer'; its columns are ['problem', 'images']. Add it"),
         ({"problem": [5], "answer": ["b"]}, "column 'problem' is int64; expected string"),
         ({"problem": ["a"], "answer": [2.5]}, "column 'answer' is double; expected string or integer"),
         ({"problem": ["a"], "answer": [["b"]]}, "column 'answer' is list"),
         ({"problem": ["a"], "answer": [True]}, "column 'answer' is bool; expected string or integer"),
-        ({"problem": ["a"], "answers": ["b"]}, "no column 'answer' (did you mean 'answers'?); its columns"),
+        (
+            {"problem": ["a"], "answers": ["b"]},
+            "no column 'answer' (did you mean 'answers'?) and no column 'images'; its",
+        ),
+        (
+            {"problm": ["a"], "answr": ["b"], "x": [1]},
+            "no column 'problem' (did you mean 'problm'?) and no column 'answer' (did you mean 'answr'?) and no "
+            "column 'images'; its columns are ['problm', 'answr', 'x']. Add them, or name those that hold them, as in "
+            "columns: {problem: NAME, answer: NAME, images: NAME}",
+        ),
         ({"problem": ["a"], "answer": ["b"]}, "no column 'images'; its columns are ['problem', 'answer']. Add it, or"),
-        ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the whole set has an image"),
-        ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the whole set has an image"),
+        ({"problem": ["a"], "answer": ["b"], "images": [[]]}, "no row of the dataset has an image"),
+        ({"problem": ["a"], "answer": ["b"], "images": [None]}, "no row of the dataset has an image"),
     ],
 )
 def test_bad_columns_are_named(columns: dict, message: str) -> None:
@@ -77,7 +86,7 @@ def test_misnamed_picture_column_is_one_error() -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(datasets.Dataset.from_list(rows))
     assert str(caught.value) == (
-        "the data set has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
+        "the dataset has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
         "Add it, or name the one that holds it, as in columns: {images: NAME}"
     )
 
@@ -89,9 +98,9 @@ def test_control_tokens_are_refused_but_not_marks(png, make_dataset) -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(dataset, forbidden=["<|video_pad|>", "<|image_pad|>"])
     assert str(caught.value) == (
-        "the data set of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', a control token "
-        "of this model's tokenizer, which would be read as one and not as text; remove or rewrite it, and write "
-        "<image> where an image goes\nOr set faulty_rows: drop, which leaves such rows out"
+        "the dataset of 2 rows cannot be used:\n  row 1, field 'problem': contains '<|image_pad|>', a control token "
+        "of this model's tokenizer, which is read as one and not as text; remove or rewrite it, and write "
+        "<image> where an image goes\nOr set faulty_rows: drop to skip such rows"
     )
 
 
@@ -156,7 +165,7 @@ def test_faulty_rows_are_left_out_on_request_and_numbers_stay_those_of_the_sourc
         kept = check_dataset(rows, faulty_rows="drop")
     assert kept["row"][:] == [0, 2, 4]
     (said,) = caplog.messages
-    assert said.startswith("Left out 2 of 5 rows, which cannot be used:\n  row 1, field 'images', image 0: ")
+    assert said.startswith("Dropped 2 of 5 rows, which cannot be used:\n  row 1, field 'images', image 0: ")
     assert [line.split(":")[0] for line in said.splitlines()[2:]] == ["  row 3, field 'problem'"]
     with pytest.raises(DataError, match="row 4, field 'problem': contains '<pad>'"):
         check_dataset(kept.map(lambda one: {"problem": one["problem"].replace("b", "<pad>")}), forbidden=["<pad>"])
@@ -171,7 +180,7 @@ def test_what_a_faulty_row_holds_cannot_steer_the_terminal(png, make_dataset, ca
 
 def test_a_fault_of_the_whole_set_is_never_left_out(make_dataset) -> None:
     rows = [{"images": [], "problem": "a", "answer": "7"}, {"images": [], "problem": "", "answer": "7"}]
-    with pytest.raises(DataError, match="no row of the whole set has an image"):
+    with pytest.raises(DataError, match="no row of the dataset has an image"):
         check_dataset(make_dataset(rows), faulty_rows="drop")
 
 
@@ -185,7 +194,7 @@ def test_faults_are_listed_together_up_to_ten(png, make_dataset) -> None:
     with pytest.raises(DataError) as caught:
         check_dataset(make_dataset(rows))
     assert str(caught.value).count("\n") == 9
-    assert str(caught.value).splitlines()[-1] == "Or set faulty_rows: drop, which leaves such rows out"
+    assert str(caught.value).splitlines()[-1] == "Or set faulty_rows: drop to skip such rows"
     with pytest.raises(DataError, match="and more; these are the first 10") as caught:
         check_dataset(make_dataset(rows * 3))
     assert str(caught.value).count("row ") == 10
@@ -204,7 +213,7 @@ def test_rows_are_counted_after_selection_and_a_long_set_has_a_bar(png, make_dat
     assert capfd.readouterr().err == ""
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     check_dataset(dataset.select(range(600, 0, -1)))
-    assert "Checking the data set" in capfd.readouterr().err
+    assert "Checking the dataset" in capfd.readouterr().err
     with pytest.raises(DataError, match="row 600, field 'answer'"):
         check_dataset(dataset.select(range(600, -1, -1)), progress=False)
     assert capfd.readouterr().err == ""

@@ -87,8 +87,10 @@ def test_hub_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(DataError, match=r"cannot load the split 'dev' of 'org/name'.* Unknown split \"dev\""):
+    with pytest.raises(DataError, match=r"cannot load the split 'dev' of 'org/name'.* Unknown split \"dev\"") as told:
         load_dataset("org/name@dev")
+    assert str(told.value).startswith("there is no file or folder 'org/name' (looked at /")
+    assert "or the hub id (a hub id looks like owner/name)" in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +103,10 @@ def test_hub_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ("{folder}/notes.txt", None, "unknown file type '.txt'; expected one of .*parquet"),
         ("{folder}/broken.parquet", None, "cannot read .*broken.parquet"),
         ("{folder}/test.parquet", "dev", "is one file and has no split 'dev'; leave the split out"),
-        ("{folder}/empty", None, "holds no parquet file"),
+        ("{folder}/empty", None, "contains no parquet file"),
         ("{folder}/hub@dev", None, r"has no split 'dev'; found \['a', 'b'\]. Write .*hub@SPLIT"),
         ("{folder}/hub", None, r"has no split 'train'; found \['a', 'b'\]"),
-        ("{folder}/one", "dev", "holds one data set and has no split 'dev'"),
+        ("{folder}/one", "dev", "contains one dataset and has no split 'dev'"),
         ("{folder}/two@dev", None, r"has no split 'dev'; found \['train'\]"),
         ("org/name@test", "dev", "names the split 'test' but split is 'dev'; give one of the two"),
     ],
@@ -167,7 +169,7 @@ def test_nothing_is_fetched_and_no_code_is_run(tmp_path: Path, monkeypatch: pyte
         check_dataset(load_dataset(str(path)))
     (tmp_path / "scripted").mkdir()
     (tmp_path / "scripted" / "scripted.py").write_text("raise SystemExit('run')")
-    with pytest.raises(DataError, match="holds no parquet file"):
+    with pytest.raises(DataError, match="contains no parquet file"):
         load_dataset(str(tmp_path / "scripted"))
 
 

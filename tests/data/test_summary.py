@@ -39,11 +39,11 @@ def test_counts_by_pictures_answers_and_kinds() -> None:
     ]
     summary = summarize(datasets.Dataset.from_list(rows))
     assert summary.num_rows == 6
-    assert summary.pictures == {"0 pictures": 2, "1 picture": 2, "2 pictures": 2}
+    assert summary.images == {"0 images": 2, "1 image": 2, "2 images": 2}
     assert summary.answers == {"number": 3, "choice letter": 3}
     # Not a name of its own for every row, nor the same for all, nor numbers; a name that says a kind comes first.
     assert summary.kinds == {"task": {"y": 4, "x": 2}, "record.other": {"w": 3, "v": 3}}
-    assert list(summary.tables) == ["pictures a row", "answers by type", "task", "record.other"]
+    assert list(summary.tables) == ["images per row", "answers by type", "task", "record.other"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ SIZES = [(28, 28), (56, 112), (112, 56), (84, 61), (30, 200)]
 
 @pytest.fixture
 def pictures() -> datasets.Dataset:
-    """Rows with no, one and two pictures of several sizes."""
+    """Rows with no, one and two images of several sizes."""
     images = [PIL.Image.new("RGB", size) for size in SIZES]
     rows = [{"images": [image], "problem": "<image>" + "Why? " * n} for n, image in enumerate(images)]
     rows += [{"images": images[1:3], "problem": "<image> or <image>?"}, {"images": [], "problem": "text only"}]
@@ -69,8 +69,8 @@ def test_longer_templates_and_lower_pixel_limits_are_counted(pictures) -> None:
 def test_long_prompts_are_left_out_with_their_rows(pictures) -> None:
     kept, said = drop_long(pictures, [5, 9, 7, 9, 1, 1, 1], 8)
     assert kept["problem"][:] == [pictures["problem"][row] for row in (0, 2, 4, 5, 6)]
-    assert said == ("left out 2 of 7 prompts, longer than max_prompt_length=8 tokens (rows 1, 3); the longest has 9")
+    assert said == ("dropped 2 of 7 prompts, longer than max_prompt_length=8 tokens (rows 1, 3); the longest has 9")
     assert drop_long(pictures, [5] * 7, 5) == (pictures, None)
     assert drop_long(pictures, [5] * 7, None) == (pictures, None)
-    with pytest.raises(DataError, match=r"every one of the 7 prompts has more than max_prompt_length=4 .* has 5"):
+    with pytest.raises(DataError, match=r"all 7 prompts have more than max_prompt_length=4 .* has 5"):
         drop_long(pictures, [5, 6, 6, 6, 6, 6, 6], 4)

@@ -1,4 +1,4 @@
-"""The page that brings a model, data and a reward is followed word by word, in an empty folder."""
+"""The pages that a new user follows are followed word by word, each in an empty folder."""
 
 import re
 import runpy
@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from vgpo.cli import app
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_model_and_data.md"
-FENCE = re.compile(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DOCS = Path(__file__).parents[2] / "docs"
+FENCE = re.compile(r"^```(\w+)(?: title=\"(\S+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -24,8 +24,8 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> Iterator[Block]:
-    return (Block(*fence.groups()) for fence in FENCE.finditer(PAGE.read_text(encoding="utf-8")))
+def blocks(page: str) -> Iterator[Block]:
+    return (Block(*fence.groups()) for fence in FENCE.finditer((DOCS / page).read_text(encoding="utf-8")))
 
 
 def flat(text: str) -> str:
@@ -49,12 +49,13 @@ def run(lines: str) -> str:
 
 
 @pytest.mark.train
-def test_every_block_does_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["own_model_and_data.md", "sft_cold_start.md"])
+def test_every_block_does_what_the_page_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     output = ""
-    for block in blocks():
+    for block in blocks(page):
         if block.file:
             Path(block.file).write_text(block.text, encoding="utf-8")
         elif block.kind == "bash":

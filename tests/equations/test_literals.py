@@ -1,4 +1,4 @@
-"""Each equation on numbers small enough to work out by hand; the arithmetic stands beside them."""
+"""Each equation on numbers small enough to work out by hand; the arithmetic is in comments."""
 
 import pytest
 import torch

@@ -65,7 +65,7 @@ def hub(rows: list[Row], split: str, column: str, *, as_list: bool = False) -> C
 
 
 def lines(rows: list[Row], name: str) -> Callable[[Path], str]:
-    """A file of one row a line. A key that holds `*.png` names the image."""
+    """A file with one row per line. A key with the value `*.png` names the image."""
 
     def write(folder: Path) -> str:
         save_images(folder, rows)

@@ -28,7 +28,7 @@ def model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def questions() -> Dataset:
-    """Five questions of different lengths, on pictures of different sizes."""
+    """Five questions of different lengths, on images of different sizes."""
     rows = []
     for i in range(5):
         picture = Image.new("RGB", (28 * (1 + i % 3), 28 * (1 + i % 2)), (50 * i, 200, 90))

@@ -90,7 +90,7 @@ def test_a_row_without_question_and_answer_is_dropped_and_counted(
     assert [str(fault) for fault in read.dropped] == [
         "row 1, field 'problem': empty; expected the question. Fill it or drop the row"
     ]
-    assert any(message.startswith("Left out 1 of 3 rows, which cannot be used") for message in caplog.messages)
+    assert any(message.startswith("Dropped 1 of 3 rows, which cannot be used") for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_rows_of_a_limit_may_have_no_image_but_not_the_whole_set(tmp_path: Path)
     source = lines(rows, "geomath.jsonl")(tmp_path)
     assert len(load_benchmark(BENCHMARKS["geomath"], source, limit=1).questions) == 1
     assert len(load_benchmark(BENCHMARKS["geomath"], source).questions) == 2
-    with pytest.raises(DataError, match="no row of the whole set has an image"):
+    with pytest.raises(DataError, match="no row of the dataset has an image"):
         load_benchmark(BENCHMARKS["geomath"], lines(rows[:1], "none.jsonl")(tmp_path))
 
 
@@ -173,7 +173,7 @@ def test_rows_with_the_same_id_are_all_asked(tmp_path: Path) -> None:
 def test_a_source_with_another_number_of_rows_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = case_of("counting", HUB).write(tmp_path)
     load_benchmark(BENCHMARKS["counting"], source)
-    expected = f"{source}@test has 1 rows of SuperClevr Counting, expected 200: scores are not those of the whole"
+    expected = f"{source}@test has 1 rows of SuperClevr Counting, expected 200: scores are not those of the complete"
     assert any(message.startswith(expected) for message in caplog.messages)
 
 
@@ -192,7 +192,7 @@ def test_rows_cannot_be_selected_without_their_columns(tmp_path: Path) -> None:
 
 def test_a_source_without_a_row_of_the_benchmark_is_refused(tmp_path: Path) -> None:
     source = hub([row for row in MATHVERSE if row["question_type"] == "free-form"], "testmini", "image")(tmp_path)
-    with pytest.raises(DataError, match=r"none of the 2 rows of \S+ is of MathVerse; expected question_type multi-"):
+    with pytest.raises(DataError, match=r"none of the 2 rows of \S+ belongs to MathVerse; expected question_type"):
         load_benchmark(BENCHMARKS["mathverse"], source)
 
 
@@ -274,9 +274,7 @@ def test_a_folder_without_the_task_is_an_error_that_lists_what_was_looked_for(tm
     looked_for = ["mmk12", "mmk12.parquet", "mmk12.jsonl", "mmk12.json", "data/PAPO_MMK12-*.parquet"]
     looked_for += ["data/PAPO_MMK12.parquet", "PAPO_MMK12-*.parquet", "PAPO_MMK12.parquet"]
     listed = "".join(f"  {tmp_path / name}\n" for name in looked_for)
-    message = (
-        f"there are no data of MMK12 in {tmp_path}; looked for\n{listed}Put one of them there, or write --data mmk12"
-    )
+    message = f"there are no data of MMK12 in {tmp_path}; looked for\n{listed}Add one of them, or write --data mmk12"
     with pytest.raises(DataError, match=re.escape(message)):
         source_of(BENCHMARKS["mmk12"], str(tmp_path))
 
@@ -323,7 +321,7 @@ def test_a_benchmark_without_data_is_left_out_of_a_suite_with_a_warning(
 ) -> None:
     suite = tasks_of("vgpo-math")
     assert [benchmark.name for benchmark in with_data(suite)] == [name for name in SIX if name != "geomath"]
-    assert "GeoMath is left out: it has no public data" in caplog.text
+    assert "GeoMath is skipped: it has no public data" in caplog.text
     assert len(with_data(suite, {"geomath": "x.json"})) == 6
     (tmp_path / "geomath.json").touch()
     assert len(with_data(suite, str(tmp_path))) == 6

@@ -1,4 +1,4 @@
-"""The probe: other pictures, where a response ends, and means over responses."""
+"""The probe: other images, where a response ends, and means over responses."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from vgpo.toy.model import build_model, build_processor
 
 
 def questions(*counts: int) -> list[dict]:
-    """Questions with so many pictures each; picture i of question n has the shade 10 n + i."""
+    """Questions with so many images each; image i of question n has the shade 10 n + i."""
     rows = []
     for n, count in enumerate(counts):
         text = "What is the largest digit" + " in the picture" * n
@@ -48,13 +48,13 @@ def test_blank_pictures_keep_their_sizes() -> None:
 def test_other_pictures_are_those_of_the_next_question_with_as_many() -> None:
     other = with_other_images(questions(1, 2, 1, 0, 2, 3, 1))
     found = [other[i] for i in range(len(other))]
-    # The only question with three pictures, and the one with none, are left out.
+    # The only question with three images, and the one with none, are left out.
     assert shades(found) == [[20], [40, 41], [60], [10, 11], [0]]
 
 
 def test_other_pictures_are_never_the_same_ones() -> None:
     rows = questions(1, 1, 1, 2)
-    rows[1]["images"] = rows[0]["images"]  # two questions about one picture
+    rows[1]["images"] = rows[0]["images"]  # two questions about one image
     other = with_other_images(rows)
     assert shades([other[i] for i in range(len(other))]) == [[20], [20], [0]]
     rows[2]["images"] = rows[0]["images"]
@@ -79,7 +79,7 @@ def test_means_over_responses_by_hand() -> None:
     assert found.focus == pytest.approx(3.0 / 6)
     # (0.7 / 0.5 + 0.3 / 0.6) / 2
     assert found.late_early_ratio == pytest.approx(0.95)
-    # Token i of T lies in tenth 10 i // T: 0 and 5; 0, 2, 5 and 7.
+    # Token i of T is in tenth 10 i // T: 0 and 5; 0, 2, 5 and 7.
     assert found.deciles == pytest.approx([0.65, None, 0.4, None, None, 0.55, None, 0.2, None, None])
 
 
@@ -132,7 +132,7 @@ def test_a_probe_of_a_set_with_and_without_pictures() -> None:
     model = build_model(processor.tokenizer, seed=3)
     rows = Dataset.from_list(questions(1, 0, 1, 2))
     true = evaluate(model, processor, rows, max_new_tokens=4, progress=False)
-    # Of the questions that have other pictures, the first is right.
+    # Of the questions that have other images, the first is right.
     graded = [{**row, "correct": number in (0, 1, 3)} for number, row in enumerate(true.answers)]
     found = measure_grounding(model, processor, rows, replace(true, answers=graded), batch_size=2, max_new_tokens=4)
     assert {name: scores["num_questions"] for name, scores in found["accuracy"].items()} == {

@@ -229,12 +229,12 @@ def test_mathruler_alone_sees_both_texts_as_they_are() -> None:
     pairs = {("B. 12", "B"): False, ("don't", "don't"): True, ("x" * 2000, "x" * 2000): True, ("", "a"): False}
     pairs |= {("\\text{don't}", "don't"): True, ("A", "a"): True, ("x" * 1001, "y"): False}
     assert grader.grade_verbatim(*map(list, zip(*pairs, strict=True))) == list(pairs.values())
-    with pytest.raises(ValueError, match="2 predictions but 1 golds"):
+    with pytest.raises(ValueError, match="2 predictions but 1 reference answers"):
         grader.grade_verbatim(["1", "2"], ["1"])
 
 
 def test_an_answer_to_another_row_is_refused() -> None:
-    message = "there is an answer to row 5, which is none of the 1 questions; the answers are of other data"
+    message = "there is an answer to row 5, which is not one of the 1 questions; the answers are of other data"
     with pytest.raises(EvaluationError, match=message):
         grade_answers(PAPO, [question("7")], [respond("7", 5)])
 

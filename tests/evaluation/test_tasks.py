@@ -62,7 +62,7 @@ def test_rows_that_cannot_be_asked_are_drawn_and_counted(tmp_path: Path) -> None
 def test_a_sample_without_a_row_to_ask_is_refused(tmp_path: Path) -> None:
     (drawn,) = drawn_rows(range(8), 1)
     answers = ["" if row == drawn else "1" for row in range(8)]
-    with pytest.raises(DataError, match="none of the 1 rows of GeoMath that were drawn can be asked; draw more"):
+    with pytest.raises(DataError, match="none of the 1 sampled rows of GeoMath can be asked; raise the limit"):
         load_task(BENCHMARK, write(tmp_path / "rows.parquet", answers), template="plain", limit=1)
 
 

@@ -2,7 +2,7 @@
 
 A folder holds configuration, weights, processor, tokenizer and chat template, and loads by
 `AutoModelForImageTextToText` and `AutoProcessor` as a real one does. Token names are the family's own; the chat
-template is a plain one in its style. Every family has grouped-query attention, and pictures of 28 to 112 pixels
+template is a plain one in its style. Every family has grouped-query attention, and images of 28 to 112 pixels
 become 1 to 64 visual tokens.
 """
 
@@ -90,7 +90,7 @@ def qwen2_5_vl() -> Checkpoint:
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64}
     config = Qwen2_5_VLConfig(
         text_config=decoder(tokenizer, rope_parameters=dict(MROPE)),
-        # Windows of two by two cells, so that a picture of three holds several.
+        # Windows of two by two cells, so that an image of three holds several.
         vision_config={**vision, "window_size": 56, "fullatt_block_indexes": [1]},
         **ids,
     )
@@ -157,7 +157,7 @@ def internvl() -> Checkpoint:
 
 
 def llava_onevision() -> Checkpoint:
-    """A picture alone becomes tiles of 28 pixels by its shape ("anyres"); one among several is a single tile."""
+    """An image alone becomes tiles of 28 pixels by its shape ("anyres"); one among several is a single tile."""
     tokenizer = byte_tokenizer(
         chatml("<image>\n"), "<|im_end|>", "<|endoftext|>", ("<|im_start|>", "<image>", "<video>")
     )
@@ -223,7 +223,7 @@ def idefics3() -> Checkpoint:
 
 
 def gemma3() -> Checkpoint:
-    """Sliding windows of eight tokens in all layers but the last; pictures attend both ways within themselves."""
+    """Sliding windows of eight tokens in all layers but the last; images attend both ways within themselves."""
     template = chat_template(
         "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n",
         "<start_of_image>",
@@ -254,7 +254,7 @@ def gemma3() -> Checkpoint:
 
 
 def llava_next() -> Checkpoint:
-    """Vicuna's turns and CLIP's next-to-last layer without its class token; tiles by the picture's shape."""
+    """Vicuna's turns and CLIP's next-to-last layer without its class token; tiles by the image's shape."""
     template = chat_template(
         "{{ message['role'] | upper }}: ",
         "<image>\n",
@@ -320,7 +320,7 @@ TRIED = (*ALL_FAMILIES, *CONFIG_ONLY)
 def draw_weights(model: torch.nn.Module, seed: int) -> None:
     """Weights that keep activations near one, and no bias or scale at its neutral value.
 
-    With a family's own small initial weights a picture changes the logits by less than rounding would hide.
+    With a family's own small initial weights an image changes the logits by less than rounding would hide.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -354,9 +354,9 @@ def write_checkpoint(build: Callable[[], Checkpoint], folder: Path, seed: int = 
 
 
 def encode_prompts(processor: ProcessorMixin, prompts: Sequence[Prompt]) -> list[BatchFeature]:
-    """What the processor gives for each prompt alone, unpadded: `input_ids` (1, L), picture tensors and the rest.
+    """What the processor gives for each prompt alone, unpadded: `input_ids` (1, L), image tensors and the rest.
 
-    A prompt is one user turn: its pictures first, then its text, then the opening of the reply.
+    A prompt is one user turn: its images first, then its text, then the opening of the reply.
     """
     encoded = []
     for text, images in prompts:
@@ -374,6 +374,6 @@ def encode_prompts(processor: ProcessorMixin, prompts: Sequence[Prompt]) -> list
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A picture of random colours, so that no two patches of it look alike."""
+    """An image of random colours, so that no two patches of it look alike."""
     noise = torch.randint(0, 256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(noise.numpy())

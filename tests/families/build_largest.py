@@ -76,7 +76,7 @@ def muse_spark() -> Checkpoint:
 
 
 def step3p7() -> Checkpoint:
-    """The whole image beside crops of it."""
+    """The complete image, and crops of it."""
     marks = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
     tokenizer = byte_tokenizer(chatml("<im_patch>"), "<|im_end|>", "<|endoftext|>", ("<|im_start|>", *marks))
     experts = {"n_routed_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}

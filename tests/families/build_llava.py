@@ -355,7 +355,7 @@ def granite4_vision() -> Checkpoint:
     return config, processor
 
 
-# A grid of 64 by 64 patches: the number of visual tokens of the whole image is fixed in both families below.
+# A grid of 64 by 64 patches: the number of visual tokens of the complete image is fixed in both families below.
 SAM = {
     "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 14,
     "global_attn_indexes": [1], "mlp_dim": 48,
@@ -363,7 +363,7 @@ SAM = {
 
 
 def deepseek_ocr2() -> Checkpoint:
-    """Always 256 visual tokens for the whole image, 144 for each tile, and one that separates them."""
+    """Always 256 visual tokens for the complete image, 144 for each tile, and one that separates them."""
     template = chat_template("", "<image>\n", "", "")
     tokenizer = byte_tokenizer(
         template, "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", ("<image>",), bos="<｜begin▁of▁sentence｜>"

@@ -344,7 +344,7 @@ def chameleon() -> Checkpoint:
 
 
 def blip_2() -> Checkpoint:
-    """Queries read the image; their tokens stand before the text and are not written by the chat template."""
+    """Queries read the image; their tokens come before the text and are not written by the chat template."""
     tokenizer = byte_tokenizer(chat_template("", "", "", ""), "</s>", "<pad>", bos="<s>")
     images = BlipImageProcessor(size={"height": 28, "width": 28})
     # Adds `<image>` to the tokenizer.
@@ -367,7 +367,7 @@ def blip_2() -> Checkpoint:
 
 
 def florence2() -> Checkpoint:
-    """Encoder and decoder; the image stands before the prompt in the encoder, by the processor alone."""
+    """Encoder and decoder; the processor puts the image before the prompt in the encoder."""
     template = chat_template("", "", "", "")
     tokenizer = byte_tokenizer(template, "</s>", "<pad>", bos="<s>", image_token="<image>")
     images = CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)

@@ -196,7 +196,8 @@ def qwen2_5_omni_thinker() -> Checkpoint:
 
 
 def ernie4_5_vl_moe() -> Checkpoint:
-    """Experts of their own for text and for images, told apart by a field of the processor with a value per token."""
+    """Experts of their own for text and for images, distinguished by a field of the processor with a value per
+    token."""
     named = {
         "image_token": "<|IMAGE_PLACEHOLDER|>", "image_start_token": "<|IMAGE_START|>",
         "image_end_token": "<|IMAGE_END|>", "video_token": "<|VIDEO_PLACEHOLDER|>",

@@ -48,7 +48,7 @@ from vgpo.training.passes import ScoringPass
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
 GROUP = 2
-# Every batch has a row of each: text only, and one, two and three pictures.
+# Every batch has a row of each: text only, and one, two and three images.
 NUM_PICTURES = (0, 1, 2, 3)
 SIZES = ((56, 84), (28, 56), (112, 56))
 NUM_DECODER_LAYERS = 3
@@ -86,7 +86,7 @@ def part_by_name(parameter: str) -> str:
 
 
 def rows(numbers: Sequence[int] = NUM_PICTURES) -> Dataset:
-    """A row with each number of pictures, as users have them."""
+    """A row with each number of images, as users have them."""
     features = Features({"problem": Value("string"), "images": List(Image()), "answer": Value("string")})
     return Dataset.from_list([row(number) for number in numbers], features=features)
 
@@ -97,7 +97,7 @@ def row(num_pictures: int) -> dict[str, Any]:
 
 
 def question(num_pictures: int) -> str:
-    """Prompts without pictures differ in length too."""
+    """Prompts without images differ in length too."""
     return "How many" + " are there" * num_pictures + "?"
 
 
@@ -160,7 +160,7 @@ def watch(trainer: VGPOTrainer) -> list[Batch]:
 
 
 def tempt(trainer: VGPOTrainer) -> None:
-    """Let the model want nothing more than to write a picture token."""
+    """Let the model want nothing more than to write an image token."""
     head = trainer.model.get_output_embeddings()
     bonus = torch.zeros(head.weight.shape[0])
     bonus[banned_token_ids(trainer.model.config)] = TEMPTATION
@@ -263,7 +263,7 @@ class Family:
         numbers: Sequence[int] = NUM_PICTURES,
         **settings: Any,
     ) -> VGPOTrainer:
-        """The trainer of `vgpo train`, with a model that wants picture tokens."""
+        """The trainer of `vgpo train`, with a model that wants image tokens."""
         setup = self.setup(numbers, lora=lora, lora_vision=lora_vision, **settings)
         trainer = build_trainer(setup, RunFolder(self.out), self.console)
         trainer.remove_callback(RunCallback)
@@ -274,7 +274,7 @@ class Family:
     def setup(
         self, numbers: Sequence[int], *, lora: bool = False, lora_vision: bool = False, **settings: Any
     ) -> Setup:
-        """The parts of a run on rows with these numbers of pictures."""
+        """The parts of a run on rows with these numbers of images."""
         source = f"{alternating.__module__}:{alternating.__name__}"
         recipe = Recipe(
             run=RunArguments(train_data="in memory", rewards=[source], lora_vision=lora_vision),
@@ -346,7 +346,7 @@ def trains(family: Family) -> None:
 
 
 def reads_pictures(family: Family) -> None:
-    """0 to 3 pictures in the rows of one batch; the method leaves a row without any alone."""
+    """0 to 3 images in the rows of one batch; the method leaves a row without any alone."""
     for batch in family.plain.batches:
         numbers = [prompt.num_images for prompt in batch["prompts"]]
         assert sorted(set(numbers)) == list(NUM_PICTURES)
@@ -403,7 +403,7 @@ def pads_left(family: Family) -> None:
 
 
 def bans_picture_tokens(family: Family) -> None:
-    """No rollout holds a picture token, however much the model wants to write one."""
+    """No rollout holds an image token, however much the model wants to write one."""
     banned = banned_token_ids(family.plain.trainer.model.config)
     assert banned
     for batch in family.plain.batches:
@@ -489,7 +489,7 @@ def resumes_adapters(family: Family) -> None:
 
 
 def same_after_resume(whole: Run, trainer: VGPOTrainer) -> None:
-    """Let a new trainer go on after the first step of a run, and compare what comes of it."""
+    """Let a new trainer resume after the first step of a run, and compare the results."""
     disturb(trainer.model)
     resumed = watched_run(trainer, whole.checkpoint(1))
     assert_equal(resumed.after, whole.after)
@@ -506,17 +506,17 @@ def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 
 def mixes_over_processes(family: Family) -> None:
-    """Two processes that share the parameters (FSDP2), one with pictures and one without, equal one process."""
+    """Two processes that share the parameters (FSDP2), one with images and one without, equal one process."""
     check_two_processes(family.checkpoints / family.name, family.out / f"{family.name} two processes")
 
 
 CHECKS: dict[str, Callable[[Family], None]] = {
     "two steps": trains,
-    "0-3 pictures": reads_pictures,
+    "0-3 images": reads_pictures,
     "focus": measures_focus,
     "visual mask": knows_visual_tokens,
     "left padding": pads_left,
-    "picture tokens banned": bans_picture_tokens,
+    "image tokens banned": bans_picture_tokens,
     "shared prompt": shares_prompts,
     "gradient checkpointing": checkpoints_activations,
     "bf16": trains_in_bfloat16,
@@ -525,7 +525,7 @@ CHECKS: dict[str, Callable[[Family], None]] = {
     "LoRA in vision": adapts_vision,
     "resume": resumes,
     "resume with LoRA": resumes_adapters,
-    "two processes, one without pictures": mixes_over_processes,
+    "two processes, one without images": mixes_over_processes,
 }
 # What is known not to work; a check that no longer fails is an error too.
 LIMITS: dict[tuple[str, str], str] = {}

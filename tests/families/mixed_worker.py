@@ -1,4 +1,4 @@
-"""Rows with pictures on one process and rows of text on another, with parameters that are spread over both (FSDP2)."""
+"""Rows with images on one process and rows of text on another, with parameters that are spread over both (FSDP2)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def blank_of(processor: ProcessorMixin) -> dict[str, Tensor]:
-    """What the trainer makes of its blank picture."""
+    """The trainer's inputs for its blank image."""
     fields = processor.apply_chat_template(
         blank_prompt(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -61,7 +61,7 @@ def rows_of(processor: ProcessorMixin, rank: int) -> Rows:
     width = max(len(prompt.token_ids) for prompt in prompts)
     size = len(processor.tokenizer)
     generator = torch.Generator().manual_seed(rank)
-    # Bytes come last in the vocabulary: no token of a response stands for a picture.
+    # Bytes come last in the vocabulary: no token of a response stands for an image.
     ids = torch.randint(size - 256, size, (len(of_rows), width + WIDTH), generator=generator)
     mask = torch.zeros_like(ids)
     for row, (prompt, length) in enumerate(zip(of_rows, LENGTHS, strict=True)):

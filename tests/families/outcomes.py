@@ -1,4 +1,4 @@
-"""What becomes of a family: two steps of training and the parity check, or the reason why it cannot be trained.
+"""The outcome of a family: two steps of training and the parity check, or the reason why it cannot be trained.
 
 `docs/families.md` has a row for each; `python -m tests.families.table` writes it.
 """
@@ -39,7 +39,7 @@ RED: dict[str, tuple[str, str]] = {
         "Stopped by the parity check: the forward pass of transformers 5.24 fails for text and for images alike.",
     ),
     "granite4_vision": (
-        "ParityError.*no input of the decoder changes",
+        "ParityError.*no decoder input changes",
         "Stopped by the parity check: its layers add image features themselves, which no input shows.",
     ),
     "got_ocr2": ("pages of one document", "Refused: its processor takes images as the pages of one document only."),

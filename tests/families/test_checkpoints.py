@@ -71,7 +71,7 @@ def test_the_decoder_is_the_text_part(family: str, load_family: LoadFamily) -> N
 def test_a_picture_is_cut_into_tiles(family: str, load_family: LoadFamily) -> None:
     _, processor = load_family(family)
     [encoded] = encode_prompts(processor, [("How many?", [picture(112, 56)])])
-    # (tiles, 3, H, W), or (pictures, tiles, 3, H, W)
+    # (tiles, 3, H, W), or (images, tiles, 3, H, W)
     assert encoded["pixel_values"].flatten(0, -4).shape[0] > 1
 
 

@@ -69,7 +69,7 @@ def test_a_part_that_a_model_lacks_is_refused(load_family: LoadFamily) -> None:
     model, _ = load_family("internvl")
     model.model.multi_modal_projector = torch.nn.Identity()
     with pytest.raises(
-        ValueError, match=r"InternVLForConditionalGeneration has no parameters in its part 'projector'"
+        ValueError, match=r"InternVLForConditionalGeneration has no parameters in the part 'projector'"
     ):
         freeze_parts(model, ["projector"])
 

@@ -1,4 +1,4 @@
-"""A blank picture keeps processes together, and changes nothing."""
+"""A blank image keeps processes together, and changes nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_blank_picture_changes_no_output_and_no_gradient(family: str, family_f
     pictures = score(model, processor, 0, None)
     text = score(model, processor, 1, None)
     with_blank = score(model, processor, 1, blank_of(processor))
-    # Every parameter that pictures go through has a gradient now, and those that had one keep it.
+    # Every parameter that images go through has a gradient now, and those that had one keep it.
     assert with_blank.keys() == pictures.keys() > text.keys()
     for name, value in with_blank.items():
         assert torch.equal(value, text.get(name, torch.zeros_like(value))), name
@@ -83,7 +83,7 @@ def test_without_a_blank_picture_processes_do_not_get_through(
     assert len(list(tmp_path.iterdir())) == NUM_PROCESSES
 
 
-# One tower, two towers side by side, and patches that stand in one row; the ten families are tried with all checks.
+# One tower, two towers side by side, and patches in one row; the ten families are tried with all checks.
 @pytest.mark.process
 @pytest.mark.parametrize(
     "family", [name for name in ("deepseek_vl", "deepseek_vl_hybrid", "minicpmv4_6") if name in ALL_FAMILIES]

@@ -1,4 +1,4 @@
-"""Each row of the first table in docs/families.md is what becomes of its family."""
+"""Each row of the first table in docs/families.md is the outcome of its family."""
 
 from __future__ import annotations
 

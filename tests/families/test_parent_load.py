@@ -1,7 +1,7 @@
 """Why checkpoints are loaded by code of our own: the parent's leaves weights at random and goes on.
 
 A file has the hub's names of the weights. For some families the model calls them otherwise; the parent asks it for the
-names of the file and only warns about what is missing. Where this fails, the parent has been mended, and
+names of the file and only warns about what is missing. Where this fails, the parent has been fixed, and
 `ResumableTrainer._load_from_checkpoint` can be given up for the families in question.
 """
 

@@ -15,10 +15,10 @@ from tests.families.checks import CHECKS, LIMITS, NUM_PICTURES, Family
 
 pytest_plugins = ["tests.families.fixtures"]
 
-# Families that differ in kind: rotary positions of pictures, a state from token to token, tiles, and picture tokens
+# Families that differ in kind: rotary positions of images, a state from token to token, tiles, and image tokens
 # that see each other in both directions. The others are checked by `make test-all`.
 SAMPLE = ("qwen2_5_vl", "qwen3_5", "llava_next", "gemma3")
-TWO_PROCESSES = "two processes, one without pictures"
+TWO_PROCESSES = "two processes, one without images"
 SMOKE = {(name, "two steps") for name in SAMPLE} | {("qwen2_5_vl", "LoRA"), ("qwen2_5_vl", "resume")}
 
 
@@ -58,7 +58,7 @@ def test_the_committed_table_is_what_the_checks_find() -> None:
 
 @pytest.mark.train
 def test_llava_onevision_is_told_the_pictures_of_each_prompt(make_family: Callable[[str], Family]) -> None:
-    """By their number it knows whether a picture is one of several, and so a single tile."""
+    """By their number it knows whether an image is one of several, and so a single tile."""
     [batch, *_] = make_family("llava_onevision").plain.batches
     for prompt in batch["prompts"]:
         numbers = prompt.media.get("batch_num_images", torch.tensor([], dtype=torch.long)).tolist()

@@ -27,7 +27,7 @@ PINPOINTS = [[28, 56], [56, 28], [56, 56]]
 
 
 def chat_template(turn: str, image: str, end: str, reply: str, start: str = "") -> str:
-    """Messages one after another, their parts in order; `turn` and `reply` open a turn, `image` marks a picture."""
+    """Messages one after another, their parts in order; `turn` and `reply` open a turn, `image` marks an image."""
     return (
         start + "{% for message in messages %}" + turn + "{% if message['content'] is string %}"
         "{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -87,5 +87,5 @@ def qwen_vl_tokenizer() -> tuple[PreTrainedTokenizerFast, dict[str, int]]:
 
 
 def pixels(cell: int) -> dict[str, int]:
-    """Pictures keep their size in whole cells, from one to 64."""
+    """Images keep their size in whole cells, from one to 64."""
     return {"shortest_edge": cell * cell, "longest_edge": 64 * cell * cell}

@@ -26,7 +26,7 @@ def model(processor):
 
 @pytest.fixture(scope="module")
 def inputs(processor):
-    """Two rows of different prompt length and picture size, left-padded, each with five more tokens."""
+    """Two rows of different prompt length and image size, left-padded, each with five more tokens."""
     texts, pictures = [], []
     for i, question in enumerate(["What", "What is the largest digit"]):
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -168,7 +168,7 @@ def test_nothing_of_hidden_size_stays_alive_and_the_hook_is_gone(model, inputs):
 def test_rows_that_never_came_are_an_error(model, inputs):
     with record_similarity(model, visual_mask_of(model, inputs)) as recorder:
         model(**processor_row(inputs, 0))
-    with pytest.raises(RuntimeError, match="saw 1 of 2 rows"):
+    with pytest.raises(RuntimeError, match="ran on 1 of 2 rows"):
         _ = recorder.similarity
 
 

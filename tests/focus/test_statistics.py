@@ -14,7 +14,7 @@ def test_hand_computed():
     focus = torch.tensor([[0.8, 0.4, 0.2, nan], [0.5, nan, nan, nan], [nan, nan, nan, nan]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]]).bool()
     statistics = focus_statistics(focus, mask, visual_rows=torch.tensor([True, True, False]))
-    # (0.8 + 0.4 + 0.2 + 0.5) / 4 tokens of rows with a picture
+    # (0.8 + 0.4 + 0.2 + 0.5) / 4 tokens of rows with an image
     assert abs(mean_of(statistics["focus/mean"]) - 0.475) < 1e-6
     # Row 0: t = 2 and 3 are late (2t > 3): (0.4 + 0.2) / 2 over 0.8. Row 1 has one token and no first half.
     assert abs(mean_of(statistics["focus/late_early_ratio"]) - 0.375) < 1e-6

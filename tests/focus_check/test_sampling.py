@@ -110,6 +110,6 @@ def test_strata_are_columns_or_fields_of_meta() -> None:
         strata_of(rows, "level")
     assert strata_of(rows.select([0]), "level") == ["3"]
     with pytest.raises(
-        FocusCheckError, match=r"'levl' is no column of the data set .did you mean 'level'.*'id', 'meta', 'level'"
+        FocusCheckError, match=r"'levl' is not a column of the dataset .did you mean 'level'.*'id', 'meta', 'level'"
     ):
         strata_of(rows, "levl")

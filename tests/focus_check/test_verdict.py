@@ -6,6 +6,7 @@ from tests.focus_check.made import gaining, samples
 from vgpo.focus_check.measure import measure
 from vgpo.focus_check.records import Figure, Measures
 from vgpo.focus_check.verdict import (
+    EVIDENCE,
     blind_finding,
     compensation_finding,
     gain_of,
@@ -63,6 +64,7 @@ def test_a_gain_names_its_numbers_and_recipe(measures: Measures) -> None:
     found = verdict_of(measures)
     assert (found.gain, found.focus_state, found.headline) == ("gain", "reading", "VGPO has something to gain")
     assert "1.00 [1.00, 1.00], over 12 mixed groups of 12" in found.reasons[0]
+    assert found.advice.endswith(EVIDENCE)
     assert found.recipe[:2] == ["shaping: vgpo", "focus_state: reading"]
 
 

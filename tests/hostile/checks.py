@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from tests.report.run_records import handed_over, rollout
+from tests.report.run_records import answers, evaluation, handed_over, rollout
 from tests.suite.evaluations import graded, task_record, write_evaluation
 from vgpo.answers import compare_text, is_words
 from vgpo.data import DatasetSummary
@@ -84,7 +84,7 @@ def check_extraction(text: str) -> None:
 
 
 def closed(text: str) -> bool:
-    r"""Whether the last `\boxed{` is ever closed; counts anew at each closing brace, so only for short texts."""
+    r"""Whether the last `\boxed{` is ever closed; counts again at each closing brace, so only for short texts."""
     _, box, content = text.rpartition("\\boxed{")
     ends = [i + 1 for i, character in enumerate(content) if character == "}"]
     return bool(box) and any(content[:end].count("{") + 1 == content[:end].count("}") for end in ends)
@@ -120,6 +120,10 @@ def check_run_folder(folder: RunFolder, text: str) -> str:
     [shown] = data["runs"][0]["rollouts"]
     assert shown["question"].startswith(text[:4000])
     assert shown["tokens"][0].startswith(text[:400])
+    [asked] = data["runs"][0]["held_out"]["entries"]
+    assert asked["problem"] == truncate(text, 4000)
+    assert (asked["before"]["predicted"], asked["after"]["completion"]) == (truncate(text, 400), truncate(text, 2000))
+    assert truncate(text, 200) in [chart["title"] for chart in data["metrics"]["charts"]]
     return outline.page
 
 
@@ -130,6 +134,11 @@ def elements_of_a_plain_run(folder: RunFolder) -> list[Any]:
 
 def write_rollouts(folder: RunFolder, text: str) -> Outline:
     folder.rollouts_path.unlink(missing_ok=True)
+    folder.metrics_path.unlink(missing_ok=True)
+    folder.log_metrics({"step": 1, text: 1.0})
+    given = answers([True], problem=text, answer=text, completion=text, predicted=text)
+    scores = {**evaluation(1.0, 0.9, 1.0), "answers": given}
+    folder.write_evaluation({"before": scores, "after": scores})
     per_token = {"focus": [0.5], "gate": [True], "token_factor": [1.0]}
     texts = {"problem": text, "answer": text, "completion": text, "tokens": [text], "rewards": {text: 1.0}}
     folder.write_rollouts(*handed_over([rollout(images=[], **texts, **per_token)]))
@@ -142,13 +151,16 @@ def check_settings(data: dict[str, Any], text: str) -> None:
     assert outline.elements == Outline(render(named(data, "plain"))).elements
     assert outline.other == []
     assert outline.texts_of("code") == [visible(text)]
+    assert outline.texts_of("h2")[0] == visible(text)
     cells = [cell.strip("\n") for cell in outline.texts_of("td")]
     assert cells.count(visible(text).strip("\n")) >= 4
 
 
 def named(data: dict[str, Any], text: str) -> dict[str, Any]:
     run = {**data["runs"][0], "name": text, "model": text or "-", "machine": text, "commit": None}
-    return {**data, "runs": [run, run], "settings": [{"name": text, "values": [text, text]}]}
+    settings = [{"name": text, "values": [text, text], "first": False, "marked": True}]
+    verdict = {"tone": "open", "headline": text, "details": [text]}
+    return {**data, "runs": [run, run], "settings": settings, "verdict": verdict}
 
 
 def check_data_page(path: Path, text: str) -> None:
@@ -171,8 +183,8 @@ def data_page(path: Path, text: str) -> Outline:
 
 
 def set_check(text: str) -> SetCheck:
-    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], pictures=[])
-    summary = DatasetSummary(num_rows=1, pictures={}, answers={}, kinds={text: {text: 1}})
+    preview = Preview(row=0, id=text, tokens=3, text=text, answer=text, sizes=[], images=[])
+    summary = DatasetSummary(num_rows=1, images={}, answers={}, kinds={text: {text: 1}})
     return SetCheck(
         field="train_dataset", source=text, summary=summary, lengths=[3], left_out=f"{text}.", previews=[preview]
     )

@@ -1,4 +1,4 @@
-"""What a real browser makes of pages full of nasty text: the same text, no request, no script but the page's own."""
+"""Pages full of hostile text in a real browser: the same text, no request, no script but the page's own."""
 
 from pathlib import Path
 

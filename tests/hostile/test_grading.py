@@ -1,4 +1,4 @@
-"""Answers and golds that hold anything: verdicts come back, in linear time, and nothing of them is run."""
+"""Answers and reference answers that hold anything: verdicts come back, in linear time, and nothing of them is run."""
 
 import time
 from collections.abc import Iterator

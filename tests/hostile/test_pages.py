@@ -1,4 +1,4 @@
-"""Text of models and data sets on pages and in files: all of it comes back, and none of it becomes an element."""
+"""Text of models and datasets on pages and in files: all of it comes back, and none of it becomes an element."""
 
 from pathlib import Path
 

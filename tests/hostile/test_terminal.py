@@ -1,4 +1,4 @@
-"""What commands print of data sets, answers and errors: nothing of it steers the terminal, and nothing is markup."""
+"""What commands print of datasets, answers and errors: nothing of it steers the terminal, and nothing is markup."""
 
 import io
 

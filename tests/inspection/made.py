@@ -25,7 +25,7 @@ def inspection(questions: list[dict[str, Any]], models: tuple[str, ...] = ("star
 
 
 def question(row: int = 0, rollouts: list[dict[str, Any]] | None = None, **changes: Any) -> dict[str, Any]:
-    """One picture, one grid of 2 x 3 cells, and a rollout of each of two models."""
+    """One image, one grid of 2 x 3 cells, and a rollout of each of two models."""
     made = {
         "row": row,
         "problem": "<image>How many 4s are in the picture?",
@@ -52,7 +52,7 @@ def grid(image: int = 0, rows: int = 2, columns: int = 3, first: int = 0, **chan
 
 
 def tiled(rows: int = 2, columns: int = 2) -> list[dict[str, Any]]:
-    """A picture seen whole, and in two tiles whose visual tokens come first, each row ended by a newline token."""
+    """An image seen whole, and in two tiles whose visual tokens come first, each row ended by a newline token."""
     grids = []
     first = 0
     for tile in range(2):
@@ -142,14 +142,14 @@ def attention(num_tokens: int) -> dict[str, list[float]]:
 
 
 def blind(model: int = 0, **changes: Any) -> dict[str, Any]:
-    """A rollout to a question without a picture."""
+    """A rollout to a question without an image."""
     names = ("similarity", "focus", "gate", "weight", "token_factor", "rollout_factor", "advantage")
     nothing = dict.fromkeys((*names, "late_early_ratio", "patches", "attention", "without"))
     return rollout(model, **{**nothing, **changes})
 
 
 def unmoved(model: int = 0, **changes: Any) -> dict[str, Any]:
-    """A rollout whose answer does not need its picture; no other picture was at hand."""
+    """A rollout whose answer does not need its image; no other image was available."""
     again = {"text": "7", "predicted": "7", "correct": False}
     return rollout(model, predicted="7", correct=False, without={"blank": again, "other": None}, **changes)
 

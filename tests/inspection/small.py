@@ -1,4 +1,4 @@
-"""An untrained model that reads digits, and questions for it: with one picture, two, and none."""
+"""An untrained model that reads digits, and questions for it: with one image, two, and none."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def small_model() -> tuple[PreTrainedModel, ProcessorMixin]:
 
 
 def rows(*counts: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> list[dict[str, Any]]:
-    """Questions with so many pictures each."""
+    """Questions with so many images each."""
     return [
         row(
             "What is the largest digit" + " in the picture" * n,
@@ -41,7 +41,7 @@ def inspected(
     model: PreTrainedModel, processor: ProcessorMixin, asked: list[dict[str, Any]], **options: Any
 ) -> list[dict[str, Any]]:
     inspector = Inspector(model, processor, Options(**{"max_new_tokens": 6, **options}))
-    questions = questions_of(asked, range(len(asked)), pictures=inspector.options.pictures)
+    questions = questions_of(asked, range(len(asked)), ablations=inspector.options.ablations)
     return list(inspector.inspect(questions, len(asked), progress=False))
 
 

@@ -213,7 +213,7 @@ def test_cells_are_read_by_key(browser: Chromium, data: dict[str, Any], page: Pa
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):  # the first press enters the grid
         browser.press(key)
     number = f"{values[6 + 3]:.3f}".replace("-", "\N{MINUS SIGN}")
-    assert texts_of(browser, ".patch-readout")[0] == f"picture 2, row 2, column 2: {number}"
+    assert texts_of(browser, ".patch-readout")[0] == f"image 2, row 2, column 2: {number}"
 
 
 def test_digits_are_those_that_the_levels_tell_apart(
@@ -336,6 +336,18 @@ def test_models_stand_side_by_side_sorted_by_difference(browser: Chromium, data:
     assert texts_of(browser, ".pane h3") == ["start", "trained"]
     lefts = browser.evaluate("[...document.querySelectorAll('.pane')].map((one) => one.getBoundingClientRect().left)")
     assert lefts[0] < lefts[1]
+
+
+def test_the_image_is_beside_its_overlay_without_shades(browser: Chromium, page: Path):
+    show(browser, page)
+    open_question(browser, 3)
+    pictures = "[...document.querySelector('.pane').querySelectorAll('.pair .picture')]"
+    assert browser.evaluate(f"{pictures}.map((one) => one.querySelectorAll('.cell').length)") == [0, 6]
+    assert browser.evaluate(f"{pictures}.map((one) => getComputedStyle(one.firstChild).filter)") == [
+        "none", "grayscale(1)"
+    ]  # fmt: skip
+    assert browser.evaluate(f"{pictures}.map((one) => one.firstChild.alt)") == ["Image 1 of the question", ""]
+    assert browser.evaluate(f"{pictures}.map((one) => one.firstChild.naturalWidth)") == [96, 96]
 
 
 def test_samples_are_chosen(browser: Chromium, data: dict[str, Any], page: Path):

@@ -235,7 +235,7 @@ def test_sampled_answers_are_drawn_again_with_the_same_picture() -> None:
 
 
 def test_every_picture_has_draws_of_its_own() -> None:
-    # With the draws of the true picture, answers that do not depend on it would agree, below the floor.
+    # With the draws of the true image, answers that do not depend on it would agree, below the floor.
     model, processor = small_model()
     blind = [{**row, "images": [Image.new("RGB", (56, 56))]} for row in rows(1)]
     (question,) = inspected(model, processor, blind, samples=4, without=True)
@@ -255,7 +255,7 @@ def test_questions_stream() -> None:
     inspector = Inspector(model, processor, Options(batch_size=2))
     for place, question in enumerate(inspector.inspect(asked(), 5, progress=False)):
         assert question["row"] == place
-        assert len(taken) <= place + 3  # the batch at hand, and the first of the next
+        assert len(taken) <= place + 3  # the current batch, and the first of the next
 
 
 def test_a_family_without_a_layout_has_no_maps(
@@ -264,7 +264,7 @@ def test_a_family_without_a_layout_has_no_maps(
     model, processor = small_model()
     monkeypatch.delitem(LAYOUTS, "qwen2_5_vl")
     found = inspected(model, processor, rows(1, 1))
-    assert caplog.text.count("not known where a visual token of the family 'qwen2_5_vl' stands") == 1
+    assert caplog.text.count("visual tokens in images are unknown for the family 'qwen2_5_vl'") == 1
     assert [question["grids"] for question in found] == [[], []]
     assert found[0]["rollouts"][0]["patches"] is None
     assert found[0]["rollouts"][0]["focus"] is not None

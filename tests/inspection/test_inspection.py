@@ -1,4 +1,4 @@
-"""An inspection's file: what is written comes back, and what is not an inspection is told apart."""
+"""An inspection's file: it round-trips, and anything else is rejected."""
 
 import copy
 import json

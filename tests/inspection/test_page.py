@@ -14,7 +14,7 @@ from tests.hostile.texts import NASTY
 from tests.inspection import made
 from vgpo.inspection import maps
 from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_map, pack_maps, packed_at, read_map, size_of
-from vgpo.inspection.page import page_data, render_inspection, short
+from vgpo.inspection.page import inspection_verdict, page_data, render_inspection, short
 from vgpo.inspection.summary import difference, distribution, mean_deciles, paired_verdicts, summarise
 from vgpo.text import visible
 
@@ -218,11 +218,11 @@ def test_what_changes_by_drawing_again_stands_beside_what_changes_by_pictures():
     without = {"blank": answers["b"], "other": answers["b"], "again": answers["a"]}
     rollouts = [made.rollout(0, sample=n, predicted="23"[n % 2], correct=False, without=without) for n in range(3)]
     page = render_inspection(made.inspection([made.question(0, rollouts)], ("one",)))
-    [row] = re.findall(r"<td>the same picture, drawn again</td>(.*?)</tr>", page, re.DOTALL)
+    [row] = re.findall(r"<td>the same image, sampled again</td>(.*?)</tr>", page, re.DOTALL)
     assert '<b>33.3</b> <span class="range">1 of 3</span>' in row
-    assert "Only what changes more often than there can come of the picture" in page
+    assert "Only what changes more often than that can be due to the image" in page
     greedy = render_inspection(made.odd())
-    assert re.findall("drawn again", greedy, re.IGNORECASE) == []
+    assert re.findall("sampled again", greedy, re.IGNORECASE) == []
     assert "Only what changes more often" not in greedy
 
 
@@ -231,8 +231,8 @@ def test_figures_stand_in_the_tables():
     data = made.inspection([made.question(row, [rollout]) for row, rollout in enumerate(rollouts)], ("vgpo",))
     page = render_inspection(data)
     assert '<b>66.7</b> <span class="range">2 of 3</span>' in page  # correct
-    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank picture
-    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's picture
+    assert '<b>0.0</b> <span class="range">0 of 3</span>' in page  # with a blank image
+    assert '<b>33.3</b> <span class="range">1 of 3</span>' in page  # changed by another question's image
     [model] = page_data(data)["models"]
     assert f'<td class="number">{model["focus"]:.3f}</td>' in page
     ratios = model["outcomes"]["correct"]["late_early"]
@@ -242,6 +242,17 @@ def test_figures_stand_in_the_tables():
     bounds = f"[{deciles['low'][0]:.3f}, {deciles['high'][0]:.3f}]"
     assert f'<td class="number">{deciles["values"][0]:.3f} <span class="range">{bounds}</span></td>' in page
     assert page.count('data-changed="yes"') == 3
+
+
+def test_the_verdict_counts_correct_responses_with_and_without_the_image():
+    rollouts = [made.rollout(0, correct=row < 2, predicted="2" if row < 2 else "3", seed=row) for row in range(3)]
+    data = made.inspection([made.question(row, [rollout]) for row, rollout in enumerate(rollouts)], ("vgpo",))
+    expected = "vgpo: 66.7 % of 3 responses are correct, with a blank image 0.0 %"
+    assert inspection_verdict(page_data(data)["models"]).headline == expected
+    assert Outline(render_inspection(data)).texts_of("h2")[0] == expected
+    two = made.inspection([made.without_picture()])
+    assert inspection_verdict(page_data(two)["models"]).headline.count(" % of 1 responses are correct") == 2
+    assert inspection_verdict(page_data(made.inspection([]))["models"]).headline == "This inspection holds no response"
 
 
 def hostile(text: str) -> dict:

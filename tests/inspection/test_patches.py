@@ -1,4 +1,4 @@
-"""Grids against the model itself: a dot in a picture must change the features of the very token whose cell it is in.
+"""Grids against the model itself: a dot in an image must change the features of the very token whose cell it is in.
 
 The layers of the vision tower are taken out, so that a feature depends on its own pixels alone. All else is the
 family's: its processor, the merging, tiling and unpadding of its model.
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from tests.families.build import FAMILIES, LoadFamily, draw_weights, encode_prompts
-from vgpo.inspection.patches import LAYOUTS, Grid, Part, Prompt, UnknownLayoutError, grids_of, picture_sizes
+from vgpo.inspection.patches import LAYOUTS, Grid, Part, Prompt, UnknownLayoutError, grids_of, image_sizes
 
 pytest_plugins = ["tests.families.fixtures"]
 
@@ -23,7 +23,7 @@ pytest_plugins = ["tests.families.fixtures"]
 ALONE = [(112, 56), (56, 112), (56, 56), (24, 20), (101, 67), (45, 118)]
 SEVERAL = [(56, 84), (28, 56), (112, 56)]
 THIN = 0.05
-BLUR = 0.1  # share of a picture over which its resizing smears a pixel
+BLUR = 0.1  # share of an image over which its resizing smears a pixel
 Box = tuple[float, float, float, float]
 
 
@@ -34,7 +34,7 @@ def plain_pictures(sizes: Sequence[tuple[int, int]]) -> list[Image.Image]:
 def encode(model: PreTrainedModel, processor: ProcessorMixin, images: list[Image.Image]) -> Prompt:
     fields = dict(encode_prompts(processor, [("How many?", images)])[0])
     token_ids = fields.pop("input_ids")[0].tolist()
-    return Prompt(model.config, processor, token_ids, fields, picture_sizes(images))
+    return Prompt(model.config, processor, token_ids, fields, image_sizes(images))
 
 
 def without_layers(model: PreTrainedModel) -> None:
@@ -50,13 +50,13 @@ def without_layers(model: PreTrainedModel) -> None:
 def features(model: PreTrainedModel, prompt: Prompt) -> Tensor:
     """What takes the place of the visual tokens; (V, D)."""
     known = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images", "pixel_attention_mask")
-    fields = {name: value for name, value in prompt.pictures.items() if name in known}
+    fields = {name: value for name, value in prompt.media.items() if name in known}
     found = model.get_image_features(**fields).pooler_output
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in found])
 
 
 def cells(grid: Grid) -> Iterator[tuple[int, Box]]:
-    """Each visual token with the edges of its cell, in fractions of the picture."""
+    """Each visual token with the edges of its cell, in fractions of the image."""
     x0, y0, x1, y1 = grid.box
     width, height = (x1 - x0) / grid.columns, (y1 - y0) / grid.rows
     for place, token in enumerate(grid.tokens):
@@ -66,7 +66,7 @@ def cells(grid: Grid) -> Iterator[tuple[int, Box]]:
 
 
 def middle(edges: Box) -> Box:
-    """The middle half of what a cell shows of the picture."""
+    """The middle half of what a cell shows of the image."""
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in edges)
     width, height = (right - left) / 4, (bottom - top) / 4
     return left + width, top + height, right - width, bottom - height
@@ -177,7 +177,7 @@ def test_grids_of_full_size_checkpoints_cover_their_pictures(family: str) -> Non
         fields = dict(encode_prompts(processor, [("How many?", plain_pictures(sizes))])[0])
         token_ids = fields.pop("input_ids")[0].tolist()
         # Raises where tokens are too many or too few.
-        grids = grids_of(Prompt(config, processor, token_ids, fields, picture_sizes(plain_pictures(sizes))))
+        grids = grids_of(Prompt(config, processor, token_ids, fields, image_sizes(plain_pictures(sizes))))
         for image in range(len(sizes)):
             mine = [grid for grid in grids if grid.image == image]
             for name in {grid.name.rstrip("0123456789 ") for grid in mine}:
@@ -216,5 +216,5 @@ def test_what_is_not_known_is_said(load_family: LoadFamily) -> None:
     model, processor = load_family("gemma3")
     prompt = encode(model, processor, plain_pictures([(56, 84)]))
     crops = replace(prompt, token_ids=[*prompt.token_ids, model.config.image_token_id])
-    with pytest.raises(UnknownLayoutError, match="1 pictures has 2 stretches"):
+    with pytest.raises(UnknownLayoutError, match="1 images has 2 runs"):
         grids_of(crops)

@@ -13,7 +13,7 @@ from vgpo.focus import decoder_of, visual_token_ids
 
 pytest_plugins = ["tests.families.fixtures"]
 
-# What response token t looks at: picture, name of the grid, row and column there.
+# What response token t looks at: image, name of the grid, row and column there.
 Place = tuple[int, str, int, int]
 CASES: dict[str, tuple[str, list[tuple[int, int]], list[Place]]] = {
     "merged": ("qwen2_5_vl", [(112, 84)], [(0, "whole", 2, 3), (0, "whole", 0, 0), (0, "whole", 1, 2)]),

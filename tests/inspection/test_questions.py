@@ -51,7 +51,7 @@ def test_the_newest_groups_before_a_checkpoint(tmp_path: Path) -> None:
     assert [one.advantage for one in found.stored[1]] == [-0.5, 0.5]
     some = stored_questions(run, tmp_path / "final", "plain", [0, 2, 99])
     assert some.numbers == [65, 20]
-    questions = list(questions_of(found.rows, found.numbers, pictures=("blank",), stored=found.stored))
+    questions = list(questions_of(found.rows, found.numbers, ablations=("blank",), stored=found.stored))
     assert [question.number for question in questions] == found.numbers
     assert questions[0].row["images"][0].tobytes() == FIRST.tobytes()
     assert questions[0].others["blank"]["images"][0].getextrema() == ((0, 0),) * 3

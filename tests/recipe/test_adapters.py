@@ -187,7 +187,7 @@ def test_a_kind_without_a_merged_form_is_refused(adapter: Path) -> None:
         num_layers=1, num_attention_heads=1, token_dim=8, num_transformer_submodules=1,
     )  # fmt: skip
     config.save_pretrained(adapter)
-    refused(adapter, "PROMPT_TUNING", "has no merged form")
+    refused(adapter, "PROMPT_TUNING", "which cannot be merged")
 
 
 def test_a_quantized_base_is_refused(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,10 @@ def test_a_base_that_was_moved_is_named_with_the_place_where_it_was_looked_for(
         set_config(adapter, base_model_name_or_path=base)
         place = Path(base) if base.startswith("/") else tmp_path / base
         refused(
-            adapter, f"whose base {base!r} is not there: {place} is no folder", fix, "'toy' for the embedded model"
+            adapter,
+            f"whose base {base!r} does not exist: {place} is not a folder",
+            fix,
+            "'toy' for the embedded model",
         )
     set_config(adapter, base_model_name_or_path="models/base")
     looked = f"the base 'models/base' of the adapter {str(adapter)!r} (looked for in the folder {tmp_path}/models/base"
@@ -348,7 +351,7 @@ def test_a_folder_that_is_taken_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for taken in (tmp_path, tmp_path / "file", tmp_path / "link"):
-        with pytest.raises(RecipeError, match=re.escape(f"{taken} is there already; name a folder that is not there")):
+        with pytest.raises(RecipeError, match=re.escape(f"{taken} already exists; name a new")):
             write_plain("toy", taken)
     assert write_plain("toy", tmp_path / "empty").num_files == 7
 
@@ -365,7 +368,7 @@ def test_weights_that_do_not_load_as_they_were_written_leave_nothing(
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_other)
-    with pytest.raises(RecipeError, match=r"does not load as it was: model\.language_model\.norm\.weight changed"):
+    with pytest.raises(RecipeError, match=r"does not load unchanged: model\.language_model\.norm\.weight changed"):
         write_plain("toy", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

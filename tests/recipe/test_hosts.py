@@ -54,7 +54,9 @@ def test_the_command_line_says_so_in_one_line(
 
 
 def test_trl_does_not_train_a_recipe_for_verl(for_verl: Path) -> None:
-    with pytest.raises(RecipeError, match=r"host is 'verl', and this is TRL's: start the recipe with `vgpo train`"):
+    with pytest.raises(
+        RecipeError, match=r"host is 'verl', but this command is TRL's: start the recipe with `vgpo train`"
+    ):
         train_recipe(for_verl, [], command=[])
 
 

@@ -65,7 +65,7 @@ def test_a_processor_without_pixel_limits_is_an_error() -> None:
         ({"min_pixels": 100_000, "max_pixels": 10}, r"min_pixels \(100000\) is above max_pixels \(10\)"),
         ({"min_pixels": -5}, "min_pixels is -5, expected at least 1 pixel"),
         ({"max_pixels": 0}, "max_pixels is 0, expected at least 1 pixel"),
-        ({"max_pixels": 10}, r"is above max_pixels \(10\); what you do not set is the checkpoint's own"),
+        ({"max_pixels": 10}, r"is above max_pixels \(10\); limits that you do not set come from the checkpoint"),
     ],
 )
 def test_pixel_limits_that_no_picture_has(limits: dict[str, int], message: str) -> None:
@@ -75,9 +75,9 @@ def test_pixel_limits_that_no_picture_has(limits: dict[str, int], message: str) 
 
 def test_a_missing_checkpoint_is_an_error_of_the_recipe(tmp_path: Path) -> None:
     missing = ModelConfig(model_name_or_path=str(tmp_path / "none"))
-    with pytest.raises(RecipeError, match=r"model_name_or_path: '.*none' cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"model_name_or_path: there is no folder '.*none'; correct the path"):
         processor(missing)
-    with pytest.raises(RecipeError, match=r"model_name_or_path: '.*none' cannot be loaded"):
+    with pytest.raises(RecipeError, match=r"model_name_or_path: there is no folder '.*none'.*looks like owner/name"):
         load_model(missing, trust_remote_code=False)
 
 

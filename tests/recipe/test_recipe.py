@@ -149,7 +149,7 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("strength: -1", [], ["recipe.yaml", "strength", "-1"]),
         ("rewards: [accurcy]", [], ["'accurcy'", "did you mean 'accuracy'"]),
         ("{min_pixels: 9, max_pixels: 5}", [], ["not valid YAML"]),
-        ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' stands twice; keep one of them", "line 9"]),
+        ("seed: 1\nbeta: 0\nseed: 2", [], ["recipe.yaml", "'seed' occurs twice; keep one of them", "line 9"]),
         (
             "rewards: [accuracy, format]\nfilter_reward: accuracy",
             [],
@@ -169,9 +169,9 @@ def test_a_recipe_of_the_package_is_found_by_its_name(tmp_path: Path, monkeypatc
         ("eval_limit: 0", [], ["eval_limit", "at least 1"]),
         ("train_data: [x]", [], ["recipe.yaml", "train_data is a list (['x'])", "expected a single value"]),
         ("learning_rate: null", [], ["recipe.yaml", "learning_rate is empty", "remove the line"]),
-        ("", ["--per_device_train_batch_size", "0"], ["recipe.yaml", "per_device_train_batch_size is 0"]),
+        ("", ["--per_device_train_batch_size", "0"], ["command line: per_device_train_batch_size is 0"]),
         ("gradient_accumulation_steps: 0", [], ["gradient_accumulation_steps is 0", "at least 1"]),
-        ("", ["--max_steps", "0"], ["recipe.yaml", "max_steps is 0", "at least 1, or -1"]),
+        ("", ["--max_steps", "0"], ["command line: max_steps is 0", "at least 1, or -1"]),
         ("model_name_or_path: null", [], ["model_name_or_path is missing", "'toy'"]),
     ],
 )
@@ -200,7 +200,7 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
 
 def test_bf16_without_a_gpu(write_recipe: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: False)
-    with pytest.raises(RecipeError, match=r"recipe\.yaml: bf16 needs a GPU \(or use_cpu\): set bf16: false$"):
+    with pytest.raises(RecipeError, match=r"command line: bf16 needs a GPU \(or use_cpu\): set bf16: false$"):
         load_recipe(write_recipe(""), ["--use_cpu", "false", "--bf16", "true"])
 
 

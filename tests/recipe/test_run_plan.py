@@ -48,7 +48,7 @@ def test_the_table_says_when_groups_are_cut(write_recipe: Callable[[str], Path])
     console.print(plan.table())
     text = console.file.getvalue()
     assert "3 prompts x 4 rollouts = 12" in text
-    assert "groups are cut" in text
+    assert "groups are split" in text
 
 
 def test_too_little_data_and_cut_groups_are_errors(write_recipe: Callable[[str], Path]) -> None:
@@ -57,7 +57,7 @@ def test_too_little_data_and_cut_groups_are_errors(write_recipe: Callable[[str],
         RunPlan.of(config, 23, 2)
     config.steps_per_generation = 1
     config.per_device_train_batch_size = 6
-    with pytest.raises(RecipeError, match=r"6 rollouts .* no whole number of groups of 4"):
+    with pytest.raises(RecipeError, match=r"6 rollouts .* not a whole number of groups of 4"):
         RunPlan.of(config, 23, 1)
 
 

@@ -28,6 +28,6 @@ def test_a_column_of_the_file_reaches_the_trainer(tmp_path: Path) -> None:
 
 def test_an_unknown_column_is_an_error_of_the_data(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"rows.jsonl: stratum_column='levle' is no column.*mean 'level'.*'meta', 'level'"
+        DataError, match=r"rows.jsonl: stratum_column='levle' is not a column.*mean 'level'.*'meta', 'level'"
     ):
         setup(tmp_path, "levle").prompts  # noqa: B018

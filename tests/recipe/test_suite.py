@@ -169,7 +169,7 @@ def test_a_training_goes_as_without_it_and_a_resumed_one_too(
     ]
     assert rows[0] == rows[1] != list(range(6))
 
-    # A run that dies in the second evaluation goes on from step 2, and repeats the first.
+    # A run that dies in the second evaluation continues from step 2, and repeats the first.
     evaluate, calls = suite.evaluate_task, []
 
     def fail_once(*args: Any, **kwargs: Any) -> Any:

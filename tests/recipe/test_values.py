@@ -155,7 +155,8 @@ def test_weights_and_warmup_that_cannot_be() -> None:
 def test_numbers_inside_of_mappings_are_finite(words: list[str]) -> None:
     values = {} if words else {"lr_scheduler_kwargs": {"min_lr": float("nan")}}
     said = refusal({"lr_scheduler_type": "cosine_with_min_lr", **values}, words)
-    assert said == "recipe.yaml: lr_scheduler_kwargs.min_lr is nan, expected a finite number"
+    where = "command line" if words else "recipe.yaml"
+    assert said == f"{where}: lr_scheduler_kwargs.min_lr is nan, expected a finite number"
 
 
 @pytest.mark.parametrize("name", sorted(CHOICES))
@@ -249,7 +250,7 @@ SURPRISES = {
     "a control character": ("run_name: \x07", ["not valid YAML"]),
     "an anchor that grows": (
         "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{b}: &{b} [{f'*{a},' * 9}]\n" for a, b in pairwise("abcdefghi")),
-        ["unknown field 'a'"],
+        ["unknown fields 'a', 'b'"],
     ),
     "an anchor that grows in a known field": (
         "lr_scheduler_kwargs:\n  a: &a [x,x,x,x,x,x,x,x,x]\n"

@@ -136,7 +136,8 @@ class Chromium:
             self.note(self.receive())
 
     def evaluate(self, script: str) -> Any:
-        reply = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of a script; that of its promise, once there is one."""
+        reply = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in reply, reply
         return reply["result"].get("value")
 
@@ -154,6 +155,12 @@ class Chromium:
 
     def point_at(self, x: float, y: float) -> None:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press at one place, move to another and release there."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            button = {"button": "left", "clickCount": 0 if kind == "mouseMoved" else 1, "buttons": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
 
     def close(self) -> None:
         self.process.kill()

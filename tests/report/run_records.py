@@ -89,8 +89,27 @@ def handed_over(rollouts: Iterable[Rollout]) -> tuple[list[RolloutRecord], dict[
 
 
 def evaluation(accuracy: float, low: float, high: float) -> dict:
-    counts = {"num_questions": 400, "num_correct": round(400 * accuracy)}
-    return {"accuracy": accuracy, "low": low, "high": high, "answers": [{"row": 0}], **counts}
+    """400 questions, of which the first ones are answered right."""
+    correct = [place < round(400 * accuracy) for place in range(400)]
+    counts = {"num_questions": 400, "num_correct": sum(correct)}
+    return {"accuracy": accuracy, "low": low, "high": high, "answers": answers(correct), **counts}
+
+
+def answers(correct: Iterable[bool], **changes: Any) -> list[dict[str, Any]]:
+    """The answers of evaluation.json to questions 0, 1, ...; `changes` of all of them."""
+    return [
+        {
+            "problem": f"<image>What is {number}?",
+            "answer": str(number),
+            "completion": f"So \\boxed{{{number if is_right else 'no'}}}",
+            "predicted": str(number) if is_right else "no",
+            "truncated": False,
+            "oversized": False,
+            "correct": is_right,
+            **changes,
+        }
+        for number, is_right in enumerate(correct)
+    ]
 
 
 def fill(folder: RunFolder, num_steps: int = 4, **metrics: float) -> RunFolder:
@@ -106,5 +125,5 @@ def hostile_run(make_run, name: str = "run") -> RunFolder:
     for number, attack in enumerate(ATTACKS):
         texts = {"problem": attack, "answer": attack, "tokens": [attack, *ATTACKS], "completion": attack}
         per_token = {"focus": [0.5] * 7, "gate": [True] * 7, "token_factor": [1.0] * 7}
-        folder.write_rollouts(*handed_over([rollout(1, number, **texts, **per_token, rewards={attack: 1.0})]))
+        folder.write_rollouts(*handed_over([rollout(number + 1, number, **texts, **per_token, rewards={attack: 1.0})]))
     return folder

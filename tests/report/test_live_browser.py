@@ -41,23 +41,32 @@ def test_a_reload_keeps_what_the_reader_chose(browser: Chromium, live_page: RunF
     assert browser.evaluate("document.getElementById('follow').checked") is False
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     browser.evaluate("document.getElementById('follow').click()")
-    browser.evaluate("document.getElementById('smooth').click()")
+    browser.evaluate("document.querySelector('.log-axis').click()")
+    slide = "slider.value = 30; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind, all))"
+    browser.evaluate(
+        f"{{ const [slider, all] = [document.querySelector('.smoothing'), {{ bubbles: true }}]; {slide} }}"
+    )
     browser.evaluate("document.querySelectorAll('#outcome-choice button')[2].click()")
     browser.evaluate("document.querySelectorAll('#shade-choice button')[1].click()")
-    browser.evaluate("document.querySelectorAll('#rollout-list button')[2].click()")
-    chosen = "document.querySelector('#rollout-list [aria-current=true]').textContent"
+    browser.evaluate("document.querySelector('#metric-list button').click()")
+    slider = "slider.value = 2; for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind, all))"
+    browser.evaluate(
+        f"{{ const [slider, all] = [document.getElementById('step-choice'), {{ bubbles: true }}]; {slider} }}"
+    )
+    chosen = "document.getElementById('step-label').textContent"
     before = browser.evaluate(chosen)
     browser.evaluate("scrollTo(0, 700)")
-    fill(live_page, 1)  # the newest rollouts are other ones now
     live_page.write_rollouts(*handed_over([rollout(31, 62, 0.0)]))
     LiveReport(live_page).draw(live=True)
     reload(browser, "document.getElementById('reload').click()")
-    assert "31" in browser.evaluate("document.getElementById('rollout-list').textContent")
+    assert browser.evaluate("groupsOf(DATA.runs[0]).at(-1)[0].step") == 31
+    assert browser.evaluate("document.querySelectorAll('#metric-charts svg.chart').length") == 1
     assert browser.evaluate(chosen) == before
     assert browser.evaluate("document.getElementById('follow').checked") is True
-    assert browser.evaluate("document.getElementById('smooth').checked") is False
+    assert browser.evaluate("document.querySelector('.log-axis').checked") is True
+    assert browser.evaluate("document.querySelector('.smoothing').value") == "30"
     pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map((one) => one.textContent)"
-    assert browser.evaluate(pressed)[1:] == ["✗ Wrong", "Token factor"]
+    assert browser.evaluate(pressed)[-2:] == ["✗ Wrong", "Token factor"]
     wait_for(browser, "scrollY === 700")
     assert browser.complaints == []
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.report.run_records import ATTACKS, evaluation, fill, handed_over, hostile_run, rollout
+from tests.report.run_records import ATTACKS, answers, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
 from vgpo.report.data import drop_abandoned_steps, mean_strength
+from vgpo.report.settings import settings_table
 from vgpo.run import RunFolderError
 
 MAX_PAGE_BYTES = 5_000_000
@@ -36,7 +37,7 @@ def test_data_of_two_runs(make_run):
     assert [run["name"] for run in data["runs"]] == ["dapo", "vgpo"]
     assert [run["last_step"] for run in data["runs"]] == [4, 3]
     assert [run["num_rollouts"] for run in data["runs"]] == [12, 9]
-    assert data["settings"] == [{"name": "shaping", "values": ["none", "vgpo"]}]
+    assert [one["name"] for one in data["settings"] if one["marked"]] == ["shaping"]
     assert charts_of(data)["entropy"]["series"] == [
         {"run": 0, "steps": [1, 2, 3, 4], "values": [1.0, 0.5, 0.33333, 0.25], "averaged": 1},
         {"run": 1, "steps": [1, 2, 3], "values": [1.0, 0.5, 0.33333], "averaged": 1},
@@ -183,18 +184,30 @@ def test_focus_curve_is_of_the_last_quarter(make_run):
     assert curve["wrong"] == {"values": [None] * 10, "num_rollouts": 0}
 
 
-def test_the_newest_rollouts_are_shown_one_of_each_outcome_per_group(make_run):
-    shown = report_data([fill(make_run(), 9).path])["runs"][0]["rollouts"]
-    assert [(entry["step"], entry["correct"]) for entry in shown] == [
-        (step, correct) for step in (9, 8, 7, 6, 5, 4) for correct in (True, False)
-    ]
+def steps_shown(data: dict) -> list[int]:
+    return list(dict.fromkeys(entry["step"] for entry in data["runs"][0]["rollouts"]))
+
+
+def test_full_groups_are_shown_of_steps_spread_over_the_run(make_run):
+    short = report_data([fill(make_run("short"), 13).path])
+    assert steps_shown(short) == list(range(1, 14))
+    assert [entry["correct"] for entry in short["runs"][0]["rollouts"]] == [True, True, False] * 13
+    # From 14 logged steps on every second is kept, from 27 on every fourth, and always the newest.
+    assert steps_shown(report_data([fill(make_run("long"), 30).path])) == [1, 5, 9, 13, 17, 21, 25, 29, 30]
+
+
+def test_of_a_step_the_first_group_is_shown(make_run):
+    folder = make_run()
+    folder.write_rollouts(*handed_over(rollout(5, group, 1.0) for group in (7, 8, 7)))
+    [first, second] = report_data([folder.path])["runs"][0]["rollouts"]
+    assert (first["group"], second["group"]) == (7, 7)
 
 
 def test_a_rollout_without_a_verdict_is_shown_as_neither(make_run):
     folder = make_run()
     folder.write_rollouts(*handed_over(rollout(1, 0, reward) for reward in (None, 0.0, 1.0)))
     run = report_data([folder.path])["runs"][0]
-    assert [entry["correct"] for entry in run["rollouts"]] == [True, False, None]
+    assert [entry["correct"] for entry in run["rollouts"]] == [None, False, True]
     assert [run["focus_curve"][outcome]["num_rollouts"] for outcome in ("correct", "wrong")] == [1, 1]
 
 
@@ -225,7 +238,7 @@ def test_runs_must_be_given_once_each(make_run, tmp_path: Path):
         report_data([folder.path, folder.path / "."])
     with pytest.raises(RunFolderError, match="found 9 runs, expected at most 8"):
         report_data([tmp_path / str(number) for number in range(9)])
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         report_data([tmp_path / "nothing"])
 
 
@@ -304,15 +317,97 @@ def test_a_page_stays_small_whatever_the_rollouts_hold(make_run, tmp_path: Path)
     assert all(max(image["width"], image["height"]) == 512 for image in data["images"].values())
 
 
-def test_rollouts_beyond_the_budget_are_left_out(make_run, monkeypatch: pytest.MonkeyPatch):
+def test_groups_beyond_the_budget_are_left_out(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = fill(make_run(), 9)
     everything = report_data([folder.path])
     size = len(json.dumps([everything["runs"][0]["rollouts"], everything["images"]]))
     monkeypatch.setattr("vgpo.report.data.ROLLOUT_BYTES", size // 2)
     fitting = report_data([folder.path])
-    assert 4 <= len(fitting["runs"][0]["rollouts"]) <= 6
+    # The newest, the first, and then from new to old.
+    assert steps_shown(fitting) in ([1, 7, 8, 9], [1, 6, 7, 8, 9])
+    assert len(fitting["runs"][0]["rollouts"]) == 3 * len(steps_shown(fitting))
     shown = {name for entry in fitting["runs"][0]["rollouts"] for name in entry["images"]}
     assert shown == set(fitting["images"])
+
+
+def test_all_other_metrics_are_kept(make_run):
+    runs = [fill(make_run(name), 4, **metrics) for name, metrics in (("a", {"loss": -0.5}), ("b", {"note": 2}))]
+    runs[0].log_metrics({"step": 5, "alarm/truncation": 1.0, "said": "text", "done": True, "loss": math.nan})
+    runs[1].log_metrics({"step": 400, "adaptive/strength/a": 0.25})
+    found = report_data([folder.path for folder in runs])["metrics"]
+    charts = {chart["title"]: chart for chart in found["charts"]}
+    # Entropy and accuracy have charts. The reward is the accuracy, and so has none of its own.
+    names = [
+        "adaptive/strength/a",
+        "alarm/truncation",
+        "epoch",
+        "loss",
+        "note",
+        "reward",
+        "rewards/accuracy_reward/mean",
+    ]
+    assert list(charts) == [*names, "time"]
+    [loss] = charts["loss"]["series"]
+    assert (loss["run"], found["steps"][loss["steps"]], loss["values"]) == (0, [1, 2, 3, 4, 5], [-0.5] * 4 + [None])
+    assert [line["run"] for line in charts["epoch"]["series"]] == [0, 1]
+    assert charts["alarm/truncation"]["unit"] == "1 while active"
+    assert charts["adaptive/strength/a"]["caption"]
+    assert "`" not in charts["alarm/truncation"]["caption"]
+
+
+def test_all_settings_are_kept_and_the_first_ones_first(make_run):
+    config = {"max_grad_norm": 1.0, "bf16": False, "lora": {"r": 2}, "learning_rate": 1e-5, "top_k": None}
+    runs = [make_run("a", **config), make_run("b", **{**config, "bf16": True})]
+    table = report_data([folder.path for folder in runs])["settings"]
+    assert [(one["name"], one["values"]) for one in table] == [
+        ("learning_rate", ["1e-05", "1e-05"]),
+        ("command", ["vgpo train", "vgpo train"]),
+        ("bf16", ["false", "true"]),
+        ("max_grad_norm", ["1.0", "1.0"]),
+        ("lora.r", ["2", "2"]),
+        ("top_k", ["null", "null"]),
+    ]
+    assert [one["name"] for one in table if one["marked"]] == ["bf16"]
+
+
+def test_settings_of_one_run_are_marked_if_the_command_line_set_them():
+    command = ["vgpo", "train", "--config", "it.yaml", "--learning_rate=1e-5", "--beta", "0.1"]
+    table = settings_table([{"learning_rate": 1e-5, "beta": 0.1, "bf16": True}], [command])
+    assert [one["name"] for one in table if one["marked"]] == ["learning_rate", "beta"]
+    assert table[1]["values"] == ["vgpo train --config it.yaml --learning_rate=1e-5 --beta 0.1"]
+
+
+def test_questions_say_what_training_changed(make_run):
+    folder = make_run()
+    before, after = (evaluation(0.5, 0.4, 0.6) for _ in range(2))
+    before["answers"] = answers([True, False, True, False])
+    after["answers"] = answers([True, True, False, False])
+    folder.write_evaluation({"before": before, "after": after})
+    found = report_data([folder.path])["runs"][0]["held_out"]
+    assert [(one["number"], one["outcome"]) for one in found["entries"]] == [
+        (2, "fixed"), (3, "broken"), (4, "wrong"), (1, "right")
+    ]  # fmt: skip
+    assert found["counts"] == {"right": 1, "fixed": 1, "broken": 1, "wrong": 1}
+    assert found["is_paired"]
+    assert found["entries"][0]["before"]["predicted"] == "no"
+    folder.write_evaluation({"before": evaluation(0.5, 0.4, 0.6), "after": after})  # other questions
+    found = report_data([folder.path])["runs"][0]["held_out"]
+    assert not found["is_paired"]
+    assert found["counts"] == {"right": 2, "wrong": 2}
+    assert found["entries"][0]["before"] is None
+    folder.write_evaluation({"before": {**before, "answers": []}})
+    assert report_data([folder.path])["runs"][0]["held_out"] is None
+
+
+def test_questions_beyond_the_budget_are_left_out_and_counted(make_run, monkeypatch: pytest.MonkeyPatch):
+    folder = make_run()
+    folder.write_evaluation({"before": evaluation(0.4, 0.3, 0.5), "after": evaluation(0.45, 0.4, 0.5)})
+    monkeypatch.setattr("vgpo.report.data.HELD_OUT_BYTES", 9_000)
+    data = report_data([folder.path])
+    found = data["runs"][0]["held_out"]
+    assert [one["outcome"] for one in found["entries"][:20]] == ["fixed"] * 20
+    assert 20 < len(found["entries"]) < 40
+    assert f"{len(found['entries'])} of 400 questions fit into the page" in render(data)
 
 
 def test_the_page_asks_nothing_of_the_network(make_run):

@@ -22,7 +22,7 @@ LIMIT = 40_000
 
 
 def noise(seed: int, side: int = 20) -> Image.Image:
-    """A picture that no format makes smaller, and that differs from that of every other seed."""
+    """An image that no format makes smaller, and that differs from that of every other seed."""
     return Image.frombytes("L", (side, side), bytes((seed * 7919 + 31 * i * i) % 256 for i in range(side * side)))
 
 
@@ -159,7 +159,7 @@ def test_an_unfinished_line_goes_too(make_run, name: str):
 
 
 def test_a_folder_without_a_run_is_not_resumed(tmp_path: Path):
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="is not a run folder"):
         resume_folder(RunFolder(tmp_path), 1, seed=0, command=[])
 
 

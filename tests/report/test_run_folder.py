@@ -80,14 +80,14 @@ def test_credentials_on_the_command_line_are_hidden(tmp_path: Path):
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints"])
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path, name: str):
     (tmp_path / name).write_text("kept")
-    with pytest.raises(RunFolderError, match=rf"already holds a run \({name}\)\. Choose another output folder"):
+    with pytest.raises(RunFolderError, match=rf"already contains a run \({name}\)\. Choose another output folder"):
         RunFolder.create(tmp_path, {}, seed=0, command=[])
     assert (tmp_path / name).read_text() == "kept"
 
 
 def test_create_refuses_a_folder_with_a_checkpoint(tmp_path: Path):
     (tmp_path / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-    with pytest.raises(RunFolderError, match=r"already holds a run \(checkpoints\)"):
+    with pytest.raises(RunFolderError, match=r"already contains a run \(checkpoints\)"):
         RunFolder.create(tmp_path, {}, seed=0, command=[])
 
 
@@ -106,7 +106,7 @@ def test_create_below_a_file_says_what_to_do(tmp_path: Path):
 
 def test_open(make_run, tmp_path: Path):
     assert RunFolder.open(make_run().path).read_config() == {}
-    with pytest.raises(RunFolderError, match=r"holds no run: config\.yaml is missing"):
+    with pytest.raises(RunFolderError, match=r"is not a run folder \(no config\.yaml\)"):
         RunFolder.open(tmp_path / "nothing")
 
 
@@ -202,7 +202,7 @@ def test_a_broken_line_is_named(make_run):
 
 BROKEN = {
     "config.yaml": {
-        None: "config.yaml is missing",
+        None: r"is not a run folder \(no config",
         "": r"config\.yaml: found null, expected a mapping",
         "- a\n": r"config\.yaml: found a list of 1, expected a mapping",
         "a: [1,": r"config\.yaml: not valid YAML \(.*\); restore it",
@@ -312,7 +312,7 @@ def test_a_refusal_is_not_taken_for_a_full_disk_nor_for_a_run_to_be_resumed(
 def test_full_disk_on_the_first_line(make_run, monkeypatch: pytest.MonkeyPatch):
     folder = make_run()
     fail_after(monkeypatch, 5)
-    with pytest.raises(RunFolderError, match="It held no line before, and holds none now"):
+    with pytest.raises(RunFolderError, match="It contained no line before, and contains none now"):
         folder.log_metrics({"step": 1})
     assert folder.read_metrics() == []
 

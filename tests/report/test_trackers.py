@@ -174,7 +174,7 @@ def test_a_tracker_that_fails_is_a_warning_once_for_each_kind_of_error(caplog: p
     assert tracker.on_log() == "control"
     assert tracker.calls == ["OSError", "OSError", "ConnectionError", "SystemExit", "OSError", "NoneType"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"Failing failed: {what}. Training goes on; the run folder has every figure. "
+        f"Failing failed: {what}. Training continues; the run folder has all metrics. "
         "More errors of this kind are not reported."
         for what in ("OSError: [Errno 28] No space left on device", "ConnectionError: no network", "SystemExit: 0")
     ]
@@ -186,7 +186,7 @@ def test_a_tracker_that_cannot_be_started_is_not_called_again(caplog: pytest.Log
     tracker.on_train_begin(FULL)
     tracker.on_log(FULL)
     assert tracker.calls == ["OSError"]
-    assert caplog.text.count("It gets no figures") == 1
+    assert caplog.text.count("It gets no metrics") == 1
 
 
 def test_a_signal_ends_the_run_inside_a_tracker_too() -> None:

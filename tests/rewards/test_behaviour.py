@@ -13,7 +13,7 @@ HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 
 SYSTEM = r"\left\{\begin{array}{l}x=1\\y=2\end{array}\right."  # an escaped brace that nothing closes
 
-# gold, answer in the box, mathruler, ours, ours with math-verify
+# reference answer, answer in the box, mathruler, ours, ours with math-verify
 BEHAVIOUR = [
     # one letter: the strict path; mathruler's reading but for two forms that name the letter plainly
     ("A", "A", True, True, True),
@@ -46,7 +46,7 @@ BEHAVIOUR = [
     ("AC", "ACD", False, False, False),
     ("AC", "ACC", False, False, False),
     ("ABD", "DAB", False, True, True),
-    ("BAD", "DAB", False, False, False),  # no key of a set stands in this order: a name
+    ("BAD", "DAB", False, False, False),  # a set is in alphabetical order: a name
     ("(A, C)", "(C, A)", False, False, False),
     # units and signs
     ("12", "12 cm", True, True, True),

@@ -246,12 +246,12 @@ def test_a_number_that_cannot_be_read_is_named() -> None:
 
 @pytest.mark.parametrize("act", ENDINGS.values(), ids=ENDINGS)
 def test_a_number_that_would_end_the_process_is_an_error(act: Callable[[], object]) -> None:
-    with pytest.raises(RewardError, match="raised SystemExit for what it returned"):
+    with pytest.raises(RewardError, match="raised SystemExit for its result"):
         reward_that(lambda: None, [0.0, Hostile(act)])(**COLUMNS)
 
 
 def test_a_list_that_cannot_be_read_is_named() -> None:
-    with pytest.raises(RewardError, match=r"raised KeyError for what it returned \(Hostile\)"):
+    with pytest.raises(RewardError, match=r"raised KeyError for its result \(Hostile\)"):
         reward_that(lambda: None, Hostile(lambda: 2))(**COLUMNS)
 
 

@@ -137,7 +137,7 @@ DIFFERENT = [
     ("3 apples", "4 apples"),
 ]
 
-# gold, answer
+# reference answer, answer
 CHOSEN = [
     ("A", "(A)"),
     ("A", "[A]"),
@@ -204,7 +204,7 @@ def grader(request: pytest.FixtureRequest) -> Iterator[Grader]:
 
 
 def accepted(grader: Grader, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those of the pairs (gold, answer) that are graded right."""
+    """Those of the pairs (reference answer, answer) that are graded right."""
     verdicts = grader.grade([rf"\boxed{{{answer}}}" for _, answer in pairs], [gold for gold, _ in pairs])
     return [pair for pair, right in zip(pairs, verdicts, strict=True) if right]
 

@@ -60,7 +60,7 @@ def test_no_answer_is_never_right(grader: Grader, response: str) -> None:
         ([boxed("1")], [None], TypeError, "row 0: the answer is NoneType, expected str or int"),
         ([5], ["1"], TypeError, "row 0: the prediction is int, expected str"),
         ([boxed("1")], [" "], ValueError, "row 0: the answer is empty"),
-        ([boxed("1")], [], ValueError, "1 predictions but 0 golds"),
+        ([boxed("1")], [], ValueError, "1 predictions but 0 reference answers"),
     ],
 )
 def test_bad_input(predictions: list, golds: list, error: type[Exception], message: str) -> None:

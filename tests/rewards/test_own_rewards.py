@@ -154,8 +154,8 @@ def test_ours_are_found_by_name() -> None:
         ("own.py:returns_dict", ["returned dict {'accuracy': 1.0}", "a list of 4 numbers"]),
         ("own.py:raises_in_row_3", ["raised ZeroDivisionError for row 3 of the batch (row_index 10", "4 - len(text)"]),
         ("own.py:raises_async", ["raised ZeroDivisionError for row 3 of the batch", "4 - len(text)"]),
-        ("own.py:raises_for_batches", ["raised RuntimeError for the whole batch", "one at a time [U+001B][2J"]),
-        ("own.py:wants_solution", ["'wants_solution' asks for 'solution'", "no column", "'answer'"]),
+        ("own.py:raises_for_batches", ["raised RuntimeError for the complete batch", "one at a time [U+001B][2J"]),
+        ("own.py:wants_solution", ["'wants_solution' asks for 'solution'", "not a column", "'answer'"]),
         ("own.py:wants_answers", ["asks for 'answers'", "did you mean 'answer'?"]),
         ("own.py:takes_few", ["'takes_few' does not take", "'completion_ids'", "add **kwargs"]),
     ],
@@ -177,7 +177,7 @@ def test_a_module_that_lies_where_python_does_not_look(tmp_path: Path, monkeypat
     for source, name in (("of_mine:good", "of_mine"), (f"{folder}/of_mine.py:good", "beside_it")):
         with pytest.raises(RewardError) as raised:
             load_reward(source)
-        assert f"{name} lies in {folder}, where Python does not look" in str(raised.value)
+        assert f"{name} is in {folder}, which is not on Python's path" in str(raised.value)
         assert str(raised.value).endswith(f"PYTHONPATH={folder}")
     monkeypatch.syspath_prepend(folder)
     assert load_reward("of_mine:good") is not None
@@ -217,7 +217,7 @@ def test_arguments_are_checked_before_the_call() -> None:
         raise AssertionError("called")
 
     check_arguments(reward, ["prompts", "completions", "solution", "images"])
-    with pytest.raises(RewardError, match="asks for 'solution', which is no column of the data set: it is called"):
+    with pytest.raises(RewardError, match="asks for 'solution', which is not a column of the dataset: it is called"):
         check_arguments(reward, ["prompts", "completions", "images"])
     check_arguments(functools.partial(reward, solution=[]), ["prompts", "completions"])
 

@@ -9,7 +9,7 @@ Row = list[float]
 
 
 def judged_tokens(mask: Tensor, visual_rows: Tensor) -> list[list[int]]:
-    """Where each row's tokens stand that a shaping by pictures can judge."""
+    """Where each row's tokens stand that a shaping by images can judge."""
     return [[t for t in range(mask.shape[1]) if mask[i, t] and visual_rows[i]] for i in range(len(mask))]
 
 

@@ -21,7 +21,7 @@ PER_TOKEN = ("similarity", "layer_similarity", "entropy", "log_probs", "corrupte
 
 
 def case(B: int, T: int, seed: int = 0) -> tuple[torch.Tensor, Signals]:
-    """Advantages and signals of B rollouts: holes in responses, a row without a picture, NaN where none may read."""
+    """Advantages and signals of B rollouts: holes in responses, a row without an image, NaN where none may read."""
     generator = torch.Generator().manual_seed(100 * B + T + seed)
 
     def draw() -> torch.Tensor:

@@ -39,7 +39,7 @@ def test_vgpo_is_the_equations():
 def test_statistics_leave_rows_without_a_picture_out():
     shaped = VGPOShaping(VGPOSettings(gate_ratio=1.0, tail_ratio=1.0)).shape(torch.ones(4), signals())
     gate = shaped.statistics["focus/gate_rate"]
-    assert float(gate.total) == float(gate.number) == 18  # 3 rows with a picture, 6 tokens each, all of them gated
+    assert float(gate.total) == float(gate.number) == 18  # 3 rows with an image, 6 tokens each, all of them gated
 
 
 def test_with_both_grains_off_nothing_is_asked_for():

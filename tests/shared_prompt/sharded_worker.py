@@ -23,7 +23,7 @@ RUNS = {"separate": (False, False), "shared": (True, False), "checkpointed": (Tr
 
 
 def prompts() -> list[EncodedPrompt]:
-    """Two prompts, one with a picture and one with two."""
+    """Two prompts, one with an image and one with two."""
     processor = build_processor()
     pictures = [[Image.new("RGB", (56, 56), (30, 90, 200))], [Image.new("RGB", (28, 84), c) for c in ("red", "green")]]
     encoded = []

@@ -1,4 +1,4 @@
-"""Decoding from prompts that are kept once: the attention, the cache, and what is left as it was."""
+"""Decoding from prompts that are kept once: the attention, the cache, and everything that stays unchanged."""
 
 from types import SimpleNamespace
 

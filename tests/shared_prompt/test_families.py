@@ -23,21 +23,21 @@ from vgpo.shared_prompt.families import structural_obstacle
 
 pytest_plugins = ["tests.families.fixtures"]
 
-# Two pictures; one picture alone, in tiles where the family has them; none.
+# Two images; one image alone, in tiles where the family has them; none.
 PROMPTS = [
     ("How many are there now?", [picture(56, 84, seed=1), picture(28, 56, seed=2)]),
     ("What is it", [picture(112, 56, seed=3)]),
     ("Why?", []),
 ]
-# Rows of a group need not lie beside each other.
+# Rows of a group need not be adjacent.
 PROMPT_OF_ROW = [0, 1, 0, 2, 1, 0, 2]
 # Response tokens of each row. One row has a single token, one none, as where a truncated rollout is masked.
 LENGTHS = [7, 4, 1, 3, 0, 5, 6]
 WIDTH = 8
 ROWS = range(len(LENGTHS))
-# What stands where prompts are padded: a byte like any other.
+# The padding of prompts: a byte like any other.
 POISON = 256
-# Tokens that are read but not the policy's own, as a tool's output: row and first column.
+# Tokens that the policy did not sample, such as a tool's output: row and first column.
 TOOL_TAIL = (5, 3)
 
 
@@ -59,7 +59,7 @@ BF16_EXCESS = 2
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of each response token, (B, T), 0 where masked: log-probability, entropy and similarity to the pictures."""
+    """Of each response token, (B, T), 0 where masked: log-probability, entropy and similarity to the images."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -152,7 +152,7 @@ def build_case(load_family: LoadFamily, family: str, device: torch.device, dtype
     prompts = [cast(prompt, dtype) for prompt in encode_prompts(processor, PROMPTS)]
     encoded = [encoded_prompt(prompt["input_ids"][0].tolist(), None, prompt, device) for prompt in prompts]
     generator = torch.Generator().manual_seed(5)
-    # Bytes come last in the vocabulary: no token of a response stands for a picture.
+    # Bytes come last in the vocabulary: no token of a response stands for an image.
     size = len(processor.tokenizer)
     responses = torch.randint(size - 256, size, (len(ROWS), WIDTH), generator=generator)
     mask = torch.arange(WIDTH) < torch.tensor(LENGTHS)[:, None]

@@ -62,7 +62,7 @@ QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 6, "vision_start_token_id
 
 @dataclass(frozen=True)
 class Prompt:
-    """Question tokens around pictures, each of them three planes of SIDE x SIDE pixels."""
+    """Question tokens around images, each of them three planes of SIDE x SIDE pixels."""
 
     question: list[int]
     pictures: list[Tensor]
@@ -97,7 +97,7 @@ def stacked_pictures(prompts: list[Prompt]) -> dict[str, Tensor]:
 
 
 def onevision_pictures(prompts: list[Prompt]) -> dict[str, Tensor]:
-    """One crop and the whole picture, of which the model takes the latter where a prompt has several pictures."""
+    """One crop and the complete image; the model takes the latter if a prompt has several images."""
     pixels = all_pictures(prompts)
     return {
         "pixel_values": torch.stack([pixels, pixels.flip(-1)], dim=1),
@@ -116,7 +116,7 @@ def padded_pictures(prompts: list[Prompt]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's config, and how its processor hands over pictures."""
+    """A family's config, and how its processor hands over images."""
 
     config: dict[str, Any]
     pictures: Callable[[list[Prompt]], dict[str, Tensor]]
@@ -186,7 +186,7 @@ FAMILIES = {
             "video_token_index": 6,
         },
         onevision_pictures,
-        # Each of several pictures: 4 and a line break. A single one: 4, and its crop of 2 lines of 2 and a break.
+        # Each of several images: 4 and a line break. A single one: 4, and its crop of 2 lines of 2 and a break.
         visual_tokens=lambda num_pictures: 10 if num_pictures == 1 else 5,
     ),
     "smolvlm": Family(
@@ -219,7 +219,7 @@ FAMILIES = {
         qwen_pictures,
         "mm_token_type_ids",
     ),
-    # A sliding window shorter than the prompts, and pictures read in both directions.
+    # A sliding window shorter than the prompts, and images read in both directions.
     "gemma3": Family(
         {
             "text_config": {**TEXT, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
@@ -257,7 +257,7 @@ def name(request):
 
 
 def collate(name: str, prompts: list[Prompt]) -> dict[str, Tensor]:
-    """What a family's processor makes of prompts: left-padded token ids with a run of IMAGE for every picture."""
+    """What a family's processor makes of prompts: left-padded token ids with a run of IMAGE for every image."""
     family = FAMILIES[name]
     rows = []
     for prompt in prompts:
@@ -298,7 +298,7 @@ def assert_same_rollouts(model: nn.Module, name: str, prompts: list[Prompt], **o
 
 
 def test_rollouts_are_those_of_repeated_prompts(name):
-    """Ragged prompts of two pictures, none and one."""
+    """Ragged prompts of two images, none and one."""
     assert_same_rollouts(build_model(name), name, PROMPTS)
 
 
@@ -367,7 +367,7 @@ def test_each_prompt_is_read_by_one_row(name):
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl"])
 def test_pictures_encoded_in_the_forward_pass(name, monkeypatch):
-    """As by models that know nothing of pictures encoded beforehand."""
+    """As by models that know nothing of images encoded beforehand."""
     model = build_model(name)
     monkeypatch.setattr(model, "_supports_mm_encoder_outputs", lambda: False, raising=False)
     assert_same_rollouts(model, name, PROMPTS)

@@ -44,7 +44,7 @@ def flash(
 def flash_varlen(
     q: Tensor, k: Tensor, v: Tensor, *, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, **kwargs: Any
 ) -> Tensor:
-    """flash_attn_varlen_func: rows of unlike lengths laid end to end."""
+    """flash_attn_varlen_func: concatenated rows of different lengths."""
     queries, keys = (pairwise(ends.tolist()) for ends in (cu_seqlens_q, cu_seqlens_k))
     rows = zip(queries, keys, strict=True)
     return torch.cat([flash(q[None, a:b], k[None, c:d], v[None, c:d], **kwargs)[0] for (a, b), (c, d) in rows])

@@ -18,7 +18,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ten
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    """Separate rows of a whole model."""
+    """Separate rows with the unsharded model."""
     return sharded_worker.run(sharded=False, share=False, checkpointing=False)
 
 

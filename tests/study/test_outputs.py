@@ -19,7 +19,7 @@ from vgpo.study.outputs import (
     terminal_tables,
     write_outputs,
 )
-from vgpo.study.page import render_study
+from vgpo.study.page import render_study, study_verdict
 from vgpo.study.results import Comparison, RunKey, strengths, study_data
 
 HOSTILE = "<script>alert(1)</script>"
@@ -62,6 +62,24 @@ def test_figures_of_a_setting(tmp_path: Path) -> None:
     assert vgpo["deciles"]["correct"][9] == pytest.approx(0.6 + 0.09 * 0.95)
     assert vgpo["deciles"]["wrong"] == [None] * 10
     assert vgpo["looks"]["late_early_wrong"] is None
+
+
+def test_the_verdict_is_the_first_difference_to_a_base(tmp_path: Path) -> None:
+    data = study(tmp_path, methods=("dapo", "vgpo", HOSTILE))
+    verdict = study_verdict(data)
+    assert verdict.headline == (
+        "vgpo is 10.0 points above dapo on held-out accuracy [+10.0, +10.0] (default; 3 seeds, paired; p = 0.25)"
+    )
+    assert verdict.details == [
+        "p is not below 0.05: the difference may be due to the choice of seeds. "
+        "With 3 of them p cannot be below 0.25.",
+        "The first of 2 differences to a base; p is not corrected for their number.",
+    ]
+    assert verdict.tone == "open"
+    method = data["comparisons"][0]["settings"][0]["methods"][1]
+    method["difference"] |= {"p_value": 0.01, "num_pairs": 9}
+    assert study_verdict(data).tone == "gain"
+    assert study_verdict({**data, "comparisons": []}).headline.startswith("No method can be compared yet")
 
 
 def test_curves_have_bands(tmp_path: Path) -> None:
@@ -225,7 +243,7 @@ def test_runs_that_are_hard_to_compare_are_told(tmp_path: Path) -> None:
         "The runs were made on different devices",
         "Runs shared the machine with others",
     ]
-    # A GPU's bytes are no multiple of a process's.
+    # Bytes of a GPU and of a process are not comparable.
     memory = data["comparisons"][0]["settings"][0]["methods"][1]["memory"]
     assert (memory["mean"], memory["num_seeds"]) == (1.0, 2)
     assert all(caution in markdown(data) for caution in data["cautions"])

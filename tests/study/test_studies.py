@@ -32,7 +32,7 @@ def test_a_study_can_be_run(path: Path, tmp_path: Path) -> None:
     assert f"vgpo compare studies/{path.name}" in path.read_text()
     assert all(len(one.seeds) >= 3 for one in study.comparisons)
     trained = [run for run in study.runs if not run.is_start]
-    assert all(run.values["save_strategy"] == "steps" for run in trained)  # else a stopped run begins anew
+    assert all(run.values["save_strategy"] == "steps" for run in trained)  # else a stopped run starts over
 
 
 def test_the_study_of_the_embedded_model_holds_all_shapings() -> None:

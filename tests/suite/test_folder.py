@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_the_answers_that_were_there(
     with pytest.raises(RunFolderError) as caught:
         folder.append_answers(TASK, [answer(1)])
     assert str(caught.value) == (
-        f"{folder.answers_path(TASK)} could not be written: No space left on device. The lines it held are intact. "
+        f"{folder.answers_path(TASK)} could not be written: No space left on device. The existing lines are intact. "
         "Free space on this disk and run the same `vgpo eval` command again, which asks only the rows that are "
         "missing."
     )

@@ -21,7 +21,15 @@ from vgpo.pages.plots import tick_step
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.suite.comparison import page_data
 from vgpo.suite.folder import EvaluationFolder, TaskRecord
-from vgpo.suite.page import NUM_TICKS, Plot, p_value, render_evaluations, write_evaluation_page
+from vgpo.suite.page import (
+    NUM_TICKS,
+    Plot,
+    difference_verdict,
+    p_value,
+    render_evaluations,
+    score_verdict,
+    write_evaluation_page,
+)
 from vgpo.suite.shown_rows import ShownRow, evenly, rows_of_task
 from vgpo.suite.thumbnails import ImagesUnavailableError, row_images, thumbnails
 
@@ -48,6 +56,47 @@ def two(tmp_path: Path) -> list[EvaluationFolder]:
 
 def page_of(folders: list[EvaluationFolder], **options: Any) -> str:
     return render_evaluations(page_data(folders, **({"with_images": False} | options)))
+
+
+def task_score(title: str, accuracy: float) -> dict[str, Any]:
+    score = {"accuracy": accuracy, "low": accuracy - 0.1, "high": accuracy + 0.1, "num_scored": 1200}
+    return {"title": title, "scores": [score], "difference": None}
+
+
+def task_change(title: str, difference: float, reach: float) -> dict[str, Any]:
+    ends = {"low": difference - reach, "high": difference + reach}
+    return {"title": title, "difference": {"difference": difference, "num_rows": 50, **ends}}
+
+
+def test_the_verdict_of_one_evaluation_is_its_widest_average() -> None:
+    tasks = [task_score("A", 0.5), task_score("B", 0.25)]
+    average = {"title": "Overall", "num_tasks": 10, "scores": [{**tasks[0]["scores"][0], "num_tasks": 2}]}
+    found = score_verdict({"averages": [average], "tasks": tasks})
+    assert found.headline == "Overall accuracy is 50.0 % [40.0, 60.0] (2 of 10 tasks)"
+    assert score_verdict({"averages": [], "tasks": tasks}).headline == (
+        "Accuracy is 25.0 % (B) to 50.0 % (A), over 2 tasks"
+    )
+    single = score_verdict({"averages": [], "tasks": tasks[:1]})
+    assert single.headline == "A accuracy is 50.0 % [40.0, 60.0] (1,200 rows)"
+
+
+def test_the_verdict_of_two_evaluations_is_their_difference() -> None:
+    tasks = [task_change("A", 0.1, 0.05), task_change("B", -0.1, 0.05), task_change("C", 0.01, 0.05)]
+    counted = difference_verdict({"averages": [], "tasks": tasks})
+    assert counted.headline == "B is above A on 1 of 3 tasks and below it on 1"
+    assert counted.details == ["On 1 the 95 % interval holds 0: the difference may be chance."]
+    single = difference_verdict({"averages": [], "tasks": tasks[2:]})
+    assert single.headline.startswith("B is 1.0 points above A on C accuracy [")
+    assert (single.tone, len(single.details)) == ("open", 1)
+    average = {"title": "Overall", "difference": {"difference": 0.2, "low": 0.1, "high": 0.3, "tasks": ("a", "b")}}
+    found = difference_verdict({"averages": [average], "tasks": tasks})
+    assert found.headline == "B is 20.0 points above A on Overall accuracy [+10.0, +30.0] (2 tasks, paired)"
+    assert found.tone == "gain"
+
+
+def test_the_verdict_is_on_top(two: list[EvaluationFolder]) -> None:
+    assert "points" in Outline(page_of(two)).texts_of("h2")[0]
+    assert "accuracy is" in Outline(page_of(two[:1])).texts_of("h2")[0]
 
 
 def embedded(page: str) -> dict[str, Any]:
@@ -225,7 +274,7 @@ def test_the_headings_of_several_samples_say_who_is_right_more_often(tmp_path: P
     single = [write_evaluation(tmp_path / name, {"counting": verdicts("+-")}) for name in "cd"]
     greedy, often = ["Only A", "Only B", "Both", "Neither"], ["A more often", "B more often", "Equally often", "Never"]
     for folders, shown, hidden in ((several, often, greedy), (single, greedy, often)):
-        headings = Outline(page_of(folders)).texts_of("th")
+        headings = Outline(page_of(folders)).texts_of("span")
         assert [heading for heading in headings if heading in shown + hidden] == shown
         assert embedded(page_of(folders))["several_samples"] is (shown is often)
 
@@ -412,7 +461,7 @@ def test_no_more_is_loaded_than_the_evaluation_had(tmp_path: Path, caplog: pytes
         file.write(json.dumps({"images": ["gone.png"], "problem": "<image>2?", "answer": "2"}) + "\n")
     caplog.clear()
     assert len(row_images(BENCHMARKS["geometry3k"], record, 2, asked={0, 1}, shown={0, 1})) == 2
-    assert "Left out" not in caplog.text
+    assert "Dropped" not in caplog.text
 
 
 def test_of_many_images_a_few_are_shown_and_one_that_cannot_be_read_is_none() -> None:

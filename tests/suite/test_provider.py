@@ -131,7 +131,7 @@ def test_requests_with_other_decoding_are_answered_apart(api: CheckpointAPI, mon
 
 @pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k": 40}])
 def test_sampling_that_narrows_the_distribution_is_an_error(api: CheckpointAPI, options: dict[str, Any]) -> None:
-    with pytest.raises(ProviderError, match="is greedy or samples from the whole softmax"):
+    with pytest.raises(ProviderError, match="is greedy or samples from the full softmax"):
         generated(api, QUESTION, temperature=1.0, **options)
 
 

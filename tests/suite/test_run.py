@@ -124,7 +124,7 @@ def test_an_error_while_answering_keeps_the_answers_before_it(
         patch.setattr(TransformersPolicy, "complete", fails_later)
         with pytest.raises(EvaluationError, match="no memory for the second batch") as error:
             evaluated(request)
-    assert "the same command goes on from there" in str(error.value)
+    assert "run the same command to resume" in str(error.value)
     assert len(EvaluationFolder(request.out).read_answers("counting")) == 4
     assert evaluated(request).tasks[0].num_correct == 4
 

@@ -30,7 +30,7 @@ def questions():
 
 
 def processed(processor, scans, questions):
-    """Model inputs by the processor alone, from pictures and chat messages."""
+    """Model inputs by the processor alone, from images and chat messages."""
     messages = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": q.problem.removeprefix("<image>")}]}]
         for q in questions

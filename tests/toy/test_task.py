@@ -25,7 +25,7 @@ def draw(settings, scans, number=60):
 
 
 def answer_from(labels, problem):
-    """The answer worked out anew from the digits in the picture and the words of the question."""
+    """The answer computed again from the digits in the image and the words of the question."""
     if found := re.fullmatch(r"<image>How many (\d)s are in the picture\?", problem):
         return labels.flatten().tolist().count(int(found[1]))
     if found := re.fullmatch(r"<image>What is the sum of row (\d)\?", problem):

@@ -77,7 +77,7 @@ class Trainer:
 
 
 def batch(*rows: int, text: int = -1) -> dict[str, Any]:
-    """Rollouts of rows of the data set; those of row `text` have no image."""
+    """Rollouts of rows of the dataset; those of row `text` have no image."""
     prompts = [EncodedPrompt([1, IMAGE, row], 1, {"pixel_values": torch.zeros(1)}, {}) for row in rows]
     return {
         "row_index": torch.tensor(rows),

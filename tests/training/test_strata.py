@@ -1,4 +1,4 @@
-"""Strata of a data set: found in a column or in what `vgpo.data` keeps of it, or refused."""
+"""Strata of a dataset: found in a column or in what `vgpo.data` keeps of it, or refused."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_nothing_is_decoded():
     [
         (
             Dataset.from_dict(ROWS),
-            r"stratum_column='levle' is no column of the data set.*mean 'level'.*\['problem', 'ans",
+            r"stratum_column='levle' is not a column of the dataset.*mean 'level'.*\['problem', 'ans",
         ),
         (IterableDataset.from_generator(lambda: iter(())), "which a IterableDataset does not have. Use a map-style"),
         (Dataset.from_dict({"levle": ["a", None]}), "row 1 has no value, expected one in every row"),

@@ -55,7 +55,7 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
 
     Args:
         folder: for checkpoints, and a JSON file by each process.
-        checkpoint: what to go on from.
+        checkpoint: what to resume from.
         settings: `lora`, and fields of the configuration.
     """
     lora, settings = settings.get("lora"), {name: value for name, value in settings.items() if name != "lora"}
@@ -84,7 +84,7 @@ def train(folder: Path, checkpoint: Path | None, settings: dict[str, Any]) -> No
 
 
 def fail_on_the_main_process(folder: Path) -> None:
-    """Write down what each process hears of a failure of the main one."""
+    """Write down the error that each process gets for a failure of the main one."""
 
     def fail() -> None:
         raise KeyError("the reason")

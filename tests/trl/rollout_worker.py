@@ -1,4 +1,4 @@
-"""Runs with fixed rollouts: what the shaping makes of them, and the weights that come out."""
+"""Runs with fixed rollouts: the shaped advantages, and the resulting weights."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class FixedRollouts(VGPOTrainer):
 
 
 class RecordedRollouts(FixedRollouts):
-    """Keeps what the shaping makes of fixed rollouts."""
+    """Keeps the shaped advantages of fixed rollouts."""
 
     def _generation_batch(self, loaded):
         batch = super()._generation_batch(loaded)

@@ -1,4 +1,4 @@
-"""The same rollouts behind prompts with less to look at, for every family, and what the trainer makes of them."""
+"""The same rollouts after ablated prompts, for every family, and in the trainer."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def encode(processor, images, text="Which one?"):
 
 
 def tiles(pixels, side):
-    """Patches of pictures (..., C, H, W) or of rows (N, C * t * side * side), as (patches, C, pixels)."""
+    """Patches of images (..., C, H, W) or of rows (N, C * t * side * side), as (patches, C, pixels)."""
     if pixels.ndim == 2:
         return pixels.view(len(pixels), 3, -1)
     *_, height, width = pixels.shape
@@ -299,7 +299,7 @@ def test_signals_that_are_not_declared_are_not_told(make_trainer):
 def test_a_data_set_without_pictures_is_refused(make_trainer):
     rows = rows_with_pictures().remove_columns("images")
     rows = rows.map(lambda row: {"prompt": [{"role": "user", "content": "What"}]})
-    with pytest.raises(ValueError, match="The data set has no images"):
+    with pytest.raises(ValueError, match="The dataset has no images"):
         make_trainer(dataset=rows, shaping="pgpo", measure_focus=False).train()
 
 

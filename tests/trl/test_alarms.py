@@ -1,4 +1,4 @@
-"""Figures that go bad are told once, with advice, and the checkpoint from before them stays."""
+"""Alarms are reported once, with advice, and the checkpoint from before them is kept."""
 
 import logging
 import shutil
@@ -222,7 +222,7 @@ def test_a_run_can_stop_at_an_alarm_and_go_on(make_trainer):
     assert AlarmError in ERRORS
     assert trainer.checkpoints.newest_valid().step == 3
     again = make_trainer(reward=alike, **settings)
-    again.train(resume_from_checkpoint=True)  # the alarm was heard
+    again.train(resume_from_checkpoint=True)  # the alarm was raised before
     assert again.state.global_step == 6
     assert again.state.log_history[3]["alarm/zero_reward_std"] == 1
 

@@ -75,7 +75,7 @@ def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
         ({"save_total_limit": 0}, "save_total_limit=0, expected 1 or more, or None to keep every checkpoint"),
         (
             {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps"},
-            "load_best_model_at_end=True cannot be.*`vgpo eval`",
+            "load_best_model_at_end=True is not supported.*`vgpo eval`",
         ),
         ({"max_skipped_steps": 0}, "max_skipped_steps is 0, expected a number >= 1"),
         ({"accuracy_low": 0.2}, r"accuracy_low=0.2 has no effect without dynamic_sampling"),

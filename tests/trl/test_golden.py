@@ -53,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 4 * GROUP,
     "max_completion_length": 8,
 }
-# Fixed rollouts of an untrained model, in the order of the data set.
+# Fixed rollouts of an untrained model, in the order of the dataset.
 FIXED: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"preset": "released"},

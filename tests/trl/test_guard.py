@@ -96,7 +96,7 @@ def test_checkpoints_that_cannot_be_read_do_not_hide_an_error(tmp_path, monkeypa
 
     store = CheckpointStore(tmp_path, keep=None)
     monkeypatch.setattr(CheckpointStore, name, refuse)
-    assert "could not be looked at: [Errno 24] Too many open files" in way_back(store, 3)
+    assert "could not be read: [Errno 24] Too many open files" in way_back(store, 3)
 
 
 @pytest.mark.train
@@ -214,7 +214,7 @@ def test_frozen_weights_are_not_read_and_shards_are(make_trainer):
 
 
 def test_the_norm_of_a_sharded_model_is_read_whole():
-    """FSDP2 gives a distributed tensor, which no collective of ours may see."""
+    """FSDP2 gives a distributed tensor, which must not reach our collectives."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))

@@ -127,7 +127,7 @@ def resolve(path: str) -> Any:
 
 
 def differences(found: dict[str, str], pinned: dict[str, str], *, in_full: bool = IN_FULL) -> list[str]:
-    """A line for each name that has no pin, that is pinned in vain, or that has moved."""
+    """A line for each name that has no pin, that has an unused pin, or that has moved."""
     lines = []
     for name in sorted(found.keys() | pinned.keys()):
         if name not in pinned:
@@ -146,7 +146,7 @@ def begins(found: str, pinned: str) -> bool:
 
 
 def positional(pin: str) -> list[str]:
-    """The names of positional parameters up to a `|`, after what stands before the parameters."""
+    """The names of positional parameters up to a `|`, after the text before the parameters."""
     before, bracket, parameters = pin.partition("(")
     if not bracket:
         return [pin]

@@ -30,7 +30,7 @@ SETTINGS = {
     },
 }
 """Settings of each of two processes: groups whole, one to a slice, cut into slices, cut between the processes, and
-mixed with text-only rows; rivals with groups cut, and one process that sees pictures beside one that sees none."""
+mixed with text-only rows; rivals with groups cut, and one process that sees images beside one that sees none."""
 DIVISION = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 DYNAMIC = {"per_device_train_batch_size": 2 * GROUP, "dynamic_sampling": True, "max_steps": 3}
 

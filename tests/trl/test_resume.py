@@ -106,7 +106,7 @@ def whole_run(
 
 
 def resumed_run(tmp_path: Path, whole: Path, step: int, **settings: Any) -> tuple[VGPOTrainer, list[RolloutRecord]]:
-    """The run that goes on from the checkpoint of a step, in a process that knows nothing of the one before."""
+    """The run that continues from the checkpoint of a step, in a process that knows nothing of the one before."""
     shutil.copytree(whole / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     torch.manual_seed(1234)
     rollouts: list[RolloutRecord] = []

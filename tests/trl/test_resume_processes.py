@@ -1,4 +1,4 @@
-"""Two processes that stop in the midst of a generation's updates, and two new ones that go on: the same run."""
+"""Two processes that stop during a generation's updates, and two new ones that resume: the same run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def known(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The checkpoint that two processes left halfway; the run that they went on with is in the folder above."""
+    """The checkpoint that two processes left halfway; the run that they resumed is in the folder above."""
     root = tmp_path_factory.mktemp("whole")
 
     def run(case: str) -> Path:

@@ -1,4 +1,4 @@
-"""A run that shares prompts is the run that does not, and reads each picture once."""
+"""A run that shares prompts is the run that does not, and reads each image once."""
 
 import copy
 import logging
@@ -166,7 +166,7 @@ def test_the_same_seed_gives_the_same_rollouts(make_trainer, processor):
 
 @pytest.fixture
 def reads(monkeypatch, processor):
-    """How often a row is read, its pictures opened with it, and how often a picture is turned into pixels."""
+    """How often a row is read, its images opened with it, and how often an image is turned into pixels."""
     counts = {"rows": 0, "pixels": 0}
 
     def count(owner, name, key, number):
@@ -405,7 +405,7 @@ def test_a_compiled_model_shares_prompts(make_trainer):
 
 @pytest.mark.train
 def test_pictures_of_tools_belong_to_their_rollout(make_trainer, model):
-    """One rollout of a group has got a picture from a tool: its prompt is its own, and no score changes by that."""
+    """One rollout of a group has got an image from a tool: its prompt is its own, and no score changes by that."""
     trainer = make_trainer(Watched, max_steps=1)
     trainer.train()
     [(dataset_rows, batch)] = trainer.rounds
@@ -567,7 +567,7 @@ def test_different_prompts_of_one_row_number_stay_apart(make_trainer):
 
 
 def test_token_types_are_the_processors_own(make_trainer):
-    """In prompts; in responses, where pictures of tools may lie, they are read off the ids."""
+    """In prompts; in responses, where images of tools may lie, they are read off the ids."""
     trainer = make_trainer()
     rows = trainer._fetch([0] * GROUP + [1] * GROUP)
     trainer.model.train()

@@ -13,7 +13,7 @@ from vgpo.trl import VGPOTrainer
 
 
 class Watched(VGPOTrainer):
-    """Keeps what was shaped: micro-batches, or the whole batch where groups are split."""
+    """Keeps what was shaped: micro-batches, or the complete batch if groups are split."""
 
     seen: list
 
@@ -59,7 +59,7 @@ def passes(trainer):
             (1, 4),  # split groups, but the old pass tells
         ),
         ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "inter": False}, (0, 8)),
-        ({"gradient_accumulation_steps": 2, "preset": "released"}, (0, 4)),  # looks at the whole batch
+        ({"gradient_accumulation_steps": 2, "preset": "released"}, (0, 4)),  # depends on the complete batch
         ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_completion_length": 1}, (2, 8)),
     ],
     ids=["own", "old", "split", "single-rows", "split-old", "split-but-tokens-only", "released", "one-token"],
@@ -74,7 +74,7 @@ def test_split_groups_are_announced_once_with_sizes_that_work(make_trainer, capl
     make_trainer(per_device_train_batch_size=2, gradient_accumulation_steps=4, max_completion_length=1).train()
     messages = [record.message for record in caplog.records if "scoring pass" in record.message]
     assert len(messages) == 1
-    assert "per_device_train_batch_size=2 cannot hold whole groups of num_generations=4" in messages[0]
+    assert "per_device_train_batch_size=2 cannot hold complete groups of num_generations=4" in messages[0]
     assert "sizes that can: 4, 8" in messages[0]
 
 

@@ -9,7 +9,7 @@ GROUP = 4  # rollouts of a prompt
 
 
 def rows_with_pictures(num_rows: int = 8, cells: int = 2) -> Dataset:
-    """Prompts of different lengths, each with a picture of its own size and colour."""
+    """Prompts of different lengths, each with an image of its own size and colour."""
     rows = []
     for i in range(num_rows):
         picture = Image.new("RGB", (28 * cells, 28 * (1 + i % cells)), (30 * i % 256, 90, 200))
@@ -20,7 +20,7 @@ def rows_with_pictures(num_rows: int = 8, cells: int = 2) -> Dataset:
 
 
 def mixed_rows(num_rows: int = 8) -> Dataset:
-    """Every other row has no picture."""
+    """Every other row has no image."""
     rows = rows_with_pictures(num_rows)
     text = {"prompt": [{"role": "user", "content": [{"type": "text", "text": "What"}]}], "images": [], "answer": "1"}
     return Dataset.from_list([text if i % 2 else rows[i] for i in range(num_rows)], features=rows.features)

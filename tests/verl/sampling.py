@@ -32,7 +32,7 @@ NEUTRAL = {
 
 @dataclass(frozen=True)
 class Request:
-    """One response is wanted.
+    """One response is requested.
 
     Attributes:
         prompt_ids: The prompt, with one token for each merged patch of its images.
@@ -69,7 +69,7 @@ class Response:
 
     Attributes:
         token_ids: With the end token, where one was drawn.
-        log_probs: Of each token, under the distribution at the temperature, before top-p, top-k and biases take part
+        log_probs: Of each token, under the distribution at the temperature, before top-p, top-k and biases are applied
             of it away: what the actor computes as `old_log_probs`.
     """
 
@@ -174,7 +174,7 @@ def decoding_of(request: Request, model: PreTrainedModel, processor: ProcessorMi
     bias = {int(token): float(value) for token, value in (wanted["logit_bias"] or {}).items()}
     decoding = GenerationConfig(
         do_sample=False,
-        # Neutral values, lest the checkpoint's own be filled in.
+        # Neutral values, so that those of the checkpoint are not filled in.
         temperature=1.0,
         top_p=1.0,
         top_k=50,

@@ -1,4 +1,4 @@
-"""Whole runs on verl: from a recipe to a run folder that every reader of one understands."""
+"""Complete runs on verl: from a recipe to a run folder that every reader understands."""
 
 import json
 import math
@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(trained, tmp_path):
     first, before = RunFolder(folder).read_metrics(), RunFolder(folder).read_evaluation()["before"]
     with pytest.raises(RunFolderError, match="is finished: 1 steps"):
         run(folder, max_steps="1", resume="true", **fields)
-    with pytest.raises(RecipeError, match=r"(?s)is of another run:.*seed was 0, is 1"):
+    with pytest.raises(RecipeError, match=r"(?s)belongs to another run:.*seed was 0, is 1"):
         run(folder, max_steps="2", seed="1", resume="true", **fields)
     resumed = run(folder, max_steps="2", resume="true", allow_changes="true", **fields)
     assert resumed.read_evaluation()["before"] == before

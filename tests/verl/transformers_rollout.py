@@ -33,7 +33,7 @@ QUIET_SECONDS = 0.03
 class TransformersServer:
     """One replica: samples responses to the requests of agent loops. A Ray actor.
 
-    `rollout.custom.failing_request` numbers a request, from 0, that fails: for tests of what becomes of its group.
+    `rollout.custom.failing_request` numbers a request, from 0, that fails: for tests of its group.
     """
 
     def __init__(self, config: RolloutConfig, model_config: Any, replica_rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be lost, and what goes into them: training state and a hash of the weights.
+"""Crash-safe checkpoints and their content: training state and a hash of the weights.
 
 `store` saves in two phases and finds the newest checkpoint that is intact; `state` writes and reads training state.
 """

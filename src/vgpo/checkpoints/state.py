@@ -1,4 +1,4 @@
-"""Training state on disk: written by `torch.save`, and read by `torch.load` without running code."""
+"""Training state on disk: written by `torch.save`, and read by `torch.load` without executing code."""
 
 from pathlib import Path
 from typing import Any
@@ -14,36 +14,36 @@ def save_state(folder: Path, name: str, state: Any) -> None:
 
     Args:
         folder: an existing folder.
-        name: of the file, without its suffix.
+        name: file name without its suffix.
         state: None, bool, int, float, str, bytes or a dense tensor, or a dict (keys str or int), list or tuple of
-            these. Every bit is kept, of NaN too. One tensor object in several places is stored once. Tensors lose
+            these. Every bit is kept, also of NaN. One tensor object in several places is stored once. Tensors lose
             their strides and `requires_grad`.
 
     Raises:
-        TypeError: something else is in the state; names the place and the type. Nothing is written.
+        TypeError: the state holds something else; names the place and the type. Nothing is written.
     """
     storable = _storable(state, "", {})
     try:
         with (folder / f"{name}.pt").open("wb") as file:
             torch.save(storable, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind an error of its archive
+        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an error of its archive
             raise error.__context__ from None
         raise
 
 
 def load_state(folder: Path, name: str) -> Any:
-    """Read what `save_state` wrote; tensors are on the CPU, and one object where they were one.
+    """Read what `save_state` wrote; tensors are on the CPU. Tensors that were one object are one object again.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something else, such as code; names it.
+        CheckpointError: the file is damaged, or holds anything else, such as code; names it.
     """
     path = folder / f"{name}.pt"
     try:
-        with torch.serialization.safe_globals([bytes]):  # of which the empty one is stored as a call
+        with torch.serialization.safe_globals([bytes]):  # an empty one is stored as a call
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  # a damaged pickle can raise anything
-        # Torch's outer error, and its second sentence, advise to trust the file.
+        # Torch's outer error and its second sentence advise trusting the file.
         cause = error.__context__ or error
         reason = str(cause).partition("\n")[0].partition(". ")[0] or type(cause).__name__
         raise CheckpointError(
@@ -53,12 +53,12 @@ def load_state(folder: Path, name: str) -> Any:
 
 
 def _storable(value: Any, where: str, copies: dict[int, tuple[Tensor, Tensor]]) -> Any:
-    """The value with its tensors as they are stored.
+    """The value with its tensors in the form in which they are stored.
 
     Args:
         value: see `save_state`.
         where: its place in the state.
-        copies: by id, a tensor and how it is stored. It holds the tensor, so that no other object can take the id.
+        copies: by id, a tensor and its stored form. It keeps the tensor alive, so that its id is not reused.
     """
     kind = type(value)
     if value is None or kind in (bool, int, float, str, bytes):
@@ -79,7 +79,7 @@ def _storable(value: Any, where: str, copies: dict[int, tuple[Tensor, Tensor]]) 
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy if it is part of more memory, all of which torch would store."""
+    """The tensor itself, or a copy if it is a view of a larger storage, which torch would save in full."""
     tensor = tensor.detach()
     if tensor.is_contiguous() and tensor.nbytes == tensor.untyped_storage().nbytes():
         return tensor

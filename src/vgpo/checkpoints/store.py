@@ -1,7 +1,8 @@
-"""Checkpoints that are there in full or not at all.
+"""Atomic checkpoints: complete or absent.
 
-A checkpoint is written under a name that nobody loads, gets a manifest of its files, and is renamed to its place once
-it has reached the disk. Only then may older ones go. A kill or a full disk at any moment leaves the newest intact one.
+A checkpoint is written under a temporary name that no loader reads, gets a manifest of its files, and is renamed once
+it is synced to disk. Only then may older ones be deleted. A kill or a full disk at any moment leaves the newest intact
+one.
 """
 
 import fnmatch
@@ -26,7 +27,7 @@ OF_VERSION_0_1 = (  # format 1: training state as JSON and safetensors
 )
 
 _CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
-# Files that operating systems add: they hold no weights, and no loader reads them.
+# Files that operating systems add: they contain no weights, and no loader reads them.
 _SYSTEM_FILES = (".DS_Store", "._*", ".nfs*", ".fuse_hidden*", "Thumbs.db", "desktop.ini")
 _LEFTOVER = re.compile(r"\.(deleting|replaced|saving)-checkpoint-(0|[1-9][0-9]*)")
 _CHUNK_BYTES = 1 << 20
@@ -41,7 +42,7 @@ class CheckpointError(RuntimeError):
 class Found:
     """The newest usable checkpoint, and the newer ones that are not.
 
-    path, step: None where none is usable. passed_over: (folder name, reason), newest first.
+    path, step: None if none is usable. passed_over: skipped checkpoints as (folder name, reason), newest first.
     """
 
     path: Path | None
@@ -53,12 +54,13 @@ class Found:
 class CheckpointStore:
     """The checkpoints of one run: `begin`, write files into the staging folder, `commit`.
 
-    One process calls this, the world's main one; others may write into the staging folder between `begin` and
-    `commit`, with a barrier after the one and before the other. Links and foreign names in the folder are left alone.
+    Only the main process of the world calls this; others may write into the staging folder between `begin` and
+    `commit`, with a barrier after the former and before the latter. Links and unknown names in the folder are not
+    touched.
 
     Args:
-        folder: where `checkpoint-<step>` folders lie; made by the first `begin`.
-        keep: how many of the newest stay, at least 1; None keeps all.
+        folder: parent of the `checkpoint-<step>` folders; created by the first `begin`.
+        keep: number of newest checkpoints to keep, at least 1; None keeps all.
     """
 
     folder: Path
@@ -69,11 +71,11 @@ class CheckpointStore:
             raise ValueError(f"keep is {self.keep}, expected at least 1, or None to keep every checkpoint")
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies once it is committed."""
+        """The folder of a step's checkpoint once it is committed."""
         return self.folder / f"checkpoint-{step}"
 
     def staging_path(self, step: int) -> Path:
-        """Where the checkpoint of a step is written."""
+        """The folder in which a step's checkpoint is written before it is committed."""
         return self.folder / f".saving-checkpoint-{step}"
 
     def steps(self) -> list[int]:
@@ -89,10 +91,10 @@ class CheckpointStore:
         ]
 
     def begin(self, step: int) -> Path:
-        """Clear away what killed saves left, make an empty staging folder and return it.
+        """Remove leftovers of killed saves, create an empty staging folder and return it.
 
         Raises:
-            CheckpointError: it cannot be made, or what has the checkpoint's name is no folder.
+            CheckpointError: it cannot be created, or the checkpoint's name is taken by something that is not a folder.
         """
         staging, place = self.staging_path(step), self.path(step)
         if os.path.lexists(place) and not _is_real_folder(place):
@@ -108,19 +110,19 @@ class CheckpointStore:
         return staging
 
     def commit(self, step: int) -> Path:
-        """Seal the staging folder, put it in its place and only then delete checkpoints that need not be kept.
+        """Seal the staging folder, rename it to its final name and only then delete old checkpoints.
 
-        Deleted are complete checkpoints, except the pinned ones and the newest `keep` up to this step: what has a
-        later step is of a run that was taken back to an earlier one. A checkpoint that is not complete, or not of this
-        format, is never deleted.
+        Complete checkpoints are deleted, except the pinned ones and the newest `keep` up to this step: those of later
+        steps belong to a run that was reset to an earlier one. A checkpoint that is incomplete or of another format is
+        never deleted.
 
         Returns:
-            the folder of the checkpoint. One of the same step that was there before is replaced; if it was not
-            usable, it is renamed to `unusable-checkpoint-<step>` and stays.
+            the folder of the checkpoint. An existing one of the same step is replaced; if it was not usable, it is
+            renamed to `unusable-checkpoint-<step>` and kept.
 
         Raises:
-            CheckpointError: the disk refused, and older checkpoints are as they were; or the staging folder holds no
-                file, or a link.
+            CheckpointError: writing failed, and older checkpoints are unchanged; or the staging folder contains no
+            file, or a link.
         """
         staging, place = self.staging_path(step), self.path(step)
         try:
@@ -140,11 +142,11 @@ class CheckpointStore:
             self._delete(staging)
         try:
             newest = self.newest_valid().path
-        except CheckpointError:  # the first error is the one to report
+        except CheckpointError:  # report the first error
             newest = None
         return CheckpointError(
             f"{self.path(step)} could not be saved: {error} ({free} bytes were free on this disk). Its unfinished "
-            f"files were removed, older checkpoints are as they were; newest usable one: {newest or 'none'}. Free "
+            f"files were removed, older checkpoints are unchanged; newest usable one: {newest or 'none'}. Free "
             "space on this disk, or correct what the error names, and resume."
         )
 
@@ -154,10 +156,10 @@ class CheckpointStore:
         Args:
             at: only this step.
             before: only steps smaller than this one.
-            contents: as of `verify`.
+            contents: see `verify`.
 
         Raises:
-            CheckpointError: the folder cannot be listed, so nobody knows whether it holds checkpoints.
+            CheckpointError: the folder cannot be listed, so it is unknown whether it holds checkpoints.
         """
         try:
             self._put_back()
@@ -165,7 +167,7 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder} cannot be listed ({error.strerror}), so whether it holds checkpoints is unknown. "
-                "Restore access to it (permissions, mounted disks, where a link leads), and resume."
+                "Restore access to it (permissions, mounted disks, the target of a link), and resume."
             ) from error
         passed_over: list[tuple[str, str]] = []
         for step in steps:
@@ -179,14 +181,14 @@ class CheckpointStore:
 
     @staticmethod
     def verify(path: Path, *, contents: bool = True, more: bool = False) -> str | None:
-        """Say why a checkpoint is not usable; None if it is.
+        """Return why a checkpoint is not usable; None if it is usable.
 
-        A file that the manifest does not list is a reason: loaders choose by which files are there, so an adapter, an
-        index or a second weight file that came later changes what is loaded.
+        A file that the manifest does not list is a reason: loaders decide by the files they find, so an adapter, an
+        index or a second weight file that was added later changes what is loaded.
 
         Args:
             path: folder of a checkpoint.
-            contents: False compares names and sizes only, and reads no file but the manifest.
+            contents: False compares names and sizes only, and reads only the manifest.
             more: accept files that the manifest does not list.
         """
         try:
@@ -198,13 +200,13 @@ class CheckpointStore:
         return None
 
     def pin(self, step: int, reason: str) -> None:
-        """Never delete this checkpoint; the reason stands in `pinned.json`.
+        """Never delete this checkpoint; the reason is stored in `pinned.json`.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or the disk refused.
+            CheckpointError: there is no such checkpoint, or writing failed.
         """
         if step not in self.steps():
-            raise CheckpointError(f"{self.path(step)} is not there; found {self.steps()}. Pin one of these.")
+            raise CheckpointError(f"{self.path(step)} does not exist; found {self.steps()}. Pin one of these.")
         pins = {str(pinned): why for pinned, why in {**self.pins(), step: reason}.items()}
         partial = self.folder / f".{PINNED}.partial"
         try:
@@ -218,7 +220,7 @@ class CheckpointStore:
         """Steps of pinned checkpoints and the reasons.
 
         Raises:
-            CheckpointError: `pinned.json` cannot be understood.
+            CheckpointError: `pinned.json` is not valid.
         """
         path = self.folder / PINNED
         if not path.exists():
@@ -228,23 +230,23 @@ class CheckpointStore:
         except (OSError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: expected a JSON object of steps and reasons ({error}). Restore it, or delete it if no "
-                "checkpoint has to be kept for good."
+                "checkpoint has to be kept permanently."
             ) from error
 
     def _named_steps(self) -> list[int]:
-        """Steps of all entries that are called as a checkpoint, links and files too, newest first."""
+        """Steps of all entries with the name of a checkpoint, including links and files, newest first."""
         if not os.path.lexists(self.folder):
             return []
         names = (_CHECKPOINT.fullmatch(entry.name) for entry in self.folder.iterdir())
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
     def _leftovers(self, *kinds: str) -> list[Path]:
-        """What killed saves left, `deleting` first: another folder of that step can take the name then."""
+        """Leftovers of killed saves, `deleting` first: this frees the name for another folder of that step."""
         found = [(_LEFTOVER.fullmatch(entry.name), entry) for entry in sorted(self.folder.iterdir())]
         return [entry for name, entry in found if name and name[1] in kinds and _is_real_folder(entry)]
 
     def _put_back(self) -> None:
-        """Undo a replacement that was cut off when the old checkpoint was out and the new one not yet in."""
+        """Undo a replacement that was interrupted after the old checkpoint was moved and before the new one was."""
         if not os.path.lexists(self.folder):
             return
         for replaced in self._leftovers("replaced"):
@@ -262,7 +264,7 @@ class CheckpointStore:
                 self._delete(self.path(step))
 
     def _delete(self, folder: Path) -> None:
-        # Renamed first: half of a checkpoint never has a checkpoint's name.
+        # Renamed first: a partial checkpoint never has the name of a checkpoint.
         doomed = self.folder / f".deleting-checkpoint-{folder.name.rpartition('-')[2]}"
         try:
             folder.rename(doomed)
@@ -276,7 +278,7 @@ class CheckpointStore:
 
 
 def _free_bytes(folder: Path) -> str:
-    """Writers in C++ do not say that a disk is full."""
+    """C++ writers do not report that a disk is full."""
     try:
         return f"{shutil.disk_usage(folder).free:,}"
     except OSError:
@@ -284,7 +286,7 @@ def _free_bytes(folder: Path) -> str:
 
 
 def strict_difference(expected: Iterable[str], found: Iterable[str]) -> str | None:
-    """Say which names are missing and which are unexpected, some of each; None if the two sets are equal."""
+    """Describe missing and unexpected names, some of each; None if the two sets are equal."""
     expected, found = set(expected), set(found)
     sides = {"missing": expected - found, "unexpected": found - expected}
     parts = []
@@ -296,17 +298,17 @@ def strict_difference(expected: Iterable[str], found: Iterable[str]) -> str | No
 
 
 def put_in_place(staging: Path, place: Path) -> Path:
-    """Rename a sealed folder to its place, and return where a complete one that was there has gone, to be deleted.
+    """Rename a sealed folder to its final name, and return the new path of a complete one that had it, to be deleted.
 
-    One that is not complete, or holds more than was saved, is renamed to `unusable-<name>` and stays. A kill between
+    One that is incomplete, or contains more than was saved, is renamed to `unusable-<name>` and kept. A kill between
     the renames leaves one of them.
 
     Raises:
-        OSError: the disk refused.
+        OSError: writing failed.
     """
     replaced = place.with_name(f".replaced-{place.name}")
     if os.path.lexists(place):
-        if replaced.exists():  # of a save that was killed: the newer one is in its place
+        if replaced.exists():  # leftover of a killed save: the newer one is in place
             shutil.rmtree(replaced)
         place.rename(replaced if CheckpointStore.verify(place) is None else _unusable_name(place))
     staging.rename(place)
@@ -315,17 +317,17 @@ def put_in_place(staging: Path, place: Path) -> Path:
 
 
 def seal(staging: Path, step: int) -> None:
-    """Bring every file to the disk and then write the manifest, which says that they all are there.
+    """Sync every file to disk and then write the manifest, which marks the folder as complete.
 
     Raises:
-        CheckpointError: the folder holds no file, or a link.
-        OSError: the disk refused.
+        CheckpointError: the folder contains no file, or a link.
+        OSError: writing failed.
     """
     folders, others = _tree(staging)
     files = {file.relative_to(staging).as_posix(): file for file in others}
     files.pop(MANIFEST, None)
     if not files:
-        raise CheckpointError(f"{staging} holds no file: nothing was written for step {step}.")
+        raise CheckpointError(f"{staging} contains no file: nothing was written for step {step}.")
     entries = {name: file_entry(_regular(name, file), sync=True) for name, file in files.items()}
     _write(staging / MANIFEST, {"format": FORMAT, "step": step, "files": entries})
     for folder in folders:
@@ -356,7 +358,7 @@ def _check(path: Path, contents: bool, more: bool) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise CheckpointError(f"{MANIFEST} is missing, so the save was never finished, or not by this library")
+        raise CheckpointError(f"{MANIFEST} is missing: the save did not finish, or another library wrote it")
     try:
         manifest = json.loads(_regular(MANIFEST, path).read_bytes())
     except ValueError as error:
@@ -376,7 +378,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _tree(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return all folders, the inner ones first and `folder` last, and all else but `_SYSTEM_FILES`.
+    """Return all folders, the inner ones first and `folder` last, and everything else except `_SYSTEM_FILES`.
 
     Links are listed, never followed.
     """
@@ -396,7 +398,7 @@ def _is_system_file(path: Path) -> bool:
 
 
 def _unusable_name(place: Path) -> Path:
-    """A free name for a checkpoint that is not usable and whose place is needed."""
+    """A free name for an unusable checkpoint whose name is needed."""
     first = place.with_name(f"unusable-{place.name}")
     names = itertools.chain([first], (first.with_name(f"{first.name}-{number}") for number in itertools.count(2)))
     return next(name for name in names if not os.path.lexists(name))
@@ -413,7 +415,7 @@ def _regular(name: str, path: Path) -> Path:
 
 
 def file_entry(path: Path, *, sync: bool = False) -> dict[str, Any]:
-    """Size and sha256 of a file, read in chunks; with `sync`, after it has reached the disk."""
+    """Size and sha256 of a file, read in chunks; with `sync`, after it is synced to disk."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         if sync:

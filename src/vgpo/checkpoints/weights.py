@@ -1,4 +1,4 @@
-"""A hash that says whether weights are equal."""
+"""A hash to test whether weights are equal."""
 
 import hashlib
 import json
@@ -9,10 +9,9 @@ from torch import Tensor
 
 
 def weight_hash(named_tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (hex) over name, dtype, shape and bytes of all tensors, whatever their order and device.
+    """SHA-256 (hex) over name, dtype, shape and bytes of all tensors, independent of their order and device.
 
-    Of a tensor that is spread over processes, the part that this process holds. One tensor at a time is copied to the
-    CPU.
+    For a sharded tensor, only this process's shard counts. One tensor at a time is copied to the CPU.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(named_tensors, key=lambda pair: pair[0]):

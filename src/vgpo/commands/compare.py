@@ -30,12 +30,12 @@ LOG_BYTES = 20_000
 
 
 def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
-    """Run what is not done yet, then draw everything anew. Returns whether all runs are done.
+    """Run what is not done yet, then draw all outputs again. Returns whether all runs are done.
 
     Raises:
         StudyError: The study cannot be run as it is written, its runs could not begin, or the folder is another
             study's or in use.
-        SystemExit: A signal ended it; the runs at work have saved what they had, and what is done is drawn.
+        SystemExit: A signal ended it; the running trainings have saved their step, and the finished runs are drawn.
     """
     quiet_libraries()
     console = Console()

@@ -1,4 +1,4 @@
-"""`vgpo data check`: what a recipe's data sets hold, as the model gets it, and every row that is wrong."""
+"""`vgpo data check`: summary of a recipe's datasets, rendered prompts, and every invalid row."""
 
 import tempfile
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def check_set(
 
 
 def doubtful_answers(rows: Dataset) -> str | None:
-    """What is to be said of reference answers that no response will equal, if there are any."""
+    """Warnings about reference answers that no response can equal, if there are any."""
     answers = zip(source_rows(rows), rows["answer"], strict=True)
     reasons = [(row, reason) for row, answer in answers if (reason := why_never_equal(answer or ""))]
     if not reasons:

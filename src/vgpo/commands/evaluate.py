@@ -1,4 +1,4 @@
-"""`vgpo eval`: greedy accuracy of a checkpoint on a data set, with its interval."""
+"""`vgpo eval`: greedy accuracy of a checkpoint on a dataset, with its interval."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from vgpo.evaluation import Evaluation
 from vgpo.evaluation.accuracy import evaluate_answers
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import load_prompts, quiet_libraries
-from vgpo.recipe.policies import TRANSFORMERS, OpenCheckpoint, open_checkpoint
+from vgpo.recipe.policies import TRANSFORMERS, CheckpointOptions, OpenCheckpoint, open_checkpoint
 from vgpo.run import RunFolderError
 from vgpo.run.outputs import check_writable
 from vgpo.terminal import say
@@ -26,20 +26,15 @@ ERRORS = (RecipeError, DataError, RunFolderError, EngineError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Request(CheckpointOptions):
     """The options of `vgpo eval`; None stands for what the checkpoint was trained with."""
 
     checkpoint: str
     data: str
     reading: Reading = AS_IT_IS
-    template: str | None = None
+    engine: str = TRANSFORMERS
     limit: int | None = None
     batch_size: int = 64
-    max_new_tokens: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    dtype: str = "auto"
-    engine: str = TRANSFORMERS
     out: Path | None = None
 
 
@@ -51,15 +46,7 @@ def run(request: Request) -> None:
     quiet_libraries()
     if request.out is not None:
         check_writable(request.out)
-    checkpoint = open_checkpoint(
-        request.checkpoint,
-        template=request.template,
-        max_new_tokens=request.max_new_tokens,
-        min_pixels=request.min_pixels,
-        max_pixels=request.max_pixels,
-        dtype=request.dtype,
-        engine=request.engine,
-    )
+    checkpoint = open_checkpoint(request.checkpoint, request, engine=request.engine)
     with tempfile.TemporaryDirectory(prefix="vgpo-") as folder:
         prompts = load_prompts(
             request.data,

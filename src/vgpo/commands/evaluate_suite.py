@@ -37,7 +37,7 @@ def run(
         tasks: Names of tasks with commas between them, in place of all of the suite.
         data: Options `--data`.
         reading: How rows are read.
-        protocol: As of `protocol_named`.
+        protocol: As in `protocol_named`.
         out: The evaluation folder; by default one in `evaluations/`.
         options: Further fields of `SuiteRequest`.
 

@@ -29,6 +29,7 @@ from vgpo.recipe.loading import (
     load_prompts,
     quiet_libraries,
 )
+from vgpo.recipe.policies import ENGINES, TRANSFORMERS
 from vgpo.recipe.serving import responses_of_vllm
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.storage import write_file
@@ -38,8 +39,6 @@ from vgpo.terminal import say
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (AttentionError, DataError, InspectionError, RecipeError, RunFolderError, StoredRolloutsError, EngineError)
-TRANSFORMERS = "transformers"
-ENGINES = (TRANSFORMERS, "vllm")
 NUM_ROWS = 50  # unless the user names rows
 NAME = "inspection"
 ROWS = re.compile(r"(\d+)(?:-(\d+))?")
@@ -63,7 +62,7 @@ class Asked:
         check_image_token(model, processor)
         inspector = Inspector(model, processor, self.options)
         asked = self.questions
-        questions = questions_of(asked.rows, asked.numbers, pictures=self.options.pictures, stored=stored)
+        questions = questions_of(asked.rows, asked.numbers, ablations=self.options.ablations, stored=stored)
         head = inspector.head(name, checkpoint, asked.responses)
         return head, inspector.inspect(questions, len(asked.rows), progress=True)
 
@@ -92,7 +91,7 @@ class Request:
     compare: str | None = None
     samples: int | None = None
     attention: bool = False
-    without: bool = False
+    ablate_image: bool = False
     out: Path = Path("inspection.html")
     reading: Reading = AS_IT_IS
     template: str | None = None
@@ -104,15 +103,18 @@ class Request:
 
     @property
     def reading_options(self) -> dict[str, Any]:
-        """The given options that say how a data set is read."""
+        """The given options that say how a dataset is read."""
         return {name: value for name, value in vars(self.reading).items() if value != getattr(AS_IT_IS, name)}
 
     @property
     def generation(self) -> dict[str, Any]:
         """The given options that affect generation."""
         return given(
-            samples=self.samples, seed=self.seed, max_new_tokens=self.max_new_tokens, without=self.without
-        )  # fmt: skip
+            samples=self.samples,
+            seed=self.seed,
+            max_new_tokens=self.max_new_tokens,
+            ablate_image=self.ablate_image,
+        )
 
 
 def run(request: Request) -> None:
@@ -135,7 +137,11 @@ def run(request: Request) -> None:
             {**request.generation, **given(engine=engine, compare=request.compare, **request.reading_options)}
         )
     options = replace(
-        options_of_run(checkpoint), batch_size=request.batch_size, attention=request.attention, **request.generation
+        options_of_run(checkpoint),
+        batch_size=request.batch_size,
+        attention=request.attention,
+        without=request.ablate_image,
+        **given(samples=request.samples, seed=request.seed, max_new_tokens=request.max_new_tokens),
     )
     template = request.template or trained_settings(checkpoint)["template"]
     json_path, html_path = paired_paths(request.out, NAME)
@@ -148,7 +154,7 @@ def run(request: Request) -> None:
 
 
 def questions_for(request: Request, template: str, scratch: Path) -> QuestionSet:
-    """Rows of the data set that was named, or the rollouts that the checkpoint's run stored."""
+    """Rows of the dataset that was named, or the rollouts that the checkpoint's run stored."""
     if request.data is None:
         return stored_of_run(request.checkpoint, template, request.rows)
     return rows_of_set(
@@ -162,7 +168,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def reject_generation(options: Mapping[str, Any]) -> None:
-    """Without a data set nothing is generated.
+    """Without a dataset nothing is generated.
 
     Raises:
         RecipeError: An option says how to.
@@ -171,7 +177,7 @@ def reject_generation(options: Mapping[str, Any]) -> None:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
         raise RecipeError(
             f"{names}: without --data, `vgpo inspect` reads the responses that the checkpoint's run stored and "
-            f"generates none. Name a data set with --data FILE, or leave {names} out"
+            f"generates none. Name a dataset with --data FILE, or leave {names} out"
         )
 
 
@@ -210,7 +216,7 @@ def write(path: Path, asked: Asked, checkpoint: str, compare: str | None, scratc
 def rows_of_set(
     checkpoint: str, data: str, template: str, rows: str | None, *, reading: Reading, folder: Path
 ) -> QuestionSet:
-    """The wanted rows of a data set, whose responses are not there yet."""
+    """The requested rows of a dataset, without responses."""
     source = PlainCheckpoint(checkpoint)
     wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     prompts = load_prompts(
@@ -226,13 +232,13 @@ def rows_of_set(
 
 
 def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionSet:
-    """The wanted groups of rollouts that the checkpoint's run stored, the newest first."""
+    """The requested groups of rollouts that the checkpoint's run stored, the newest first."""
     path = Path(checkpoint)
     run = run_of_checkpoint(path)
     if run is None:
         raise RecipeError(
-            f"{checkpoint!r} does not lie in the folder of a run, as RUN/checkpoints/checkpoint-80 does, so there are "
-            "no stored rollouts to look at. Name a data set: --data FILE"
+            f"{checkpoint!r} is not in a run folder, such as RUN/checkpoints/checkpoint-80, so there are "
+            "no stored rollouts to look at. Name a dataset: --data FILE"
         )
     wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     return stored_questions(RunFolder.open(run), path.resolve(), template, wanted)
@@ -261,7 +267,7 @@ def parse_rows(rows: str) -> list[int]:
 
 
 def clip_rows(wanted: list[int], number: int, has: str, *, named: bool) -> list[int]:
-    """Those of the wanted rows that are there.
+    """The requested rows that exist.
 
     Raises:
         RecipeError: One that the user named is not.
@@ -279,7 +285,7 @@ def name_of(checkpoint: str) -> str:
 
 
 def different_names(checkpoint: str, other: str) -> tuple[str, str]:
-    """What tells two checkpoints apart: their names, or the parts in which paths with one name differ.
+    """Distinct names of two checkpoints, or the parts in which paths with one name differ.
 
     Raises:
         RecipeError: It is one checkpoint.

@@ -41,6 +41,8 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))
+    for name, run in trained.items():
+        say(console, f"weights of {name}: {run.folder.final_path}")
     say(console, f"report: {report}")
 
 

@@ -7,9 +7,13 @@ from rich.console import Console
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.recipe.loading import quiet_libraries
 from vgpo.report import write_report
+from vgpo.report.data import MAX_RUNS
 from vgpo.run import RunFolderError
+from vgpo.run.choice import only_run, runs_below
+from vgpo.run.outputs import is_run
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.page import write_evaluation_page
+from vgpo.terminal import say
 
 ERRORS = (RunFolderError, EvaluationError)
 
@@ -18,7 +22,7 @@ def run(folders: list[Path], out: Path, *, num_rows: int | None = None, with_ima
     """Draw `out` from run folders, their curves over each other, or from evaluation folders.
 
     Args:
-        folders: Of one kind.
+        folders: Of one kind; a folder with up to eight runs in it, as of a quickstart, stands for these.
         out: The HTML file to write.
         num_rows: Rows of evaluations to show; None for the default.
         with_images: Whether these have their images.
@@ -35,8 +39,25 @@ def run(folders: list[Path], out: Path, *, num_rows: int | None = None, with_ima
     elif num_rows is not None or not with_images:
         raise RunFolderError("--rows and --no-images are for evaluation folders, and these are runs; leave them out")
     else:
-        write_report(folders, out)
-    Console().print(f"report: {out}", highlight=False, markup=False, soft_wrap=True)
+        runs = [run for folder in folders for run in runs_of(folder)]
+        if runs != folders:
+            say(Console(), "\n".join(f"run: {run}" for run in runs))
+        write_report(runs, out)
+    say(Console(), f"report: {out}")
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The folder itself, or the runs in one that is no run.
+
+    Raises:
+        RunFolderError: These are more than one page can show; lists them.
+    """
+    if is_run(folder) or not folder.is_dir():
+        return [folder]
+    runs = list(runs_below(folder))
+    if len(runs) > MAX_RUNS:
+        only_run(folder, runs)
+    return runs or [folder]
 
 
 def check_one_kind(folders: list[Path], evaluations: list[Path]) -> None:

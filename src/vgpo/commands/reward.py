@@ -27,8 +27,8 @@ ERRORS = (RecipeError, DataError, RewardError)
 def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequence[str]) -> bool:
     """Test the rewards of a recipe on the first rows of its training set; print table, slowest answers and faults.
 
-    Loads no model, and a processor only for user-defined rewards and for thoughts: the test's responses go on from the
-    prompt as its chat template ends it.
+    Loads no model, and a processor only for user-defined rewards and for thoughts: the test's responses continue
+    from the prompt as its chat template ends it.
 
     Args:
         config: What `load_recipe` takes.

@@ -18,7 +18,7 @@ def run(folders: list[Path], csv: Path | None) -> None:
     """Print the scores of the folders, and write them to `csv`.
 
     Raises:
-        EvaluationError, RunFolderError: As of `read_scoreboard`.
+        EvaluationError, RunFolderError: As in `read_scoreboard`.
     """
     board = read_scoreboard([EvaluationFolder.open(folder) for folder in folders])
     if csv is not None:

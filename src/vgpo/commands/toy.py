@@ -1,4 +1,4 @@
-"""`vgpo toy`: make the embedded weights, write the embedded task's data sets."""
+"""`vgpo toy`: make the embedded weights, write the embedded task's datasets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ERRORS = (ValueError, OSError)
 
 
 def warmstart(out: Path, *, task: str | None = None, **options: Any) -> None:
-    """Make a checkpoint in ``out``, and print its accuracies on the way; `options` as of `WarmstartSettings`."""
+    """Make a checkpoint in ``out``, and print its accuracies on the way; `options` as in `WarmstartSettings`."""
     console = Console()
     log = make_checkpoint(out, WarmstartSettings(task=parse_task(task) if task else TaskSettings(), **options))
     console.print(_accuracy_table(log))

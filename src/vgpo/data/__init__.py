@@ -1,6 +1,6 @@
-"""Data sets of pictures, problems and checkable answers, and the prompts made from them.
+"""Datasets of images, problems and checkable answers, and the prompts built from them.
 
-One row: `problem` (text, with `<image>` where a picture goes), `images`, `answer` (text), `id` and `meta`.
+One row: `problem` (text, with `<image>` at the position of an image), `images`, `answer` (text), `id` and `meta`.
 """
 
 from vgpo.data.check import check_dataset

@@ -1,4 +1,4 @@
-"""The check that every row of a data set can be trained on."""
+"""Check that every row of a dataset can be trained on."""
 
 import os
 import re
@@ -23,15 +23,14 @@ from vgpo.data.schema import (
     as_list,
     check_columns,
     mark_fault,
-    missing_column,
     no_row,
     source_rows,
 )
 
-MAX_TEXT = 1_000_000  # characters: more than any context of a model, as a file put into a cell by mistake
-SHORTEST_TOKEN = 3  # characters: some tokenizers pad with an ordinary one, such as "!"
+MAX_TEXT = 1_000_000  # characters: longer than any model's context, such as a file put into a cell by mistake
+SHORTEST_TOKEN = 3  # characters: some tokenizers pad with an ordinary character, such as "!"
 _ROWS_PER_BATCH = 64  # images of one batch are held as bytes at once
-_THREADS = min(4, os.cpu_count() or 1)  # which decode; each holds one image, of at most 320 MB
+_THREADS = min(4, os.cpu_count() or 1)  # decoding threads; each holds one image of at most 320 MB
 
 
 def check_dataset(
@@ -43,18 +42,19 @@ def check_dataset(
     progress: bool = True,
     faulty_rows: str = ERROR,
 ) -> datasets.Dataset:
-    """`dataset` if each of its rows can be trained on; else one DataError that lists the first ten faults.
+    """Return `dataset` if each of its rows can be trained on; else raise one DataError that lists the first ten
+    faults.
 
-    A fault is an empty problem or answer, one or an `id` of more than a million characters, an `id` that an earlier
-    row has, `<image>` marks that do not fit the images (see `mark_fault`) or a text of `forbidden`, in a problem or
-    with the template around it, an image that does not open, is cut short or has an absurd size, or no image in the
-    whole set. A missing column, and a template that cannot be filled in, is an error of its own.
-    template: of `to_prompts`.
-    forbidden: control tokens of the model's tokenizer, such as `<|im_end|>` and `<|image_pad|>`, which it reads as
-    such in any text; `<image>`, and tokens of less than 3 characters, stay allowed.
+    A fault is an empty problem or answer; a problem, answer or `id` of more than a million characters; a duplicate
+    `id`; `<image>` marks that do not match the images (see `mark_fault`) or a text of `forbidden`, in a problem or in
+    its rendered template; an image that does not open, is truncated or has an extreme size; or a dataset without
+    images. A missing column, and a template that cannot be rendered, is an error of its own.
+    template: see `to_prompts`.
+    forbidden: control tokens of the model's tokenizer, such as `<|im_end|>` and `<|image_pad|>`, which it recognises
+    in any text; `<image>` and tokens of fewer than 3 characters remain allowed.
     Images are decoded, in up to four threads (see `verify_image`): all of them, or the first `max_pictures`.
     Rows are counted from 0. progress: show a bar on a terminal, for 500 rows or more.
-    faulty_rows: "drop" returns the other rows, after a warning that counts and names those left out.
+    faulty_rows: "drop" returns the valid rows, after a warning that counts and names the dropped ones.
     """
     faults = find_faults(dataset, template=template, forbidden=forbidden, max_pictures=max_pictures, progress=progress)
     return without_faulty(dataset, faults, faulty_rows, cannot="used")
@@ -68,22 +68,20 @@ def find_faults(
     max_pictures: int | None = None,
     progress: bool = True,
 ) -> Iterator[Fault]:
-    """The faults of `check_dataset` in the order of the rows, found while they are read. Arguments are those there.
+    """The faults of `check_dataset` in row order, found while the rows are read. Arguments: see `check_dataset`.
 
     Raises:
-        DataError: A missing column, no row, or a template that cannot be filled in.
+        DataError: A missing column, no row, or a template that cannot be rendered.
     """
-    check_columns(dataset)
-    if IMAGES not in dataset.column_names:
-        raise missing_column(IMAGES, dataset.column_names)
+    check_columns(dataset, (PROBLEM, ANSWER, IMAGES))
     if len(dataset) == 0:
-        raise no_row("the data set")
+        raise no_row("the dataset")
     return _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as it is checked. num_images: in its cell. image_faults: (number, fault) of those that were opened."""
+    """A row to check. num_images: in its cell. image_faults: (number, fault) of the opened images."""
 
     number: int
     problem: str
@@ -111,17 +109,17 @@ def _faults(
     if num_images == 0:
         yield Fault(
             None,
-            f"field {IMAGES!r}: no row of the whole set has an image, and a visual method needs images; the "
+            f"field {IMAGES!r}: no row of the dataset has an image, and a visual method needs images; the "
             f"columns found are {dataset.column_names}. Put the images in {IMAGES!r}",
         )
 
 
 def _rows(dataset: datasets.Dataset, max_images: int | None, progress: bool) -> Iterator[_Row]:
-    """The rows in their order, with their images checked."""
+    """The rows in order, with their images checked."""
     columns = [name for name in (IMAGES, PROBLEM, ANSWER, ID) if name in dataset.column_names]
     bar = with_bar(
         dataset.select_columns(columns).with_format("arrow").iter(_ROWS_PER_BATCH),
-        "Checking the data set",
+        "Checking the dataset",
         rows=len(dataset),
         total=-(-len(dataset) // _ROWS_PER_BATCH),
         shown=progress,
@@ -148,7 +146,7 @@ def _rows(dataset: datasets.Dataset, max_images: int | None, progress: bool) -> 
 def _row_faults(
     row: _Row, template: str, forbidden: re.Pattern[str] | None, first_rows: dict[str, int]
 ) -> Iterator[tuple[str, str]]:
-    """(field, fault) of the texts of a row; first_rows: the rows of the ids so far, to which its own is added."""
+    """(field, fault) for the texts of a row; first_rows: row by id so far, to which this row is added."""
     texts = {PROBLEM: row.problem, ANSWER: row.answer, ID: row.name or ""}
     for field, text in texts.items():
         if len(text) > MAX_TEXT:
@@ -173,7 +171,7 @@ def _problem_faults(problem: str, template: str, num_images: int, forbidden: re.
 
 
 def _pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
-    """One pattern for all tokens, the longest first: a tokenizer may have hundreds."""
+    """One pattern for all tokens, longest first: a tokenizer may have hundreds."""
     longest_first = sorted((token for token in set(tokens) if len(token) >= SHORTEST_TOKEN), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -184,7 +182,7 @@ def _text_faults(text: str, num_images: int, forbidden: re.Pattern[str] | None) 
     unmarked = IMAGE_MARK.sub(" ", text)  # a mark becomes an image, even where a model's own token is <image>
     for token in dict.fromkeys(forbidden.findall(unmarked) if forbidden else ()):
         yield (
-            f"contains {token!r}, a control token of this model's tokenizer, which would be read as one and not as "
+            f"contains {token!r}, a control token of this model's tokenizer, which is read as one and not as "
             "text; remove or rewrite it, and write <image> where an image goes"
         )
 

@@ -1,10 +1,10 @@
-"""The one error of the data package."""
+"""The error of the data package."""
 
 from vgpo.text import visible
 
 
 class DataError(ValueError):
-    """A data set, a row or a template that cannot be used; the message names the place and the fix."""
+    """A dataset, a row or a template that cannot be used; the message names the place and the fix."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(message))

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: one error that lists them, or a warning and a set without them."""
+"""Rows that cannot be used: one error that lists them, or a warning and a dataset without them."""
 
 import itertools
 import logging
@@ -9,16 +9,14 @@ import datasets
 
 from vgpo.data.errors import DataError
 from vgpo.data.schema import MAX_FAULTS, ROW, listed, quantity, source_rows
-
-ERROR, DROP = "error", "drop"
-FAULTY_ROWS = (ERROR, DROP)
+from vgpo.settings_checks import DROP, ERROR, FAULTY_ROWS
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with the row of this number in the source; None stands for the whole set."""
+    """A fault of the row with this number in the source; None stands for the entire dataset."""
 
     row: int | None
     complaint: str
@@ -30,18 +28,18 @@ class Fault:
 def without_faulty(
     dataset: datasets.Dataset, faults: Iterable[Fault], faulty_rows: str, *, cannot: str
 ) -> datasets.Dataset:
-    """`dataset` without its faulty rows if `faulty_rows` is "drop"; these are counted and named in a warning.
+    """`dataset` without its faulty rows if `faulty_rows` is "drop", after a warning that counts and names them.
 
-    The rows that are left have their number in the source in the column `row`.
+    The remaining rows have their number in the source in the column `row`.
 
     Args:
-        dataset: Rows with columns as of `load_dataset`.
-        faults: In the order of the rows; read up to the eleventh where they are an error.
+        dataset: Rows with the columns of `load_dataset`.
+        faults: In row order; read up to the eleventh if they are an error.
         faulty_rows: One of `FAULTY_ROWS`.
-        cannot: What no faulty row can be, such as "used".
+        cannot: The verb of the message, such as "used" in "cannot be used".
 
     Raises:
-        DataError: There is a fault, and `faulty_rows` is "error"; or the whole set has one, or each of its rows.
+        DataError: There is a fault and `faulty_rows` is "error"; or the dataset itself or every row has one.
     """
     check_faulty_rows(faulty_rows)
     size = quantity(len(dataset), "row")
@@ -49,12 +47,12 @@ def without_faulty(
     wrong = {fault.row for fault in found} - {None}
     is_whole = len(wrong) < len({fault.row for fault in found})
     if found and (faulty_rows == ERROR or is_whole or len(wrong) == len(dataset)):
-        hint = "" if is_whole or faulty_rows == DROP else "\nOr set faulty_rows: drop, which leaves such rows out"
-        raise DataError(f"the data set of {size} cannot be {cannot}:\n{listed(list(map(str, found)))}{hint}")
+        hint = "" if is_whole or faulty_rows == DROP else "\nOr set faulty_rows: drop to skip such rows"
+        raise DataError(f"the dataset of {size} cannot be {cannot}:\n{listed(list(map(str, found)))}{hint}")
     if not found:
         return dataset
     faulty = listed(_first_of_each(found))
-    logger.warning("Left out %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, faulty)
+    logger.warning("Dropped %d of %s, which cannot be %s:\n%s", len(wrong), size, cannot, faulty)
     numbers = source_rows(dataset)
     if ROW not in dataset.column_names:
         dataset = dataset.add_column(ROW, numbers)
@@ -68,5 +66,5 @@ def check_faulty_rows(faulty_rows: str) -> None:
 
 
 def _first_of_each(faults: list[Fault]) -> list[str]:
-    """A line for each row."""
+    """One line per row."""
     return [str(fault) for fault in {fault.row: fault for fault in reversed(faults)}.values()][::-1]

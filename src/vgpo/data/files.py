@@ -1,4 +1,4 @@
-"""What lies under a path, looked at before it is opened: a pipe or a device would never end."""
+"""Check what a path is before opening it: reading a pipe or a device would never end."""
 
 import os
 import stat
@@ -16,18 +16,18 @@ _KINDS = {
 
 
 def expanded(name: str | Path) -> Path:
-    """The path with `~` as the home folder. DataError for the `~user` of a user that does not exist."""
+    """The path with `~` expanded. DataError for `~user` of a user that does not exist."""
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{str(name)[:100]!r}: {error}; write the whole path") from error
+        raise DataError(f"{str(name)[:100]!r}: {error}; write the full path") from error
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """What the system says about the target of `path`, links followed; None if there is none.
+    """Status of the target of `path`, links followed; None if it does not exist.
 
     Raises:
-        DataError: The path is too long, holds a NUL, runs in a circle of links, or may not be looked at.
+        DataError: The path is too long, contains a NUL, is a cycle of links, or is not accessible.
     """
     try:
         return path.stat()
@@ -35,27 +35,27 @@ def status_of(path: Path) -> os.stat_result | None:
         return None
     except OSError as error:
         raise DataError(
-            f"cannot look at {str(path)[:200]!r} ({error.strerror}); correct the path or its permissions"
+            f"cannot access {str(path)[:200]!r} ({error.strerror}); correct the path or its permissions"
         ) from error
     except ValueError as error:
-        raise DataError(f"{str(path)[:200]!r} is no path ({error}); correct it") from error
+        raise DataError(f"{str(path)[:200]!r} is not a path ({error}); correct it") from error
 
 
 def check_regular(path: Path, status: os.stat_result) -> None:
     """Raise DataError unless this is the status of a regular file."""
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise DataError(f"{path} is {kind}, expected a regular file; name a file, or copy its content into one")
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder, or a link to one, is there. DataError as of `status_of`."""
+    """Whether a folder, or a link to one, exists. DataError: see `status_of`."""
     status = status_of(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def check_files(files: list[Path]) -> None:
-    """`check_regular` for files of a folder. DataError for a link to nothing, too."""
+    """`check_regular` for files of a folder. Also a DataError for a broken link."""
     for file in files:
         status = status_of(file)
         if status is None:

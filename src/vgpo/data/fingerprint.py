@@ -1,4 +1,4 @@
-"""A fingerprint of a data set: all of it that a model, a reward or an evaluation can see."""
+"""A fingerprint of everything in a dataset that a model, a reward or an evaluation can see."""
 
 import base64
 import hashlib
@@ -15,26 +15,26 @@ from vgpo.data.files import check_regular, expanded, status_of
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import IMAGES, as_list
 
-_ROWS_PER_BATCH = 64  # whose images are held in memory at once
+_ROWS_PER_BATCH = 64  # rows whose images are in memory at once
 _THREADS = 4  # reading and hashing release the interpreter's lock
 
 
 def fingerprint(dataset: datasets.Dataset) -> str:
-    """SHA-256 (hex) over all columns of all rows in their order, and over the stored bytes of their images.
+    """SHA-256 (hex) over all columns of all rows in order, and over the stored bytes of their images.
 
-    An image counts by its content: where its file is, and whether it is a file at all, makes no difference.
+    Only the content of an image counts, not where it is stored.
 
     Args:
-        dataset: of `load_dataset` or `to_prompts`.
+        dataset: from `load_dataset` or `to_prompts`.
 
     Raises:
-        DataError: An image is no regular file, or cannot be read.
+        DataError: An image is not a regular file, or cannot be read.
     """
     digest = hashlib.sha256()
     texts = sorted(name for name in dataset.column_names if name != IMAGES)
     batches = with_bar(
         dataset.with_format("arrow").iter(_ROWS_PER_BATCH),
-        "Hashing the data set",
+        "Hashing the dataset",
         rows=len(dataset),
         total=-(-len(dataset) // _ROWS_PER_BATCH),
     )
@@ -65,7 +65,7 @@ def _flat(cells: Iterable[list[Any]]) -> list[Any]:
 
 
 def _digest(image: Any) -> str | None:
-    """Of an image as Arrow stores it: bytes, a path, a data URI, or a struct of bytes and path."""
+    """Digest of an image as Arrow stores it: bytes, a path, a data URI, or a struct of bytes and path."""
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     if image is None:

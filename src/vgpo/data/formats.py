@@ -1,6 +1,6 @@
-"""The row formats in use: what each is recognised by, and its problem and answer.
+"""The supported row formats: how each is recognised, and how its problem and answer are read.
 
-A reader sees the texts of a row and never its images; those stay where they are stored.
+A reader gets the texts of a row and never its images, which stay where they are stored.
 """
 
 import ast
@@ -20,19 +20,19 @@ Turns = list[tuple[str, str]]
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, USER: USER, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}
-IN_PICTURE = "Answer the question in the picture."
+QUESTION_IN_IMAGE = "Answer the question in the picture."
 
 QUESTIONS = ("question", PROBLEM, "annotat_text", "problem_text")
 ANSWERS = (ANSWER, "ground_truth", "solution")
 OPTIONS = ("options", "choices")
 DECIMAL_PLACES = range(21)
 
-_LONGEST_OPTIONS = 20_000  # characters of a list of options that are parsed
+_LONGEST_OPTIONS = 20_000  # characters of an option list that are parsed
 _SOME_LETTERS = re.compile(r"[\s()A-L]+")
 
 
 class RowError(ValueError):
-    """What is wrong with a row: the field and the complaint, with what to do."""
+    """A fault of a row: the field, the complaint and the fix."""
 
     def __init__(self, field: str, complaint: str) -> None:
         super().__init__(f"field {field!r}: {complaint}")
@@ -42,10 +42,10 @@ class RowError(ValueError):
 class Format:
     """One way to write a row.
 
-    columns: what the reader takes and the format is recognised by; "a|b" is either. images: the columns of images,
-    by preference, or all together where they are numbered. read: texts of a row to problem and answer. id: the
-    columns whose values name the row, those that are there joined by a slash. optional: read where they are there.
-    kept: of the columns, those that go into `meta` as well; every column not named here does.
+    columns: columns that the reader takes and by which the format is recognised; "a|b" is either. images: image
+    columns in order of preference, or all of them if they are numbered. read: texts of a row to problem and answer.
+    id: columns whose values name the row, joined by a slash. optional: read if present.
+    kept: those of the columns that are also stored in `meta`; columns not named here always are.
     """
 
     columns: tuple[str, ...]
@@ -56,26 +56,26 @@ class Format:
     kept: tuple[str, ...] = ()
 
     def missing(self, found: Sequence[str]) -> list[str]:
-        """The columns that a set of the columns `found` lacks."""
+        """The required columns that are not in `found`."""
         return [name for name in self.columns if not set(name.split("|")) & set(found)]
 
-    def picture_columns(self, found: Sequence[str]) -> list[str]:
+    def image_columns(self, found: Sequence[str]) -> list[str]:
         there = [name for name in self.images if name in found]
         return there if all(name[-1].isdigit() for name in there) else there[:1]
 
     def name(self, row: Row) -> str | None:
-        """The name of a row, of the columns that have a value; None if none has."""
+        """The name of a row, from the id columns that have a value; None if none has."""
         parts = [str(row[column]) for column in self.id if row.get(column) is not None]
         return "/".join(parts) or None
 
     def taken(self) -> set[str]:
-        """The columns that become problem, answer and id, and stay out of `meta`."""
+        """The columns that become problem, answer and id, and are not stored in `meta`."""
         parts = {part for name in (*self.columns, *self.optional, *self.id) for part in name.split("|")}
         return parts - set(self.kept)
 
 
 def _text(row: Row, field: str) -> str:
-    """A text; an empty cell is found by the check of the whole set."""
+    """A text; the check of the dataset finds empty cells."""
     value = row[field]
     if value is not None and not isinstance(value, str):
         raise RowError(field, f"is of type {type(value).__name__}, expected text. Write it as text")
@@ -83,14 +83,14 @@ def _text(row: Row, field: str) -> str:
 
 
 def _answer(value: Any, field: str) -> str:
-    """A reference answer as text, without the `\\boxed{}`, the tags or the solution that may be around it."""
+    """A reference answer as text, without a surrounding `\\boxed{}`, tags or solution."""
     if value is not None and (not isinstance(value, str | int) or isinstance(value, bool)):
         raise RowError(field, f"is of type {type(value).__name__}, expected text or an integer. Write it as text")
     return "" if value is None else unwrapped(str(value))
 
 
-def _gold(row: Row, *fields: str) -> str:
-    """The answer in the first of these columns that has one."""
+def _reference(row: Row, *fields: str) -> str:
+    """The answer from the first of these columns that has one."""
     for field in fields:
         if row.get(field) is not None:
             return _answer(row[field], field)
@@ -100,7 +100,7 @@ def _gold(row: Row, *fields: str) -> str:
 
 
 def _turns(row: Row, field: str) -> Turns:
-    """(role, text) of the messages, pictures among their parts as `<image>`."""
+    """(role, text) of the messages, images among their parts as `<image>`."""
     messages = row[field]
     if isinstance(messages, str):
         messages = _stored_messages(messages) or [{"role": USER, "content": messages}]
@@ -110,7 +110,7 @@ def _turns(row: Row, field: str) -> Turns:
 
 
 def _stored_messages(text: str) -> list[Any] | None:
-    """Messages that came through a column of texts as JSON; None for any other text."""
+    """Messages stored as JSON in a text column; None for any other text."""
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
@@ -140,7 +140,7 @@ def _part(part: Any, field: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     if kind == "image":
         if part.get("image") is not None:
-            raise RowError(field, "a picture is inside the message; put it into the column 'images'")
+            raise RowError(field, "an image is inside the message; put it into the column 'images'")
         return "<image>"
     if kind != "text" or not isinstance(part.get("text"), str):
         raise RowError(field, f"a part of a message is a {kind!r} without text, expected 'text' or 'image'")
@@ -148,30 +148,30 @@ def _part(part: Any, field: str) -> str:
 
 
 def _question(turns: Turns, field: str) -> str:
-    """The one question; a system message goes before it, for a prompt here is one user turn."""
+    """The single question. A system message is put before it, because a prompt is one user turn here."""
     asked = [text for role, text in turns if role == USER]
     if len(asked) != 1:
-        raise RowError(field, f"{quantity(len(asked), 'user turn')}, expected 1. Cut the dialogue to one question")
+        raise RowError(field, f"{quantity(len(asked), 'user turn')}, expected 1. Shorten the dialogue to one question")
     if any(role == ASSISTANT for role, _ in turns):
-        raise RowError(field, "an assistant turn among what is asked, where a prompt is one user turn. Remove it")
+        raise RowError(field, "an assistant turn within the question; a prompt is one user turn. Remove it")
     return "\n\n".join([*(text for role, text in turns if role == SYSTEM and text.strip()), *asked])
 
 
-def _letter(gold: str, options: Sequence[str], field: str) -> str:
-    """The letter that `gold` is, or that of the option which it is word for word."""
+def _letter(reference: str, options: Sequence[str], field: str) -> str:
+    """The letter in `reference`, or the letter of the option with the same text."""
     letters = LETTERS[: len(options)]
-    letter = choice_letter(gold)
-    if letter is None and gold in options:
-        letter = letters[options.index(gold)]
+    letter = choice_letter(reference)
+    if letter is None and reference in options:
+        letter = letters[options.index(reference)]
     if letter is None or letter not in letters:
         raise RowError(
-            field, f"{gold[:40]!r} is none of the {quantity(len(options), 'option')} {list(letters)}; correct it"
+            field, f"{reference[:40]!r} is none of the {quantity(len(options), 'option')} {list(letters)}; correct it"
         )
     return letter
 
 
 def _with_options(question: str, options: Sequence[str]) -> str:
-    """The question and a line for each option; without lines where options are letters alone, shown in the image."""
+    """The question and a line per option; without these lines if options are only letters, shown in the image."""
     if list(options) == list(LETTERS[: len(options)]):
         return question
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
@@ -186,19 +186,19 @@ def _check_number_of_options(options: Sequence[Any], field: str) -> None:
 
 
 def read_easyr1(row: Row) -> Row:
-    return {PROBLEM: _text(row, PROBLEM), ANSWER: _gold(row, *ANSWERS)}
+    return {PROBLEM: _text(row, PROBLEM), ANSWER: _reference(row, *ANSWERS)}
 
 
 def read_question(row: Row) -> Row:
-    return {PROBLEM: _text(row, "question"), ANSWER: _gold(row, *ANSWERS)}
+    return {PROBLEM: _text(row, "question"), ANSWER: _reference(row, *ANSWERS)}
 
 
 def read_options(row: Row) -> Row:
-    """A question whose options are a list of texts; with none it is a question for a free answer."""
+    """A question whose options are a list of texts; without options it is a free-form question."""
     question = next((name for name in QUESTIONS if row.get(name) is not None), QUESTIONS[0])
     field = next((name for name in OPTIONS if row.get(name) is not None), OPTIONS[0])
     options = _options(row.get(field), field)
-    answer = _gold(row, *ANSWERS)
+    answer = _reference(row, *ANSWERS)
     if not options:
         return {PROBLEM: _text(row, question), ANSWER: answer}
     _check_number_of_options(options, field)
@@ -207,21 +207,21 @@ def read_options(row: Row) -> Row:
 
 
 def read_geometry3k_open(row: Row) -> Row:
-    """A question without its options, whose answer is the text of the right one."""
+    """A question without its options, whose answer is the text of the correct one."""
     question = next(name for name in QUESTIONS if row.get(name) is not None)
     options = _options(row["choices"], "choices")
-    letter = _letter(_gold(row, ANSWER), options, ANSWER)
+    letter = _letter(_reference(row, ANSWER), options, ANSWER)
     return {PROBLEM: _text(row, question), ANSWER: options[LETTERS.index(letter)]}
 
 
 def read_mathvision(row: Row) -> Row:
-    # All that the marks name is in one image.
+    # Everything that the marks refer to is in one image.
     read = read_options(row)
     return {**read, PROBLEM: _one_mark(read[PROBLEM])}
 
 
 def read_trl(row: Row) -> Row:
-    return {PROBLEM: _question(_turns(row, "prompt"), "prompt"), ANSWER: _gold(row, ANSWER, "solution")}
+    return {PROBLEM: _question(_turns(row, "prompt"), "prompt"), ANSWER: _reference(row, ANSWER, "solution")}
 
 
 def read_verl(row: Row) -> Row:
@@ -242,7 +242,7 @@ def read_sharegpt(row: Row) -> Row:
     turns = _turns(row, field)
     problem = _question(turns[:-1] if turns[-1][0] == ASSISTANT else turns, field)
     if row.get(ANSWER) is not None or row.get("solution") is not None:
-        return {PROBLEM: problem, ANSWER: _gold(row, ANSWER, "solution")}
+        return {PROBLEM: problem, ANSWER: _reference(row, ANSWER, "solution")}
     if turns[-1][0] != ASSISTANT:
         raise RowError(field, "no assistant turn at the end, which would be the answer; add it or a column 'answer'")
     return {PROBLEM: problem, ANSWER: _answer(turns[-1][1], field)}
@@ -266,7 +266,7 @@ def read_mathvista(row: Row) -> Row:
 
 
 def decimal_places(value: Any) -> int | None:
-    """Decimal places to which numbers are rounded: a whole number from 0 to 20; None if `value` is anything else."""
+    """Decimal places to which numbers are rounded: an integer from 0 to 20; None if `value` is anything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return int(value) if is_number and value in DECIMAL_PLACES else None
 
@@ -275,7 +275,7 @@ def read_mathverse(row: Row) -> Row:
     question, answer = _text(row, "question"), _answer(row[ANSWER], ANSWER)
     if row.get("question_type") == "multi-choice":
         answer = _choices_of_mathverse(question, answer)
-    return {PROBLEM: question or IN_PICTURE, ANSWER: answer}
+    return {PROBLEM: question or QUESTION_IN_IMAGE, ANSWER: answer}
 
 
 def _choices_of_mathverse(question: str, answer: str) -> str:
@@ -288,11 +288,11 @@ def _choices_of_mathverse(question: str, answer: str) -> str:
 
 def read_wemath(row: Row) -> Row:
     options, answer = _text(row, "option").strip(), _answer(row[ANSWER], ANSWER)
-    # "A. 3 cm; B. 4 cm": a semicolon may also stand inside an option
+    # "A. 3 cm; B. 4 cm": an option may also contain a semicolon
     parts = [part.strip() for part in re.split(r";\s*(?=[A-L][.．])", options)]
     letters = "".join(part[:1] for part in parts)
     if letters != LETTERS[: len(parts)]:
-        parts = [options]  # lettered in another way, as "A. 45° B. 60° ;C. 75°": shown as it is written
+        parts = [options]  # other lettering, such as "A. 45° B. 60° ;C. 75°": shown as written
         letters = "".join(re.findall(r"(?<![A-Za-z])[A-L](?=\s*[.．、:;])", options))
     if len(answer) != 1 or answer not in letters:
         raise RowError(ANSWER, f"{answer[:40]!r} is none of the options {list(letters)}; correct it or drop the row")
@@ -304,12 +304,12 @@ def read_mmmu_pro(row: Row) -> Row:
     _check_number_of_options(options, "options")
     answer = _letter(_answer(row[ANSWER], ANSWER), options, ANSWER)
     if row.get("question") is None:  # the vision setting: question and options are in the image
-        return {PROBLEM: IN_PICTURE, ANSWER: answer}
+        return {PROBLEM: QUESTION_IN_IMAGE, ANSWER: answer}
     return {PROBLEM: _first_marks(_with_options(_text(row, "question"), options)), ANSWER: answer}
 
 
 def _options(value: Any, field: str) -> list[str]:
-    """Options that are a list of texts, also as the text of such a list, or alone in another list."""
+    """Options as a list of texts, also given as the text of such a list, or nested in another list."""
     options = _parsed_options(value, field) if isinstance(value, str) and value.strip() else value or []
     if not isinstance(options, list):
         raise RowError(field, f"is of type {type(options).__name__}, expected a list of texts; correct it")
@@ -322,18 +322,18 @@ def _parsed_options(text: str, field: str) -> Any:
     try:
         return ast.literal_eval(text[:_LONGEST_OPTIONS])
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise RowError(field, f"no Python list of texts ({error}); correct it or drop the row") from error
+        raise RowError(field, f"not a Python list of texts ({error}); correct it or drop the row") from error
 
 
 def _one_mark(text: str) -> str:
-    """A single mark is the place of the image; several are mentions of its parts, and the image comes first."""
+    """A single mark is the position of the image; several refer to its parts, and the image is put first."""
     if len(IMAGE_MARK.findall(text)) < 2:
         return text
     return IMAGE_MARK.sub(lambda mark: f"(image {mark.group(1)})" if mark.group(1) else "(image)", text)
 
 
 def _first_marks(text: str) -> str:
-    """A picture stands at its first mark; a later mention of it is words."""
+    """An image is placed at its first mark; later marks become text."""
     seen: set[str] = set()
 
     def mention(mark: re.Match[str]) -> str:
@@ -353,7 +353,7 @@ NUMBERED = tuple(f"image_{number}" for number in range(1, 8))
 ANY_ANSWER = "|".join(ANSWERS)
 FURTHER_ANSWERS = ANSWERS[1:]
 
-# In the order in which they are tried; a set that fits two is read as the first.
+# In the order in which they are tried; a dataset that matches two formats is read as the first.
 FORMATS = {
     "mathvista": Format(
         ("question", "choices", ANSWER, "question_type", "answer_type"),
@@ -380,7 +380,7 @@ FORMATS = {
         ("question", "option", ANSWER),
         ("image_path", "image"),
         read_wemath,
-        id=("ID", "key"),  # ID alone names a problem of several steps, which are rows
+        id=("ID", "key"),  # ID names a problem of several steps, each of which is a row
         kept=("ID", "key"),
     ),
     "mmmu_pro": Format(
@@ -407,6 +407,6 @@ FORMATS = {
 }
 
 # Every column in which a format keeps images.
-PICTURES = tuple(dict.fromkeys(name for layout in FORMATS.values() for name in layout.images))
-# Every column that a format knows, and that another column may be read as.
-COLUMNS = sorted({*PICTURES, *(name for layout in FORMATS.values() for name in layout.taken())})
+FORMAT_IMAGE_COLUMNS = tuple(dict.fromkeys(name for layout in FORMATS.values() for name in layout.images))
+# Every column that a format knows, and to which another column can be mapped.
+COLUMNS = sorted({*FORMAT_IMAGE_COLUMNS, *(name for layout in FORMATS.values() for name in layout.taken())})

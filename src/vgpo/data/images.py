@@ -1,4 +1,4 @@
-"""Reading one image from any form in which a data set may hold it."""
+"""Read an image in any form in which a dataset may store it."""
 
 import base64
 import contextlib
@@ -16,11 +16,11 @@ from vgpo.data.files import check_regular, expanded, status_of
 
 _LONGEST_PATH = 4096  # characters
 MIN_SIDE = 2
-MAX_PIXELS = 80_000_000  # below where Pillow begins to warn of decompression bombs
-MAX_ASPECT = 200  # at which Qwen's processors refuse an image
-# As large as 80 million pixels of RGB are without compression, with room for metadata.
+MAX_PIXELS = 80_000_000  # below the size at which Pillow warns of decompression bombs
+MAX_ASPECT = 200  # at which Qwen's processors reject an image
+# Size of 80 million uncompressed RGB pixels, with room for metadata.
 MAX_BYTES = 256 * 2**20
-# What an EXIF orientation asks for; 1, and whatever is not here, leaves the image as it is stored.
+# Operation for each EXIF orientation; 1 and unknown values leave the image as stored.
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -31,15 +31,15 @@ _TURNS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 _SWAPPED = (5, 6, 7, 8)  # orientations that swap height and width
-_SIXTEEN_BIT = ("PNG", "PPM")  # what Pillow opens in mode I of these has levels of 0 to 65,535
-_PROGRAMS = ("EPS", "WMF")  # Pillow gives these to another program, which runs what is in them
+_SIXTEEN_BIT = ("PNG", "PPM")  # in mode I, Pillow's levels for these formats are 0 to 65,535
+_PROGRAMS = ("EPS", "WMF")  # Pillow passes these to another program, which executes their content
 
 
 def decode_image(value: Any) -> PIL.Image.Image:
     """The image as RGB, upright (EXIF orientation applied), loaded; on white where it is transparent.
 
-    16 bits of grey become 8. value: PIL image, bytes, {"bytes", "path"}, path, or base64 data URI. DataError says why
-    one cannot be read.
+    16-bit greyscale becomes 8-bit. value: PIL image, bytes, {"bytes", "path"}, path, or base64 data URI. DataError
+    says why it cannot be read.
     """
     image = _open(value)
     with _refusing(value, "cannot be decoded"):
@@ -50,21 +50,21 @@ def decode_image(value: Any) -> PIL.Image.Image:
 
 
 def image_digest(image: PIL.Image.Image) -> str:
-    """SHA-256 (hex) of the pixels of a loaded image, with its size and mode: equal however it was stored."""
+    """SHA-256 (hex) of the pixels, size and mode of a loaded image, independent of how it was stored."""
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 def image_size(value: Any) -> tuple[int, int]:
-    """(height, width) of the upright image in pixels, from its header alone. DataError as of `decode_image`."""
+    """(height, width) of the upright image in pixels, from its header only. DataError: see `decode_image`."""
     image = _open(value)
     return image.size if _orientation(image) in _SWAPPED else image.size[::-1]
 
 
 def encoded_image(value: Any) -> dict[str, Any]:
-    """{"bytes", "path"} with the stored bytes; PNG of what `decode_image` gives where another reader would differ.
+    """{"bytes", "path"} with the stored bytes; PNG of the decoded image where another reader would differ.
 
-    That is a PIL image, an image that is transparent or of 16 bits, and one with EXIF data that cannot be written
-    again, on which `PIL.ImageOps.exif_transpose` fails. DataError as of `decode_image`.
+    This applies to PIL images, transparent or 16-bit images, and those whose EXIF data cannot be written again, on
+    which `PIL.ImageOps.exif_transpose` fails. DataError: see `decode_image`.
     """
     image = _open(value)
     if image is value or image.has_transparency_data or _has_16_bits(image) or not _has_sound_exif(image):
@@ -75,24 +75,24 @@ def encoded_image(value: Any) -> dict[str, Any]:
 
 
 def verify_image(value: Any) -> None:
-    """Raise DataError for each image for which `decode_image` does: it is decoded, a JPEG at 1/8 of its size.
+    """Raise DataError whenever `decode_image` would: the image is decoded, a JPEG at 1/8 of its size.
 
-    A cheaper test says less: the checksums and chunks of a PNG or WebP can be right around too few pixels.
+    A cheaper test is not sufficient: checksums and chunks of a PNG or WebP can be valid with too few pixels.
     """
     image = _open(value)
     with _refusing(value, "is damaged"):
         if image is not value:
-            image.draft("RGB", (1, 1))  # for JPEG alone: all of its data is read, at less than the whole cost
+            image.draft("RGB", (1, 1))  # JPEG only: reads all of its data, at a lower cost
         image.load()
         _rgb(image)
 
 
 @contextlib.contextmanager
 def _refusing(value: Any, what: str) -> Iterator[None]:
-    """Whatever Pillow raises for an image, as DataError.
+    """Convert any error that Pillow raises for an image to a DataError.
 
-    Its readers raise what they happen to run into, from struct.error to RuntimeError. MemoryError passes: a size is
-    checked before, so that it is the machine that is too small and not the image that is wrong.
+    Its readers raise all kinds of errors, from struct.error to RuntimeError. MemoryError passes: the size is checked
+    before, so the machine is too small and the image is not wrong.
     """
     try:
         yield
@@ -104,7 +104,7 @@ def _refusing(value: Any, what: str) -> Iterator[None]:
 
 
 def _orientation(image: PIL.Image.Image) -> Any:
-    """The EXIF orientation, or None: metadata that cannot be read does not decide whether pixels can."""
+    """The EXIF orientation, or None: damaged metadata does not mean damaged pixels."""
     try:
         with _refusing(image, "has damaged EXIF data"):
             return _exif(image).get(PIL.ExifTags.Base.Orientation)
@@ -121,11 +121,11 @@ def _has_sound_exif(image: PIL.Image.Image) -> bool:
 
 
 def _exif(image: PIL.Image.Image) -> PIL.Image.Exif:
-    return PIL.Image.Image.getexif(image)  # the method of PNG files would decode the image
+    return PIL.Image.Image.getexif(image)  # the method for PNG files would decode the image
 
 
 def _open(value: Any) -> PIL.Image.Image:
-    """The image with only its header read, of a sane size; a PIL image is returned as it is."""
+    """The image with only its header read and its size checked; a PIL image is returned unchanged."""
     image = value if isinstance(value, PIL.Image.Image) else _opened(value)
     width, height = image.size
     too_small, too_large = min(width, height) < MIN_SIDE, width * height > MAX_PIXELS
@@ -136,8 +136,8 @@ def _open(value: Any) -> PIL.Image.Image:
         )
     if image.mode in ("I", "F") and image.format not in _SIXTEEN_BIT:
         raise DataError(
-            f"the image {_describe(value)} has the pixel mode {image.mode!r}, which does not say which level is "
-            "white; save it with 8 bits a channel, or as a PNG of 16 bits"
+            f"the image {_describe(value)} has the pixel mode {image.mode!r}, whose value range is undefined; "
+            "save it with 8 bits per channel, or as a 16-bit PNG"
         )
     return image
 
@@ -154,7 +154,7 @@ def _rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _has_16_bits(image: PIL.Image.Image) -> bool:
-    """Whether it is grey of 16 bits; for an image of `_open`."""
+    """Whether an image from `_open` is 16-bit greyscale."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
@@ -172,14 +172,13 @@ def _opened(value: Any) -> PIL.Image.Image:
         ) from error
     if image.format in _PROGRAMS:
         raise DataError(
-            f"the image {_describe(value)} is in the format {image.format}, which is a program to be run; save it as "
-            "PNG"
+            f"the image {_describe(value)} is in the format {image.format}, which is a program; save it as PNG"
         )
     return image
 
 
 def _encoded(value: Any) -> bytes:
-    """The bytes of an image that is no PIL image, at most `MAX_BYTES`."""
+    """The bytes of an image that is not a PIL image, at most `MAX_BYTES`."""
     source = _source(value)
     size = _checked_size(source) if isinstance(source, Path) else len(source)
     if size > MAX_BYTES:
@@ -198,14 +197,14 @@ def _encoded(value: Any) -> bytes:
 
 
 def _checked_size(path: Path) -> int:
-    """Bytes of a regular file, which is not opened."""
+    """The size in bytes of a regular file, without opening it."""
     status = status_of(path)
     if status is None:
-        missing = "the link {} leads to no image file" if path.is_symlink() else "there is no image file {}"
+        missing = "the link {} does not lead to an image file" if path.is_symlink() else "there is no image file {}"
         raise DataError(f"{missing.format(path)}; correct the path or drop the row")
     check_regular(path, status)
-    if status.st_size == 0:  # as a file of /proc says of itself, some of which block their reader
-        raise DataError(f"the image file {path} is empty; write it again or drop the row")
+    if status.st_size == 0:  # files in /proc have size 0, and some of them block their reader
+        raise DataError(f"the image file {path} is empty; re-create it or drop the row")
     return status.st_size
 
 
@@ -222,13 +221,13 @@ def _source(value: Any) -> bytes | Path:
         raise DataError(f"the image {_describe(value)} is a web address; store its bytes or a local path")
     if isinstance(value, str) and len(value) > _LONGEST_PATH:
         raise DataError(
-            f"the image {_describe(value)}... is of {len(value)} characters, too long for a path; write base64 as "
+            f"the image {_describe(value)}... has {len(value)} characters, too long for a path; write base64 as "
             "data:image/png;base64,..."
         )
     if isinstance(value, str | Path):
         return expanded(value)
     raise DataError(
-        f"the image {_describe(value)} has no known form; give a PIL image, bytes, {{'bytes', 'path'}}, a path "
+        f"the image {_describe(value)} is of an unknown type; pass a PIL image, bytes, {{'bytes', 'path'}}, a path "
         "or a base64 data URI"
     )
 
@@ -249,7 +248,7 @@ def _data_uri_bytes(uri: str) -> bytes:
 
 
 def _describe(value: Any) -> str:
-    """A short name for an image in a message."""
+    """A short description of an image for messages."""
     if isinstance(value, dict):
         return f"with path {value.get('path')!r} and {len(value.get('bytes') or b'')} bytes"
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""Whether a data set holds images, told without decoding one."""
+"""Test whether a dataset contains images, without decoding any."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from datasets import Image, IterableDataset
 
 
 def has_media_column(dataset: Any) -> bool:
-    """Whether a data set holds any image: a column of that name with a value in it.
+    """Whether a dataset contains any image: a column of that name with a value.
 
-    A column that is made on access (by a transform), or streamed, is believed to hold one, and so are messages with a
-    place for images.
+    A column that is created on access (by a transform) or streamed counts as one that contains images, and so do
+    messages with a field for images.
     """
     if isinstance(dataset, IterableDataset) or dataset.format["type"] == "custom":
         return True
@@ -21,12 +21,12 @@ def has_media_column(dataset: Any) -> bool:
 
 
 def stores_images(dataset: Any) -> bool:
-    """Whether images are stored in a data set; what is streamed, or made by a transform, is not known before."""
+    """Whether images are stored in a dataset; for streamed or transformed columns this is not known in advance."""
     return not isinstance(dataset, IterableDataset) and has_media_column(dataset.with_format(None))
 
 
 def _has_place(feature: Any) -> bool:
-    """Whether values of a feature may hold an image, as the content of a message may."""
+    """Whether values of a feature may contain an image, such as the content of a message."""
     if isinstance(feature, dict):
         return "image" in feature or any(map(_has_place, feature.values()))
     return isinstance(feature, Image) or ("feature" in vars(feature) and _has_place(feature.feature))

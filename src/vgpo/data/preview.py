@@ -1,4 +1,4 @@
-"""Prompts as the model gets them, to be looked at in a terminal or on a page."""
+"""Prompts as the model gets them, shown in a terminal or on a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,19 @@ from vgpo.data.prompts import to_prompts
 from vgpo.data.schema import ANSWER, ID, IMAGES, source_rows
 from vgpo.data.summary import DatasetSummary
 from vgpo.data.tokens import TokenCounter
-from vgpo.pages import page_environment
+from vgpo.pages import SHARED, inlined, page_environment
 from vgpo.pages.images import image_entry
+from vgpo.pages.verdict import Verdict, quoted
 
+FOLDER = Path(__file__).parent
 NUM_BINS = 12
 _SIDE = 640  # longest side of an image on the page, in pixels
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One prompt. row: its number in the set. text: in the model's chat format. sizes: (height, width) as stored."""
+    """One prompt. row: its number in the dataset. text: in the model's chat format. sizes: (height, width) as
+    stored."""
 
     row: int
     id: str
@@ -32,17 +35,17 @@ class Preview:
     text: str
     answer: str
     sizes: list[tuple[int, int]]
-    pictures: list[PIL.Image.Image]
+    images: list[PIL.Image.Image]
 
     @property
     def uris(self) -> list[str]:
-        """The images as data URIs, reduced to at most 640 pixels a side."""
-        return [image_entry(picture, _SIDE)["uri"] for picture in self.pictures]
+        """The images as data URIs, scaled down to at most 640 pixels per side."""
+        return [image_entry(image, _SIDE)["uri"] for image in self.images]
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Prompts of `low` to `high` tokens, both included, and the share of the fullest bin, in [0, 1]."""
+    """Prompts of `low` to `high` tokens, inclusive, and their number relative to the largest bin, in [0, 1]."""
 
     low: int
     high: int
@@ -52,7 +55,8 @@ class Bin:
 
 @dataclass(frozen=True)
 class SetCheck:
-    """What was found in one sound data set. field: of the recipe. left_out: what is said of too long prompts."""
+    """The result for one valid dataset. field: of the recipe. left_out: the message about prompts that are too
+    long."""
 
     field: str
     source: str
@@ -73,9 +77,9 @@ def previews(
     lengths: Sequence[int],
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Preview]:
-    """The shortest, the median and the longest prompt; fewer where the set has fewer rows.
+    """The shortest, the median and the longest prompt; fewer if the dataset has fewer rows.
 
-    dataset: of `load_dataset`. lengths: of `prompt_lengths`.
+    dataset: from `load_dataset`. lengths: from `prompt_lengths`.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
@@ -91,7 +95,7 @@ def previews(
             text=counter.text(row["prompt"]),
             answer=row[ANSWER],
             sizes=[tuple(size) for size in row_sizes],
-            pictures=row[IMAGES],
+            images=row[IMAGES],
         )
         for number, row, row_sizes in zip(chosen, rows, sizes, strict=True)
     ]
@@ -112,9 +116,27 @@ def histogram(lengths: Sequence[int]) -> list[Bin]:
 
 
 def write_page(checks: Sequence[SetCheck], path: Path, recipe: str) -> Path:
-    """Write one self-contained page; every text in it is escaped, and it holds no script. Returns `path`."""
-    environment = page_environment(jinja2.FileSystemLoader(Path(__file__).parent))
-    page = environment.get_template("check.html.jinja").render(checks=checks, recipe=recipe)
+    """Write one self-contained page without scripts; all text in it is escaped. Returns `path`."""
+    environment = page_environment(jinja2.FileSystemLoader(FOLDER))
+    page = environment.get_template("check.html.jinja").render(
+        checks=checks,
+        recipe=recipe,
+        found=check_verdict(checks),
+        **inlined([SHARED / "page.css", FOLDER / "check.css"], []),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def check_verdict(checks: Sequence[SetCheck]) -> Verdict:
+    """How many rows are valid, how long their prompts are, and what is left out."""
+    left_out = [one.left_out for one in checks if one.left_out]
+    if len(checks) == 1:
+        [one] = checks
+        rows = f"All {one.summary.num_rows:,} rows of {quoted(one.field)} are valid"
+    else:
+        rows = "All rows are valid: " + ", ".join(f"{one.summary.num_rows:,} of {quoted(one.field)}" for one in checks)
+    lengths = [length for one in checks for length in one.lengths]
+    tokens = f"; prompts have {min(lengths):,} to {max(lengths):,} tokens" if lengths else ""
+    return Verdict("open" if left_out else "gain", rows + tokens, left_out)

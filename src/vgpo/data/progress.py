@@ -1,4 +1,4 @@
-"""A progress bar for work over the rows of a data set."""
+"""A progress bar for work over the rows of a dataset."""
 
 from collections.abc import Iterable
 from typing import TypeVar
@@ -6,15 +6,17 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from vgpo.terminal import draws_bars
+
 T = TypeVar("T")
 
-LONG_SET = 500  # rows from which a bar is shown
+LONG_SET = 500  # rows from which on a bar is shown
 
 
 def with_bar(
     items: Iterable[T], title: str, *, rows: int, total: int | None = None, shown: bool = True
 ) -> Iterable[T]:
-    """`items`, with a bar on a terminal for a set of 500 `rows` or more; `total`: the number of items, if another."""
+    """`items`, with a bar where one can be drawn, for 500 `rows` or more; `total`: number of items, if it differs."""
     console = Console(stderr=True)
-    shown = shown and console.is_terminal and rows >= LONG_SET
+    shown = shown and draws_bars(console) and rows >= LONG_SET
     return track(items, title, total or rows, console=console, disable=not shown, transient=True)

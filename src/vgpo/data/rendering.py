@@ -1,4 +1,4 @@
-"""The text of a prompt: a jinja template around the problem."""
+"""Render the text of a prompt: a jinja template with the problem."""
 
 import functools
 import stat
@@ -13,7 +13,7 @@ from vgpo.data.files import expanded, status_of
 
 _VARIABLE = "problem"
 _FOLDER = Path(__file__).parent / "templates"
-# What an expression of a template may raise, such as {{ problem.x }} or {{ problem + 1 }}.
+# Errors that an expression of a template may raise, such as {{ problem.x }} or {{ problem + 1 }}.
 _FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -33,24 +33,24 @@ def template_text(name_or_path: str) -> str:
             f"the prompt template {path} cannot be read ({error.strerror}); correct its permissions"
         ) from error
     except UnicodeDecodeError as error:
-        raise DataError(f"the prompt template {path} is no UTF-8 text ({error}); write it again in UTF-8") from error
+        raise DataError(f"the prompt template {path} is not UTF-8 ({error}); save it as UTF-8") from error
 
 
 def render(template: str, problem: str) -> str:
-    """The text around and with `problem`; template: of `template_text`. DataError if it cannot be made."""
+    """The template filled in with `problem`; template: from `template_text`. DataError if rendering fails."""
     try:
         return compiled(template).render(problem=problem)
     except _FAULTS as error:
         raise DataError(
-            f"the prompt template cannot be filled in ({type(error).__name__}: {error}); correct it. The problem is "
+            f"the prompt template cannot be rendered ({type(error).__name__}: {error}); correct it. The problem is "
             f"{problem[:80]!r}"
         ) from error
 
 
 @functools.cache
 def compiled(text: str) -> jinja2.Template:
-    """The template of this source. DataError for a mistake in it, or other variables than `problem`."""
-    # Not HTML, hence no escaping; the sandbox keeps a downloaded template from reaching Python.
+    """The compiled template. DataError for a syntax error, or for variables other than `problem`."""
+    # Not HTML, so no escaping; the sandbox prevents a downloaded template from reaching Python.
     environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
     try:
         variables = jinja2.meta.find_undeclared_variables(environment.parse(text))

@@ -1,4 +1,4 @@
-"""What a data set is made of: counts by kind of problem and by type of answer."""
+"""Summary of a dataset: counts by kind of problem and by type of answer."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ from vgpo.data.schema import ANSWER, IMAGES, META, as_list, quantity
 
 MAX_KINDS = 20
 MAX_COLUMNS = 3
-# Columns that say the kind of a problem; shown before others that sort the rows too.
+# Columns that name the kind of a problem; shown before other categorical columns.
 NAMES = ("category", "source", "data_source", "question_type", "problem_version", "subject", "skill", "task")
 
 _NUMBER = re.compile(r"[-+]?[$€]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?\s*(?:%|\\%|°)?|[-+]?\.\d+")
@@ -25,34 +25,34 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """Counts over all rows, each from the most frequent down.
+    """Counts over all rows, each in descending order.
 
-    num_rows: rows. pictures: rows by their number of pictures. answers: rows by type of answer. kinds: for each
-    column of texts in `meta` that sorts the rows into 2 to 20 kinds of two rows on average, rows by kind; at most
-    three such columns.
+    num_rows: rows. images: rows by their number of images. answers: rows by type of answer. kinds: for each text
+    column in `meta` with 2 to 20 values and at least two rows per value on average, rows by value; at most three such
+    columns.
     """
 
     num_rows: int
-    pictures: dict[str, int]
+    images: dict[str, int]
     answers: dict[str, int]
     kinds: dict[str, dict[str, int]]
 
     @property
     def tables(self) -> dict[str, dict[str, int]]:
-        """All counts under their headings."""
-        return {"pictures a row": self.pictures, "answers by type": self.answers, **self.kinds}
+        """All counts by heading."""
+        return {"images per row": self.images, "answers by type": self.answers, **self.kinds}
 
 
 def summarize(dataset: datasets.Dataset) -> DatasetSummary:
-    """Count the rows of a set that `load_dataset` gave. No picture is opened."""
+    """Count the rows of a dataset from `load_dataset`. No image is opened."""
     columns = [name for name in (IMAGES, ANSWER) if name in dataset.column_names]
-    pictures: Counter[str] = Counter()
+    images: Counter[str] = Counter()
     answers: Counter[str] = Counter()
     for batch in dataset.select_columns(columns).with_format("arrow").iter(64):
         answers.update(map(answer_kind, batch[ANSWER].to_pylist()))
         cells = batch[IMAGES].to_pylist() if IMAGES in columns else []
-        pictures.update(quantity(len(as_list(cell)), "picture") for cell in cells)
-    return DatasetSummary(len(dataset), _ordered(pictures), _ordered(answers), _kinds(dataset))
+        images.update(quantity(len(as_list(cell)), "image") for cell in cells)
+    return DatasetSummary(len(dataset), _ordered(images), _ordered(answers), _kinds(dataset))
 
 
 def answer_kind(answer: str | None) -> str:
@@ -79,12 +79,12 @@ def _kinds(dataset: datasets.Dataset) -> dict[str, dict[str, int]]:
             values.setdefault(name, []).append(value)
     kinds = {name: _ordered(Counter(texts)) for name, texts in values.items()}
     sorting = [name for name, counts in kinds.items() if 2 <= len(counts) <= min(MAX_KINDS, len(values[name]) // 2)]
-    first = sorted(sorting, key=lambda name: name.rpartition(".")[2] not in NAMES)  # stable: else in their order
+    first = sorted(sorting, key=lambda name: name.rpartition(".")[2] not in NAMES)  # stable: else in order
     return {name: kinds[name] for name in first[:MAX_COLUMNS]}
 
 
 def _flat(meta: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The texts of a row's meta under their names, with those of a record as `record.field`."""
+    """The texts of a row's meta by name; those of a record as `record.field`."""
     for name, value in meta.items():
         if isinstance(value, str):
             yield name, value

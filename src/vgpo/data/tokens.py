@@ -1,4 +1,4 @@
-"""How long prompts are in tokens, and leaving out those that are too long; a prompt is never cut."""
+"""Count the tokens of prompts, and drop those that are too long; a prompt is never truncated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,11 +24,11 @@ def prompt_lengths(
     processor: ProcessorMixin,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Tokens of every row's prompt, texts and pictures, as the model gets it.
+    """Tokens of each row's prompt, texts and images, as the model gets it.
 
-    Pictures are counted by the processor's arithmetic on their sizes, read from their headers, where it agrees with
-    really encoding blank pictures of the set's extreme sizes; else every prompt is encoded.
-    dataset: of `load_dataset`. DataError for a picture that cannot be opened, or that the processor refuses.
+    Image tokens are computed by the processor from the sizes in the image headers, if this agrees with encoding blank
+    images of the most extreme sizes; otherwise every prompt is encoded. dataset: from `load_dataset`. DataError for an
+    image that cannot be opened, or that the processor rejects.
     """
     counter = TokenCounter(processor, chat_template_kwargs or {})
     rows = to_prompts(dataset, template, image_size)
@@ -47,9 +47,9 @@ def prompt_lengths(
 def drop_long(
     dataset: datasets.Dataset, lengths: Sequence[int], max_prompt_length: int | None
 ) -> tuple[datasets.Dataset, str | None]:
-    """The rows whose prompts have at most so many tokens, and what is to be said of those left out, if any.
+    """The rows whose prompts have at most `max_prompt_length` tokens, and a message about dropped ones, if any.
 
-    DataError if none is left.
+    DataError if no row is left.
     """
     numbers = source_rows(dataset)
     long = [] if max_prompt_length is None else [row for row, n in enumerate(lengths) if n > max_prompt_length]
@@ -57,13 +57,13 @@ def drop_long(
         return dataset, None
     if len(long) == len(dataset):
         raise DataError(
-            f"every one of the {quantity(len(dataset), 'prompt')} has more than max_prompt_length={max_prompt_length} "
+            f"all {quantity(len(dataset), 'prompt')} have more than max_prompt_length={max_prompt_length} "
             f"tokens; the shortest has {min(lengths)}. Raise it, or lower max_pixels"
         )
     kept = sorted(set(range(len(dataset))) - set(long))
     rows = ", ".join(str(numbers[row]) for row in long[:_SHOWN_ROWS]) + (", ..." if len(long) > _SHOWN_ROWS else "")
     return dataset.select(kept), (
-        f"left out {len(long)} of {quantity(len(dataset), 'prompt')}, longer than "
+        f"dropped {len(long)} of {quantity(len(dataset), 'prompt')}, longer than "
         f"max_prompt_length={max_prompt_length} tokens (row{'s' * (len(long) > 1)} {rows}); "
         f"the longest has {max(lengths)}"
     )
@@ -77,16 +77,16 @@ class TokenCounter:
         self.chat_template_kwargs = chat_template_kwargs
 
     def text(self, prompt: list[dict[str, Any]]) -> str:
-        """The prompt in the model's chat format, a picture as its placeholder."""
+        """The prompt in the model's chat format, an image as its placeholder."""
         return self.processor.apply_chat_template(
             prompt, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
         )
 
     def encoded(self, prompt: list[dict[str, Any]], images: list[PIL.Image.Image]) -> int:
-        """Tokens of a prompt that is really encoded."""
-        pictures = iter(images)
+        """Tokens of a prompt, by encoding it."""
+        remaining = iter(images)
         content = [
-            {**part, "image": next(pictures)} if part["type"] == "image" else part for part in prompt[0]["content"]
+            {**part, "image": next(remaining)} if part["type"] == "image" else part for part in prompt[0]["content"]
         ]
         try:
             inputs = self.processor.apply_chat_template(
@@ -98,14 +98,12 @@ class TokenCounter:
             )
         except ValueError as error:
             sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
-            raise DataError(
-                f"the processor refuses pictures of {sizes} pixels: {error}; resize or drop them"
-            ) from error
+            raise DataError(f"the processor rejects images of {sizes} pixels: {error}; resize or drop them") from error
         ids = inputs["input_ids"]
         return len(ids[0]) if isinstance(ids[0], list) else len(ids)
 
     def visual(self, sizes: Sequence[Size]) -> int:
-        """Tokens of pictures by the processor's arithmetic, which may leave out what stands around a picture."""
+        """Tokens of images as the processor computes them, which may not include the tokens around an image."""
         if not sizes:
             return 0
         return sum(
@@ -113,14 +111,14 @@ class TokenCounter:
         )
 
     def computed(self, prompt: list[dict[str, Any]], sizes: Sequence[Size], offset: tuple[int, int]) -> int:
-        """Tokens of a prompt without encoding pictures; offset: of `offset`."""
+        """Tokens of a prompt without encoding its images; offset: from `offset`."""
         tokens = len(self.processor.tokenizer(self.text(prompt))["input_ids"])
         return tokens + self.visual(sizes) + offset[0] + offset[1] * len(sizes)
 
     def offset(self, sizes: Sequence[Size]) -> tuple[int, int] | None:
-        """What arithmetic misses, as (tokens a prompt, tokens a picture).
+        """Tokens that the computation misses, as (tokens per prompt, tokens per image).
 
-        None where it is not the same for blank pictures of `sizes`, alone and two together, or there is no arithmetic.
+        None if they differ between blank images of `sizes`, alone and two together, or the processor computes none.
         """
         if not hasattr(self.processor, "_get_num_multimodal_tokens"):
             return None
@@ -128,10 +126,10 @@ class TokenCounter:
         if not sizes:
             return per_prompt, 0
         missed = {self._missed([size]) - per_prompt for size in sizes}
-        (per_picture, *others) = missed
-        if others or self._missed([sizes[0], sizes[-1]]) != per_prompt + 2 * per_picture:
+        (per_image, *others) = missed
+        if others or self._missed([sizes[0], sizes[-1]]) != per_prompt + 2 * per_image:
             return None
-        return per_prompt, per_picture
+        return per_prompt, per_image
 
     def _missed(self, sizes: list[Size]) -> int:
         content = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": "1"}]
@@ -141,9 +139,9 @@ class TokenCounter:
 
 
 def _extreme_sizes(rows: datasets.Dataset) -> list[Size]:
-    """Of the sizes that occur: the smallest, the largest, the flattest and the narrowest."""
+    """The smallest, largest, widest and narrowest of the sizes that occur."""
     sizes = sorted(
-        {size for row in with_bar(rows, "Reading picture sizes", rows=len(rows)) for size in as_list(row[IMAGES])}
+        {size for row in with_bar(rows, "Reading image sizes", rows=len(rows)) for size in as_list(row[IMAGES])}
     )
     if not sizes:
         return []

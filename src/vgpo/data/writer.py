@@ -1,4 +1,4 @@
-"""Writing a data set in the columns that TRL's trainers take."""
+"""Write a dataset in the columns that TRL's trainers take."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ _ROWS_PER_GROUP = 100
 
 
 def write_trl(dataset: datasets.Dataset, path: Path, template: str = "plain") -> Path:
-    """Write `dataset`, of `load_dataset`, as a parquet file with TRL's columns.
+    """Write `dataset`, from `load_dataset`, as a parquet file with TRL's columns.
 
-    prompt: one user message with parts. images: the stored bytes, in the order of their marks; encoded anew only where
-    another reader would see something else, see `encoded_image`.
-    solution: the answer in a \\boxed{}, for TRL's own rewards skip or misread a bare letter or radical. answer, id.
-    Rows are read one by one; pictures are never all held at once. Returns `path`.
+    prompt: one user message with parts. images: the stored bytes, in the order of their marks; re-encoded only if
+    another reader would decode something else, see `encoded_image`.
+    solution: the answer in a \\boxed{}, because TRL's own rewards skip or misread a bare letter or radical. answer,
+    id. Rows are read one by one, so images are never all in memory. Returns `path`.
     """
     prompts = to_prompts(dataset, template, encoded_image)
 

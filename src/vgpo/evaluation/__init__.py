@@ -1,4 +1,4 @@
-"""Measuring one model: greedy accuracy, what is left of it without the image, and benchmarks."""
+"""Measure one model: greedy accuracy, accuracy without the image, and benchmarks."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ __all__ = ["Evaluation", "evaluate", "wilson_interval"]
 
 
 def __getattr__(name: str) -> Any:
-    # Resolved on first use: every command of inspect-ai reads the table of benchmarks, and must not wait for torch.
+    # Resolved on first use: every command of inspect-ai reads the table of benchmarks, and must not import torch.
     if name in __all__:
         return getattr(import_module("vgpo.evaluation.accuracy"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

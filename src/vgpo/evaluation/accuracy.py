@@ -14,6 +14,7 @@ from vgpo.answers import extract_boxed
 from vgpo.evaluation.completions import Completion, complete
 from vgpo.policy.generation import evaluation_mode, greedy_decoding
 from vgpo.rewards import grade
+from vgpo.terminal import draws_bars
 
 T = TypeVar("T")
 
@@ -22,20 +23,20 @@ Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Greedy accuracy over all questions; none is ever left out of the denominator.
+    """Greedy accuracy over all questions; the denominator includes every question.
 
     Attributes:
-        accuracy: Share of right answers, in [0, 1].
+        accuracy: Share of correct answers, in [0, 1].
         low: Lower end of the Wilson 95 % interval of the accuracy.
         high: Upper end.
         num_questions: All questions.
-        num_correct: Answers graded right.
+        num_correct: Answers graded as correct.
         num_unanswered: Completions without a boxed answer; they count as wrong.
-        num_truncated: Completions cut at the token limit; graded as they stand.
-        num_oversized: Questions that were not asked, because their prompts fill the model's context; they count as
-            wrong, and not as unanswered.
-        answers: A dict per question: problem, answer (gold), completion, predicted (boxed, or None), correct,
-            truncated, oversized.
+        num_truncated: Completions truncated at the token limit; graded as they are.
+        num_oversized: Questions that were not asked because their prompts fill the model's context; they count as
+        wrong, not as unanswered.
+        answers: A dict per question: problem, answer (the reference), completion, predicted (boxed, or None), correct,
+        truncated, oversized.
     """
 
     accuracy: float
@@ -45,8 +46,8 @@ class Evaluation:
     num_correct: int
     num_unanswered: int
     num_truncated: int
-    num_oversized: int = field(default=0, kw_only=True)  # evaluation.json of older versions has none
-    answers: list[dict[str, Any]]
+    num_oversized: int = field(default=0, kw_only=True)  # missing in evaluation.json of older versions
+    answers: list[dict[str, Any]] = field(repr=False)
 
     def __str__(self) -> str:
         oversized = f", {self.num_oversized} not asked (too long for the context)" if self.num_oversized else ""
@@ -70,19 +71,19 @@ def evaluate(
     """Answer every question greedily and grade the answers.
 
     Prompts, pixel limits and banned tokens are those of training: `prompts_dataset` comes from
-    `vgpo.data.to_prompts`, `processor` carries the limits. The model's mode is left as it was found.
+    `vgpo.data.to_prompts`, `processor` carries the limits. The model's train/eval mode is restored.
 
     Args:
         model: A vision-language model on its device; a PEFT model is fine, a sharded one is not.
         processor: Its processor.
         prompts_dataset: Rows with `prompt`, `images`, `problem` and `answer`.
-        batch_size: Questions answered at once; changes speed and memory only.
+        batch_size: Questions per batch; affects speed and memory only.
         max_new_tokens: Longest response, in tokens.
         chat_template_kwargs: As in training, for chat templates with switches.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An empty data set.
+        ValueError: An empty dataset.
     """
     decoding = greedy_decoding(model, processor, max_new_tokens)
 
@@ -100,16 +101,16 @@ def evaluate_answers(
     batch_size: int,
     progress: bool = True,
 ) -> Evaluation:
-    """Ask every question and grade the answers, whoever gives them.
+    """Ask every question and grade the answers.
 
     Args:
-        answer: Gives a response to each of some rows.
+        answer: Returns a response for each of the given rows.
         prompts_dataset: Rows with `prompt`, `images`, `problem` and `answer`.
-        batch_size: Rows given to `answer` at once.
+        batch_size: Rows per call of `answer`.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: An empty data set.
+        ValueError: An empty dataset.
     """
     if len(prompts_dataset) == 0:
         raise ValueError("the evaluation set is empty; give at least one question")
@@ -128,7 +129,7 @@ def answer_all(
     title: str = "evaluating",
     progress: bool = True,
 ) -> list[T]:
-    """What `answer` gives for each question, in their order; arguments as of `evaluate_answers`.
+    """The results of `answer` for all questions, in order; arguments as in `evaluate_answers`.
 
     `title` is that of the progress bar.
     """
@@ -149,9 +150,9 @@ def grade_answers(answers: list[dict[str, Any]]) -> Evaluation:
 
 
 def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
-    """The scores of answers that are graded."""
+    """The scores of graded answers."""
     num_correct = sum(row["correct"] for row in graded)
-    num_oversized = sum(row.get("oversized", False) for row in graded)  # older versions did not say
+    num_oversized = sum(row.get("oversized", False) for row in graded)  # missing in older versions
     low, high = wilson_interval(num_correct, len(graded))
     return Evaluation(
         accuracy=num_correct / len(graded),
@@ -169,8 +170,8 @@ def evaluation_of(graded: list[dict[str, Any]]) -> Evaluation:
 def wilson_interval(num_correct: float, num_questions: float, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a share: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n.
 
-    Unlike p +- z sqrt(p(1-p)/n) it stays in [0, 1] and keeps its width at p = 0 and 1. Counts may be fractions, as
-    those of an effective number of questions.
+    Unlike p +- z sqrt(p(1-p)/n) it stays in [0, 1] and keeps its width at p = 0 and 1. Counts may be fractional, such
+    as an effective number of questions.
     """
     share, weight = num_correct / num_questions, z * z / num_questions
     centre = (share + weight / 2) / (1 + weight)
@@ -179,7 +180,7 @@ def wilson_interval(num_correct: float, num_questions: float, z: float = Z_95) -
 
 
 def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
-    """What is kept of an answer: the fields of `Evaluation.answers` without the verdict."""
+    """The stored fields of an answer: those of `Evaluation.answers` without the verdict."""
     return {
         "problem": row["problem"],
         "answer": row["answer"],
@@ -191,12 +192,13 @@ def answer_of(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
 
 
 def progress_bar(*, disable: bool, console: Console | None = None) -> Progress:
+    console = console or Console()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
-        disable=disable,
+        disable=disable or not draws_bars(console),
         transient=True,
     )

@@ -1,4 +1,4 @@
-"""What is asked in a benchmark and what a model answers: the records that an evaluation keeps."""
+"""Questions of a benchmark and answers of a model: the records that an evaluation stores."""
 
 from pydantic import Field
 
@@ -6,13 +6,13 @@ from vgpo.records import Record
 
 
 class Answer(Record):
-    """One response to one row, as it was generated.
+    """One generated response to one row.
 
     Attributes:
         row: Number of the row in its source.
-        sample: Which of the responses to this row, from 0.
+        sample: Index among the responses to this row, from 0.
         completion: The response.
-        truncated: Whether it was cut at the token limit.
+        truncated: Whether it was truncated at the token limit.
         oversized: Whether the prompt filled the model's context, so that it was not asked; it counts as wrong.
     """
 
@@ -24,17 +24,17 @@ class Answer(Record):
 
 
 class Question(Record):
-    """A row of a benchmark without its images, with all that a scorer or a table needs.
+    """A row of a benchmark without its images, with everything that a scorer or a table needs.
 
     Attributes:
         row: Number of the row in its source.
-        id: Its name there.
+        id: Its name in the source.
         problem: The question, with its options as lettered lines, before a prompt template.
         answer: The reference answer.
-        options: Texts of the options by letter; empty for a free answer, or where options are in the image alone.
+        options: Texts of the options by letter; empty for free-form answers, or if options are only in the image.
         precision: Decimal places that the benchmark rounds numbers to; None for none.
-        category: What accuracy is broken down by; None for none.
-        cluster: Equal for rows that are variants of one problem; None for a row of its own.
+        category: Category by which accuracy is broken down; None for none.
+        cluster: Equal for rows that are variants of one problem; None for an independent row.
     """
 
     row: int = Field(ge=0)

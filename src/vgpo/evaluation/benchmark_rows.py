@@ -1,4 +1,4 @@
-"""The rows of a benchmark, from the hub or from files, in any of the forms in which it is published."""
+"""Load the rows of a benchmark, from the hub or from files, in any of its published forms."""
 
 import logging
 import math
@@ -26,30 +26,30 @@ HUB, REPO, PAPO = "hub", "repo", "papo"
 
 DROPPING = Reading(faulty_rows=DROP)
 
-_TASK = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # what may be part of the name of a file
+_TASK = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # allowed in a file name
 _FILE_TYPES = (".parquet", ".jsonl", ".json")
 _PAPO_FORMAT = "sharegpt"
-_BOX = "boxed"  # part of every instruction for the form of the answer
+_BOX = "boxed"  # part of every instruction about the answer format
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BenchmarkRows:
-    """The rows of a benchmark that can be asked, and what was left out.
+    """The rows of a benchmark that can be asked, and those that were dropped.
 
     Attributes:
         benchmark: Which one.
-        source: Where they are from, as `vgpo.data.load_dataset` takes it.
+        source: Their source, as `vgpo.data.load_dataset` takes it.
         form: `HUB` (the original set on the hub, or parquet of its columns), `REPO` (the authors' JSON files) or
-            `PAPO` (PAPO-Eval's messages, or others whose question holds the instruction for a box, so that no prompt
-            template should add another).
-        dataset: One row a question, in their order, with the columns `images` (undecoded), `problem`, `answer`, `id`,
+            `PAPO` (PAPO-Eval's messages, or others whose question contains the instruction for a box, so that no
+            prompt template should add another).
+        dataset: One row per question, in order, with the columns `images` (undecoded), `problem`, `answer`, `id`,
             `row` (number in the source) and, where the source has more columns, `meta`.
         questions: The same without images.
-        num_rows: Rows in the source that belong to the benchmark, with those that were dropped or not reached by a
-            limit.
-        dropped: One fault for each row that cannot be used, of those that would have been asked.
+        num_rows: Rows in the source that belong to the benchmark, including those that were dropped or are beyond the
+        limit.
+        dropped: One fault for each row to be asked that cannot be used.
     """
 
     benchmark: Benchmark
@@ -70,20 +70,20 @@ def load_benchmark(
     template: str = "plain",
     forbidden: Sequence[str] = (),
 ) -> BenchmarkRows:
-    """The rows of a benchmark, checked. Images are decoded once, a few at a time, and stay where they are stored.
+    """The checked rows of a benchmark. Images are decoded once, a few at a time, and stay where they are stored.
 
     Args:
         benchmark: Which one.
-        source: As of `source_of`; None is the original set on the hub.
+        source: As in `source_of`; None is the original set on the hub.
         reading: How rows are read; `format` and `columns` are for a benchmark without public data. `faulty_rows`:
             "drop" leaves out rows that cannot be used, after a warning; "error" raises for them.
-        limit: Only the first so many rows, at least 1; those of them that are dropped are not replaced.
-        template: Prompt template with which rows are checked, as of `vgpo.data.to_prompts`.
-        forbidden: Control tokens that no problem may contain, as of `vgpo.data.check_dataset`.
+        limit: Use only the first `limit` rows, at least 1; dropped ones are not replaced.
+        template: Prompt template for the check of the rows, as in `vgpo.data.to_prompts`.
+        forbidden: Control tokens that no problem may contain, as in `vgpo.data.check_dataset`.
 
     Raises:
-        DataError: No such source, no row of the benchmark in it, a column that is needed and missing, faulty rows
-            with "error", or faulty rows alone.
+        DataError: No such source, no row of the benchmark in it, a missing column, faulty rows with "error", or only
+        faulty rows.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}, expected at least 1 row")
@@ -99,7 +99,7 @@ def load_benchmark(
     _warn_of_number(benchmark, source, num_rows, form)
     rows = rows if limit is None else rows.select(range(min(limit, num_rows)))
     checked = find_faults(rows.remove_columns(ID), template=template, forbidden=forbidden)
-    # A few rows may well have no image.
+    # A few rows may have no image.
     checked = (fault for fault in checked if fault.row is not None or limit is None)
     dropped = _one_a_row(rows, [*faults, *checked])
     kept = without_faulty(rows, dropped, reading.faulty_rows, cannot="used")
@@ -108,18 +108,17 @@ def load_benchmark(
 
 
 def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str] = ()) -> str:
-    """Where the rows of a benchmark are, by the options `--data`; without any, the original set on the hub.
+    """The source of a benchmark's rows, from the options `--data`; by default, the original dataset on the hub.
 
     Args:
         benchmark: Which one.
-        data: Options in the form `TASK=SOURCE`, with a source as of `vgpo.data.load_dataset` (a task that is not in
-            `BENCHMARKS` is one of the user's), or `FOLDER`, in which
-            the task is looked for; also one such option, or `{task: source}`. `TASK=SOURCE` has priority, and so has
-            the last of several.
+        data: Options of the form `TASK=SOURCE`, with a source as in `vgpo.data.load_dataset` (a task that is not in
+        `BENCHMARKS` is user-defined), or `FOLDER`, which is searched for the task; also a single option, or `{task:
+        source}`. `TASK=SOURCE` takes priority, and the last of several options wins.
 
     Raises:
-        DataError: An unknown task, a folder that is none or has no data of the task, or no option for a task without
-            public data.
+        DataError: An unknown task, a missing folder or one without data of the task, or no option for a task without
+        public data.
     """
     named, folders = data_options(data)
     if benchmark.name in named:
@@ -130,19 +129,19 @@ def source_of(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
 
 
 def with_data(benchmarks: Iterable[Benchmark], data: str | Sequence[str] | Mapping[str, str] = ()) -> list[Benchmark]:
-    """Those of the benchmarks of a suite for which there are data.
+    """The benchmarks of a suite for which data are available.
 
-    One without public data, for which none are given, is left out with a warning: all others can be asked.
+    A benchmark without public data for which none are given is skipped with a warning.
 
     Args:
         benchmarks: Of a suite.
-        data: As of `source_of`.
+        data: As in `source_of`.
     """
     kept = []
     for benchmark in benchmarks:
         if benchmark.original is None and not _is_given(benchmark, data):
             logger.warning(
-                "%s is left out: it has no public data, and none are given (--data %s=SOURCE). Averages lack it.",
+                "%s is skipped: it has no public data, and none are given (--data %s=SOURCE). Averages exclude it.",
                 benchmark.title, benchmark.name,
             )  # fmt: skip
         else:
@@ -159,9 +158,9 @@ def _is_given(benchmark: Benchmark, data: str | Sequence[str] | Mapping[str, str
 
 
 def located(benchmark: Benchmark, source: str) -> str:
-    """A source with its configuration and split, where it is a folder that has them and names none.
+    """A source with configuration and split added if it is a folder that has them and names none.
 
-    A local path becomes absolute: it is read again from other working directories.
+    A local path becomes absolute, because it is read again from other working directories.
     """
     name, named_split = name_and_split(source)
     path = expanded(name)
@@ -179,7 +178,7 @@ def located(benchmark: Benchmark, source: str) -> str:
 
 
 def data_options(data: str | Sequence[str] | Mapping[str, str]) -> tuple[dict[str, str], list[Path]]:
-    """The sources by task, and the folders; arguments and errors as of `source_of`."""
+    """The sources by task, and the folders; arguments and errors as in `source_of`."""
     if isinstance(data, Mapping):
         data = [f"{task}={source}" for task, source in data.items()]
     named: dict[str, str] = {}
@@ -218,13 +217,13 @@ def _found_in(benchmark: Benchmark, folder: Path) -> str:
             return source
     looked_for = "\n".join(f"  {place}" for place, _ in candidates)
     raise DataError(
-        f"there are no data of {benchmark.title} in {folder}; looked for\n{looked_for}\nPut one of them there, or "
+        f"there are no data of {benchmark.title} in {folder}; looked for\n{looked_for}\nAdd one of them, or "
         f"write --data {benchmark.name}=SOURCE"
     )
 
 
 def _places(folder: Path, name: str) -> list[tuple[Path, str]]:
-    """Where the rows of a task may be (the name may be a pattern), each with its source."""
+    """Possible locations of a task's rows (the name may be a pattern), each with its source."""
     paths = [folder / name, *(folder / f"{name}{suffix}" for suffix in _FILE_TYPES)]
     return [(path, str(path)) for path in paths]
 
@@ -260,7 +259,7 @@ def _selected(benchmark: Benchmark, source: str, rows: datasets.Dataset) -> data
     ]
     if not chosen:
         expected = "; ".join(f"{field} {' or '.join(values)}" for field, values in benchmark.select.items())
-        raise DataError(f"none of the {len(rows)} rows of {source} is of {benchmark.title}; expected {expected}")
+        raise DataError(f"none of the {len(rows)} rows of {source} belongs to {benchmark.title}; expected {expected}")
     return rows.select(chosen)
 
 
@@ -268,13 +267,13 @@ def _warn_of_number(benchmark: Benchmark, source: str, num_rows: int, form: str)
     expected = benchmark.expected_rows(papo=form == PAPO)
     if expected not in (None, num_rows):
         logger.warning(
-            "%s has %d rows of %s, expected %d: scores are not those of the whole benchmark.",
+            "%s has %d rows of %s, expected %d: scores are not those of the complete benchmark.",
             source, num_rows, benchmark.title, expected,
         )  # fmt: skip
 
 
 def _one_a_row(rows: datasets.Dataset, faults: list[Fault]) -> list[Fault]:
-    """The first fault of each row, in the order of the rows; those of other rows are left out."""
+    """The first fault of each selected row, in row order."""
     numbers = {None, *source_rows(rows)}
     first: dict[int | None, Fault] = {}
     for fault in faults:
@@ -303,7 +302,7 @@ def _question(benchmark: Benchmark, row: Mapping[str, Any]) -> Question:
 
 
 def _value(meta: Mapping[str, Any], field: str | None) -> Any:
-    """What is in a field of `meta`, as `record.field` in a record; None if there is no such field, or NaN in it."""
+    """The value of a field of `meta`, `record.field` for a nested one; None if it is missing or NaN."""
     value: Any = meta
     for name in field.split(".") if field is not None else ():
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -312,7 +311,7 @@ def _value(meta: Mapping[str, Any], field: str | None) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """A category as text: several are one, and an empty text is none."""
+    """A category as text: several are joined, and an empty text becomes None."""
     if isinstance(value, list):
         return ", ".join(map(str, value)) or None
     return None if value is None or value == "" else str(value)

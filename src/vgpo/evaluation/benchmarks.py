@@ -1,7 +1,7 @@
-"""The benchmarks that the paper reports (arXiv 2604.09349, tables 1 and 2), and further ones: one table.
+"""Table of the benchmarks in the paper (arXiv 2604.09349, tables 1 and 2), and further ones.
 
-Rows, licences and columns are as of the sets' authors and of PAPO-Eval, whose subsets the paper evaluates on. What
-could not be confirmed is said in `notes`.
+Rows, licences and columns are those of the datasets' authors and of PAPO-Eval, whose subsets the paper evaluates on.
+Unconfirmed facts are marked in `notes`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,27 +16,26 @@ UNCONFIRMED = "unconfirmed"
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A benchmark: where its rows are, which of them count, and how they are grouped.
+    """A benchmark: the source of its rows, which of them count, and how they are grouped.
 
     Attributes:
         name: As on the command line.
         title: As in the paper.
         group: `MATH`, `VISION`, or `FURTHER` for what the paper's averages do not contain.
-        original: Its original data set, as `vgpo.data.load_dataset` takes it; None where no data are public.
-        papo_split: The split of PAPO-Eval with its rows; None if it has none.
+        original: Its original dataset, as `vgpo.data.load_dataset` takes it; None where no data are public.
+        papo_split: The PAPO-Eval split with its rows; None if there is none.
         num_rows: Rows in the paper's evaluation; None if unknown.
-        papo_rows: Rows in PAPO-Eval's split, if they are not `num_rows`.
+        papo_rows: Rows in PAPO-Eval's split, if different from `num_rows`.
         licence: Of the original data.
-        category: Field of `meta` by whose values accuracy is broken down, `record.field` for one inside another; None
-            for none.
-        cluster: Field of `meta` that is equal for rows which are variants of one problem; None for independent rows.
+        category: Field of `meta` by which accuracy is broken down, `record.field` for a nested one; None for none.
+        cluster: Field of `meta` that is equal for variants of one problem; None for independent rows.
         precision: Field of `meta` with the decimal places that the authors round numbers to; None for none. Rows in
-            PAPO-Eval's form have no such fields: there no category is known, rows are taken as independent, with
-            errors that are too small where they are not, and numbers are not rounded.
-        select: Which rows of the original set belong to the benchmark: field of `meta` -> values that it may have.
-            PAPO-Eval's split holds these alone.
-        part_of: Name of the benchmark of whose original set it is a part.
-        read_as: For a format by which the rows would be read, the one by which they are read here.
+        PAPO-Eval's form do not have these fields: their categories are unknown, rows are treated as independent, so
+        that errors are too small if they are not, and numbers are not rounded.
+        select: Rows of the original dataset that belong to the benchmark: field of `meta` -> allowed values.
+        PAPO-Eval's split contains only these.
+        part_of: Name of the benchmark whose original dataset contains it.
+        read_as: Replaces the detected row format: detected format -> format to use.
         notes: What to know about its rows and scores.
     """
 
@@ -57,7 +56,7 @@ class Benchmark:
     notes: str = ""
 
     def expected_rows(self, *, papo: bool) -> int | None:
-        """Rows that a complete source has, in PAPO-Eval's form or in another one; None if unknown."""
+        """Rows in a complete source, in PAPO-Eval's form or another; None if unknown."""
         return self.papo_rows or self.num_rows if papo else self.num_rows
 
 
@@ -218,17 +217,17 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 
 def own_task(name: str) -> Benchmark:
-    """A task that is not in the table, with rows of the user's."""
+    """A user-defined task that is not in the table."""
     return Benchmark(name=name, title=name, group=FURTHER, original=None, licence="")
 
 
 def tasks_of(suite: str, names: Sequence[str] = (), own: Collection[str] = ()) -> list[Benchmark]:
-    """The benchmarks of a suite, or those with these names instead, each once; also such as no suite has.
+    """The benchmarks of a suite, or those with the given names, each once; names need not be in a suite.
 
     Args:
         suite: A key of `SUITES`.
         names: Keys of `BENCHMARKS`, or of `own`.
-        own: Names for which the user gives rows, in the characters of a file name.
+        own: Names for which the user provides rows, with the characters of a file name.
 
     Raises:
         EvaluationError: An unknown suite or name.

@@ -19,8 +19,8 @@ class Completion:
         text: Without special tokens; empty for an oversized prompt.
         num_prompt_tokens: Of the prompt, image tokens included.
         num_tokens: Of the response, end token included.
-        truncated: Whether it was cut at the token limit.
-        oversized: Whether the prompt fills the model's context, so that it was not asked.
+        truncated: Whether it was truncated at the token limit.
+        oversized: Whether the prompt fills the model's context, so that no response was generated.
     """
 
     text: str
@@ -31,17 +31,17 @@ class Completion:
 
 
 def oversized(num_prompt_tokens: int) -> Completion:
-    """In place of a response to a prompt that does not fit."""
+    """Placeholder for the response to a prompt that does not fit."""
     return Completion("", num_prompt_tokens, 0, truncated=False, oversized=True)
 
 
 def context_length_of(config: PretrainedConfig) -> int | None:
-    """Tokens that a model reads at most, by its config; None if that does not say."""
+    """The context length of a model from its config; None if it is not set."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def fits(num_prompt_tokens: int, context_length: int | None) -> bool:
-    """Whether a prompt leaves room for a response; None stands for an unknown context."""
+    """Whether a prompt leaves room for a response; None means an unknown context length."""
     return context_length is None or num_prompt_tokens < context_length
 
 
@@ -60,11 +60,11 @@ def complete(
     Args:
         model: On its device.
         processor: Its processor.
-        rows: With `prompt` and `images`, as of `vgpo.data.to_prompts`.
-        decoding: Of `greedy_decoding` or `sampled_decoding`.
+        rows: With `prompt` and `images`, as in `vgpo.data.to_prompts`.
+        decoding: From `greedy_decoding` or `sampled_decoding`.
         chat_template_kwargs: As in training.
-        seed: Of the samples.
-        context_length: Tokens that the model reads at most; a prompt that fills it is not asked. None for no check.
+        seed: Sampling seed.
+        context_length: Maximum number of tokens of the model; a prompt that fills it is skipped. None for no check.
     """
     prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
     found = [oversized(len(prompt.token_ids)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""The error of an evaluation that cannot be made as it was asked for."""
+"""The error for an evaluation that cannot be run as requested."""
 
 from vgpo.text import visible
 

@@ -1,4 +1,4 @@
-"""What a policy makes of held-out images: answers without them, and focus along its responses."""
+"""Visual grounding of a policy on held-out questions: answers without the image, and focus along responses."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,14 @@ COUNTS = ("accuracy", "low", "high", "num_questions", "num_correct", "num_unansw
 
 @dataclass(frozen=True)
 class Responses:
-    """Responses to held-out questions, sampled once each, of one outcome or of all.
+    """Statistics of responses to held-out questions, sampled once each, for one outcome or for all.
 
     Attributes:
-        num_responses: How many there are.
+        num_responses: Number of responses.
         length: Mean number of tokens, with the end token; None if there is no response.
         entropy: Mean over tokens of the entropy of the policy at the sampling temperature, in nats.
         focus: Mean rho (Eq. 4 of arXiv 2604.09349) over tokens, in [0, 1].
-        late_early_ratio: Mean rho of the last half over that of the first, as `vgpo.focus.focus_statistics` has it.
+        late_early_ratio: Mean rho of the last half over that of the first, as in `vgpo.focus.focus_statistics`.
         deciles: Mean rho in each tenth of the response, over responses that have a token in it.
     """
 
@@ -51,12 +51,12 @@ class Responses:
 
 @dataclass(frozen=True)
 class SwappedImages:
-    """A set of prompts (rows with `images`) with other images; rows are made when they are asked for.
+    """Prompts (rows with `images`) with other images; rows are built on access.
 
     Attributes:
-        rows: The set.
-        order: Which of its rows are there, in this order.
-        images_of: Takes a row's number and the row, and gives the images that it gets.
+        rows: The prompts.
+        order: Numbers of the included rows, in order.
+        images_of: Maps a row's number and the row to its new images.
     """
 
     rows: Dataset
@@ -84,24 +84,24 @@ def measure_grounding(
     seed: int = 0,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Look at a policy on held-out questions.
+    """Measure the visual grounding of a policy on held-out questions.
 
     Args:
         model: A vision-language model on its device.
         processor: Its processor.
-        prompts: Rows of `vgpo.data.to_prompts`.
+        prompts: Rows from `vgpo.data.to_prompts`.
         true: Its greedy evaluation on these prompts.
-        batch_size: Questions at a time.
+        batch_size: Questions per batch.
         max_new_tokens: Longest response, in tokens.
         temperature: Of the sampled responses; top-p and top-k are off.
-        seed: Draws the sampled responses.
+        seed: Sampling seed of the responses.
         chat_template_kwargs: As in training.
 
     Returns:
-        dict, JSON-able: `accuracy` holds for `true`, `blank` (black images of the same sizes) and `other` (another
-        prompt's images) the counts of a greedy `Evaluation`, all over the questions for which other images can be
-        found, None where there are none; `responses` holds `Responses` for `all`, `correct` and `wrong`; `temperature`
-        and `seed` are as given.
+        dict, JSON-serialisable: `accuracy` has the counts of a greedy `Evaluation` for `true`, `blank` (black images
+        of the same sizes) and `other` (another prompt's images), all over the questions with a swap partner, None if
+        there are none; `responses` has `Responses` for `all`, `correct` and `wrong`; `temperature` and `seed` are the
+        arguments.
     """
     kwargs = chat_template_kwargs or {}
     answer = partial(
@@ -123,7 +123,7 @@ def measure_grounding(
 def ablated_accuracy(
     prompts: Dataset, true: Evaluation, answer: Callable[[SwappedImages], Evaluation]
 ) -> dict[str, dict[str, Any] | None]:
-    """Counts of greedy answers with the true, a black and another image, to the questions that have others."""
+    """Counts of greedy answers with the true, a black and another image, for questions with a swap partner."""
     other = with_other_images(prompts)
     if not len(other):
         return dict.fromkeys(("true", "blank", "other"))
@@ -136,19 +136,19 @@ def ablated_accuracy(
 
 
 def with_blank_images(prompts: Dataset, order: list[int]) -> SwappedImages:
-    """Questions with black images of the sizes of their own.
+    """Questions with their images replaced by black ones of the same sizes.
 
     Args:
-        prompts: The set.
-        order: Which of its rows.
+        prompts: The questions.
+        order: Numbers of the included rows.
     """
     return SwappedImages(prompts, order, lambda number, row: [Image.new("RGB", old.size) for old in row["images"]])
 
 
 def with_other_images(prompts: Dataset) -> SwappedImages:
-    """Questions that have images, each with those of the next question that has as many, and has others.
+    """Questions with images, each with the images of the next question that has as many different ones.
 
-    Behind the last comes the first. A question that finds none is left out.
+    The first question follows the last. A question without a partner is left out.
     """
     images = [tuple(image_digest(image) for image in row["images"]) for row in prompts]
     found = {number: swap_partner(images, number) for number, own in enumerate(images) if own}
@@ -157,7 +157,7 @@ def with_other_images(prompts: Dataset) -> SwappedImages:
 
 
 def swap_partner(images: Sequence[tuple[str, ...]], number: int) -> int | None:
-    """The next row after `number` with as many images that are not the same; after the last comes the first."""
+    """The next row after `number` with as many, but different, images; the first row follows the last."""
     own = images[number]
     following = [*range(number + 1, len(images)), *range(number)]
     return next((row for row in following if len(images[row]) == len(own) and images[row] != own), None)
@@ -172,7 +172,8 @@ def sample_and_score(
     seed: int,
     chat_template_kwargs: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: it has an image."""
+    """A sampled response to each question: `correct`, `entropy` (T,), `focus` (T,), and `visual`: whether it has an
+    image."""
     prompts = [encode(processor, row, chat_template_kwargs, model.device) for row in rows]
     responses = respond(model, prompts, decoding, seed=seed)
     similarity, entropy = score(model, responses.rows)
@@ -198,7 +199,7 @@ def score(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def by_outcome(sampled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`Responses` as dicts, of all responses (dicts of `sample_and_score`), of correct and of wrong ones."""
+    """`Responses` as dicts, for all, correct and wrong responses (dicts from `sample_and_score`)."""
     outcomes = {
         "all": sampled,
         "correct": [part for part in sampled if part["correct"]],
@@ -208,7 +209,7 @@ def by_outcome(sampled: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def summarize_responses(parts: list[dict[str, Any]]) -> Responses:
-    """Means over responses (dicts of `sample_and_score`)."""
+    """Means over responses (dicts from `sample_and_score`)."""
     if not parts:
         return Responses(0, None, None, None, None, [None] * NUM_DECILES)
     lengths = torch.tensor([len(part["focus"]) for part in parts])

@@ -1,9 +1,9 @@
-"""Evaluation images that are in the training set too.
+"""Find evaluation images that are also in the training set.
 
-Two images are the same if their decoded RGB pixels are equal, whatever file they were stored in. That finds copies
-that were renamed, embedded or encoded again without loss, for which a digest of the stored bytes differs. It does not
-find a copy that was resized, cropped or compressed again with loss: a perceptual hash would, and would also call many
-different diagrams alike. An image of one colour is never counted: blank ones stand in for no image.
+Two images are the same if their decoded RGB pixels are equal. This finds copies that were renamed, embedded or
+re-encoded without loss, for which a digest of the stored bytes differs. It does not find copies that were resized,
+cropped or re-compressed with loss: a perceptual hash would, but it would also match many different diagrams. Images of
+a single colour are ignored: they are placeholders for no image.
 """
 
 import os
@@ -19,8 +19,8 @@ from vgpo.data import decode_image, image_digest, image_size
 from vgpo.data.progress import with_bar
 from vgpo.data.schema import ID, IMAGES, as_list
 
-ROWS_PER_BATCH = 64  # whose images are held in memory as they are stored
-THREADS = min(4, os.cpu_count() or 1)  # which decode; each holds one image
+ROWS_PER_BATCH = 64  # rows whose encoded images are in memory at once
+THREADS = min(4, os.cpu_count() or 1)  # decoding threads; each holds one image
 MAX_NAMED = 5
 
 Size = tuple[int, int]  # (height, width) of the upright image
@@ -28,10 +28,10 @@ Size = tuple[int, int]  # (height, width) of the upright image
 
 @dataclass(frozen=True)
 class Leak:
-    """A question with an image that a training prompt has too.
+    """A question with an image that is also in a training prompt.
 
     Attributes:
-        question: Name of the question: its id, which is its number in the source where it has none of its own.
+        question: Name of the question: its id, or its number in the source if it has none.
         training_row: Name of the first such row of the training set.
     """
 
@@ -43,15 +43,15 @@ class Leak:
 
 
 def find_leaks(training: Dataset, sets: Mapping[str, Dataset], *, progress: bool = True) -> dict[str, list[Leak]]:
-    """The questions of each set whose images, or one of them, are in the training set; only sets that have some.
+    """The questions of each dataset with at least one image from the training set; only datasets with such questions.
 
-    Only images of a size that is also in the training set are decoded, and of that only images of a size that is also
-    in one of the sets, in up to four threads; of the others the header is read.
+    Only images whose size occurs both in the training set and in one of the others are decoded, in up to four threads;
+    of the rest only the header is read.
 
     Args:
-        training: Rows with `images`, as of `vgpo.data.load_dataset` or `vgpo.data.to_prompts`.
-        sets: The same, by a name.
-        progress: Show a bar on a terminal, for a set of 500 rows or more.
+        training: Rows with `images`, as in `vgpo.data.load_dataset` or `vgpo.data.to_prompts`.
+        sets: Evaluation rows of the same kind, by name.
+        progress: Show a bar on a terminal, for 500 rows or more.
 
     Raises:
         DataError: An image cannot be read.
@@ -78,7 +78,7 @@ def find_leaks(training: Dataset, sets: Mapping[str, Dataset], *, progress: bool
 
 
 def row_names(dataset: Dataset) -> list[str]:
-    """The id of each row, or its number where there are no ids."""
+    """The id of each row, or its number if there are no ids."""
     if ID not in dataset.column_names:
         return [str(number) for number in range(len(dataset))]
     ids = dataset.select_columns([ID]).with_format("arrow")[:][ID].to_pylist()
@@ -86,14 +86,14 @@ def row_names(dataset: Dataset) -> list[str]:
 
 
 def describe_leaks(leaks: list[Leak], num_questions: int) -> str:
-    """A sentence with the count and the first of them."""
+    """A sentence with their number and the first few."""
     named = "; ".join(map(str, leaks[:MAX_NAMED]))
     more = f"; and {len(leaks) - MAX_NAMED} more" if len(leaks) > MAX_NAMED else ""
     return f"{len(leaks)} of {num_questions} questions have an image of the training set: {named}{more}"
 
 
 def image_sizes(dataset: Dataset, threads: ThreadPoolExecutor, progress: bool) -> set[Size]:
-    """The sizes of all images, from their headers."""
+    """The sizes of all images, read from their headers."""
     batches = image_batches(dataset, "Comparing image sizes", progress)
     return {size for batch in batches for size in threads.map(image_size, (image for _, image in batch))}
 
@@ -116,7 +116,7 @@ def digest_of(sizes: set[Size], stored: Any) -> str | None:
 
 
 def image_batches(dataset: Dataset, title: str, progress: bool) -> Iterator[list[tuple[int, Any]]]:
-    """(row, image as it is stored), in batches."""
+    """(row, encoded image), in batches."""
     if IMAGES not in dataset.column_names:
         return
     batches = with_bar(

@@ -1,7 +1,7 @@
-"""Two checkpoints on the same rows: differences with bootstrap intervals, and McNemar's exact test.
+"""Compare two checkpoints on the same rows: differences with bootstrap intervals, and McNemar's exact test.
 
-The difference is always that of the second checkpoint to the first, in [-1, 1]. Rows are compared with themselves, so
-that what makes a row hard for both does not widen the interval.
+The difference is always second minus first checkpoint, in [-1, 1]. Rows are paired, so that variation in row
+difficulty does not widen the interval.
 """
 
 import zlib
@@ -17,7 +17,7 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.resampling import percentile_interval, resamples
 
 MAX_NAMED = 5  # rows in a message
-TOLERANCE = 1e-12  # means of the same verdicts, summed in another order, are equal
+TOLERANCE = 1e-12  # tolerance for means of the same verdicts summed in another order
 
 Row = tuple[str, int]  # id of a row, and its number in its source
 
@@ -32,7 +32,7 @@ class PairedRows:
 
     Attributes:
         task: Name of the benchmark.
-        first: Share of right answers to each row by the first checkpoint, in [0, 1].
+        first: Share of correct answers to each row by the first checkpoint, in [0, 1].
         second: The same by the second.
         clusters: Number of each row's cluster, from 0; variants of one problem have the same.
         num_samples: Answers to each row.
@@ -48,7 +48,7 @@ class PairedRows:
     def resampled(self) -> np.ndarray:
         """The difference of the means in each bootstrap resample, (10,000,).
 
-        Clusters are drawn with replacement, each with all its rows. Tasks are drawn independently of each other.
+        Clusters are resampled with replacement, each with all its rows. Tasks are resampled independently.
         """
         sums = np.bincount(self.clusters, weights=self.second - self.first)
         sizes = np.bincount(self.clusters)
@@ -61,10 +61,10 @@ class Difference:
     """A difference of two checkpoints.
 
     Attributes:
-        first: Mean over rows of the share of right answers by the first checkpoint, in [0, 1].
+        first: Mean over rows of the share of correct answers by the first checkpoint, in [0, 1].
         second: The same by the second.
         difference: second - first.
-        low: Lower end of its 95 % interval, of the paired bootstrap.
+        low: Lower end of its 95 % interval from the paired bootstrap.
         high: Upper end.
     """
 
@@ -82,11 +82,11 @@ class TaskDifference(Difference):
     Attributes:
         task: Name of the benchmark.
         num_rows: Rows compared.
-        num_clusters: Of them, how many are independent.
-        won: Rows that the second checkpoint has right more often; greedily: only the second.
-        lost: Rows that the first has right more often; greedily: only the first.
-        both: Rows that both have right equally often, more than never.
-        neither: Rows that neither ever has right.
+        num_clusters: Number of independent clusters of rows.
+        won: Rows that the second checkpoint answers correctly more often; greedily: only the second.
+        lost: Rows that the first answers correctly more often; greedily: only the first.
+        both: Rows that both answer correctly equally often, more than never.
+        neither: Rows that neither ever answers correctly.
         p_value: Of McNemar's exact test, in [0, 1]; None for several answers to each row.
     """
 
@@ -106,7 +106,7 @@ class AverageDifference(Difference):
 
     Attributes:
         name: Of the average.
-        tasks: What it is the mean of.
+        tasks: The averaged tasks.
     """
 
     name: str
@@ -131,9 +131,9 @@ def pair_rows(
 
     Args:
         task: Name of the benchmark.
-        first: Of the first checkpoint; an oversized one is wrong.
-        second: Of the second.
-        num_dropped: Further rows, which have no answers and count as wrong for both, as they do in the accuracy.
+        first: Answers of the first checkpoint; an oversized one is wrong.
+        second: Answers of the second.
+        num_dropped: Further rows without answers, which count as wrong for both, as in the accuracy.
 
     Raises:
         ComparisonError: The questions are not the same, or one has more answers than another; names the first rows.
@@ -163,8 +163,8 @@ def pair_rows(
 def compare_task(rows: PairedRows) -> TaskDifference:
     """The difference on one task.
 
-    McNemar's test takes rows as independent. Where they are in clusters its p is too small: trust the interval, which
-    draws whole clusters.
+    McNemar's test assumes independent rows. For clustered rows its p is too small: use the interval, which resamples
+    complete clusters.
     """
     differences = rows.second - rows.first
     won, lost = int((differences > TOLERANCE).sum()), int((differences < -TOLERANCE).sum())
@@ -190,8 +190,8 @@ def compare_task(rows: PairedRows) -> TaskDifference:
 def compare_average(name: str, tasks: Sequence[str], rows: Mapping[str, PairedRows]) -> AverageDifference | None:
     """The difference of a plain mean over tasks, None if none of them was compared.
 
-    Each task is resampled for itself and independently of the others. (MathVerse-V has rows of MathVerse: an average
-    over both has an interval that is a little too narrow.)
+    Each task is resampled independently. (MathVerse-V has rows of MathVerse: the interval of an average over both is
+    slightly too narrow.)
 
     Args:
         name: Of the average.
@@ -215,7 +215,7 @@ def compare_average(name: str, tasks: Sequence[str], rows: Mapping[str, PairedRo
 
 
 def mcnemar_p_value(won: int, lost: int) -> float:
-    """Two-sided exact test that of the rows on which two checkpoints differ each was as likely to win.
+    """Two-sided exact test that, on the rows where two checkpoints differ, each was equally likely to win.
 
     min(1, 2 P(X <= min(won, lost))), X binomial with n = won + lost and 1/2; 1 for n = 0.
     """
@@ -239,7 +239,7 @@ def share_right(answers: Sequence[GradedAnswer]) -> float:
 
 
 def numbered_clusters(questions: Sequence[Question]) -> np.ndarray:
-    """The number of each question's cluster, (n,); a question without one is its own."""
+    """The number of each question's cluster, (n,); a question without one is its own cluster."""
     numbers: dict[tuple[str, str | int], int] = {}
     keys = [("cluster", one.cluster) if one.cluster is not None else ("row", one.row) for one in questions]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=int)
@@ -249,7 +249,7 @@ def check_same_rows(
     task: str, first: Mapping[Row, list[GradedAnswer]], second: Mapping[Row, list[GradedAnswer]]
 ) -> None:
     """Raises:
-    ComparisonError: The rows, or their questions or reference answers, differ; names the first of them.
+    ComparisonError: The rows, or their questions or reference answers, differ; names the first ones.
     """
     asked = [{row: wording(answers[0].question) for row, answers in side.items()} for side in (first, second)]
     faults = {
@@ -272,7 +272,7 @@ def wording(question: Question) -> tuple[str, str]:
 
 
 def named(rows: Sequence[Row]) -> str:
-    """The first rows by number and id, and how many there are."""
+    """The first rows by number and id, and their total number."""
     names = ", ".join(f"{number} ({name!r})" for name, number in rows[:MAX_NAMED])
     more = f" and {len(rows) - MAX_NAMED} more" if len(rows) > MAX_NAMED else ""
     return f"row{'s' if len(rows) > 1 else ''} {names}{more}"

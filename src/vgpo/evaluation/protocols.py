@@ -1,4 +1,4 @@
-"""Evaluation protocols: how often and at which temperature a question is asked, and which scorer grades."""
+"""Evaluation protocols: number of samples, temperature and scorer."""
 
 import re
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ _AVERAGED = re.compile(rf"({PAPO}|{LENIENT})-avg@([0-9]{{1,6}})")
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is evaluated; scores of different protocols are not comparable.
+    """How a benchmark is evaluated. Scores of different protocols are not comparable.
 
     Attributes:
-        name: As on the command line, and beside every score.
+        name: Name on the command line, shown with every score.
         scorer: A key of `vgpo.evaluation.scorers.SCORERS`.
         samples: Responses to each question, k of avg@k; 1 for greedy decoding.
-        temperature: 0 for greedy decoding. Above it, top-p and top-k are off (PAPO-Eval's own code leaves top-k at 50,
-            the papers name no top-k).
+        temperature: 0 for greedy decoding. Above 0, top-p and top-k are off (PAPO-Eval's own code leaves top-k at 50;
+        the papers do not mention top-k).
     """
 
     name: str

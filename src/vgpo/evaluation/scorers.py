@@ -1,15 +1,15 @@
-"""Scorers: whether an answer to a question of a benchmark is right, by the rules of a protocol.
+"""Scorers: decide whether an answer to a benchmark question is correct, by the rules of a protocol.
 
-What is graded is the content of the last box of a response, and a response without one is always wrong: the text
-"None", which mathruler's own extraction gives for it, never equals a reference answer here.
+The content of the last box of a response is graded. A response without a box is always wrong: the text "None", which
+mathruler's own extraction returns for it, never equals a reference answer here.
 
-`papo` is PAPO-Eval's: mathruler on the reference answer as it is, after removing blanks around `<`, `>` and `/`.
+`papo` is PAPO-Eval's: mathruler on the unchanged reference answer, after removing blanks around `<`, `>` and `/`.
 
 `lenient` accepts what `vgpo.rewards.lenient_accuracy_reward` accepts (letters and text rules, mathruler, math-verify),
 a number that rounds to the reference answer at the benchmark's decimal places (at a tie in either direction), and a
-list without the brackets that the reference answer has. If the reference answer is an option of the question, by its
-letter or its text, the answer is read as an option: by its letter, whatever text is after that, else by its text, if
-that is equal to exactly one option. Options with the same text are one.
+list without the brackets of the reference answer. If the reference answer is an option of the question, as letter or
+text, the answer is read as an option: by its letter, whatever text follows, else by its text if it equals exactly one
+option. Options with the same text are treated as one.
 """
 
 import re
@@ -30,14 +30,14 @@ _SIGNS = re.compile(r"([<>/])")
 
 @dataclass(frozen=True)
 class Boxed:
-    """What is in the last box of a response to a question; equal ones are graded once."""
+    """The content of the last box of a response to a question; equal ones are graded once."""
 
     row: int
     text: str
 
 
 def check_scorer(scorer: str) -> None:
-    """Raise what `grade_answers` raises for a scorer that cannot be used, before anything is generated for it.
+    """Raise the errors of `grade_answers` for an unusable scorer, before anything is generated.
 
     Raises:
         EvaluationError: An unknown scorer.
@@ -56,23 +56,23 @@ def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[
 
     Args:
         scorer: A key of `SCORERS`.
-        questions: What was asked, each row once.
-        answers: Responses to them, in any order and number.
+        questions: The questions, each row once.
+        answers: Responses to them, any number and in any order.
 
     Returns:
         In the order of `answers`.
 
     Raises:
-        EvaluationError: As of `check_scorer`, or a response to a row that was not asked.
-        ImportError: As of `check_scorer`.
+        EvaluationError: As in `check_scorer`, or a response to a row that was not asked.
+        ImportError: As in `check_scorer`.
     """
     check_scorer(scorer)
     asked = {question.row: question for question in questions}
     for answer in answers:
         if answer.row not in asked:
             raise EvaluationError(
-                f"there is an answer to row {answer.row}, which is none of the {len(asked)} questions; the answers "
-                "are of other data, evaluate them with the data that they were made from"
+                f"there is an answer to row {answer.row}, which is not one of the {len(asked)} questions; the answers "
+                "are of other data; evaluate them with the data from which they were generated"
             )
     texts = [extract_boxed(answer.completion) for answer in answers]
     boxed = [Boxed(answer.row, text) for answer, text in zip(answers, texts, strict=True) if text]
@@ -91,19 +91,20 @@ def grade_answers(scorer: str, questions: Sequence[Question], answers: Sequence[
 
 
 def papo_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> list[bool]:
-    """What `papo` says of the boxes (not empty), one to each question."""
+    """The verdicts of `papo` on the boxes (not empty), one per question."""
     answers = ["".join(part.strip() for part in _SIGNS.split(box)) for box in boxes]
     return default_grader().grade_verbatim(answers, [question.answer for question in questions])
 
 
 def lenient_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> list[bool]:
-    """What `lenient` says of the boxes (not empty), one to each question."""
+    """The verdicts of `lenient` on the boxes (not empty), one per question."""
     asked = list(zip(questions, boxes, strict=True))
     verdicts = [verdict_by_text(question, box) for question, box in asked]
     undecided = [index for index, verdict in enumerate(verdicts) if verdict is None]
     equal = _are_equal([(asked[index][1], right_text(asked[index][0])) for index in undecided])
     right = [index for index, same in zip(undecided, equal, strict=True) if same]
-    # What equals the right option may equal another one, too, as 0.5 and 1/2 do; then it is the text of neither.
+    # A text may equal the correct option and another one, such as 0.5 and 1/2; then it is ambiguous and matches
+    # neither.
     others = {index: other_texts(asked[index][0]) for index in right}
     found = iter(_are_equal([(asked[index][1], text) for index in right for text in others[index]]))
     several = {index for index in right if sum(next(found) for _ in others[index])}
@@ -111,7 +112,7 @@ def lenient_verdicts(questions: Sequence[Question], boxes: Sequence[str]) -> lis
 
 
 def verdict_by_text(question: Question, box: str) -> bool | None:
-    """The verdict if the box has a letter, an option's text word for word, or a number that rounds; else None."""
+    """The verdict if the box has a letter, the exact text of an option, or a number that rounds; else None."""
     right = reference_letter(question)
     if right is None:
         return _rounds_to_reference(question, box) or None
@@ -120,7 +121,7 @@ def verdict_by_text(question: Question, box: str) -> bool | None:
 
 
 def reference_letter(question: Question) -> str | None:
-    """The letter of the right option, also where the reference answer is its text; None if it is no option."""
+    """The letter of the correct option, also if the reference answer is its text; None if it is not an option."""
     letter = choice_letter(question.answer)
     if letter is not None:
         return letter if letter in question.options else None
@@ -128,18 +129,18 @@ def reference_letter(question: Question) -> str | None:
 
 
 def right_text(question: Question) -> str:
-    """What an answer without a letter has to equal: the text of the right option, or the reference answer."""
+    """The text that an answer without a letter must equal: that of the correct option, or the reference answer."""
     right = reference_letter(question)
     return question.answer if right is None else question.options[right]
 
 
 def other_texts(question: Question) -> list[str]:
-    """The texts of options that say something else than the right one; none without options."""
+    """The texts of options that differ from the correct one; empty without options."""
     right = reference_letter(question)
     if right is None:
         return []
-    wanted = normal_text(question.options[right])
-    return [text for text in question.options.values() if normal_text(text) != wanted]
+    expected = normal_text(question.options[right])
+    return [text for text in question.options.values() if normal_text(text) != expected]
 
 
 def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
@@ -149,9 +150,9 @@ def _are_equal(pairs: Sequence[tuple[str, str]]) -> list[bool]:
 
 
 def _letter_of_text(question: Question, text: str) -> str | None:
-    """The first option that has this text word for word."""
-    wanted = normal_text(text)
-    return next((letter for letter in question.options if _text_of(question, letter) == wanted), None)
+    """The first option with exactly this text."""
+    expected = normal_text(text)
+    return next((letter for letter in question.options if _text_of(question, letter) == expected), None)
 
 
 def _text_of(question: Question, letter: str) -> str | None:
@@ -167,7 +168,8 @@ def _rounds_to_reference(question: Question, box: str) -> bool:
 
 
 def _as_listed(box: str, reference: str) -> str:
-    """`box` in brackets if it is a list without them, as `3, 5` or `3 and 5`, and the reference answer has them."""
+    """`box` in brackets if it is a list without them, such as `3, 5` or `3 and 5`, and the reference answer has
+    them."""
     listed = f"[{box.replace(' and ', ', ')}]"
     return listed if _is_list(reference.strip()) and _is_list(listed) else box
 

@@ -1,4 +1,4 @@
-"""Scores of benchmarks: accuracies with their errors, and the averages that the paper forms of them."""
+"""Scores of benchmarks: accuracies with errors, and the paper's averages."""
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
@@ -20,7 +20,7 @@ class Scores:
     """Accuracy over rows of a benchmark.
 
     The denominator is `num_scored` = asked + dropped + oversized: a row that could not be asked counts as wrong, so
-    that none is left out without being seen. It is less than `num_rows` only if a limit was set.
+    that no row is dropped silently. It is less than `num_rows` only if a limit was set.
 
     Attributes:
         num_rows: Rows that belong to the benchmark in its source.
@@ -28,14 +28,14 @@ class Scores:
         num_dropped: Rows that could not be used.
         num_oversized: Rows whose prompt is too long for the model.
         num_samples: Responses to each row, k of avg@k; 0 if no row was asked.
-        num_correct: Responses that are right.
-        num_truncated: Responses cut at the token limit.
+        num_correct: Correct responses.
+        num_truncated: Responses truncated at the token limit.
         num_no_box: Responses without a box.
-        accuracy: Mean over `num_scored` rows of the share of right responses, in [0, 1].
-        standard_error: Of the accuracy, as of `clustered_standard_error`; None if there is one cluster.
-        low: Lower end of its 95 % interval, as of `accuracy_interval`.
+        accuracy: Mean over `num_scored` rows of the share of correct responses, in [0, 1].
+        standard_error: Of the accuracy, as in `clustered_standard_error`; None if there is one cluster.
+        low: Lower end of its 95 % interval, as in `accuracy_interval`.
         high: Upper end.
-        num_clusters: Groups of rows that are variants of one problem; None where rows are taken as independent.
+        num_clusters: Groups of rows that are variants of one problem; None if rows are treated as independent.
     """
 
     num_rows: int
@@ -69,10 +69,10 @@ class TaskScores(Scores):
     Attributes:
         task: Name of the benchmark.
         title: As in the paper.
-        group: As of `Benchmark`.
-        num_expected: Rows in the paper's evaluation, or PAPO-Eval's if `num_rows` are as many; None if unknown.
-        categories: The same by category, largest first; empty without categories. Rows that were dropped or are
-            oversized are together in `NOT_ASKED`, rows without a category in `UNNAMED`, so that `num_scored` adds up.
+        group: As in `Benchmark`.
+        num_expected: Rows in the paper's evaluation, or in PAPO-Eval's if `num_rows` equals that; None if unknown.
+        categories: Scores by category, largest first; empty without categories. Dropped and oversized rows are in
+        `NOT_ASKED`, rows without a category in `UNNAMED`, so that `num_scored` adds up.
     """
 
     task: str
@@ -83,7 +83,7 @@ class TaskScores(Scores):
 
     @property
     def is_partial(self) -> bool:
-        """Whether other rows were scored than all of the benchmark's: a limit was set, or the source has not all."""
+        """Whether not all rows of the benchmark were scored: a limit was set, or the source is incomplete."""
         return self.is_limited or self.num_expected not in (None, self.num_rows)
 
 
@@ -94,10 +94,10 @@ class Average:
     Attributes:
         name: As in the paper.
         accuracy: The mean, in [0, 1].
-        standard_error: sqrt(sum of squared standard errors) / number of tasks, which takes tasks as independent
-            (MathVerse-V's rows are rows of MathVerse, too); None if a task has none.
-        num_tasks: Tasks in it.
-        missing: Names of tasks that the paper's average has and this one has not.
+        standard_error: sqrt(sum of squared standard errors) / number of tasks, which assumes independent tasks
+            (although MathVerse-V's rows are rows of MathVerse); None if a task has none.
+        num_tasks: Number of tasks in it.
+        missing: Names of tasks of the paper's average that are missing here.
         partial: Names of tasks in it that are partial themselves.
     """
 
@@ -110,13 +110,13 @@ class Average:
 
     @property
     def is_partial(self) -> bool:
-        """Whether it is not what the paper's average is: a task is missing, or is partial."""
+        """Whether it differs from the paper's average: a task is missing or partial."""
         return bool(self.missing or self.partial)
 
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """Scores of several tasks, and the paper's averages of which at least one task is there."""
+    """Scores of several tasks, and the paper's averages with at least one of these tasks."""
 
     tasks: list[TaskScores]
     averages: list[Average]
@@ -138,14 +138,14 @@ def task_scores(
 
     Args:
         benchmark: Which one.
-        graded: Responses, as many to each row.
-        num_rows: Rows that belong to it in its source.
+        graded: Responses, equally many per row.
+        num_rows: Rows of the benchmark in its source.
         num_asked: Rows that were asked, all of which have responses.
-        dropped: Rows that could not be used, of those that would have been asked.
-        oversized: Rows whose prompt is too long, of those that would have been asked.
+        dropped: Rows to be asked that could not be used.
+        oversized: Rows to be asked whose prompt is too long.
 
     Raises:
-        EvaluationError: No row at all, rows without all of their responses, or more rows than the benchmark has.
+        EvaluationError: No row, rows with missing responses, or more rows than the benchmark has.
     """
     by_row: dict[int, list[GradedAnswer]] = {}
     for answer in graded:
@@ -165,17 +165,17 @@ def task_scores(
 def scores_of_answers(
     benchmark: Benchmark, graded: Sequence[GradedAnswer], *, num_rows: int, num_questions: int, num_dropped: int
 ) -> TaskScores:
-    """The scores of one benchmark from the answers to all questions that were to be asked, oversized ones too.
+    """The scores of one benchmark from the answers to all its questions, including oversized ones.
 
     Args:
         benchmark: Which one.
-        graded: Responses, as many to each question.
-        num_rows: Rows that belong to it in its source.
-        num_questions: Rows that were to be asked.
-        num_dropped: Rows besides that could not be used.
+        graded: Responses, equally many per question.
+        num_rows: Rows of the benchmark in its source.
+        num_questions: Rows to ask.
+        num_dropped: Further rows that could not be used.
 
     Raises:
-        EvaluationError: As of `task_scores`.
+        EvaluationError: As in `task_scores`.
     """
     oversized = len(oversized_rows(graded))
     return task_scores(
@@ -204,7 +204,7 @@ def suite_scores(tasks: Iterable[TaskScores]) -> SuiteScores:
 
 
 def average_of(name: str, names: Sequence[str], tasks: Sequence[TaskScores]) -> Average | None:
-    """The mean of those tasks that have one of `names`; None if there is none."""
+    """The mean of the tasks with one of `names`; None if there is none."""
     chosen = [task for task in tasks if task.task in names]
     if not chosen:
         return None
@@ -221,7 +221,7 @@ def average_of(name: str, names: Sequence[str], tasks: Sequence[TaskScores]) -> 
 
 
 def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """The standard error of the mean of values that are alike within clusters.
+    """The standard error of the mean of values that are correlated within clusters.
 
     With n values x_i, mean m and C clusters it is sqrt(C / (C - 1) * sum over clusters of (sum over the cluster's i of
     (x_i - m))^2) / n, the sandwich estimator. If each value is its own cluster this is s / sqrt(n), with s^2 = sum
@@ -245,11 +245,11 @@ def clustered_standard_error(values: Sequence[float], clusters: Sequence[Hashabl
 def accuracy_interval(
     accuracy: float, standard_error: float | None, num_rows: int, num_samples: int
 ) -> tuple[float, float]:
-    """Wilson's 95 % interval of an accuracy, for as many rows as independent ones would give its standard error.
+    """Wilson's 95 % interval of an accuracy, for the effective number of independent rows with its standard error.
 
-    That number is n (p (1 - p) / (n - 1)) / SE^2, at most one for each response: n for independent rows that are
-    asked once, less for rows that are alike within clusters, more for rows that are asked several times. It is n where
-    that says nothing (p is 0 or 1, or there is no error).
+    That number is n (p (1 - p) / (n - 1)) / SE^2, at most one per response: n for independent rows that are asked
+    once, less for rows that are correlated within clusters, more for rows that are asked several times. It is n where
+    this is undefined (p is 0 or 1, or there is no error).
     """
     variance = accuracy * (1 - accuracy)
     effective = float(num_rows)
@@ -307,7 +307,7 @@ def _category_scores(rows: Sequence[Sequence[GradedAnswer]], dropped: int, overs
 def _check_complete(
     benchmark: Benchmark, by_row: dict[int, list[GradedAnswer]], num_rows: int, num_asked: int, lost: int
 ) -> None:
-    """Raise EvaluationError unless each row that was asked has all its responses, and no more than all rows are."""
+    """Raise EvaluationError unless each asked row has all its responses, and there are no more rows than expected."""
     if num_asked + lost < 1:
         raise EvaluationError(f"{benchmark.title}: no row was asked, expected at least one; raise the limit")
     if num_asked + lost > num_rows:

@@ -1,4 +1,4 @@
-"""Scores of benchmarks as a table for a terminal, as JSON and as CSV; each names the protocol."""
+"""Scores of benchmarks as a terminal table, as JSON and as CSV; each names the protocol."""
 
 import csv
 import io
@@ -27,10 +27,10 @@ CSV_FIELDS = (
 
 
 def suite_table(scores: SuiteScores, protocol: str) -> Table:
-    """One row a task, by groups, and one an average.
+    """One row per task, by group, and one per average.
 
-    `n` is what accuracy is over, rows of a task and tasks of an average, with the number of all of them where some
-    are missing. An average is called partial, and is not the paper's, if a task is missing or a task's rows are.
+    `n` is the number of rows of a task or tasks of an average, with the complete number if some are missing. An
+    average is marked as partial, and is not the paper's, if a task or some of its rows are missing.
     """
     table = Table(
         Column("task", no_wrap=True),
@@ -54,7 +54,7 @@ def suite_table(scores: SuiteScores, protocol: str) -> Table:
 
 
 def suite_record(scores: SuiteScores, protocol: str) -> dict[str, Any]:
-    """JSON-able: `protocol`, `tasks` and `averages`, as lists of records that name the protocol, too.
+    """JSON-serialisable: `protocol`, `tasks` and `averages`, as lists of records that also name the protocol.
 
     Accuracies, errors and intervals are shares in [0, 1]. A task has `categories`, by name.
     """
@@ -66,9 +66,9 @@ def suite_record(scores: SuiteScores, protocol: str) -> dict[str, Any]:
 
 
 def suite_csv(scores: SuiteScores, protocol: str) -> str:
-    """CSV of one row a task, one for each of its categories after it, and one an average, with `CSV_FIELDS`.
+    """CSV with one row per task, followed by one per category, and one row per average, with `CSV_FIELDS`.
 
-    Shares in [0, 1]; what does not apply is empty; lists are joined by blanks.
+    Shares are in [0, 1]; fields that do not apply are empty; lists are joined by blanks.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_FIELDS, extrasaction="ignore", lineterminator="\n")

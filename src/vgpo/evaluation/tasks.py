@@ -1,4 +1,4 @@
-"""Benchmarks that are evaluated in the process which holds the model, on a fixed sample of their rows."""
+"""Benchmarks evaluated in the process that holds the model, on a fixed sample of their rows."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ SAMPLE_SEED = 0
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark and the rows of it that a model is asked.
+    """A benchmark and the rows of it that are asked.
 
     Attributes:
         benchmark: Which one.
-        source: Where its rows are from.
+        source: Source of its rows.
         prompts: Rows of `vgpo.data.to_prompts`.
         questions: The same rows, for a scorer.
         num_rows: Rows of the benchmark in the source.
@@ -46,16 +46,16 @@ class Task:
 def load_task(
     benchmark: Benchmark, source: str, *, template: str, limit: int | None = None, forbidden: Sequence[str] = ()
 ) -> Task:
-    """A benchmark with its prompts, or with a sample of them that is always the same.
+    """A benchmark with its prompts, or with a fixed sample of them.
 
-    Rows in the form of PAPO-Eval hold their instruction, so that they get no template.
+    Rows in the form of PAPO-Eval contain their instruction and get no template.
 
     Args:
         benchmark: Which one.
-        source: As of `vgpo.evaluation.benchmark_rows.load_benchmark`.
+        source: As in `vgpo.evaluation.benchmark_rows.load_benchmark`.
         template: Of all other rows, as `vgpo.data.to_prompts` takes it.
-        limit: Rows of the sample, at least 1; None for all. It is drawn from those too that cannot be asked.
-        forbidden: What no problem may contain, as of `vgpo.data.check_dataset`.
+        limit: Sample size, at least 1; None for all. The sample may include rows that cannot be asked.
+        forbidden: What no problem may contain, as in `vgpo.data.check_dataset`.
 
     Raises:
         DataError: The rows cannot be loaded, or none of the sample can be asked.
@@ -66,7 +66,7 @@ def load_task(
     sample = drawn_rows([*asked, *lost], limit)
     kept = [number for number, row in enumerate(asked) if row in sample]
     if not kept:
-        raise DataError(f"none of the {len(sample)} rows of {benchmark.title} that were drawn can be asked; draw more")
+        raise DataError(f"none of the {len(sample)} sampled rows of {benchmark.title} can be asked; raise the limit")
     return Task(
         benchmark=benchmark,
         source=rows.source,
@@ -78,7 +78,7 @@ def load_task(
 
 
 def drawn_rows(rows: Sequence[int], limit: int | None) -> set[int]:
-    """So many of these rows, the same whenever they are drawn; all without a limit."""
+    """A fixed sample of `limit` of these rows; all without a limit."""
     if limit is None or limit >= len(rows):
         return set(rows)
     return set(random.Random(SAMPLE_SEED).sample(sorted(rows), limit))
@@ -95,10 +95,10 @@ def evaluate_task(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[TaskScores, list[GradedAnswer]]:
-    """Answer the questions of a task greedily, and grade the answers by a protocol.
+    """Answer the questions of a task greedily, and grade the answers under a protocol.
 
     Args:
-        model: A vision-language model on its device; its mode is left as it was found.
+        model: A vision-language model on its device; its train/eval mode is restored.
         processor: Its processor.
         task: Of `load_task`.
         protocol: A greedy one.

@@ -1,4 +1,4 @@
-"""Reading a model: which prompt tokens are visual, and how much each response token looks at them."""
+"""Measure a model's visual focus: which prompt tokens are visual, and how similar each response token is to them."""
 
 from vgpo.focus.ragged import ragged_similarity
 from vgpo.focus.recorder import (

@@ -1,4 +1,4 @@
-"""Visual similarity of sequences that lie one after another in one run of tokens, without padding between them."""
+"""Visual similarity of packed sequences: concatenated, without padding between them."""
 
 from collections.abc import Callable
 
@@ -23,34 +23,34 @@ def ragged_similarity(
 ) -> Tensor:
     """Cosine of each token with the mean of its sequence's visual tokens: equations (2) and (3).
 
-    The same numbers as `visual_similarity(hidden, visual_prototype(hidden, visual))` of `vgpo.equations` for each
-    sequence alone. No loop over sequences, and no value is read on the host.
+    The same values as `visual_similarity(hidden, visual_prototype(hidden, visual))` of `vgpo.equations` for each
+    single sequence, without a loop over sequences or a host synchronisation.
 
     Args:
         hidden: (N, D) states after the final norm, any floating dtype; computed in float32. States of padding may be
-            NaN.
+        NaN.
         sequence: int64 (N,), the number of each token's sequence, 0 to num_sequences - 1, in any order. Any other
             value, negative or too large, marks padding.
         visual: bool (N,), the visual tokens of the prompts; ignored at padding.
-        num_sequences: of all processes, including those without a token here.
-        all_reduce: where several processes hold parts of the same sequences: takes a float32 tensor (num_sequences,
-            D + 1) and returns its sum over them, in place or not. Each process calls it exactly once.
+        num_sequences: over all processes, including those without a token on this process.
+        all_reduce: if several processes hold parts of the same sequences: takes a float32 tensor (num_sequences, D +
+        1) and returns its sum over processes, in place or not. Each process calls it exactly once.
 
     Returns:
         float32 (N,) in [-1, 1]; 0 at padding and in sequences without a visual token, NaN only where a state is not
         finite.
 
     Raises:
-        ValueError: for a shape or dtype that does not fit.
+        ValueError: for a wrong shape or dtype.
     """
     _check(hidden, sequence, visual)
     N, D = hidden.shape
     is_token = (sequence >= 0) & (sequence < num_sequences)
-    row = torch.where(is_token, sequence, num_sequences)  # one row more, for what belongs to no sequence
+    row = torch.where(is_token, sequence, num_sequences)  # one extra row for padding
     source = torch.where(visual, row, num_sequences)
     blocks = _token_blocks(N, D)
 
-    total = hidden.new_zeros(num_sequences + 1, D + 1, dtype=torch.float32)  # sums of states, and their number
+    total = hidden.new_zeros(num_sequences + 1, D + 1, dtype=torch.float32)  # sums of states, and their counts
     for block in blocks:
         total[:, :D].index_add_(0, source[block], hidden[block].float())
     total[:, D].index_add_(0, source, torch.ones_like(source, dtype=torch.float32))
@@ -64,7 +64,7 @@ def ragged_similarity(
     similarity = hidden.new_empty(N, dtype=torch.float32)
     for block in blocks:
         states, rows = hidden[block].float(), row[block]
-        # A product and a sum, not a matrix product, which autocast would round to half precision.
+        # An elementwise product and a sum: autocast would round a matrix product to half precision.
         dot = (states * prototype[rows]).sum(dim=-1)
         scale = torch.linalg.vector_norm(states, dim=-1) * length[rows] + _EPSILON
         similarity[block] = (dot / scale).clamp(min=-1, max=1)
@@ -72,7 +72,7 @@ def ragged_similarity(
 
 
 def _token_blocks(num_tokens: int, hidden_size: int) -> list[slice]:
-    """Runs of tokens whose float32 states fit beside the model."""
+    """Blocks of tokens whose float32 states fit into memory next to the model."""
     size = max(1, _BLOCK_ELEMENTS // max(1, hidden_size))
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
 

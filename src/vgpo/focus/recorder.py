@@ -1,8 +1,8 @@
-"""Visual similarity out of a forward pass that is run anyway.
+"""Record visual similarity in a forward pass that is run anyway.
 
-A forward hook on the text decoder sees the hidden states after its final norm, reduces them to one cosine per
-token and lets them go: nothing of hidden size outlives the hook, and no other layer is kept. The tokens are the last
-one of the prompt and those of the response: the state at each predicts the next one.
+A forward hook on the text decoder reduces the hidden states after its final norm to one cosine per token: no tensor of
+hidden size outlives the hook, and no other layer is kept. The tokens are the last one of the prompt and those of the
+response: the state at each predicts the next one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +19,12 @@ from vgpo.equations import mean_visual_cosine, mean_visual_direction, visual_pro
 
 @dataclass(frozen=True)
 class Measure:
-    """How alike response tokens and the visual tokens of their prompt are.
+    """A similarity of response tokens to the visual tokens of their prompt.
 
     Args:
         summary: of the visual tokens; hidden states (n, P, D) and their mask, bool (n, P), to (n, D).
-        cosine: of tokens with it; (n, T, D), (n, D) -> (n, T).
-        all_layers: whether the mean over all layers is taken, or the last layer alone.
+        cosine: of tokens with that summary; (n, T, D), (n, D) -> (n, T).
+        all_layers: whether to average over all layers, or to use only the last one.
     """
 
     summary: Callable[[Tensor, Tensor], Tensor]
@@ -43,10 +43,10 @@ class SimilarityRecorder:
 
     Args:
         measure: what is computed.
-        num_rows: B, that are expected.
-        visual_mask: bool (B, P), the visual tokens of each prompt, where a row is its prompt (P columns, padding
-            included) and its response.
-        summary: (B, D) of the prompts, where a row is the last token of its prompt and its response.
+        num_rows: expected number of rows, B.
+        visual_mask: bool (B, P), the visual tokens of each prompt, if a row is its prompt (P columns, including
+        padding) and its response.
+        summary: (B, D) of the prompts, if a row is the last token of its prompt and its response.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class SimilarityRecorder:
         """Cosines with the visual tokens of the prompt, in [-1, 1]: its last token, then the response; (B, 1 + T)."""
         if self._seen != self.num_rows:
             raise RuntimeError(
-                f"The decoder saw {self._seen} of {self.num_rows} rows while their focus was recorded. "
+                f"The decoder ran on {self._seen} of {self.num_rows} rows while their focus was recorded. "
                 "Run the forward pass of every row inside record_similarity()."
             )
         return torch.cat(self._chunks)
@@ -90,20 +90,21 @@ class SimilarityRecorder:
         mask = self.visual_mask[rows]
         prompt = mask.shape[1]
         summary = self.measure.summary(hidden[:, :prompt], mask)
-        # Products over other numbers of tokens round differently: the response's do not depend on the prompt's.
+        # Products over different numbers of tokens round differently: this keeps the response independent of the
+        # prompt.
         parts = (hidden[:, prompt - 1 : prompt], hidden[:, prompt:])
         self._chunks.append(torch.cat([self.measure.cosine(part, summary) for part in parts], dim=1))
 
 
 class Recording:
-    """What `record_similarity` has recorded, once the passes have run."""
+    """The recorded values of `record_similarity`, available after the passes."""
 
     def __init__(self, recorders: Sequence[SimilarityRecorder]) -> None:
         self.recorders = recorders
 
     @cached_property
     def columns(self) -> Tensor:
-        """As those of `SimilarityRecorder`, the mean over the layers of the measure; (B, 1 + T)."""
+        """As in `SimilarityRecorder`, averaged over the layers of the measure; (B, 1 + T)."""
         return torch.stack([recorder.columns for recorder in self.recorders]).mean(0)
 
     @property
@@ -113,7 +114,7 @@ class Recording:
 
     @property
     def predicting_similarity(self) -> Tensor:
-        """The same of the state that predicts each response token: that of the token before it; (B, T)."""
+        """The same for the state that predicts each response token, that of the token before it; (B, T)."""
         return self.columns[:, :-1]
 
 
@@ -126,14 +127,14 @@ def record_similarity(
 ) -> Iterator[Recording]:
     """Record the visual similarity of every response token that `model` reads inside the block (Eq. 3).
 
-    Works around any forward of any transformers VLM: wrapped by PEFT, DDP, FSDP or torch.compile, under autocast
-    and gradient checkpointing, with or without gradients.
+    Works with any forward of any transformers VLM: wrapped by PEFT, DDP, FSDP or torch.compile, under autocast and
+    gradient checkpointing, with or without gradients.
 
     Args:
         model: the VLM, wrapped or not.
         visual_mask: bool (B, P), see `SimilarityRecorder`.
         measure: what is computed.
-        summaries: in place of a mask, those of `record_summaries`, (B, D) for each layer of the measure.
+        summaries: instead of a mask, the result of `record_summaries`, (B, D) for each layer of the measure.
 
     Raises:
         ValueError: if the model has no text decoder that returns hidden states, or no list of its layers.
@@ -155,15 +156,15 @@ def record_similarity(
 
 @contextmanager
 def record_summaries(model: nn.Module, visual_mask: Tensor, measure: Measure) -> Iterator[Callable[[], Tensor]]:
-    """Record what a pass over prompts alone shows of their visual tokens.
+    """Record a summary of the visual tokens in a pass over prompts only.
 
     Args:
         model: the VLM, wrapped or not.
         visual_mask: bool (n, P), the visual tokens.
-        measure: that later passes over responses will compute.
+        measure: the measure that later passes over responses will compute.
 
     Returns:
-        A function that gives the summaries after the pass, (layers, n, D).
+        A function that returns the summaries after the pass, (layers, n, D).
     """
     found: list[Tensor] = []
 
@@ -181,9 +182,9 @@ def record_summaries(model: nn.Module, visual_mask: Tensor, measure: Measure) ->
 
 
 def _measured_modules(model: nn.Module, measure: Measure) -> list[nn.Module]:
-    """The modules whose outputs are the layers of a measure, in the order in which they run."""
+    """The modules whose outputs are the layers of a measure, in forward order."""
     decoder = decoder_of(model)
-    # The last layer's states are those after the final norm, which the decoder returns.
+    # The states of the last layer are those after the final norm, as returned by the decoder.
     return [*layers_of(decoder)[:-1], decoder] if measure.all_layers else [decoder]
 
 
@@ -197,16 +198,16 @@ def layers_of(decoder: nn.Module) -> list[nn.Module]:
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(
             f"{type(decoder).__name__} has no list of modules named 'layers', so there are no hidden states to read "
-            "layer by layer. Choose a shaping that looks at the last layer only, as 'vgpo'."
+            "layer by layer. Choose a shaping that reads the last layer only, such as 'vgpo'."
         )
     return list(layers)
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The text decoder inside a VLM, whatever wraps it.
+    """The text decoder of a VLM, inside any wrappers.
 
     Raises:
-        ValueError: if the model does not say which of its modules that is.
+        ValueError: if the model does not declare it.
     """
     from accelerate.utils import extract_model_from_parallel  # `import vgpo.focus` needs torch only
 
@@ -224,13 +225,13 @@ def decoder_of(model: nn.Module) -> nn.Module:
             f"get_decoder() of {type(unwrapped).__name__} names no module below the model: there is no text decoder "
             "to read visual focus from. Use a vision-language model, or override get_decoder()."
         )
-    # Llama 4 names its text model with the head; the decoder is inside.
+    # Llama 4 returns its text model with the head; the decoder is inside.
     inner = getattr(decoder, "base_model", decoder)
     return inner if getattr(decoder, "lm_head", None) is not None else decoder
 
 
 def last_hidden_state(output: Any) -> Tensor:
-    """Hidden states after the final norm (B, L, D) out of a decoder's output, or those of a layer out of its."""
+    """Hidden states (B, L, D) from the output of a decoder, after the final norm, or of a layer."""
     if isinstance(output, Tensor):
         return output
     hidden = output[0] if isinstance(output, tuple) else output.get("last_hidden_state")

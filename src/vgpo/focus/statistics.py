@@ -1,4 +1,4 @@
-"""Numbers that tell, over a batch, how a policy looks at its images."""
+"""Batch statistics of a policy's visual focus."""
 
 from collections.abc import Sequence
 
@@ -11,16 +11,16 @@ NUM_DECILES = 10
 
 
 def focus_statistics(focus: Tensor, response_mask: Tensor, visual_rows: Tensor) -> dict[str, Ratio]:
-    """Focus, its decay and the share of rows without an image.
+    """Mean focus, its decay and the share of rows without an image.
 
     Args:
         focus: visual focus score rho (Eq. 4) in [0, 1]; (B, T).
-        response_mask: bool (B, T), the policy's own tokens.
+        response_mask: bool (B, T), tokens that the policy sampled.
         visual_rows: bool (B,), rows with a visual token in their prompt.
 
     Returns:
         By metric: mean rho over tokens; mean rho of a rollout's last half over that of its first half, averaged over
-        rollouts of two tokens or more; share of rows without an image. Such rows count in the last one only.
+        rollouts with at least two tokens; share of rows without an image. Such rows count only in the last one.
     """
     mask = response_mask & visual_rows[:, None]
     focus = focus.masked_fill(~mask, 0.0)
@@ -37,10 +37,10 @@ def late_early_ratios(focus: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         focus: rho, 0 outside of `mask`; (B, T).
-        mask: tokens that count, bool (B, T).
+        mask: included tokens, bool (B, T).
 
     Returns:
-        The ratios (B,), and whether a rollout has two halves, of two tokens or more; bool (B,).
+        The ratios (B,), and whether a rollout has at least two tokens; bool (B,).
     """
     length = mask.sum(1, keepdim=True)
     late = mask & (2 * mask.cumsum(1) > length)
@@ -51,7 +51,7 @@ def late_early_ratios(focus: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def focus_by_decile(focus: Sequence[float | None]) -> list[float | None]:
-    """Mean rho in each tenth of the response; None in a tenth that holds no value."""
+    """Mean rho in each tenth of the response; None for a tenth without values."""
     tenths: list[list[float]] = [[] for _ in range(NUM_DECILES)]
     for position, rho in enumerate(focus):
         if rho is not None:

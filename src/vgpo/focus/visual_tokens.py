@@ -1,4 +1,4 @@
-"""Which tokens stand for images, read from the model's own config."""
+"""Image placeholder tokens, from the model's config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
     """Ids of the placeholder tokens whose embeddings are replaced by image or video features.
 
     Raises:
-        ValueError: if the config names none, as for a text-only model.
+        ValueError: if the config names none, such as that of a text-only model.
     """
     ids = named_visual_token_ids(config)
     if not ids:
@@ -31,15 +31,15 @@ def visual_token_ids(config: PretrainedConfig) -> list[int]:
 
 
 def named_visual_token_ids(config: PretrainedConfig) -> list[int]:
-    """As `visual_token_ids`, and empty for a text-only model."""
+    """As `visual_token_ids`, but empty for a text-only model."""
     return _token_ids(config, VISUAL_TOKEN_FIELDS)
 
 
 def banned_token_ids(config: PretrainedConfig) -> list[int]:
-    """Ids that a policy must never generate: placeholders of any medium, and the marks that open one.
+    """Ids that a policy must never generate: placeholders of any medium, and the tokens that open one.
 
-    A sampled placeholder has no features, and a mark makes position ids look for a medium that is not there: both end
-    a run at a random step.
+    A sampled placeholder has no features, and an opening token makes position ids refer to missing media: both would
+    crash a run at a random step.
     """
     return _token_ids(config, [name for name in (*config.to_dict(), *config.attribute_map) if _names_medium(name)])
 

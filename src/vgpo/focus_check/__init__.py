@@ -1,1 +1,1 @@
-"""Before a training: whether VGPO has something to gain for a model on a data set."""
+"""Check before training whether VGPO has something to gain for a model on a dataset."""

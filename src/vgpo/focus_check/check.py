@@ -1,4 +1,4 @@
-"""A focus check from a checkpoint and a data set to its file, its page and its table."""
+"""Run a focus check of a checkpoint on a dataset and write its file, page and table."""
 
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from vgpo.focus_check.verdict import verdict_of
 from vgpo.pages.files import paired_paths
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import check_image_token, load_model, load_prompts, quiet_libraries
-from vgpo.recipe.policies import OpenCheckpoint, open_checkpoint
+from vgpo.recipe.policies import CheckpointOptions, OpenCheckpoint, open_checkpoint
 from vgpo.run import RunFolderError
 from vgpo.run.outputs import check_writable
 from vgpo.run.storage import write_file
@@ -30,8 +30,8 @@ NAME = "focus_check"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """The options of `vgpo focus-check`; None stands for what the checkpoint was trained with."""
+class Request(CheckpointOptions):
+    """The options of `vgpo focus-check`; None means the value that the checkpoint was trained with."""
 
     checkpoint: str
     data: str
@@ -43,19 +43,14 @@ class Request:
     stratum_column: str | None = None
     out: Path = Path(f"{NAME}.html")
     reading: Reading = AS_IT_IS
-    template: str | None = None
-    max_new_tokens: int | None = None
     batch_size: int = 64
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    dtype: str = "auto"
 
 
 def run(request: Request) -> None:
     """Sample, measure, write the file and the page, and print the table.
 
     Raises:
-        FocusCheckError: the check cannot be made.
+        FocusCheckError: the check cannot be run.
     """
     quiet_libraries()
     json_path, html_path = paired_paths(request.out, NAME)
@@ -71,15 +66,8 @@ def run(request: Request) -> None:
 
 
 def focus_check(request: Request) -> FocusCheck:
-    """The check that a request asks for; arguments and errors as of `run`."""
-    checkpoint = open_checkpoint(
-        request.checkpoint,
-        template=request.template,
-        max_new_tokens=request.max_new_tokens,
-        min_pixels=request.min_pixels,
-        max_pixels=request.max_pixels,
-        dtype=request.dtype,
-    )
+    """Run the requested check; arguments and errors as in `run`."""
+    checkpoint = open_checkpoint(request.checkpoint, request)
     sampling = Sampling(
         samples=request.samples,
         blind_samples=request.blind_samples,

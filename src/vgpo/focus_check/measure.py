@@ -29,7 +29,7 @@ MIN_FOR_INTERVAL = 2  # questions
 QUARTILES = (0.25, 0.5, 0.75)
 
 Array = np.ndarray
-Statistic = Callable[[Array], Array]  # over the last axis but those of a value
+Statistic = Callable[[Array], Array]  # over the sample axis
 
 
 def measure(samples: Samples) -> Measures:
@@ -57,7 +57,7 @@ def measure(samples: Samples) -> Measures:
 
 
 class Groups:
-    """Responses of a check as arrays: B responses, of Q questions; figures of groups are NaN where there is none."""
+    """Responses of a check as arrays: B responses to Q questions; missing group figures are NaN."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -68,7 +68,7 @@ class Groups:
 
     @cached_property
     def is_mixed(self) -> Array:
-        """Questions with right and wrong answers, bool (Q,)."""
+        """Questions with both correct and wrong answers, bool (Q,)."""
         right = self.sum_by_question(self.correct.astype(float))
         return (right > 0) & (right < self.sum_by_question(np.ones(len(self.correct))))
 
@@ -77,12 +77,12 @@ class Groups:
         return np.bincount(self.question, weights=values, minlength=self.num_questions)
 
     def mean_over(self, values: Array, where: Array | None = None) -> Figure:
-        """Mean over responses, (B,), those of `where` alone; NaN values do not count."""
+        """Mean over responses, (B,), restricted to `where`; NaN values are ignored."""
         counts = ~np.isnan(values) if where is None else ~np.isnan(values) & where
         return ratio_of(self.sum_by_question(np.where(counts, values, 0)), self.sum_by_question(counts.astype(float)))
 
     def by_outcome(self, values: Array) -> Outcomes:
-        """Mean over all responses, over right ones and over wrong ones."""
+        """Mean over all, over correct and over wrong responses."""
         return Outcomes(
             all=self.mean_over(values),
             right=self.mean_over(values, self.correct),
@@ -90,7 +90,7 @@ class Groups:
         )
 
     def difference(self, values: Array) -> Array:
-        """Mean over right answers less that over wrong ones of each mixed group; (B,) -> (Q,), NaN elsewhere."""
+        """Mean over correct minus mean over wrong answers in each mixed group; (B,) -> (Q,), NaN elsewhere."""
         sides = []
         for where in (self.correct, ~self.correct):
             counts = ~np.isnan(values) & where
@@ -112,7 +112,7 @@ class Groups:
 
 
 class FocusOfState:
-    """What the similarities of one hidden state give."""
+    """Figures from the similarities of one hidden state."""
 
     def __init__(self, groups: Groups, state: str) -> None:
         self.groups = groups
@@ -123,7 +123,7 @@ class FocusOfState:
         self.late_early: Array = ratios.masked_fill(~has_halves, float("nan")).numpy()  # (B,)
         self.deciles: Array = decile_values(rho, mask)  # (B, 10)
         line = fitted_line(*focus_curve(similarity, mask, groups.samples.question))
-        self.decay: Array = line.decay[: groups.num_questions].numpy()  # f (Q,), 0 where no line can be fitted
+        self.decay: Array = line.decay[: groups.num_questions].numpy()  # f (Q,), 0 if no line can be fitted
         self.correlation = groups.correlation_with_correctness(self.mean)  # (Q,)
 
     @property
@@ -163,9 +163,10 @@ class FocusOfState:
 
 
 def partial_correlation(correlations: Array) -> Array:
-    """That of x and y with z held fixed, from those of (x, y), (x, z) and (y, z); (..., 3) -> (...), 0 if z is either.
+    """Partial correlation of x and y given z, from those of (x, y), (x, z) and (y, z); (..., 3) -> (...), 0 if z
+    equals either.
 
-    Means of correlations within groups are correlations of the values that are standardised within their group.
+    Means of within-group correlations are correlations of values standardised within their group.
     """
     xy, xz, yz = np.moveaxis(correlations, -1, 0)
     spread = np.sqrt(np.clip((1 - xz**2) * (1 - yz**2), 0, None))
@@ -180,7 +181,7 @@ def decile_values(rho: Tensor, mask: Tensor) -> Array:
 
 
 def compensation_figures(share: Array) -> Compensation:
-    """Of the compensation of each group, (Q,)."""
+    """Figures of the compensation of each group, (Q,)."""
     return Compensation(
         mean=mean_of(share),
         at_zero=float((share == 0).mean()),
@@ -190,7 +191,7 @@ def compensation_figures(share: Array) -> Compensation:
 
 
 def strength_of(correlation: Figure) -> Figure:
-    """lambda = clip(c / full_correlation, 0, 1), to which the running correlation converges if nothing changes."""
+    """lambda = clip(c / full_correlation, 0, 1), the limit if the correlation stays constant."""
 
     def strength(value: float | None) -> float | None:
         return None if value is None else min(max(value / AdaptiveSettings.full_correlation, 0.0), 1.0)
@@ -215,7 +216,7 @@ def blind_figures(samples: Samples) -> BlindFigures:
 
 
 def stratum_figures(samples: Samples, groups: Groups, focus: FocusOfState) -> list[StratumFigures]:
-    """Figures of each stratum, in the order of their names; empty without a stratum column."""
+    """Figures of each stratum, sorted by name; empty without a stratum column."""
     found = []
     right = samples.blind_correct.double().mean(1)
     gate = blind_strength(right, samples.chance.double()).numpy()
@@ -269,17 +270,17 @@ def number_at(values: Array, place: int) -> float | None:
 
 
 def mean_of(values: Array) -> Figure:
-    """Mean over questions, (Q,); those with NaN do not count."""
+    """Mean over questions, (Q,); NaN values are ignored."""
     return figure_of(values[~np.isnan(values)], lambda drawn: drawn.mean(-1))
 
 
 def median_of(values: Array) -> Figure:
-    """Median over questions, (Q,); those with NaN do not count."""
+    """Median over questions, (Q,); NaN values are ignored."""
     return figure_of(values[~np.isnan(values)], lambda drawn: np.median(drawn, -1))
 
 
 def ratio_of(totals: Array, counts: Array) -> Figure:
-    """Sum of `totals` over sum of `counts`, each of a question, (Q,); those that count nothing are left out."""
+    """Sum of `totals` over sum of `counts`, both per question, (Q,); questions without counts are ignored."""
     pairs = np.stack([totals, counts], -1)[counts > 0]  # (n, 2)
     return figure_of(pairs, lambda drawn: drawn[..., 0].sum(-1) / drawn[..., 1].sum(-1))
 

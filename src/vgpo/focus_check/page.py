@@ -1,4 +1,4 @@
-"""The page of a focus check: one HTML file that needs no network and has no script, drawn from the check's file."""
+"""The page of a focus check: one HTML file without scripts or network access, rendered from the check's file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,21 +7,24 @@ from pathlib import Path
 
 from jinja2 import PackageLoader
 
+from vgpo.focus_check import records as check_records
 from vgpo.focus_check.records import STATES, Figure, FocusCheck, Measures, StateFigures
 from vgpo.pages import SHARED, inlined, page_environment
 from vgpo.pages.plots import tick_step
 from vgpo.pages.texts import date, fixed, percent, truncate
+from vgpo.pages.verdict import Tone, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_NAME_CHARACTERS = 200
 MARGIN = 0.06  # of the range shown, at each end
 NUM_TICKS = 3
-MAX_DOTS = 400  # of a strip; of more groups evenly spaced ones are drawn
+TONES: dict[str, Tone] = {"gain": "gain", "none": "loss"}  # by what VGPO has to gain
+MAX_DOTS = 400  # of a strip; if there are more groups, evenly spaced ones are drawn
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high` along a stretch of a chart, in units of its view box."""
+    """An axis with values from `low` to `high`, in units of the chart's view box."""
 
     low: float
     high: float
@@ -33,7 +36,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Round values with their labels."""
+        """Round tick values with their labels."""
         step = tick_step(self.high - self.low, NUM_TICKS)
         digits = next(number for number in range(12) if abs(round(step, number) - step) < 1e-9 * step)
         return [
@@ -44,7 +47,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve with its band, as SVG paths; empty where there is no value."""
+    """A curve with its band, as SVG paths; empty without values."""
 
     outcome: str
     run: int
@@ -54,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Focus by tenth of the response, of right and of wrong answers."""
+    """Focus by tenth of the response, for correct and wrong answers."""
 
     across: Axis
     down: Axis
@@ -73,7 +76,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of the table of figures: one figure, or one for each state."""
+    """A line of the table of figures: one figure, or one per state."""
 
     title: str
     figures: tuple[Figure, ...]
@@ -82,13 +85,13 @@ class TableRow:
 
 
 def render_check(check: FocusCheck) -> str:
-    """Draw a check as one self-contained HTML page. All text in it is escaped, and it has no script."""
+    """Render a check as one self-contained HTML page without scripts; all text is escaped."""
     environment = page_environment(PackageLoader("vgpo.focus_check"))
     environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
     measures = check.measures
     return environment.get_template("focus_check.html.jinja").render(
         check=check,
-        verdict=check.verdict,
+        found=verdict_shown(check.verdict),
         measures=measures,
         states=STATES,
         groups=list(table_groups(measures)),
@@ -98,8 +101,14 @@ def render_check(check: FocusCheck) -> str:
     )
 
 
+def verdict_shown(verdict: check_records.Verdict) -> Verdict:
+    """The verdict as all pages show theirs."""
+    details = [*verdict.reasons, verdict.compensation.text, verdict.blind.text, verdict.advice]
+    return Verdict(TONES.get(verdict.gain, "open"), verdict.headline, details)
+
+
 def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
-    """The table of figures in parts, each with its heading."""
+    """The sections of the table of figures, each with a heading."""
     states = [measures.states[state] for state in STATES]
 
     def row(title: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
@@ -148,7 +157,7 @@ def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
 
 
 def curves_of(figures: StateFigures) -> Curves | None:
-    """The chart of a state; None without a value."""
+    """The chart of a state; None without values."""
     sides = {"right": figures.right_by_decile, "wrong": figures.wrong_by_decile}
     shown = [value for side in sides.values() for one in side for value in (one.value, one.low, one.high)]
     values = [value for value in shown if value is not None]
@@ -161,7 +170,7 @@ def curves_of(figures: StateFigures) -> Curves | None:
 
 
 def paths_of(side: Sequence[Figure], across: Axis, down: Axis) -> tuple[str, str]:
-    """The curve through the values of the tenths, and the area between their intervals."""
+    """The curve through the values of the tenths, and the band of their intervals."""
     xs = [across.at(10 * tenth + 5) for tenth in range(len(side))]
     known = [(x, one.value) for x, one in zip(xs, side, strict=True) if one.value is not None]
     curve = " ".join(f"{x},{down.at(value)}" for x, value in known)

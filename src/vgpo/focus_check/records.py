@@ -1,4 +1,4 @@
-"""What a focus check finds, version 1: a record per JSON object of its file (docs/focus_check.md)."""
+"""The result of a focus check, version 1: one record per JSON object of its file (docs/focus_check.md)."""
 
 from typing import Annotated, Literal
 
@@ -7,13 +7,13 @@ from pydantic import Field
 from vgpo.records import Record
 
 VERSION = 1
-STATES = READING, PREDICTING = "reading", "predicting"  # of `vgpo.equations.FocusState`, the paper's first
+STATES = READING, PREDICTING = "reading", "predicting"  # values of `vgpo.equations.FocusState`, the paper's first
 
 Gain = Literal["gain", "none", "undecided", "too few"]
 
 
 class FocusCheckError(ValueError):
-    """A check that cannot be made; the message says what was found, what was expected and what to do."""
+    """A check that cannot be run; the message says what was found, what was expected and how to fix it."""
 
 
 class Figure(Record):
@@ -23,13 +23,13 @@ class Figure(Record):
     """None if no question has it."""
     low: float | None
     high: float | None
-    """None where fewer than two questions have the figure."""
+    """None if fewer than two questions have the figure."""
     count: int
-    """Questions that have the figure."""
+    """Number of questions that have the figure."""
 
 
 class Outcomes(Record):
-    """A figure over all responses, over right ones and over wrong ones."""
+    """A figure over all, over correct and over wrong responses."""
 
     all: Figure
     right: Figure
@@ -37,7 +37,7 @@ class Outcomes(Record):
 
 
 class Compensation(Record):
-    """The share of beta by which the adaptive shaping would compensate late tokens, over groups; each in [0, 1]."""
+    """Distribution over groups of the share of beta that the adaptive shaping would apply; values in [0, 1]."""
 
     mean: Figure
     at_zero: float
@@ -49,41 +49,41 @@ class Compensation(Record):
 
 
 class StateFigures(Record):
-    """What one hidden state of each token says: the one after reading it, or the one that predicts it."""
+    """Figures for one hidden state per token: the one after reading it, or the one that predicts it."""
 
     focus: Outcomes
     """Mean rho of a response."""
     late_early: Outcomes
     """Mean rho of the last half of a response over that of its first half."""
     late_early_difference: Figure
-    """Late/early ratio of right answers less that of wrong ones to the same question."""
+    """Late/early ratio of correct minus that of wrong answers to the same question."""
     focus_difference: Figure
-    """Mean rho of right answers less that of wrong ones to the same question."""
+    """Mean rho of correct minus that of wrong answers to the same question."""
     correlation: Figure
-    """Of mean rho with correctness within mixed groups, in [-1, 1]."""
+    """Correlation of mean rho with correctness within mixed groups, in [-1, 1]."""
     correlation_at_equal_length: Figure
-    """The same with the length of the response held fixed (a partial correlation)."""
+    """The same given the length of the response (partial correlation)."""
     decay: Figure
     """Median over groups of f, the share of the focus that is lost along a response by a fitted line; 0 for a group
     without such a line."""
     strength: Figure
-    """Lambda of the adaptive shaping that the correlation leads to, in [0, 1]."""
+    """Lambda of the adaptive shaping for this correlation, in [0, 1]."""
     compensation: Compensation
     right_by_decile: Annotated[list[Figure], Field(min_length=10, max_length=10)]
     wrong_by_decile: Annotated[list[Figure], Field(min_length=10, max_length=10)]
 
 
 class Counts(Record):
-    """How much the check has seen."""
+    """Sample sizes of the check."""
 
     questions: int
     without_image: int
-    """Rows of the data set that were left out for having no image."""
+    """Rows of the dataset that were skipped because they have no image."""
     responses: int
     truncated: int
-    """Responses that reached the limit of tokens."""
+    """Responses truncated at the token limit."""
     mixed_groups: int
-    """Questions with right and wrong answers."""
+    """Questions with both correct and wrong answers."""
 
 
 class BlindFigures(Record):
@@ -91,9 +91,9 @@ class BlindFigures(Record):
 
     accuracy: Figure
     always_right: Figure
-    """Share of questions to which every answer is right."""
+    """Share of questions with only correct answers."""
     chance: Figure
-    """Expected accuracy of guessing, 0 for a question without options."""
+    """Expected accuracy of guessing; 0 for a question without options."""
     strength: Figure
     """Lambda of the blind gate, in [0, 1]."""
     multiple_choice: int
@@ -115,7 +115,7 @@ class StratumFigures(Record):
 
 
 class QuestionFigures(Record):
-    """One question; the mappings are by state, None for a group that is not mixed."""
+    """One question; mappings are by state, None for a group that is not mixed."""
 
     row: int
     stratum: str | None
@@ -135,13 +135,13 @@ class Measures(Record):
     counts: Counts
     accuracy: Figure
     mixed: Figure
-    """Share of groups with right and wrong answers."""
+    """Share of groups with both correct and wrong answers."""
     length: Outcomes
-    """Tokens of a response, end token included."""
+    """Tokens of a response, including the end token."""
     length_correlation: Figure
-    """Of the length with correctness within mixed groups."""
+    """Correlation of the length with correctness within mixed groups."""
     states: dict[str, StateFigures]
-    """By state, each of `STATES`."""
+    """By state, for each of `STATES`."""
     blind: BlindFigures
     strata: dict[str, list[StratumFigures]]
     """By state; empty lists without a stratum column."""
@@ -152,24 +152,24 @@ class Finding(Record):
     """A sentence of the verdict with the outcome of its rule."""
 
     holds: bool | None
-    """None if the figures do not exist."""
+    """None if the figures are missing."""
     text: str
 
 
 class Verdict(Record):
-    """What the figures say about training with VGPO; rules and limits are in `vgpo.focus_check.verdict`."""
+    """The conclusion about training with VGPO; rules and limits are in `vgpo.focus_check.verdict`."""
 
     gain: Gain
     focus_state: str
-    """The state that the verdict is about."""
+    """The hidden state that the verdict refers to."""
     headline: str
     reasons: list[str]
     compensation: Finding
     blind: Finding
     questions_needed: int | None
-    """Questions that would decide; None where that is decided, or cannot be said."""
+    """Number of questions needed for a decision; None if it is decided or unknown."""
     recipe: list[str]
-    """Lines of a recipe; empty where none is recommended."""
+    """Lines of a recipe; empty if none are recommended."""
     advice: str
 
 
@@ -198,3 +198,6 @@ class FocusCheck(Record):
     settings: Settings
     verdict: Verdict
     measures: Measures
+
+    def __repr__(self) -> str:
+        return f"FocusCheck({self.model!r} on {self.data!r}: {self.verdict.headline!r})"

@@ -1,4 +1,4 @@
-"""Groups of sampled responses with their focus, and answers to the same questions without the images."""
+"""Sample groups of responses with their focus, and answers to the same questions without the images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from vgpo.references import num_options
 from vgpo.rewards import grade
 from vgpo.training.strata import find_strata
 
-SCORED_AT_ONCE = 8  # responses, whose logits are held together
+SCORED_AT_ONCE = 8  # responses whose logits are in memory at once
 MIN_SAMPLES = 2
 
 Row = Mapping[str, Any]
@@ -32,14 +32,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Responses to Q questions, B in all, the responses of a question one after another."""
+    """Responses to Q questions, B in total; those of one question are adjacent."""
 
     rows: tuple[int, ...]
-    """Number of each question in the data set, (Q,)."""
+    """Number of each question in the dataset, (Q,)."""
     question: Tensor
-    """Number of the question of each response, from 0; int64 (B,)."""
+    """Question index of each response, from 0; int64 (B,)."""
     mask: Tensor
-    """True at the tokens of a response, end token included; bool (B, T)."""
+    """True at the tokens of a response, including the end token; bool (B, T)."""
     similarity: Mapping[str, Tensor]
     """Cosine with the visual prototype by state, `reading` and `predicting`; float32 (B, T)."""
     correct: Tensor
@@ -53,20 +53,20 @@ class Samples:
     strata: tuple[str, ...] | None = None
     """The stratum of each question, (Q,)."""
     without_image: int = 0
-    """Rows that were left out for having no image."""
+    """Rows that were skipped because they have no image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How responses are drawn.
+    """Sampling settings.
 
     Args:
-        samples: G >= 2, responses to each question.
-        blind_samples: K >= 1, responses to each question without its image.
+        samples: G >= 2, responses per question.
+        blind_samples: K >= 1, responses per question without its image.
         temperature: > 0; top-p and top-k are off.
-        max_new_tokens: of a response.
-        batch_size: responses at a time.
-        seed: draws them.
+        max_new_tokens: longest response, in tokens.
+        batch_size: responses per batch.
+        seed: sampling seed.
         chat_template_kwargs: as in training.
 
     Raises:
@@ -84,8 +84,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.samples < MIN_SAMPLES:
             raise FocusCheckError(
-                f"--samples {self.samples}: a group of fewer than {MIN_SAMPLES} responses has no right and wrong ones "
-                "to compare; expected 2 or more, 8 is usual"
+                f"--samples {self.samples}: a group of fewer than {MIN_SAMPLES} responses has no correct and wrong "
+                "ones to compare; expected 2 or more, 8 is usual"
             )
         if self.blind_samples < 1:
             raise FocusCheckError(f"--blind-samples {self.blind_samples}: expected 1 or more, 2 is usual")
@@ -95,7 +95,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Responses of one batch on the CPU; fields as of `Samples`, before they are put together."""
+    """Responses of one batch on the CPU; fields as in `Samples`, before concatenation."""
 
     mask: Tensor
     reading: Tensor
@@ -113,14 +113,14 @@ def sample_groups(
     stratum_column: str | None = None,
     progress: bool = True,
 ) -> Samples:
-    """Draw and score the responses of a check.
+    """Sample and score the responses of a check.
 
     Args:
         model: a vision-language model on its device.
         processor: its processor.
-        prompts: rows of `vgpo.data.to_prompts`; those without an image are left out.
-        sampling: how.
-        stratum_column: column of the set, or field of its column `meta`, whose values are the strata.
+        prompts: rows from `vgpo.data.to_prompts`; those without an image are skipped.
+        sampling: the sampling settings.
+        stratum_column: column of the dataset, or field of its column `meta`, whose values are the strata.
         progress: show a progress bar.
 
     Raises:
@@ -130,7 +130,7 @@ def sample_groups(
     rows = [number for number, row in enumerate(prompts) if row[IMAGES]]
     if not rows:
         raise FocusCheckError(
-            f"none of the {len(prompts)} rows has an image, so there is no visual focus to measure; name a data set "
+            f"none of the {len(prompts)} rows has an image, so there is no visual focus to measure; name a dataset "
             "with images, or raise --limit"
         )
     sampler = Sampler(model, processor, prompts, sampling)
@@ -165,7 +165,7 @@ def sample_groups(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws batches of responses to rows of a set, by their numbers; `offset` of a batch is added to the seed."""
+    """Samples batches of responses to rows by number; the `offset` of a batch is added to the seed."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -192,13 +192,13 @@ class Sampler:
         )
 
     def draw_blind(self, numbers: Sequence[int], offset: int) -> list[bool]:
-        """Whether an answer to each row without its images is right."""
+        """Whether a sampled answer to each row without its images is correct."""
         blinded = TextOnly(banned_token_ids(self.model.config))
         prompts, answers = self._encode(numbers)
         return self._grade(self._respond([blinded(prompt, 0) for prompt in prompts], offset), answers)
 
     def _encode(self, numbers: Sequence[int]) -> tuple[list[EncodedPrompt], list[str]]:
-        """Prompts and reference answers; a question is encoded once."""
+        """Prompts and reference answers; each question is encoded once."""
         rows = {number: self.prompts[number] for number in dict.fromkeys(numbers)}
         limit = context_length_of(self.model.config)
         prompts: dict[int, EncodedPrompt] = {}
@@ -223,7 +223,7 @@ class Sampler:
 def similarities(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
     """Cosine with the visual prototype (Eq. 3) of the state after reading each token, and of the one that predicts it.
 
-    Call it inside `scoring_head`.
+    Must be called inside `scoring_head`.
 
     Returns:
         (B, T) each.
@@ -238,7 +238,7 @@ def similarities(model: PreTrainedModel, rows: Rows) -> tuple[Tensor, Tensor]:
 
 
 def strata_of(prompts: Dataset, column: str) -> list[str]:
-    """The value of each row in a column of the set, or in a field of its column `meta`, as text.
+    """The value of each row in a column of the dataset, or in a field of its column `meta`, as text.
 
     Raises:
         FocusCheckError: there is no such column, or a row has no value in it.
@@ -257,10 +257,10 @@ def chance_of(row: Row) -> float:
 
 
 def numbered_batches(numbers: Sequence[int], size: int) -> Iterator[tuple[int, Sequence[int]]]:
-    """Batches, each with the place of its first number."""
+    """Batches, each with the index of its first element."""
     return ((start, numbers[start : start + size]) for start in range(0, len(numbers), size))
 
 
 def padded(parts: Sequence[Tensor]) -> Tensor:
-    """Batches (b, t) of several widths as one (B, T), zeros on the right."""
+    """Batches (b, t) of different widths as one (B, T), padded with zeros on the right."""
     return pad_sequence([row for part in parts for row in part], batch_first=True)

@@ -1,4 +1,4 @@
-"""A focus check in a terminal."""
+"""A focus check as a terminal table."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def verdict_text(check: FocusCheck) -> str:
 
 
 def check_table(measures: Measures, focus_state: str) -> Table:
-    """One row a figure, with its interval and n, the number of questions that have it.
+    """One row per figure, with its interval and n, the number of questions that have it.
 
     Correlations are with correctness. Strata are shown for one state.
     """
@@ -37,7 +37,7 @@ def check_table(measures: Measures, focus_state: str) -> Table:
 
 
 def table_rows(measures: Measures, focus_state: str) -> Iterator[tuple[str, str, Figure, float]]:
-    """Title, state, figure and the factor with which it is shown."""
+    """Title, state, figure and display factor."""
     yield "accuracy, %", "", measures.accuracy, PERCENT
     yield "groups of mixed accuracy, %", "", measures.mixed, PERCENT
     yield "accuracy without the image, %", "", measures.blind.accuracy, PERCENT

@@ -1,4 +1,4 @@
-"""Where a model looks: inspections of its responses, as data and as a page."""
+"""Inspect where a model looks: per-token measurements of its responses, as data and as a page."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["Inspection", "InspectionError", "inspect", "iter_questions", "write_
 
 
 def __getattr__(name: str) -> Any:
-    # A page is drawn without transformers; only a model needs the rest.
+    # Rendering a page does not need transformers; only running a model does.
     if name == "inspect":
         return import_module("vgpo.inspection.compute").inspect
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""How the last layer of a model divides its attention over picture, question and its own words."""
+"""Shares of the last layer's attention on image, question and generated tokens."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,24 +18,24 @@ from vgpo.policy.scoring import padded_input
 
 
 class AttentionError(ValueError):
-    """A model does not tell how it attends; the message says why."""
+    """A model does not expose its attention weights; the message says why."""
 
 
 def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[str, list[float]]]:
-    """Attention of each response token in the last layer that attends, mean over its heads, summed over what it is on.
+    """Attention of each response token in the last attention layer, averaged over heads and summed by source.
 
-    `image`: visual tokens. `question`: all other tokens of the prompt, those of the chat template included.
-    `generated`: the response up to the token itself. The three add up to 1. Some tokens, the first of a prompt above
-    all, draw attention whatever they say: a share is not a sign of use.
+    `image`: visual tokens. `question`: all other tokens of the prompt, including those of the chat template.
+    `generated`: the response up to the token itself. The three add up to 1. Some tokens, especially the first of a
+    prompt, attract attention regardless of their content: a large share does not prove use.
 
-    One row at a time, in a pass of its own with the plain ("eager") attention, which alone tells its weights; other
-    layers' weights are let go at once.
+    Each row has a separate pass with eager attention, the only implementation that returns weights; the weights of
+    other layers are freed immediately.
 
     Returns:
-        A dict for each response, with a number per token under each of `ATTENDED`.
+        A dict per response, with a number per token for each of `ATTENDED`.
 
     Raises:
-        AttentionError: The model's attention cannot be changed, or none of its layers has one.
+        AttentionError: The model's attention implementation cannot be changed, or no layer has attention.
     """
     shares = []
     ids = visual_token_ids(model.config)
@@ -49,10 +49,10 @@ def attention_shares(model: PreTrainedModel, responses: Responses) -> list[dict[
 
 
 def by_source(weights: Tensor, visual: Tensor, read: Tensor, mask: Tensor) -> dict[str, list[float]]:
-    """Sums over the sources, normalised to 1 and only for the response's tokens.
+    """Sums by source, normalised to 1, for the response tokens.
 
     Args:
-        weights: (L, L), from each token to each.
+        weights: (L, L), from each token to each token.
         visual: bool (P,), visual tokens of the prompt.
         read: (L,), 0 at padding.
         mask: bool (T,), the response.
@@ -65,10 +65,10 @@ def by_source(weights: Tensor, visual: Tensor, read: Tensor, mask: Tensor) -> di
 
 
 def attention_of(decoder: nn.Module) -> nn.Module:
-    """The attention of the last layer that has one.
+    """The attention module of the last layer that has one.
 
     Raises:
-        AttentionError: None has.
+        AttentionError: No layer has one.
     """
     attentions = [
         module for layer in layers_of(decoder) for name, module in layer.named_children() if name == "self_attn"
@@ -83,7 +83,7 @@ def attention_of(decoder: nn.Module) -> nn.Module:
 
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The text decoder attends in the plain way inside the block, and as before outside of it.
+    """Inside the block, the text decoder uses eager attention; the previous implementation is restored afterwards.
 
     Raises:
         AttentionError: It cannot be changed.
@@ -94,7 +94,7 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     decoder.set_attn_implementation("eager")
     if decoder.config._attn_implementation != "eager":
         raise AttentionError(
-            f"The attention of {type(decoder).__name__} stays {before!r}, which does not tell its weights. Load the "
+            f"The attention of {type(decoder).__name__} stays {before!r}, which does not return weights. Load the "
             "model with attn_implementation='eager', or inspect it without attention."
         )
     try:
@@ -105,7 +105,7 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def kept_weights(attention: nn.Module) -> Iterator[list[Tensor]]:
-    """The attention weights of a module's passes inside the block, mean over heads and of the first row; (L, L)."""
+    """Attention weights of a module inside the block, of the first row, averaged over heads; (L, L)."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:

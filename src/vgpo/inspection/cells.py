@@ -1,4 +1,4 @@
-"""Similarities of tokens with patches as an inspection keeps them: on grids of bounded size, a byte each."""
+"""Token-patch similarities as an inspection stores them: on grids of bounded size, one byte each."""
 
 import base64
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ LEVELS = 255
 
 
 def block_of(grid: Grid) -> tuple[int, int]:
-    """Rows and columns of visual tokens that become one cell."""
+    """Rows and columns of visual tokens that are merged into one cell."""
     return -(-grid.rows // MAX_SIDE), -(-grid.columns // MAX_SIDE)
 
 
 def grid_entries(grids: Sequence[Grid]) -> list[dict[str, Any]]:
-    """What the file says of the grids of a prompt; `tokens` are the columns of its maps.
+    """The grids of a prompt as stored in the file; `tokens` are the columns of its maps.
 
-    Where no grid has more than `MAX_SIDE` cells along a side, a column is a visual token. Else the columns are the
-    cells of all grids one after the other, each the mean over a block of tokens (`averaged`: its rows and columns).
-    Blocks at the right and lower edge may reach out of what the tokens cover, and the box with them.
+    If no grid has more than `MAX_SIDE` cells along a side, a column is a visual token. Otherwise the columns are the
+    concatenated cells of all grids, each the mean over a block of tokens (`averaged`: its rows and columns). Blocks at
+    the right and lower edge, and the box, may extend beyond the tokens.
     """
     if not is_averaged(grids):
         return [entry(grid, grid.rows, grid.columns, list(grid.tokens)) for grid in grids]
@@ -55,14 +55,14 @@ def entry(grid: Grid, rows: int, columns: int, tokens: list[int]) -> dict[str, A
 
 
 def cell_values(cosines: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """The columns that `grid_entries` speaks of: (T, V) -> (T, C)."""
+    """The columns of `grid_entries`: (T, V) -> (T, C)."""
     if not is_averaged(grids):
         return cosines
     means = []
     for grid in grids:
         values = cosines[:, list(grid.tokens)].view(-1, 1, grid.rows, grid.columns)
         block = block_of(grid)
-        # A block that is cut by the edge is divided by what is in it.
+        # A block at the edge is divided by the number of its tokens.
         means.append(avg_pool2d(values, block, ceil_mode=True, count_include_pad=False).flatten(1))
     return torch.cat(means, dim=1)
 
@@ -72,14 +72,14 @@ def is_averaged(grids: Sequence[Grid]) -> bool:
 
 
 def packed(values: Tensor, grids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
-    """A map (T, C) as the file keeps it: value = low + (high - low) * byte / 255.
+    """A map (T, C) as stored in the file: value = low + (high - low) * byte / 255.
 
     Args:
         values: Of each token in each column.
         grids: The columns of each grid.
 
     Returns:
-        None where there is no value, or one that is not finite.
+        None if there is no value, or one is not finite.
     """
     if values.numel() == 0 or not values.isfinite().all():
         return None

@@ -1,6 +1,6 @@
-"""What a model does with questions: its responses, and where each token of them looks.
+"""Run a model on questions: its responses, and where each of their tokens looks.
 
-Questions are worked through in batches and given away one by one; nothing of a batch is kept behind it.
+Questions are processed in batches and yielded one by one; nothing of a batch is kept after it.
 """
 
 import logging
@@ -23,7 +23,7 @@ from vgpo.evaluation.accuracy import progress_bar
 from vgpo.inspection.attention import attention_shares
 from vgpo.inspection.cells import cell_values, grid_entries, packed
 from vgpo.inspection.inspection import Inspection
-from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, layout_of, picture_sizes
+from vgpo.inspection.patches import LAYOUTS, Grid, Prompt, UnknownLayoutError, grids_of, image_sizes, layout_of
 from vgpo.inspection.questions import Question, Row, questions_of
 from vgpo.inspection.reading import ForwardStates
 from vgpo.inspection.schema import ABLATIONS, RESAMPLED, VERSION, AnswerRecord
@@ -36,35 +36,35 @@ from vgpo.settings_checks import check_number
 
 logger = logging.getLogger(__name__)
 
-# Columns by which data sets tell kinds of problems apart, the first that is there.
+# Columns that name the kind of a problem; the first existing one is used.
 KIND_COLUMNS = ("kind", "category", "question_type", "subject", "type", "source")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is drawn and measured.
+    """What is sampled and measured.
 
     Raises:
         ValueError: A number out of its range.
     """
 
     samples: int = 1
-    """Responses to a question: one is greedy, several are drawn."""
+    """Responses per question: one is greedy, several are sampled."""
     temperature: float = 1.0
-    """Of drawn responses, > 0; top-p and top-k are off."""
+    """Sampling temperature, > 0; top-p and top-k are off."""
     max_new_tokens: int = 2048
     """Longest response, in tokens."""
     batch_size: int = 64
-    """Responses at a time: changes speed and memory, and which responses are drawn."""
+    """Responses per batch: affects speed, memory and the sampled responses."""
     seed: int = 0
-    """Draws the responses."""
+    """Sampling seed."""
     attention: bool = False
-    """How the last layer's attention is divided; a slow pass more for each response."""
+    """Measure attention shares of the last layer; adds a slow pass per response."""
     without: bool = False
-    """Each question again with a blank picture, and with another question's; beside drawn responses also with its own,
-    drawn once more."""
+    """Repeat each question with a blank image and with another question's; for sampled responses also with its own
+    image, sampled again."""
     settings: VGPOSettings = field(default_factory=VGPOSettings)
-    """Of gate, weight and factors."""
+    """Settings for gate, weight and factors."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """As in training."""
 
@@ -74,7 +74,7 @@ class Options:
         check_number("temperature", self.temperature, low=0)
 
     @property
-    def pictures(self) -> tuple[str, ...]:
+    def ablations(self) -> tuple[str, ...]:
         """The ablations to measure."""
         if not self.without:
             return ()
@@ -82,7 +82,7 @@ class Options:
 
     @property
     def responses(self) -> dict[str, Any]:
-        """What an inspection's file says of responses that these options made."""
+        """The file's record of responses generated with these options."""
         return {
             "from": "answers",
             "temperature": self.temperature if self.samples > 1 else 0.0,
@@ -101,17 +101,17 @@ def inspect(
     progress: bool = True,
     **options: Any,
 ) -> Inspection:
-    """Answer questions, and see where each token of the answers looks.
+    """Answer questions, and measure where each token of the answers looks.
 
-    All of it is held in memory; `vgpo inspect` writes it to a file as it goes. Two models are laid side by side by
-    `inspect(first, ...).compared_with(inspect(second, ...))`.
+    The result is kept in memory; `vgpo inspect` streams it to a file. Compare two models with `inspect(first,
+    ...).compared_with(inspect(second, ...))`.
 
     Args:
-        model: A vision-language model on its device; its mode is left as it was found.
+        model: A vision-language model on its device; its train/eval mode is restored.
         processor: Its processor, with the pixel limits of training.
-        rows: Of `vgpo.data.to_prompts`.
-        numbers: What the rows are called; 0, 1, 2 by default.
-        name: What the model is called; by default, what it was loaded from.
+        rows: From `vgpo.data.to_prompts`.
+        numbers: Row numbers; 0, 1, 2 and so on by default.
+        name: Name of the model; by default, where it was loaded from.
         progress: Show a progress bar.
         options: Fields of `vgpo.inspection.compute.Options`.
 
@@ -121,8 +121,8 @@ def inspect(
     inspector = Inspector(model, processor, Options(**options))
     numbers = range(len(rows)) if numbers is None else numbers
     if len(numbers) == 0 or len(numbers) != len(rows):
-        raise ValueError(f"found {len(rows)} rows and {len(numbers)} numbers for them, expected as many, one at least")
-    questions = questions_of(rows, numbers, pictures=inspector.options.pictures)
+        raise ValueError(f"found {len(rows)} rows and {len(numbers)} numbers, expected equally many, at least one")
+    questions = questions_of(rows, numbers, ablations=inspector.options.ablations)
     found = list(inspector.inspect(questions, len(rows), progress=progress))
     path = model.name_or_path
     return Inspection({**inspector.head(name or path, path), "questions": found})
@@ -130,11 +130,11 @@ def inspect(
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions that are worked through together; the responses to each are neighbours.
+    """Questions processed together; the responses to each are adjacent.
 
     Attributes:
-        questions: Some of them.
-        counts: How many responses each has.
+        questions: The questions of the batch.
+        counts: Number of responses to each.
     """
 
     questions: list[Question]
@@ -142,30 +142,30 @@ class Batch:
 
     @property
     def owners(self) -> list[int]:
-        """Which question each response belongs to."""
+        """The question index of each response."""
         return [place for place, count in enumerate(self.counts) for _ in range(count)]
 
     @property
     def slices(self) -> list[slice]:
-        """Where the responses to each question stand."""
+        """The slice of each question's responses."""
         return [slice(*ends) for ends in pairwise(accumulate(self.counts, initial=0))]
 
 
 @dataclass(frozen=True)
 class Inspector:
-    """A model on its device, its processor, and what is asked of them."""
+    """A model on its device, its processor, and the options."""
 
     model: PreTrainedModel
     processor: ProcessorMixin
     options: Options
 
     def head(self, name: str, path: str, responses: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What an inspection's file says before its questions.
+        """The head of an inspection's file, before its questions.
 
         Args:
-            name: What the model is called.
-            path: What it was loaded from.
-            responses: Where they come from, if they are not to be drawn.
+            name: Name of the model.
+            path: Where it was loaded from.
+            responses: Record of existing responses, if none are generated.
         """
         return {
             "version": VERSION,
@@ -177,7 +177,7 @@ class Inspector:
         }
 
     def inspect(self, questions: Iterator[Question], total: int, *, progress: bool) -> Iterator[dict[str, Any]]:
-        """The questions as an inspection's file holds them, one after the other; `total` is their number."""
+        """Yields the questions as stored in an inspection's file; `total` is their number."""
         try:
             layout_of(self.model.config)
         except UnknownLayoutError as error:
@@ -193,7 +193,7 @@ class Inspector:
                 bar.advance(task, len(batch.questions))
         if num_broken:
             logger.warning(
-                "%d of %d responses have hidden states that are not finite (in %s): they have no map, and no number "
+                "%d of %d responses have hidden states that are not finite (in %s): they have no map, and no value "
                 "at such a token. Load the model in bfloat16 or float32.",
                 num_broken, num_rollouts, self.model.dtype,
             )  # fmt: skip
@@ -206,7 +206,7 @@ class Inspector:
         return sampled_decoding(self.model, self.processor, length, self.options.temperature)
 
     def _batches(self, questions: Iterator[Question]) -> Iterator[Batch]:
-        """Neighbouring questions, as many as fill a batch with their responses, one at least."""
+        """Groups adjacent questions until their responses fill a batch; at least one question each."""
         batch = Batch([], [])
         for question in questions:
             count = len(question.stored) or self.options.samples
@@ -246,15 +246,15 @@ class Inspector:
         return encode(self.processor, row, self.options.chat_template_kwargs, self.model.device)
 
     def _responses(self, batch: Batch, prompts: list[EncodedPrompt]) -> Responses:
-        """Those that the questions bring with them, or new ones."""
+        """The stored responses of the questions, or new ones."""
         stored = [response.token_ids for question in batch.questions for response in question.stored]
         if stored:
             return as_responses(prompts, stored, self.decoding.pad_token_id, self.model.device)
         return respond(self.model, prompts, self.decoding, seed=self._seed(batch))
 
-    def _seed(self, batch: Batch, picture: str = "") -> int:
-        """Of the draws of a batch; with the true picture's for all, blind answers would agree by the seed alone."""
-        return random.Random(f"{self.options.seed} {batch.questions[0].number} {picture}").getrandbits(63)
+    def _seed(self, batch: Batch, ablation: str = "") -> int:
+        """Sampling seed of a batch, different for each ablation: otherwise answers would agree because of the seed."""
+        return random.Random(f"{self.options.seed} {batch.questions[0].number} {ablation}").getrandbits(63)
 
     def _answers(self, responses: Responses, golds: list[str]) -> list[dict[str, Any]]:
         """Tokens, text and verdict of each response."""
@@ -280,7 +280,7 @@ class Inspector:
         answers: Sequence[Mapping[str, Any]],
         grids: Sequence[Grid],
     ) -> list[dict[str, Any]]:
-        """The numbers of each response to a question, which stand at `place` of the batch."""
+        """The measurements of each response to a question, which are at `place` of the batch."""
         mask, similarity = reading.responses.mask[place], reading.similarity[place]
         if not (reading.visual[place].any() and mask.any()):
             return [{"similarity": None, **NOTHING, "patches": None}] * len(answers)
@@ -303,12 +303,12 @@ class Inspector:
 
     def _ablations(self, batch: Batch) -> list[dict[str, Any]]:
         """For each response, `without`: the answers to its question with other images, decoded in the same way."""
-        pictures = self.options.pictures
+        ablations = self.options.ablations
         found: list[dict[str, Any]] = [
-            {"without": dict.fromkeys(pictures) if pictures and question.row["images"] else None}
+            {"without": dict.fromkeys(ablations) if ablations and question.row["images"] else None}
             for question in (batch.questions[owner] for owner in batch.owners)
         ]
-        for name in pictures:
+        for name in ablations:
             rows = [question.others[name] for question in batch.questions]
             prompts = [None if row is None else self._encode(row) for row in rows]
             places = [i for i, owner in enumerate(batch.owners) if prompts[owner] is not None]
@@ -323,19 +323,19 @@ class Inspector:
         return found
 
     def _grids(self, question: Question, prompt: EncodedPrompt) -> list[Grid]:
-        """Where the visual tokens stand; none where that is not known."""
+        """The grids of the visual tokens; empty if the layout is unknown."""
         config, images = self.model.config, question.row["images"]
         if config.model_type not in LAYOUTS:
             return []
         try:
-            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.media, picture_sizes(images)))
+            return grids_of(Prompt(config, self.processor, prompt.token_ids, prompt.media, image_sizes(images)))
         except UnknownLayoutError as error:
             logger.warning("row %d: %s", question.number, error)
             return []
 
 
 def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dict[str, Any]]) -> dict[str, Any]:
-    """A question as an inspection's file holds it."""
+    """A question as stored in an inspection's file."""
     row = question.row
     return {
         "row": question.number,
@@ -352,6 +352,6 @@ def question_entry(question: Question, grids: Sequence[Grid], rollouts: list[dic
 
 
 def kind_of(row: Row) -> str | None:
-    """The kind of problem that the data set names, if it does."""
+    """The kind of problem, if the dataset names it."""
     meta = row.get(META) or {}
     return next((str(meta[name]) for name in KIND_COLUMNS if meta.get(name)), None)

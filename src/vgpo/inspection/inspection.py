@@ -1,4 +1,4 @@
-"""An inspection as data: a JSON file with one question a line, written and read as a stream."""
+"""An inspection as data: a JSON file with one question per line, written and read as a stream."""
 
 import html
 import json
@@ -20,15 +20,15 @@ HEIGHT = 800  # pixels of the page in a notebook
 
 @dataclass(frozen=True)
 class Inspection:
-    """Where one model or two look while they answer questions; what its file holds (docs/inspect.md).
+    """Where one or two models look while they answer questions; the content of its file (docs/inspect.md).
 
-    Shown as its page in a notebook.
+    Displayed as its page in a notebook.
 
     Attributes:
         data: The file's content.
 
     Raises:
-        InspectionError: `data` is not an inspection; says where and what was expected.
+        InspectionError: `data` is not an inspection; names the place and the expected value.
     """
 
     data: Mapping[str, Any]
@@ -40,10 +40,10 @@ class Inspection:
 
     @classmethod
     def read(cls, path: Path | str) -> "Inspection":
-        """The inspection in a file, whole.
+        """Read an inspection file completely.
 
         Raises:
-            InspectionError: It is not one; names the file.
+            InspectionError: It is not an inspection; names the file.
         """
         data = parsed(Path(path).read_bytes(), str(path))
         try:
@@ -52,12 +52,12 @@ class Inspection:
             raise InspectionError(f"{path}: {error}") from error
 
     def write(self, path: Path | str) -> None:
-        """Write the file; whatever was there is replaced when it is complete."""
+        """Write the file atomically; an existing one is replaced."""
         write_inspection(Path(path), self.head, self.questions)
 
     @property
     def head(self) -> dict[str, Any]:
-        """All but the questions."""
+        """Everything except the questions."""
         return {name: value for name, value in self.data.items() if name != "questions"}
 
     @property
@@ -65,10 +65,10 @@ class Inspection:
         return self.data["questions"]
 
     def compared_with(self, other: "Inspection") -> "Inspection":
-        """Both in one, side by side: of one model each, over the same questions.
+        """Merge two inspections of one model each, over the same questions.
 
         Raises:
-            InspectionError: They have more models, or other questions.
+            InspectionError: They have more models, or different questions.
         """
         head = compared_heads(self.head, other.head)
         return Inspection({**head, "questions": list(compared_questions(self.questions, other.questions))})
@@ -80,7 +80,7 @@ class Inspection:
         return render_inspection(self.data)
 
     def to_dataframe(self) -> "pandas.DataFrame":
-        """A row for each token: where it stands, its numbers, and what is known of its response."""
+        """One row per token: its position, its values, and the fields of its response."""
         import pandas
 
         return pandas.DataFrame(
@@ -92,8 +92,12 @@ class Inspection:
             ]
         )
 
+    def __repr__(self) -> str:
+        models = [model["name"] for model in self.data["models"]]
+        return f"Inspection({len(self.questions)} questions, models {models})"
+
     def _repr_html_(self) -> str:
-        # In a frame of its own, without the notebook's origin: its text is a model's.
+        # In a sandboxed frame without the notebook's origin: the page contains model output.
         return (
             f'<iframe sandbox="allow-scripts" width="100%" height="{HEIGHT}" '
             f'srcdoc="{html.escape(self.to_html())}"></iframe>'
@@ -118,10 +122,10 @@ def token_rows(question: Mapping[str, Any], rollout: Mapping[str, Any], model: s
 
 
 def write_inspection(path: Path, head: Mapping[str, Any], questions: Iterable[Mapping[str, Any]]) -> None:
-    """Write an inspection's file question by question, in memory that does not grow with their number.
+    """Write an inspection file question by question, in constant memory.
 
     Raises:
-        RunFolderError: The disk refused; an older file is as it was.
+        RunFolderError: Writing failed; an older file is unchanged.
     """
     write_file(path, encoded(head, questions))
 
@@ -136,13 +140,13 @@ def encoded(head: Mapping[str, Any], questions: Iterable[Mapping[str, Any]]) -> 
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """All but the questions of a file that `write_inspection` wrote; errors as of `Inspection.read`."""
+    """Everything except the questions of a file from `write_inspection`; errors as in `Inspection.read`."""
     with path.open("rb") as lines:
         return parse_head(lines.readline(), path)
 
 
 def iter_questions(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a file that `write_inspection` wrote, one at a time; errors as of `Inspection.read`."""
+    """Yields the questions of a file from `write_inspection`; errors as in `Inspection.read`."""
     with path.open("rb") as lines:
         num_models = len(parse_head(lines.readline(), path)["models"])
         for number, line in enumerate(lines, start=2):
@@ -169,10 +173,10 @@ def parse_head(line: bytes, path: Path) -> dict[str, Any]:
 
 
 def parsed(text: bytes, where: str) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        InspectionError: It is none; says `where`.
+        InspectionError: The text is not valid JSON; names `where`.
     """
     try:
         return json.loads(text)
@@ -181,17 +185,17 @@ def parsed(text: bytes, where: str) -> Any:
 
 
 def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The head of both inspections in one.
+    """Merge the heads of two inspections.
 
     Raises:
-        InspectionError: There are more models than two, or they were asked in different ways.
+        InspectionError: There are more than two models, or their settings differ.
     """
     if len(first["models"]) != 1 or len(second["models"]) != 1:
         raise InspectionError(
             f"the inspections are of {len(first['models'])} and {len(second['models'])} models; expected one each"
         )
     for name in ("settings", "responses"):
-        one, other = ({**head[name], "seed": None} for head in (first, second))  # each may have its own draws
+        one, other = ({**head[name], "seed": None} for head in (first, second))  # sampling seeds may differ
         if one != other:
             raise InspectionError(
                 f"the inspections differ in {name}: {first[name]} and {second[name]}; inspect both in the same way"
@@ -202,10 +206,10 @@ def compared_heads(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[
 def compared_questions(
     first: Iterable[Mapping[str, Any]], second: Iterable[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """The questions of two inspections with the rollouts of both, question after question.
+    """Yields the questions of two inspections with the rollouts of both.
 
     Raises:
-        InspectionError: They are not the same questions, or are seen in other patches.
+        InspectionError: The questions, or their patch grids, differ.
     """
     for one, other in zip_longest(first, second):
         if one is None or other is None:

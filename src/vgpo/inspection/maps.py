@@ -1,4 +1,4 @@
-"""Patch maps made small enough for a page: packed, and where they are many also coarser."""
+"""Compress patch maps to fit on a page: packed, and coarser if there are many."""
 
 import base64
 import zlib
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 MAP_BYTES = 2_600_000  # of all maps of a page together
-FEW = 24  # questions, among which the fineness is sought
+FEW = 24  # questions from which the fineness is estimated
 
 
 class Fineness(NamedTuple):
-    """How finely maps are kept: `levels` values between a map's lowest and highest, blocks of `block`^2 cells."""
+    """Resolution of maps: `levels` values between a map's lowest and highest, blocks of `block`^2 cells."""
 
     levels: int
     block: int
@@ -25,19 +25,19 @@ FINENESSES = tuple(Fineness(*pair) for pair in ((256, 1), (64, 1), (32, 1), (32,
 def pack_maps(
     questions: Sequence[Mapping[str, Any]], budget: int = MAP_BYTES
 ) -> tuple[Fineness, list[list[dict[str, Any] | None]]]:
-    """Pack all maps of an inspection at the finest step at which they fit, or at the coarsest.
+    """Pack all maps of an inspection at the finest resolution at which they fit, or at the coarsest.
 
-    Where maps are many, the step to begin with is told from a few of them.
+    For many maps, the initial resolution is estimated from a few of them.
 
     Args:
         questions: as in the inspection's file.
         budget: characters that all maps may take.
 
     Returns:
-        The fineness, and per question a packed map per rollout (None where it has none): `low`, `high`; `cells`, the
-        number of cells of all grids in their order, row by row; `data`: per token the difference of each cell's level
-        to that of the token before (modulo 256), one byte each, compressed (zlib), base64; `peaks`: per token, and
-        last for their mean, each grid's highest cell, highest first.
+        The resolution, and per question a packed map per rollout (None if it has none): `low`, `high`; `cells`, the
+        number of cells of all grids in order, row by row; `data`: per token the difference of each cell's level to
+        that of the previous token (modulo 256), one byte each, compressed (zlib), base64; `peaks`: per token, and last
+        for their mean, each grid's highest cell, highest first.
     """
     mapped = [question for question in questions if any(one["patches"] for one in question["rollouts"])]
     few = mapped[:: -(-len(mapped) // FEW) or 1]
@@ -81,13 +81,13 @@ def pack_map(
 
 
 def peaks_of_file(patches: Mapping[str, Any], grids: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The file's peaks, which are of values before they became levels, as numbers of cells."""
+    """The file's peaks, computed from values before quantisation, as cell numbers."""
     cell_of = {column: cell for cell, column in enumerate(token for one in grids for token in one["tokens"])}
     return [[cell_of[column] for column in columns] for columns in patches["peaks"]]
 
 
 def peaks_of_blocks(parts: Sequence[np.ndarray]) -> list[list[int]]:
-    """Those of means over the file's cells, (T, blocks) for each grid."""
+    """Peaks of means over the file's cells, (T, blocks) for each grid."""
     ends = accumulate((part.shape[1] for part in parts), initial=0)
     cells = np.concatenate(parts, axis=1)
     with_mean = np.concatenate([cells, cells.mean(0, keepdims=True)])
@@ -107,13 +107,13 @@ def highest(values: np.ndarray, grids: Sequence[Sequence[int]]) -> list[list[int
 
 
 def read_map(patches: Mapping[str, Any]) -> np.ndarray:
-    """The map (T, V) of a rollout in shares of the way from its lowest value (0) to its highest (1)."""
+    """The map (T, V) of a rollout, scaled from its lowest value (0) to its highest (1)."""
     levels = np.frombuffer(base64.b64decode(patches["data"]), dtype=np.uint8)
     return levels.reshape(-1, patches["columns"]) / 255
 
 
 def average(values: np.ndarray, grid: Mapping[str, Any], block: int) -> np.ndarray:
-    """Means over blocks of a grid's cells, (T, rows * columns) -> (T, blocks); the last ones may be cut."""
+    """Means over blocks of a grid's cells, (T, rows * columns) -> (T, blocks); the last blocks may be smaller."""
     rows, columns = (np.arange(0, grid[side], block) for side in ("rows", "columns"))
 
     def sums(cells: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from jinja2 import PackageLoader
 from vgpo.inspection.maps import pack_maps
 from vgpo.inspection.schema import ATTENDED, BLANK, OTHER, PER_TOKEN, RESAMPLED
 from vgpo.inspection.summary import difference, paired_verdicts, summarise
-from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages import CHART_SCRIPTS, SHARED, embed_json, inlined, page_environment
 from vgpo.pages.texts import (
     MAX_TEXT_CHARACTERS,
     MAX_TOKEN_CHARACTERS,
@@ -20,19 +20,20 @@ from vgpo.pages.texts import (
     rounded,
     truncate,
 )
+from vgpo.pages.verdict import Verdict, quoted
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", *CHART_SCRIPTS, "tokens.js")
 SCRIPTS = ("patches.js", "panes.js", "questions.js", "curves.js", "main.js")
 QUESTION_BYTES = 4_600_000  # of all questions of a page together
 MAX_NAME_CHARACTERS = 200
-MAX_ANSWERS = 200  # rows of the table of answers without the picture
+MAX_ANSWERS = 200  # rows of the table of answers without the image
 MEASURES = tuple(name for name in PER_TOKEN if name != "gate")  # which is a sign and no number
-# What is asked with in place of the true picture: in full, and at the head of a column.
+# What is asked with in place of the true image: in full, and at the head of a column.
 IN_PLACE = {
     BLANK: ("a blank one", "Blank"),
     OTHER: ("another question’s", "Another’s"),
-    RESAMPLED: ("the same picture, drawn again", "Drawn again"),
+    RESAMPLED: ("the same image, sampled again", "Sampled again"),
 }
 
 
@@ -56,6 +57,7 @@ def render_inspection(data: Mapping[str, Any]) -> str:
     return environment.get_template("inspection.html.jinja").render(
         data=data,
         page=page,
+        found=inspection_verdict(page["models"]),
         responses=about_responses(data["responses"]),
         sampled=data["responses"]["from"] == "rollouts" or data["responses"]["temperature"] > 0,
         asked_with={name: IN_PLACE[name] for name in asked_with},
@@ -64,6 +66,21 @@ def render_inspection(data: Mapping[str, Any]) -> str:
         embedded=embed_json(page),
         **inlined([SHARED / "page.css", TEMPLATES / "inspection.css"], scripts),
     )
+
+
+def inspection_verdict(models: Sequence[Mapping[str, Any]]) -> Verdict:
+    """How many responses are correct, and how many without the image."""
+    parts = []
+    for model in models:
+        if not model["num_rollouts"]:
+            continue
+        share = percent(model["num_correct"] / model["num_rollouts"])
+        part = f"{quoted(model['name'])}: {share} % of {model['num_rollouts']:,} responses are correct"
+        blank = (model["without"] or {}).get(BLANK)
+        if blank and blank["num_rollouts"]:
+            part += f", with a blank image {percent(blank['num_correct'] / blank['num_rollouts'])} %"
+        parts.append(part)
+    return Verdict("open", "; ".join(parts) or "This inspection holds no response")
 
 
 def page_data(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Where each visual token of a prompt stands in its picture.
+"""The position of each visual token of a prompt in its image.
 
-Families cut pictures up in different ways: neighbouring patches are merged into a token, a picture is cut into tiles
-beside which it stands whole, it is padded to the shape of its tiles and the padding cut away again, and a token may
-stand for the end of a row. A layout says for a family, in the order of the tokens, of which grids a prompt consists.
-Nothing is guessed: where the tokens do not add up to what the layout says, there are no grids.
+Model families split images in different ways: adjacent patches are merged into a token, an image is split into tiles
+in addition to the complete image, it is padded to the shape of its tiles and the padding is removed again, and a token
+may mark the end of a row. A layout describes the grids of a prompt for a family, in token order. Nothing is guessed:
+if the number of tokens does not match the layout, there are no grids.
 """
 
 import math
@@ -27,22 +27,22 @@ from vgpo.focus import visual_token_ids
 Box = tuple[float, float, float, float]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 PLACE_OF_TILE = re.compile(r"<row_(\d+)_col_(\d+)>\s*$")
-BESIDE = 1e-6  # share of the picture that a cell must cover to stand in it
+BESIDE = 1e-6  # share of the image that a cell must cover to be inside it
 
 
 class UnknownLayoutError(ValueError):
-    """Nobody knows here where the visual tokens of a prompt stand; the message says why."""
+    """The layout of a prompt's visual tokens is unknown; the message says why."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A part of a picture that is cut into cells of the same size, a visual token each.
+    """A part of an image that is divided into cells of the same size, one visual token each.
 
     Attributes:
-        image: Which picture of the prompt, from 0.
+        image: Index of the image in the prompt, from 0.
         name: `whole`, or `tile 1` and so on.
-        box: Left, top, right and bottom edge, in fractions of the picture; cells that reach into padding reach out of
-            [0, 1].
+        box: Left, top, right and bottom edge, in fractions of the image; cells that extend into padding are outside
+        [0, 1].
         rows: Cells from top to bottom.
         columns: Cells from left to right.
         tokens: The visual token of each cell, counted from 0 over the prompt; row by row.
@@ -58,25 +58,25 @@ class Grid:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What tells where the visual tokens of a prompt come from.
+    """Information needed to locate the visual tokens of a prompt.
 
     Attributes:
         config: The model's configuration.
         processor: Its processor.
         token_ids: The prompt, unpadded.
-        pictures: What the processor made of its pictures.
-        sizes: (height, width) of each picture as it was given to the processor.
+        media: The processor's output for its images.
+        sizes: (height, width) of each image as passed to the processor.
     """
 
     config: PretrainedConfig
     processor: ProcessorMixin
     token_ids: Sequence[int]
-    pictures: Mapping[str, Tensor]
+    media: Mapping[str, Tensor]
     sizes: Sequence[tuple[int, int]]
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
-        """Where each stretch of visual tokens begins and ends (behind its last)."""
+        """Start and end (exclusive) of each run of visual tokens."""
         visual = np.isin(self.token_ids, visual_token_ids(self.config)).astype(np.int8)
         edges = np.diff(visual, prepend=0, append=0)
         return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
@@ -88,12 +88,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Part:
-    """A grid whose tokens have no numbers yet: parts follow each other as their tokens do.
+    """A grid whose tokens are not numbered yet; parts are in token order.
 
     Attributes:
-        image, name, box, rows, columns: As of `Grid`.
-        row_end_tokens: Tokens behind each row that stand for no place.
-        trailing_tokens: Tokens behind the last row that stand for no place.
+        image, name, box, rows, columns: As in `Grid`.
+        row_end_tokens: Tokens after each row that have no position in the image.
+        trailing_tokens: Tokens after the last row that have no position in the image.
     """
 
     image: int
@@ -109,7 +109,7 @@ class Part:
         return self.rows * (self.columns + self.row_end_tokens) + self.trailing_tokens
 
     def grid(self, first: int) -> Grid:
-        """The grid whose first cell has the visual token `first`, without rows and columns of mere padding."""
+        """The grid whose first cell has the visual token `first`, without padding-only rows and columns."""
         x0, y0, x1, y1 = self.box
         left, right = inside(x0, x1, self.columns)
         top, bottom = inside(y0, y1, self.rows)
@@ -129,21 +129,21 @@ Layout = Callable[[Prompt], Iterator[Part]]
 
 
 def grids_of(prompt: Prompt) -> list[Grid]:
-    """The grids of a prompt, picture after picture.
+    """The grids of a prompt, image after image.
 
-    Every visual token that stands for a place is in exactly one; a picture that is there whole and in tiles has
-    several grids over each other.
+    Every visual token with a position is in exactly one grid; an image that is present completely and in tiles has
+    overlapping grids.
 
     Raises:
-        UnknownLayoutError: The family is not one of `LAYOUTS`, or the prompt has other tokens than its layout says.
+        UnknownLayoutError: The family is not in `LAYOUTS`, or the prompt's tokens do not match its layout.
     """
     parts = list(layout_of(prompt.config)(prompt))
     expected = sum(part.num_tokens for part in parts)
     if expected != prompt.num_tokens:
         sizes = ", ".join(f"{width} x {height}" for height, width in prompt.sizes)
         raise UnknownLayoutError(
-            f"a prompt with pictures of {sizes} pixels has {prompt.num_tokens} visual tokens, expected {expected} of "
-            f"the family {prompt.config.model_type!r}, so there are no maps over its pictures"
+            f"a prompt with images of {sizes} pixels has {prompt.num_tokens} visual tokens, expected {expected} of "
+            f"the family {prompt.config.model_type!r}, so there are no maps over its images"
         )
     grids, first = [], 0
     for part in parts:
@@ -156,45 +156,45 @@ def layout_of(config: PretrainedConfig) -> Layout:
     """The layout of a model's family.
 
     Raises:
-        UnknownLayoutError: Nobody knows it here.
+        UnknownLayoutError: It is unknown.
     """
     if config.model_type not in LAYOUTS:
         raise UnknownLayoutError(
-            f"it is not known where a visual token of the family {config.model_type!r} stands in its picture (known: "
-            f"{', '.join(LAYOUTS)}), so there are no maps over pictures"
+            f"the positions of visual tokens in images are unknown for the family {config.model_type!r} (known: "
+            f"{', '.join(LAYOUTS)}), so there are no maps over images"
         )
     return LAYOUTS[config.model_type]
 
 
 def inside(start: float, stop: float, number: int) -> tuple[int, int]:
-    """Of `number` equal cells between two places: the first that lies in [0, 1], and the one behind the last."""
+    """Range of the cells in [0, 1], end exclusive, among `number` equal cells between two positions."""
     size = (stop - start) / number
     first = max(0, math.floor((BESIDE - start) / size))
     return first, min(number, math.ceil((1 - BESIDE - start) / size))
 
 
 def merged_patches(prompt: Prompt) -> Iterator[Part]:
-    """Qwen-VL: a token stands for merge x merge patches of the resized picture."""
+    """Qwen-VL: a token represents merge x merge patches of the resized image."""
     merge = prompt.config.vision_config.spatial_merge_size
-    for image, (time, height, width) in enumerate(picture_grids(prompt)):
+    for image, (time, height, width) in enumerate(image_grids(prompt)):
         if time != 1:
-            raise UnknownLayoutError(f"picture {image} has {time} points in time, expected a still picture")
+            raise UnknownLayoutError(f"image {image} has {time} frames, expected a still image")
         yield Part(image, "whole", WHOLE, height // merge, width // merge)
 
 
-def picture_grids(prompt: Prompt) -> list[list[int]]:
-    """Patches of each picture along time, height and width."""
-    return prompt.pictures["image_grid_thw"].tolist() if prompt.sizes else []
+def image_grids(prompt: Prompt) -> list[list[int]]:
+    """Patches of each image along time, height and width."""
+    return prompt.media["image_grid_thw"].tolist() if prompt.sizes else []
 
 
 def tiles_and_thumbnail(prompt: Prompt) -> Iterator[Part]:
-    """InternVL: tiles of the picture stretched to their number, then the whole, unless that is the only tile."""
+    """InternVL: tiles of the image stretched to their number, then the complete image, unless it is the only tile."""
     vision, images = prompt.config.vision_config, prompt.processor.image_processor
     rows, columns = (
         int(size // patch * prompt.config.downsample_ratio)
         for size, patch in zip(vision.image_size, vision.patch_size, strict=True)
     )
-    for image, (run, size) in enumerate(zip(picture_runs(prompt), prompt.sizes, strict=True)):
+    for image, (run, size) in enumerate(zip(image_runs(prompt), prompt.sizes, strict=True)):
         num_tiles = run // (rows * columns)
         if num_tiles > 1:
             tile = (images.size["height"], images.size["width"])
@@ -203,22 +203,22 @@ def tiles_and_thumbnail(prompt: Prompt) -> Iterator[Part]:
         yield Part(image, "whole", WHOLE, rows, columns)
 
 
-def picture_runs(prompt: Prompt) -> list[int]:
-    """How many visual tokens stand in a row, for families that mark where a picture begins and ends.
+def image_runs(prompt: Prompt) -> list[int]:
+    """Lengths of the runs of visual tokens, for families that mark where an image begins and ends.
 
     Raises:
-        UnknownLayoutError: There are more or fewer stretches of them than pictures.
+        UnknownLayoutError: The numbers of runs and images differ.
     """
     if len(prompt.runs) != len(prompt.sizes):
         raise UnknownLayoutError(
-            f"a prompt with {len(prompt.sizes)} pictures has {len(prompt.runs)} stretches of visual tokens, expected "
-            "one for each picture, so there are no maps over them"
+            f"a prompt with {len(prompt.sizes)} images has {len(prompt.runs)} runs of visual tokens, expected "
+            "one for each image, so there are no maps over them"
         )
     return [stop - start for start, stop in prompt.runs]
 
 
 def tiles(image: int, down: int, across: int, rows: int, columns: int) -> Iterator[Part]:
-    """A picture in down x across tiles of rows x columns tokens."""
+    """An image as down x across tiles of rows x columns tokens."""
     for number in range(down * across):
         row, column = divmod(number, across)
         box = (column / across, row / down, (column + 1) / across, (row + 1) / down)
@@ -226,7 +226,7 @@ def tiles(image: int, down: int, across: int, rows: int, columns: int) -> Iterat
 
 
 def tiles_by_their_tags(prompt: Prompt) -> Iterator[Part]:
-    """Idefics3, SmolVLM: tiles of the stretched picture, each behind a tag with its place, then the whole."""
+    """Idefics3, SmolVLM: tiles of the stretched image, each after a tag with its position, then the complete image."""
     vision = prompt.config.vision_config
     side = vision.image_size // vision.patch_size // prompt.config.scale_factor
     image, down, across, end = 0, 0, 0, 0
@@ -234,7 +234,7 @@ def tiles_by_their_tags(prompt: Prompt) -> Iterator[Part]:
         place = PLACE_OF_TILE.search(prompt.processor.tokenizer.decode(prompt.token_ids[end:start]))
         end = stop
         if place:
-            down, across = int(place[1]), int(place[2])  # of the last tile in the end
+            down, across = int(place[1]), int(place[2])  # of the last tile
             continue
         yield from tiles(image, down, across, side, side)
         yield Part(image, "whole", WHOLE, side, side)
@@ -242,20 +242,20 @@ def tiles_by_their_tags(prompt: Prompt) -> Iterator[Part]:
 
 
 def pooled_square(prompt: Prompt) -> Iterator[Part]:
-    """Gemma 3: the picture stretched to a square, its patches averaged in blocks; crops beside it are not known."""
+    """Gemma 3: the image stretched to a square, its patches averaged in blocks; additional crops are not supported."""
     side = int(prompt.config.mm_tokens_per_image**0.5)
-    for image in range(len(picture_runs(prompt))):
+    for image in range(len(image_runs(prompt))):
         yield Part(image, "whole", WHOLE, side, side)
 
 
 def tiles_by_shape(prompt: Prompt) -> Iterator[Part]:
-    """LLaVA-NeXT: each picture whole, then in tiles."""
+    """LLaVA-NeXT: each complete image, then its tiles."""
     for image, size in enumerate(prompt.sizes):
         yield from whole_and_unpadded_tiles(prompt.config, image, size)
 
 
-def tiles_of_one_picture(prompt: Prompt) -> Iterator[Part]:
-    """LLaVA-OneVision: a picture alone as in LLaVA-NeXT; one of several padded to a square, and a token behind it."""
+def tiles_of_one_image(prompt: Prompt) -> Iterator[Part]:
+    """LLaVA-OneVision: a single image as in LLaVA-NeXT; one of several padded to a square, with a token after it."""
     config = prompt.config
     if len(prompt.sizes) == 1:
         limit = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
@@ -270,7 +270,8 @@ def tiles_of_one_picture(prompt: Prompt) -> Iterator[Part]:
 
 
 def tower(config: PretrainedConfig) -> tuple[int, float]:
-    """Tokens along a tile, and the share of its side that their patches cover: a last patch that is cut has none."""
+    """Tokens along a tile, and the share of its side that their patches cover: an incomplete last patch has no
+    token."""
     size, patch = config.vision_config.image_size, config.vision_config.patch_size
     return size // patch, size // patch * patch / size
 
@@ -278,11 +279,10 @@ def tower(config: PretrainedConfig) -> tuple[int, float]:
 def whole_and_unpadded_tiles(
     config: PretrainedConfig, image: int, size: tuple[int, int], max_tiles: int | None = None
 ) -> Iterator[Part]:
-    """The picture stretched to a tile, then resized in its shape to several, padded, and the padding cut away.
+    """The image stretched to one tile, then resized with its aspect ratio to several tiles, with padding removed.
 
-    A row of tokens goes through all tiles and ends with a token that stands for no place. Above 1.21 * `max_tiles`
-    tiles the rows and columns are made fewer. Between tiles whose patches leave an edge uncovered, cells are as wide
-    as on the average.
+    A row of tokens extends over all tiles and ends with a token without a position. Above 1.21 * `max_tiles` tiles,
+    rows and columns are reduced. Where the patches of a tile do not cover its edge, cells have the average width.
     """
     side, covered = tower(config)
     tile, patch = config.vision_config.image_size, config.vision_config.patch_size
@@ -305,14 +305,14 @@ def whole_and_unpadded_tiles(
     yield Part(image, "tiles", (left, top, right, bottom), rows, columns, row_end_tokens=1)
 
 
-# By the configuration's `model_type`.
+# By the config's `model_type`.
 LAYOUTS: dict[str, Layout] = {
     "qwen2_vl": merged_patches,
     "qwen2_5_vl": merged_patches,
     "qwen3_vl": merged_patches,
     "qwen3_5": merged_patches,
     "internvl": tiles_and_thumbnail,
-    "llava_onevision": tiles_of_one_picture,
+    "llava_onevision": tiles_of_one_image,
     "smolvlm": tiles_by_their_tags,
     "idefics3": tiles_by_their_tags,
     "llava_next": tiles_by_shape,
@@ -320,6 +320,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def picture_sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
+def image_sizes(images: Sequence[Any]) -> list[tuple[int, int]]:
     """(height, width) of each PIL image."""
     return [(image.height, image.width) for image in images]

@@ -1,4 +1,4 @@
-"""Questions to look at: rows of a data set, or those of a run with the responses that it stored."""
+"""Questions to inspect: rows of a dataset, or those of a run with its stored responses."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ STEP = re.compile(r"checkpoint-(\d+)$")
 
 
 class StoredRolloutsError(ValueError):
-    """A run's stored rollouts cannot be looked at; the message says which and why."""
+    """A run's stored rollouts cannot be used; the message says which and why."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A response that is there already.
+    """An existing response.
 
     Attributes:
         token_ids: With the end token, if it has one.
-        advantage: A_i that it was given; None where no training gave it one.
+        advantage: Its A_i in training; None if it has none.
     """
 
     token_ids: list[int]
@@ -38,13 +38,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class Question:
-    """A row of `vgpo.data.to_prompts` to look at.
+    """A row from `vgpo.data.to_prompts` to inspect.
 
     Attributes:
-        number: What it is called.
-        row: `prompt`, `images`, `problem`, `answer`, and `meta` where it has one.
-        others: The same row with other pictures, by their name; None where there are none.
-        stored: Its responses, or empty where they are to be drawn.
+        number: Its row number.
+        row: `prompt`, `images`, `problem`, `answer`, and `meta` if present.
+        others: The same row with other images, by ablation; None if there are none.
+        stored: Its responses, or empty if they are to be generated.
     """
 
     number: int
@@ -57,43 +57,43 @@ def questions_of(
     rows: Dataset | Sequence[Row],
     numbers: Sequence[int],
     *,
-    pictures: Sequence[str] = (),
+    ablations: Sequence[str] = (),
     stored: Sequence[Sequence[Stored]] | None = None,
 ) -> Iterator[Question]:
-    """The rows as questions, made when they are asked for.
+    """Yields the rows as questions.
 
     Args:
-        rows: Of `vgpo.data.to_prompts`.
-        numbers: What each is called.
-        pictures: Which others each is asked with too: a blank one, that of the next question that has as many, its
-            own again.
-        stored: The responses to each, where they are there.
+        rows: From `vgpo.data.to_prompts`.
+        numbers: Their row numbers.
+        ablations: Further images for each question: a blank one, that of the next question with as many images, or its
+        own again.
+        stored: The responses to each, if they exist.
     """
-    views = {name: with_pictures(name, rows) for name in pictures}
+    views = {name: with_ablated_images(name, rows) for name in ablations}
     places = {name: {row: place for place, row in enumerate(view.order)} for name, view in views.items()}
     for i, number in enumerate(numbers):
         others = {name: view[places[name][i]] if i in places[name] else None for name, view in views.items()}
         yield Question(number, rows[i], others, stored[i] if stored else ())
 
 
-def with_pictures(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
-    """The rows that have pictures, with those of this name."""
+def with_ablated_images(name: str, rows: Dataset | Sequence[Row]) -> SwappedImages:
+    """The rows that have images, with the images of this ablation."""
     if name == OTHER:
         return with_other_images(rows)
-    pictured = [place for place, row in enumerate(rows) if row["images"]]
+    with_images = [place for place, row in enumerate(rows) if row["images"]]
     if name == BLANK:
-        return with_blank_images(rows, pictured)
+        return with_blank_images(rows, with_images)
     assert name == RESAMPLED
-    return SwappedImages(rows, pictured, lambda number, row: row["images"])
+    return SwappedImages(rows, with_images, lambda number, row: row["images"])
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Questions to look at, and where the responses to them come from; fields as `questions_of` takes them.
+    """Questions to inspect, and the origin of their responses; fields as in `questions_of`.
 
     Attributes:
-        stored: None where they are to be drawn.
-        steps: The first and the last at which they were stored.
+        stored: None if responses are to be generated.
+        steps: The first and last step at which they were stored.
     """
 
     rows: Dataset
@@ -103,26 +103,26 @@ class QuestionSet:
 
     @property
     def responses(self) -> dict[str, Any] | None:
-        """What an inspection's file says of stored responses."""
+        """The file's record of stored responses."""
         return None if self.steps is None else {"from": "rollouts", "steps": list(self.steps)}
 
 
 Group = tuple[int, int]  # step, and number in the step
 
 
-def stored_questions(folder: RunFolder, checkpoint: Path, template: str, wanted: Sequence[int]) -> QuestionSet:
-    """What a run stored last before a checkpoint was written, newest step first.
+def stored_questions(folder: RunFolder, checkpoint: Path, template: str, requested: Sequence[int]) -> QuestionSet:
+    """The last rollouts that a run stored before a checkpoint, newest step first.
 
     Args:
-        folder: Of the run.
-        checkpoint: `checkpoint-<step>`; another name stands for the end of the run.
-        template: Of the run's prompts.
-        wanted: Which of the stored groups, 0 for the first of the newest step; beyond the last are left out.
+        folder: Run folder.
+        checkpoint: `checkpoint-<step>`; any other name means the end of the run.
+        template: Prompt template of the run.
+        requested: Indices of stored groups, 0 for the first of the newest step; indices beyond the last are ignored.
 
     Raises:
-        StoredRolloutsError: The run stored none, or one that cannot be read again (`stored_response`).
+        StoredRolloutsError: The run stored none, or one that cannot be used (`stored_response`).
     """
-    members = wanted_groups(folder, checkpoint, wanted)
+    members = read_groups(folder, checkpoint, requested)
     firsts = [group[0] for group in members.values()]
     columns = {
         "images": [[str(folder.path / name) for name in first.media] for first in firsts],
@@ -142,21 +142,21 @@ def stored_response(record: RolloutRecord, folder: RunFolder) -> Stored:
     """The response of a rollout.
 
     Raises:
-        StoredRolloutsError: An older version stored it without the ids of its tokens, or its advantage is not finite.
+        StoredRolloutsError: An older version stored it without token ids, or its advantage is not finite.
     """
     if record.token_ids is None or record.advantage is None:
         raise StoredRolloutsError(
             f"{folder.rollouts_path}: found a rollout of step {record.step} without token_ids or without a finite "
-            "advantage; name a data set with --data, whose questions are then answered again"
+            "advantage; name a dataset with --data to generate new answers"
         )
     return Stored(record.token_ids, record.advantage)
 
 
-def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) -> dict[Group, list[RolloutRecord]]:
-    """The records of each wanted group, as `stored_questions` counts them.
+def read_groups(folder: RunFolder, checkpoint: Path, requested: Sequence[int]) -> dict[Group, list[RolloutRecord]]:
+    """The records of each requested group, numbered as in `stored_questions`.
 
     Raises:
-        StoredRolloutsError: None of them is there.
+        StoredRolloutsError: None of them exists.
     """
     place = STEP.search(checkpoint.name)
     last = int(place[1]) if place else None
@@ -165,13 +165,13 @@ def wanted_groups(folder: RunFolder, checkpoint: Path, wanted: Sequence[int]) ->
         if last is None or record.step <= last:
             groups.setdefault((record.step, record.group), []).append(line)
     newest = sorted(groups, key=lambda key: (-key[0], key[1]))
-    chosen = [newest[i] for i in wanted if i < len(newest)]
+    chosen = [newest[i] for i in requested if i < len(newest)]
     if not chosen:
         raise StoredRolloutsError(
             f"{folder.rollouts_path} has {len(newest)} groups of rollouts up to {checkpoint.name}, and none of those "
-            "wanted; name a data set with --data, whose questions are then answered again"
+            "requested; name a dataset with --data to generate new answers"
         )
-    # Read once more, so that only what is wanted is held.
+    # Read again, so that only requested records are kept.
     lines = {line for key in chosen for line in groups[key]}
     records = {line: record for line, record in enumerate(folder.read_rollouts()) if line in lines}
     return {key: [records[line] for line in groups[key]] for key in chosen}

@@ -1,4 +1,4 @@
-"""One pass of a model over prompts and responses: the similarity of each token with what it could look at."""
+"""One forward pass over prompts and responses: the similarity of each response token to the visual tokens."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from vgpo.policy.scoring import ModelInput, padded_input
 
 @dataclass(frozen=True)
 class ForwardStates:
-    """What a model makes of B prompts and their responses.
+    """Hidden states and similarities for B prompts and their responses.
 
     Attributes:
-        responses: What it read.
-        states: Hidden states behind the final norm; (B, P + T, D).
+        responses: The inputs of the pass.
+        states: Hidden states after the final norm; (B, P + T, D).
         visual: Visual tokens of the prompts; bool (B, P).
         columns: Cosine with the mean of the prompt's visual tokens (Eq. 3) of the last prompt token, then of each
             response token; (B, 1 + T).
@@ -40,11 +40,12 @@ class ForwardStates:
 
     @property
     def similarity(self) -> Tensor:
-        """Of the state after reading each response token; (B, T)."""
+        """Similarity of the state after reading each response token; (B, T)."""
         return self.columns[:, 1:]
 
     def similarity_of(self, focus_state: FocusState) -> Tensor:
-        """Of the state that is the focus of each response token: its own, or that of the token before; (B, T)."""
+        """Similarity of the state that defines the focus of each response token: its own, or that of the token before;
+        (B, T)."""
         return self.similarity if focus_state == "reading" else self.columns[:, :-1]
 
     def cosines(self, row: int) -> Tensor:
@@ -56,7 +57,7 @@ class ForwardStates:
 
 
 def forward(model: PreTrainedModel, inputs: ModelInput) -> None:
-    """Let the model read rows, for hooks to listen; its logits are not computed beyond the last."""
+    """Run the model on rows to trigger hooks; only the last logits are computed."""
     model(
         input_ids=inputs.input_ids,
         attention_mask=inputs.attention_mask,
@@ -68,7 +69,7 @@ def forward(model: PreTrainedModel, inputs: ModelInput) -> None:
 
 
 def last_states(model: PreTrainedModel, inputs: ModelInput) -> Tensor:
-    """Hidden states behind the final norm, from which the visual prototype (Eq. 2) is made; (B, P + T, D)."""
+    """Hidden states after the final norm, from which the visual prototype (Eq. 2) is computed; (B, P + T, D)."""
     states: list[Tensor] = []
     listener = decoder_of(model).register_forward_hook(
         lambda decoder, args, output: states.append(last_hidden_state(output))

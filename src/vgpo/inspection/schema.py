@@ -1,4 +1,4 @@
-"""What an inspection's file must hold, version 1: a record per JSON object, checked by pydantic (docs/inspect.md)."""
+"""Schema of an inspection file, version 1: one pydantic record per JSON object (docs/inspect.md)."""
 
 import base64
 from datetime import datetime
@@ -23,7 +23,7 @@ ABLATIONS = BLANK, OTHER, RESAMPLED = "blank", "other", "again"
 
 
 class InspectionError(ValueError):
-    """What is not an inspection; the message says where, what was found, what was expected and what to do."""
+    """Not a valid inspection; the message says where, what was found, what was expected and how to fix it."""
 
 
 def iso_time(text: str) -> str:
@@ -42,7 +42,7 @@ def base64_bytes(data: Any) -> bytes:
 
 
 class AnswersRecord(Record):
-    """The responses were generated for the inspection."""
+    """Responses generated for the inspection."""
 
     origin: Literal["answers"] = Field(alias="from")
     temperature: float
@@ -52,11 +52,11 @@ class AnswersRecord(Record):
 
 
 class StoredRecord(Record):
-    """The responses are rollouts that a run stored."""
+    """Responses that are stored rollouts of a run."""
 
     origin: Literal["rollouts"] = Field(alias="from")
     steps: Annotated[list[int], Field(min_length=2, max_length=2)]
-    """The first and the last."""
+    """First and last step."""
 
 
 class ModelRecord(Record):
@@ -82,16 +82,17 @@ class HeadRecord(Record):
 
 class ImageRecord(Record):
     width: int
-    """In pixels, as in the data set."""
+    """In pixels, as in the dataset."""
     height: int
     data: str
     """Data URI of the image, scaled down."""
 
 
 class GridRecord(Record):
-    """Where the columns of the maps are in an image; a column without a place is in no grid.
+    """Positions of the map columns in an image; a column without a position is in no grid.
 
-    Grids overlap where a model sees an image in full and in tiles. There are none if the model's layout is unknown.
+    Grids overlap if a model gets an image both completely and in tiles. There are none if the model's layout is
+    unknown.
     """
 
     image: int
@@ -99,13 +100,13 @@ class GridRecord(Record):
     name: str = "whole"
     """`whole`, `tile 1`, `tile 2` ..."""
     box: Annotated[list[float], Field(min_length=4, max_length=4, fail_fast=True)]
-    """Left, top, right, bottom edge in fractions of the image; outside of [0, 1] where cells reach into padding."""
+    """Left, top, right, bottom edge in fractions of the image; outside [0, 1] where cells extend into padding."""
     rows: PositiveInt
     columns: PositiveInt
     tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
-    """Column of the map for each cell, row by row."""
+    """Map column of each cell, row by row."""
     averaged: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    """Rows and columns of visual tokens in a cell, if it is the mean of several."""
+    """Rows and columns of visual tokens per cell, if it is the mean of several."""
 
     @model_validator(mode="after")
     def check_cells(self) -> Self:
@@ -122,7 +123,7 @@ class AnswerRecord(Record):
 
 
 class TokenRecord(Record):
-    """A value per token; all are null for a question without an image, a number also if it is not finite."""
+    """One value per token; all are null for a question without an image; non-finite numbers are null."""
 
     similarity: Numbers | None
     """S (Eq. 3 of arXiv 2604.09349)."""
@@ -135,7 +136,7 @@ class TokenRecord(Record):
     token_factor: Numbers | None
     """1 + psi (Eq. 8)."""
     advantage: Numbers | None
-    """A^V (Eq. 12); null without a group. A_i is that of the stored rollout, else that of 0 / 1 accuracies."""
+    """A^V (Eq. 12); null without a group. A_i comes from the stored rollout, else from 0 / 1 accuracies."""
 
 
 class PatchesRecord(Record):
@@ -167,16 +168,16 @@ class ResponseRecord(AnswerRecord, TokenRecord):
     sample: int
     tokens: Texts
     truncated: bool
-    """It has no end token."""
+    """Whether the end token is missing."""
     rollout_factor: float | None
     """1 + phi (Eq. 11); null without a group."""
     late_early_ratio: float | None
     patches: PatchesRecord | None
-    """Null without an image, without a token, or with a value that is not finite."""
+    """Null without an image or tokens, or if a value is not finite."""
     attention: AttentionRecord | None
     without: dict[str, AnswerRecord | None] | None
-    """By name in `ABLATIONS`: the answer with a black image, and with another question's (null where no other question
-    has as many images). Beside sampled responses also with the same image, sampled once more."""
+    """By name in `ABLATIONS`: the answer with a black image and with another question's (null if no other question has
+    as many images); for sampled responses also with the same image, sampled again."""
 
     @field_validator("model")
     @classmethod
@@ -213,11 +214,11 @@ class ResponseRecord(AnswerRecord, TokenRecord):
 
 class QuestionRecord(Record):
     row: int
-    """Of the data set."""
+    """Row number in the dataset."""
     problem: str
     answer: str
     kind: str | None
-    """Kind of problem, if the data set names it."""
+    """Kind of problem, if the dataset names it."""
     images: list[ImageRecord]
     grids: list[GridRecord]
     rollouts: list[ResponseRecord]
@@ -250,7 +251,7 @@ ATTENDED = tuple(AttentionRecord.model_fields)
 
 
 def check_head(data: Any, where: str) -> None:
-    """Raise an InspectionError unless `data` has everything but valid questions."""
+    """Raise an InspectionError unless everything in `data` except the questions is valid."""
     version = data.get("version") if isinstance(data, dict) else VERSION
     if version != VERSION:
         raise InspectionError(
@@ -266,7 +267,7 @@ def check_question(data: Any, num_models: int, where: str) -> None:
 
 
 def validate(record: type[Record], data: Any, where: str, **context: Any) -> None:
-    """Raise an InspectionError that names `where` and the first few faults, unless `data` is such a record."""
+    """Raise an InspectionError with `where` and the first few faults unless `data` is a valid record."""
     try:
         record.model_validate(data, context=context)
     except ValidationError as error:

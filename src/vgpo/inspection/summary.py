@@ -1,4 +1,4 @@
-"""What an inspection's page says of each model over all rollouts: counts, means, curves, distributions."""
+"""Summary of each model over all rollouts for the page: counts, means, curves, distributions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,9 +38,9 @@ def summarise(model: int, questions: Sequence[Mapping[str, Any]]) -> dict[str, A
         if attention
         else None,
         "without": {
-            picture: summarise_without(picture, ablated)
-            for picture in ABLATIONS
-            if any(picture in one["without"] for one in ablated)
+            ablation: summarise_without(ablation, ablated)
+            for ablation in ABLATIONS
+            if any(ablation in one["without"] for one in ablated)
         }
         or None,
     }
@@ -54,9 +54,9 @@ def summarise_outcome(rollouts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarise_without(picture: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rollouts with an answer to that image; correct before, correct with it, and with another answer."""
-    asked = [(one, one["without"][picture]) for one in rollouts if one["without"].get(picture)]
+def summarise_without(ablation: str, rollouts: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Counts of rollouts with this ablation; correct before, correct with it, and with a changed answer."""
+    asked = [(one, one["without"][ablation]) for one in rollouts if one["without"].get(ablation)]
     return {
         "num_rollouts": len(asked),
         "num_correct_before": sum(one["correct"] for one, _ in asked),
@@ -75,7 +75,7 @@ def mean_deciles(curves: Iterable[Sequence[float | None]]) -> dict[str, Any]:
 
     Returns:
         dict: `num_rollouts`; `values`, `low` and `high`, ten each: the mean and its 95 % normal interval over rollouts
-        (None where no rollout, for the bounds fewer than two, has a token in that tenth).
+        (None if no rollout, or for the bounds fewer than two, has a token in that tenth).
     """
     tenths = [focus_by_decile(curve) for curve in curves]
     found = [interval([tenth[i] for tenth in tenths]) for i in range(NUM_DECILES)]
@@ -84,7 +84,7 @@ def mean_deciles(curves: Iterable[Sequence[float | None]]) -> dict[str, Any]:
 
 
 def interval(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
-    """The mean of what is known, and its 95 % normal interval."""
+    """The mean of the known values, and its 95 % normal interval."""
     known = [value for value in values if value is not None]
     if not known:
         return None, None, None
@@ -110,7 +110,7 @@ def distribution(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def difference(question: Mapping[str, Any]) -> dict[str, float | None]:
-    """How far the second model is from the first on a question.
+    """Difference of the second model to the first on a question.
 
     Returns:
         dict: `correct`, difference of the shares of correct samples; `focus`, of the mean rho; None where a model has
@@ -128,7 +128,8 @@ def subtract(pair: Sequence[float | None]) -> float | None:
 
 
 def paired_verdicts(questions: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Questions by which of two models has every sample of it right: `both`, `first`, `second`, `neither`."""
+    """Counts of questions by which of two models answers every sample correctly: `both`, `first`, `second`,
+    `neither`."""
     counts = dict.fromkeys(("both", "first", "second", "neither"), 0)
     for question in questions:
         verdicts = [[one["correct"] for one in question["rollouts"] if one["model"] == model] for model in (0, 1)]

@@ -1,4 +1,4 @@
-"""What the method makes of the responses to one question, out of their similarities."""
+"""Weights and advantages of the responses to one question, computed from their similarities."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -12,14 +12,14 @@ from vgpo.focus import focus_statistics
 from vgpo.inspection.schema import PER_TOKEN
 from vgpo.metric_names import FOCUS_LATE_EARLY_RATIO
 
-SPREAD = 1e-4  # GRPO's guard against a group whose rewards are all alike
-WEIGHED = tuple(name for name in PER_TOKEN if name != "similarity")  # what is made of it
+SPREAD = 1e-4  # GRPO's epsilon for groups whose rewards are all equal
+WEIGHED = tuple(name for name in PER_TOKEN if name != "similarity")  # derived values
 DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Numbers of G responses of up to T tokens, by their names in an inspection's file.
+    """Values for G responses of up to T tokens, by their names in an inspection's file.
 
     Attributes:
         focus: rho (Eq. 4 of arXiv 2604.09349) of the state after reading each token, whatever the settings; (G, T).
@@ -28,7 +28,7 @@ class Weights:
         token_factor: 1 + psi of Eq. 8; (G, T).
         rollout_factor: 1 + phi of Eq. 11, (G,), or None for a single response.
         advantage: A^V of Eq. 12, (G, T), or None for a single response.
-        late_early_ratio: As `vgpo.focus.focus_statistics` has it; None for a response of one token.
+        late_early_ratio: As in `vgpo.focus.focus_statistics`; None for a response of one token.
     """
 
     focus: Tensor
@@ -40,7 +40,7 @@ class Weights:
     late_early_ratio: list[float | None]
 
     def entry(self, i: int, mask: Tensor) -> dict[str, Any]:
-        """Numbers of response `i`, whose tokens are at `mask`, bool (T,)."""
+        """Values for response `i`, whose tokens are at `mask`, bool (T,)."""
         per_token = {name: vars(self)[name] for name in WEIGHED}
         return {
             **{name: None if values is None else json_values(values[i][mask]) for name, values in per_token.items()},
@@ -49,22 +49,22 @@ class Weights:
         }
 
 
-# Of a question without a picture, or without a token in its responses.
+# For a question without an image, or without a token in its responses.
 NOTHING = dict.fromkeys((*WEIGHED, "rollout_factor", "late_early_ratio"))
 
 
 def weigh(
     similarity: Tensor, weighed: Tensor, mask: Tensor, advantages: Tensor | None, settings: VGPOSettings
 ) -> Weights:
-    """What the method makes of the responses of one group.
+    """Compute the weights for the responses of one group.
 
     Args:
         similarity: S of Eq. 3, of the state after reading each token; (G, T).
         weighed: S of the state that `settings.focus_state` names; (G, T).
         mask: Tokens of the responses; bool (G, T).
-        advantages: A_i, (G,), or None where they are not known.
-        settings: Of the method.
-        weighed: The similarity from which the method takes focus (`VGPOSettings.focus_state`), (G, T); None for S.
+        advantages: A_i, (G,), or None if they are unknown.
+        settings: Settings of the method.
+        weighed: The similarity that defines the focus (`VGPOSettings.focus_state`), (G, T); None for S.
     """
     number = len(similarity)
     plain = similarity.new_zeros(number) if advantages is None else advantages
@@ -85,24 +85,24 @@ def weigh(
 
 
 def late_early_ratio(focus: Tensor, mask: Tensor) -> float | None:
-    """Of one response, as `vgpo.focus.focus_statistics` has it; (T,), bool (T,)."""
+    """Late/early ratio of one response, as in `vgpo.focus.focus_statistics`; (T,), bool (T,)."""
     visual = mask.new_ones(1)
     ratio = focus_statistics(focus[None], mask[None], visual)[FOCUS_LATE_EARLY_RATIO]
     return json_value(float(ratio.total)) if ratio.number else None
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """GRPO's advantage of each of a group: (r - mean r) / (std r + 1e-4); (G,) -> (G,)."""
+    """GRPO's advantages of a group: (r - mean r) / (std r + 1e-4); (G,) -> (G,)."""
     return (rewards - rewards.mean()) / (rewards.std() + SPREAD)
 
 
 def json_values(values: Tensor) -> list[Any]:
-    """Values of a tensor (T,) as the file keeps them."""
+    """Values of a tensor (T,) as stored in the file."""
     return [json_value(value) for value in values.tolist()]
 
 
 def json_value(value: float) -> float | None:
-    """Without the digits that nobody needs; None if it is not finite."""
+    """Rounded to significant digits; None if it is not finite."""
     if isinstance(value, bool):
         return value
     return round(value, DIGITS) if isfinite(value) else None

@@ -13,15 +13,17 @@ from markupsafe import Markup
 from vgpo.text import visible
 
 SHARED = Path(__file__).parent / "shared"  # styles and scripts of all pages
+CHART_SCRIPTS = ("scales.js", "charts.js", "chart_controls.js", "downloads.js", "positions.js")  # after elements.js
 
 
 def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
     """Templates in which every `{{ value }}` is escaped, with what steers a line shown (`visible`).
 
-    Only what is marked as `Markup` is put in as it is. A name that a template does not get is an error.
+    Besides those of `loader` there is `components.jinja`, the parts that all pages share. Only what is marked as
+    `Markup` is put in as it is. A name that a template does not get is an error.
     """
     return jinja2.Environment(
-        loader=loader,
+        loader=jinja2.ChoiceLoader([loader, jinja2.FileSystemLoader(SHARED)]),
         autoescape=True,
         finalize=_shown,
         undefined=jinja2.StrictUndefined,

@@ -1,4 +1,4 @@
-"""Where a page and the numbers behind it are written."""
+"""Where a page and its data are written."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ def image_entry(image: Image.Image, max_side: int = MAX_SIDE, max_png_bytes: int
 
     Args:
         image: In any mode; drawn on white where it is transparent.
-        max_side: Longest side on the page, in pixels; a smaller image stays as it is.
+        max_side: Longest side on the page, in pixels; smaller images are unchanged.
         max_png_bytes: Largest PNG.
     """
     page = Image.new("RGB", image.size, "white")

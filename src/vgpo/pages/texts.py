@@ -16,6 +16,10 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
+def points_interval(low: float, high: float) -> str:
+    return f"[{points(low)}, {points(high)}]"
+
+
 def date(moment: str) -> str:
     return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M} UTC"
 

@@ -1,1 +1,1 @@
-"""A vision-language model as a policy: its prompts, its responses, their scores. No trainer is known here."""
+"""A vision-language model as a policy: prompts, responses and their scores, independent of any trainer."""

@@ -1,7 +1,7 @@
-"""A blank image for processes whose rows have none.
+"""A blank image for processes whose rows have no image.
 
-A vision tower that is spread over processes (FSDP, ZeRO-3) is gathered layer by layer, and its gradients are reduced,
-by all processes at once. A process that skips it because its rows are text only would leave the others waiting.
+Gathering the layers of a sharded vision tower (FSDP, ZeRO-3) and reducing its gradients are collective operations. A
+process that skips the tower because its rows are text only would block the others.
 """
 
 import inspect
@@ -18,21 +18,21 @@ from vgpo.focus import decoder_of
 
 
 def blank_prompt() -> list[dict[str, Any]]:
-    """Messages with an image that every processor takes; Idefics3 would take a grey one for padding."""
+    """Messages with an image that every processor accepts; Idefics3 would treat a grey one as padding."""
     image = {"type": "image", "image": Image.new("RGB", (64, 64), "white")}
     return [{"role": "user", "content": [image, {"type": "text", "text": "?"}]}]
 
 
 @contextmanager
 def blank_media(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside the block, the first forward pass of `model` runs its vision tower over `images`, without effect.
+    """Inside the block, the first forward pass of `model` also runs its vision tower over `images`, without effect.
 
-    Their features are added to the decoder's input times zero: what the pass returns is the same, and every parameter
-    that images go through gets a gradient of zeros. The pass must be one over text only.
+    Their features are multiplied by zero and added to the decoder's input: the output is unchanged, and every
+    parameter of the image path gets a zero gradient. The pass must be text only.
 
     Args:
         model: a VLM of transformers, wrapped or not.
-        images: what the processor makes of an image.
+        images: the processor's output for an image.
     """
 
     def look(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -40,7 +40,7 @@ def blank_media(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[None
         handle.remove()
         return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] + zero_of(model, images)}
 
-    # Here all wrappers have gathered what is outside of the layers that they gather one by one.
+    # At this point all wrappers have gathered the parameters outside the layers that they gather one by one.
     handle = decoder_of(model).register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield
@@ -49,35 +49,35 @@ def blank_media(model: nn.Module, images: Mapping[str, Tensor]) -> Iterator[None
 
 
 def zero_of(model: nn.Module, images: Mapping[str, Tensor]) -> Tensor:
-    """Zero, out of all features that the decoder takes of `images`."""
+    """Zero, computed from all features of `images` that the decoder takes."""
     features = list(tensors_of(image_features(model, images)))
     return torch.stack([feature.mean(dtype=torch.float32) for feature in features]).sum() * 0
 
 
 def image_features(model: nn.Module, images: Mapping[str, Tensor], **options: Any) -> Any:
-    """What a model's `get_image_features` returns for what its processor makes of an image.
+    """The output of a model's `get_image_features` for a preprocessed image.
 
     Raises:
         ValueError: the model has no such method.
     """
     vlm = extract_model_from_parallel(model)
     vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
-    # The model without its head names all fields that it needs; the one with a head passes on what it does not name.
+    # The model without its head names all required fields; the model with a head forwards unnamed ones.
     owners = (getattr(vlm, "base_model", None), vlm)
     owner = next((owner for owner in owners if hasattr(owner, "get_image_features")), None)
     if owner is None:
-        raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot look at a blank image.")
+        raise ValueError(f"{type(vlm).__name__} has no get_image_features(), so it cannot process a blank image.")
     known = inspect.signature(owner.get_image_features).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()) and len(known) == 1
     fields = dict(images)
-    if "pixel_values" in known and "pixel_values" not in fields:  # Video-LLaVA's processor says whose pixels they are
+    if "pixel_values" in known and "pixel_values" not in fields:  # Video-LLaVA's processor names the medium
         fields["pixel_values"] = fields.pop("pixel_values_images")
     given = {name: value for name, value in fields.items() if takes_all or name in known}
     return owner.get_image_features(**given, **options)
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """The features in an output of `get_image_features`: its pooled ones, and those of further levels."""
+    """The features in an output of `get_image_features`: the pooled ones, and those of further levels."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, (list, tuple)):

@@ -1,26 +1,26 @@
-"""Token embeddings that no training has touched, found by their values."""
+"""Detect untrained token embeddings by their values."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-NUM_SAMPLED = 4096  # rows of the vocabulary that stand for all of it
-NEAR_MEAN = 0.1  # of the usual distance: where rows that were added to a model begin
+NUM_SAMPLED = 4096  # sampled vocabulary rows
+NEAR_MEAN = 0.1  # of the usual distance: threshold for rows added to a model
 SMALL = 0.5  # of the smallest usual norm
 
 
 @torch.no_grad()
 def untrained_rows(weight: Tensor, ids: Sequence[int], others: Sequence[int]) -> list[int]:
-    """Those of `ids` whose embedding is as an initialisation leaves it.
+    """Those of `ids` whose embedding looks untrained.
 
     These are rows close to zero, rows close to the mean of all (as transformers initialises rows that are added to a
-    model), and rows equal to those of other special or unused tokens. A row that was drawn at random with the usual
-    norm is not found.
+    model), and rows equal to those of other special or unused tokens. A randomly initialised row with the usual norm
+    is not detected.
 
     Args:
         weight: The embedding matrix, (V, D).
-        ids: Rows to look at.
+        ids: Rows to check.
         others: Rows of special and unused tokens, with or without `ids`.
     """
     sampled = torch.linspace(0, len(weight) - 1, min(NUM_SAMPLED, len(weight)), device=weight.device).long().unique()

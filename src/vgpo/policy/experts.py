@@ -17,12 +17,12 @@ from vgpo.policy.undisturbed import undisturbed
 def why_no_aux_loss(model: PreTrainedModel, token_id: int) -> str | None:
     """Why TRL's head cannot compute the load-balancing loss of a model, or None if it can.
 
-    The head asks the model without its head for the logits of the routers. What a model returns is not declared, so
-    that it reads two tokens here.
+    The head requests router logits from the base model. Models do not declare whether they return them, so this runs a
+    forward pass over two tokens.
 
     Args:
         model: not wrapped.
-        token_id: a token of text.
+        token_id: a text token.
     """
     text = model.config.get_text_config()
     if missing := [name for name in ("num_experts", "num_experts_per_tok") if not hasattr(text, name)]:
@@ -41,13 +41,13 @@ def why_no_aux_loss(model: PreTrainedModel, token_id: int) -> str | None:
 
 @contextmanager
 def record_router_logits(model: nn.Module) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Record what the routers of a mixture of experts give in each pass inside the block.
+    """Record the router logits of a mixture of experts in each pass inside the block.
 
     Args:
-        model: wrapped or not. Its head is not to ask for the logits: it would make a loss of each pass.
+        model: wrapped or not. Its head must not request the logits: it would compute a loss for each pass.
 
     Yields:
-        Of each pass, the logits of each layer, (tokens, experts).
+        For each pass, the logits of each layer, (tokens, experts).
     """
     vlm = extract_model_from_parallel(model)
     vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
@@ -70,12 +70,12 @@ def record_router_logits(model: nn.Module) -> Iterator[list[tuple[Tensor, ...]]]
 
 
 def balancing_loss(text_config: Any, logits: Sequence[tuple[Tensor, ...]], counts: Sequence[Tensor]) -> Tensor:
-    """The load-balancing loss of tokens that were read in several passes.
+    """The load-balancing loss over several passes.
 
     Args:
-        text_config: with the number of experts, and of those that a token goes to.
-        logits: of each pass, those of each layer, (tokens, experts).
-        counts: of each pass, how often each token counts, (tokens,).
+        text_config: has the number of experts, and of experts per token.
+        logits: for each pass, those of each layer, (tokens, experts).
+        counts: for each pass, the weight of each token, (tokens,).
     """
     layers = tuple(torch.cat(of_passes) for of_passes in zip(*logits, strict=True))
     weights = torch.cat([count.float() for count in counts])

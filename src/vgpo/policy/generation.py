@@ -1,4 +1,4 @@
-"""Responses of a policy to encoded prompts, and the rows in which a model reads them again."""
+"""Generate responses to encoded prompts, and the padded rows for scoring them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ class Responses:
     """A response to each of B prompts.
 
     Attributes:
-        rows: Prompts and responses as a model reads them.
-        mask: True at the tokens of the responses, end token included; bool (B, T).
+        rows: Prompts and responses as model inputs.
+        mask: True at response tokens, including the end token; bool (B, T).
     """
 
     rows: Rows
@@ -33,14 +33,14 @@ class Responses:
 
 
 def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> GenerationConfig:
-    """The most likely token each time, whatever sampling the checkpoint's own generation config asks for."""
+    """Greedy decoding that overrides the sampling settings of the checkpoint's generation config."""
     declared = model.generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
     tokenizer = processor.tokenizer
     ends = {token for token in (*declared, tokenizer.eos_token_id) if token is not None}
     return GenerationConfig(
         do_sample=False,
-        # Neutral values, lest the checkpoint's own be filled in.
+        # Neutral values, so that those of the checkpoint are not filled in.
         temperature=1.0,
         top_p=1.0,
         top_k=50,
@@ -48,7 +48,7 @@ def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_t
         max_new_tokens=max_new_tokens,
         eos_token_id=sorted(ends),
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        # A generated image token would ask for an image that is not there.
+        # A generated image token would refer to a missing image.
         suppress_tokens=banned_token_ids(model.config),
         use_cache=True,
         disable_compile=True,
@@ -58,7 +58,7 @@ def greedy_decoding(model: PreTrainedModel, processor: ProcessorMixin, max_new_t
 def sampled_decoding(
     model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int, temperature: float
 ) -> GenerationConfig:
-    """Draws from the whole softmax, with the end and banned tokens of greedy decoding."""
+    """Sampling from the full softmax, with the end and banned tokens of greedy decoding."""
     decoding = greedy_decoding(model, processor, max_new_tokens)
     decoding.update(do_sample=True, temperature=temperature, top_k=0)
     return decoding
@@ -67,13 +67,13 @@ def sampled_decoding(
 def respond(
     model: PreTrainedModel, prompts: Sequence[EncodedPrompt], decoding: GenerationConfig, *, seed: int = 0
 ) -> Responses:
-    """Generate a response to each prompt. A prompt may be there several times, for several samples.
+    """Generate a response to each prompt. Repeat a prompt for several samples.
 
     Args:
-        model: On its device; its mode is left as it was found.
+        model: On its device; its train/eval mode is restored.
         prompts: On the same device.
-        decoding: Of `greedy_decoding` or `sampled_decoding`.
-        seed: Of the samples; the same for the same prompts in the same order.
+        decoding: From `greedy_decoding` or `sampled_decoding`.
+        seed: Sampling seed; deterministic for the same prompts in the same order.
     """
     prompt = prompt_columns(prompts, decoding.pad_token_id, model.device)
     ids, prompt_mask = prompt["prompt_ids"], prompt["prompt_mask"]
@@ -95,7 +95,7 @@ def respond(
 def as_responses(
     prompts: Sequence[EncodedPrompt], token_ids: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
 ) -> Responses:
-    """Responses that are there already: the token ids of each."""
+    """Existing responses, from their token ids."""
     prompt = prompt_columns(prompts, pad_token_id, device)
     parts = [torch.tensor(ids, dtype=torch.long, device=device) for ids in token_ids]
     mask = pad_sequence([torch.ones_like(part) for part in parts], batch_first=True)  # (B, T)
@@ -105,14 +105,14 @@ def as_responses(
 
 
 def response_mask(responses: Tensor, end_ids: list[int]) -> Tensor:
-    """True up to the first end token and at it; bool (B, T)."""
+    """True up to and including the first end token; bool (B, T)."""
     ends = torch.isin(responses, torch.tensor(end_ids, device=responses.device))
     return ends.cumsum(1) - ends.long() == 0
 
 
 @contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout and no gradients inside; the mode of every module as before outside."""
+    """Disable dropout and gradients inside the block; the mode of every module is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

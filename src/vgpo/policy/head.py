@@ -1,8 +1,8 @@
-"""Log-probabilities and entropy of responses by a model's own forward, whatever it does with its logits.
+"""Log-probabilities and entropy of responses from a model's own logits.
 
 TRL adds a fused head to the models that it trains (`trl.trainer.utils.add_fused_lm_head`), which projects hidden
 states itself and scales the logits as the text config says. Not every vision-language model does what its text config
-says. The head of this module asks the model for its logits. It holds those of all responses of a pass.
+says. The head of this module uses the model's own logits, and keeps those of all responses of a pass in memory.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-TOKENS_AT_ONCE = 1024  # softmax and entropy are computed for so many tokens together
+TOKENS_AT_ONCE = 1024  # tokens per softmax and entropy computation
 LOGITS_TO_KEEP = "logits_to_keep"
 
 
@@ -27,7 +27,7 @@ class HeadOutputs:
     """Outputs of a scoring pass; fields as those of TRL's fused head.
 
     Args:
-        log_probs: of each label, 0 where there is none; (n, L - 1).
+        log_probs: of each label, 0 without a label; (n, L - 1).
         entropy: of the softmax at each label, in nats; (n, L - 1).
         aux_loss: load-balancing loss of a mixture of experts, or None.
     """
@@ -52,10 +52,10 @@ def scoring_head(model: PreTrainedModel, temperature: float = 1.0) -> Iterator[N
 
 
 def use_own_head(model: PreTrainedModel, temperature: float = 1.0) -> None:
-    """Let `model(..., labels=labels, fused_lm_head=True)` return `HeadOutputs` from the model's own logits.
+    """Make `model(..., labels=labels, fused_lm_head=True)` return `HeadOutputs` from the model's own logits.
 
     Labels (n, L) are token ids, -100 where a token is not scored; each is predicted from the state before it. Calls
-    without `fused_lm_head` are the model's own. Replaces a head that TRL has added.
+    without `fused_lm_head` are unchanged. Replaces a head that TRL has added.
 
     Args:
         model: a vision-language model, not wrapped.
@@ -69,7 +69,7 @@ def use_own_head(model: PreTrainedModel, temperature: float = 1.0) -> None:
         if not fused_lm_head:
             return own(*args, **({} if labels is None else {"labels": labels}), **kwargs)
         assert labels is not None
-        # The last columns: all that have a label, and the one before them.
+        # The last columns: those with a label, and the one before them.
         scored = (labels != -100).any(0)
         width = labels.shape[1] - int(scored.int().argmax()) + 1 if scored.any() else 2
         kept = {LOGITS_TO_KEEP: width} if keeps_some else {}
@@ -80,11 +80,11 @@ def use_own_head(model: PreTrainedModel, temperature: float = 1.0) -> None:
 
 
 def head_outputs(logits: Tensor, labels: Tensor, temperature: float, aux_loss: Tensor | None = None) -> HeadOutputs:
-    """Score the labels (n, L), -100 where there is none, by the logits (n, W, V) of the last W columns."""
+    """Score the labels (n, L), -100 for none, with the logits (n, W, V) of the last W columns."""
     targets = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
     mask = targets != -100
-    rows, wanted = logits[:, :-1][mask].split(TOKENS_AT_ONCE), targets[mask].split(TOKENS_AT_ONCE)
-    parts = [_scores_again(part, chosen, temperature) for part, chosen in zip(rows, wanted, strict=True)]
+    rows, labelled = logits[:, :-1][mask].split(TOKENS_AT_ONCE), targets[mask].split(TOKENS_AT_ONCE)
+    parts = [_scores_again(part, chosen, temperature) for part, chosen in zip(rows, labelled, strict=True)]
     log_probs, entropy = (torch.cat(values) for values in zip(*parts, strict=True))
     before = labels.shape[1] - 1 - mask.shape[1]
     mask = F.pad(mask, (before, 0))
@@ -93,7 +93,7 @@ def head_outputs(logits: Tensor, labels: Tensor, temperature: float, aux_loss: T
 
 
 def _scores_again(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """`token_scores`, whose float32 softmax is computed again in the backward pass."""
+    """`token_scores`, with the float32 softmax recomputed in the backward pass."""
     return checkpoint(token_scores, logits, targets, temperature, use_reentrant=False)
 
 

@@ -1,4 +1,4 @@
-"""Comparisons of a scoring pass with plain passes over single rows; the lines of `vgpo.policy.parity`."""
+"""Compare a scoring pass with plain passes over single rows; the lines of `vgpo.policy.parity`."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -24,18 +24,18 @@ from vgpo.policy.undisturbed import training_without_dropout, undisturbed
 from vgpo.shared_prompt import OpenPrompts
 
 MAX_TOKENS = 32  # of a sampled response
-SAMPLES = 2  # responses of a prompt
-RUNS = 2  # in which a shared pass reads responses, by length
-SHORTER = (1.0, 0.5, 0.75, 0.34)  # the share of each response that is kept, so that rows are padded to unlike lengths
+SAMPLES = 2  # responses per prompt
+RUNS = 2  # runs by length in a shared pass
+SHORTER = (1.0, 0.5, 0.75, 0.34)  # the kept share of each response, so that rows have different lengths
 SPECIAL_TOKENS_AT_ONCE = 512
 
-# What a difference costs: a remedy that the host has, or the run; OPTIONAL lines are reported only.
+# Consequence of a difference: a fallback of the host, or the end of the run; OPTIONAL lines are only reported.
 OWN_HEAD, SEPARATE_ROWS, RUN_TOWER, SCORING_PASS = "own head", "separate rows", "tower in each pass", "scoring pass"
 STOP, OPTIONAL = "stop", "report"
 
 
 class Tolerance(NamedTuple):
-    """Largest mean differences that rounding explains."""
+    """Largest mean differences that rounding can explain."""
 
     log_probs: float  # nats per token
     focus: float  # of a cosine
@@ -52,16 +52,16 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Gap:
-    """A line of the table: what was compared, and how far apart it is.
+    """A line of the table: a comparison and its difference.
 
     Args:
         name: what was compared.
-        mean: mean absolute difference; NaN where there is none to measure.
+        mean: mean absolute difference; NaN if it cannot be measured.
         largest: largest absolute difference.
         tolerance: largest mean that passes.
-        remedy: what a failure costs; OWN_HEAD, SEPARATE_ROWS, RUN_TOWER, SCORING_PASS, STOP or OPTIONAL.
-        problem: why it failed, where that is not a number.
-        note: what else was seen.
+        remedy: consequence of a failure; OWN_HEAD, SEPARATE_ROWS, RUN_TOWER, SCORING_PASS, STOP or OPTIONAL.
+        problem: why it failed, if there is no number.
+        note: additional information.
     """
 
     name: str
@@ -90,18 +90,18 @@ class Host:
     Args:
         model: the policy, wrapped or not, with a fused head.
         visual_token_ids: ids of image tokens.
-        decoding: how responses are sampled; banned tokens are its `suppress_tokens`.
+        decoding: generation config; banned tokens are its `suppress_tokens`.
         temperature: of sampling and scoring.
         special_token_ids: all special tokens of the tokenizer.
         pad_token_id: of the tokenizer.
         autocast: the precision of a scoring pass.
-        generating: gives the model that generates.
+        generating: context manager that yields the generating model.
         share: whether scoring shares prompts.
         needs_blank: whether several processes train together.
-        backward: runs the backward pass of a loss; None where the host cannot run one by itself.
-        largest: of a tensor, over all processes.
+        backward: runs the backward pass of a loss; None if the host cannot run one separately.
+        largest: maximum of a tensor over all processes.
         token_of: the text of a token.
-        media: what scoring gets of the images of prompts.
+        media: inputs for the images of prompts in scoring.
     """
 
     model: nn.Module
@@ -132,7 +132,7 @@ class Host:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the scoring path computes."""
+        """Dtype of the scoring path."""
         with self.autocast():
             if torch.is_autocast_enabled(self.device.type):
                 return torch.get_autocast_dtype(self.device.type)
@@ -140,12 +140,12 @@ class Host:
 
     @property
     def device(self) -> torch.device:
-        """That of the parameters."""
+        """Device of the parameters."""
         return next(self.model.parameters()).device
 
 
 class SingleRow(NamedTuple):
-    """What a plain forward pass over one unpadded row gives, for a response of T tokens after P of its prompt."""
+    """Outputs of a plain forward pass over one unpadded row, with P prompt and T response tokens."""
 
     log_probs: Tensor  # (T,)
     states: Tensor  # last hidden states, (P + T, D)
@@ -170,11 +170,12 @@ class Measurement:
         self.model_type = host.vlm.config.model_type
         self.tolerance = TOLERANCES.get(host.dtype, TOLERANCES[torch.bfloat16])
 
-    # What is compared
+    # Inputs of the comparisons
 
     @cached_property
     def responses(self) -> tuple[Responses, Tensor]:
-        """Sampled responses, cut to unlike lengths, and the log-probabilities from which they were sampled."""
+        """Sampled responses, truncated to different lengths, and the log-probabilities from which they were
+        sampled."""
         decoding = self.host.decoding
         columns = prompt_columns(self.prompts, self.host.pad_token_id, self.host.device)
         visual = visual_token_mask(columns["prompt_ids"], self.host.visual_token_ids)
@@ -214,7 +215,7 @@ class Measurement:
             )  # fmt: skip
 
     def _single(self, prompt: EncodedPrompt, response: Tensor) -> SingleRow:
-        """By plain code: one row, no padding, no head but the model's."""
+        """A plain pass: one row, no padding, only the model's own head."""
         length, count = len(prompt.token_ids), len(response)
         ids = torch.cat([torch.tensor(prompt.token_ids, device=response.device), response])[None]
         types = {
@@ -253,7 +254,7 @@ class Measurement:
         logits = output.logits[0, -count - 1 : -1].float() / self.host.temperature
         log_probs = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
         hidden = output.get("hidden_states")
-        # Some decoders keep several streams of hidden states; what the decoder returns is the last one of all.
+        # Some decoders keep several streams of hidden states; the returned one is the last.
         listed = hidden[-1][0] if hidden and hidden[-1].shape[1:] == (ids.shape[1], seen["states"].shape[-1]) else None
         states = seen["states"] if listed is None else listed
         return SingleRow(log_probs, states, seen.get("embeddings", states[:0]))
@@ -261,7 +262,7 @@ class Measurement:
     # Comparisons
 
     def scoring(self) -> Gap:
-        """Log-probabilities of padded rows by the scoring head against the model's own logits of single rows."""
+        """Log-probabilities of padded rows from the scoring head against the model's own logits for single rows."""
         mask = self.responses[0].mask
         return self._gap("log-probs, single rows", [
             row[kept] - single.log_probs
@@ -269,7 +270,7 @@ class Measurement:
         ], self.tolerance.log_probs)  # fmt: skip
 
     def sampling(self) -> Gap:
-        """Log-probabilities of padded rows against those that `generate` sampled from."""
+        """Log-probabilities of padded rows against those from which `generate` sampled."""
         responses, sampled = self.responses
         width = responses.mask.shape[1]
         gap = (self.separate.log_probs - sampled[:, :width])[responses.mask]
@@ -283,7 +284,7 @@ class Measurement:
         return self._gap("log-probs, kept vision outputs", [gap], self.tolerance.log_probs)
 
     def sampled_focus(self) -> list[Gap]:
-        """Visual similarity of padded rows against that of `generate`, where sampling records it."""
+        """Visual similarity of padded rows against that recorded during `generate`."""
         mask = self.responses[0].mask
         if self.sampled_similarity is None:
             return []
@@ -306,10 +307,10 @@ class Measurement:
         if self.host.backward is None:
             return []
         shared, separate = self._gradient_numbers(share=True), self._gradient_numbers(share=False)
-        # Of all processes: a shard may have next to no gradient.
+        # Over all processes: a shard may have almost no gradient.
         scale = self.host.largest(separate[:, 0].max()[None]).clamp(min=torch.finfo(torch.float32).tiny)
         gap = ((shared - separate).abs() / scale).flatten()
-        # One parameter that is wrong must not be averaged away over all others.
+        # A single wrong parameter must not be averaged away.
         name = "gradients, shared prompts"
         return [self._gap(name, [gap.max()[None]], self.tolerance.gradient)]
 
@@ -320,7 +321,7 @@ class Measurement:
         draw = torch.Generator().manual_seed(SEED)
         signs = (torch.randint(0, 2, responses.mask.shape, generator=draw) * 2 - 1).to(responses.mask.device)
         weights = (signs * responses.mask).split(1)
-        # One row a backward pass, so that shared prompts go from one to the next.
+        # One row per backward pass, so that shared prompts are passed between them.
         chunks, open_prompts = responses.rows.chunks(1), OpenPrompts()
         with training_without_dropout(self.host.model), torch.enable_grad():
             for number, (rows, weight) in enumerate(zip(chunks, weights, strict=True), 1):
@@ -335,7 +336,7 @@ class Measurement:
         return torch.stack(numbers)
 
     def visual_mask(self) -> Gap:
-        """Which inputs of the decoder change with the pixels: image tokens must, and nothing else may."""
+        """Check which decoder inputs change with the pixels: image tokens must, and others must not."""
         name = "image tokens"
         image_tokens = constants = 0
         for index in range(0, len(self.prompts), SAMPLES):
@@ -364,7 +365,7 @@ class Measurement:
         return self._gap("focus, single rows", differences, self.tolerance.focus)
 
     def text_rows(self) -> Gap:
-        """Rows without an image beside rows with one."""
+        """Rows without an image in a batch with rows that have one."""
         assert self.text is not None
         ids = [row[kept].tolist() for row, kept in zip(self.responses[0].ids, self.responses[0].mask, strict=True)]
         prompts = [self.text] * SAMPLES + self.prompts[:SAMPLES]
@@ -377,7 +378,7 @@ class Measurement:
         return self._gap("text rows, single rows", gaps, self.tolerance.log_probs)
 
     def blank(self) -> Gap:
-        """A blank image, by which processes stay together, changes nothing."""
+        """A blank image, which keeps processes in sync, must not change the result."""
         assert self.text is not None
         assert self.probes.blank is not None
         responses = self._of([self.text], [self.responses[0].ids[0][:2].tolist()])
@@ -387,11 +388,11 @@ class Measurement:
         return self._gap("text rows, blank image", [blank - plain], 0.0)
 
     def special_tokens(self) -> Gap:
-        """Tokens of media are banned, and every special token that is not can stand in a response."""
+        """Check that media tokens are banned, and that responses with any other special token can be scored."""
         banned = set(self.host.decoding.suppress_tokens or ())
         if missing := sorted(set(banned_token_ids(self.host.vlm.config)) - banned):
             named = ", ".join(f"{self.host.token_of(token)!r} (id {token})" for token in missing)
-            return Gap("special tokens", problem=f"{named} may be generated, and stands for an image or a sound")
+            return Gap("special tokens", problem=f"{named} may be generated, and represents an image or audio")
         allowed = [token for token in self.host.special_token_ids if token not in banned][:SPECIAL_TOKENS_AT_ONCE]
         found = self._unreadable(allowed)
         name = "special tokens"
@@ -399,12 +400,12 @@ class Measurement:
             return Gap(name, 0.0, 0.0, note=f"{len(allowed)} may be generated")
         token, error = found
         return Gap(name, problem=(
-            f"a response that holds {self.host.token_of(token)!r} (id {token}) cannot be scored ({_words(error)}); "
+            f"a response that contains {self.host.token_of(token)!r} (id {token}) cannot be scored ({_words(error)}); "
             f"set generation_kwargs: {{suppress_tokens: [{token}]}}"
         ))  # fmt: skip
 
     def _unreadable(self, tokens: Sequence[int]) -> tuple[int, Exception] | None:
-        """The first token with which a row cannot be read, found by halves."""
+        """The first token with which a row cannot be scored, found by bisection."""
         if not tokens:
             return None
         try:
@@ -441,7 +442,7 @@ class Measurement:
             (self.blank, "text rows, blank image", blank, takes_blank),
             (self.special_tokens, "special tokens", STOP, True),
         ]
-        return [gap for step, name, remedy, wanted in steps if wanted for gap in _measured(step, name, remedy)]
+        return [gap for step, name, remedy, applies in steps if applies for gap in _measured(step, name, remedy)]
 
 
 def _measured(step: Callable[[], Any], name: str, remedy: str) -> list[Gap]:
@@ -461,17 +462,17 @@ def _words(error: Exception) -> str:
 
 
 def measure(host: Host, probes: Probes) -> list[Gap]:
-    """Compare all that a host does with a model against plain passes; nothing is left changed."""
+    """Compare everything that a host does with a model against plain passes; the model is left unchanged."""
     with undisturbed(host.model):
         return Measurement(host, probes).gaps()
 
 
 def mask_problem(token_ids: Sequence[int], changed: Tensor, masked: Tensor) -> str:
-    """What is wrong with a mask of image tokens, or nothing.
+    """The fault of an image token mask, or an empty text.
 
-    Some image tokens do not change with the pixels: a learned constant stands in their place, as the one that
-    LLaVA-NeXT puts at the end of each row of patches. These separators are written with the placeholder of the
-    patches. They count as image tokens: they are a part of the image's block and attend to it.
+    Some image tokens do not change with the pixels: they are learned constants, such as LLaVA-NeXT's token at the end
+    of each row of patches. These separators use the same placeholder as the patches. They count as image tokens: they
+    are part of the image's block and attend to it.
 
     Args:
         token_ids: of a prompt of P tokens.
@@ -479,7 +480,7 @@ def mask_problem(token_ids: Sequence[int], changed: Tensor, masked: Tensor) -> s
         masked: whether the token is an image token, bool (P,).
     """
     if not changed.any():
-        return "no input of the decoder changes with the pixels, so that none of its tokens stands for the image"
+        return "no decoder input changes with the pixels, so that no token represents the image"
     if unmasked := int((changed & ~masked).sum()):
         return f"{unmasked} of {int(changed.sum())} positions that change with the pixels are not image tokens"
     ids = torch.tensor(token_ids)
@@ -490,14 +491,14 @@ def mask_problem(token_ids: Sequence[int], changed: Tensor, masked: Tensor) -> s
 
 
 def similarities(scores: Scores) -> Tensor:
-    """Similarity of the state that reads each token and of the one that predicts it; (B, T, 2)."""
+    """Similarity of the state after each token and of the one that predicts it; (B, T, 2)."""
     assert scores.similarity is not None
     assert scores.predicting_similarity is not None
     return torch.stack([scores.similarity, scores.predicting_similarity], dim=-1)
 
 
 def states_of_tokens(columns: Tensor) -> Tensor:
-    """As `similarities`, out of the values at the last prompt token and the response, (..., 1 + T); (..., T, 2)."""
+    """As `similarities`, from the values at the last prompt token and the response, (..., 1 + T); (..., T, 2)."""
     return torch.stack([columns[..., 1:], columns[..., :-1]], dim=-1)
 
 

@@ -1,12 +1,12 @@
-"""Parity: whether a trainer computes what the model computes, measured on the user's own checkpoint and prompts.
+"""Parity check: does the trainer compute what the model computes, measured on the user's checkpoint and prompts?
 
-A trainer does not read a model as `model(...)` does. It pads rows, computes a prompt once for several responses,
-projects states with a head of its own, and runs under autocast. Each of these can be wrong for a model that nobody has
-tried, and then trains on wrong log-probabilities without a sign of it. So each is compared, before the first step,
-with plain forward passes over single unpadded rows, and with the numbers from which `generate` sampled.
+A trainer does not just call `model(...)`. It pads rows, computes a prompt once for several responses, uses its own LM
+head, and runs under autocast. Each of these can be wrong for an untested model, which then silently trains on wrong
+log-probabilities. So each is compared, before the first step, with plain forward passes over single unpadded rows, and
+with the probabilities from which `generate` sampled.
 
-Two prompts with unlike images have two sampled responses each, of unlike lengths. The module knows a scoring pass with
-and without shared prompts; how prompts are shared, it does not.
+Two prompts with different images get two sampled responses each, of different lengths. This module only knows a
+scoring pass with and without shared prompts, not how prompts are shared.
 """
 
 import dataclasses
@@ -36,24 +36,24 @@ REMEDIES = {
     "of all responses of a micro-batch",
     SEPARATE_ROWS: "each rollout computes its prompt itself",
     RUN_TOWER: "the vision tower runs in each pass",
-    SCORING_PASS: "visual similarity comes from a scoring pass, not out of sampling",
+    SCORING_PASS: "visual similarity comes from a scoring pass, not from sampling",
 }
 
 
 class ParityError(RuntimeError):
-    """The trainer does not compute what the model computes; the message says what was measured."""
+    """The trainer does not compute what the model computes; the message has the measurements."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """All that was measured, and what follows from it.
+    """The measurements and their consequences.
 
     Args:
-        dtype: in which the model computes.
-        gaps: the lines of the table; those of a remedy that was tried come with the remedy.
+        dtype: compute dtype of the model.
+        gaps: the lines of the table; those of an applied fallback name it.
         own_head: whether log-probabilities come from the model's own logits.
         shares_prompts: whether rollouts share their prompt.
-        seconds: that the measurement took.
+        seconds: duration of the measurement.
     """
 
     dtype: str
@@ -73,7 +73,7 @@ class Parity:
         return table
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, for the run folder."""
+        """JSON-serialisable, for the run folder."""
         lines = [{**dataclasses.asdict(gap), "passes": gap.passes} for gap in self.gaps]
         for line in lines:
             line.update({name: None for name in ("mean", "largest") if line[name] != line[name]})  # no NaN in JSON
@@ -89,18 +89,18 @@ def settle(
     separate_rows: Callable[[str], None],
     run_tower: Callable[[str], None] | None = None,
 ) -> Parity:
-    """Measure, apply the remedies that there are, and measure again what they change.
+    """Measure, apply the available fallbacks, and measure again what they change.
 
     Args:
-        host: gives the model as it is run now.
+        host: returns the model in its current configuration.
         probes: the prompts.
-        strict: any difference is an error.
-        use_own_head: lets the model's own logits score; takes the reason.
-        separate_rows: shares no prompts any more; takes the reason.
-        run_tower: keeps no outputs of the vision tower any more; takes the reason; None for a host that keeps none.
+        strict: treat any difference as an error.
+        use_own_head: switches scoring to the model's own logits; takes the reason.
+        separate_rows: disables shared prompts; takes the reason.
+        run_tower: disables caching of vision tower outputs; takes the reason; None for a host without such a cache.
 
     Raises:
-        ParityError: a difference without a remedy, or any with `strict`.
+        ParityError: a difference without a fallback, or any with `strict`.
     """
     start = time.monotonic()
     gaps, own_head = measure(host(), probes), False
@@ -124,10 +124,10 @@ def settle(
 
 
 def refuse(gaps: Sequence[Gap], *, strict: bool) -> None:
-    """Raise for lines that fail and have no remedy.
+    """Raise if lines fail and have no fallback.
 
     Raises:
-        ParityError: there are some; the message has all of them.
+        ParityError: some lines do; the message lists all of them.
     """
     allowed = () if strict else (OPTIONAL, RUN_TOWER, SCORING_PASS, SEPARATE_ROWS)
     failed = [gap for gap in gaps if not gap.passes and gap.remedy not in allowed]

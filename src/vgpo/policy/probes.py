@@ -1,4 +1,4 @@
-"""Prompts of the data that parity is measured on, and what a model or its processor may raise for them."""
+"""Prompts for the parity check, and the errors that a model or its processor may raise for them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from torch import Tensor
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.prompts import EncodedPrompt
 
-ROWS = 8  # of the data set, in which prompts with unlike images are looked for
+ROWS = 8  # rows searched for prompts with different images
 TEXT_PROMPT = [{"role": "user", "content": [{"type": "text", "text": "How many are there?"}]}]
-SEED = 20260409  # of responses and other pixels; the state of every random generator is restored
-# What a model or its processor may raise for input that it cannot take.
+SEED = 20260409  # for responses and other pixels; the state of every random generator is restored
+# Errors that a model or its processor may raise for unsupported input.
 FAULTS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, StopIteration,
     TypeError, ValueError,
@@ -23,13 +23,13 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Probes:
-    """Prompts that parity is measured on.
+    """Prompts for the parity check.
 
     Args:
-        prompts: two, with unlike images; without images for a set that has none.
-        text: one without an image, or None if the processor takes none.
-        blank: what the processor makes of a blank image, or None.
-        needs_text: whether the data have rows without an image beside those with one.
+        prompts: two, with different images; without images for a dataset that has none.
+        text: one without an image, or None if the processor does not accept one.
+        blank: the processor's output for a blank image, or None.
+        needs_text: whether the data have rows both with and without an image.
     """
 
     prompts: list[EncodedPrompt]
@@ -39,11 +39,11 @@ class Probes:
 
 
 def choose_probes(rows: Iterable[Mapping[str, Any]], encode: Callable[[Any, list[Any]], EncodedPrompt]) -> Probes:
-    """Probes among the first rows of a data set.
+    """Select probes from the first rows of a dataset.
 
     Args:
-        rows: of the data set, with a prompt and images.
-        encode: takes messages and their images.
+        rows: of the dataset, with a prompt and images.
+        encode: encodes messages and their images.
     """
     found = [encode(row["prompt"], row.get("images") or []) for row in islice(rows, ROWS)]
     with_images, text = [prompt for prompt in found if prompt.media], [prompt for prompt in found if not prompt.media]
@@ -59,7 +59,7 @@ def choose_probes(rows: Iterable[Mapping[str, Any]], encode: Callable[[Any, list
 def encoded_or_none(
     encode: Callable[[Any, list[Any]], EncodedPrompt], prompt: list[dict[str, Any]]
 ) -> EncodedPrompt | None:
-    """A prompt that is not of the data, if the processor takes it; some demand an image."""
+    """A text-only prompt, if the processor accepts it; some require an image."""
     try:
         return encode(prompt, [])
     except FAULTS:
@@ -67,7 +67,7 @@ def encoded_or_none(
 
 
 def with_other_pixels(prompt: EncodedPrompt) -> EncodedPrompt:
-    """The prompt with other pixels in images of the same sizes; tiles of zeros, which fill up a batch, stay."""
+    """The prompt with other pixels in images of the same sizes; tiles of zeros, which are padding, are unchanged."""
     draw = torch.Generator().manual_seed(SEED)
 
     def other(name: str, value: Tensor) -> Tensor:

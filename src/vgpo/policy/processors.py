@@ -1,4 +1,4 @@
-"""Processors, as TRL calls them and as the forward pass of their model needs them."""
+"""Adapt processors to the calls of TRL and the forward pass of their model."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from vgpo.policy.blank_media import blank_prompt
 
 
 def suit_trainer(processor: ProcessorMixin, config: PretrainedConfig) -> None:
-    """Let a processor be called as TRL calls it, and return what the forward pass of its model takes."""
+    """Make a processor accept TRL's calls and return the inputs that its model's forward pass takes."""
     if "conversation" not in inspect.signature(processor.apply_chat_template).parameters:
         processor.apply_chat_template = ChatTemplate(processor.apply_chat_template)
     if takes_token_types(config):
@@ -22,7 +22,8 @@ def suit_trainer(processor: ProcessorMixin, config: PretrainedConfig) -> None:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """`apply_chat_template` of a processor whose first argument has another name, as Qwen3-Omni's `conversations`."""
+    """`apply_chat_template` of a processor whose first argument has another name, such as Qwen3-Omni's
+    `conversations`."""
 
     apply: Callable[..., Any]
 
@@ -31,13 +32,13 @@ class ChatTemplate:
 
 
 def takes_token_types(config: PretrainedConfig) -> bool:
-    """Whether a model's forward pass takes `mm_token_type_ids`, which some processors return on request only."""
+    """Whether a model's forward pass takes `mm_token_type_ids`, which some processors only return on request."""
     kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     return kind is not None and "mm_token_type_ids" in inspect.signature(kind.forward).parameters
 
 
 def takes_lists(processor: ProcessorMixin) -> bool:
-    """Whether a processor can read what its image processor returns if nobody asks for tensors, as TRL does not."""
+    """Whether a processor works without a request for tensors, as in TRL."""
     try:
         processor.apply_chat_template(blank_prompt(), tokenize=True, return_dict=True)
     except AttributeError:  # Ovis2's: 'list' object has no attribute 'tolist'

@@ -1,4 +1,4 @@
-"""Prompts as the processor encodes them: once each, however many rollouts they have."""
+"""Prompts as the processor encodes them, once per prompt."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,17 +27,16 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A prompt for the model. Rollouts of one prompt hold the same object, and by that they share it.
+    """An encoded prompt. Rollouts of one prompt share the same object.
 
     Args:
         token_ids: the prompt, unpadded.
         num_images: how many images it has.
-        media: the tensors of its images that the model's forward takes, without padding to other prompts; empty for
-            text.
-        token_types: those of `vgpo.media.TOKEN_TYPES` that the processor gives, one number per token.
-        placeholder_ids: the prompt with one token for each image, as an inference engine takes it; empty where no
-            engine generates.
-        num_tool_images: how many of the images are those of tools, whose tokens are in the response.
+        media: image tensors for the model's forward pass, without padding to other prompts; empty for text.
+        token_types: the fields of `vgpo.media.TOKEN_TYPES` that the processor returns, one number per token.
+        placeholder_ids: the prompt with one token per image, as inference engines take it; empty if no engine
+        generates.
+        num_tool_images: number of images from tools, whose tokens are in the response.
     """
 
     token_ids: list[int]
@@ -48,14 +47,14 @@ class EncodedPrompt:
     num_tool_images: int = 0
 
     def types_of(self, name: str) -> list[int]:
-        """One token-type field; zeros where the processor left it out, as for text."""
+        """One token-type field; zeros if the processor omitted it, as for text."""
         return self.token_types.get(name, [0] * len(self.token_ids))
 
 
 def encode(
     processor: ProcessorMixin, row: Mapping[str, Any], chat_template_kwargs: Mapping[str, Any], device: torch.device
 ) -> EncodedPrompt:
-    """The prompt of a row of `vgpo.data.to_prompts`, as training encodes it."""
+    """The prompt of a row from `vgpo.data.to_prompts`, as training encodes it."""
     fields = processor.apply_chat_template(
         [messages_with_images(row["prompt"], row["images"])],
         add_generation_prompt=True,
@@ -67,9 +66,9 @@ def encode(
 
 
 def response_prefix(processor: Any, chat_template_kwargs: Mapping[str, Any]) -> str:
-    """What the chat template writes of a response at the end of a prompt: from a `<think>` on; "" without one.
+    """The part of the response that the chat template writes at the end of a prompt, from `<think>` on; "" if none.
 
-    Thinking models have such templates. A completion goes on after it, and does not hold it.
+    Thinking models have such templates. A completion continues after it, and does not contain it.
     """
     messages = [{"role": "user", "content": [{"type": "text", "text": "1"}]}]
     closed, opened = (
@@ -81,7 +80,7 @@ def response_prefix(processor: Any, chat_template_kwargs: Mapping[str, Any]) -> 
 
 
 def row_with_images_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose images are in the messages of its prompt, and nowhere else.
+    """A row whose images are only in the messages of its prompt.
 
     Raises:
         ValueError: the row has images and its prompt is not a list of messages.
@@ -104,11 +103,11 @@ def row_with_images_in_prompt(row: dict[str, Any]) -> dict[str, Any]:
 def messages_with_images(messages: Sequence[Message], images: Sequence[Any]) -> list[dict[str, Any]]:
     """Messages as lists of blocks, with `images` in their image blocks, in order.
 
-    Text content becomes a text block. Without an image block, all images go before the first text of a user. Blocks
-    that hold an image already stay as they are.
+    Text content becomes a text block. Without an image block, all images go before the first user text. Blocks that
+    already contain an image are unchanged.
 
     Raises:
-        ValueError: there are more or fewer images than image blocks for them.
+        ValueError: the numbers of images and image blocks differ.
     """
     blocks = [_as_blocks(message.get("content")) for message in messages]
     if images and not any(block["type"] == "image" for content in blocks for block in content):
@@ -124,7 +123,7 @@ def messages_with_images(messages: Sequence[Message], images: Sequence[Any]) -> 
     if num_blocks != len(images):
         raise ValueError(
             f"A prompt has {num_blocks} image block(s) and {len(images)} image(s). Give each image one block of "
-            '{"type": "image"}, or none at all.'
+            '{"type": "image"}, or use none.'
         )
     return [
         {**message, "content": content} if message.get("content") is not None else dict(message)
@@ -141,7 +140,7 @@ def _awaits_image(block: Mapping[str, Any]) -> bool:
 
 
 def prompt_key(prompt: Any) -> Hashable:
-    """Equal for prompts of the same text and the very same images."""
+    """Equal for prompts with the same text and identical image objects."""
     if isinstance(prompt, dict):
         return tuple((name, prompt_key(value)) for name, value in prompt.items())
     if isinstance(prompt, list):
@@ -152,10 +151,10 @@ def prompt_key(prompt: Any) -> Hashable:
 def encoded_prompt(
     token_ids: list[int], num_images: int, fields: dict[str, Any], device: torch.device
 ) -> EncodedPrompt:
-    """A prompt out of what a processor returns for it alone.
+    """A prompt from the processor's output for it.
 
     Raises:
-        ValueError: the processor returns a field with a value for each token that has no rule for responses.
+        ValueError: the processor returns a per-token field without a rule for response tokens.
     """
     types = {name: [int(value) for value in fields[name][0]] for name in TOKEN_TYPE_FIELDS if name in fields}
     media = media_fields(fields, device)
@@ -164,7 +163,7 @@ def encoded_prompt(
 
 
 def check_no_token_fields(media: Mapping[str, Tensor], num_tokens: int) -> None:
-    """Whether no field holds a value per token, shape (1, L, ...): it would have to grow with the response.
+    """Check that no field has a value per token, shape (1, L, ...): it would have to grow with the response.
 
     Raises:
         ValueError: one does; names it.
@@ -173,7 +172,7 @@ def check_no_token_fields(media: Mapping[str, Tensor], num_tokens: int) -> None:
         if value.shape[:2] == (1, num_tokens):
             raise ValueError(
                 f"The processor returns {name!r} of shape {tuple(value.shape)}, a value for each of the {num_tokens} "
-                "tokens of the prompt, and no rule says what it is at the tokens of a response. Known are "
+                "tokens of the prompt, and there is no rule for its values at response tokens. Known are "
                 f"{', '.join((*TOKENS, *TOKEN_TYPE_FIELDS, *DROPPED_TOKEN_FIELDS))}. Add a rule to TOKEN_TYPES in "
                 "vgpo/media.py, or choose another model."
             )
@@ -187,7 +186,7 @@ def media_fields(encoded: dict[str, Any], device: torch.device) -> dict[str, Ten
 
 
 def as_tensor(value: Any) -> Tensor:
-    """A field of a processor's output: a tensor, an array, numbers, or lists of tensors, one for each image."""
+    """Convert a field of a processor's output: a tensor, an array, numbers, or a list of tensors per image."""
     if isinstance(value, Tensor):
         return value
     first = value
@@ -195,13 +194,13 @@ def as_tensor(value: Any) -> Tensor:
         first = first[0]
     if isinstance(first, Tensor):  # NumPy has no bfloat16
         parts = [as_tensor(item) for item in value]
-        # Images of unlike numbers of tiles follow one another.
+        # Images with different numbers of tiles are concatenated.
         return torch.stack(parts) if len({part.shape for part in parts}) == 1 else torch.cat(parts)
     return torch.as_tensor(np.array(value))
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a processor returned a field without a value, as for a prompt without images."""
+    """Whether a processor returned an empty field, as for a prompt without images."""
     return value is None or (isinstance(value, list) and all(item is None for item in value))
 
 
@@ -209,7 +208,7 @@ def joined_media(prompts: Sequence[EncodedPrompt], *, without: str | None = None
     """The media of several prompts, concatenated in order; a field that no prompt has is left out.
 
     Args:
-        without: how the names of fields begin that are left out.
+        without: name prefixes of the fields to leave out.
     """
     names = dict.fromkeys(name for prompt in prompts for name in prompt.media)
     fields = {name: [prompt.media[name] for prompt in prompts if name in prompt.media] for name in names}
@@ -232,11 +231,11 @@ def joined_field(name: str, fields: Mapping[str, list[Tensor]]) -> Tensor:
 
 
 def shifted(indices: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """Indices into what several prompts have, each counted from its own first, as indices into all of it in order.
+    """Convert per-prompt indices to indices into the concatenation of all prompts.
 
     Args:
-        indices: of each prompt; negative ones stand for nothing and stay.
-        sizes: how much each prompt has.
+        indices: of each prompt; negative ones mean nothing and are unchanged.
+        sizes: length of each prompt's part.
     """
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     return [torch.where(value < 0, value, value + start) for value, start in zip(indices, starts, strict=True)]
@@ -248,7 +247,7 @@ def has_media(prompts: Sequence[EncodedPrompt]) -> bool:
 
 
 def prompt_columns(prompts: Sequence[EncodedPrompt], pad_token_id: int, device: torch.device) -> dict[str, Tensor]:
-    """The prompts as a batch holds them: ids and mask, padded on the left, (B, P)."""
+    """The prompts as a batch: ids and mask, padded on the left, (B, P)."""
     width = max(len(prompt.token_ids) for prompt in prompts)
     pads = [width - len(prompt.token_ids) for prompt in prompts]
     ids = [[pad_token_id] * pad + prompt.token_ids for pad, prompt in zip(pads, prompts, strict=True)]
@@ -264,8 +263,8 @@ def response_type(model_type: str, name: str) -> int:
 def token_types(
     prompts: Sequence[EncodedPrompt], visual: Tensor, prompt_width: int, model_type: str = ""
 ) -> dict[str, Tensor]:
-    """The token-type fields of padded rows: the processor's for prompts, and for responses those of `response_type`,
-    or 1 at an image.
+    """The token-type fields of padded rows: the processor's for prompts, `response_type` for responses, and 1 at
+    images in responses.
 
     Args:
         prompts: the prompt of each of B rows.
@@ -285,10 +284,10 @@ def token_types(
 
 
 def generation_fields(prompts: Sequence[EncodedPrompt], media: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """All fields but ids in the form in which TRL generates from them: token types as lists, one per prompt.
+    """All fields except ids in TRL's format for generation: token types as lists, one per prompt.
 
     Args:
-        media: in place of `joined_media(prompts)`.
+        media: used instead of `joined_media(prompts)`.
     """
     names = dict.fromkeys(name for prompt in prompts for name in prompt.token_types)
     types = {name: [prompt.types_of(name) for prompt in prompts] for name in names}
@@ -296,12 +295,12 @@ def generation_fields(prompts: Sequence[EncodedPrompt], media: Mapping[str, Any]
 
 
 def pad_to_widest(values: list[Tensor], fill: int, *, left: bool) -> list[Tensor]:
-    """Pad all dimensions but the first to the largest among `values`."""
+    """Pad all dimensions except the first to the largest in `values`."""
     widest = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
     padded = []
     for value in values:
         shorts = [wide - size for wide, size in zip(widest, value.shape[1:], strict=True)]
-        # F.pad counts dimensions from the last one.
+        # F.pad starts with the last dimension.
         pads = [side for short in reversed(shorts) for side in ((short, 0) if left else (0, short))]
         padded.append(F.pad(value, pads, value=fill))
     return padded

@@ -1,9 +1,9 @@
-"""What a model computes while it samples: the log-probability and the visual similarity of each token.
+"""Record the log-probability and the visual similarity of each token during sampling.
 
-A forward hook sees the logits of each step of `generate`, before bans, top-p and penalties. They are reduced to one
-number as soon as the sampled token is known: with the next step, which reads it. No logits outlive that. Another hook
-sees the hidden state of each token in the step that reads it. The last tokens of the longest responses are read by
-none: for these, one more step is run on the cache that is still there.
+A forward hook gets the logits of each step of `generate`, before bans, top-p and penalties. They are reduced to one
+number as soon as the sampled token is known, in the next step, and then freed. Another hook gets the hidden state of
+each token in the step that reads it. No step reads the last tokens of the longest responses: for these, one more step
+is run on the existing cache.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ class SampledLogProbs:
         self._logits = output.logits[:, -1]
 
     def log_probs(self, last_tokens: Tensor) -> Tensor:
-        """Of all tokens, (B, T), once `generate` has returned.
+        """Log-probabilities of all tokens, (B, T), after `generate` has returned.
 
         Args:
             last_tokens: column T of the responses, (B,).
@@ -51,7 +51,7 @@ class SampledLogProbs:
         assert self._logits is not None, "generate() ran no forward pass"
         logits = self._logits.float() / self.temperature
         chosen = logits.logsumexp(-1)
-        # A prompt that was computed once has one row of logits for all its rollouts.
+        # A shared prompt has one row of logits for all its rollouts.
         repeats = len(tokens) // len(logits)
         owners = torch.arange(len(tokens), device=tokens.device) // repeats
         return logits[owners, tokens] - chosen[owners]
@@ -63,7 +63,7 @@ def record_sampled(model: nn.Module, temperature: float) -> Iterator[SampledLogP
 
     Args:
         model: a decoder-only model of transformers, wrapped or not.
-        temperature: of the sampling; the logits are divided by it.
+        temperature: sampling temperature; the logits are divided by it.
 
     Raises:
         ValueError: no part of `model` generates.
@@ -77,16 +77,15 @@ def record_sampled(model: nn.Module, temperature: float) -> Iterator[SampledLogP
 
 
 class SampledSimilarity:
-    """Collects the visual similarity of tokens that a model samples.
+    """Collects the visual similarity of sampled tokens.
 
     Args:
         visual_mask: the visual tokens of each prompt that `generate` is called with, bool (n, P).
-        log_probs: are recorded at the same time.
+        log_probs: log-probabilities to record at the same time.
 
     Attributes:
-        columns: of the last token of the prompt, then of the response, (B, 1 + T), once `generate` has returned. None
-            where it sampled a single token, read the prompt in parts, or gave the model a mask of another kind than
-            that of padding.
+        columns: similarity of the last prompt token, then of the response, (B, 1 + T), after `generate` has returned.
+        None if it sampled a single token, read the prompt in parts, or used a mask other than a padding mask.
     """
 
     def __init__(self, visual_mask: Tensor, log_probs: SampledLogProbs) -> None:
@@ -118,22 +117,22 @@ class SampledSimilarity:
     @torch.no_grad()
     def finish(self, generator: nn.Module, last_tokens: Tensor) -> None:
         """Read the last tokens of all responses, (B,)."""
-        mask = self.step.get("attention_mask")  # transformers leaves it out where no prompt is padded
+        mask = self.step.get("attention_mask")  # transformers omits it if no prompt is padded
         if self._columns and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
             generator(**next_step(self.step, last_tokens))
             assert self._first is not None
             first = self._first.repeat_interleave(len(last_tokens) // len(self._first), dim=0)
             self.columns = torch.cat([first, *self._columns], dim=1)
             self.log_probs.is_complete = True
-        self.step = {}  # which holds the cache
+        self.step = {}  # has the cache
 
 
 def next_step(step: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
-    """Arguments of the forward pass of a model that follows on one over one token of each row.
+    """Arguments of the forward pass that follows one over one token per row.
 
     Args:
         step: arguments of the pass before.
-        tokens: that follow, (B,).
+        tokens: the next tokens, (B,).
     """
     moved = {name: step[name] + 1 for name in _POSITIONS if step.get(name) is not None}
     if (mask := step.get("attention_mask")) is not None:

@@ -1,4 +1,4 @@
-"""Passes of a model over rollouts: each row by itself, or each prompt once and its responses after it."""
+"""Scoring passes over rollouts: with separate rows, or with each prompt computed once for its responses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -46,12 +46,12 @@ class Scores:
     """Outputs of a pass for B responses of up to T tokens.
 
     Args:
-        log_probs: (B, T), of the policy's tokens; 0 for padding.
-        entropy: (B, T), or None where the model's head was not asked for it.
-        similarity: cosine with the visual prototype of the state after reading each token (B, T), or None where it was
-            not recorded.
-        predicting_similarity: the same of the state that predicts each token, recorded together with it.
-        layer_similarity: mean cosine with visual tokens over all layers (B, T), or None where it was not recorded.
+        log_probs: (B, T), of the response tokens; 0 for padding.
+        entropy: (B, T), or None if it was not requested from the head.
+        similarity: cosine with the visual prototype of the state after reading each token (B, T), or None if not
+        recorded.
+        predicting_similarity: the same for the state that predicts each token, recorded together with it.
+        layer_similarity: mean cosine with visual tokens over all layers (B, T), or None if not recorded.
         aux_loss: load-balancing loss of a mixture of experts, or None.
     """
 
@@ -63,20 +63,20 @@ class Scores:
     aux_loss: Tensor | None
 
     def widened(self, width: int) -> "Scores":
-        """With T = `width`, zeros on the right."""
+        """Padded to T = `width` with zeros on the right."""
         values = {name: value for name, value in vars(self).items() if name != "aux_loss" and value is not None}
         padded = {name: F.pad(value, (0, width - value.shape[1])) for name, value in values.items()}
         return replace(self, **padded)
 
     def signals(self) -> dict[str, Tensor]:
-        """What a shaping may look at, detached, by its name in `vgpo.shaping.Signals`."""
+        """Detached signals for a shaping, by their names in `vgpo.shaping.Signals`."""
         outputs = {name: vars(self)[name] for name in ("log_probs", "entropy", *SIMILARITIES)}
         return {name: value.detach() for name, value in outputs.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rollouts as they are padded: P prompt columns, then T response columns.
+    """Padded rollouts: P prompt columns, then T response columns.
 
     Args:
         input_ids: (B, P + T).
@@ -91,7 +91,7 @@ class Rows:
     prompts: Sequence[EncodedPrompt]
 
     def chunks(self, size: int) -> list["Rows"]:
-        """Neighbouring rows, `size` at a time."""
+        """Chunks of `size` adjacent rows."""
         parts = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
         return [
             Rows(self.input_ids[part], self.attention_mask[part], self.prompt_width, self.prompts[part])
@@ -99,7 +99,7 @@ class Rows:
         ]
 
     def take(self, order: Sequence[int], width: int | None = None) -> "Rows":
-        """Some rows, in this order; of their responses `width` columns, or all."""
+        """The given rows in order, with `width` response columns or all."""
         end = self.input_ids.shape[1] if width is None else self.prompt_width + width
         if list(order) == list(range(len(self.prompts))):
             return Rows(self.input_ids[:, :end], self.attention_mask[:, :end], self.prompt_width, self.prompts)
@@ -110,12 +110,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """Rows in the form in which the model reads them.
+    """Model inputs for rows.
 
     Args:
         input_ids: (n, L).
         attention_mask: (n, L).
-        labels: what the head scores, -100 elsewhere; (n, L).
+        labels: tokens to score, -100 elsewhere; (n, L).
         visual_prompt: image tokens of the prompts, bool (n, P).
         token_types: the fields that mark image tokens, (n, L) each.
         prompts: the prompt of each row.
@@ -130,7 +130,7 @@ class ModelInput:
 
 
 def padded_input(rows: Rows, visual_token_ids: list[int], model_type: str) -> ModelInput:
-    """Each row for itself; `model_type` is that of the model's config."""
+    """Inputs with separate rows; `model_type` is that of the model's config."""
     labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)
     labels[:, : rows.prompt_width] = -100
     visual = visual_token_mask(rows.input_ids, visual_token_ids) & rows.attention_mask.bool()
@@ -164,21 +164,21 @@ def score_rows(
 
     Args:
         model: the policy or a reference, wrapped or not.
-        rows: what it reads.
+        rows: the rows to score.
         visual_token_ids: ids of image tokens.
         share: compute a prompt once for all its rows.
-        similarity: record visual similarity, of the states that read the tokens and of those that predict them.
+        similarity: record visual similarity, of the states after the tokens and of those that predict them.
         layer_similarity: record visual similarity in all layers.
-        blank: an image that the vision tower looks at in passes over text alone.
+        blank: an image for the vision tower in text-only passes.
         batch_size: rows at a time; all by default.
-        open_prompts: shared prompts that earlier calls have read, and that later ones may use; none by default.
-        later: the prompts of each call that follows with the same `open_prompts` and another backward pass.
-        agreed: the largest of a number over all processes, which then run the same number of passes.
-        media: what the model gets of the images of prompts.
+        open_prompts: shared prompts that earlier calls have computed, and that later ones may use; none by default.
+        later: the prompts of each following call with the same `open_prompts` and a separate backward pass.
+        agreed: maximum of a number over all processes, so that they run the same number of passes.
+        media: model inputs for the images of prompts.
         kwargs: passed on to the model.
     """
-    wanted = {"similarity": similarity, "layer_similarity": layer_similarity}
-    measures = {name: measure for name, measure in MEASURES.items() if wanted[name]}
+    requested = {"similarity": similarity, "layer_similarity": layer_similarity}
+    measures = {name: measure for name, measure in MEASURES.items() if requested[name]}
     scorer = Scorer(model, visual_token_ids, measures, blank, agreed, media, kwargs)
     open_prompts = OpenPrompts() if open_prompts is None else open_prompts
     chunks = rows.chunks(batch_size or len(rows.prompts))
@@ -199,7 +199,7 @@ def score_rows(
 
 
 def joined(scores: Sequence[Scores], places: Sequence[Sequence[int]] | None = None) -> Scores:
-    """The scores of several sets of rows, one after another, or with each row in its place.
+    """Concatenate the scores of several groups of rows, or put each row in its place.
 
     Widths may differ: all are padded on the right.
     """
@@ -224,10 +224,10 @@ def joined(scores: Sequence[Scores], places: Sequence[Sequence[int]] | None = No
 
 @dataclass(frozen=True)
 class Scorer:
-    """How a model scores rows; arguments as those of `score_rows`.
+    """Scores rows with a model; arguments as in `score_rows`.
 
     Args:
-        measures: what is recorded beside the head's outputs, by its field of `Scores`.
+        measures: what to record in addition to the head's outputs, by field of `Scores`.
         options: passed on to the model.
     """
 
@@ -249,16 +249,17 @@ class Scorer:
 
     @property
     def shared_options(self) -> dict[str, Any]:
-        """Options of a pass over prompts or responses alone, from which a head can make no balancing loss."""
+        """Options of a pass over only prompts or only responses, for which the head cannot compute a balancing
+        loss."""
         return {**self.options, "output_router_logits": False} if self.balances else self.options
 
     @property
     def balances(self) -> bool:
-        """Whether the load-balancing loss of a mixture of experts is wanted."""
+        """Whether the load-balancing loss of a mixture of experts is requested."""
         return bool(self.options.get("output_router_logits"))
 
     def separate(self, rows: Rows) -> Scores:
-        """Each row with its prompt."""
+        """Score each row with its own copy of the prompt."""
         inputs = padded_input(rows, self.visual_token_ids, self.config.model_type)
         with ExitStack() as stack:
             recordings = {
@@ -286,13 +287,13 @@ class Scorer:
     def shared(
         self, rows: Rows, open_prompts: OpenPrompts, last_use: Mapping[int, int], later: Mapping[int, int]
     ) -> Scores:
-        """Responses after prompts that are read once.
+        """Score responses with each prompt computed once.
 
         Args:
             rows: of this pass.
-            open_prompts: those that earlier passes have read.
+            open_prompts: prompts that earlier passes have computed.
             last_use: see `OpenPrompts.take`.
-            later: the prompts that passes with another backward pass need, by their `id`.
+            later: prompts needed by passes with another backward pass, by their `id`.
         """
         read = partial(self.read, device=rows.input_ids.device)
         prefixes = open_prompts.take(rows.prompts, last_use, read)
@@ -320,8 +321,8 @@ class Scorer:
             aux_loss = balancing_loss(self.text_config, [*prompts, *routers], [*times, *masks])
             scores = replace(scores, aux_loss=aux_loss)
         if torch.is_grad_enabled() and is_sharded(self.model):
-            # Only keys and values of a prompt have a gradient, so nothing would gather the weights after the last
-            # layer's on the way back.
+            # Only keys and values of a prompt have a gradient, so the backward pass would not gather the weights after
+            # the last layer's.
             anchors = [prefix.anchor for prefix, apart in zip(unique, detached, strict=True) if not apart]
             zero = sum(anchor.sum() * 0 for anchor in anchors if anchor is not None)
             scores = replace(scores, log_probs=scores.log_probs + zero)
@@ -329,7 +330,8 @@ class Scorer:
 
     def read(self, prompts: Sequence[EncodedPrompt], device: torch.device) -> list[Prefix]:
         """One pass over prompts without their last tokens."""
-        # Where prompts are padded, an image token would ask for an image: the last token of a prompt is none.
+        # Padding must not be an image token, which would require an image: use the last token of a prompt, which is
+        # none.
         columns = prompt_columns(prompts, prompts[0].token_ids[-1], device)
         ids, mask = columns["prompt_ids"][:, :-1], columns["prompt_mask"][:, :-1]
         visual = visual_token_mask(ids, self.visual_token_ids) & mask.bool()
@@ -355,13 +357,13 @@ class Scorer:
             )
         lengths = [len(prompt.token_ids) - 1 for prompt in prompts]
         states = states_of_prompts(cache, lengths)
-        for logits in routers:  # of the one pass; they go with the states as one more layer
+        for logits in routers:  # of this pass; stored with the states as one more layer
             layers = [layer.view(len(ids), -1, layer.shape[-1]).split(1) for layer in logits]
             for own, of_prompt, length in zip(states, zip(*layers, strict=True), lengths, strict=True):
                 own.append(tuple(layer[:, -length:] for layer in of_prompt))
         means = {name: summary() for name, summary in summaries.items()}  # (layers, n, D)
         assert positions.next is not None
-        # Elsewhere it would only hold the graph of the last layer, which has no gradient.
+        # Otherwise it would only keep the graph of the last layer alive, which has no gradient.
         anchor = outputs.log_probs if is_sharded(self.model) else None
         return [
             Prefix(prompt, own, position, {name: mean[:, i] for name, mean in means.items()}, anchor)
@@ -371,12 +373,12 @@ class Scorer:
     def respond(
         self, rows: Rows, prefixes: Sequence[Prefix], states: Sequence[Sequence[States]], owners: Sequence[int]
     ) -> Scores:
-        """One pass over responses, each after the last token of its prompt.
+        """One pass over the last prompt token and the response of each row.
 
         Args:
             rows: of the pass.
             prefixes: of their prompts.
-            states: of each prefix, detached or attached.
+            states: states of each prefix, detached or attached.
             owners: for each row, its prefix.
         """
         first = rows.prompt_width - 1
@@ -406,16 +408,16 @@ class Scorer:
 
 
 def can_share(prompt: EncodedPrompt, visual_token_ids: Sequence[int]) -> bool:
-    """Whether a prompt can be read by itself, without its last token, which goes with each response.
+    """Whether a prompt can be computed separately, without its last token, which is prepended to each response.
 
-    Not if that is an image token, of which each has one feature only, nor if images of tools are in the response.
+    Not if that is an image token, because each needs its own feature, or if the response contains images from tools.
     """
     ends_in_text = len(prompt.token_ids) > 1 and prompt.token_ids[-1] not in visual_token_ids
     return ends_in_text and not prompt.num_tool_images
 
 
 def response_lengths(rows: Rows) -> list[int]:
-    """Columns up to the last token of each response, at least 1."""
+    """Length of each response, at least 1."""
     mask = rows.attention_mask[:, rows.prompt_width :]
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return (mask * places).amax(1).clamp(min=1).tolist()

@@ -1,4 +1,4 @@
-"""Passes over a model that leave nothing changed: random state, modes, caches and gradients are restored."""
+"""Run a model without side effects: random state, modes, caches and gradients are restored."""
 
 import random
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 @contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """Training mode, with its gradient checkpointing, and without any dropout; inside `undisturbed`.
+    """Training mode with gradient checkpointing and without dropout; use inside `undisturbed`.
 
-    Layers are dropped by modules of each family (`drop_prob`), values by those of PyTorch (`p`).
+    Layer dropout is an attribute of family-specific modules (`drop_prob`), value dropout of PyTorch's (`p`).
     """
     names = {module: "p" if isinstance(module, DROPOUTS) else "drop_prob" for module in model.modules()}
     shares = {module: vars(module)[name] for module, name in names.items() if name in vars(module)}
@@ -33,7 +33,7 @@ def training_without_dropout(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block, no module is in training mode: none drops values or asks for what training alone has."""
+    """Inside the block, no module is in training mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -45,10 +45,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside the block, no gradients and evaluation mode; afterwards all random state, modes and caches as before.
+    """Inside the block, gradients are off and the model is in evaluation mode; random state, modes and caches are
+    restored.
 
-    Caches are whatever a forward pass leaves on a module: attributes such as the `rope_deltas` of the Qwen families,
-    and buffers.
+    Caches are attributes that a forward pass sets on a module, such as the `rope_deltas` of the Qwen families, and
+    buffers.
     """
     kept = {module: (_attributes(module), dict(module.named_buffers(recurse=False))) for module in model.modules()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
@@ -72,7 +73,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module holds beside parameters, buffers and modules: its mode, caches, and what it was built with."""
+    """Attributes of a module other than parameters, buffers and modules: its mode, caches and settings."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 

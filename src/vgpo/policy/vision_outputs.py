@@ -1,7 +1,7 @@
-"""What a frozen vision tower makes of an image, computed once for all passes over a prompt.
+"""Outputs of a frozen vision tower, computed once for all passes over a prompt.
 
-transformers takes such outputs in place of pixels (`mm_encoder_outputs`). They stay right as long as no weight changes
-that they come from: where neither vision tower nor projector is trained.
+transformers takes such outputs instead of pixels (`mm_encoder_outputs`). They remain valid as long as neither the
+vision tower nor the projector is trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ from vgpo.policy.prompts import EncodedPrompt, joined_media
 from vgpo.shared_prompt import generate_replaced, generator_of, is_sharded
 
 ENCODER_OUTPUTS = "mm_encoder_outputs"
-PIXELS = "pixel_"  # how the names of fields begin that only the vision tower reads
-KEPT = ("pooler_output", "deepstack_features")  # what a decoder takes of an output
+PIXELS = "pixel_"  # name prefixes of fields that only the vision tower reads
+KEPT = ("pooler_output", "deepstack_features")  # fields of an output that a decoder takes
 
 
 def why_run_tower(model: nn.Module) -> str | None:
     """Why the vision tower has to run in every pass, or None if its outputs can be kept.
 
     Args:
-        model: that is trained, wrapped or not.
+        model: the trained model, wrapped or not.
     """
     vlm = extract_model_from_parallel(model)
     vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
@@ -38,7 +38,7 @@ def why_run_tower(model: nn.Module) -> str | None:
     if not trained.isdisjoint({"vision", "projector"}):
         return "vision tower or projector are trained"
     if is_sharded(model):
-        return "the parameters are spread over processes, which gather them in whole passes"
+        return "the parameters are sharded over processes, which gather them in complete passes"
     tower = vlm.get_encoder(modality="image")
     if any(isinstance(module, nn.Dropout) and module.p for module in tower.modules()):
         return "the vision tower has dropout"
@@ -49,12 +49,12 @@ class VisionOutputs:
     """The outputs of a frozen vision tower for the prompts of a generation.
 
     Args:
-        model: that is trained, wrapped or not.
+        model: the trained model, wrapped or not.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        # By the identity of the prompt, which is kept alive.
+        # By the id of the prompt, which is kept alive.
         self._kept: dict[int, tuple[EncodedPrompt, Any]] = {}
 
     def forget(self) -> None:
@@ -62,7 +62,7 @@ class VisionOutputs:
         self._kept.clear()
 
     def media(self, prompts: Sequence[EncodedPrompt]) -> dict[str, Any]:
-        """As `joined_media`, with outputs of the tower in place of pixels; a new dictionary each time."""
+        """As `joined_media`, with tower outputs instead of pixels; a new dictionary for each call."""
         with_images = [prompt for prompt in prompts if prompt.media]
         if not with_images:
             return {}
@@ -95,9 +95,9 @@ def joined_outputs(outputs: Sequence[Any]) -> Any:
 
 @contextmanager
 def generating_from(model: nn.Module, media: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Inside the block, `model.generate` gets the outputs of the tower among `media`; the other fields are given back.
+    """Inside the block, `model.generate` gets the tower outputs in `media`; yields the other fields.
 
-    TRL hands tensors on to `generate`, and nothing else.
+    TRL only passes tensors on to `generate`.
     """
     fields = dict(media)
     outputs = fields.pop(ENCODER_OUTPUTS, None)

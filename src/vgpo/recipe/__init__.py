@@ -1,1 +1,1 @@
-"""From a YAML file to a trained run: checked settings, loaded parts, checks of data and machine, training."""
+"""Train a run from a YAML file: validated settings, loaded components, checks of data and machine, training."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are PEFT adapters: the base they belong to, and the model that both make."""
+"""Checkpoints that are PEFT adapters: find the base, and load both as one model."""
 
 import json
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
 from vgpo.checkpoints import strict_difference
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.consistency import COMMIT
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.toy import checkpoint_path
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE = "base_model_name_or_path"
-ADAPTER = "default"  # what PEFT calls the only one
-# How the path of the embedded model ends, wherever the package is installed.
+ADAPTER = "default"  # PEFT's name for a single adapter
+# End of the path of the embedded model, in any installation.
 EMBEDDED = checkpoint_path().parts[-3:]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the files of a checkpoint are: a folder, or a hub name with its revision."""
+    """Source of a checkpoint: a folder, or a hub name with its revision."""
 
     name: str
     revision: str | None = None
@@ -40,11 +40,11 @@ class Source:
 
     @property
     def adapter_config(self) -> str | None:
-        """The path of its adapter_config.json, None if it is no adapter or cannot be reached."""
+        """The path of its adapter_config.json; None if it is not an adapter or not reachable."""
         return find_adapter_config_file(self.name, revision=self.revision)
 
     def file(self, name: str) -> str | None:
-        """The path of one of its files, None where it has none of that name or cannot be reached."""
+        """The path of one of its files; None if it does not exist or is not reachable."""
         return cached_file(
             self.name,
             name,
@@ -55,16 +55,16 @@ class Source:
         )
 
     def has_any(self, files: Sequence[str]) -> bool:
-        """Whether one of these files is there."""
+        """Whether one of these files exists."""
         return any(self.file(name) is not None for name in files)
 
 
 def with_bases(source: Source, *, trust_remote_code: bool) -> list[Source]:
-    """A checkpoint, and for an adapter its base, the base of that if it is an adapter too, and so on.
+    """A checkpoint and, for an adapter, its chain of bases.
 
     Raises:
-        RecipeError: An adapter names no base, or one that is not where it says, or itself through others; or the base
-            is on the hub at no commit, although its code may run.
+        RecipeError: An adapter names no base, a missing one, or itself in a cycle; or the base is on the hub without a
+        commit although its code may run.
     """
     chain = [source]
     while config := chain[-1].adapter_config:
@@ -82,10 +82,10 @@ def with_bases(source: Source, *, trust_remote_code: bool) -> list[Source]:
 
 
 def base_of(adapter: Source, config: Path) -> Source:
-    """The base that the config file of an adapter names.
+    """The base that an adapter's config file names.
 
     Raises:
-        RecipeError: It names none, or a folder that is not there.
+        RecipeError: It names none, or a missing folder.
     """
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def base_of(adapter: Source, config: Path) -> Source:
     except HFValidationError:
         refuse(
             adapter,
-            f"whose base {name!r} is not there: {path.absolute()} is no folder",
+            f"whose base {name!r} does not exist: {path.absolute()} is not a folder",
             f"Put the base there, or correct {BASE} in {CONFIG}: a folder, a hub name, or '{TOY_MODEL}' for the "
             "embedded model",
         )
@@ -117,17 +117,17 @@ def refuse(adapter: Source, found: str, fix: str) -> NoReturn:
 
 
 def merged(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
-    """The model with an adapter merged into its weights, in the dtype of each; all of them can be trained.
+    """The model with an adapter merged into its weights, which keep their dtype and are trainable.
 
-    It is named after the adapter: what is trained on top of it records the adapter as its base.
+    It is named after the adapter, so that adapters trained on top of it record this adapter as their base.
 
     Args:
-        model: the adapter's base, which is changed.
-        adapter: where the adapter is.
+        model: the adapter's base, modified in place.
+        adapter: source of the adapter.
 
     Raises:
-        RecipeError: The adapter has no weights, or they are not, name by name and shape by shape, those that its
-            config adds to this base; or its kind cannot be merged.
+        RecipeError: The adapter has no weights, or their names and shapes do not match its config and base; or its
+        type cannot be merged.
     """
     if getattr(model, "is_quantized", False):
         refuse(
@@ -137,16 +137,16 @@ def merged(model: PreTrainedModel, adapter: Source) -> PreTrainedModel:
             "weights with `vgpo merge` and name those",
         )
     plain = with_adapter(model, adapter).merge_and_unload()
-    plain.requires_grad_(True)  # PEFT froze the base
+    plain.requires_grad_(True)  # PEFT freezes the base
     plain.name_or_path = plain.config.name_or_path = absolute(adapter.name)
     return plain
 
 
 def with_adapter(model: PreTrainedModel, adapter: Source) -> PeftModel:
-    """The base with an adapter in it, not merged.
+    """The base with an unmerged adapter.
 
     Raises:
-        RecipeError: As of `merged`.
+        RecipeError: As in `merged`.
     """
     if not adapter.has_any(WEIGHTS):
         refuse(adapter, f"and has no weights: neither {' nor '.join(WEIGHTS)} is there", "Restore the file")
@@ -154,7 +154,7 @@ def with_adapter(model: PreTrainedModel, adapter: Source) -> PeftModel:
         config = PeftConfig.from_pretrained(adapter.name, revision=adapter.revision)
         adapted = PeftModel(model, config, adapter_name=ADAPTER)
         if not isinstance(adapted.base_model, BaseTuner) or not hasattr(adapted.base_model, "merge_and_unload"):
-            refuse(adapter, f"of the kind {config.peft_type}, which has no merged form", "Use one of LoRA's kind")
+            refuse(adapter, f"of type {config.peft_type}, which cannot be merged", "Use a LoRA adapter")
         keys = adapted.load_adapter(adapter.name, ADAPTER, torch_device="cpu", revision=adapter.revision)
     except RecipeError:
         raise
@@ -175,12 +175,12 @@ def refuse_weights(adapter: Source, model: PreTrainedModel, reason: str) -> NoRe
 
 
 def absolute(name: str) -> str:
-    """A folder's full path, which holds wherever it is read from; a hub name as it is."""
+    """The absolute path of a folder; a hub name is unchanged."""
     return str(Path(name).absolute()) if Path(name).is_dir() else name
 
 
 def own_tokens(processor: Any, adapter: Source, load_tokenizer: Any) -> None:
-    """Give the base's processor the tokenizer and the chat template that are saved with an adapter alone."""
+    """Use the tokenizer and chat template saved with an adapter in its base's processor."""
     if adapter.file("tokenizer_config.json") is not None:
         processor.tokenizer = load_tokenizer(adapter)
         processor.chat_template = processor.tokenizer.chat_template or processor.chat_template

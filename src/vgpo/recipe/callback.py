@@ -1,55 +1,5 @@
-"""The callback that keeps the run folder up to date while a trainer runs."""
+"""The callback that keeps the run folder of a trainer up to date."""
 
-import time
-from typing import Any
+from vgpo.report.training import RunCallback
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from vgpo.report.live import LiveReport
-from vgpo.run.folder import RunFolder
-
-KEPT_LINES = 100
-
-
-class RunCallback(TrainerCallback):
-    """Log to metrics.jsonl, and draw report.html during training (`LiveReport`) and when it ends.
-
-    Every process may hold one; only the world's main process writes. A line is
-    `{"step", "epoch", "time", ...logs}` with `time` in seconds since 1970 (UTC). `state.log_history`, which each
-    checkpoint holds, keeps the last lines only, so that neither grows with the run.
-    """
-
-    def __init__(self, run_folder: RunFolder) -> None:
-        self.run_folder = run_folder
-        self.report = LiveReport(run_folder)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.report.start()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        del state.log_history[:-KEPT_LINES]
-        if state.is_world_process_zero and logs:
-            place = {"step": state.global_step, "epoch": state.epoch, "time": time.time()}
-            self.run_folder.log_metrics({**place, **logs})
-            self.report.keep_fresh()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        step = state.global_step
-        # After a skipped step nothing was saved.
-        if state.is_world_process_zero and (self.run_folder.checkpoints_path / f"checkpoint-{step}").is_dir():
-            self.run_folder.write_saved(step)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            self.report.draw(live=False)
+__all__ = ["RunCallback"]

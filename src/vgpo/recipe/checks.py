@@ -1,4 +1,4 @@
-"""what can go wrong with a run, looked at before it costs anything."""
+"""Preflight checks of a run."""
 
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
-from vgpo.recipe.memory import FLOAT32, GIB, optimiser_bytes
+from vgpo.recipe.memory import FLOAT32, GIB, in_words, optimiser_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.run_plan import RunPlan, check_launch
@@ -44,14 +44,14 @@ from vgpo.text import did_you_mean
 from vgpo.vllm.prompts import EngineError
 from vgpo.vllm.server import as_shell, server_faults
 
-# The last are what a model or its processor raises for a config or an image that it was not made for.
+# The last ones are raised by models and processors for an unsupported config or image.
 FAULTS = (RecipeError, DataError, RewardError, OSError, *MODEL_FAULTS)
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found; `status` is pass, warn, fail or skip."""
+    """The result of a check; `status` is pass, warn, fail or skip."""
 
     status: str
     found: str
@@ -76,7 +76,7 @@ def device(setup: Setup) -> Finding:
         return Finding("pass", ", ".join(names))
     cores, memory = psutil.cpu_count(logical=False), psutil.virtual_memory().available / GIB
     found = f"no GPU; {cores} CPU cores, {memory:.1f} GiB of memory free"
-    return Finding("pass" if setup.recipe.config.use_cpu else "warn", found, "use_cpu: true says that this is meant")
+    return Finding("pass" if setup.recipe.config.use_cpu else "warn", found, "set use_cpu: true if this is intended")
 
 
 def launch(setup: Setup) -> Finding:
@@ -88,7 +88,7 @@ def generation(setup: Setup) -> Finding:
     config = setup.recipe.config
     if not config.use_vllm:
         return Finding("pass", "transformers")
-    with suppress(RecipeError):  # what cannot be read is found with the processor
+    with suppress(RecipeError):  # unreadable checkpoints are reported by the processor check
         if is_adapter(setup):
             name = setup.recipe.model.model_name_or_path
             fix = f"`vgpo merge {name} FOLDER` and name FOLDER"
@@ -99,7 +99,7 @@ def generation(setup: Setup) -> Finding:
 
 
 def vllm_server(setup: Setup) -> Finding:
-    """Whether the server that runs is that of the recipe."""
+    """Check that the running server matches the recipe."""
     if not setup.recipe.config.use_vllm or setup.recipe.config.vllm_mode != "server":
         return Finding("pass", "none (use_vllm, vllm_mode)")
     settings = server_settings(setup)
@@ -120,7 +120,7 @@ def is_adapter(setup: Setup) -> bool:
 
 
 def reference(setup: Setup) -> Finding:
-    """The reference model, which TRL loads by the name of the policy's checkpoint, and knows no adapter there."""
+    """The reference model, which TRL loads from the name of the policy's checkpoint, without support for adapters."""
     beta, model = setup.recipe.config.beta, setup.recipe.model
     if not beta:
         return Finding("pass", "none (beta: 0)")
@@ -134,11 +134,11 @@ def reference(setup: Setup) -> Finding:
 
 
 def trackers(setup: Setup) -> Finding:
-    wanted = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
-    missing = sorted(set(wanted) - set(get_available_reporting_integrations()))
+    requested = [name for name in setup.recipe.config.report_to if name not in ("none", "all")]
+    missing = sorted(set(requested) - set(get_available_reporting_integrations()))
     if missing:
         return Finding("fail", f"report_to: {missing} not installed", f"pip install {' '.join(missing)}")
-    return Finding("pass", ", ".join(wanted) or "none but the run folder")
+    return Finding("pass", ", ".join(requested) or "none but the run folder")
 
 
 def packages(setup: Setup) -> Finding:
@@ -150,7 +150,7 @@ def packages(setup: Setup) -> Finding:
 
 
 def library_settings(setup: Setup) -> Finding:
-    """Mappings and texts that libraries read when the first step is near."""
+    """Check mappings and texts that libraries only parse shortly before the first step."""
     config = setup.recipe.config
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     try:
@@ -168,7 +168,7 @@ def library_settings(setup: Setup) -> Finding:
         return Finding("fail", f"generation_kwargs: unknown {unknown[0]!r}{hint}", "correct or remove it")
     if config.optim_args and any(pair.count("=") != 1 for pair in config.optim_args.split(",")):
         return Finding("fail", f"optim_args: {config.optim_args!r}", "write it as name=value,name=value")
-    return Finding("pass", "schedule, generation and optimizer take what the recipe gives them")
+    return Finding("pass", "schedule, generation and optimizer accept the settings of the recipe")
 
 
 def processor(setup: Setup) -> Finding:
@@ -187,7 +187,7 @@ def held_out(setup: Setup) -> Finding:
 
 
 def suite(setup: Setup) -> Finding:
-    """The benchmarks that are evaluated during training."""
+    """The benchmarks evaluated during training."""
     if not setup.tasks:
         return Finding("pass", "none (eval_suite)")
     counts = [f"{len(task.questions)} rows of {task.benchmark.title}" for task in setup.tasks]
@@ -211,7 +211,7 @@ def arithmetic(setup: Setup) -> Finding:
     found = f"{batch.prompts} prompts x {batch.group_size} a generation, {plan.steps} optimiser steps"
     if not batch.groups_fit_micro_batch:
         return Finding(
-            "warn", f"{found}; groups are cut", "make per_device_train_batch_size a multiple of num_generations"
+            "warn", f"{found}; groups are split", "make per_device_train_batch_size a multiple of num_generations"
         )
     return Finding("pass", found)
 
@@ -219,7 +219,7 @@ def arithmetic(setup: Setup) -> Finding:
 def rewards(setup: Setup) -> Finding:
     names = setup.recipe.run.rewards
     check_reward_columns(map(load_reward, names), setup.prompts)
-    return Finding("pass", f"{', '.join(names)}: the columns are there; `vgpo reward test` tries them")
+    return Finding("pass", f"{', '.join(names)}: all columns exist; `vgpo reward test` tests them")
 
 
 def model(setup: Setup) -> Finding:
@@ -230,12 +230,12 @@ def model(setup: Setup) -> Finding:
 
 def memory(setup: Setup) -> Finding:
     if setup.recipe.model.use_peft:
-        setup.model.requires_grad_(False)  # as adapters leave it, which are small beside it
+        setup.model.requires_grad_(False)  # without adapters, which are comparatively small
     else:
         freeze_parts(setup.model, setup.recipe.config.freeze)
     needed = setup.memory
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-    found = f"{needed.total / GIB:.2f} GiB estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
+    found = f"{in_words(needed.total)} estimated for an update, {free / GIB:.1f} GiB free; generation comes on top"
     fix = "a smaller micro-batch or shorter responses, gradient_checkpointing, use_peft, more devices"
     cannot_fit = needed.total - needed.activations - needed.head > free
     return Finding("fail" if cannot_fit else "warn" if needed.total > free else "pass", found, fix)
@@ -246,23 +246,23 @@ def disk(setup: Setup) -> Finding:
     weights, trained = saved_bytes(setup)
     needed, what, fix = weights, "the trained model", "move run_dir"
     if config.save_strategy != "no":
-        kept = 1 + max(config.save_total_limit or 1, 2)  # an older one goes when the next is there
+        kept = 1 + max(config.save_total_limit or 1, 2)  # an old checkpoint is deleted after the next one is saved
         state = 0 if config.save_only_model else trained * optimiser_bytes(config) // FLOAT32
         needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
     place = Path(setup.recipe.run.run_dir).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
-    found = f"{needed / GIB:.2f} GiB for {what}, {free / GIB:.1f} GiB free"
+    found = f"{in_words(needed)} for {what}, {free / GIB:.1f} GiB free"
     return Finding("pass" if needed < free else "fail", found, fix)
 
 
 def saved_bytes(setup: Setup) -> tuple[int, int]:
-    """Bytes of the weights that are saved, and of those among them that are trained."""
+    """Bytes of the saved weights, and of the trained ones among them."""
     recipe, model = setup.recipe, setup.model
     if not recipe.model.use_peft:
         freeze_parts(model, recipe.config.freeze)
         sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
         return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
-    with torch.device("meta"):  # adapters would change the model itself
+    with torch.device("meta"):  # adding adapters would change the model itself
         bare = type(model)(model.config)
     adapted = get_peft_model(bare, adapter_config(recipe.model, bare, vision=recipe.run.lora_vision))
     adapters = FLOAT32 * sum(weight.numel() for weight in get_peft_model_state_dict(adapted).values())
@@ -274,7 +274,7 @@ def image(setup: Setup) -> Finding:
     ids = torch.tensor(visual_token_ids(setup.model.config))
     count = int(torch.isin(inputs["input_ids"], ids).sum())
     with torch.inference_mode():
-        setup.model.eval()(**inputs.to(setup.model.device))  # refuses features that do not match the tokens
+        setup.model.eval()(**inputs.to(setup.model.device))  # raises if features do not match the tokens
     return Finding("pass", f"{inputs['input_ids'].shape[1]} tokens, {count} of them visual, each with its feature")
 
 
@@ -285,15 +285,15 @@ def banned(setup: Setup) -> Finding:
 
 
 def thought(setup: Setup) -> Finding:
-    """How the prompt and the tokenizer treat the tags of a thought that the recipe asks for."""
+    """Check how prompt and tokenizer treat the thinking tags, if the recipe requires them."""
     prefix = response_prefix(setup.processor, setup.recipe.config.chat_template_kwargs or {})
     if not setup.recipe.wants_thought:
-        return Finding("pass", f"the chat template begins responses with {prefix!r}" if prefix else "not asked for")
+        return Finding("pass", f"the chat template begins responses with {prefix!r}" if prefix else "not required")
     if END_THINK in prefix:
         return Finding(
             "warn",
-            f"the recipe asks for a thought, and the chat template begins responses with an empty one, {prefix!r}",
-            "set chat_template_kwargs: {enable_thinking: true}, or whatever switches it on in this template",
+            f"the recipe requires a thought, but the chat template begins responses with an empty one, {prefix!r}",
+            "set chat_template_kwargs: {enable_thinking: true}, or the equivalent switch of this template",
         )
     tokenizer = setup.processor.tokenizer
     vocabulary = tokenizer.get_vocab()
@@ -305,7 +305,7 @@ def thought(setup: Setup) -> Finding:
         return Finding(
             "warn",
             f"{' and '.join(tokenizer.convert_ids_to_tokens(untrained))} are tokens whose embeddings look untrained",
-            "train them first (supervised, on responses with a thought), or remove them from the tokenizer, which "
+            "train them first (SFT on responses with a thought), or remove them from the tokenizer, which "
             "then writes the tags in ordinary tokens",
         )
     how = f"begun by the chat template with {prefix!r}" if prefix else "written by the model"
@@ -334,9 +334,9 @@ def shared(setup: Setup) -> Finding:
 
 
 def parity(setup: Setup) -> Finding:
-    """Whether training computes what the model computes; see `vgpo.policy.parity`."""
+    """Check that training computes what the model computes; see `vgpo.policy.parity`."""
     if setup.recipe.config.parity == "off":
-        return Finding("warn", "parity: off; nothing compares what is trained with the model itself")
+        return Finding("warn", "parity: off; training is not compared with the model itself")
     try:
         measured = measure_parity(setup)
     except ParityError as error:
@@ -363,13 +363,15 @@ def round_trip(setup: Setup) -> Finding:
     ]
     if lost or changed:
         return Finding(
-            "fail", f"not loaded as saved: {[*lost, *changed][:5]}", "use a version of transformers that does"
+            "fail",
+            f"not loaded as saved: {[*lost, *changed][:5]}",
+            "use a version of transformers that loads them correctly",
         )
     return Finding("pass", f"{len(weights)} tensors equal after saving and loading")
 
 
 class Check(NamedTuple):
-    """A check, and the checks that it needs."""
+    """A check, and the checks that it depends on."""
 
     look: Callable[[Setup], Finding]
     needs: tuple[str, ...] = ()
@@ -403,7 +405,7 @@ CHECKS = {
     "parity": Check(parity, ("data", "model", "image tokens")),
     "save and load": Check(round_trip, ("model",)),
 }
-# With those that the start of a run makes anyway, the ones that cost nothing.
+# Cheap checks, and those that the start of a run needs anyway.
 BEFORE_LOADING = ("versions", "generation", "reference model", "trackers", "packages", "library settings")
 WITH_DATA = ("evaluation images",)
 WITH_MODEL = ("memory", "disk")
@@ -412,7 +414,7 @@ WITH_MODEL = ("memory", "disk")
 def examine_all(
     names: Iterable[str], setup: Setup, announce: Callable[[str], None] = lambda name: None
 ) -> dict[str, Finding]:
-    """The findings of these checks, in order; `announce` is called with the name of each before it runs."""
+    """Run these checks in order and return their findings; `announce` is called with each name before it runs."""
     findings: dict[str, Finding] = {}
     for name in names:
         announce(name)
@@ -421,7 +423,7 @@ def examine_all(
 
 
 def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
-    """The finding of one check, after those of `before`; an error that the user can fix is one too."""
+    """The finding of one check, given those of `before`; an error that the user can fix becomes a finding."""
     check = CHECKS[name]
     missing = [need for need in check.needs if need in before and before[need].status in ("fail", "skip")]
     if missing:
@@ -435,10 +437,10 @@ def examine(name: str, setup: Setup, before: Mapping[str, Finding]) -> Finding:
 
 
 def raise_failed_checks(setup: Setup, names: Sequence[str], console: Console) -> None:
-    """Make some of the checks at the start of a run, and print what is amiss.
+    """Run the checks for the start of a run, and print warnings.
 
     Raises:
-        RecipeError: Some fail.
+        RecipeError: Some checks fail.
     """
     findings = examine_all(names, setup)
     if faults := failures(findings):
@@ -449,7 +451,7 @@ def raise_failed_checks(setup: Setup, names: Sequence[str], console: Console) ->
 
 
 def failures(findings: Mapping[str, Finding]) -> list[str]:
-    """A text for each check that failed, with the fix."""
+    """A message with the fix for each failed check."""
     return [
         f"{name}: {'. '.join(filter(None, (finding.found, finding.fix)))}"
         for name, finding in findings.items()
@@ -458,7 +460,7 @@ def failures(findings: Mapping[str, Finding]) -> list[str]:
 
 
 def findings_table(findings: dict[str, Finding]) -> Table:
-    """A line for each check, and below it what to do."""
+    """A line per check, followed by the fix."""
     lines = Table.grid(padding=(0, 2))
     for name, finding in findings.items():
         lines.add_row(Text(finding.status, style=COLOURS[finding.status]), name, Text(finding.found))

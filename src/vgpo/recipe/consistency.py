@@ -1,12 +1,12 @@
-"""Fields of a recipe that must fit together, whatever host trains it."""
+"""Consistency checks of recipe fields, for all hosts."""
 
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -15,13 +15,13 @@ DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDE
 
 
 def check_model_name(name: str | None, *, where: str) -> None:
-    """Whether a recipe says which model it trains."""
+    """Check that a recipe names its model."""
     if name is None:
         raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
 
 
 def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:
-    """Whether there is one weight for each reward, or none at all."""
+    """Check that there is one weight per reward, or none."""
     if weights is not None and len(weights) != len(rewards):
         raise RecipeError(
             f"{where}: reward_weights has {len(weights)} values ({weights}) for {len(rewards)} rewards "
@@ -30,21 +30,21 @@ def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *
 
 
 def check_adapters(*, lora_vision: bool, freeze: Sequence[str], use_peft: bool, where: str) -> None:
-    """Whether what is said about LoRA fits together."""
+    """Check the consistency of the LoRA fields."""
     if lora_vision and not use_peft:
         raise RecipeError(f"{where}: lora_vision has no effect without use_peft; set use_peft: true or remove it")
     if freeze and use_peft:
         raise RecipeError(
-            f"{where}: freeze ({freeze}) has no effect with use_peft, which trains adapters alone; remove it, "
+            f"{where}: freeze ({freeze}) has no effect with use_peft, which trains only adapters; remove it, "
             "and set lora_vision for adapters in the vision tower and the projector"
         )
 
 
 def check_remote_code(name: str, revision: str | None, *, trust_remote_code: bool, where: str) -> None:
-    """Whether code that comes with a checkpoint, where it may run, is that of one commit; a warning says which.
+    """Check that code of a checkpoint, if it may run, is pinned to one commit, and log a warning with the commit.
 
     Raises:
-        RecipeError: The checkpoint is on the hub, where a branch or a tag can get other code at any time.
+        RecipeError: The checkpoint is on the hub, where the code of a branch or tag can change at any time.
     """
     if not trust_remote_code or name == TOY_MODEL:
         return

@@ -1,5 +1,5 @@
-"""What is wrong with a recipe."""
+"""The error for invalid recipes."""
 
 
 class RecipeError(ValueError):
-    """A recipe or a command line that cannot be run; the message names file, key and fix."""
+    """An invalid recipe or command line; the message names file, key and fix."""

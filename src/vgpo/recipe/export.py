@@ -1,4 +1,4 @@
-"""Plain checkpoints out of runs and adapters: weights, config and processor, nothing of a trainer."""
+"""Export plain checkpoints from runs and adapters: weights, config and processor, without trainer state."""
 
 import tempfile
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from vgpo.run.storage import bring_to_disk
 
 ERRORS = (RecipeError, RunFolderError, CheckpointError)
 WHICH = ("final", "last", "best")
-NUM_LINES = 10  # of metrics.jsonl, up to the step of a checkpoint, whose mean judges it
+NUM_LINES = 10  # number of metrics.jsonl lines up to a checkpoint's step that are averaged to rank it
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A checkpoint to export, and what to say about the choice."""
+    """A checkpoint to export, and a message about the choice."""
 
     checkpoint: str
     notes: list[str] = field(default_factory=list)
@@ -34,9 +34,9 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Written:
-    """A plain checkpoint that was written and compared; its text says what it is.
+    """A plain checkpoint that was written and verified; `str()` describes it.
 
-    num_bytes: of all its files.
+    num_bytes: size of all its files.
     """
 
     out: Path
@@ -53,45 +53,47 @@ class Written:
 
 
 def choose(source: str, which: str | None) -> Chosen:
-    """The checkpoint that `which` names of a run; anything but a run folder is a checkpoint itself.
+    """The checkpoint of a run selected by `which`; any source other than a run folder is a checkpoint itself.
 
     Args:
         source: a run folder, a checkpoint folder, or a hub name.
         which: final, last or best; None is final. For run folders only.
 
     Raises:
-        RecipeError: Another word, or `which` for something that is no run.
+        RecipeError: An invalid value, or `which` for something that is not a run.
         RunFolderError: The run has no such checkpoint, or the checkpoint is damaged.
     """
     if which not in (None, *WHICH):
         raise RecipeError(f"--which {which}: expected one of {', '.join(WHICH)}")
     if not is_run(Path(source)):
         if which is not None:
-            raise RecipeError(f"--which {which} chooses among the checkpoints of a run, and {source} is no run folder")
+            raise RecipeError(
+                f"--which {which} chooses among the checkpoints of a run, but {source} is not a run folder"
+            )
         return Chosen(intact(Path(source), "Take another checkpoint"))
     folder = RunFolder(Path(source))
     return {"final": final_of, "last": last_of, "best": best_of}[which or "final"](folder)
 
 
 def final_of(folder: RunFolder) -> Chosen:
-    """The final weights, if they are what was saved.
+    """The final weights, verified.
 
     Raises:
-        RunFolderError: They are not there, or damaged.
+        RunFolderError: They are missing or damaged.
     """
     path = folder.final_path
     if not path.is_dir():
         raise RunFolderError(
-            f"{path} is not there: the run has not ended. `--which last` takes its newest intact checkpoint"
+            f"{path} does not exist: the run has not finished. `--which last` takes its newest intact checkpoint"
         )
     return Chosen(intact(path, "`--which last` takes the newest intact checkpoint"))
 
 
 def intact(path: Path, fix: str) -> str:
-    """A checkpoint, whose files are those that were saved, as far as a manifest says which.
+    """A checkpoint whose files match its manifest, if it has one.
 
     Raises:
-        RunFolderError: They are not.
+        RunFolderError: They do not match.
     """
     damage = CheckpointStore.verify(path, more=True) if (path / MANIFEST).exists() else None
     if damage is not None:
@@ -100,30 +102,30 @@ def intact(path: Path, fix: str) -> str:
 
 
 def last_of(folder: RunFolder) -> Chosen:
-    """The newest intact checkpoint, and a note on each newer one.
+    """The newest intact checkpoint, and a note on each skipped newer one.
 
     Raises:
         RunFolderError: There is none.
     """
     found = CheckpointStore(folder.checkpoints_path, keep=None).newest_valid()
-    notes = [f"passed over: {name}: {reason}" for name, reason in found.passed_over]
+    notes = [f"skipped: {name}: {reason}" for name, reason in found.passed_over]
     if found.path is None:
         raise no_checkpoint(folder, notes)
     return Chosen(str(found.path), notes)
 
 
 def best_of(folder: RunFolder) -> Chosen:
-    """The intact checkpoint with the highest mean accuracy of rollouts up to its step; the later one of equals.
+    """The intact checkpoint with the highest mean rollout accuracy up to its step; the later one of equals.
 
-    The mean is over the last `NUM_LINES` lines of metrics.jsonl up to the step. A run without an accuracy reward is
-    judged by its reward.
+    The mean is over the last `NUM_LINES` lines of metrics.jsonl up to the step. Runs without an accuracy reward are
+    ranked by reward.
 
     Raises:
         RunFolderError: There is no intact checkpoint, or no metric of one was logged.
     """
     store = CheckpointStore(folder.checkpoints_path, keep=None)
     damage = {step: store.verify(store.path(step)) for step in store.steps()}
-    notes = [f"passed over: {store.path(step).name}: {reason}" for step, reason in damage.items() if reason]
+    notes = [f"skipped: {store.path(step).name}: {reason}" for step, reason in damage.items() if reason]
     steps = [step for step, reason in damage.items() if reason is None]
     if not steps:
         raise no_checkpoint(folder, notes)
@@ -137,10 +139,10 @@ def best_of(folder: RunFolder) -> Chosen:
     }
     if not means:
         raise RunFolderError(
-            f"{folder.metrics_path} has no {metric!r} up to step {max(steps)}, so no checkpoint can be called the "
-            "best. `--which last` takes the newest"
+            f"{folder.metrics_path} has no {metric!r} up to step {max(steps)}, so the best checkpoint is unknown. "
+            "`--which last` takes the newest"
         )
-    best = max(means, key=means.__getitem__)  # the first of equals, which is the newest
+    best = max(means, key=means.__getitem__)  # the first of equal ones is the newest
     listed = ", ".join(f"{mean:.3f} at step {step}" for step, mean in means.items())
     return Chosen(str(store.path(best)), [*notes, f"{metric}, mean of up to {NUM_LINES} logged lines: {listed}"])
 
@@ -148,12 +150,12 @@ def best_of(folder: RunFolder) -> Chosen:
 def no_checkpoint(folder: RunFolder, notes: Sequence[str]) -> RunFolderError:
     listed = "".join(f"\n  {note}" for note in notes)
     return RunFolderError(
-        f"{folder.checkpoints_path} holds no intact checkpoint; `--which final` takes the final weights{listed}"
+        f"{folder.checkpoints_path} contains no intact checkpoint; `--which final` takes the final weights{listed}"
     )
 
 
 def refuse_full_weights(checkpoint: str) -> None:
-    """Whether a checkpoint is an adapter.
+    """Check that a checkpoint is an adapter.
 
     Raises:
         RecipeError: It is not.
@@ -162,27 +164,27 @@ def refuse_full_weights(checkpoint: str) -> None:
         is_adapter = source_of(PlainCheckpoint(checkpoint)).adapter_config is not None
     if not is_adapter:
         raise RecipeError(
-            f"{checkpoint} is no adapter: it has no adapter_config.json. Name the folder that has one, such as "
+            f"{checkpoint} is not an adapter: it has no adapter_config.json. Name the folder that has one, such as "
             "RUN/checkpoints/final; `vgpo export` writes full weights"
         )
 
 
 def write_plain(checkpoint: str, out: Path, *, dtype: str = "auto") -> Written:
-    """Write a checkpoint, an adapter merged into its base, for any program that reads those of transformers.
+    """Write a checkpoint in transformers' format, with an adapter merged into its base.
 
-    It is written beside `out` under another name, loaded back, compared, and then renamed.
+    It is written next to `out` under a temporary name, loaded back, compared, and then renamed.
 
     Args:
         checkpoint: a folder or a hub name.
-        out: a folder that is not there, or is empty.
-        dtype: of the weights; auto keeps that of the checkpoint.
+        out: a folder that does not exist or is empty.
+        dtype: dtype of the weights; auto keeps that of the checkpoint.
 
     Raises:
-        RecipeError: `out` is taken, the checkpoint cannot be loaded, the disk refused, or what was written is not what
-            was loaded. Nothing is left at `out`.
+        RecipeError: `out` exists, the checkpoint cannot be loaded, writing failed, or the written checkpoint differs
+        from the loaded one. Nothing is left at `out`.
     """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise RecipeError(f"{out} is there already; name a folder that is not there, or an empty one")
+        raise RecipeError(f"{out} already exists; name a new or an empty folder")
     place = out.absolute()
     source = PlainCheckpoint(checkpoint, dtype)
     processor = load_processor(source, trust_remote_code=False, min_pixels=None, max_pixels=None)
@@ -196,7 +198,7 @@ def write_plain(checkpoint: str, out: Path, *, dtype: str = "auto") -> Written:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             weights, identity = digests(model), processor_identity(processor)
-            del model  # before the other one is loaded
+            del model  # free memory before the written one is loaded
             check_written(folder, weights, identity)
             files = [file for file in folder.rglob("*") if file.is_file()]
             num_bytes = sum(file.stat().st_size for file in files)
@@ -207,7 +209,7 @@ def write_plain(checkpoint: str, out: Path, *, dtype: str = "auto") -> Written:
     except RecipeError:
         raise
     except (OSError, SafetensorError, ValueError) as error:
-        raise RecipeError(f"{out} could not be written: {error}. Correct that, or name another place") from error
+        raise RecipeError(f"{out} could not be written: {error}. Correct that, or name another folder") from error
     return Written(out, checkpoint, what, len(files), num_bytes)
 
 
@@ -217,10 +219,10 @@ def digests(model: PreTrainedModel) -> dict[str, str]:
 
 
 def check_written(folder: Path, weights: dict[str, str], identity: dict[str, Any]) -> None:
-    """Load what was written, and compare it tensor by tensor and setting by setting.
+    """Load the written checkpoint, and compare all tensors and settings.
 
     Raises:
-        RecipeError: A tensor or a setting of the processor is another one; names some.
+        RecipeError: A tensor or a setting of the processor differs; names some.
     """
     source = PlainCheckpoint(str(folder))
     found = digests(load_model(source, trust_remote_code=False))
@@ -231,4 +233,6 @@ def check_written(folder: Path, weights: dict[str, str], identity: dict[str, Any
     changed += [name for name in identity if settings.get(name) != identity[name]]
     if difference or changed:
         what = difference or f"{', '.join(changed[:SHOWN])} changed"
-        raise RecipeError(f"what was written does not load as it was: {what}. Use a version of transformers that does")
+        raise RecipeError(
+            f"the written checkpoint does not load unchanged: {what}. Use a version of transformers that loads it"
+        )

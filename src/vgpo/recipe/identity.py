@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, and whether it is still the same run."""
+"""Resume a run: choose the checkpoint, and check that it is still the same run."""
 
 import hashlib
 import importlib
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from vgpo.recipe.setup import Setup
     from vgpo.trl import VGPOConfig
 
-# Fields by which a run is watched, kept or started; another value of them makes no other run. Of data, template,
-# rewards and model the content counts, wherever it is.
+# Fields for monitoring, storing or starting a run, which may change on resume. For data, template, rewards and model,
+# the content is compared, not the location.
 IGNORED_FIELDS = (
     "output_dir", "run_dir", "run_name", "resume", "allow_changes", "alarm", "logging_", "log_", "max_rollout_bytes",
     "report_to", "project", "trackio_", "disable_tqdm", "save_", "push_to_hub", "hub_", "eval_", "evaluate_before",
     "dataloader_", "ddp_timeout", "vllm_server_timeout", "do_", "local_rank", "debug", "train_data", "template",
     "rewards", "num_processes", "model_name_or_path",
 )  # fmt: skip
-# Of a config or a processor: where it came from, and what wrote it.
+# Provenance fields of a config or a processor.
 ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "auto_map", "_commit_hash")
-# Of a tokenizer: set by each call, not by its files.
+# Tokenizer settings that each call sets.
 CALL_SETTINGS = ("padding", "truncation")
-# What errors call the sets of these fields.
+# Identity key of each data field; also used in error messages.
 DATA_SETS = {"data set": "train_data", "held-out set": "eval_data"}
-# Of `model_identity`, which is compared last: what is wrong with a recipe is found before a model is loaded.
+# Keys of `model_identity`, which is compared last, so that recipe errors are found before a model is loaded.
 MODEL_PARTS = ("start model", "model config")
 
 
 class Lengths(Protocol):
-    """How long a recipe trains, on any host."""
+    """The length of a training, on any host."""
 
     max_steps: int
     num_train_epochs: float
@@ -54,10 +54,10 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run is resumed: from a checkpoint, or from step 0 if there is none yet.
+    """The starting point of a resumed run: a checkpoint, or step 0 if there is none yet.
 
-    identity, state: of the run and its folder when the checkpoint was saved, or when the run began.
-    changes: what is not as it was; damage: what of the folder is damaged.
+    identity, state: identity of the run and state of its folder when the checkpoint was saved, or when the run began.
+    changes: changed settings and contents; damage: damaged files of the folder.
     """
 
     found: Found
@@ -72,14 +72,14 @@ class Resume:
 
     @property
     def record(self) -> list[str]:
-        """What resumes.jsonl says about it."""
+        """The fields for resumes.jsonl."""
         return [*self.changes, *self.damage.lost, *self.damage.repaired.values()]
 
 
 def run_identity(setup: "Setup") -> dict[str, Any]:
-    """What must be the same when a run is resumed, without its model: data, template, rewards, processor, settings.
+    """Everything that must be unchanged on resume except the model: data, template, rewards, processor, settings.
 
-    Whatever decides what is trained on, or how it is judged, counts by its content: a folder may be moved.
+    Data, template and rewards are compared by content: folders may be moved.
     """
     run, config = setup.recipe.run, setup.recipe.config
     settings = plain({**asdict(run), **config.to_dict(), **asdict(setup.recipe.model)}, other=str)
@@ -97,7 +97,7 @@ def run_identity(setup: "Setup") -> dict[str, Any]:
 
 
 def suite_identity(setup: "Setup") -> dict[str, Any]:
-    """The benchmarks of a run; nothing where there are none, as in runs of earlier versions."""
+    """The benchmarks of a run; empty if there are none, as in runs of earlier versions."""
     if not setup.tasks:
         return {}
     tasks = {task.benchmark.name: fingerprint(task.prompts) for task in setup.tasks}
@@ -105,7 +105,7 @@ def suite_identity(setup: "Setup") -> dict[str, Any]:
 
 
 def model_identity(model: PreTrainedModel) -> dict[str, str]:
-    """Weights and config that a run starts from, which are its reference model too."""
+    """Weights and config of the start model, which is also the reference model."""
     config = {name: value for name, value in model.config.to_diff_dict().items() if name not in ORIGIN}
     return {
         "start model": weight_hash(model.named_parameters()),
@@ -114,7 +114,7 @@ def model_identity(model: PreTrainedModel) -> dict[str, str]:
 
 
 def processor_identity(processor: ProcessorMixin) -> dict[str, Any]:
-    """Chat template, tokenizer and settings of a processor, each under a name that a message can show."""
+    """Chat template, tokenizer and settings of a processor, by display name."""
     settings = plain({**processor.to_dict(), "chat_template": None}, other=str)
     return {
         "chat template": digest(json.dumps(processor.chat_template)),
@@ -147,63 +147,64 @@ def digest(text: str) -> str:
 
 
 def source_digest(reward: str) -> str | None:
-    """Of the source file of a user-defined reward."""
+    """Digest of the source file of a user-defined reward."""
     if reward in REWARDS:
         return None
     place = reward.rpartition(":")[0]
     file = place if place.endswith(".py") else getattr(importlib.import_module(place), "__file__", None)
-    if file is None:  # a module that is compiled into the interpreter
+    if file is None:  # a built-in module
         return None
     content = Path(file).expanduser().read_bytes().replace(b"\r\n", b"\n")
     return hashlib.sha256(content).hexdigest()
 
 
 def find_checkpoint(folder: RunFolder, config: "VGPOConfig", console: Console) -> Found:
-    """The newest intact checkpoint of a run folder, or none if none was saved yet; says which are passed over.
+    """The newest intact checkpoint of a run folder, or none if none was saved yet; prints the skipped ones.
 
     Raises:
         RunFolderError: The run is finished, and the recipe does not train further.
-        CheckpointError: There are checkpoints, and none of them can be used; or all that were saved are gone.
+        CheckpointError: There are checkpoints but none is usable; or all saved ones are missing.
     """
     check_not_finished(folder, config, console)
     store = CheckpointStore(folder.checkpoints_path, keep=None)
-    store.pins()  # else a save would be the first to find that it is damaged
+    store.pins()  # otherwise only a later save would find the damage
     found = store.newest_valid()
     if found.path is None:
         check_none_was_saved(folder, found)
     for name, reason in found.passed_over:
-        say(console, f"passed over: {name}: {reason}")
+        say(console, f"skipped: {name}: {reason}")
     saved = folder.read_saved()
     if saved is not None and saved > (found.step or 0) and not os.path.lexists(store.path(saved)):
-        say(console, f"passed over: {store.path(saved).name}: it was saved, and is missing")
+        say(console, f"skipped: {store.path(saved).name}: it was saved but is missing")
     return found
 
 
 def check_none_was_saved(folder: RunFolder, found: Found) -> None:
-    """Whether a run without a usable checkpoint has never saved one: else its results would be overwritten.
+    """Check that a run without a usable checkpoint has never saved one: otherwise its results would be overwritten.
 
     Raises:
         CheckpointError: It has.
     """
     path = folder.checkpoints_path
-    advice = "To start from step 0 instead, choose a new run_dir; this one stays as it is."
+    advice = "To start from step 0 instead, choose a new run_dir; this one stays unchanged."
     if found.passed_over:
         listed = "\n".join(f"  {name}: {reason}" for name, reason in found.passed_over)
         raise CheckpointError(
-            f"{path} holds {len(found.passed_over)} checkpoint(s), and none can be used:\n{listed}\nNothing was "
+            f"{path} contains {len(found.passed_over)} checkpoint(s), and none is usable:\n{listed}\nNothing was "
             f"changed. Repair one of them, or resume with the version of vgpo that wrote it. {advice}"
         )
     saved = folder.read_saved()
     if saved is not None or os.path.lexists(folder.final_path):
-        what = f"checkpoint-{saved} was saved" if saved is not None else f"{folder.final_path.name} is there"
+        what = f"checkpoint-{saved} was saved" if saved is not None else f"{folder.final_path.name} exists"
         raise CheckpointError(
-            f"{path} holds no checkpoint, although {what}: a start from step 0 would overwrite what the run has. "
-            f"Nothing was changed. Put a checkpoint back to resume it. {advice} To insist, delete {folder.path}."
+            f"{path} contains no checkpoint, although {what}: a start from step 0 would overwrite the results of the "
+            f"run. Nothing was changed. Restore a checkpoint to resume it. {advice} To start over anyway, delete "
+            f"{folder.path}."
         )
 
 
 def check_not_finished(folder: RunFolder, config: Lengths, console: Console) -> None:
-    """Whether a recipe trains further than the run in `folder` did, if that is finished and its weights are intact.
+    """Check that a recipe trains further than the run in `folder`, if that is finished and its weights are intact.
 
     Raises:
         RunFolderError: It does not.
@@ -224,12 +225,12 @@ def check_not_finished(folder: RunFolder, config: Lengths, console: Console) -> 
 
 
 def intact_end(folder: RunFolder, console: Console) -> Finished | None:
-    """The mark of a finished run, None if there is none or the final weights are damaged; says so."""
+    """The mark of a finished run; None if there is none or the final weights are damaged, which is printed."""
     try:
         finished = folder.read_finished()
     except RunFolderError:  # `examine` reports it
         return None
-    if finished is None or not (folder.final_path / MANIFEST).exists():  # by an earlier version
+    if finished is None or not (folder.final_path / MANIFEST).exists():  # written by an earlier version
         return finished
     damage = CheckpointStore.verify(folder.final_path, more=True)
     if damage is None:
@@ -239,12 +240,12 @@ def intact_end(folder: RunFolder, console: Console) -> Finished | None:
 
 
 def resume_from(folder: RunFolder, config: "VGPOConfig", allow_changes: bool, console: Console) -> Resume:
-    """The newest checkpoint of a run folder and what it says about the run; damage of the folder is reported.
+    """The newest checkpoint of a run folder with its record of the run; damage of the folder is printed.
 
     Raises:
         One of the errors of `find_checkpoint`, and
-        RunFolderError: Something of the folder is lost, and `allow_changes` does not say to go on without it.
-        CheckpointError: The checkpoint holds nothing about its run folder: another program saved it.
+        RunFolderError: Part of the folder is lost, and `allow_changes` is not set.
+        CheckpointError: The checkpoint has no record of its run folder: another program saved it.
     """
     found = find_checkpoint(folder, config, console)
     identity, state = {}, FolderState()
@@ -259,14 +260,14 @@ def resume_from(folder: RunFolder, config: "VGPOConfig", allow_changes: bool, co
     if damage.lost and not allow_changes:
         listed = "\n".join(f"  {lost}" for lost in damage.lost)
         raise RunFolderError(
-            f"{folder.path} has lost something that the run wrote before step {found.step or 0}:\n{listed}\nNothing "
-            "was changed. Restore it from a backup, or set allow_changes: true to go on without; the run folder will "
-            "record it."
+            f"{folder.path} has lost data that the run wrote before step {found.step or 0}:\n{listed}\nNothing "
+            "was changed. Restore it from a backup, or set allow_changes: true to resume without it; the run folder "
+            "will record it."
         )
     if found.path is None:
         say(console, "no checkpoint was saved yet: the run starts from step 0")
     else:
-        say(console, f"going on from {found.path}, step {found.step}")
+        say(console, f"resuming from {found.path}, step {found.step}")
     for line in damage.lost:
         say(console, f"lost: {line}")
     for line in damage.repaired.values():
@@ -275,25 +276,25 @@ def resume_from(folder: RunFolder, config: "VGPOConfig", allow_changes: bool, co
 
 
 def read_note(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds about its run.
+    """The record of the run in a checkpoint.
 
     Raises:
-        CheckpointError: Nothing.
+        CheckpointError: It has none.
     """
     note = read_object(path) if path.exists() else {}
     if not note:
         raise CheckpointError(
-            f"{path.parent} says nothing about its run ({path.name} is missing or empty): it was not saved by `vgpo "
-            "train`, or by an earlier version. To go on from its weights, name it as model_name_or_path of a new run."
+            f"{path.parent} has no record of its run ({path.name} is missing or empty): it was not saved by `vgpo "
+            "train`, or by an earlier version. To train from its weights, name it as model_name_or_path of a new run."
         )
     return note
 
 
 def with_changes(resume: Resume, identity: Mapping[str, Any], *, allow_changes: bool, console: Console) -> Resume:
-    """The resume with what of `identity` is not as it was; says so. The model is left out until it is there.
+    """The resume with the changes in `identity`, which are printed. The model is compared once it is loaded.
 
     Raises:
-        RecipeError: Something is not, and `allow_changes` does not say that this is meant; lists it.
+        RecipeError: There are changes and `allow_changes` is not set; lists them.
     """
     missing = set(MODEL_PARTS) - identity.keys()
     saved = {name: value for name, value in resume.identity.items() if name not in missing}
@@ -301,8 +302,8 @@ def with_changes(resume: Resume, identity: Mapping[str, Any], *, allow_changes: 
     if changes and not allow_changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RecipeError(
-            f"{resume.found.path or 'The run folder'} is of another run:\n{listed}\nUndo the changes, start a new "
-            "run_dir, or set allow_changes: true to go on with them; the run folder will record it."
+            f"{resume.found.path or 'The run folder'} belongs to another run:\n{listed}\nUndo the changes, start a "
+            "new run_dir, or set allow_changes: true to resume with them; the run folder will record it."
         )
     for change in changes:
         if change not in resume.changes:
@@ -311,7 +312,7 @@ def with_changes(resume: Resume, identity: Mapping[str, Any], *, allow_changes: 
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each name whose value is not what it was."""
+    """A line for each changed value."""
     missing = "not there"
     return [
         f"{name} was {shorten(saved.get(name, missing))}, is {shorten(now.get(name, missing))}"
@@ -321,6 +322,6 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def shorten(value: Any) -> str:
-    """A value as text; of a digest its first characters."""
+    """A value as text; digests are shortened."""
     text = json.dumps(value)
     return f"{text[:60]}…" if len(text) > 60 else text

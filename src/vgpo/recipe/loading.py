@@ -1,4 +1,4 @@
-"""Prompts, processor and model of a run, with the same prompt builder and pixel limits in training and evaluation."""
+"""Load prompts, processor and model of a run, with the same prompts and pixel limits in training and evaluation."""
 
 import dataclasses
 import functools
@@ -30,22 +30,23 @@ from transformers.utils.logging import disable_progress_bar
 
 from vgpo.data import AS_IT_IS, DataError, Reading, check_dataset, drop_long, load_dataset, prompt_lengths, to_prompts
 from vgpo.focus import banned_token_ids, named_visual_token_ids
+from vgpo.places import TOY_MODEL, checkpoint_fault
 from vgpo.policy.blank_media import blank_prompt
 from vgpo.policy.parts import lora_targets
 from vgpo.policy.probes import FAULTS
 from vgpo.policy.processors import suit_trainer
 from vgpo.recipe.adapters import Source, absolute, merged, own_tokens, with_bases
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.run_arguments import TOY_MODEL
-from vgpo.toy import TaskSettings, checkpoint_path, parse_task, write_datasets
+from vgpo.toy import NUM_ROWS, TaskSettings, checkpoint_path, parse_task, write_split
+from vgpo.toy.scans import Split
 
 if TYPE_CHECKING:
     from trl import ModelConfig
 
 logger = logging.getLogger(__name__)
 
-ALL_LAYERS = "all-linear"  # PEFT's word for it
-# Where a checkpoint may say, under `auto_map`, which classes are made of code that comes with it.
+ALL_LAYERS = "all-linear"  # PEFT's value
+# Files in which a checkpoint may name classes of its own code, under `auto_map`.
 NAMING_CODE = (
     "config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json",
     "tokenizer_config.json",
@@ -54,7 +55,7 @@ CODES = "its images become discrete codes, through which no gradient reaches the
 CROSS_ATTENTION = "its decoder reads images by cross attention, not as tokens"
 Q_FORMER = "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt"
 IMAGE_MASK = "its config names no image token: a mask beside the prompt says which positions are images"
-# Families whose images are no tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
+# Families whose images are not tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
 UNSUITABLE = {
     "apertus1p5": CODES,
     "blip": CROSS_ATTENTION,
@@ -62,12 +63,12 @@ UNSUITABLE = {
     "chameleon": CODES,
     "diffusion_gemma": "it generates blocks of tokens by diffusion, not one token after another",
     "emu3": CODES,
-    "evolla": "it reads proteins, not images",
+    "evolla": "it processes proteins, not images",
     "florence2": "it is an encoder-decoder model, whose images are not in the decoder's context",
-    "fuyu": "its processor drops the chat template that a checkpoint has",
-    "git": "its decoder puts image features before the prompt, where no token stands for them",
+    "fuyu": "its processor drops the chat template of a checkpoint",
+    "git": "its decoder puts image features before the prompt, where no token represents them",
     "got_ocr2": "its processor takes images as the pages of one document only, and it has no chat template",
-    "hunyuan_vl": "its positions count images over all rows of a batch, so that a row depends on those before it",
+    "hunyuan_vl": "its positions count images over all rows of a batch, so that rows depend on each other",
     "idefics": CROSS_ATTENTION,
     "instructblip": Q_FORMER,
     "instructblipvideo": Q_FORMER,
@@ -77,30 +78,31 @@ UNSUITABLE = {
     "mistral_large4": "its attention scales queries by their absolute positions, which padding on the left moves",
     "mllama": CROSS_ATTENTION,
     "nemotron_h_omni": "it names no head (get_output_embeddings), from which TRL computes log-probabilities",
-    "pi0": "it generates actions of a robot, not text",
-    "shieldgemma2": "it classifies images by a policy that its processor writes, and has no other prompt",
-    "unlimited_ocr": "its forward pass takes numbers of tiles as Python lists, which no batch of several rows holds",
+    "pi0": "it generates robot actions, not text",
+    "shieldgemma2": "it classifies images with a fixed prompt from its processor",
+    "unlimited_ocr": "its forward pass takes numbers of tiles as Python lists, which batches do not support",
 }
-# Parts of a model that transformers takes from another package, by their `model_type`.
+# Model parts that transformers takes from another package, by their `model_type`.
 PACKAGES = {"gemma3n_vision": "timm", "timm_backbone": "timm", "timm_wrapper": "timm"}
-# What a processor calls its limits, and what we call them.
+# A processor's names of its limits -> the recipe's names.
 PIXEL_FIELDS = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # an adapter without them has its base's processor
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # an adapter without them uses its base's processor
 CHECKPOINT = "name a vision-language checkpoint (folder or hub name) with weights, processor and chat template"
 
 
 def quiet_libraries() -> None:
-    """Hide what no user can act on: bars of short steps, and names that transformers renames and TRL still reads."""
+    """Hide messages that users cannot act on: bars of short steps, and deprecations in transformers that concern
+    TRL."""
     warnings.filterwarnings("ignore", ".*deprecated and will be removed in v6", FutureWarning)
-    # PEFT, when it saves an adapter whose base is an adapter, or on a hub that it cannot reach. It asks whether the
-    # vocabulary has grown, which a run never does.
+    # From PEFT, when it saves an adapter whose base is an adapter or an unreachable hub name, to check for a larger
+    # vocabulary, which a run never has.
     warnings.filterwarnings("ignore", "Could not find a config file in ", UserWarning)
     disable_progress_bars()
     disable_progress_bar()
 
 
 class Checkpoint(Protocol):
-    """Which checkpoint a recipe names; TRL's `ModelConfig` is one."""
+    """The checkpoint fields of a recipe; TRL's `ModelConfig` matches this protocol."""
 
     model_name_or_path: str | None
     model_revision: str | None
@@ -112,7 +114,7 @@ class Checkpoint(Protocol):
 
 @dataclass
 class PlainCheckpoint:
-    """A checkpoint as `load_model` and `load_processor` take it, without the other fields of a recipe."""
+    """The checkpoint fields for `load_model` and `load_processor`, without the rest of a recipe."""
 
     model_name_or_path: str | None
     dtype: str | None = "auto"
@@ -135,19 +137,19 @@ def load_prompts(
     processor: ProcessorMixin | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """A checked data set as prompts, one image-bearing question a row.
+    """A checked dataset as prompts, one question with images per row.
 
     Args:
-        source: What `vgpo.data.load_dataset` takes, or `toy:train` or `toy:test`, with the dial as in
-            `toy:train:rows=4,columns=4` (`vgpo.toy.parse_task`).
-        template: What `vgpo.data.to_prompts` takes.
-        toy_folder: Where the embedded task's sets are written when `source` asks for them.
-        reading: How its rows are read, and what becomes of faulty ones.
-        limit: Keep the first so many rows.
-        forbidden: What no problem may contain, see `forbidden_tokens`.
-        max_images: Decode only the first so many images in the check; None for all.
-        max_prompt_length: Leave out prompts of more tokens, with a line that counts them; `processor` and
-            `chat_template_kwargs` say what the tokens are.
+        source: A source of `vgpo.data.load_dataset`, or `toy:train` or `toy:test`, with difficulty settings as in
+        `toy:train:rows=4,columns=4` (`vgpo.toy.parse_task`).
+        template: Template for `vgpo.data.to_prompts`.
+        toy_folder: Folder for the embedded task's datasets, if `source` names one.
+        reading: How its rows are read, and how faulty ones are handled.
+        limit: Keep at most the first `limit` rows.
+        forbidden: Texts that no problem may contain, see `forbidden_tokens`.
+        max_images: Decode at most the first `max_images` images in the check; None for all.
+        max_prompt_length: Drop longer prompts, with a message that counts them; tokens are those of `processor` and
+        `chat_template_kwargs`.
 
     Raises:
         DataError: A row or column that cannot be trained on; names it.
@@ -166,7 +168,7 @@ def load_prompts(
 
 
 def read_dataset(source: str, *, toy_folder: Path, reading: Reading = AS_IT_IS, limit: int | None = None) -> Dataset:
-    """The unchecked rows of a set, the first `limit` of them; arguments as of `load_prompts`."""
+    """The first `limit` rows of a dataset, unchecked; arguments as in `load_prompts`."""
     if is_toy(source):
         dataset = load_dataset(str(write_toy(source, toy_folder)))
     else:
@@ -175,31 +177,30 @@ def read_dataset(source: str, *, toy_folder: Path, reading: Reading = AS_IT_IS, 
 
 
 def is_toy(source: str) -> bool:
-    """Whether this is a set of the embedded task, which is written when it is asked for."""
+    """Whether this is a dataset of the embedded task, which is generated on demand."""
     return source.split(":")[0] == TOY_MODEL and source.split(":")[1:2] in (["train"], ["test"])
 
 
 def write_toy(source: str, folder: Path) -> Path:
-    """Write `toy:train` or `toy:test`, with the difficulty dial as in `toy:train:rows=4`, and return the file.
+    """Write `toy:train` or `toy:test`, with difficulty settings as in `toy:train:rows=4`, and return the file.
 
     Raises:
-        DataError: The dial has no such position.
+        DataError: Invalid difficulty settings.
     """
     _, split, *dial = source.split(":", 2)
     try:
         settings = parse_task(dial[0]) if dial else TaskSettings()
     except ValueError as error:
         raise DataError(f"{source}: {error}") from error
-    # The same images whatever the seed of a run, so that accuracies of runs can be compared.
-    if split == "train":
-        return write_datasets(folder / "train", num_test=1, settings=settings)[0]
-    return write_datasets(folder / "test", num_train=1, settings=settings)[1]
+    name: Split = "train" if split == "train" else "test"
+    # Independent of the seed of a run, so that accuracies are comparable.
+    return write_split(folder / name, name, NUM_ROWS[name], settings=settings)
 
 
 def load_processor(
     model: Checkpoint, *, trust_remote_code: bool, min_pixels: int | None, max_pixels: int | None
 ) -> ProcessorMixin:
-    """The checkpoint's processor, padding on the left, within pixel limits (in pixels of the whole image).
+    """The checkpoint's processor, padding on the left, within pixel limits (in pixels of the complete image).
 
     Raises:
         RecipeError: No such checkpoint, one without images or chat template, or a processor without pixel limits.
@@ -217,10 +218,10 @@ def load_processor(
 
 
 def forbidden_tokens(model: Checkpoint, processor: ProcessorMixin, *, trust_remote_code: bool) -> list[str]:
-    """The control tokens of a model's tokenizer, sorted: in a problem they would end the turn, or ask for an image.
+    """The sorted control tokens of a model's tokenizer: in a problem they would end the turn, or require an image.
 
-    These are its special tokens and what stands for an image by the config; other added tokens, such as `<think>`,
-    are words that a prompt may use.
+    These are its special tokens and the image tokens of the config; prompts may use other added tokens, such as
+    `<think>`.
     """
     config = load(AutoConfig, model, trust_remote_code=trust_remote_code)
     tokenizer = processor.tokenizer
@@ -230,11 +231,10 @@ def forbidden_tokens(model: Checkpoint, processor: ProcessorMixin, *, trust_remo
 
 
 def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: int | None) -> None:
-    """Resize every image to between so many pixels; None keeps the limit that is there.
+    """Set the pixel limits between which images are resized; None keeps an existing limit.
 
     Raises:
-        RecipeError: A limit is no number of pixels, or above the other one, or this kind of processor resizes in
-            another way.
+        RecipeError: A limit is invalid or above the other one, or this kind of processor has no pixel limits.
     """
     given = zip(PIXEL_FIELDS, (min_pixels, max_pixels), strict=True)
     limits = {edge: pixels for edge, pixels in given if pixels is not None}
@@ -246,21 +246,22 @@ def set_pixel_limits(image_processor: Any, min_pixels: int | None, max_pixels: i
     for edge, pixels in limits.items():
         if pixels < 1:
             raise RecipeError(f"{PIXEL_FIELDS[edge]} is {pixels}, expected at least 1 pixel; or leave it out")
-        image_processor.size[edge] = pixels  # numbers of pixels, under the names of edges
+        image_processor.size[edge] = pixels  # numbers of pixels, although the names refer to edges
     lowest, highest = (image_processor.size[edge] for edge in PIXEL_FIELDS)
     if lowest > highest:
         raise RecipeError(
-            f"min_pixels ({lowest}) is above max_pixels ({highest}); what you do not set is the checkpoint's own"
+            f"min_pixels ({lowest}) is above max_pixels ({highest}); limits that you do not set come from the "
+            "checkpoint"
         )
 
 
 def load_model(model: Checkpoint, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The checkpoint's vision-language model, in the dtype and with the attention that `model` names.
+    """The checkpoint's vision-language model, with the dtype and attention of `model`.
 
-    Of an adapter it is the base with the adapter merged into its weights.
+    For an adapter, it is the base with the adapter merged into its weights.
 
     Raises:
-        RecipeError: The checkpoint cannot be loaded, or its images are no tokens of its decoder.
+        RecipeError: The checkpoint cannot be loaded, or its images are not tokens of its decoder.
     """
     refuse_unsuitable(model, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": model.attn_implementation}
@@ -269,17 +270,19 @@ def load_model(model: Checkpoint, *, trust_remote_code: bool) -> PreTrainedModel
 
         options["quantization_config"] = get_quantization_config(model)
     loaded = load(AutoModelForImageTextToText, model, trust_remote_code=trust_remote_code, **options)
-    loaded.name_or_path = absolute(loaded.name_or_path)  # an adapter on top of it is read in other folders too
+    loaded.name_or_path = absolute(
+        loaded.name_or_path
+    )  # absolute: an adapter on top of it may be loaded from other folders
     return loaded
 
 
 def adapter_config(recipe: "ModelConfig", model: PreTrainedModel, *, vision: bool) -> PeftConfig | None:
-    """The adapters that a recipe asks for: in the decoder, or with `vision` in vision tower and projector too.
+    """The adapter config of a recipe: for the decoder, and with `vision` for vision tower and projector too.
 
-    They record the revision of a model of the hub, which they are loaded onto again.
+    It records the revision of a hub model, onto which the adapter is loaded again.
 
     Raises:
-        RecipeError: No linear layer there has a name of `lora_target_modules`.
+        RecipeError: No linear layer there has a name in `lora_target_modules`.
     """
     if not recipe.use_peft:
         return None
@@ -295,7 +298,7 @@ def adapter_config(recipe: "ModelConfig", model: PreTrainedModel, *, vision: boo
 
 
 def target_layers(names: Any, model: PreTrainedModel, *, vision: bool) -> list[str]:
-    """Full names of the layers that get adapters; arguments and errors as of `adapter_config`."""
+    """Full names of the layers that get adapters; arguments and errors as in `adapter_config`."""
     layers = [names] if isinstance(names, str) else names
     try:
         return lora_targets(model, vision=vision, layers=None if names == ALL_LAYERS else layers)
@@ -304,12 +307,14 @@ def target_layers(names: Any, model: PreTrainedModel, *, vision: bool) -> list[s
 
 
 def load(auto_class: Any, model: Checkpoint, *, trust_remote_code: bool, **options: Any) -> Any:
-    """`from_pretrained`, with a checkpoint that is missing, broken or of another kind as an error of the recipe.
+    """`from_pretrained` that raises RecipeError for a missing, broken or unsupported checkpoint.
 
-    Of an adapter the config is its base's; the processor is its own where one is saved with it, else the base's; the
-    model is the base with the adapter merged.
+    For an adapter, the config is its base's; the processor is the one saved with it, else the base's; the model is the
+    base with the adapter merged.
     """
     source = source_of(model)
+    if fault := checkpoint_fault(source.name):
+        raise RecipeError(f"model_name_or_path: {fault}")
     options["trust_remote_code"] = trust_remote_code
     with faults_of(repr(source.name)):
         chain = with_bases(source, trust_remote_code=trust_remote_code)
@@ -321,13 +326,13 @@ def load(auto_class: Any, model: Checkpoint, *, trust_remote_code: bool, **optio
 
 
 def source_of(model: Checkpoint) -> Source:
-    """Where the checkpoint of a recipe is."""
+    """The source of a recipe's checkpoint."""
     name = str(checkpoint_path()) if model.model_name_or_path == TOY_MODEL else str(model.model_name_or_path)
     return Source(name, model.model_revision)
 
 
 def processor_of(chain: Sequence[Source], **options: Any) -> Any:
-    """The processor of the first of a chain that has one, with the tokenizers and chat templates saved before it."""
+    """The first processor in a chain, with the tokenizers and chat templates of the adapters before it."""
     number = next((number for number, part in enumerate(chain[:-1]) if part.has_any(PROCESSORS)), len(chain) - 1)
     processor = from_source(AutoProcessor, chain[number], of=chain[0], **options)
     for part in reversed(chain[:number]):
@@ -336,10 +341,10 @@ def processor_of(chain: Sequence[Source], **options: Any) -> Any:
 
 
 def from_source(auto_class: Any, source: Source, *, of: Source, **options: Any) -> Any:
-    """What `auto_class` makes of one checkpoint, which is `of` itself or the base of it."""
+    """Load one checkpoint, `of` itself or its base, with `auto_class`."""
     looked = f" (looked for in the folder {Path(source.name).absolute()} and on the hub)"
     what = repr(of.name) if source == of else f"the base {source.name!r} of the adapter {of.name!r}"
-    with faults_of(what if source == of or source.is_folder else what + looked):
+    with faults_of(what if source.is_folder else what + looked):
         if options["trust_remote_code"]:
             refuse_code_from_elsewhere(source.name, source.revision)
         return auto_class.from_pretrained(source.name, revision=source.revision or "main", **options)
@@ -347,7 +352,7 @@ def from_source(auto_class: Any, source: Source, *, of: Source, **options: Any) 
 
 @contextmanager
 def faults_of(checkpoint: str) -> Iterator[None]:
-    """Errors of a checkpoint as errors of the recipe, which name it."""
+    """Convert errors of a checkpoint to RecipeErrors that name it."""
     try:
         yield
     except RecipeError:
@@ -360,7 +365,7 @@ def faults_of(checkpoint: str) -> Iterator[None]:
 
 
 def refuse_code_from_elsewhere(name: str, revision: str | None) -> None:
-    """Whether all code that a checkpoint would run is in its own repository: no revision pins that of another.
+    """Check that all code of a checkpoint is in its own repository: a revision does not pin another repository.
 
     Raises:
         RecipeError: It names a class as `repository--module.Class`.
@@ -374,7 +379,7 @@ def refuse_code_from_elsewhere(name: str, revision: str | None) -> None:
             if mark and repository != name:
                 raise RecipeError(
                     f"model_name_or_path: {file} of {name!r} takes {code} from another repository, {repository!r}, "
-                    "whose code is whatever it has when the run starts. Put the checkpoint and that code into one "
+                    "whose code can change before the run starts. Put the checkpoint and that code into one "
                     f"folder, remove '{repository}--' from auto_map there, and name the folder"
                 )
 
@@ -392,10 +397,10 @@ def code_references(value: Any, named: bool = False) -> Iterator[str]:
 
 
 def refuse_unsuitable(model: Checkpoint, *, trust_remote_code: bool) -> None:
-    """Whether the images of a model are tokens of its decoder and its packages are installed, by its config alone.
+    """Check from its config that a model's images are tokens of its decoder and its packages are installed.
 
     Raises:
-        RecipeError: They are not; no weights have been loaded.
+        RecipeError: They are not; raised before weights are loaded.
     """
     config = load(AutoConfig, model, trust_remote_code=trust_remote_code)
     if reason := why_unsuitable(config):
@@ -412,14 +417,14 @@ def refuse_unsuitable(model: Checkpoint, *, trust_remote_code: bool) -> None:
 
 
 def missing_package(config: PretrainedConfig) -> str | None:
-    """The package that a part of a model comes from, if it is not installed."""
+    """The missing package of a model part, or None."""
     parts = (getattr(config, name) for name in config.sub_configs)
     packages = {PACKAGES[part.model_type] for part in parts if getattr(part, "model_type", None) in PACKAGES}
     return next((package for package in sorted(packages) if find_spec(package) is None), None)
 
 
 def why_unsuitable(config: PretrainedConfig) -> str | None:
-    """Why a model cannot be trained, by its config, or None."""
+    """Why a model cannot be trained, from its config, or None."""
     if config.model_type in UNSUITABLE:
         return UNSUITABLE[config.model_type]
     if getattr(config, "is_encoder_decoder", False):
@@ -430,13 +435,13 @@ def why_unsuitable(config: PretrainedConfig) -> str | None:
 
 
 def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Whether the processor writes the token that the model replaces by image features.
+    """Check that the processor writes the token that the model replaces by image features.
 
     Raises:
-        RecipeError: It does not: files of two checkpoints were mixed. Or it fails on an image.
+        RecipeError: It does not, because files of two checkpoints were mixed; or it fails on an image.
     """
-    wanted = named_visual_token_ids(model.config)
-    if not wanted:
+    image_tokens = named_visual_token_ids(model.config)
+    if not image_tokens:
         return
     try:
         fields = processor.apply_chat_template(
@@ -448,11 +453,11 @@ def check_image_token(model: PreTrainedModel, processor: ProcessorMixin) -> None
             f"image ({type(error).__name__}: {error}). Try another version of transformers, or another model"
         ) from error
     written = set(np.asarray(fields["input_ids"]).flatten().tolist())
-    if written.isdisjoint(wanted):
-        names = processor.tokenizer.convert_ids_to_tokens(wanted)
+    if written.isdisjoint(image_tokens):
+        names = processor.tokenizer.convert_ids_to_tokens(image_tokens)
         in_tokenizer = [token for token in getattr(processor, "image_token_ids", []) if token is not None]
         raise RecipeError(
-            f"model_name_or_path: {model.name_or_path!r} has the image token ids {wanted} in its config, which its "
-            f"tokenizer calls {names}, but its processor writes none of them for an image; its own are "
+            f"model_name_or_path: {model.name_or_path!r} has the image token ids {image_tokens} in its config, which "
+            f"its tokenizer calls {names}, but its processor writes none of them for an image; its own are "
             f"{in_tokenizer}. Take config and tokenizer from the same checkpoint"
         )

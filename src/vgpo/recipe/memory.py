@@ -1,9 +1,9 @@
-"""How much memory a device needs for an update: arithmetic on parameters and tokens, before the first step.
+"""Estimate the memory of a device for an update from parameters and tokens, before the first step.
 
-Counted are weights, the copies that mixed precision or sharding makes of them, gradients, the optimiser's state, what
-the decoder keeps of a micro-batch for its backward pass, and what the head needs for its own. Not counted are the
-vision tower's activations, generation (its cache, or vLLM's share of the device), a reference model, and what the
-device and its allocator take for themselves.
+Included are weights, their copies for mixed precision or sharding, gradients, optimizer state, the decoder's
+activations of a micro-batch for the backward pass, and those of the head. Not included are the vision tower's
+activations, generation (its cache, or vLLM's share of the device), a reference model, and the overhead of the device
+and its allocator.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from vgpo.focus import decoder_of
 from vgpo.trl import VGPOConfig
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 FLOAT32 = 4  # bytes
 BFLOAT16 = 2
-VOCABULARY_CHUNK_SIZE = 32768  # words of one tile of TRL's fused head
-# Bytes that an optimiser keeps for a float32 parameter; all others keep AdamW's two moments.
+VOCABULARY_CHUNK_SIZE = 32768  # vocabulary entries per tile of TRL's fused head
+# Bytes of optimizer state per float32 parameter; all others keep AdamW's two moments.
 OPTIMISER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2}
 ADAM_BYTES = 8
-# What a layer keeps for its backward pass, in numbers per token: of the hidden size the inputs and outputs of both
-# norms and of attention, and both sums; of the intermediate size gate, its activation, up and their product.
+# Activations that a layer keeps for its backward pass, in values per token: of hidden size, the inputs and outputs of
+# both norms and of attention, and both sums; of intermediate size, gate, its activation, up and their product.
 HIDDEN_KEPT = 10
 INTERMEDIATE_KEPT = 4
 
@@ -51,18 +51,24 @@ class MemoryEstimate:
 
     def table(self) -> Table:
         """A short table for the start of a run."""
-        table = Table("memory per device, estimated", "GiB", box=None, title_justify="left", pad_edge=False)
+        unit, size_of_unit = ("GiB", GIB) if self.total >= GIB else ("MiB", MIB)
+        table = Table("memory per device, estimated", unit, box=None, title_justify="left", pad_edge=False)
         table.columns[1].justify = "right"
         for name, size in {**dataclasses.asdict(self), "total": self.total}.items():
-            table.add_row(name, f"{size / GIB:.2f}")
+            table.add_row(name, f"{size / size_of_unit:.{2 if size_of_unit == GIB else 0}f}")
         table.add_row("not counted: vision tower's activations, generation, reference model, allocator", "")
         return table
+
+
+def in_words(num_bytes: int) -> str:
+    """A number of bytes in GiB, or in MiB if it is less than one."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
 
 
 def memory_estimate(
     model: PreTrainedModel, config: VGPOConfig, *, prompt_tokens: int, shares_prompts: bool, shards: int = 1
 ) -> MemoryEstimate:
-    """The memory of one device, for responses as long as they may become.
+    """The memory of one device for responses of maximum length.
 
     Args:
         model: with parts frozen and adapters added, not yet wrapped.
@@ -77,7 +83,7 @@ def memory_estimate(
     raised = shards > 1 and config.bf16  # accelerate keeps trained weights in float32 then
     trained_bytes = sum(p.numel() * (FLOAT32 if raised else p.element_size()) for p in trained)
     frozen_bytes = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
-    # Gradients lie a second time in the buckets that replicas exchange.
+    # Gradients exist a second time in the buckets that replicas exchange.
     replicated = 2 if config.world_size > 1 and shards == 1 else 1
     optimiser = optimiser_bytes(config) * sum(p.numel() for p in trained)
     tokens, responses = tokens_per_micro_batch(config, prompt_tokens, shares_prompts=shares_prompts)
@@ -92,18 +98,19 @@ def memory_estimate(
 
 
 def optimiser_bytes(config: VGPOConfig) -> int:
-    """What the optimiser keeps for a float32 parameter."""
+    """Bytes of optimizer state per float32 parameter."""
     return OPTIMISER_BYTES.get(OptimizerNames(config.optim).value, ADAM_BYTES)
 
 
 def shards_of(config: VGPOConfig) -> int:
-    """How many devices a model is spread over: all under FSDP, which recipe or `accelerate launch` ask for; else 1."""
+    """Number of devices over which a model is sharded: all under FSDP, from the recipe or `accelerate launch`; else
+    1."""
     sharded = config.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return config.world_size if sharded else 1
 
 
 def tokens_per_micro_batch(config: VGPOConfig, prompt_tokens: int, *, shares_prompts: bool) -> tuple[int, int]:
-    """Tokens that the decoder reads, and those among them that belong to responses, which are taken to be full."""
+    """Tokens in the decoder, and the number of response tokens among them, assuming maximum length."""
     rollouts, group = config.per_device_train_batch_size, config.num_generations
     prompts = rollouts
     if shares_prompts:  # a micro-batch that ends within one group may begin within another
@@ -113,9 +120,9 @@ def tokens_per_micro_batch(config: VGPOConfig, prompt_tokens: int, *, shares_pro
 
 
 def decoder_bytes_per_token(model: PreTrainedModel, computing: int, *, checkpointing: bool) -> int:
-    """What the decoder keeps of a token for the backward pass, of `computing` bytes a number.
+    """Bytes that the decoder keeps per token for the backward pass, with `computing` bytes per value.
 
-    With checkpointing these are the inputs of all layers, and one layer in full while it is computed again.
+    With checkpointing, these are the inputs of all layers, and all activations of one layer while it is recomputed.
     """
     text = model.config.get_text_config()
     layers = text.num_hidden_layers
@@ -134,7 +141,7 @@ def head_bytes(model: PreTrainedModel, computing: int, responses: int) -> int:
 
 
 def gathered(model: PreTrainedModel, computing: int) -> int:
-    """Weights that lie whole on a device while all others are spread: two layers, and the embeddings and the head."""
+    """Weights that are gathered on a device while all others are sharded: two layers, the embeddings and the head."""
     layers = [child for module in decoder_of(model).modules() if isinstance(module, nn.ModuleList) for child in module]
     largest = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
     ends = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
@@ -142,5 +149,5 @@ def gathered(model: PreTrainedModel, computing: int) -> int:
 
 
 def autocast_copies(trained: list[nn.Parameter], config: VGPOConfig) -> int:
-    """bfloat16 copies that autocast keeps of trained float32 weights during a pass."""
+    """Size of the bfloat16 copies of trained float32 weights that autocast caches during a pass."""
     return BFLOAT16 * sum(p.numel() for p in trained if config.bf16 and p.dtype == torch.float32)

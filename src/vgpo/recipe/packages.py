@@ -1,4 +1,4 @@
-"""Packages that some fields of a recipe need and that vgpo does not install."""
+"""Packages that some recipe fields need and that vgpo does not install."""
 
 import re
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from vgpo.recipe.recipe import Recipe
 
-BITSANDBYTES = re.compile("8bit|bnb|paged|lion|ademamix")  # optimisers that transformers takes from it
+BITSANDBYTES = re.compile("8bit|bnb|paged|lion|ademamix")  # optimizers that transformers takes from it
 
 
 class Need(NamedTuple):
-    """A field, whether its value needs a package, the package's module, and what pip calls it."""
+    """A field, whether its value needs a package, the package's module, and its pip requirement."""
 
     field: str
     asks: Callable[[Any], object]
@@ -33,7 +33,7 @@ NEEDS = (
 
 
 def missing_packages(recipe: Recipe) -> list[Need]:
-    """What the recipe needs and cannot import."""
+    """The missing packages of a recipe."""
     values = {**vars(recipe.run), **vars(recipe.config), **vars(recipe.model)}
     return [
         need

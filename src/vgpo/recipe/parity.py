@@ -20,7 +20,7 @@ from vgpo.shared_prompt import PromptSharing
 
 
 def measure_parity(setup: Setup) -> Parity:
-    """Measure on the recipe's model and data, on a GPU if there is one; the model is left as it was.
+    """Measure on the recipe's model and data, on a GPU if there is one; the model is left unchanged.
 
     Raises:
         vgpo.policy.parity.ParityError: a difference that no other way of scoring removes.
@@ -48,7 +48,7 @@ def measure_parity(setup: Setup) -> Parity:
 
 
 def host_of(setup: Setup, sharing: PromptSharing) -> Host:
-    """The recipe's model as a trainer on one device runs it."""
+    """The recipe's model as run by a trainer on one device."""
     config, model, tokenizer = setup.recipe.config, setup.model, setup.processor.tokenizer
     length = min(MAX_TOKENS, config.max_completion_length)
     dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None

@@ -1,4 +1,4 @@
-"""Fields of a recipe and words of a command line as dataclasses; an error names its field."""
+"""Parse recipe fields and command-line words into dataclasses; errors name the field."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import check_keys, option_names, renamed_option, with_current_names
+from vgpo.recipe.files import blame, key_faults, option_names, renamed_option, with_current_names
 from vgpo.recipe.values import check_choices, check_nesting, check_numbers, check_texts, shown, with_numbers
 
 SCALARS = bool | int | float | str
-MAX_MESSAGE = 500  # characters of what a library says about a value
+MAX_MESSAGE = 500  # characters of a library's error message
 NO_GPU_THERE = "doesn't support bf16"  # in the message of transformers
 NO_GPU = "bf16 needs a GPU (or use_cpu): set bf16: false"
 
@@ -22,40 +22,48 @@ Kinds = tuple[type, ...]
 
 
 def parse_fields(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> list[Any]:
-    """The parts of a recipe, one instance of each of `kinds`, which are dataclasses.
+    """Parse a recipe into one instance of each dataclass in `kinds`.
 
     Args:
-        kinds: What the fields belong to; no two have one of the same name.
+        kinds: The dataclasses of the fields; field names are unique.
         values: Fields of the recipe.
-        overrides: Words of the command line, which win over `values`.
+        overrides: Words of the command line, which override `values`.
         where: Where the values come from, for messages.
 
     Raises:
-        RecipeError: An unknown or refused field, or a value that does not fit.
+        RecipeError: An unknown or rejected field, or an invalid value.
     """
     values = with_current_names(values)
     overrides = [renamed_option(word) for word in overrides]
     known = field_names(kinds)
-    check_keys(values, known, where=where)
-    check_keys(option_names(overrides, known), known, where="command line")
-    try:
-        *parts, rest = parse(kinds, values, overrides, where=where)
-    except PackageNotFoundError as error:  # transformers looks for this one while it reads the field
-        raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
-    except RecipeError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
-        raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else one_line(error)}") from error
+    names = option_names(overrides, known)
+    faults = [*key_faults(values, known, where=where), *key_faults(names, known, where="command line")]
+    if faults:
+        raise RecipeError("\n".join(faults))
+    with blame(where, values, names):
+        *parts, rest = parse_readably(kinds, values, overrides, where=where)
     if rest:
         raise RecipeError(f"command line: unexpected {shown(rest[0])}; a value follows its --field")
     return parts
 
 
+def parse_readably(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> list[Any]:
+    """As `parse`, with every error as one of the recipe."""
+    try:
+        return parse(kinds, values, overrides, where=where)
+    except PackageNotFoundError as error:  # transformers looks for this package while parsing the field
+        raise RecipeError(f"{where}: deepspeed is not installed: pip install 'trl[deepspeed]'") from error
+    except RecipeError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
+        raise RecipeError(f"{where}: {NO_GPU if NO_GPU_THERE in str(error) else one_line(error)}") from error
+
+
 def parse(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, where: str) -> list[Any]:
-    """As `parse_fields`, and last the words of the command line that belong to no field.
+    """As `parse_fields`, followed by the command-line words that belong to no field.
 
     Raises:
-        ValueError, RecipeError: A value that makes no sense.
+        ValueError, RecipeError: An invalid value.
     """
     parser = RecipeParser(kinds, allow_abbrev=False, prog="vgpo train")
     check_values(kinds, values, where=where)
@@ -68,19 +76,19 @@ def parse(kinds: Kinds, values: Mapping[str, Any], overrides: Sequence[str], *, 
     *parts, rest = parser.parse_args_into_dataclasses(
         args=overrides, return_remaining_strings=True, look_for_args_file=False
     )
-    for part in parts:  # what was a text in JSON is a mapping now
+    for part in parts:  # a JSON text has become a mapping
         check_numbers({name: value for name, value in vars(part).items() if isinstance(value, dict)})
     return [*parts, rest]
 
 
 class RecipeParser(HfArgumentParser):
-    """The parser of transformers, with a value that does not fit as an exception in place of an exit."""
+    """The parser of transformers, which raises for an invalid value instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
     def set_values(self, values: Mapping[str, Any]) -> None:
-        """Recipe values as defaults; scalars as words, for argparse checks the type of words only."""
+        """Use recipe values as defaults; scalars as words, because argparse only checks the type of words."""
         lists = {action.dest for action in self._actions if action.nargs == "+"}
         words = {key: str(value) if isinstance(value, SCALARS) else value for key, value in values.items()}
         listed = {key: [value] for key, value in words.items() if key in lists and isinstance(value, str)}
@@ -90,7 +98,7 @@ class RecipeParser(HfArgumentParser):
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, in one line of bounded length."""
+    """A library's message as one line of bounded length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]} ..."
 
@@ -107,7 +115,7 @@ def field_names(kinds: Kinds) -> list[str]:
 
 
 def check_values(kinds: Kinds, values: Mapping[str, Any], *, where: str) -> None:
-    """Refuse empty values and lists where a field takes none; argparse checks words only."""
+    """Reject empty values, and lists for scalar fields; argparse only checks words."""
     hints = field_types(kinds)
     for key, value in values.items():
         check_nesting(key, value)

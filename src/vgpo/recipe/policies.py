@@ -1,4 +1,4 @@
-"""A checkpoint that answers questions: with transformers, or with vLLM."""
+"""Run a checkpoint on questions, with transformers or vLLM."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -33,29 +33,50 @@ Row = Mapping[str, Any]
 
 
 class Policy(Protocol):
-    """Answers rows with `prompt` and `images`, as of `vgpo.data.to_prompts`."""
+    """Answers rows with `prompt` and `images`, from `vgpo.data.to_prompts`."""
 
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """A response to each row; the most likely token each time at temperature 0.
+        """A response to each row; greedy at temperature 0.
 
         Args:
             rows: One batch.
             max_new_tokens: Longest response, in tokens.
-            temperature: 0, or that of samples from the whole softmax.
-            seeds: One for each sample; transformers draws the whole batch with the first.
+            temperature: 0, or the temperature for sampling from the full softmax.
+            seeds: One per sample; transformers samples the complete batch with the first.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """How a checkpoint is loaded and answers; None stands for what it was trained with.
+
+    Attributes:
+        template: Of prompts.
+        max_new_tokens: Longest response, in tokens.
+        min_pixels, max_pixels: Limits of an image; by default those saved with the checkpoint.
+        dtype: Of the weights; `auto` is that of the checkpoint.
+    """
+
+    template: str | None = None
+    max_new_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"
+
+
+AS_TRAINED = CheckpointOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
-    """A checkpoint before its weights are loaded: all that a data set is checked against, and how it was trained.
+    """A checkpoint before its weights are loaded: everything needed to check a dataset, and its training settings.
 
     Attributes:
         name: Folder, hub name, or `toy`.
-        source: The same as a loader takes it.
+        source: The checkpoint fields for the loaders.
         processor: With the pixel limits of the evaluation.
         template: Of prompts.
         max_new_tokens: Longest response, in tokens.
@@ -72,11 +93,11 @@ class OpenCheckpoint:
     engine: str
 
     def forbidden(self) -> list[str]:
-        """What no problem may contain, as of `forbidden_tokens`."""
+        """Texts that no problem may contain, see `forbidden_tokens`."""
         return forbidden_tokens(self.source, self.processor, trust_remote_code=False)
 
     def policy(self) -> Policy:
-        """The checkpoint with its weights.
+        """Load the weights of the checkpoint.
 
         Raises:
             RecipeError: It cannot be loaded.
@@ -85,27 +106,22 @@ class OpenCheckpoint:
         return POLICIES[self.engine](self)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the checkpoint and, for an adapter, its bases: files of a folder, commits of the hub."""
+        """SHA-256 (hex) over the checkpoint and, for an adapter, its bases: files of a folder, commits on the hub."""
         chain = with_bases(source_of(self.source), trust_remote_code=False)
         return hashlib.sha256("\n".join(map(source_digest, chain)).encode()).hexdigest()
 
 
 def open_checkpoint(
     name: str,
+    options: CheckpointOptions = AS_TRAINED,
     *,
-    template: str | None = None,
-    max_new_tokens: int | None = None,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    dtype: str = "auto",
     engine: str = TRANSFORMERS,
     untrained_template: str = "plain",
 ) -> OpenCheckpoint:
     """Read processor and settings of a checkpoint.
 
-    Template, response length and the arguments of the chat template that are not given are those of the run that the
-    checkpoint belongs to; pixel limits are those saved with the checkpoint. A checkpoint that belongs to no run gets
-    the template `untrained_template`.
+    Template, response length and chat template arguments default to those of the run that the checkpoint belongs to,
+    pixel limits to those saved with the checkpoint. A checkpoint without a run gets the template `untrained_template`.
 
     Raises:
         RecipeError: There is no such engine or checkpoint.
@@ -114,13 +130,15 @@ def open_checkpoint(
         raise RecipeError(f"--engine {engine}: expected one of {list(ENGINES)}")
     trained = trained_settings(Path(name))
     own_template = trained["template"] if run_of_checkpoint(Path(name)) else untrained_template
-    source = PlainCheckpoint(name, dtype)
+    source = PlainCheckpoint(name, options.dtype)
     return OpenCheckpoint(
         name=name,
         source=source,
-        processor=load_processor(source, trust_remote_code=False, min_pixels=min_pixels, max_pixels=max_pixels),
-        template=template or own_template,
-        max_new_tokens=max_new_tokens or trained["max_completion_length"],
+        processor=load_processor(
+            source, trust_remote_code=False, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+        ),
+        template=options.template or own_template,
+        max_new_tokens=options.max_new_tokens or trained["max_completion_length"],
         chat_template_kwargs=trained["chat_template_kwargs"] or {},
         engine=engine,
     )
@@ -139,7 +157,7 @@ class TransformersPolicy:
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """As of `Policy`."""
+        """As in `Policy`."""
         processor = self.checkpoint.processor
         decoding = (
             sampled_decoding(self.model, processor, max_new_tokens, temperature)
@@ -168,7 +186,7 @@ class VllmPolicy:
     def complete(
         self, rows: Sequence[Row], *, max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """As of `Policy`."""
+        """As in `Policy`."""
         checkpoint = self.checkpoint
         responses = self.engine.respond(
             rows,
@@ -190,7 +208,7 @@ POLICIES: dict[str, Callable[[OpenCheckpoint], Policy]] = {TRANSFORMERS: Transfo
 
 
 def source_digest(source: Source) -> str:
-    """The names and contents of a folder's files; of a checkpoint on the hub its name and commit."""
+    """Digest of the names and contents of a folder's files, or of a hub checkpoint's name and commit."""
     if not source.is_folder:
         config = source.file("adapter_config.json") or source.file("config.json")
         return f"{source.name} {Path(config or '').parent.name}"  # the cache has a folder for each commit

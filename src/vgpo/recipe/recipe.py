@@ -1,4 +1,4 @@
-"""Recipes: YAML files that only pick values, checked key by key before anything heavy is loaded."""
+"""Recipes: YAML files of settings, validated before anything heavy is loaded."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from vgpo.recipe.consistency import (
     check_remote_code,
 )
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import find_recipe, read_fields
+from vgpo.recipe.files import blame, find_recipe, option_names, read_fields
 from vgpo.recipe.parsing import field_names, parse_fields
 from vgpo.recipe.run_arguments import RunArguments
 from vgpo.training.accuracy import accuracy_reward_name
@@ -26,14 +26,14 @@ from vgpo.trl import VGPOConfig
 logger = logging.getLogger(__name__)
 
 
-ON_CPU = ("--use_cpu", "true")  # a recipe written for GPUs can be looked at on any machine
+ON_CPU = ("--use_cpu", "true")  # a recipe for GPUs can be parsed on any machine
 
 RECIPE_PARTS = (RunArguments, VGPOConfig, ModelConfig)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: everything `vgpo.recipe.train.train` needs."""
+    """A validated recipe: everything `vgpo.recipe.train.train` needs."""
 
     run: RunArguments
     config: VGPOConfig
@@ -41,7 +41,7 @@ class Recipe:
 
     @property
     def wants_thought(self) -> bool:
-        """Whether responses shall begin with a thought between tags."""
+        """Whether responses must begin with a thought between tags."""
         return "format" in self.run.rewards or "<think>" in template_text(self.run.template)
 
     @property
@@ -49,7 +49,7 @@ class Recipe:
         """The reward that measures accuracy.
 
         Raises:
-            ValueError: `filter_reward` is none of the rewards.
+            ValueError: `filter_reward` is not one of the rewards.
         """
         return accuracy_reward_name(self.run.reward_names, self.config.filter_reward)
 
@@ -57,32 +57,47 @@ class Recipe:
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and the command line that overrides it.
 
-    A recipe may change another one: `extends: NAME`, then the fields in which it differs.
+    A recipe may extend another one: `extends: NAME`, then the fields that differ.
 
     Args:
-        source: Path of a YAML file, or the name of a recipe that comes with the package.
+        source: Path of a YAML file, or the name of a packaged recipe.
         overrides: Command-line words such as `["--learning_rate", "1e-6"]`.
 
     Raises:
-        RecipeError: Missing file, no mapping, unknown or refused key, or a value that does not fit.
+        RecipeError: Missing file, not a mapping, unknown or rejected key, or an invalid value.
     """
     path = find_recipe(source)
     return recipe_from(read_fields(path, field_names(RECIPE_PARTS)), overrides, where=str(path), name=path.stem)
 
 
 def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str, name: str = "run") -> Recipe:
-    """A recipe of fields and values, and a command line that overrides them.
+    """A recipe from fields and values, and a command line that overrides them.
 
     Args:
         values: Fields of the recipe.
-        overrides: As of `load_recipe`.
+        overrides: As in `load_recipe`.
         where: Where the values come from, for messages.
-        name: Of the folder below `runs` that is the default of `run_dir`.
+        name: Name of the folder below `runs` that is the default of `run_dir`.
 
     Raises:
-        RecipeError: An unknown or refused field, or a value that does not fit.
+        RecipeError: An unknown or rejected field, or an invalid value.
     """
-    run, config, model = parse_fields(RECIPE_PARTS, values, overrides, where=where)
+    recipe = Recipe(*parse_fields(RECIPE_PARTS, values, overrides, where=where))
+    with blame(where, values, option_names(overrides, field_names(RECIPE_PARTS))):
+        check_consistency(recipe, where=where)
+    # Absolute, so that no later change of the working directory moves files.
+    recipe.run.run_dir = str(Path(recipe.run.run_dir or Path("runs") / name).expanduser().absolute())
+    recipe.config.output_dir = str(Path(recipe.run.run_dir) / "checkpoints")
+    return recipe
+
+
+def check_consistency(recipe: Recipe, *, where: str) -> None:
+    """Whether the fields of a recipe fit together.
+
+    Raises:
+        RecipeError: Some do not; names them.
+    """
+    run, config, model = recipe.run, recipe.config, recipe.model
     check_model_name(model.model_name_or_path, where=where)
     check_num_weights(run.rewards, config.reward_weights, where=where)
     check_adapters(lora_vision=run.lora_vision, freeze=config.freeze, use_peft=model.use_peft, where=where)
@@ -91,16 +106,11 @@ def recipe_from(values: Mapping[str, Any], overrides: Sequence[str] = (), *, whe
     check_remote_code(
         str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code, where=where
     )
-    # Absolute, so that no later change of the working directory moves files.
-    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
-    config.output_dir = str(Path(run.run_dir) / "checkpoints")
-    recipe = Recipe(run, config, model)
     check_accuracy_reward(recipe, where=where)
-    return recipe
 
 
 def check_accuracy_reward(recipe: Recipe, *, where: str) -> None:
-    """Whether there is a reward that measures accuracy."""
+    """Check that there is a reward that measures accuracy."""
     try:
         _ = recipe.accuracy_reward
     except ValueError as error:
@@ -108,10 +118,10 @@ def check_accuracy_reward(recipe: Recipe, *, where: str) -> None:
 
 
 def check_reference(config: VGPOConfig, model: ModelConfig, *, where: str) -> None:
-    """Whether the reference model, which the parent loads from the hub again, is what the policy starts from.
+    """Check that the reference model, which the parent loads again from the hub, equals the start model.
 
     Raises:
-        RecipeError: It would be of another revision.
+        RecipeError: It would have another revision.
     """
     name, revision = str(model.model_name_or_path), model.model_revision
     if config.beta and not model.use_peft and revision not in (None, "main") and not Path(name).is_dir():
@@ -122,7 +132,7 @@ def check_reference(config: VGPOConfig, model: ModelConfig, *, where: str) -> No
 
 
 def check_server(run: RunArguments, config: VGPOConfig, *, where: str) -> None:
-    """Whether the devices of a vLLM server are those of one that is asked for."""
+    """Check that devices for a vLLM server are only set if one is used."""
     if run.vllm_server_devices is not None and not (config.use_vllm and config.vllm_mode == "server"):
         raise RecipeError(
             f"{where}: vllm_server_devices has no effect without use_vllm: true and vllm_mode: server; set them, or "

@@ -1,4 +1,4 @@
-"""What a run reads and writes, whatever host trains it."""
+"""Inputs and outputs of a run, for all hosts."""
 
 import dataclasses
 import json
@@ -7,30 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from vgpo.data import FORMATS, Reading
-from vgpo.evaluation.benchmarks import SUITES
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.suite_settings import greedy_protocol, suite_benchmarks, suite_sources
-from vgpo.recipe.values import check_choices, shown
-from vgpo.rewards import REWARDS, load_reward, reward_name
+from vgpo.recipe.values import CHOICES, check_choices, shown
+from vgpo.rewards import load_reward, reward_name
 from vgpo.run.folder import MAX_ROLLOUT_BYTES
 from vgpo.settings_checks import check_choice
 from vgpo.text import did_you_mean
 
-TOY_MODEL = "toy"
-HOSTS = ("trl", "verl")
-
 
 @dataclass
 class RunArguments:
-    """What a run reads and writes. The method is `MethodArguments`; the rest is the host's.
+    """Inputs and outputs of a run. The method is in `MethodArguments`; other fields belong to the host.
 
     Raises:
-        ValueError: An unknown reward, or a value that no run can have.
+        ValueError: An unknown reward, or an invalid value.
     """
 
     train_data: str = field(
         metadata={
-            "help": "Training set: a parquet or JSONL file, a folder, a hub name, each with an optional @split; "
+            "help": "Training set: a parquet or JSONL file, a folder or a hub name, each with an optional @split; "
             "'toy:train' writes the embedded task's set into the run folder and reads it from there."
         }
     )
@@ -40,9 +36,7 @@ class RunArguments:
     )
     verl: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Settings of verl itself, by dotted key, that no other field makes. On the command line in JSON."
-        },
+        metadata={"help": "Further verl settings, by dotted key. As JSON on the command line."},
     )
     run_dir: str = field(
         default="",
@@ -53,27 +47,30 @@ class RunArguments:
     )
     resume: bool = field(
         default=False,
-        metadata={
-            "help": "Go on with the run in run_dir from its newest whole checkpoint; begin it where there is none."
-        },
+        metadata={"help": "Resume the run in run_dir from its newest intact checkpoint; start it if there is none."},
     )
     allow_changes: bool = field(
         default=False,
-        metadata={"help": "Go on although data, rewards or settings are not those of the run; recorded in run_dir."},
+        metadata={"help": "Resume although data, rewards or settings have changed; recorded in run_dir."},
     )
     eval_data: str | None = field(
         default=None,
-        metadata={"help": "Held-out set, written as train_data; evaluated greedily before and after the training."},
+        metadata={
+            "help": "Held-out set, specified like train_data; evaluated greedily before and after the training."
+        },
     )
     train_format: str | None = field(
         default=None,
-        metadata={"help": f"How train_data is written, of {list(FORMATS)}. Default: recognised by its columns."},
+        metadata={
+            "help": "Format of train_data, such as 'easyr1', 'verl', 'trl', 'sharegpt' or 'mathvista'; docs/data.md "
+            "lists all. Default: detected from its columns."
+        },
     )
-    eval_format: str | None = field(default=None, metadata={"help": "How eval_data is written, as train_format."})
+    eval_format: str | None = field(default=None, metadata={"help": "Format of eval_data, like train_format."})
     columns: dict[str, str] | str | None = field(
         default=None,
         metadata={
-            "help": "Columns of train_data that are read as others, as in {answer: ground_truth}; on the command line "
+            "help": "Maps expected columns to those of train_data, as in {answer: ground_truth}; on the command line "
             "in JSON."
         },
     )
@@ -83,44 +80,45 @@ class RunArguments:
     faulty_rows: str = field(
         default="error",
         metadata={
-            "help": "What becomes of rows that cannot be used: 'error', or 'drop', which leaves them out of "
+            "help": "What to do with rows that cannot be used: 'error', or 'drop', which removes them from "
             "train_data and eval_data after a warning that counts and names them."
         },
     )
     max_prompt_length: int | None = field(
         default=None,
         metadata={
-            "help": "Training prompts of more tokens, text and images, are left out and reported; none is ever cut."
+            "help": "Training prompts with more tokens (text and images) are dropped and reported; none is ever "
+            "truncated."
         },
     )
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many questions only."})
+    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate at most N questions, the first ones."})
     eval_suite: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Benchmarks to evaluate on while training: names of tasks or suites, of {list(SUITES)}. Default: "
-            "none."
+            "help": "Benchmarks to evaluate on while training: names of tasks, or the suites 'vgpo', 'vgpo-math' and "
+            "'vgpo-vision'. Default: none."
         },
     )
     eval_suite_data: dict[str, str] | str | None = field(
         default=None,
         metadata={
-            "help": "Where their data are: a folder, or a source for each task, as in {mathvista: FILE}; on the "
+            "help": "Source of their data: a folder, or a source per task, as in {mathvista: FILE}; on the "
             "command line in JSON. Default: the original sets on the hub."
         },
     )
     eval_suite_limit: int | None = field(
         default=None,
-        metadata={"help": "Rows of each benchmark that are asked: a random sample, always the same. Default: all."},
+        metadata={"help": "Number of rows per benchmark: a fixed random sample. Default: all."},
     )
     eval_suite_steps: int | None = field(
         default=None,
-        metadata={"help": "Evaluate after every so many optimizer steps and after the last. Default: the last alone."},
+        metadata={"help": "Evaluate every N optimizer steps and after the last. Default: only after the last."},
     )
     eval_suite_protocol: str = field(
-        default="papo-greedy", metadata={"help": "How the answers are graded: 'papo-greedy' or 'lenient'."}
+        default="papo-greedy", metadata={"help": "Grading protocol: 'papo-greedy' or 'lenient'."}
     )
     evaluate_before: bool = field(
-        default=True, metadata={"help": "Evaluate the start model too, so that the report can state a gain."}
+        default=True, metadata={"help": "Also evaluate the start model, so that the report can show a gain."}
     )
     template: str = field(
         default="plain",
@@ -129,8 +127,8 @@ class RunArguments:
     rewards: list[str] = field(
         default_factory=lambda: ["accuracy"],
         metadata={
-            "help": f"Rewards to add up: {sorted(REWARDS)}, or your own as 'module:function' or "
-            "'path/to/file.py:function'; reward_weights weighs them in this order."
+            "help": "Rewards to add up: 'accuracy', 'accuracy_math_verify', 'format', or your own as "
+            "'module:function' or 'path/to/file.py:function'; reward_weights weighs them in this order."
         },
     )
     min_pixels: int | None = field(
@@ -141,27 +139,29 @@ class RunArguments:
     )
     num_processes: int | None = field(
         default=None,
-        metadata={"help": "Processes that the batch sizes are written for; another number at start is an error."},
+        metadata={
+            "help": "Number of processes for which the batch sizes are chosen; another number at start is an error."
+        },
     )
     vllm_server_devices: str | None = field(
         default=None,
         metadata={
-            "help": "GPUs of a vLLM server that the run starts and stops, as '6,7'; the processes of the training "
+            "help": "GPUs of a vLLM server that the run starts and stops, such as '6,7'; the training processes "
             "must not have them. Default: the server is started by `vgpo serve`."
         },
     )
     max_rollout_bytes: int = field(
         default=MAX_ROLLOUT_BYTES,
-        metadata={"help": "Limit of the written rollouts with their images; beyond it the oldest ones go."},
+        metadata={"help": "Size limit of stored rollouts and their images; beyond it, the oldest ones are deleted."},
     )
     lora_vision: bool = field(
         default=False,
-        metadata={"help": "Adapters of use_peft in the vision tower and the projector too, not the decoder alone."},
+        metadata={"help": "With use_peft, also add adapters to the vision tower and the projector."},
     )
 
     def __post_init__(self) -> None:
         if not self.rewards:
-            raise ValueError("rewards is empty; name one at least, as in rewards: [accuracy]")
+            raise ValueError("rewards is empty; name at least one, as in rewards: [accuracy]")
         names = self.reward_names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -171,7 +171,7 @@ class RunArguments:
                 raise ValueError(f"{name}: unknown format {kind!r}{did_you_mean(kind, FORMATS)}")
         for name in ("columns", "eval_columns"):
             column_names(name, getattr(self, name))
-        check_choice("host", self.host, HOSTS)
+        check_choice("host", self.host, CHOICES["host"])
         if self.verl is not None and self.host != "verl":
             raise ValueError("verl has no effect without host: verl; set that, or remove it")
         if self.allow_changes and not self.resume:
@@ -199,7 +199,7 @@ class RunArguments:
 
     @property
     def reward_names(self) -> list[str]:
-        """The names of `rewards` in metrics and records."""
+        """The names of the rewards in metrics and records."""
         return [reward_name(load_reward(source)) for source in self.rewards]
 
     def reading(self, field: str) -> Reading:
@@ -211,10 +211,10 @@ class RunArguments:
 
 
 def reading_from(format: str | None, columns: str | None, faulty_rows: str) -> Reading:
-    """How a set is read, by options of a command; `columns` in JSON.
+    """How a dataset is read, from command options; `columns` as JSON.
 
     Raises:
-        RecipeError: An option that no set can be read by.
+        RecipeError: An invalid option.
     """
     try:
         check_choices({"faulty_rows": faulty_rows, "columns": columns}, get_type_hints(RunArguments))
@@ -224,10 +224,10 @@ def reading_from(format: str | None, columns: str | None, faulty_rows: str) -> R
 
 
 def column_names(field: str, value: Any) -> dict[str, str] | None:
-    """A mapping of columns, also as JSON text.
+    """A mapping of columns, also given as JSON text.
 
     Raises:
-        ValueError: It maps anything but names.
+        ValueError: It is not a mapping of names.
     """
     names = json.loads(value) if isinstance(value, str) else value
     if names is not None and not all(isinstance(name, str) for pair in names.items() for name in pair):

@@ -1,4 +1,4 @@
-"""The plan of a run: its batches, and how many generations and optimizer steps it has."""
+"""The plan of a run: batches, generations and optimizer steps."""
 
 import math
 from dataclasses import dataclass, replace
@@ -24,13 +24,15 @@ class RunPlan:
         """The plan for a training set of `num_prompts` prompts on `num_processes` processes.
 
         Raises:
-            RecipeError: The set is too small for one generation, or a generation is no whole number of groups.
+            RecipeError: The dataset is too small for one generation, or a generation is not a multiple of the group
+            size.
         """
         batch = replace(config.batch_plan, num_processes=num_processes)
         if batch.rollouts % batch.group_size:
             raise RecipeError(
                 f"a generation of {batch.rollouts} rollouts ({batch.micro_batch} per device x "
-                f"{batch.steps_per_generation} steps_per_generation x {num_processes} processes) is no whole number "
+                f"{batch.steps_per_generation} steps_per_generation x {num_processes} processes) is not a whole "
+                "number "
                 f"of groups of {batch.group_size}; make per_device_train_batch_size a multiple of num_generations"
             )
         if batch.prompts > num_prompts:
@@ -51,7 +53,7 @@ class RunPlan:
             "generation": f"{batch.prompts} prompts x {batch.group_size} rollouts = {batch.rollouts}",
             "updates per generation": f"{batch.updates:g}, of {batch.rollouts_per_update} rollouts each",
             "micro-batch": f"{batch.micro_batch} rollouts, "
-            + ("whole groups" if batch.groups_fit_micro_batch else "groups are cut"),
+            + ("complete groups" if batch.groups_fit_micro_batch else "groups are split"),
             "optimiser steps": f"{self.steps}, in {self.generations} generations",
         }
         for name, value in rows.items():
@@ -60,10 +62,10 @@ class RunPlan:
 
 
 def check_launch(run: RunArguments, num_processes: int) -> None:
-    """Whether a run fits the number of processes it was started with.
+    """Check that a run fits the number of processes with which it was started.
 
     Raises:
-        RecipeError: Batch sizes written for another number, or an evaluation inside a distributed run.
+        RecipeError: The batch sizes are for another number, or there is an evaluation in a distributed run.
     """
     if run.num_processes is not None and run.num_processes != num_processes:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""The vLLM server that a recipe asks for."""
+"""The vLLM server of a recipe."""
 
 import logging
 import multiprocessing
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def server_settings(setup: Setup) -> ServerSettings:
-    """How the server of a recipe is started: with the trainer's checkpoint, precision and pixel limits.
+    """Settings of a recipe's server: the trainer's checkpoint, precision and pixel limits.
 
     Raises:
         RecipeError: The checkpoint cannot be loaded.
     """
     run, config, model = setup.recipe.run, setup.recipe.config, setup.recipe.model
     source = source_of(model)
-    # TRL's default would let every machine of the network send weights.
+    # TRL's default would allow every machine on the network to send weights.
     host = "127.0.0.1" if config.vllm_server_host == "0.0.0.0" else config.vllm_server_host
     sets_limits = run.min_pixels is not None or run.max_pixels is not None
     longest = None if run.max_prompt_length is None else run.max_prompt_length + config.max_completion_length
@@ -51,10 +51,10 @@ def server_settings(setup: Setup) -> ServerSettings:
 
 @contextmanager
 def server_of(setup: Setup) -> Iterator[None]:
-    """While the block runs, the server of a recipe that asks for one of its own; the first process starts it.
+    """Run the recipe's own server during the block, if it has one; the first process starts it.
 
     Raises:
-        EngineError: It does not start.
+        EngineError: It cannot be started.
     """
     run, config = setup.recipe.run, setup.recipe.config
     if run.vllm_server_devices is None or config.process_index != 0:
@@ -85,17 +85,17 @@ def offline_engine(source: Checkpoint, processor: ProcessorMixin) -> OfflineEngi
 def responses_of_vllm(
     source: Checkpoint, rows: Dataset, *, samples: int, seed: int | None, **decoding: Any
 ) -> list[list[list[int]]]:
-    """Token ids of responses to each row, from a process of its own: when it ends, it has given back its memory.
+    """Token ids of responses to each row, from a separate process, which frees its memory when it ends.
 
     Args:
         source: The checkpoint.
-        rows: Of `vgpo.data.to_prompts`.
-        samples: Responses to each.
-        seed: Of the samples; None for vLLM's own.
-        decoding: As of `OfflineEngine.respond`.
+        rows: From `vgpo.data.to_prompts`.
+        samples: Responses per row.
+        seed: Sampling seed; None for vLLM's own.
+        decoding: As in `OfflineEngine.respond`.
 
     Raises:
-        EngineError, RecipeError: As of `offline_engine`.
+        EngineError, RecipeError: As in `offline_engine`.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_responses_of_vllm, source, rows, samples, seed, decoding).result()
@@ -113,7 +113,7 @@ def _responses_of_vllm(
 
 
 def unsupported_vllm() -> str | None:
-    """What TRL says of the version of vLLM that is installed, if it is none that TRL supports."""
+    """TRL's message about an unsupported installed version of vLLM, or None."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         is_vllm_available()
@@ -121,7 +121,7 @@ def unsupported_vllm() -> str | None:
 
 
 def engine_dtype(recipe: Recipe) -> str:
-    """In which vLLM computes: `vllm_dtype`, else as the policy does, under autocast or as it was loaded."""
+    """Dtype of vLLM: `vllm_dtype`, else that of the policy, under autocast or as loaded."""
     config, model = recipe.config, recipe.model
     if config.vllm_dtype != "auto":
         return config.vllm_dtype
@@ -131,6 +131,6 @@ def engine_dtype(recipe: Recipe) -> str:
 
 
 def stored_dtype(model: Checkpoint, config: PretrainedConfig) -> str:
-    """That of a checkpoint's weights, unless `dtype` names another; `auto` of vLLM makes bfloat16 of float32."""
+    """Dtype of a checkpoint's weights, unless `dtype` names another; vLLM's `auto` converts float32 to bfloat16."""
     named = None if model.dtype in (None, "auto") else model.dtype
     return str(named or config.dtype or "float32").removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What a run is made of, each part loaded when it is first asked for."""
+"""The components of a run, each loaded on first use."""
 
 import contextlib
 import functools
@@ -29,15 +29,15 @@ from vgpo.training.strata import find_strata
 class Setup:
     """Processor, prompts and model of a recipe.
 
-    Every image is decoded once, so that none can end a training: not again for a set that has not changed since.
+    Every image is decoded once, so that none can crash a training; unchanged datasets are not checked again.
 
     Args:
         recipe: a checked recipe.
-        folder: where the embedded task writes its sets.
-        trusted: by the name of a field, such as `train_data`, the fingerprint of a set whose images were checked.
-        checks_images: whether this process checks images; one is enough.
+        folder: folder for the datasets of the embedded task.
+        trusted: fingerprints of datasets with checked images, by field name, such as `train_data`.
+        checks_images: whether this process checks images; one process is enough.
 
-    Raises, where a part is asked for:
+    Raises, on access to a component:
         RecipeError: The checkpoint cannot be loaded.
         DataError: A row that cannot be trained on.
     """
@@ -62,10 +62,10 @@ class Setup:
 
     @cached_property
     def prompts(self) -> Dataset:
-        """The training set, without prompts that are too long.
+        """The training set without prompts that are too long.
 
         Raises:
-            DataError: a row or column that cannot be trained on, or strata that cannot be told apart; names it.
+            DataError: a row or column that cannot be trained on, or invalid strata; names it.
         """
         run = self.recipe.run
         prompts = self._read("train_data", max_prompt_length=run.max_prompt_length)
@@ -78,13 +78,13 @@ class Setup:
 
     @cached_property
     def held_out(self) -> Dataset | None:
-        """The first `eval_limit` questions of the held-out set, if there is one."""
+        """The first `eval_limit` questions of the held-out set, if any."""
         run = self.recipe.run
         return self._read("eval_data", limit=run.eval_limit) if run.eval_data else None
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """The benchmarks that the run is evaluated on."""
+        """The benchmarks of the run."""
         run, config = self.recipe.run, self.recipe.config
         sources, trust = suite_sources(run.eval_suite_data), config.trust_remote_code
         benchmarks = asked_benchmarks(run.eval_suite, sources)
@@ -104,17 +104,17 @@ class Setup:
 
     @property
     def evaluation_sets(self) -> dict[str, Dataset]:
-        """All that the run is evaluated on, by what messages call it."""
+        """All evaluation sets of the run, by display name."""
         held_out = {} if self.held_out is None else {"eval_data": self.held_out}
         return {**held_out, **{f"eval_suite {task.benchmark.name}": task.prompts for task in self.tasks}}
 
     @cached_property
     def leaks(self) -> dict[str, list[Leak]]:
-        """The questions of each evaluation set whose images are in the training set, for sets that have some."""
+        """The questions of each evaluation set whose images are in the training set; only sets with such questions."""
         return find_leaks(self.prompts, self.evaluation_sets)
 
     def read_set(self, source: str) -> Dataset:
-        """Another set of held-out questions, read and checked as `eval_data` is.
+        """Another set of held-out questions, read and checked like `eval_data`.
 
         Raises:
             DataError: A row cannot be used; names it.
@@ -122,7 +122,7 @@ class Setup:
         return self._read("eval_data", source=source)
 
     def fingerprint(self, name: str) -> str | None:
-        """Of the set of a field, None if there is none."""
+        """Fingerprint of the dataset of a field; None if there is none."""
         prompts = self.prompts if name == "train_data" else self.held_out
         if prompts is not None and name not in self._fingerprints:
             self._fingerprints[name] = fingerprint(prompts)
@@ -130,7 +130,7 @@ class Setup:
 
     @cached_property
     def first_image(self) -> BatchFeature:
-        """The first prompt that has an image, as the model takes it."""
+        """The first prompt with an image, encoded for the model."""
         row = next((row for row in self.prompts if row["images"]), None)
         if row is None:
             raise DataError("no row of the training set has an image; VGPO shapes rows with images only")
@@ -141,7 +141,7 @@ class Setup:
 
     @property
     def memory(self) -> MemoryEstimate:
-        """What an update needs, of the model as it is: with parts frozen, and adapters added."""
+        """Memory estimate of an update for the current model, with frozen parts and adapters."""
         config = self.recipe.config
         return memory_estimate(
             self.model,

@@ -1,4 +1,4 @@
-"""Signals that end a run: after the step at hand, with a checkpoint."""
+"""Signals that end a run after the current step, with a checkpoint."""
 
 import signal
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training after the step at hand, with a checkpoint, once a signal has come to any process.
+    """Ends training after the current step, with a checkpoint, when any process receives a signal.
 
-    A signal outside of training ends the run at once, as does an interrupt (Ctrl-C) that follows another signal.
-    The exit status is 128 and the signal's number, as shells have it.
+    A signal outside of training ends the run immediately, as does an interrupt (Ctrl-C) after another signal.
+    The exit status is 128 + the signal's number, as in shells.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.trains = False
-        self.training_is_over = False  # and not only stopped: a signal may come while the last checkpoint is written
+        self.training_is_over = False  # and not only stopped: a signal may arrive while the last checkpoint is written
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -34,7 +34,7 @@ class StopOnSignal(TrainerCallback):
 
         Raises:
             StoppedBySignal: one ended the block.
-            RuntimeError: other code did, with `sys.exit`: whatever status it asked for, this is no end of a run.
+            RuntimeError: other code called `sys.exit`, with any status, before the run was finished.
         """
         before = {number: signal.signal(number, self.handle) for number in STOPPING}
         try:
@@ -54,8 +54,8 @@ class StopOnSignal(TrainerCallback):
         if not self.trains or (number == signal.SIGINT and not first):
             raise StoppedBySignal(128 + number)
         if first:
-            text = f"\n{self.signal.name}: the step at hand is finished and saved; Ctrl-C ends at once"
-            # The signal may have come inside a print, which a stream refuses to interrupt with another.
+            text = f"\n{self.signal.name}: finishing and saving the current step; Ctrl-C ends immediately"
+            # The signal may have interrupted a print, in which a stream does not allow another one.
             with suppress(RuntimeError, OSError, ValueError):
                 Console(stderr=True).print(text, highlight=False)
 
@@ -84,6 +84,6 @@ class StopOnSignal(TrainerCallback):
         return bool(received)
 
     def leave(self) -> None:
-        """End the process if a signal has come."""
+        """End the process if a signal was received."""
         if self.signal is not None:
             raise StoppedBySignal(128 + self.signal)

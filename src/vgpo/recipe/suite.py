@@ -1,4 +1,4 @@
-"""Evaluation on benchmarks while a model is trained."""
+"""Evaluation on benchmarks during training."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +20,17 @@ from vgpo.trl import VGPOTrainer
 
 
 class EvaluateSuite(TrainerCallback):
-    """Evaluates benchmarks after every so many steps and after the last one, and leaves the training as it was.
+    """Evaluates benchmarks every N steps and after the last one, without side effects on the training.
 
     Scores are logged as metrics and written into the run folder with all answers.
 
     Args:
-        trainer: Of one process.
-        tasks: What is evaluated.
-        protocol: Of `greedy_protocol`.
-        every: Optimizer steps between two evaluations; None for the end alone.
-        folder: Of the run.
-        console: Where scores are printed.
+        trainer: A single-process trainer.
+        tasks: The tasks to evaluate.
+        protocol: From `greedy_protocol`.
+        every: Optimizer steps between two evaluations; None for only the end.
+        folder: Run folder.
+        console: Output for scores.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class EvaluateSuite(TrainerCallback):
         found = self._evaluate()
         write_suite(self.folder, step, {"protocol": self.protocol.name, "tasks": found})
         logs = {name: value for task, one in found.items() for name, value in suite_metrics(task, one["scores"])}
-        # A control of its own: that of the training still says whether the step is to be logged.
+        # A separate control object: the training's still indicates whether the step is to be logged.
         self.trainer.callback_handler.on_log(args, state, TrainerControl(), logs)
         accuracies = ", ".join(f"{task} {one['scores']['accuracy']:.1%}" for task, one in found.items())
         say(self.console, f"step {step}, {self.protocol.name}: {accuracies}")
@@ -90,7 +90,7 @@ class EvaluateSuite(TrainerCallback):
 
 
 def suite_metrics(task: str, scores: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Names and values of what is logged of the scores of a task."""
+    """Metric names and values for the scores of a task."""
     answers = max(scores["num_asked"] * scores["num_samples"], 1)
     yield suite_metric(task, "accuracy"), scores["accuracy"]
     yield suite_metric(task, "no_box"), scores["num_no_box"] / answers
@@ -99,9 +99,9 @@ def suite_metrics(task: str, scores: Mapping[str, Any]) -> Iterator[tuple[str, f
 
 @contextmanager
 def without_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Inside the block a model computes as `vgpo eval` would load it: accelerate's autocast is put aside.
+    """Inside the block, a model computes as when loaded by `vgpo eval`: accelerate's autocast is disabled.
 
-    `unwrap_model(keep_fp32_wrapper=False)` would remove it for good.
+    `unwrap_model(keep_fp32_wrapper=False)` would remove it permanently.
     """
     original = vars(model).get("_original_forward")
     if original is None:

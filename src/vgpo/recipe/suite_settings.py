@@ -1,4 +1,4 @@
-"""Benchmarks that a recipe names: which ones, where their data are, how their answers are graded."""
+"""Benchmarks of a recipe: names, data sources and grading protocol."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from vgpo.evaluation.protocols import Protocol, protocol_named
 
 
 def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Benchmark]:
-    """The benchmarks with these names, and those of the suites among them, each once; `own` as of `tasks_of`.
+    """The benchmarks with these names, and those of the suites among them, each once; `own` as in `tasks_of`.
 
     Raises:
         EvaluationError: An unknown name.
@@ -21,16 +21,16 @@ def suite_benchmarks(names: Sequence[str], own: Collection[str] = ()) -> list[Be
 def asked_benchmarks(
     names: Sequence[str], sources: Mapping[str, str] | str | tuple[()], own: Collection[str] = ()
 ) -> list[Benchmark]:
-    """As `suite_benchmarks`; one of a suite for which there are no data is left out, as of `with_data`."""
+    """As `suite_benchmarks`, without suite members that have no data, as in `with_data`."""
     listed = suite_benchmarks(names, own)
     return [benchmark for benchmark in listed if benchmark.name in names or with_data([benchmark], sources)]
 
 
 def suite_sources(data: Mapping[str, str] | str | None) -> Mapping[str, str] | str | tuple[()]:
-    """Where the data of the benchmarks are, for `source_of`: a folder, `{task: source}` (JSON too), or nothing.
+    """The sources of the benchmarks, for `source_of`: a folder, `{task: source}` (also JSON), or None.
 
     Raises:
-        ValueError: A mapping of anything but names.
+        ValueError: It is not a mapping of names.
     """
     sources = json.loads(data) if isinstance(data, str) and data.lstrip().startswith("{") else data
     if isinstance(sources, Mapping) and not all(isinstance(one, str) for pair in sources.items() for one in pair):
@@ -42,7 +42,7 @@ def greedy_protocol(name: str) -> Protocol:
     """A protocol that asks each question once, greedily.
 
     Raises:
-        ValueError: It samples, or there is none of this name.
+        ValueError: It samples, or the name is unknown.
     """
     protocol = protocol_named(name)
     if protocol.temperature > 0:

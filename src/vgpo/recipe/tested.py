@@ -1,4 +1,4 @@
-"""The versions with which the tests passed. pyproject.toml has the bounds that follow; `vgpo doctor` checks them."""
+"""Package versions with which the tests passed. pyproject.toml has the resulting bounds; `vgpo doctor` checks them."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""The trackers of `report_to`: they get rollouts and images too, and one that fails does not end a training."""
+"""The trackers of `report_to`: they also get rollouts and images, and a failing tracker does not end a training."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Forgiving:
-    """Calls functions of one tracker. What they raise is a warning, once for each kind of error, and no more.
+    """Calls functions of one tracker. Their errors become warnings, once per type of error.
 
     Args:
         tracker: its name in the warning.
@@ -35,7 +35,7 @@ class Forgiving:
         self._warned: set[type[BaseException]] = set()
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What `function` returns; None if it fails, or if the tracker could not be started."""
+        """The result of `function`; None if it fails, or if the tracker could not be started."""
         if not self.started:
             return None
         try:
@@ -43,19 +43,19 @@ class Forgiving:
         except StoppedBySignal:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  # a tracker can raise anything
-            self.started = function.__name__ != "on_train_begin"  # else each event would try again, and wait
+            self.started = function.__name__ != "on_train_begin"  # otherwise each event would retry and wait
             if type(error) not in self._warned:
                 self._warned.add(type(error))
                 logger.warning(
-                    "%s failed: %s: %s. Training goes on; the run folder has every figure. %s", self.tracker,
+                    "%s failed: %s: %s. Training continues; the run folder has all metrics. %s", self.tracker,
                     type(error).__name__, message_of(error),
-                    "More errors of this kind are not reported." if self.started else "It gets no figures.",
+                    "More errors of this kind are not reported." if self.started else "It gets no metrics.",
                 )  # fmt: skip
             return None
 
 
 def forgive_trackers(callbacks: Sequence[TrainerCallback]) -> None:
-    """Let no tracker among the callbacks of a trainer end its training; they stay the objects that they are."""
+    """Prevent trackers among a trainer's callbacks from ending its training; the objects are modified in place."""
     for callback in callbacks:
         if isinstance(callback, tuple(INTEGRATION_TO_CALLBACK.values())):
             forgiving = Forgiving(type(callback).__name__)
@@ -64,10 +64,10 @@ def forgive_trackers(callbacks: Sequence[TrainerCallback]) -> None:
 
 
 class TrackedRollouts:
-    """A rollout writer that hands records to another one, and to the trackers that listen to the same trainer.
+    """A rollout writer that passes records to another one, and to the trackers of the same trainer.
 
     Args:
-        write: takes the records first, as `RunFolder.write_rollouts`.
+        write: gets the records first, such as `RunFolder.write_rollouts`.
         callbacks: of the trainer (`trainer.callback_handler.callbacks`); read at each call.
     """
 
@@ -86,7 +86,7 @@ class TrackedRollouts:
 
 
 def send_to_tensorboard(callback: TensorBoardCallback, records: Records, images: Images) -> None:
-    """A text for each rollout, and each image once, under names that later steps take again."""
+    """A text per rollout, and each image once, under names that later steps reuse."""
     for number, record in enumerate(records):
         callback.tb_writer.add_text(f"rollouts/{number}", code_block(shown_text(record, images)), record.step)
     for number, image in enumerate(images.values()):
@@ -103,7 +103,7 @@ def send_to_trackio(callback: TrackioCallback, records: Records, images: Images)
 
 
 def send_table(tracker: Any, records: Records, images: Images) -> None:
-    """A row for each rollout; `tracker` is the module wandb, or trackio, which has the same functions."""
+    """A row per rollout; `tracker` is the module wandb, or trackio, which has the same functions."""
     columns = [*shown_fields(records[0]), "images"]
     rows = [
         [*shown_fields(record).values(), [tracker.Image(images[name]) for name in record.media]] for record in records

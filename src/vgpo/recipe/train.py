@@ -1,4 +1,4 @@
-"""One run from a recipe to a report, top to bottom."""
+"""Train one run, from a recipe to a report."""
 
 import dataclasses
 import logging
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from vgpo.checkpoints import CheckpointError, put_in_place, seal
 from vgpo.data import DataError
@@ -22,7 +23,6 @@ from vgpo.evaluation.errors import EvaluationError
 from vgpo.metric_names import SAMPLING_ACCURACY_DRAWN
 from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import parameter_table
-from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.checks import BEFORE_LOADING, WITH_DATA, WITH_MODEL, raise_failed_checks
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.identity import DATA_SETS, Resume, model_identity, resume_from, run_identity, with_changes
@@ -36,11 +36,12 @@ from vgpo.recipe.suite import EvaluateSuite
 from vgpo.recipe.suite_settings import greedy_protocol
 from vgpo.recipe.trackers import TrackedRollouts, forgive_trackers
 from vgpo.report import write_report
+from vgpo.report.training import RunCallback
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, folder_state, locked, resume_folder
 from vgpo.run.resuming import DESCRIPTION, evaluation_before
-from vgpo.terminal import say
+from vgpo.terminal import draws_bars, from_here, say
 from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
 from vgpo.vllm.prompts import EngineError
@@ -51,17 +52,18 @@ ERRORS = (
 )  # fmt: skip
 
 WHILE_REPORTING = (Exception, KeyboardInterrupt, SystemExit)
-"""What may come while an error is reported, and must not hide it."""
+"""Errors that may occur while another error is reported, and must not hide it."""
 
 logger = logging.getLogger(__name__)
 
-# Behind the progress bar; all metrics are in metrics.jsonl.
+# Shown after the progress bar; all metrics are in metrics.jsonl.
 SHOWN = {"reward": "reward", "accuracy": SAMPLING_ACCURACY_DRAWN}
+STDERR = Console(stderr=True)  # where the bar is drawn
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run: its folder, what it scored, and the seconds its training took."""
+    """A finished run: its folder, its scores, and the duration of its training in seconds."""
 
     folder: RunFolder
     evaluations: dict[str, Evaluation]
@@ -72,7 +74,7 @@ def train_recipe(source: str | Path, overrides: Sequence[str], *, command: Seque
     """Load a recipe and train it; a signal ends it after the step in progress, with a checkpoint.
 
     Args:
-        source, overrides: of `load_recipe`.
+        source, overrides: see `load_recipe`.
         command: the words of the command line, for the record.
 
     Raises:
@@ -82,8 +84,8 @@ def train_recipe(source: str | Path, overrides: Sequence[str], *, command: Seque
     recipe = load_recipe(source, overrides)
     if recipe.run.host != "trl":
         raise RecipeError(
-            f"{source}: host is {recipe.run.host!r}, and this is TRL's: start the recipe with `vgpo train` or `python "
-            "-m vgpo.verl`; a study does so with `launch: [python]`"
+            f"{source}: host is {recipe.run.host!r}, but this command is TRL's: start the recipe with `vgpo train` or "
+            "`python -m vgpo.verl`; a study does so with `launch: [python]`"
         )
     stopper = StopOnSignal()
     with stopper.installed():
@@ -93,25 +95,25 @@ def train_recipe(source: str | Path, overrides: Sequence[str], *, command: Seque
 def train(
     recipe: Recipe, *, command: Sequence[str], console: Console | None = None, stopper: StopOnSignal | None = None
 ) -> TrainedRun:
-    """Train as the recipe says and leave a run folder that explains itself.
+    """Train a recipe and write a self-explanatory run folder.
 
-    Whatever can be wrong with recipe and data is found before a model is loaded. A start that fails leaves the folder
-    free, and a resume that fails before its first step leaves it as it was. A run that ends early is reported on as
-    far as it came, and can be resumed with `resume: true`.
+    Errors in recipe and data are found before a model is loaded. A failed start leaves the folder free, and a resume
+    that fails before its first step leaves it unchanged. An interrupted run gets a report of its steps so far, and can
+    be resumed with `resume: true`.
 
     Args:
-        recipe: of `load_recipe`.
+        recipe: from `load_recipe`.
         command: the words of the command line, for the record.
-        console: where to print; by default the terminal, from the main process.
-        stopper: ends the training when a signal comes.
+        console: output; by default the terminal, on the main process.
+        stopper: ends the training on a signal.
 
     Raises:
-        RecipeError: Batch sizes and data or processes do not fit, the model cannot be loaded, or the run to go on
-            with is another one.
+        RecipeError: Batch sizes do not fit data or processes, the model cannot be loaded, or the run to resume is
+        another one.
         DataError: A row that cannot be trained on.
-        RewardError: The data set lacks a column that a reward asks for, or a reward fails on a row.
-        RunFolderError: The run folder already holds a run, or a finished one, or the disk refuses to take more.
-        CheckpointError: A checkpoint cannot be written, or is not that of this model, or none can be used.
+        RewardError: The dataset lacks a column that a reward needs, or a reward fails on a row.
+        RunFolderError: The run folder already contains a run, or a finished one, or writing failed.
+        CheckpointError: A checkpoint cannot be written, does not match the model, or none is usable.
         ParityError: The trainer does not compute what the model computes.
         SystemExit: A signal ended the training.
     """
@@ -124,7 +126,7 @@ def train(
 
 @contextmanager
 def locked_by_main_process(folder: RunFolder) -> Iterator[None]:
-    """Hold the lock of the run folder; where another trainer holds it, all processes raise."""
+    """Hold the lock of the run folder; if another trainer holds it, all processes raise."""
     with ExitStack() as stack:
         run_on_main_process(lambda: stack.enter_context(locked(folder.path)))
         yield
@@ -150,6 +152,7 @@ def train_in(
     check_reward_columns(map(load_reward, run.rewards), prompts)
     if resume is None:
         run_on_main_process(lambda: raise_failed_checks(setup, WITH_DATA, console))
+    say(console, describe_start(setup, folder))
     console.print(RunPlan.of(config, len(prompts), config.world_size).table())
     identity = run_on_main_process(lambda: run_identity(setup))
     if resume is not None:
@@ -160,11 +163,11 @@ def train_in(
         resume = with_changes(resume, identity, allow_changes=run.allow_changes, console=console)
     with server_of(setup):
         trainer = build_trainer(setup, folder, console, identity=identity, stopper=stopper)
-        if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # else once the model is sharded
+        if not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:  # otherwise after the model is sharded
             trainer.check_parity()
         opening = OpenFolder(folder, recipe, command, identity, resume)
         if resume is None:
-            # Last of all that can fail at the start, so that a corrected recipe can take the same folder.
+            # After everything that can fail at the start, so that a corrected recipe can use the same folder.
             opening.open()
         else:
             trainer.add_callback(opening)
@@ -176,6 +179,16 @@ def train_in(
             raise
 
 
+def describe_start(setup: Setup, folder: RunFolder) -> str:
+    """The run folder, the device and the data of a run, one per line."""
+    run, config = setup.recipe.run, setup.recipe.config
+    device = torch.cuda.get_device_name(config.device) if config.device.type == "cuda" else str(config.device)
+    data = f"{len(setup.prompts):,} prompts for training ({run.train_data})"
+    if setup.held_out is not None:
+        data += f", {len(setup.held_out):,} held-out questions ({run.eval_data})"
+    return f"run folder: {from_here(folder.path)}\ndevice: {device}\ndata: {data}"
+
+
 def build_trainer(
     setup: Setup,
     folder: RunFolder,
@@ -184,7 +197,7 @@ def build_trainer(
     identity: Mapping[str, Any] | None = None,
     stopper: StopOnSignal | None = None,
 ) -> VGPOTrainer:
-    """Model and trainer of a recipe; it will write into `folder`. Prints what is trained and what it needs."""
+    """Build model and trainer of a recipe, which will write into `folder`. Prints trained parameters and memory."""
     run, config, model = setup.recipe.run, setup.recipe.config, setup.model
     check_image_token(model, setup.processor)
     raise_failed_checks(setup, WITH_MODEL, console)
@@ -207,9 +220,10 @@ def build_trainer(
         trainer.add_callback(
             EvaluateSuite(trainer, setup.tasks, protocol, every=run.eval_suite_steps, folder=folder, console=console)
         )
-    if not config.disable_tqdm:
+    if not console.is_jupyter:  # where the parent's own bar is a widget
         trainer.pop_callback(ProgressCallback)
-        trainer.add_callback(RewardBar())
+        trainer.pop_callback(PrinterCallback)
+        trainer.add_callback(StepLines(console) if config.disable_tqdm or not draws_bars(STDERR) else RewardBar())
     console.print(parameter_table(trainer.model))
     console.print(setup.memory.table())
     return trainer
@@ -225,7 +239,7 @@ def run_phases(
     resume: Resume | None = None,
     stopper: StopOnSignal | None = None,
 ) -> TrainedRun:
-    """Evaluate, train, save, evaluate, draw; what one phase found is on the disk before the next begins."""
+    """Evaluate, train, save, evaluate, report; the result of each phase is written to disk before the next begins."""
     config = recipe.config
     known = evaluation_before(folder, resume.state).get("before") if resume else None
     evaluations = {"before": Evaluation(**known)} if known else {}
@@ -256,14 +270,16 @@ def run_phases(
 
 
 def draw_report(folder: RunFolder) -> None:
-    """Draw the report of a run that is over; a page that cannot be drawn is a warning: the run's figures are safe."""
-    with attempted(f"{folder.report_path} could not be drawn; `vgpo report {folder.path}` draws it", Exception):
+    """Write the report of a completed run; a failure is only a warning, because the metrics are safe."""
+    with attempted(
+        f"{folder.report_path} could not be written; run `vgpo report {folder.path}` to create it", Exception
+    ):
         write_report([folder.path], folder.report_path)
 
 
 @contextmanager
 def attempted(failure: str, *errors: type[BaseException]) -> Iterator[None]:
-    """Let none of `errors` leave the block: log `failure` with the traceback."""
+    """Suppress `errors` in the block, and log `failure` with the traceback."""
     try:
         yield
     except errors:
@@ -271,11 +287,11 @@ def attempted(failure: str, *errors: type[BaseException]) -> Iterator[None]:
 
 
 def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
-    """Write the trained model beside its place and rename it once it is complete.
+    """Write the trained model under a temporary name and rename it once it is complete.
 
     Raises:
         NonFiniteError: A trained weight is not finite.
-        RunFolderError: The disk refused.
+        RunFolderError: Writing failed.
     """
     final = folder.final_path
     partial = final.with_name(".saving-final")
@@ -296,36 +312,53 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
 
 
 def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
-    """Mark a run that an error or a signal ends, and draw its report; that error stays the one that is reported."""
+    """Mark a run that an error or a signal ends, and write its report, without hiding that error."""
     if not trainer.args.should_save:
         return
     step, newest = trainer.state.global_step, None
-    # Neither a full disk nor another signal may take the place of the error that is reported.
+    # A full disk or another signal must not replace the reported error.
     with attempted("The stopped run could not be marked", *WHILE_REPORTING):
         folder.write_interrupted(step, error)
-    with attempted("The report of the stopped run could not be drawn", *WHILE_REPORTING):
+    with attempted("The report of the stopped run could not be written", *WHILE_REPORTING):
         draw_report(folder)
-    with attempted("The checkpoints of the stopped run could not be looked at", *WHILE_REPORTING):
-        newest = trainer.checkpoints.newest_valid(contents=False).path  # whoever sent a signal may not wait long
-    with attempted("What is left of the stopped run could not be printed", *WHILE_REPORTING):
+    with attempted("The checkpoints of the stopped run could not be read", *WHILE_REPORTING):
+        newest = trainer.checkpoints.newest_valid(contents=False).path  # the sender of a signal may not wait long
+    with attempted("The summary of the stopped run could not be printed", *WHILE_REPORTING):
         say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
-        # After weights or losses that are not finite, the error names the checkpoint to go back to.
+        # After non-finite weights or losses, the error names the checkpoint to go back to.
         if newest is not None and not isinstance(error, NonFiniteError):
             say(console, f"to resume from {newest}, run the same command with --resume true")
 
 
 class RewardBar(ProgressCallback):
-    """The trainer's progress bar, followed by a few metrics, in place of a dictionary for every step."""
+    """The trainer's progress bar followed by a few metrics, instead of a dictionary per step."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        # A reward that applies to no row of a step has no mean, and metrics of benchmarks come without one.
-        shown = {name: logs[key] for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
+        shown = shown_metrics(logs)
         if self.training_bar is not None and shown:
-            self.training_bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
+            self.training_bar.set_postfix(shown)
+
+
+class StepLines(TrainerCallback):
+    """A line with a few metrics for every logged step, where no bar can be drawn."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if shown := shown_metrics(logs):
+            metrics = ", ".join(f"{name} {value}" for name, value in shown.items())
+            say(self.console, f"step {state.global_step} of {state.max_steps}: {metrics}")
+
+
+def shown_metrics(logs: Mapping[str, Any] | None) -> dict[str, str]:
+    """The metrics of a logged step that a terminal shows."""
+    # A reward that applies to no row of a step has no mean, and metrics of benchmarks come without one.
+    return {name: f"{logs[key]:.3f}" for name, key in SHOWN.items() if logs is not None and logs.get(key) is not None}
 
 
 class KeepParity(TrainerCallback):
-    """Prints what the parity check measured, and keeps it in the run folder."""
+    """Prints the results of the parity check, and stores them in the run folder."""
 
     def __init__(self, trainer: VGPOTrainer, folder: RunFolder, console: Console) -> None:
         self.trainer = trainer
@@ -337,12 +370,13 @@ class KeepParity(TrainerCallback):
         if parity is None or not self.trainer.args.should_save:
             return
         self.console.print(parity.table())
-        with attempted("What the parity check measured could not be written", OSError, RunFolderError):
+        with attempted("The results of the parity check could not be written", OSError, RunFolderError):
             self.folder.write_parity(parity.as_dict())
 
 
 class OpenFolder(TrainerCallback):
-    """Writes what the run is into its folder; a resumed run cuts its folder back, once its checkpoint is loaded."""
+    """Writes the description of the run into its folder; a resumed run resets its folder after loading its
+    checkpoint."""
 
     def __init__(
         self,
@@ -388,7 +422,7 @@ class OpenFolder(TrainerCallback):
 def evaluate_policy(trainer: VGPOTrainer, held_out: Dataset) -> Evaluation:
     """Greedy accuracy with the batch size and response length of the run."""
     config = trainer.args
-    # Without the mixed-precision wrapper, so that before and after are computed alike.
+    # Without the mixed-precision wrapper, so that before and after are computed in the same way.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return evaluate(
         model,

@@ -1,4 +1,4 @@
-"""Values of a recipe's fields: numbers in their range, texts of sane length, nothing nested without end."""
+"""Validate values of recipe fields: ranges of numbers, lengths of texts, depth of nesting."""
 
 import enum
 import json
@@ -11,20 +11,20 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, get_args
 
-from vgpo.data import FAULTY_ROWS
+from vgpo.settings_checks import FAULTY_ROWS
 from vgpo.text import did_you_mean
 
-MAX_TEXT = 4_096  # characters; a path is not longer
-MAX_NAME = 255  # bytes of one part of a path, on every common file system
+MAX_TEXT = 4_096  # characters; paths are not longer
+MAX_NAME = 255  # bytes per path component, on every common file system
 FAR = 1e6
-MAX_DEPTH = 16  # of lists and dicts in one another
-MAX_ITEMS = 10_000  # aliases of YAML can stand for any number
-MAX_WEIGHT = 1e6  # with rewards of at most 1e9, sums and their squares stay within float32
+MAX_DEPTH = 16  # of nested lists and dicts
+MAX_ITEMS = 10_000  # YAML aliases can expand to any number
+MAX_WEIGHT = 1e6  # with rewards of at most 1e9, sums and their squares fit into float32
 
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers from `low` to `high`; `open_low` and `open_high` leave an end out."""
+    """The finite numbers from `low` to `high`; `open_low` and `open_high` exclude an end."""
 
     low: float = 0
     high: float = 1e12
@@ -37,7 +37,7 @@ class Range:
         return above and (value < self.high if self.open_high else value <= self.high)
 
     def expected(self, value: float) -> str:
-        """What is expected in place of `value`; an end that no sane value comes near is named if it matters."""
+        """Description of the expected range; an extreme bound is only named if `value` violates it."""
         ends = [f"a number above {self.low:g}" if self.open_low else f"at least {self.low:g}"]
         if self.high < FAR or not value <= self.high:
             ends.append(f"below {self.high:g}" if self.open_high else f"at most {self.high:g}")
@@ -53,7 +53,7 @@ SEED = Range(0, 2**32 - 1)
 PORT = Range(1, 65_535)
 STEPS = Range(0, 1e9, open_low=True)
 
-# Fields whose range is not that of any number, `ANY`.
+# Fields with a range other than `ANY`.
 RANGES: dict[str, Range] = {
     **dict.fromkeys(
         (
@@ -82,7 +82,7 @@ RANGES: dict[str, Range] = {
     "top_p": Range(0, 1, open_low=True, reason="1 keeps all"),
     "vllm_gpu_memory_utilization": Range(0, 1, open_low=True),
     "dataloader_num_workers": Range(0, 1024),
-    "save_steps": Range(0, 1e9, open_low=True, reason="else no checkpoint is saved before the end"),
+    "save_steps": Range(0, 1e9, open_low=True, reason="otherwise no checkpoint is saved before the end"),
     "learning_rate": Range(0, 1, open_low=True, reason="with 0 nothing is learned"),
     "adam_beta1": Range(0, 1, open_high=True, reason="with 1 nothing is learned"),
     "adam_beta2": BELOW_ONE,
@@ -100,8 +100,9 @@ RANGES: dict[str, Range] = {
     "entropy_target": Range(-1e3, 1e3),
 }  # fmt: skip
 
-# Names that a library would refuse once a model is loaded, or at the first step.
+# Names that a library would only reject after loading the model, or at the first step.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "host": ("trl", "verl"),
     "faulty_rows": FAULTY_ROWS,
     "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
@@ -118,7 +119,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lora_task_type": ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"),
     "ddp_backend": ("nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"),
 }
-# Mappings that may be the name of a JSON file too, or of a folder.
+# Mappings that may also be given as the name of a JSON file or folder.
 FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 FOLDERS = ("eval_suite_data",)
 PATHS = ("train_data", "eval_data", "run_dir", "template", "model_name_or_path", "rewards")
@@ -137,7 +138,7 @@ def shown(value: Any) -> str:
 
 
 def check_texts(values: Mapping[str, Any]) -> None:
-    """Whether texts, also those in lists and dicts, have a sane length and no control characters, and names fit.
+    """Check that texts, also in lists and dicts, have a valid length and no control characters, and names fit.
 
     Raises:
         ValueError: One does not; names its field.
@@ -161,10 +162,10 @@ def check_text(place: str, text: str, *, is_path: bool) -> None:
 
 
 def check_numbers(values: Mapping[str, Any]) -> None:
-    """Whether all numbers are finite and in the range of their field; checked before a library divides by them.
+    """Check that all numbers are finite and in the range of their field, before a library divides by them.
 
     Raises:
-        ValueError: One is not; names its field and the range.
+        ValueError: A number is invalid; names its field and the range.
     """
     for name, value in values.items():
         if isinstance(value, bool) or value is None:
@@ -182,7 +183,7 @@ def check_numbers(values: Mapping[str, Any]) -> None:
 
 def check_number(name: str, value: float) -> None:
     allowed = RANGES.get(name, ANY)
-    if value not in allowed:  # a NaN is in none
+    if value not in allowed:  # NaN is in no range
         raise ValueError(f"{name} is {number(value)}, expected {allowed.expected(value)}")
 
 
@@ -191,7 +192,7 @@ def number(value: float) -> str:
 
 
 def check_warmup(values: Mapping[str, Any]) -> None:
-    """A warmup that is longer than the training would keep the learning rate below what was asked for."""
+    """Check that warmup is not longer than training, which would never reach the learning rate."""
     warmup, steps = values.get("warmup_steps") or 0, values.get("max_steps") or -1
     if warmup > steps > 0:
         raise ValueError(
@@ -200,7 +201,7 @@ def check_warmup(values: Mapping[str, Any]) -> None:
 
 
 def check_weights(weights: Sequence[Any] | None) -> None:
-    """Whether reward weights are finite numbers that neither overflow a sum nor switch all rewards off."""
+    """Check that reward weights are finite numbers that neither overflow a sum nor disable all rewards."""
     for weight in weights or ():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
             raise ValueError(f"reward_weights has {shown(weight)} in its list, expected numbers")
@@ -211,10 +212,10 @@ def check_weights(weights: Sequence[Any] | None) -> None:
 
 
 def check_choices(values: Mapping[str, Any], hints: Mapping[str, Any]) -> None:
-    """Whether texts of fields that take a name of a fixed set, or a mapping, are one.
+    """Check texts of fields that take one of a fixed set of names, or a mapping.
 
     Raises:
-        ValueError: One is not; names its field and what is expected.
+        ValueError: A text is invalid; names its field and the expected values.
     """
     for name, value in values.items():
         if not isinstance(value, str) or name not in hints:
@@ -250,10 +251,10 @@ def enums_of(hint: Any) -> Iterator[type[enum.Enum]]:
 
 
 def check_nesting(place: str, value: Any) -> None:
-    """Whether lists and dicts are as few and as flat as settings are; one that holds itself never ends.
+    """Check that nested lists and dicts are small; a self-referencing one never ends.
 
     Raises:
-        ValueError: They are deeper, or hold more; names the field.
+        ValueError: They are too deep or too large; names the field.
     """
     waiting, num_items = [(value, 0)], 0
     while waiting:
@@ -261,7 +262,7 @@ def check_nesting(place: str, value: Any) -> None:
         num_items += 1
         if depth > MAX_DEPTH or num_items > MAX_ITEMS:
             raise ValueError(
-                f"{place} has lists or mappings more than {MAX_DEPTH} deep in one another, or more than {MAX_ITEMS} "
+                f"{place} has lists or mappings nested more than {MAX_DEPTH} deep, or more than {MAX_ITEMS} "
                 "values; expected a few at most"
             )
         inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
@@ -269,7 +270,7 @@ def check_nesting(place: str, value: Any) -> None:
 
 
 def with_numbers(value: Any) -> Any:
-    """A mapping with the numbers that YAML 1.1 takes for texts, such as 1e-7, as numbers."""
+    """A mapping with numbers that YAML 1.1 reads as texts, such as 1e-7, converted to numbers."""
     if isinstance(value, dict):
         return {key: with_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -278,7 +279,7 @@ def with_numbers(value: Any) -> Any:
 
 
 def leaves(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What is in lists and dicts, each with its place, such as `lr_scheduler_kwargs.min_lr`."""
+    """The leaves of nested lists and dicts, each with its path, such as `lr_scheduler_kwargs.min_lr`."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from leaves(f"{place}.{key}", item)

@@ -1,4 +1,4 @@
-"""YAML files that people write: each value as it stands there, or an error of one line."""
+"""Strict YAML files: each value is what it looks like, or a one-line error."""
 
 import re
 import stat
@@ -15,13 +15,13 @@ TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
 class YamlFileError(ValueError):
-    """A YAML file that cannot be read, or a value that YAML reads otherwise than it looks."""
+    """A YAML file that cannot be read, or a value that YAML reads differently than it looks."""
 
 
 class StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, which rejects duplicate keys and numbers that are not what they look like.
 
-    YAML's own loader takes the last of two keys; dates are texts here.
+    The standard loader takes the last of two equal keys; dates stay texts here.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  # as the parent has it
@@ -36,7 +36,7 @@ class StrictLoader(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if name in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} stands twice; keep one of them", problem_mark=key.start_mark
+                    problem=f"{key.value!r} occurs twice; keep one of them", problem_mark=key.start_mark
                 )
             seen.add(name)
             check_scalars(str(key.value), value)
@@ -44,7 +44,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def check_scalars(key: str, node: yaml.Node) -> None:
-    """Whether plain numbers, also those in lists, are what they look like."""
+    """Check that plain numbers, also in lists, are what they look like."""
     waiting, seen = [node], {id(node)}  # an alias is the node that it names
     while waiting:
         item = waiting.pop()
@@ -69,8 +69,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The keys and values of a YAML file.
 
     Raises:
-        YamlFileError: It is no regular file of at most 1 MiB with one mapping; names the file, and where it can the
-            line.
+        YamlFileError: It is not a regular file of at most 1 MiB with one mapping; names the file and, if possible, the
+        line.
     """
     text = read_text(path)
     try:
@@ -78,7 +78,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise YamlFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise YamlFileError(f"{path}: not valid YAML: brackets in brackets, too deep to be read") from error
+        raise YamlFileError(f"{path}: not valid YAML: brackets are nested too deeply") from error
     except ValueError as error:  # such as a number of more digits than Python reads
         raise YamlFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -87,10 +87,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small regular file in UTF-8.
+    """The text of a small regular UTF-8 file.
 
     Raises:
-        YamlFileError: It is something else, or cannot be read; nothing of it was read then.
+        YamlFileError: It is something else, which is not read, or cannot be read.
     """
     try:
         found = path.stat()

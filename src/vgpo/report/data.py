@@ -1,9 +1,8 @@
 """The data of a report: everything the page shows, as one JSON-able dict, and nothing else."""
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,20 @@ from vgpo.metric_names import (
     SAMPLING_GROUPS_KEPT,
     SAMPLING_LOG_PROB_GAP,
 )
+from vgpo.report.held_out import HeldOut, read_held_out
+from vgpo.report.lines import Read, draw_line, with_nan
+from vgpo.report.metrics import other_metrics
 from vgpo.report.rollouts import RolloutSummary, fit_rollouts, summarise_rollouts
+from vgpo.report.settings import flatten, settings_table
+from vgpo.report.verdict import report_verdict
 from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.folder import RunFolder
 from vgpo.run.storage import RunFolderError
 
 VERSION = 1
-MAX_RUNS = 8  # more lines than that cannot be told apart
-MAX_POINTS = 400  # per line; longer ones are averaged
+MAX_RUNS = 8  # more lines than that are not distinguishable
 ROLLOUT_BYTES = 3_500_000  # of all runs together
-# Settings that differ between any two runs, or follow from others, and explain nothing.
-UNEXPLAINING_SETTINGS = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to", "accuracy_reward")
+HELD_OUT_BYTES = 600_000  # the same
 
 SUITE_ACCURACY = re.compile(re.escape(EVAL_SUITE_PREFIX) + r"[a-z0-9_]+/accuracy")
 SUITE_CHART = "suite_"  # the id of a chart; the name of a benchmark follows
@@ -47,12 +49,22 @@ class Chart:
     unit: str
     digits: int
     from_zero: bool
-    read: Callable[[Mapping[str, Any]], float | None]
+    read: Read
 
 
-def metric(*keys: str) -> Callable[[Mapping[str, Any]], float | None]:
+@dataclass(frozen=True)
+class FirstOf:
+    """Reads the first of `keys` that a metrics line holds."""
+
+    keys: tuple[str, ...]
+
+    def __call__(self, line: Mapping[str, Any]) -> float | None:
+        return next((line[key] for key in self.keys if line.get(key) is not None), None)
+
+
+def metric(*keys: str) -> Read:
     """Read the first of `keys` that a metrics line holds."""
-    return lambda line: next((line[key] for key in keys if line.get(key) is not None), None)
+    return FirstOf(keys)
 
 
 def mean_strength(line: Mapping[str, Any]) -> float | None:
@@ -90,21 +102,37 @@ def share_of_groups_kept(line: Mapping[str, Any]) -> float | None:
 
 HELD_OUT_KEYS = ("eval_accuracy", "eval/accuracy", EVAL_ACCURACY)
 CHARTS = (
-    Chart("held_out", "Held-out accuracy", "Questions never trained on.", "", 3, True, metric(*HELD_OUT_KEYS)),
-    Chart("accuracy", "Training accuracy", "Accuracy reward of a step's rollouts.", "", 3, True, metric(ACCURACY)),
-    Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "", 3, True, metric("reward")),
-    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "", 3, False, metric(FOCUS_MEAN)),
+    Chart(
+        "held_out",
+        "Held-out accuracy",
+        "Questions never trained on.",
+        "share of questions",
+        3,
+        True,
+        metric(*HELD_OUT_KEYS),
+    ),
+    Chart(
+        "accuracy",
+        "Training accuracy",
+        "Accuracy reward of a step's rollouts.",
+        "share of rollouts",
+        3,
+        True,
+        metric(ACCURACY),
+    ),
+    Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "reward", 3, True, metric("reward")),
+    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "ρ", 3, False, metric(FOCUS_MEAN)),
     Chart(
         "late_early",
         "Late / early focus",
         "Visual accumulation, second half over first; 1 is even.",
-        "",
+        "ratio",
         3,
         False,
         metric(FOCUS_LATE_EARLY_RATIO),
     ),
-    Chart("strength", "Strength", "λ of the adaptive shaping, mean over strata.", "", 3, False, mean_strength),
-    Chart("gate", "Gate rate", "Share of tokens compensated.", "", 3, False, metric(FOCUS_GATE_RATE)),
+    Chart("strength", "Strength", "λ of the adaptive shaping, mean over strata.", "λ", 3, False, mean_strength),
+    Chart("gate", "Gate rate", "Share of tokens compensated.", "share of tokens", 3, False, metric(FOCUS_GATE_RATE)),
     Chart(
         "length",
         "Response length",
@@ -119,7 +147,7 @@ CHARTS = (
         "groups",
         "Groups kept",
         "Share of drawn groups neither too easy nor too hard.",
-        "",
+        "share of groups",
         2,
         True,
         share_of_groups_kept,
@@ -133,7 +161,7 @@ CHARTS = (
         True,
         metric(SAMPLING_LOG_PROB_GAP),
     ),
-    Chart("grad_norm", "Gradient norm", "Before it is clipped.", "", 3, True, metric("grad_norm")),
+    Chart("grad_norm", "Gradient norm", "Before it is clipped.", "L2 norm", 3, True, metric("grad_norm")),
     Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
 )
 
@@ -143,7 +171,10 @@ def suite_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[Chart]:
     keys = sorted({key for lines in metrics for line in lines for key in line if SUITE_ACCURACY.fullmatch(key)})
     tasks = {key: key.split("/")[1] for key in keys}
     caption = "Greedy accuracy on the rows that are asked."
-    return [Chart(f"{SUITE_CHART}{task}", task, caption, "", 3, True, metric(key)) for key, task in tasks.items()]
+    return [
+        Chart(f"{SUITE_CHART}{task}", task, caption, "share of rows", 3, True, metric(key))
+        for key, task in tasks.items()
+    ]
 
 
 def report_data(runs: Sequence[Path]) -> dict[str, Any]:
@@ -152,18 +183,21 @@ def report_data(runs: Sequence[Path]) -> dict[str, Any]:
     Returns:
         dict, JSON-able:
         `version`: 1, the version of this layout.
+        `verdict`: the result in words: `headline`, `details` (sentences) and `tone` ("gain", "loss" or "open").
         `runs`: per run `name`, `model`, `seed`, `commit`, `dirty`, `started` (UTC, ISO 8601),
             `resumed_from` (the steps from which it was resumed), `machine`, `last_step`, `num_rollouts`,
             `alarms` (see `alarms_of`),
             `evaluation` (None, or `before` and `after`, each None or `accuracy`, `low`, `high` in [0, 1] with
             `num_questions` and `num_correct`; and `change`, None or `points`, `low`, `high` in [-1, 1]),
+            `held_out` (None, or its questions: see `vgpo.report.held_out.HeldOut.questions`),
             `focus_curve` (None, or `first_step`, `last_step` and, for `correct` and `wrong`, `values`: mean rho
             in each tenth of the response, and `num_rollouts`),
-            `rollouts` (the shown ones: see `vgpo.report.rollouts.rollout_entry`).
-        `settings`: the settings in which the runs differ: `name` and `values`, one text per run.
+            `rollouts` (those of the shown groups, by step: see `vgpo.report.rollouts.rollout_entry`).
+        `settings`: see `vgpo.report.settings.settings_table`.
         `charts`: `id`, `title`, `caption`, `unit`, `digits`, `from_zero` and `series`, each `run` (index),
             `steps`, `values` (None where what was logged is not finite) and `averaged` (logged steps per point: the
             mean of what is finite, at the step in their middle). Only charts that have a value.
+        `metrics`: all others that were logged: see `vgpo.report.metrics.other_metrics`.
         `images`: name -> None (no longer stored) or `uri` (data URI), `width`, `height` in pixels.
         `live`: None, or of a page that will be drawn again, because its run goes on: `drawn` (UTC, ISO 8601) and
             `every` (seconds until then).
@@ -181,16 +215,23 @@ def collect(folders: Sequence[RunFolder], summaries: Sequence[RolloutSummary]) -
     configs = [folder.read_config() for folder in folders]
     metrics = [metrics_of(folder, config) for folder, config in zip(folders, configs, strict=True)]
     images: dict[str, Any] = {}
-    budget = ROLLOUT_BYTES // len(folders)
     names = distinct_names([folder.path for folder in folders])
+    held_out = [read_held_out(folder) for folder in folders]
+    runs = [
+        describe_run(folder, name, config, lines, summary, answers, images, len(folders))
+        for folder, name, config, lines, summary, answers in zip(
+            folders, names, configs, metrics, summaries, held_out, strict=True
+        )
+    ]
+    charts = draw_charts(metrics)
+    commands = [folder.read_environment().command for folder in folders]
     return {
         "version": VERSION,
-        "runs": [
-            describe_run(folder, name, config, lines, summary, images, budget)
-            for folder, name, config, lines, summary in zip(folders, names, configs, metrics, summaries, strict=True)
-        ],
-        "settings": differing_settings(configs),
-        "charts": draw_charts(metrics),
+        "verdict": asdict(report_verdict(runs, held_out, charts)),
+        "runs": runs,
+        "settings": settings_table(configs, commands),
+        "charts": charts,
+        "metrics": other_metrics(metrics, charted_metrics(charts, metrics)),
         "images": images,
         "live": None,
     }
@@ -221,8 +262,9 @@ def describe_run(
     config: Mapping[str, Any],
     lines: list[dict[str, Any]],
     summary: RolloutSummary,
+    held_out: HeldOut | None,
     images: dict[str, Any],
-    budget: int,
+    num_runs: int,
 ) -> dict[str, Any]:
     environment = folder.read_environment()
     settings = flatten(config)
@@ -241,9 +283,10 @@ def describe_run(
         "last_step": max((line["step"] for line in lines), default=0),
         "num_rollouts": summary.num_rollouts,
         "alarms": alarms_of(lines),
-        "evaluation": describe_evaluation(folder),
+        "evaluation": held_out and held_out.describe(),
+        "held_out": held_out and held_out.questions(HELD_OUT_BYTES // num_runs),
         "focus_curve": summary.focus_curves(),
-        "rollouts": fit_rollouts(folder.path, summary, images, budget),
+        "rollouts": fit_rollouts(folder.path, summary, images, ROLLOUT_BYTES // num_runs),
     }
 
 
@@ -258,50 +301,6 @@ def alarms_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def describe_evaluation(folder: RunFolder) -> dict[str, Any] | None:
-    evaluation = folder.read_evaluation()
-    if evaluation is None:
-        return None
-    fields = ("accuracy", "low", "high", "num_questions", "num_correct")
-    before, after = (
-        {name: part[name] for name in fields} if (part := evaluation.get(moment)) else None
-        for moment in ("before", "after")
-    )
-    return {"before": before, "after": after, "change": change(before, after)}
-
-
-def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, float] | None:
-    """Return the difference of two proportions with Newcombe's 95 % interval from their Wilson intervals.
-
-    It takes the two as independent; on the same questions it errs on the wide side.
-    """
-    if before is None or after is None:
-        return None
-    points = after["accuracy"] - before["accuracy"]
-    below = math.hypot(after["accuracy"] - after["low"], before["high"] - before["accuracy"])
-    above = math.hypot(after["high"] - after["accuracy"], before["accuracy"] - before["low"])
-    return {"points": points, "low": points - below, "high": points + above}
-
-
-def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    flat = [flatten(config) for config in configs]
-    names = dict.fromkeys(name for config in flat for name in config)
-    explaining = [name for name in names if name.split(".")[-1] not in UNEXPLAINING_SETTINGS]
-    rows = [(name, [config.get(name, "—") for config in flat]) for name in explaining]
-    return [{"name": name, "values": values} for name, values in rows if len(set(values)) > 1]
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return `{"a.b": "text"}` for nested settings."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
 def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the lines without those that a run, resumed from an earlier step, left behind."""
     kept: list[dict[str, Any]] = []
@@ -312,11 +311,23 @@ def drop_abandoned_steps(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     return kept
 
 
+def all_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """The charts that a page may have, in their order."""
+    return [CHARTS[0], *suite_charts(metrics), *CHARTS[1:]]
+
+
+def charted_metrics(charts: Sequence[Mapping[str, Any]], metrics: Sequence[Sequence[Mapping[str, Any]]]) -> set[str]:
+    """Names of the metrics that are in a chart as they were logged, and of those that `with_accuracy` adds."""
+    drawn = {chart["id"] for chart in charts}
+    reads = [chart.read for chart in all_charts(metrics) if chart.id in drawn]
+    return {ACCURACY, EVAL_ACCURACY, *(key for read in reads if isinstance(read, FirstOf) for key in read.keys)}
+
+
 def draw_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     charts: list[dict[str, Any]] = []
     logged = [[with_nan(line) for line in lines] for lines in metrics]
-    for chart in [CHARTS[0], *suite_charts(metrics), *CHARTS[1:]]:
-        series = [draw_line(chart, run, lines) for run, lines in enumerate(logged)]
+    for chart in all_charts(metrics):
+        series = [draw_line(chart.read, run, lines) for run, lines in enumerate(logged)]
         series = [line for line in series if any(value is not None for value in line["values"])]
         # With accuracy as the only reward the two are one chart.
         repeated = chart.id == "reward" and any(drawn["series"] == series for drawn in charts)
@@ -324,29 +335,3 @@ def draw_charts(metrics: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str
             shown = {name: getattr(chart, name) for name in ("id", "title", "caption", "unit", "digits")}
             charts.append({**shown, "from_zero": chart.from_zero, "series": series})
     return charts
-
-
-def draw_line(chart: Chart, run: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the points of one run; more than 400 of them are averaged in stretches of equal length."""
-    points = [(line["step"], value) for line in lines if (value := chart.read(line)) is not None]
-    stretch = math.ceil(len(points) / MAX_POINTS) or 1
-    stretches = [points[start : start + stretch] for start in range(0, len(points), stretch)]
-    return {
-        "run": run,
-        "steps": [part[(len(part) - 1) // 2][0] for part in stretches],
-        "values": [finite_mean([value for _, value in part]) for part in stretches],
-        "averaged": stretch,
-    }
-
-
-def with_nan(line: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A metrics line as it was before null stood in it for what is not finite."""
-    if None not in line.values():
-        return line
-    return {key: math.nan if value is None else value for key, value in line.items()}
-
-
-def finite_mean(values: Sequence[float]) -> float | None:
-    """With five digits; None if no value is finite."""
-    finite = [value for value in values if math.isfinite(value)]
-    return float(f"{sum(finite) / len(finite):.5g}") if finite else None

@@ -6,14 +6,14 @@ from typing import Any
 
 from jinja2 import PackageLoader
 
-from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages import CHART_SCRIPTS, SHARED, embed_json, inlined, page_environment
 from vgpo.pages.texts import date, percent, points
 from vgpo.report.data import report_data
 from vgpo.run.storage import write_file
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "charts.js", "tokens.js")
-SCRIPTS = ("rollouts.js", "live.js", "main.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", *CHART_SCRIPTS, "tokens.js", "answers.js")
+SCRIPTS = ("curves.js", "metrics.js", "held_out.js", "rollouts.js", "live.js", "main.js")
 
 
 def write_report(runs: Sequence[Path], out: Path) -> Path:
@@ -28,7 +28,7 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
 
     Raises:
         RunFolderError: no run, a run given twice, more than 8; a folder without a run or with a broken file;
-            or the disk refused.
+            or the disk write failed.
     """
     page = render(report_data(runs))
     out = Path(out)

@@ -1,7 +1,6 @@
-"""What a report shows of the rollouts: a few of them in full, and the focus curve over all late ones."""
+"""What a report shows of the rollouts: a few groups in full, and the focus curve over all late rollouts."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from vgpo.pages.images import embed_image
 from vgpo.pages.texts import MAX_TEXT_CHARACTERS, MAX_TOKEN_CHARACTERS, MAX_TOKENS, rounded, truncate
 from vgpo.training.records import RolloutRecord
 
-NUM_SHOWN = 6  # of each verdict
+MIN_STEPS = 6  # of which groups are kept, evenly over the run, if so many were logged; at most twice as many
 LATE_SHARE = 0.25
-VERDICTS = (True, False, None)  # of `RolloutRecord.correct`, in the order in which a group's rollouts are shown
+
+Group = list[RolloutRecord]
 
 
 @dataclass
@@ -23,20 +23,33 @@ class RolloutSummary:
 
     num_rollouts: int = 0
     last_step: int = 0
-    # correct -> (step, group) -> the first rollout of the group with this verdict
-    newest: dict[bool | None, dict[tuple[int, int], RolloutRecord]] = field(default_factory=lambda: defaultdict(dict))
+    # step -> the rollouts of its first group, of every `stride`-th step that was logged and of the newest one
+    groups: dict[int, Group] = field(default_factory=dict)
+    ordinals: dict[int, int] = field(default_factory=dict)  # step -> how many were logged before it, of those kept
+    num_steps: int = 0
+    stride: int = 1
     # step -> correct -> [sums over rollouts, counts] per decile of the response
     deciles: dict[int, dict[bool, list[list[float]]]] = field(default_factory=dict)
 
     def add(self, record: RolloutRecord) -> None:
         self.num_rollouts += 1
         self.last_step = max(self.last_step, record.step)
-        kept = self.newest[record.correct]
-        kept.setdefault((record.step, record.group), record)
-        if len(kept) > NUM_SHOWN:
-            del kept[next(iter(kept))]
+        if record.step not in self.groups:
+            self.begin_step(record.step)
+        group = self.groups[record.step]
+        if not group or group[0].group == record.group:
+            group.append(record)
         if record.focus and record.correct is not None:
             self.add_deciles(record.step, record.correct, focus_by_decile(record.focus))
+
+    def begin_step(self, step: int) -> None:
+        """Make room for the first group of a step."""
+        self.groups[step], self.ordinals[step] = [], self.num_steps
+        self.num_steps += 1
+        if len(self.groups) > 2 * MIN_STEPS + 1:
+            self.stride *= 2
+        for other in [one for one, place in self.ordinals.items() if place % self.stride and one != step]:
+            del self.groups[other], self.ordinals[other]
 
     def add_deciles(self, step: int, correct: bool, means: list[float | None]) -> None:
         empty = {outcome: [[0.0] * NUM_DECILES, [0.0] * NUM_DECILES] for outcome in (True, False)}
@@ -60,10 +73,10 @@ class RolloutSummary:
             curves[name] = {"values": values, "num_rollouts": int(max(counts))}
         return {"first_step": first_step, "last_step": self.last_step, **curves}
 
-    def shown(self) -> list[RolloutRecord]:
-        """Return the newest rollouts, newest step first, a group's correct one before its wrong one."""
-        chosen = [record for kept in self.newest.values() for record in kept.values()]
-        return sorted(chosen, key=lambda record: (-record.step, record.group, VERDICTS.index(record.correct)))
+    def by_priority(self) -> list[Group]:
+        """The kept groups: the newest, the first, then from new to old."""
+        steps = sorted(self.groups, reverse=True)
+        return [self.groups[step] for step in [*steps[:1], *steps[1:][-1:], *steps[1:-1]]]
 
 
 def summarise_rollouts(records: Iterable[RolloutRecord]) -> RolloutSummary:
@@ -74,7 +87,9 @@ def summarise_rollouts(records: Iterable[RolloutRecord]) -> RolloutSummary:
 
 
 def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], budget: int) -> list[Any]:
-    """Return the rollouts to show, as many as fit; puts their images into `images` by name.
+    """Return the rollouts of as many groups as fit, by step; puts their images into `images` by name.
+
+    A group that does not fit is left out, but for the newest one, of which the first rollouts that fit are shown.
 
     Args:
         folder: the run folder, which has the images.
@@ -82,16 +97,23 @@ def fit_rollouts(folder: Path, summary: RolloutSummary, images: dict[str, Any], 
         images: images of the report so far, name -> `embed_image`; extended in place.
         budget: bytes that this run's rollouts and new images may take in the page.
     """
-    fitting = []
-    for record in summary.shown():
-        entry = rollout_entry(record)
-        new = {Path(name).stem: embed_image(folder, name) for name in record.media if Path(name).stem not in images}
-        size = len(embed_json(entry)) + len(embed_json(new))
-        if size <= budget:
-            budget -= size
-            images.update(new)
-            fitting.append(entry)
-    return fitting
+    fitting: list[Any] = []
+    for place, group in enumerate(summary.by_priority()):
+        for part in [group] if place else [[record] for record in group]:
+            entries = [rollout_entry(record) for record in part]
+            new = images_of(folder, part, images)
+            size = len(embed_json(entries)) + len(embed_json(new))
+            if size <= budget:
+                budget -= size
+                images.update(new)
+                fitting += entries
+    return sorted(fitting, key=lambda entry: entry["step"])
+
+
+def images_of(folder: Path, records: Sequence[RolloutRecord], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The images of rollouts by name, without those that are known."""
+    names = {Path(name).stem: name for record in records for name in record.media}
+    return {stem: embed_image(folder, name) for stem, name in names.items() if stem not in known}
 
 
 def rollout_entry(record: RolloutRecord) -> dict[str, Any]:

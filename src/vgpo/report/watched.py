@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar
 from vgpo.metric_names import ALARM_PREFIX
 from vgpo.report.data import alarms_of, draw_charts, drop_abandoned_steps, with_accuracy
 from vgpo.report.rollouts import rollout_entry
+from vgpo.run.choice import newest_checkpoint
 from vgpo.run.folder import SUMMARY, RunFolder, parse_metrics
-from vgpo.run.records import Interrupted
+from vgpo.run.records import Finished, Interrupted
 from vgpo.run.storage import last_complete_line
 from vgpo.run.tail import Tail
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class Cached(Generic[T]):
-    """What `read` makes of the file `path`, made anew when the file has changed."""
+    """The result of `read` for the file `path`, read again when the file has changed."""
 
     def __init__(self, path: Path, read: Callable[[], T]) -> None:
         self.path = path
@@ -61,12 +62,14 @@ class WatchedRun:
 
     Attributes:
         lines: the metrics lines, without those of steps that were repeated.
-        charts: what the page would draw of them, as of `report_data`.
+        charts: what the page would draw of them, as in `report_data`.
         alarms: those of `alarms_of`, with `holds`: whether the newest line has it.
-        rollout: the rollout stored last, as of `rollout_entry`, or None.
-        config, evaluation: as they stand in their files; empty while there is none.
+        rollout: the rollout stored last, as in `rollout_entry`, or None.
+        config, evaluation: as in their files; empty if there is none yet.
         interrupted: the mark that an error or a signal has ended the run, or None.
-        checkpoint: step of the newest whole checkpoint and the time of its end (seconds since 1970), or None.
+        finished: the mark of a finished run whose final weights are there, or None.
+        checkpoint: step of the newest complete checkpoint and the time of its end (seconds since 1970), or None.
+        has_final: whether the final weights are there.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -78,6 +81,8 @@ class WatchedRun:
         self.config: dict[str, Any] = {}
         self.evaluation: dict[str, Any] = {}
         self.interrupted: Interrupted | None = None
+        self.finished: Finished | None = None
+        self.has_final = False
         self.resumed_from: list[int] = []
         self.checkpoint: tuple[int, float] | None = None
         self._started: float | None = None  # when it began or was last resumed, in seconds since 1970
@@ -88,6 +93,7 @@ class WatchedRun:
         self._environment = Cached(self.folder.environment_path, self.folder.read_environment)
         self._evaluation = Cached(self.folder.evaluation_path, self.folder.read_evaluation)
         self._interrupted = Cached(self.folder.interrupted_path, self.folder.read_interrupted)
+        self._finished = Cached(self.folder.finished_path, self.folder.read_finished)
         self._resumes = Cached(self.folder.resumes_path, self.folder.read_resumes)
 
     def read(self) -> None:
@@ -99,6 +105,8 @@ class WatchedRun:
         self.config = self._config.get() or {}
         self.evaluation = self._evaluation.get() or {}
         self.interrupted = self._interrupted.get()
+        self.finished = self._finished.get()
+        self.has_final = self.folder.final_path.is_dir()
         resumes, environment = self._resumes.get() or [], self._environment.get()
         self.resumed_from = [resumed.step for resumed in resumes]
         starts = [start.started for start in (environment, *resumes) if start is not None]
@@ -145,7 +153,7 @@ class WatchedRun:
     @property
     def over(self) -> bool:
         """Whether nothing more is to come: a run that went to its end is evaluated after training."""
-        if self.interrupted is not None:
+        if self.interrupted is not None or self.finished is not None:
             return True
         evaluates = self.config.get("eval_data") is not None and not self.ended_early
         return self.training_is_over and (not evaluates or self.evaluation.get("after") is not None)
@@ -157,7 +165,7 @@ class WatchedRun:
 
     @property
     def planned_steps(self) -> int | None:
-        """Optimiser steps of the whole run: `max_steps`, or how many its epochs make at the throughput so far."""
+        """Optimizer steps of the complete run: `max_steps`, or how many its epochs make at the throughput so far."""
         if (self.config.get("max_steps") or -1) > 0:
             return self.config["max_steps"]
         epochs, epoch = self.config.get("num_train_epochs"), self.last_line.get("epoch")
@@ -207,18 +215,3 @@ def last_rollout(folder: RunFolder) -> dict[str, Any] | None:
     path = folder.rollouts_path
     _, line = last_complete_line(path)
     return rollout_entry(folder.rollouts.parse(line, f"{path}, last line")) if line else None
-
-
-def newest_checkpoint(folder: Path) -> tuple[int, float] | None:
-    """Step and time of the newest checkpoint with a manifest, which is what is written last into one."""
-    manifests = [
-        (path.parent.name.removeprefix("checkpoint-"), path) for path in folder.glob("checkpoint-*/manifest.json")
-    ]
-    whole = [(int(step), path) for step, path in manifests if step.isdecimal()]
-    if not whole:
-        return None
-    step, path = max(whole)
-    try:
-        return step, path.stat().st_mtime
-    except FileNotFoundError:  # deleted in between; the next look finds the one that took its place
-        return None

@@ -1,4 +1,4 @@
-"""Verifiable rewards: is the boxed answer right, and does the response have the asked form.
+"""Verifiable rewards: is the boxed answer correct, and does the response have the required format?
 
 `grade` and `accuracy_reward` follow mathruler, the grader of VGPO's training (arXiv 2604.09349), with a strict
 reading of multiple-choice letters. Symbolic checks run in confined worker processes, which are killed when they take

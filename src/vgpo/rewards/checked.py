@@ -1,8 +1,8 @@
-"""Reward functions that keep their promise to the trainer: one finite number a row, or an error that names the row.
+"""Validated reward functions: one finite number per row, or an error that names the row.
 
 A reward function has TRL's signature: it is called with keyword arguments only, `prompts`, `completions`,
-`completion_ids` and every column of the data set, each a list with one entry a completion, and with `trainer_state`,
-`log_extra` and `log_metric`. It returns one number a completion, or None where it does not apply; it may be `async`.
+`completion_ids` and every column of the dataset, each a list with one entry per completion, and with `trainer_state`,
+`log_extra` and `log_metric`. It returns one number per completion, or None where it does not apply; it may be `async`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from vgpo.text import did_you_mean, visible
 RewardFunction = Callable[..., Any]
 
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What every reward function is called with, beside the columns of the data set."""
+"""Arguments of every reward function, in addition to the columns of the dataset."""
 
 
 MAX_REWARD = 1e9
@@ -28,23 +28,24 @@ MAX_REWARD = 1e9
 which makes its advantages 0 or NaN."""
 
 FAILURES = (Exception, SystemExit)
-"""What a reward function may raise without ending the process. KeyboardInterrupt ends a run with status 130."""
+"""Errors of a reward function that do not end the process. KeyboardInterrupt ends a run with status 130."""
 
 
 class RewardError(ValueError):
-    """A reward function that cannot be found, called or believed; the message names it and, if it can, the row."""
+    """A reward function that cannot be found or called, or returns invalid values; names it and, if possible, the
+    row."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(message))
 
 
 def checked(function: RewardFunction) -> RewardFunction:
-    """`function` under its own name, with every mistake it makes as a RewardError.
+    """Wrap `function` under its own name, and convert its errors to RewardErrors.
 
     Its arguments must fit (`check_arguments`), and what it returns must be one finite number, or None, for each
     completion, at most `MAX_REWARD` in absolute value. If it raises, it is called again row by row, to name the first
-    row that makes it raise; the error it raised is the cause. What it does to the process is undone (`contained`).
-    Async functions stay async.
+    failing row; the original error is the cause. Its side effects on the process are undone (`contained`). Async
+    functions stay async.
     """
 
     @functools.wraps(function)
@@ -56,7 +57,7 @@ def checked(function: RewardFunction) -> RewardFunction:
         return await _call_checked(function, columns)
 
     wrapper = async_reward if is_async(function) else reward
-    wrapper.__name__ = reward_name(function)  # an instance has none that could be copied
+    wrapper.__name__ = reward_name(function)  # instances have no name to copy
     return wrapper
 
 
@@ -75,7 +76,7 @@ async def _call_checked(function: RewardFunction, columns: dict[str, Any]) -> li
                 raise
             except FAILURES as again:
                 raise _raised(name, again, _named_row(columns, row)) from again
-        raise _raised(name, error, "the whole batch, though for none of its rows alone") from error
+        raise _raised(name, error, "the complete batch, but for none of its rows separately") from error
     return _read(name, result, columns)
 
 
@@ -118,10 +119,10 @@ def is_async(function: RewardFunction) -> bool:
 
 
 def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
-    """Whether `function` can be called with `columns` as keyword arguments.
+    """Check that `function` can be called with `columns` as keyword arguments.
 
     Raises:
-        RewardError: It asks for another, or takes no `**kwargs` and does not name all of them.
+        RewardError: It requires another one, or has no `**kwargs` and does not name all of them.
     """
     name, columns = reward_name(function), list(columns)
     parameters = inspect.signature(function).parameters
@@ -134,7 +135,7 @@ def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
     for key in required:
         if key not in columns:
             raise RewardError(
-                f"reward {name!r} asks for {key!r}, which is no column of the data set"
+                f"reward {name!r} asks for {key!r}, which is not a column of the dataset"
                 f"{did_you_mean(key, set(columns) - set(GIVEN))}: it is called with {sorted(columns)}. "
                 "Rename the argument, or give it a default"
             )
@@ -145,14 +146,14 @@ def check_arguments(function: RewardFunction, columns: Iterable[str]) -> None:
 
 
 def _read(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
-    """The rewards in what the function returned, whose own code runs while it is read."""
+    """The rewards from a function's result; reading it may run user code."""
     try:
         with contained():
             return _as_rewards(name, result, columns)
     except (RewardError, StoppedBySignal):
         raise
     except FAILURES as error:
-        raise _raised(name, error, f"what it returned ({type(result).__name__}) when that was read") from error
+        raise _raised(name, error, f"its result ({type(result).__name__}) when it was read") from error
 
 
 def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float | None]:
@@ -162,7 +163,7 @@ def _as_rewards(name: str, result: Any, columns: dict[str, Any]) -> list[float |
         raise RewardError(f"reward {name!r} returned None, {expected}; is its `return` missing?")
     if isinstance(result, str | bytes | dict) or not (isinstance(result, Iterable) and isinstance(result, Sized)):
         raise RewardError(f"reward {name!r} returned {_shown(result)}, {expected}")
-    values = list(itertools.islice(result, num_rows + 1))  # an iterator may have no end, whatever its length says
+    values = list(itertools.islice(result, num_rows + 1))  # an iterator may be infinite, whatever its length says
     if len(values) != num_rows:
         found = f"more than {num_rows}" if len(values) > num_rows else len(values)
         raise RewardError(f"reward {name!r} returned {found} values, {expected}")
@@ -198,7 +199,7 @@ def _one_row(columns: dict[str, Any], row: int) -> dict[str, Any]:
 
 
 def _named_row(columns: dict[str, Any], row: int) -> str:
-    """Rows count from 0; `row_index` is the row of the data set."""
+    """Rows count from 0; `row_index` is the row of the dataset."""
     known = [f"{key} {repr(columns[key][row])[:60]}" for key in ("row_index", "id", "problem") if key in columns]
     return f"row {row} of the batch" + (f" ({', '.join(known)})" if known else "")
 
@@ -221,7 +222,7 @@ def _shown(value: Any) -> str:
 
 
 def check_reward_columns(rewards: Iterable[RewardFunction], prompts: Sequence[dict[str, Any]]) -> None:
-    """Whether the data set has the columns that the rewards ask for.
+    """Check that the dataset has the columns that the rewards need.
 
     Raises:
         RewardError: A column is missing, or a reward does not take all; names both.

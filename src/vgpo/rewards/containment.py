@@ -1,6 +1,6 @@
-"""Code of the user inside the trainer's process: it cannot end the process with status 0, nor move what it stands on.
+"""Contain user code in the trainer's process: it cannot end the process with status 0, nor change its environment.
 
-It is no sandbox. Threads that outlive a call, `ctypes` and signals that the code sends are not held.
+This is not a sandbox. Threads that outlive a call, `ctypes` and signals sent by the code are not contained.
 """
 
 import contextlib
@@ -12,26 +12,26 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, TextIO
 
-_ENDINGS = ("_exit", "execv", "execve")  # the other functions of the family `exec` call these
+_ENDINGS = ("_exit", "execv", "execve")  # the other `exec` functions call these
 _REAL: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in _ENDINGS}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 _lock = threading.Lock()
 _active: list[int] = []
-"""The process of each block at work; async rewards overlap."""
+"""The process of each active block; async rewards overlap."""
 
 
 class StoppedBySignal(SystemExit):
-    """The trainer's handler ends the process for a signal: a block lets it pass."""
+    """Raised by the trainer's signal handler to end the process: a block lets it pass."""
 
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Undo at the end of the block what it did to the process, and never let it end the process.
+    """Undo the block's changes to the process at its end, and prevent it from ending the process.
 
-    `os._exit` and `os.exec*` raise SystemExit in this process and work in its children. A child that the block has
-    forked ends with status 1 where it would leave the block. Working folder, standard streams and their descriptors,
-    and handlers of signals are restored. Seeds and the environment are not: a reward may draw random numbers.
+    `os._exit` and `os.exec*` raise SystemExit in this process and work normally in its children. A forked child ends
+    with status 1 when it would leave the block. Working folder, standard streams and their descriptors, and handlers
+    of signals are restored. Seeds and the environment are not: a reward may draw random numbers.
     """
     owner = os.getpid()
     with contextlib.ExitStack() as restored:
@@ -64,7 +64,7 @@ def _endings_refused(owner: int) -> Iterator[None]:
 
 
 def _refusing(name: str) -> Callable[..., Any]:
-    """`os.NAME` for the time of a block; whoever has imported it from `os` meanwhile gets the real one afterwards."""
+    """Replacement of `os.NAME` during a block; code that imported it calls the real one afterwards."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
         if os.getpid() in _active:
@@ -98,7 +98,7 @@ def _is_usable(stream: TextIO | None) -> bool:
 
 @contextlib.contextmanager
 def _descriptors_kept() -> Iterator[None]:
-    """Else the next file that is opened would take the number of a closed one, and what is printed."""
+    """Restore descriptors: otherwise the next opened file would get the number of a closed one, and the output."""
     kept: dict[int, int] = {}
     for number in range(3):
         with contextlib.suppress(OSError):  # closed already
@@ -132,7 +132,7 @@ def _handlers_kept() -> Iterator[None]:
 def _folder_kept() -> Iterator[None]:
     try:
         folder = os.open(".", os.O_RDONLY)
-    except OSError:  # it may have no name any more, or not be readable
+    except OSError:  # it may be deleted or unreadable
         yield
         return
     try:

@@ -18,9 +18,9 @@ def accuracy_reward(
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
 ) -> list[float]:
-    r"""1.0 where the last `\boxed{}` of the completion is right (`Grader.grade`), else 0.0.
+    r"""1.0 if the last `\boxed{}` of the completion is correct (`Grader.grade`), else 0.0.
 
-    completions: texts, or conversations whose last message is the response. answer: the golds.
+    completions: texts, or conversations whose last message is the response. answer: the reference answers.
     log_metric receives `GRADER_TIMEOUTS`, the number of symbolic checks of this call that were killed.
     """
     return _accuracy(default_grader(), completions, answer, log_metric)
@@ -32,21 +32,21 @@ def lenient_accuracy_reward(
     log_metric: Callable[[str, float], None] | None = None,
     **kwargs: Any,
 ) -> list[float]:
-    """As `accuracy_reward`, with math-verify's second opinion where mathruler says no (`lenient_grader`).
+    """As `accuracy_reward`, with math-verify as fallback if mathruler says no (`lenient_grader`).
 
-    More lenient than the reward of VGPO's training: it takes unreduced fractions and sets in any order.
+    More lenient than the reward of VGPO's training: it accepts unreduced fractions and sets in any order.
     """
     return _accuracy(lenient_grader(), completions, answer, log_metric)
 
 
 def format_reward(completions: Sequence[Completion], response_prefix: str | None = None, **kwargs: Any) -> list[float]:
-    r"""1.0 where the response is `<think>...</think>` and then an answer with one `\boxed{}`, else 0.0.
+    r"""1.0 if the response is `<think>...</think>` and then an answer with one `\boxed{}`, else 0.0.
 
-    The whole response counts: blanks may surround it, text before `<think>` may not. The answer's box must
-    be the only one after `</think>`, closed and not empty.
-    response_prefix: what the chat template writes of each response at the end of the prompt, such as a `<think>` that
-    it opens; a completion goes on from there. `VGPOTrainer` gives it. None where that is not known: the completion
-    may then begin within the thought.
+    The complete response is checked: surrounding blanks are allowed, text before `<think>` is not. The answer's box
+    must be the only one after `</think>`, closed and not empty.
+    response_prefix: the part of each response that the chat template writes at the end of the prompt, such as
+    `<think>`; a completion continues from there. `VGPOTrainer` passes it. None if unknown: the completion may then
+    begin within the thought.
     """
     texts = [_response(row, completion) for row, completion in enumerate(completions)]
     if response_prefix is None:

@@ -1,4 +1,4 @@
-"""Grading of responses against golds: text first, algebra in confined worker processes, killed on time-out."""
+"""Grade responses against reference answers: by text first, then algebra in confined worker processes."""
 
 import functools
 import importlib.util
@@ -24,33 +24,32 @@ from vgpo.rewards.process import Outcome, SymbolicWorker, WorkerServer
 
 _LOGGER = logging.getLogger(__name__)
 
-Pair = tuple[str, str]  # answer, gold
+Pair = tuple[str, str]  # answer, reference answer
 
 
 @dataclass
 class GraderStatistics:
-    """Counts since a grader was made; equal pairs of one call are checked, and counted, once."""
+    """Counts since a grader was created; equal pairs of one call are checked, and counted, once."""
 
     symbolic: int = 0
-    """Pairs given to the symbolic check and not refused by it."""
+    """Pairs given to the symbolic check and not rejected by it."""
     refused: int = 0
     """Pairs too long, too costly, or outside the grammar of the symbolic check, graded wrong."""
     timeouts: int = 0
     """Pairs whose check was killed after the time limit, graded wrong."""
     crashes: int = 0
-    """Pairs whose check ended two workers, one after the other, graded wrong."""
+    """Pairs whose check crashed two workers in a row, graded wrong."""
 
 
 class Grader:
-    """Grades in order of cost: equal text, choice letters, integers, and last mathruler in processes of its own.
+    """Grades in order of cost: equal text, choice letters, integers, and finally mathruler in separate processes.
 
-    timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; macOS
-    refuses to set one). num_workers: processes that check at the same time, at least 1. A call starts those
-    that its pairs need and ends them. second_opinion: also right what math-verify finds equal, with both sides
-    boxed and neither a word; more lenient than the grader of VGPO's training.
-    One call grades at a time. Safe to call from any thread, and in a forked process, which gets its own workers.
-    Close it, or use it as a context manager.
-    ImportError if math-verify is asked for and not installed.
+    timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; not possible on
+    macOS). num_workers: maximum number of concurrent worker processes, at least 1, started and ended in each call.
+    second_opinion: also accept what math-verify finds equal, with both sides boxed and neither a word; more lenient
+    than the grader of VGPO's training. One call grades at a time. Safe to call from any thread, and in a forked
+    process, which gets its own workers. Close it, or use it as a context manager. ImportError if math-verify is
+    requested but not installed.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Grader:
             raise ValueError(f"second_opinion is {second_opinion!r}, expected None or 'math-verify'")
         if second_opinion and importlib.util.find_spec("math_verify") is None:
             raise ImportError(
-                "the second opinion needs math-verify, which is not installed: pip install 'vgpo[math-verify]'"
+                "second_opinion needs math-verify, which is not installed: pip install 'vgpo[math-verify]'"
             )
         self.timeout = timeout
         self.memory_bytes = memory_bytes
@@ -87,40 +86,40 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End the process that workers are forked from. The next symbolic check would start another."""
+        """End the server process of the workers. The next symbolic check starts another one."""
         self._server.close()
 
     def grade(self, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
-        r"""Whether the last `\boxed{}` of each prediction holds the gold of the same row.
+        r"""Whether the last `\boxed{}` of each prediction contains the reference answer of the same row.
 
-        predictions: whole responses. golds: answers, bare or in one `\boxed{}`; ints are taken as text.
-        A response without a closed, non-empty box is wrong whatever the gold is.
-        TypeError for another type and ValueError for an empty gold or unequal lengths, naming the row.
+        predictions: complete responses. golds: reference answers, bare or in one `\boxed{}`; ints are converted to
+        text. A response without a closed, non-empty box is always wrong. TypeError for another type and ValueError for
+        an empty reference answer or unequal lengths, naming the row.
         """
         boxes = [_box_of(row, prediction) for row, prediction in enumerate(predictions)]
         return self.grade_boxed(boxes, golds)
 
     def grade_boxed(self, answers: Sequence[str | None], golds: Sequence[str | int]) -> list[bool]:
-        """As `grade`, for what is in the last boxes; None stands for a response without one."""
+        """As `grade`, for the content of the last boxes; None for a response without one."""
         _check_lengths(answers, golds)
         pairs = [
-            (answer and canonical_answer(answer), _as_gold(row, gold))
-            for row, (answer, gold) in enumerate(zip(answers, golds, strict=True))
+            (answer and canonical_answer(answer), _as_reference(row, reference))
+            for row, (answer, reference) in enumerate(zip(answers, golds, strict=True))
         ]
-        verdicts = [compare_text(answer, gold) for answer, gold in pairs]
+        verdicts = [compare_text(answer, reference) for answer, reference in pairs]
         undecided = {
-            row: symbolic_pair(answer, gold)
-            for row, ((answer, gold), verdict) in enumerate(zip(pairs, verdicts, strict=True))
+            row: symbolic_pair(answer, reference)
+            for row, ((answer, reference), verdict) in enumerate(zip(pairs, verdicts, strict=True))
             if verdict is None and answer is not None
         }
         symbolic = self._check_all(list(dict.fromkeys(undecided.values())))
         return [symbolic[undecided[row]] if verdict is None else verdict for row, verdict in enumerate(verdicts)]
 
     def grade_verbatim(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool]:
-        """What mathruler says of each answer, given both texts as they are; no rule for letters, units or names.
+        """mathruler's verdict on each answer, from unchanged texts, without rules for letters, units or names.
 
-        An empty answer is wrong, and so is one of more than `MAX_SYMBOLIC_LENGTH` characters that is not the gold
-        itself. With a second opinion, math-verify is asked where mathruler says no.
+        An empty answer is wrong, and so is one of more than `MAX_SYMBOLIC_LENGTH` characters that is not equal to the
+        reference answer. With `second_opinion`, math-verify is the fallback if mathruler says no.
 
         Args:
             answers: Contents of boxes.
@@ -131,18 +130,18 @@ class Grader:
         """
         _check_lengths(answers, golds)
         pairs = list(zip(answers, golds, strict=True))
-        unequal = dict.fromkeys((answer, gold) for answer, gold in pairs if answer and answer != gold)
+        unequal = dict.fromkeys((answer, reference) for answer, reference in pairs if answer and answer != reference)
         found = self._check_all(list(unequal), refuse=_is_too_long)
-        return [found.get((answer, gold), bool(answer)) for answer, gold in pairs]
+        return [found.get((answer, reference), bool(answer)) for answer, reference in pairs]
 
     def _become_owner(self) -> None:
-        """Start with a lock and a server of this process's own."""
+        """Create a lock and a server for this process."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.second_opinion is not None)
 
     def _check_all(self, pairs: Sequence[Pair], refuse: Callable[[str], bool] | None = None) -> dict[Pair, bool]:
-        """One verdict a pair. Threads wait for the replies of workers that see no other batch.
+        """One verdict per pair. Threads wait for workers that only process this batch.
 
         refuse: whether a text is not worth a check; default `is_unsafe`.
         """
@@ -163,11 +162,12 @@ class Grader:
         return verdicts
 
     def _check(self, idle: list[SymbolicWorker], pair: Pair, refuse: Callable[[str], bool] | None = None) -> Outcome:
-        """The outcome for one pair, by an idle worker or a new one, which is idle afterwards if it can be."""
+        """The outcome for one pair, from an idle or a new worker, which is reused if possible."""
         if any(map(refuse or is_unsafe, pair)):
             return Outcome.REFUSED
         outcome = self._check_once(idle, pair)
-        # The pair need not be the reason: the system kills when memory is short, and a server takes its workers along.
+        # The pair may not be the cause: the system kills processes when memory is short, and workers end with their
+        # server.
         return self._check_once(idle, pair) if outcome is Outcome.CRASH else outcome
 
     def _check_once(self, idle: list[SymbolicWorker], pair: Pair) -> Outcome:
@@ -189,19 +189,21 @@ class Grader:
         return self._server.start_worker()
 
     def _count(self, pair: Pair, outcome: Outcome) -> None:
-        answer, gold = pair
+        answer, reference = pair
         self.statistics.refused += outcome is Outcome.REFUSED
         self.statistics.symbolic += outcome is not Outcome.REFUSED
         self.statistics.timeouts += outcome is Outcome.TIMEOUT
         self.statistics.crashes += outcome is Outcome.CRASH
         if outcome is Outcome.CRASH:
-            _LOGGER.warning("grading %.80r against %.80r ended the grader's worker and counts as wrong", answer, gold)
+            _LOGGER.warning(
+                "grading %.80r against %.80r ended the grader's worker and counts as wrong", answer, reference
+            )
         if outcome is Outcome.TIMEOUT and self.statistics.timeouts == 1:
             _LOGGER.warning(
                 "grading %.80r against %.80r took over %g s and counts as wrong; further "
                 "time-outs are only counted (GraderStatistics.timeouts, metric grader/timeouts)",
                 answer,
-                gold,
+                reference,
                 self.timeout,
             )
 
@@ -214,7 +216,7 @@ def default_grader() -> Grader:
 
 @functools.cache
 def lenient_grader() -> Grader:
-    """The grader of this process with math-verify as a second opinion. ImportError if it is not installed."""
+    """The grader of this process with math-verify as fallback. ImportError if it is not installed."""
     return Grader(second_opinion="math-verify")
 
 
@@ -225,25 +227,30 @@ def grade(predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
 
 def _box_of(row: int, prediction: object) -> str | None:
     if not isinstance(prediction, str):
-        raise TypeError(f"row {row}: the prediction is {type(prediction).__name__}, expected str (the whole response)")
+        raise TypeError(
+            f"row {row}: the prediction is {type(prediction).__name__}, expected str (the complete response)"
+        )
     return extract_boxed(prediction)
 
 
 def _check_lengths(answers: Sequence[object], golds: Sequence[object]) -> None:
     if len(answers) != len(golds):
-        raise ValueError(f"{len(answers)} predictions but {len(golds)} golds: give one gold for each prediction")
+        raise ValueError(
+            f"{len(answers)} predictions but {len(golds)} reference answers: pass one for each prediction"
+        )
 
 
 def _is_too_long(text: str) -> bool:
     return len(text) > MAX_SYMBOLIC_LENGTH
 
 
-def _as_gold(row: int, gold: object) -> str:
-    if isinstance(gold, bool) or not isinstance(gold, str | int):
+def _as_reference(row: int, reference: object) -> str:
+    if isinstance(reference, bool) or not isinstance(reference, str | int):
         raise TypeError(
-            f"row {row}: the answer is {type(gold).__name__}, expected str or int; write it as text in the data set"
+            f"row {row}: the answer is {type(reference).__name__}, expected str or int; write it as text in the "
+            "dataset"
         )
-    text = strip_outer_box(str(gold))
+    text = strip_outer_box(str(reference))
     if not text:
         raise ValueError(f"row {row}: the answer is empty, expected text to grade against; drop the row")
     return canonical_answer(text)

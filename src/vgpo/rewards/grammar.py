@@ -1,8 +1,9 @@
-r"""What the symbolic check may parse: an allow-list of tokens.
+r"""The grammar of the symbolic check: an allow-list of tokens.
 
-It is applied to the text that a parser is about to get, after everything that mathruler and math-verify rewrite.
+It is applied to the final text that a parser gets, after all rewriting by mathruler and math-verify.
 sympy turns such a text into Python code and evaluates it, so the tokens are those of Python's own tokenizer.
-Letters of any script are variables, but none that Unicode normalisation (NFKC) would change, as `ⅹ` or fullwidth `ｘ`.
+Letters of any script are variables, except those that Unicode normalisation (NFKC) would change, such as `ⅹ` or
+fullwidth `ｘ`.
 """
 
 import io
@@ -17,7 +18,7 @@ from vgpo.answers import MAX_SYMBOLIC_LENGTH
 FUNCTIONS = ("sqrt", "ln")
 CONSTANTS = ("pi",)
 
-_GREEK_VARIANTS = "µϑϕϖϰϱϵ"  # as `latex2text` writes `\vartheta` and so on; NFKC would change them, harmlessly
+_GREEK_VARIANTS = "µϑϕϖϰϱϵ"  # `latex2text`'s output for `\vartheta` and so on; NFKC changes them, harmlessly
 _NOT_LETTERS = str.maketrans("", "", f"0123456789{_GREEK_VARIANTS}")
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _OPERATORS = frozenset(["+", "-", "*", "/", "**", "(", ")"])
@@ -38,7 +39,7 @@ _COSTLY = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_CODE = re.compile(r"""["'`;@#]|__|[a-z_)\]]\s*\.\s*[a-z_]""", re.IGNORECASE)  # no sign of mathematics
+_CODE = re.compile(r"""["'`;@#]|__|[a-z_)\]]\s*\.\s*[a-z_]""", re.IGNORECASE)  # not mathematical
 
 
 def is_costly(text: str) -> bool:
@@ -47,9 +48,9 @@ def is_costly(text: str) -> bool:
 
 
 def is_unsafe(text: str) -> bool:
-    """Whether `text` is not worth a symbolic check: too long, too costly, or full of signs that no mathematics has.
+    """Whether to skip the symbolic check of `text`: too long, too costly, or not mathematical.
 
-    This saves time. What may be evaluated is decided where it is parsed (`is_expression`, `is_latex`).
+    This only saves time. What may be evaluated is decided at the parser (`is_expression`, `is_latex`).
     """
     return len(text) > MAX_SYMBOLIC_LENGTH or is_costly(text) or _CODE.search(text) is not None
 

@@ -20,7 +20,7 @@ _LOGGER = logging.getLogger(__name__)
 
 SERVER_MODULE = "vgpo.rewards.worker"
 CHECKER = "vgpo.rewards.symbolic:load_checker"
-"""What the server loads: a function of `fallback` that returns the check of a pair."""
+"""The checker that the server loads: a function of `fallback` that returns the check of a pair."""
 
 READY, CONFINED, LIMITED = b"r", b"c", b"l"
 FORK, KILL = b"f", b"k"
@@ -32,7 +32,7 @@ _SHORTAGE = (
     "The machine may be short of memory, processes, open files (`ulimit -n`) or space for temporary files: free some, "
     "or lower num_workers."
 )
-_ATTEMPTS = 3  # a process may be killed while it starts, as the kernel does when memory is short
+_ATTEMPTS = 3  # the kernel may kill a process during its start when memory is short
 
 
 class Outcome(enum.Enum):
@@ -62,7 +62,7 @@ class SymbolicWorker:
 
     @property
     def usable(self) -> bool:
-        """Whether the worker has answered each check, and neither ended nor written anything since."""
+        """Whether the worker has answered every check, and neither ended nor written anything since."""
         return not self._failed and not is_readable(self._channel, 0.0)
 
     def await_ready(self) -> bytes:
@@ -75,7 +75,7 @@ class SymbolicWorker:
     def check(self, answer: str, reference: str) -> Outcome:
         """The outcome for one pair; after TIMEOUT or CRASH the worker is no longer usable."""
         self._failed = True
-        request = secrets.token_hex(8)  # a reply that does not repeat it was not written for this pair
+        request = secrets.token_hex(8)  # a reply without this number is for another pair
         try:
             self._channel.sendall(json.dumps([request, answer, reference]).encode() + b"\n")
             reply = self._channel.recv(len(request) + 1)
@@ -95,11 +95,11 @@ class SymbolicWorker:
 
 
 class WorkerServer:
-    """Starts workers through a process that has loaded all they need. That process starts with the first worker.
+    """Starts workers from a process that has loaded all imports. That process starts with the first worker.
 
     It ends when closed, when collected, and when this process ends in any way.
     seconds: wall-clock limit of one check. num_bytes: address-space limit of a worker.
-    fallback: whether workers ask math-verify where mathruler says no.
+    fallback: whether workers use math-verify if mathruler says no.
     """
 
     def __init__(self, seconds: float, num_bytes: int, *, fallback: bool = False) -> None:
@@ -137,13 +137,13 @@ class WorkerServer:
         raise RuntimeError(f"{_ATTEMPTS} workers of the grader in a row {reason}. {_SHORTAGE}")
 
     def kill(self, pid: int) -> None:
-        """End a worker. Those of a server that has ended have ended with it."""
+        """End a worker. Workers of an ended server have ended with it."""
         with self._lock:
             if self._server is not None and not self._request(KILL + pid.to_bytes(PID_BYTES, "big")):
                 self._end()
 
     def close(self) -> None:
-        """End the server and its workers, if there are any. The next worker would start another."""
+        """End the server and its workers, if any. The next worker starts another one."""
         with self._lock:
             self._end()
 
@@ -182,7 +182,7 @@ class WorkerServer:
             self._warned = True
             _LOGGER.warning(
                 "this machine cannot filter the system calls of the grader's workers (it takes Linux with seccomp on "
-                "x86-64 or arm64); they are held by resource limits only, see SECURITY.md"
+                "x86-64 or arm64); they are restricted by resource limits only, see SECURITY.md"
             )
 
 
@@ -220,7 +220,7 @@ def _end(process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
 
 
 def _start_server(arguments: Sequence[str]) -> _ServerProcess:
-    """A server that is ready. RuntimeError if it ends by itself, or is killed or refused in every attempt."""
+    """A ready server. RuntimeError if it ends by itself, or is killed or rejected in every attempt."""
     for attempt in range(_ATTEMPTS):
         time.sleep(attempt)
         try:

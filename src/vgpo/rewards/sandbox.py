@@ -1,4 +1,4 @@
-"""What a worker of the grader gives up before it sees the first answer."""
+"""Privileges that a grader worker drops before it reads the first answer."""
 
 import ctypes
 import os
@@ -116,17 +116,17 @@ def end_with_parent(parent: int) -> None:
 
 
 def confine(descriptor: int, num_bytes: int) -> bool:
-    """Leave this process memory, a clock and `descriptor`, for good. True if the kernel filters its system calls.
+    """Restrict this process permanently to memory, a clock and `descriptor`. True if the kernel filters system calls.
 
-    num_bytes: address-space limit. The limits alone forbid to open files and sockets and, but for root, to fork; the
-    filter forbids every other call that reaches beyond the process.
+    num_bytes: address-space limit. The limits forbid opening files and sockets and, except for root, forking; the
+    filter forbids every other call with effects outside the process.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for standard in range(3):
         os.dup2(null, standard)
     os.closerange(3, descriptor)
     os.closerange(descriptor + 1, max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**12))
-    if sys.platform.startswith("linux"):  # macOS refuses to set this limit
+    if sys.platform.startswith("linux"):  # not possible on macOS
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC):
         resource.setrlimit(limit, (0, 0))

@@ -1,4 +1,4 @@
-"""Reward functions by the name that a recipe gives them: one of ours, or `module:function`, or `file.py:function`."""
+"""Find reward functions by name: built-in, `module:function`, or `file.py:function`."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ def load_reward(source: str) -> RewardFunction:
             from the working folder. Importing it runs the module.
 
     Raises:
-        RewardError: No such name, module, file or function, a module that fails, or an object that is no function.
+        RewardError: No such name, module, file or function, a module that fails, or an object that is not a function.
     """
     if ":" not in source:
         return checked(_built_in(source))
@@ -84,7 +84,7 @@ def _load_file(source: str, path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses and pickle look for it
+    sys.modules[name] = module  # required by dataclasses and pickle
     try:
         with contained():
             spec.loader.exec_module(module)
@@ -100,13 +100,13 @@ def _import_error(source: str, place: str, folder: Path, error: BaseException) -
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     line = f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})" if frame else ""
-    text = traceback.format_exception_only(error)[-1].strip()  # also of an error whose own text cannot be had
+    text = traceback.format_exception_only(error)[-1].strip()  # also for an error whose own text cannot be read
     cure = _cure(folder, error.name) if isinstance(error, ModuleNotFoundError) and error.name else ""
     return RewardError(f"reward {source!r}: importing {place} failed: {text}{line}{cure}")
 
 
 def _cure(folder: Path, name: str) -> str:
-    """How a module that lies in `folder` is found; nothing for one that does not."""
+    """Advice for a module that is in `folder`; empty otherwise."""
     if not (folder / name).is_dir() and not (folder / f"{name}.py").is_file():
         return ""
-    return f". {name} lies in {folder}, where Python does not look: start the command with PYTHONPATH={folder}"
+    return f". {name} is in {folder}, which is not on Python's path: start the command with PYTHONPATH={folder}"

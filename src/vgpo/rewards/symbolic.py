@@ -1,7 +1,7 @@
 """The symbolic check: mathruler, and math-verify on request. Only the grader's workers and their server import it.
 
-Both hand text to sympy, which evaluates it as Python. Here every such text is first checked against the grammar, at
-the parser itself, and evaluated with the listed names alone.
+Both pass text to sympy, which evaluates it as Python. Here every such text is first checked against the grammar, at
+the parser itself, and evaluated with only the listed names.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _CONSTRUCTORS = ("Add", "Float", "Function", "Integer", "Mul", "Number", "Pow", 
 _NAMES = (*_CONSTRUCTORS, *grammar.FUNCTIONS, *grammar.CONSTANTS)
 _NAMESPACE: dict[str, Any] = {"__builtins__": {}, **{name: getattr(sympy, name) for name in _NAMES}}
 
-# sympy imports parts of these only when an expression needs them, which a worker no longer can.
+# sympy imports parts of these on demand, which a confined worker cannot do.
 _LATE_IMPORTS = (
     "assumptions", "calculus", "combinatorics", "concrete", "discrete", "functions", "integrals", "logic", "matrices",
     "ntheory", "physics.units", "polys", "series", "sets", "simplify", "solvers", "strategies", "tensor",
@@ -46,18 +46,18 @@ _WARM_UP = [
 
 
 class Guard:
-    """Lets a parser see only texts of the grammar. `refused`: whether it has stopped one since the last check."""
+    """Passes only texts of the grammar to a parser. `refused`: whether it has rejected one since the last check."""
 
     def __init__(self) -> None:
         self.refused = False
 
     def parse_expr(self, text: str, *args: Any, **kwargs: Any) -> Any:
-        """sympy's `parse_expr` with the listed names alone."""
+        """sympy's `parse_expr` with only the listed names."""
         self._require(not grammar.is_costly(text) and grammar.is_expression(text))
         return _PARSE_EXPR(text, *args, **{**kwargs, "global_dict": dict(_NAMESPACE)})
 
     def around_latex(self, parse: Callable[..., Any]) -> Callable[..., Any]:
-        """A parser of LaTeX that sees no other text."""
+        """A guarded LaTeX parser."""
 
         def parse_latex(text: str, *args: Any, **kwargs: Any) -> Any:
             self._require(not grammar.is_costly(text) and grammar.is_latex(text))
@@ -72,7 +72,7 @@ class Guard:
 
 
 def load_checker(fallback: bool) -> Checker:
-    """The check of one pair (answer, reference answer). fallback: also right what math-verify finds equal.
+    """The check of one pair (answer, reference answer). fallback: also accept what math-verify finds equal.
 
     Everything that a check may import is loaded afterwards, and the parsers of this process are guarded.
     """
@@ -105,7 +105,7 @@ def _with_fallback(guard: Guard) -> Callable[[str, str], bool]:
     math_verify.parser.latex2sympy = guard.around_latex(math_verify.parser.latex2sympy)
 
     def boxed(text: str) -> list[object]:
-        # Bare LaTeX would be read up to its first number; time is limited from outside, for alarms miss long sums.
+        # Bare LaTeX would be read up to its first number. Time is limited from outside, because alarms miss long sums.
         return math_verify.parse(rf"\boxed{{{text}}}", extraction_config=extraction, parsing_timeout=None)
 
     def is_right(answer: str, reference: str) -> bool:

@@ -1,4 +1,4 @@
-"""A test of rewards: do they tell right answers from wrong ones?"""
+"""Test whether rewards distinguish correct from wrong answers."""
 
 import asyncio
 import faulthandler
@@ -29,8 +29,8 @@ ANSWER_KINDS = (REFERENCE, WRITTEN, MISMATCHED, NOTHING, EMPTY_BOX, *ADVERSARIAL
 
 BUILT_IN = tuple(map(reward_name, (accuracy_reward, lenient_accuracy_reward)))
 TOLERANCE = 1e-6
-NEAR_ZERO = 0.1  # on average: another row's answer is right now and then, 1/2 where 0.5 is asked for
-TELLS_APART = 0.1  # a reward whose means differ by so much judges answers
+NEAR_ZERO = 0.1  # on average: another row's answer is sometimes correct, such as 1/2 for 0.5
+TELLS_APART = 0.1  # a reward whose means differ by this much grades answers
 ROWS_AT_ONCE = 32  # whose images are held together
 ADVERSARIAL_ROWS = 2  # each may take the grader's whole time limit
 HANG_SECONDS = 120.0
@@ -41,7 +41,7 @@ NUM_SHOWN = 10
 
 @dataclass
 class ScoreTable:
-    """What one reward gave to one kind of answer, by row of the data set; None where it did not apply."""
+    """Scores of one reward for one kind of answer, by dataset row; None where it did not apply."""
 
     kind: str
     scores: dict[int, float | None] = field(default_factory=dict)
@@ -74,11 +74,11 @@ class Timing:
 
 
 class RewardTest:
-    """Rewards on answers whose value is known: reference answers, those of other rows, nothing, and costly answers.
+    """Run rewards on answers with known scores: reference answers, those of other rows, no answer, and costly answers.
 
     rewards: of `load_reward`. think: whether responses begin with a thought. response_prefix: how the chat template
     begins each response, see `format_reward`. tokenizer: gives `completion_ids`, which are empty without one.
-    exempt: names of rewards that are held to nothing.
+    exempt: names of rewards that are shown but not checked.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class RewardTest:
         self.timings: list[Timing] = []
 
     def run(self, prompts: Dataset, references: Sequence[str]) -> None:
-        """Give every kind of answer to every row, runaway ones to the first rows only."""
+        """Test every kind of answer on every row, adversarial ones only on the first rows."""
         others = mismatched_references(references)
         for start in range(0, len(references), ROWS_AT_ONCE):
             numbers = range(start, min(start + ROWS_AT_ONCE, len(references)))
@@ -113,7 +113,7 @@ class RewardTest:
                 self.score(kind, [(row, answer) for row in rows if row["row_index"] < ADVERSARIAL_ROWS])
 
     def score(self, kind: str, pairs: Sequence[tuple[dict[str, Any], str | None]]) -> None:
-        """Score rows and answers together, as in training, and then one by one against the clock."""
+        """Score rows and answers together, as in training, and then one by one for timing."""
         for reward in self.rewards if pairs else []:
             name = reward_name(reward)
             for (row, _), score in zip(pairs, self.call(reward, pairs), strict=True):
@@ -125,7 +125,7 @@ class RewardTest:
                 self.timings.append(Timing(seconds, name, kind, pair[0]["row_index"], pair[1] or ""))
 
     def call(self, reward: RewardFunction, pairs: Sequence[tuple[dict[str, Any], str | None]]) -> list[float | None]:
-        """The rewards of responses, called with all that the trainer gives."""
+        """The rewards of responses, called with all arguments of the trainer."""
         rows = [row for row, _ in pairs]
         texts = [self.response(answer) for _, answer in pairs]
         columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
@@ -139,9 +139,9 @@ class RewardTest:
             return asyncio.run(result) if is_async(reward) else result
 
     def response(self, answer: str | None) -> str:
-        """A completion that gives `answer` in a box, after a thought if the recipe wants one; empty without answer.
+        """A completion with `answer` in a box, after a thought if the recipe requires one; empty without an answer.
 
-        It goes on from the prompt as the chat template ends it.
+        It continues the prompt as the chat template ends it.
         """
         if answer is None:
             return ""
@@ -154,7 +154,7 @@ class RewardTest:
         return self.tokenizer(text, verbose=False)["input_ids"] if self.tokenizer else []
 
     def judges(self, name: str) -> bool:
-        """Whether a reward is one for answers; one for the form of a response is held to the references only."""
+        """Whether a reward grades answers; one for the response format is only checked on reference answers."""
         if name in self.exempt:
             return False
         right, wrong = self.tables[name][REFERENCE].mean, self.tables[name][MISMATCHED].mean
@@ -163,7 +163,7 @@ class RewardTest:
         return right is not None and wrong is not None and right - wrong >= TELLS_APART
 
     def faults(self, references: Sequence[str]) -> list[str]:
-        """What is wrong, a sentence each."""
+        """The faults, one sentence each."""
         held = [name for name in self.tables if name not in self.exempt]
         judges = [name for name in held if self.judges(name)]
         faults = [fault for name in held for fault in reference_faults(name, self.tables[name][REFERENCE], references)]
@@ -173,24 +173,24 @@ class RewardTest:
         faults += [fault for name in judges for fault in wrong_answer_faults(name, self.tables[name])]
         if not judges:
             faults.append(
-                "no reward scores reference answers above those of other rows: right answers earn nothing extra"
+                "no reward scores reference answers above those of other rows: correct answers are not rewarded"
             )
         return faults
 
 
 def wrapped_faults(name: str, references: Sequence[str]) -> list[str]:
-    """Reference answers that score 1 against themselves, and against nothing that a model writes."""
+    """Reference answers that score 1 against themselves, but that no model output can equal."""
     reasons = {row: reason for row, text in enumerate(references) if (reason := why_never_equal(text))}
     faults = [
         f"{name}: row {row}: no response will equal the reference answer {references[row][:60]!r}: {reason}. "
         "Keep only the answer"
         for row, reason in reasons.items()
     ]
-    return faults[:NUM_SHOWN] + too_many(name, len(faults), "more reference answers are no answers")
+    return faults[:NUM_SHOWN] + too_many(name, len(faults), "more reference answers cannot be equalled")
 
 
 def written_faults(name: str, table: ScoreTable, references: Sequence[str]) -> list[str]:
-    """Reference answers that score 1 as they are, and not in the form of a model."""
+    """Reference answers that score 1 unchanged, but not in the form that a model writes."""
     faults = [
         f"{name}: row {row}: the reference answer {references[row][:60]!r}, written as "
         f"{as_written(references[row])[:80]!r}, scores {table.applied[row] + 0.0:g}, not 1"
@@ -204,7 +204,8 @@ def too_many(name: str, number: int, what: str) -> list[str]:
 
 
 def as_written(reference: str) -> str:
-    r"""A right answer in the form of a model: a letter as `\text{(A)}`, words in `\text{}`, mathematics in `$`."""
+    r"""A correct answer in the form that a model writes: a letter as `\text{(A)}`, words in `\text{}`, mathematics in
+    `$`."""
     letter = choice_letter(reference)
     if letter is not None:
         return rf"\text{{({letter})}}"
@@ -265,4 +266,4 @@ def watchdog(seconds: float) -> Iterator[None]:
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
-    """In place of the trainer's loggers."""
+    """Replacement for the trainer's loggers."""

@@ -1,8 +1,9 @@
 """The server of the grader's workers: `python -m vgpo.rewards.worker SOCKET OWNER CHECKER FALLBACK SECONDS BYTES`.
 
 A fresh interpreter, neither forked from the trainer (which has threads and a GPU) nor started by `multiprocessing`
-(which would run the user's training script again, and refuses inside a daemonic process). It loads all that a check
-needs, sees no answer itself, and ends with its owner. Workers confine themselves before they read the first answer.
+(which would run the user's training script again, and fails inside a daemonic process). It loads everything that a
+check needs, never reads an answer, and ends with its owner. Workers confine themselves before they read the first
+answer.
 """
 
 import contextlib
@@ -65,7 +66,7 @@ class Server:
             self.kill(pid)
 
     def fork(self, channel: int) -> int:
-        """The new worker's process, 0 if the system has none left."""
+        """The new worker's process id, 0 if the system cannot create one."""
         server = os.getpid()
         try:
             pid = os.fork()
@@ -80,21 +81,21 @@ class Server:
         return max(pid, 0)
 
     def kill(self, pid: int) -> None:
-        if pid in self.children:  # not reaped, so the number is still its own
+        if pid in self.children:  # not reaped, so the id is still valid
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             self.children.remove(pid)
 
 
 def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoReturn:
-    """A worker: reads [request, answer, reference] in JSON, one a line; replies the request and an outcome's byte."""
+    """A worker: reads [request, answer, reference] as JSON lines; replies the request and an outcome byte."""
     warnings.simplefilter("ignore")
     sys.meta_path.insert(0, _LateImport())
     requests = io.BufferedReader(io.FileIO(channel))
     with contextlib.suppress(BaseException):
         os.write(channel, CONFINED if confine(channel, num_bytes) else LIMITED)
         while line := requests.readline():
-            signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends a worker whose owner could not
+            signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends a worker if its owner could not
             request, answer, reference = json.loads(line)
             outcome = check(answer, reference)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -103,7 +104,8 @@ def work(channel: int, check: Checker, seconds: float, num_bytes: int) -> NoRetu
 
 
 class _LateImport(importlib.abc.MetaPathFinder):
-    """Ends the worker where a check imports what it cannot read any more: better a crash than a wrong verdict."""
+    """Ends the worker if a check imports a module that it can no longer read: a crash is better than a wrong
+    verdict."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package = fullname.partition(".")[0]

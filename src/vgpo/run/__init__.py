@@ -1,4 +1,4 @@
-"""What a run leaves on disk: a folder that explains itself, written so that a full disk or a kill loses nothing."""
+"""The run folder on disk, written so that a full disk or a kill loses nothing."""
 
 from vgpo.run.folder import RunFolder
 from vgpo.run.lock import locked

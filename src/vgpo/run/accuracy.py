@@ -1,4 +1,4 @@
-"""Which reward of a run is the accuracy, by what its folder says."""
+"""Find the accuracy reward of a run from its folder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def accuracy_reward_of(config: Mapping[str, Any], reward_names: Sequence[str]) -
         reward_names: its reward functions, in order; None is returned where there is none.
 
     Raises:
-        RunFolderError: the settings name a reward to filter by that the run has not.
+        RunFolderError: the settings name a filter reward that the run does not have.
     """
     if config.get("accuracy_reward") is not None:
         return config["accuracy_reward"]

@@ -1,4 +1,4 @@
-"""Where a run came from: code, versions, machine, seed, command."""
+"""Provenance of a run: code, versions, machine, seed, command."""
 
 import os
 import platform
@@ -64,14 +64,14 @@ def installed_version(package: str) -> str | None:
 
 
 def physical_memory() -> int | None:
-    """Return the machine's memory in bytes, None where the system does not tell."""
+    """Return the machine's memory in bytes, None if unknown."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def accelerators() -> list[str]:
-    import torch  # drawing a report must not wait for it
+    import torch  # writing a report must not wait for it
 
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -105,7 +105,7 @@ def hide_secret_options(command: Sequence[str]) -> list[str]:
 
 
 def cpu_name() -> str:
-    """The processor by its maker's name, where the system tells it."""
+    """The CPU model name, if known."""
     cpuinfo = Path("/proc/cpuinfo")
     names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
     return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()

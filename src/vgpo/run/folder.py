@@ -1,4 +1,4 @@
-"""The run folder: what a run was (config, code, machine) and what it did (metrics, rollouts, evaluation)."""
+"""The run folder: description of a run (config, code, machine) and its results (metrics, rollouts, evaluation)."""
 
 import signal
 import time
@@ -33,7 +33,7 @@ from vgpo.run.storage import (
 )
 from vgpo.training.records import RolloutRecord
 
-# Any of these says that a folder holds a run; config.yaml is the last thing that `create` writes.
+# Any of these marks a folder as a run folder; `create` writes config.yaml last.
 MARKS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "rollouts.jsonl", "evaluation.json", "checkpoints")
 MAX_ROLLOUT_BYTES = 1024**3
 MAX_REASON = 300  # characters
@@ -114,9 +114,9 @@ class RunPaths:
 class RunFolder(RunPaths):
     """The files of one run. `create` starts a new one, `open` reads an existing one, `resume_folder` continues it.
 
-    The constructor touches nothing. Only one process may write: the world's main one, which holds `vgpo.run.locked`.
-    max_rollout_bytes: limit of rollouts.jsonl and images/ together, > 0; beyond it the oldest rollouts go
-    (`vgpo.run.rollout_log`). metrics.jsonl, a line a logged step, has none.
+    The constructor does not access the disk. Only the main process may write, holding `vgpo.run.locked`.
+    max_rollout_bytes: limit of rollouts.jsonl and images/ together, > 0; beyond it the oldest rollouts are deleted
+    (`vgpo.run.rollout_log`). metrics.jsonl, one line per logged step, has no limit.
     """
 
     max_rollout_bytes: int = MAX_ROLLOUT_BYTES
@@ -134,14 +134,14 @@ class RunFolder(RunPaths):
         """Start a run folder: run_identity.json, environment.json, code.diff and config.yaml.
 
         Args:
-            path: new or empty folder (files that are no part of a run are left alone).
+            path: new or empty folder (files that are not part of a run are not touched).
             config: the resolved settings; values YAML has no type for are written as text, credentials hidden.
             seed: seed of the run.
             command: the words of the command line.
-            identity: what must be the same when the run is resumed before its first checkpoint.
+            identity: values that must be unchanged when the run is resumed before its first checkpoint.
 
         Raises:
-            RunFolderError: the folder already holds a run, or cannot be written.
+            RunFolderError: the folder already contains a run, or cannot be written.
         """
         folder = cls(Path(path))
         folder.require_free()
@@ -179,25 +179,25 @@ class RunFolder(RunPaths):
         folder = cls(Path(path))
         if not folder.config_path.is_file():
             raise RunFolderError(
-                f"{folder.path} holds no run: config.yaml is missing. Pass the folder that training wrote."
+                f"{folder.path} is not a run folder (no config.yaml). Pass the folder written by `vgpo train`."
             )
         return folder
 
     @property
     def marks(self) -> list[str]:
-        """What says that a run has begun in the folder, whatever is left of it; empty if nothing does."""
-        # An empty folder is no mark: a trainer makes `checkpoints` when it is built.
+        """Files that show that a run has begun in the folder; empty if there are none."""
+        # An empty folder is not a mark: a trainer creates `checkpoints` when it is built.
         return [name for name in MARKS_OF_A_RUN if (mark := self.path / name).is_file() or any(mark.glob("*"))]
 
     def require_free(self) -> None:
-        """Touch nothing, and raise if the folder holds a run.
+        """Raise if the folder contains a run, without changing anything.
 
         Raises:
-            RunFolderError: it does; names the files that say so.
+            RunFolderError: it does; names the files that show it.
         """
         if held := self.marks:
             raise RunFolderError(
-                f"{self.path} already holds a run ({', '.join(held)}). Choose another output folder, "
+                f"{self.path} already contains a run ({', '.join(held)}). Choose another output folder, "
                 "or move or delete this one."
             )
 
@@ -209,12 +209,12 @@ class RunFolder(RunPaths):
         """Return the settings.
 
         Raises:
-            RunFolderError: config.yaml cannot be read, or holds no settings by name.
+            RunFolderError: config.yaml cannot be read, or is not a mapping.
         """
         text = read_bytes(self.config_path)
         try:
             settings = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:  # the latter is a date that there is not
+        except (yaml.YAMLError, ValueError) as error:  # the latter for an invalid date
             reason = " ".join(str(error).split())
             raise RunFolderError(f"{self.config_path}: not valid YAML ({reason}); restore it.") from error
         return check_mapping(settings, str(self.config_path))
@@ -239,12 +239,12 @@ class RunFolder(RunPaths):
         """Append one line; needs the key `step`. A float that is not finite is written as null.
 
         Raises:
-            RunFolderError: the disk refused; says up to which step the file is intact.
+            RunFolderError: writing failed; says up to which step the file is intact.
         """
         append_records(self.metrics_path, [metrics])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the logged lines in order, with the names of today for metrics of an earlier version.
+        """Return the logged lines in order, with current names for metrics of an earlier version.
 
         Raises:
             RunFolderError: a line is broken, or has no step; names it.
@@ -256,10 +256,10 @@ class RunFolder(RunPaths):
 
         Args:
             records: of `vgpo.training.records.rollout_records`.
-            images: by the paths that the records name. One that is stored already is not written again.
+            images: by the paths in the records. Existing ones are not written again.
 
         Raises:
-            RunFolderError: the disk refused; none of these records was written.
+            RunFolderError: writing failed; none of these records was written.
         """
         self.rollouts.write(records, images)
 
@@ -276,7 +276,7 @@ class RunFolder(RunPaths):
         return list(read_lines(self.resumes_path, parser_of(Resume)))
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
-        """Write what must be the same when the run is resumed, name by name."""
+        """Write the values that must be unchanged when the run is resumed, by name."""
         write_file(self.identity_path, to_json(identity, indent=2) + b"\n")
 
     def read_identity(self) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class RunFolder(RunPaths):
         write_file(self.saved_path, to_json({"step": step}) + b"\n")
 
     def read_saved(self) -> int | None:
-        """Return the step of the checkpoint that was saved last; None if none was, or a power cut took the note."""
+        """Return the step of the checkpoint that was saved last; None if none was, or a power cut lost the record."""
         try:
             return read_record(self.saved_path, Saved).step
         except RunFolderError:
@@ -303,14 +303,14 @@ class RunFolder(RunPaths):
         write_file(self.evaluation_path, to_json(evaluation, indent=2) + b"\n")
 
     def write_parity(self, parity: Mapping[str, Any]) -> None:
-        """Write what the parity check measured: the fields of `vgpo.policy.parity.Parity`."""
+        """Write the results of the parity check: the fields of `vgpo.policy.parity.Parity`."""
         write_file(self.path / "parity.json", to_json(parity, indent=2) + b"\n")
 
     def read_evaluation(self) -> dict[str, Any] | None:
         """Return what `write_evaluation` wrote, None before it was called.
 
         Raises:
-            RunFolderError: evaluation.json is broken, or a part of it lacks a figure; names that.
+            RunFolderError: evaluation.json is broken or incomplete; names the field.
         """
         if not self.evaluation_path.exists():
             return None
@@ -324,7 +324,7 @@ class RunFolder(RunPaths):
         """Mark the run as finished: trained up to `step`, saved, evaluated and reported. The last file of a run.
 
         Raises:
-            RunFolderError: the disk refused.
+            RunFolderError: writing failed.
         """
         write_file(self.finished_path, to_json({"step": step, "epoch": epoch, "time": time.time()}, indent=2) + b"\n")
 
@@ -339,18 +339,18 @@ class RunFolder(RunPaths):
         """Leave a mark that an error or a signal has ended the run: `step`, `time` (seconds since 1970), `reason`.
 
         Raises:
-            RunFolderError: the disk refused.
+            RunFolderError: writing failed.
         """
         mark = {"step": step, "time": time.time(), "reason": reason_of(error)}
         write_file(self.interrupted_path, to_json(mark, indent=2) + b"\n")
 
     def read_interrupted(self) -> Interrupted | None:
-        """Return the mark of an early end; None of a run that is running, ended as planned, or was killed."""
+        """Return the mark of an interrupted run; None for one that is running, finished, or was killed."""
         return read_record(self.interrupted_path, Interrupted) if self.interrupted_path.exists() else None
 
 
 def parse_metrics(line: bytes, where: str) -> dict[str, Any]:
-    """A line of metrics.jsonl, with the metric names of today.
+    """A line of metrics.jsonl, with current metric names.
 
     Raises:
         RunFolderError: it is broken, or has no step; names `where`.
@@ -361,7 +361,7 @@ def parse_metrics(line: bytes, where: str) -> dict[str, Any]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The signal that led to an exit status, or kind and first line of an error."""
+    """The signal behind an exit status, or type and first line of an error."""
     if isinstance(error, SystemExit) and error.code in STATUS_OF_SIGNALS:
         return STATUS_OF_SIGNALS[error.code]
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])[:MAX_REASON]

@@ -1,4 +1,4 @@
-"""The lock of the folder of a run or an evaluation: one process writes at a time, and a killed one holds nothing."""
+"""Lock the folder of a run or an evaluation: one process writes at a time, and a killed one releases the lock."""
 
 import fcntl
 import io
@@ -21,9 +21,9 @@ LOCK = ".lock"
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder inside the block. A folder that is empty before and after is removed.
 
-    It is a record lock of POSIX: it belongs to this process and not to its children, so it ends with this process in
-    any way, even if a child that was forked from it lives on. It holds between machines that share the folder too,
-    where their file system has locks; where it has none, a warning says so.
+    It is a POSIX record lock: it belongs to this process and not to its children, so it is released when this process
+    ends, even if a forked child is still alive. It also works between machines that share the folder if their file
+    system supports locks; otherwise a warning is logged.
 
     Raises:
         RunFolderError: another process holds it, or the folder cannot be created.
@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
-        # Not "was created here": of two processes that start at once, one may create it and the other hold the lock.
+        # Not "was created here": of two concurrent processes, one may create it and the other hold the lock.
         was_empty = list(folder.iterdir()) == [path]
         try:
             yield
@@ -46,16 +46,16 @@ def locked(folder: Path) -> Iterator[None]:
             with suppress(OSError):
                 path.unlink()
                 if was_empty:
-                    folder.rmdir()  # refused if there is anything in it, the lock of the next process too
+                    folder.rmdir()  # fails if there is anything in it, including the lock of the next process
 
 
 def _acquire(path: Path) -> io.FileIO:
-    """The lock's file, once it is held."""
+    """The lock file, once the lock is held."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = io.FileIO(path, "a+")
-        except FileNotFoundError:  # whoever held it has removed the folder too
+        except FileNotFoundError:  # the previous holder has removed the folder
             continue
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,7 +71,7 @@ def _acquire(path: Path) -> io.FileIO:
             )
         if _is_at(file, path):
             return file
-        file.close()  # whoever held it has removed it in the meantime
+        file.close()  # the previous holder has removed it in the meantime
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:

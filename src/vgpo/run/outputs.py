@@ -1,4 +1,4 @@
-"""Files that a command is asked to write, and those that belong to a run."""
+"""Check output paths of commands against files of runs."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ OWN_FILES = (
 
 
 def check_not_of_a_run(path: Path) -> None:
-    """Whether a command may write `path`: no run has written it, or looks for it.
+    """Check that a command may write `path`: it is not a file of a run.
 
     Raises:
         RunFolderError: it belongs to a run folder, at any depth; names the folder.
@@ -25,19 +25,19 @@ def check_not_of_a_run(path: Path) -> None:
         name = real.relative_to(folder).parts[0]
         if name in (*OWN_FILES, *OWN_FOLDERS) and is_run(folder):
             raise RunFolderError(
-                f"{path} belongs to the run in {folder}, which would lose it or could not be resumed any more. Write "
-                f"to another place, such as {folder / 'report.html'}; to insist, move it away first."
+                f"{path} belongs to the run in {folder}, which would lose it or could no longer be resumed. Write "
+                f"to another file, such as {folder / 'report.html'}, or move it away first."
             )
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds the description or the figures of a run."""
+    """Whether a folder contains the description or the metrics of a run."""
     described = (folder / "config.yaml").is_file() and (folder / "environment.json").is_file()
     return described or (folder / "metrics.jsonl").is_file()
 
 
 def check_writable(out: Path) -> None:
-    """Make the folder of `out` and open it, before a command computes in vain; its content stays.
+    """Create the folder of `out` and open it, before a command starts computing; existing content is kept.
 
     Raises:
         RunFolderError: it cannot be written.

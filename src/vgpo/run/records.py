@@ -1,4 +1,4 @@
-"""What readers of a run's files need; the files may hold more."""
+"""Records of a run's files, with the fields that readers need; the files may contain more."""
 
 import hashlib
 from typing import Any
@@ -9,7 +9,7 @@ from vgpo.records import Record
 
 
 class RunRecord(Record):
-    """A part of a run's files. Its other keys are attributes too."""
+    """A part of a run's files. Further keys are attributes too."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -23,10 +23,12 @@ class Environment(RunRecord):
     devices: list[str]
     seed: int
     started: str
+    command: list[str] = Field(default_factory=list)
+    """The words of the command line; runs of other programs may have none."""
 
 
 class Resume(RunRecord):
-    """A line of resumes.jsonl: from which step the run went on, and the environment then."""
+    """A line of resumes.jsonl: the step from which the run was resumed, and the environment."""
 
     step: int
     started: str
@@ -51,14 +53,14 @@ class Interrupted(RunRecord):
 
 
 class FolderState(Record):
-    """run_folder.json of a checkpoint: what the run folder held when it was saved. The default is a new folder."""
+    """run_folder.json of a checkpoint: state of the run folder when it was saved. The default is a new folder."""
 
     metrics_bytes: int = 0
     metrics_sha256: str = hashlib.sha256().hexdigest()
     rollouts_written: int = 0
     """Bytes, as `RolloutLog.written`."""
     rollouts: dict[str, str] = Field(default_factory=dict)
-    """By step, a digest of its lines in rollouts.jsonl, of all steps that are kept."""
+    """By step, a digest of its lines in rollouts.jsonl, for all kept steps."""
     evaluation: dict[str, Any] | None = None
 
 
@@ -69,7 +71,7 @@ class Saved(RunRecord):
 
 
 class Scores(RunRecord):
-    """What evaluation.json holds before and after training: held-out accuracy with its 95 % interval, in [0, 1]."""
+    """evaluation.json before or after training: held-out accuracy with its 95 % interval, in [0, 1]."""
 
     accuracy: float
     low: float

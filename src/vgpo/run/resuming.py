@@ -1,4 +1,4 @@
-"""Continuing a run folder from a checkpoint: what it held then, what of that is damaged, and what came later."""
+"""Reset a run folder to a checkpoint: find damaged files, and remove what was written later."""
 
 import hashlib
 import os
@@ -28,10 +28,10 @@ DESCRIPTION = ("environment.json", "code.diff", "config.yaml")
 
 @dataclass(frozen=True)
 class Damage:
-    """What a power cut, or a hand, has taken from a run folder.
+    """Damage of a run folder, by a power cut or by hand.
 
-    lost: nothing can bring it back; a sentence each, which begins with the file. repaired: such sentences by the name
-    of the file, which `resume_folder` and the run write again.
+    lost: unrecoverable damage; one sentence each, which begins with the file. repaired: such sentences by file name,
+    for files that `resume_folder` and the run write again.
     """
 
     lost: list[str] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Damage:
 
 
 def folder_state(folder: RunFolder) -> FolderState:
-    """What a run folder holds now, for a checkpoint."""
+    """The current state of a run folder, for a checkpoint."""
     metrics = read_bytes(folder.metrics_path) if folder.metrics_path.exists() else b""
     return FolderState(
         metrics_bytes=len(metrics),
@@ -51,7 +51,7 @@ def folder_state(folder: RunFolder) -> FolderState:
 
 
 def examine(folder: RunFolder, step: int, state: FolderState) -> Damage:
-    """Compare a run folder with what it held when the checkpoint of a step was saved; nothing is changed."""
+    """Compare a run folder with its state when the checkpoint of a step was saved; nothing is changed."""
     found = (
         damage_of(lambda: metrics_damage(folder, step, state)),
         damage_of(lambda: rollouts_damage(folder, step, state)),
@@ -61,7 +61,7 @@ def examine(folder: RunFolder, step: int, state: FolderState) -> Damage:
 
 
 def repairable(folder: RunFolder, state: FolderState) -> Iterator[tuple[str, str]]:
-    """Names of files that can be written again, and what is wrong with them."""
+    """Names and faults of files that can be written again."""
     reads: dict[Path, Callable[[], object]] = {
         folder.config_path: folder.read_config,
         folder.environment_path: folder.read_environment,
@@ -83,17 +83,17 @@ def repairable(folder: RunFolder, state: FolderState) -> Iterator[tuple[str, str
 def metrics_damage(folder: RunFolder, step: int, state: FolderState) -> str | None:
     if has_metrics(folder, state):
         return None
-    path, expected = folder.metrics_path, f"expected the {state.metrics_bytes} bytes that it held at step {step}"
+    path, expected = folder.metrics_path, f"expected the {state.metrics_bytes} bytes that it had at step {step}"
     if not path.exists():
         return f"{path}: missing, {expected}"
     found = path.stat().st_size
     if found < state.metrics_bytes:
         return f"{path}: found {found} bytes, {expected}"
-    return f"{path}: found other bytes (their sha256 differs), {expected}"
+    return f"{path}: found different bytes (the sha256 differs), {expected}"
 
 
 def has_metrics(folder: RunFolder, state: FolderState) -> bool:
-    """Whether metrics.jsonl begins with what it held in this state."""
+    """Whether metrics.jsonl begins with its content in this state."""
     if not os.path.lexists(folder.metrics_path):
         return state.metrics_bytes == 0
     with reading(folder.metrics_path) as file:
@@ -116,7 +116,7 @@ def rollouts_damage(folder: RunFolder, step: int, state: FolderState) -> str | N
 
 
 def damaged_images(folder: RunFolder) -> list[Path]:
-    """Images without the first or last bytes of a PNG, as those that a power cut has left empty or full of zeros."""
+    """Images without the first or last bytes of a PNG, such as empty or zeroed ones after a power cut."""
     return [path for path in sorted(folder.images_path.glob("*.png")) if path.is_file() and not is_complete_png(path)]
 
 
@@ -128,7 +128,7 @@ def is_complete_png(path: Path) -> bool:
 
 
 def damage_of(examine_file: Callable[[], str | None]) -> str | None:
-    """What a look at a file finds; that it cannot be read, if so."""
+    """The result of a check of a file, or that it cannot be read."""
     try:
         return examine_file()
     except RunFolderError as error:
@@ -153,23 +153,23 @@ def resume_folder(
     command: Sequence[str],
     changes: Sequence[str] = (),
 ) -> None:
-    """Take a run folder back to a checkpoint, and note it in resumes.jsonl.
+    """Reset a run folder to a checkpoint, and record it in resumes.jsonl.
 
-    Metrics and rollouts of later steps go, and lines that are broken; the evaluation after training; the marks of a
-    finished run and of an early end; and damaged images. Each file changes at once: after a kill, call this again.
+    This removes metrics and rollouts of later steps, broken lines, the evaluation after training, the marks of a
+    finished or interrupted run, and damaged images. Each file is replaced atomically: after a kill, call this again.
 
     Args:
         folder: of the run.
         step: the optimiser step of the checkpoint, at least 0.
-        state: what the folder held when the checkpoint was saved. Default: whatever is of no later step.
-        seed, command: as of `RunFolder.create`.
-        changes: what is not as it was when the run began, and what was damaged; one text each.
+        state: state of the folder when the checkpoint was saved. Default: everything not from a later step.
+        seed, command: as in `RunFolder.create`.
+        changes: changes since the start of the run, and damage; one text each.
 
     Raises:
-        RunFolderError: there is no run in the folder, or the disk refused.
+        RunFolderError: there is no run in the folder, or writing failed.
     """
     if not folder.marks:
-        raise RunFolderError(f"{folder.path} holds no run. Pass the folder that training wrote.")
+        raise RunFolderError(f"{folder.path} is not a run folder. Pass the folder written by `vgpo train`.")
     folder.finished_path.unlink(missing_ok=True)
     if state is not None and has_metrics(folder, state):
         cut_file(folder.metrics_path, state.metrics_bytes)
@@ -191,7 +191,7 @@ def resume_folder(
 
 
 def evaluation_before(folder: RunFolder, state: FolderState | None) -> dict[str, Any]:
-    """What is known of the evaluation before training: `{"before": {...}}`, or nothing."""
+    """The evaluation before training: `{"before": {...}}`, or empty."""
     found = {} if unreadable(folder.read_evaluation) else folder.read_evaluation() or {}
     kept = state.evaluation if state and state.evaluation else {}
     return {name: scores for name, scores in {**kept, **found}.items() if name != "after"}

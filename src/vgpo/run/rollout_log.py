@@ -1,4 +1,4 @@
-"""The rollouts of a run and their images, in files that stay below a limit however long the run lasts."""
+"""The rollouts of a run and their images, in files of bounded size."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ from vgpo.run.storage import (
 )
 from vgpo.training.records import VERSION, RolloutRecord, upgrade_0_1
 
-DIGITS = 16  # of a SHA-256, enough to tell lines of one step apart
+DIGITS = 16  # of a SHA-256, enough to distinguish lines of one step
 
 
 class RolloutLog:
@@ -36,16 +36,16 @@ class RolloutLog:
     Only one process may write.
 
     Which records are kept depends only on what was written since the run began, so that a resumed run keeps the same
-    ones as a run that was never stopped: whenever `written` passes a multiple of half the limit, the steps that began
-    more than one half before that multiple go. The newest step always stays.
+    ones as an uninterrupted run: whenever `written` passes a multiple of half the limit, steps that began more than
+    one half before that multiple are deleted. The newest step is always kept.
 
     Args:
         max_bytes: limit of both together; an image counts each time that it is handed over.
         accuracy_reward: which of these reward functions is the accuracy of the run; asked for lines of vgpo 0.1 only.
 
     Attributes:
-        written: bytes of records and images written since the run began, with those that are gone. A resumed run sets
-            it; else it is what is there when the first record is written.
+        written: bytes of records and images written since the run began, including deleted ones. A resumed run sets
+        it; otherwise it is the existing size when the first record is written.
     """
 
     def __init__(self, folder: Path, max_bytes: int, accuracy_reward: Callable[[tuple[str, ...]], str | None]) -> None:
@@ -83,7 +83,8 @@ class RolloutLog:
 
     @property
     def last_dropped(self) -> int:
-        """The last step whose records the limit has taken; 0 if it has taken none, or a power cut took the note."""
+        """The last step whose records were deleted because of the limit; 0 if none, or if a power cut lost the
+        record."""
         try:
             return read_record(self.dropped_path, Saved).step
         except RunFolderError:
@@ -127,7 +128,7 @@ class RolloutLog:
             )
 
     def cut_back(self, step: int) -> None:
-        """Drop the records of later steps, and the images that none of the others names."""
+        """Drop the records of later steps, and images that no other record names."""
         keep_valid_lines(self.path, self.parse, lambda record: record.step <= step)
         self._digests = None
         if self.last_dropped > step:
@@ -135,7 +136,7 @@ class RolloutLog:
         self._drop_unnamed_images()
 
     def _save(self, name: str, image: Image.Image) -> int:
-        """Save an image as PNG, unless it is there. Returns its size in bytes."""
+        """Save an image as PNG, unless it exists. Returns its size in bytes."""
         path = self.folder / name
         if path.exists():
             return path.stat().st_size
@@ -157,7 +158,7 @@ class RolloutLog:
         dropped = [step for step in sizes if step not in kept]
         if not dropped:
             return
-        self._note_dropped(max(dropped))  # before they go: a resume must not take them for lost
+        self._note_dropped(max(dropped))  # before deletion: a resume must not report them as lost
         self._keep([record.step in kept for record in self.read()])
 
     def _note_dropped(self, step: int) -> None:
@@ -180,7 +181,7 @@ class RolloutLog:
         return path.stat().st_size if path.exists() else 0
 
     def _keep(self, keep: Sequence[bool]) -> None:
-        """Keep these records and their images. The records first: none that is left ever lacks its image."""
+        """Keep these records and their images. Records are written first, so that no record lacks its image."""
         keep_lines(self.path, keep)
         self._digests = None
         self._drop_unnamed_images()
@@ -207,7 +208,7 @@ def scan(path: Path) -> tuple[dict[int, str], str | None]:
 
 
 def parse_step(line: bytes, where: str) -> int:
-    """The step of a line of rollouts.jsonl, of which no more is looked at.
+    """The step of a line of rollouts.jsonl, without validating the rest.
 
     Raises:
         RunFolderError: it is broken, or has no step; names `where`.

@@ -1,7 +1,6 @@
 """Files that survive a full disk and a power cut: a file appears complete or not, a line is on the disk or not.
 
-What was written has reached the disk when a function returns, so that a checkpoint never is newer than the lines that
-belong to it.
+Data is synced to disk when a function returns, so that a checkpoint is never newer than its lines.
 """
 
 import errno
@@ -27,12 +26,12 @@ R = TypeVar("R", bound=Record)
 Parse = Callable[[bytes, str], T]  # takes a line and where it is, for messages
 
 FIRST_BLOCK = 1 << 16  # bytes read in search of the last line; doubled until they hold it
-RESUME = "run the same command with --resume true"  # what goes on with a training run
+RESUME = "run the same command with --resume true"  # how to resume a training run
 CORRECT = "Correct what the error names,"
 
 
 class RunFolderError(RuntimeError):
-    """Run folders that cannot be written, read or compared; the message names the file and what to do."""
+    """A run folder that cannot be written, read or compared; the message names the file and the fix."""
 
 
 def not_plain(value: object) -> Any:
@@ -47,7 +46,7 @@ def plain(value: object, other: Callable[[Any], Any] = not_plain) -> Any:
 
     Args:
         value: numbers (NumPy scalars too), strings, enums, mappings and sequences of them.
-        other: what to do with anything else; by default a `TypeError` that names the type.
+        other: converter for anything else; by default a `TypeError` that names the type.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -67,7 +66,7 @@ def plain(value: object, other: Callable[[Any], Any] = not_plain) -> Any:
 
 
 def to_json(value: object, indent: int | None = None) -> bytes:
-    """Encode as ASCII JSON, so that any text (lone surrogates too) comes back as it was."""
+    """Encode as ASCII JSON, so that any text round-trips, including lone surrogates."""
     return json.dumps(plain(value), allow_nan=False, indent=indent).encode("ascii")
 
 
@@ -78,7 +77,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
     the parts too, the unfinished file is deleted.
 
     Raises:
-        RunFolderError: the disk refused; an older file at `path` is left as it was.
+        RunFolderError: writing failed; an older file at `path` is unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -100,7 +99,7 @@ def write_file(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 @contextmanager
 def reported_refusals(path: Path) -> Iterator[None]:
-    """What the disk refuses inside the block is reported as an error about `path`."""
+    """Convert disk errors inside the block to an error about `path`."""
     try:
         yield
     except OSError as error:
@@ -111,29 +110,29 @@ def reported_refusals(path: Path) -> Iterator[None]:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk refused because it has no space left."""
+    """Whether writing failed because the disk is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def append_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Append one JSON line per record: all of them or, if the disk refuses, none. Returns how many bytes that took.
+    """Append one JSON line per record: all or, if writing fails, none. Returns the number of bytes.
 
     Raises:
-        RunFolderError: the disk refused; the file ends at the last complete line it had before.
+        RunFolderError: writing failed; the file ends at the last complete line it had before.
     """
     return append_lines(path, b"".join(to_json(record) + b"\n" for record in records))
 
 
 def append_lines(path: Path, data: bytes, *, then: str = RESUME) -> int:
-    """Append complete lines: all of them or, if the disk refuses, none. Returns how many bytes that took.
+    """Append complete lines: all or, if writing fails, none. Returns the number of bytes.
 
     Args:
-        path: a JSON-lines file, or where to make one.
+        path: a JSON-lines file, existing or new.
         data: the lines.
-        then: what the user does after the disk accepts files again, for the message.
+        then: the user's next step after fixing the disk, for the message.
 
     Raises:
-        RunFolderError: as of `append_records`.
+        RunFolderError: as in `append_records`.
     """
     end, last_line = last_complete_line(path)
     is_new = not path.exists()
@@ -158,7 +157,7 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
     """Keep the lines of a JSON-lines file for which `keep` is true, and drop an unfinished one; the file is replaced.
 
     Raises:
-        RunFolderError: the disk refused; the file is as it was.
+        RunFolderError: writing failed; the file is unchanged.
     """
     if not path.exists() or (all(keep) and last_complete_line(path)[0] == path.stat().st_size):
         return
@@ -168,10 +167,10 @@ def keep_lines(path: Path, keep: Sequence[bool]) -> None:
 
 
 def cut_file(path: Path, num_bytes: int) -> None:
-    """Drop what comes after so many bytes.
+    """Truncate a file to a number of bytes.
 
     Raises:
-        RunFolderError: the disk refused; the file is as it was.
+        RunFolderError: writing failed; the file is unchanged.
     """
     if path.exists() and path.stat().st_size > num_bytes:
         with reported_refusals(path):
@@ -183,7 +182,7 @@ def keep_valid_lines(path: Path, parse: Parse[T], keep: Callable[[T], bool]) -> 
     """Keep the lines of a JSON-lines file that `parse` accepts and `keep` is true of; the file is replaced.
 
     Raises:
-        RunFolderError: the disk refused; the file is as it was.
+        RunFolderError: writing failed; the file is unchanged.
     """
 
     def is_kept(line: bytes) -> bool:
@@ -202,7 +201,7 @@ def parse_object(text: bytes, where: str) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        RunFolderError: the text is no JSON object; names `where`.
+        RunFolderError: the text is not a JSON object; names `where`.
     """
     try:
         value = decode_json(text)
@@ -229,7 +228,7 @@ def check_record(kind: type[R], value: Any, where: str) -> R:
     """`value` as a record of this kind.
 
     Raises:
-        RunFolderError: it is none; names `where` and the field.
+        RunFolderError: it is invalid; names `where` and the field.
     """
     with reported_faults(where):
         return kind.model_validate(value)
@@ -237,7 +236,7 @@ def check_record(kind: type[R], value: Any, where: str) -> R:
 
 @contextmanager
 def reported_faults(where: str) -> Iterator[None]:
-    """What a record refuses inside the block is reported as an error about `where`."""
+    """Convert validation errors inside the block to an error about `where`."""
     try:
         yield
     except ValidationError as error:
@@ -245,7 +244,7 @@ def reported_faults(where: str) -> Iterator[None]:
 
 
 def parser_of(kind: type[R]) -> Parse[R]:
-    """What parses a line as a record of this kind."""
+    """A parser of lines as records of this kind."""
     return lambda text, where: check_record(kind, parse_object(text, where), where)
 
 
@@ -268,7 +267,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        RunFolderError: it cannot be read, or is no JSON object; names it.
+        RunFolderError: it cannot be read, or is not a JSON object; names it.
     """
     return parse_object(read_bytes(path), str(path))
 
@@ -277,7 +276,7 @@ def read_record(path: Path, kind: type[R]) -> R:
     """Read a file that holds one record.
 
     Raises:
-        RunFolderError: it cannot be read, or is no such record; names file and field.
+        RunFolderError: it cannot be read, or is not such a record; names file and field.
     """
     return check_record(kind, read_object(path), str(path))
 
@@ -296,7 +295,7 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise RunFolderError(f"{path} could not be read: it is no regular file; restore it.")
+            raise RunFolderError(f"{path} could not be read: it is not a regular file; restore it.")
         file = path.open("rb")
     except OSError as error:
         raise RunFolderError(f"{path} could not be read: {error.strerror}; restore it.") from error
@@ -313,7 +312,7 @@ def write_all(path: Path, data: bytes, append: bool = False) -> None:
 
 
 def bring_to_disk(path: Path) -> None:
-    """Wait until what was written to a file, or the names in a folder, would survive a power cut."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -324,7 +323,7 @@ def bring_to_disk(path: Path) -> None:
 def last_complete_line(path: Path) -> tuple[int, bytes]:
     """Return where the last complete line ends, in bytes, and that line (empty if there is none).
 
-    However long the file, little more of it is read than that line.
+    Reads little more than that line, for any file size.
     """
     if not os.path.lexists(path):
         return 0, b""
@@ -342,6 +341,6 @@ def last_complete_line(path: Path) -> tuple[int, bytes]:
 
 def intact_until(last_line: bytes) -> str:
     if not last_line:
-        return "It held no line before, and holds none now."
+        return "It contained no line before, and contains none now."
     step = parse_object(last_line, "last line").get("step")
-    return "The lines it held are intact." if step is None else f"Everything up to step {step} is intact."
+    return "The existing lines are intact." if step is None else f"Everything up to step {step} is intact."

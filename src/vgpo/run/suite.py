@@ -1,4 +1,4 @@
-"""Evaluations on benchmarks during a training: a file for each, in a folder of the run."""
+"""Evaluations on benchmarks during training: one file each, in a folder of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ def write_suite(run: RunPaths, step: int, evaluation: Mapping[str, Any]) -> None
     """Write an evaluation after a step: `protocol`, and `tasks` with source, scores and answers by name.
 
     Raises:
-        RunFolderError: The disk refused.
+        RunFolderError: Writing failed.
     """
     write_file(run.suite_path / f"step-{step}.json", to_json({"step": step, **evaluation}, indent=2) + b"\n")
 

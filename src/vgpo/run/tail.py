@@ -1,4 +1,4 @@
-"""JSON-lines files that are read while they are written."""
+"""Read JSON-lines files while they are written."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +8,10 @@ from vgpo.run.storage import Parse, T
 
 
 class Tail(Generic[T]):
-    """What is appended to a JSON-lines file, each record once.
+    """Follows a JSON-lines file, yielding each appended record once.
 
-    An unfinished last line is read once it is complete. If the line that was read last has moved (a resumed run has
-    cut the file back, or its oldest records were dropped), the file is read from its beginning again.
+    An unfinished last line is read once it is complete. If the last read line has moved (a resumed run has truncated
+    the file, or its oldest records were dropped), the file is read from its beginning again.
     """
 
     def __init__(self, path: Path, parse: Parse[T]) -> None:
@@ -26,10 +26,10 @@ class Tail(Generic[T]):
         """Yield the records that were not yet read, one at a time.
 
         Args:
-            restart: called before the first record where the file is read from its beginning again.
+            restart: called before the first record whenever the file is read from its beginning again.
 
         Raises:
-            RunFolderError: `parse` raises it of a complete line, and does so again until the line is fixed.
+            RunFolderError: `parse` raises it for a complete line, repeatedly until the line is fixed.
         """
         if not self.path.exists():
             if self._end:

@@ -5,7 +5,7 @@ from typing import Any
 
 from vgpo.run.folder import RunFolder
 
-# Of a checkpoint that belongs to no run.
+# For a checkpoint without a run.
 DEFAULTS = {"template": "plain", "max_completion_length": 2048, "chat_template_kwargs": None}
 
 
@@ -16,7 +16,7 @@ def trained_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 def config_of_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """`config.yaml` of the run of a checkpoint, RUN/checkpoints/CHECKPOINT; empty if it belongs to no run.
+    """`config.yaml` of the run of a checkpoint, RUN/checkpoints/CHECKPOINT; empty if it has no run.
 
     Raises:
         RunFolderError: the file is broken.
@@ -26,7 +26,7 @@ def config_of_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The folder of the run that a checkpoint belongs to, whatever path leads to it; None if there is none."""
+    """The folder of the run that a checkpoint belongs to, also through links; None if there is none."""
     # `checkpoints` may be a link to another disk, and the checkpoint a link to one of a run.
     runs = [place.parent.parent for place in (checkpoint.absolute(), checkpoint.resolve())]
     return next((run for run in runs if checkpoint.is_dir() and (run / "config.yaml").is_file()), None)

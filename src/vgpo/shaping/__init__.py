@@ -1,4 +1,4 @@
-"""Ways to turn one advantage per rollout into one per token. A new way is a file here and a line in `SHAPINGS`."""
+"""Ways to turn one advantage per rollout into one per token. To add one, add a file here and a line in `SHAPINGS`."""
 
 from vgpo.shaping.adaptive import AdaptiveShaping
 from vgpo.shaping.base import IMAGE_SIGNALS, PROTOTYPE_SIGNALS, Scope, Shaped, Shaping, Signals, build_shaping

@@ -1,13 +1,13 @@
-"""VGPO whose strength and compensation are measured in the rollouts, where the paper fixes both.
+"""VGPO with strength and compensation measured in the rollouts instead of fixed as in the paper.
 
-The paper names it as future work to adapt the expected focus to the task and to the step. Three measurements do it:
+The paper names adapting the expected focus to the task and the step as future work. Three measurements do this:
 
-1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts that look
-   more have been right more often, group by group, per stratum of the data.
+1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts with more focus
+have been correct more often within their group, per stratum of the data.
 2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group
    has decayed along its responses.
-3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group weakens with the share of right answers to
-   its prompt without the images.
+3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group is reduced by the share of correct answers to
+its prompt without the images.
 
 The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With
 lambda = 1 and forgetting "given" this is VGPO with `rollout_score="mean"`, with lambda = 0 it is the base algorithm,
@@ -45,7 +45,7 @@ _EQUAL_ADVANTAGES = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveSettings:
-    """What is measured, and VGPO's own settings as far as they still apply.
+    """Settings of the measurements, and the settings of VGPO that still apply.
 
     Raises:
         ValueError: for a value out of its range, and for one that would have no effect.
@@ -69,10 +69,10 @@ class AdaptiveSettings:
     """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` replaces t / T by
     the measured loss at each place, ``given`` takes beta t / T as it is."""
     signed: bool = False
-    """Where the advantage is below 0, weigh by 1 - lambda psi and 1 - lambda phi: a wrong rollout is blamed where it
-    does not look, and VGPO blames it where it looks."""
+    """For negative advantages, use 1 - lambda psi and 1 - lambda phi: wrong rollouts are penalised where focus is low,
+    while VGPO penalises them where it is high."""
     blind_gate: bool = False
-    """Weaken the re-weighting of prompts that are answered without their images."""
+    """Reduce the re-weighting of prompts that are answered correctly without their images."""
     blind_rollouts: int = 2
     """K >= 1, rollouts without the images for each prompt, sampled once and kept."""
     correlation_rate: float = 0.1
@@ -83,7 +83,7 @@ class AdaptiveSettings:
     """Decay in (0, 1] from which the compensation is beta: that of a focus that falls linearly with a late/early ratio
     of 0.68, the paper's base model."""
     stratum_column: str | None = None
-    """Column of the data set whose values get a strength each; None for one strength of all."""
+    """Column of the dataset with a separate strength per value; None for a single strength."""
 
     def __post_init__(self) -> None:
         self.vgpo  # noqa: B018  # checks the shared ones
@@ -94,7 +94,7 @@ class AdaptiveSettings:
         check_number("full_correlation", self.full_correlation, low=0, high=1)
         check_number("full_slope", self.full_slope, low=0, high=1)
         if type(self.blind_rollouts) is not int or self.blind_rollouts < 1:
-            raise ValueError(f"blind_rollouts is {self.blind_rollouts!r}, expected a whole number from 1.")
+            raise ValueError(f"blind_rollouts is {self.blind_rollouts!r}, expected a whole number of at least 1.")
         for name in ("forgetting", "signed", "blind_gate", "stratum_column"):
             check_used(self, name, intra=True, inter=True)
         for name in ("correlation_rate", "full_correlation", "stratum_column"):
@@ -142,7 +142,7 @@ def group_correlation(
 
 
 def _centred(values: Tensor, takes_part: Tensor, group: Tensor, equal: float) -> tuple[Tensor, Tensor]:
-    """Values less their group's mean (B,), 0 where a row takes no part; and whether the group's differ by more than
+    """Values minus their group's mean (B,), 0 for excluded rows; and whether the group's values differ by more than
     `equal`, bool by group number (B,)."""
     inf = float("inf")
     low = torch.full_like(values, inf).scatter_reduce(0, group, torch.where(takes_part, values, inf), "amin")
@@ -160,7 +160,7 @@ def _sum_by(values: Tensor, number: Tensor) -> Tensor:
 def focus_curve(similarity: Tensor, counted: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
     """Mean focus of each group by place in its responses: e_g(b) = mean of S_it - min S over tokens with t / T_i in b.
 
-    The smallest S of the group is taken off, so that ratios mean something: (S + 1) / 2 hides a decay near 1.
+    The smallest S of the group is subtracted, so that ratios are meaningful: (S + 1) / 2 hides a decay near 1.
 
     Args:
         similarity: cosines S (B, T), float32 or better.
@@ -189,7 +189,7 @@ def response_bins(counted: Tensor) -> Tensor:
 
 
 class Line(NamedTuple):
-    """Lines e(u) = a (1 - f u), by group number (G,); where there is none, `start` is 1 and `decay` 0."""
+    """Lines e(u) = a (1 - f u), by group number (G,); without a line, `start` is 1 and `decay` 0."""
 
     start: Tensor
     """a > 0"""
@@ -203,7 +203,7 @@ class Line(NamedTuple):
 def fitted_line(curve: Tensor, filled: Tensor) -> Line:
     """The line through the filled bins by least squares, u at the middle of each bin.
 
-    There is none with fewer than two filled bins, or where a is not above 0 by more than rounding.
+    There is no line with fewer than two filled bins, or if a is not above 0 by more than rounding.
 
     Args:
         curve: of `focus_curve`, (G, 10).
@@ -226,7 +226,7 @@ def fitted_line(curve: Tensor, filled: Tensor) -> Line:
 def measured_share(
     similarity: Tensor, counted: Tensor, group: Tensor, forgetting: Forgetting, full_slope: float
 ) -> Tensor:
-    """What replaces the fixed strength along a response, in [0, 1]; (B, T), float32 or better.
+    """Share of the compensation along a response, in [0, 1]; (B, T), float32 or better.
 
     ``slope``: clip(f_g / F, 0, 1), equal at all tokens of a group. ``curve``: d_g(b) = clip((1 - e_g(b) / a_g) / F, 0,
     1) in the bin of the token. 0 where the group has no line.
@@ -241,7 +241,8 @@ def measured_share(
 
 
 def blind_strength(text_only_accuracy: Tensor, chance: Tensor) -> Tensor:
-    """lambda_g = clip((1 - k_g / K) / (1 - p_chance), 0, 1): 0 where the prompt is always answered without its images.
+    """lambda_g = clip((1 - k_g / K) / (1 - p_chance), 0, 1): 0 if the prompt is always answered correctly without its
+    images.
 
     (B,), (B,) in [0, 1) -> (B,).
     """

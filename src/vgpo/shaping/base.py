@@ -13,7 +13,7 @@ from vgpo.text import did_you_mean
 
 Scope = Literal["rollout", "group", "batch"]
 
-# Signals that are about images: a run without any has none.
+# Signals that require images.
 IMAGE_SIGNALS = frozenset(
     {
         "similarity", "predicting_similarity", "layer_similarity", "corrupted_log_probs", "text_only_log_probs",
@@ -21,52 +21,53 @@ IMAGE_SIGNALS = frozenset(
     }
 )  # fmt: skip
 
-# Signals that are cosines with the visual prototype, of neighbouring states: a pass computes both at once.
+# Cosines of adjacent states with the visual prototype: a pass computes both at once.
 PROTOTYPE_SIGNALS = frozenset({"similarity", "predicting_similarity"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signals:
-    """What a shaping may look at. Optional signals are there when the shaping declares them."""
+    """Inputs of a shaping. Optional signals are present if the shaping declares them."""
 
     response_mask: Tensor
-    """The policy's own tokens: no padding, no tool output; bool (B, T)."""
+    """Tokens that the policy sampled: no padding, no tool output; bool (B, T)."""
     group_ids: Tensor
-    """Rollouts of one draw of one prompt share a number; int64 (B,)."""
+    """Rollouts of one sample of one prompt share a number; int64 (B,)."""
     visual_rows: Tensor
     """Rows with a visual token in their prompt; bool (B,)."""
     similarity: Tensor | None = None
     """Cosine with the prompt's visual prototype (Eq. 3) of the state after reading each token; (B, T)."""
     predicting_similarity: Tensor | None = None
-    """The same of the state that predicts each token; (B, T)."""
+    """The same for the state that predicts each token; (B, T)."""
     layer_similarity: Tensor | None = None
     """Cosine with a visual token, averaged over the visual tokens and over all layers; (B, T)."""
     entropy: Tensor | None = None
     """Entropy of the policy's full softmax at each token, detached, in nats; (B, T)."""
     log_probs: Tensor | None = None
-    """Log-probability of each token under the policy that wrote it, detached; (B, T)."""
+    """Log-probability of each token under the policy that sampled it, detached; (B, T)."""
     corrupted_log_probs: Tensor | None = None
-    """The same with half of the patches of the images black; (B, T)."""
+    """The same with half of the image patches black; (B, T)."""
     text_only_log_probs: Tensor | None = None
-    """The same without the images, the text of the prompt alone; (B, T)."""
+    """The same with the prompt text only, without images; (B, T)."""
     progress: Tensor | None = None
     """Share of the training's steps that are done, in [0, 1], equal in all rows; (B,)."""
     text_only_accuracy: Tensor | None = None
-    """Share of right answers to the prompt without its images, in [0, 1], equal in the rows of a prompt; (B,)."""
+    """Share of correct answers to the prompt without its images, in [0, 1], equal in the rows of a prompt; (B,)."""
     chance: Tensor | None = None
-    """Probability of guessing the right answer: 1 / options in multiple choice, else 0; (B,)."""
+    """Probability of guessing the correct answer: 1 / options in multiple choice, else 0; (B,)."""
     stratum: Tensor | None = None
     """Number of each row's stratum in `Shaping.strata`; int64 (B,)."""
 
     @property
     def scored_mask(self) -> Tensor:
-        """Tokens that a shaping by images can judge: the policy's own, in rows with an image; bool (B, T)."""
+        """Tokens that image-based shapings can score: those that the policy sampled, in rows with an image; bool (B,
+        T)."""
         return self.response_mask & self.visual_rows[:, None]
 
 
 @dataclass(frozen=True)
 class Shaped:
-    """What a shaping returns."""
+    """The result of a shaping."""
 
     advantages: Tensor
     """(B, T)"""
@@ -104,20 +105,20 @@ class Shaping(ABC):
     @property
     @abstractmethod
     def scope(self) -> Scope:
-        """What a rollout's result depends on: itself alone, its group, or the whole rollout batch."""
+        """What a rollout's result depends on: only itself, its group, or the complete rollout batch."""
 
     @property
     def stratum_column(self) -> str | None:
-        """The column of the data set whose values divide the rollouts into strata."""
+        """The column of the dataset whose values divide the rollouts into strata."""
         return None
 
     @property
     def blind_rollouts(self) -> int:
-        """Rollouts without images for each prompt, from which `Signals.text_only_accuracy` is taken."""
+        """Number of rollouts without images per prompt, for `Signals.text_only_accuracy`."""
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What the shaping carries from one batch to the next, of numbers and text; saved in every checkpoint."""
+        """State that the shaping carries between batches, numbers and text; saved in every checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -128,7 +129,7 @@ class Shaping(ABC):
     def shape(self, advantages: Tensor, signals: Signals) -> Shaped:
         """Shape the group-relative advantages (B,). No gradient may flow through the result.
 
-        A shaping whose scope is "batch" may keep a state: its host hands it each rollout batch exactly once.
+        A shaping whose scope is "batch" may keep a state: its host passes each rollout batch exactly once.
         """
 
 

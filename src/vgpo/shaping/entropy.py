@@ -1,6 +1,6 @@
 """Advantages with a bonus for entropy (Cheng et al., arXiv 2506.14758): more credit where the policy hesitates.
 
-Images play no part in it: rows without one are shaped like all others.
+It does not use images: rows without one are shaped like all others.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class EntropySettings:
     entropy_weight: float = 0.4
     """alpha >= 0, the bonus for each nat of entropy; 0 is the base algorithm."""
     bonus_divisor: float = 2.0
-    """kappa > 1: the bonus is |A| / kappa at the most, so that no advantage changes its sign."""
+    """kappa > 1: the bonus is at most |A| / kappa, so that no advantage changes its sign."""
 
     def __post_init__(self) -> None:
         check_number("entropy_weight", self.entropy_weight, low=0, low_included=True)
@@ -65,7 +65,7 @@ class EntropyShaping(Shaping):
         assert signals.entropy is not None
         shaped = entropy_advantages(advantages, signals.entropy, signals.response_mask, self.settings)
         base = advantages[:, None].expand_as(shaped)
-        factor = torch.where(base == 0, 1, shaped / base)  # for the records; 0 / 0 where there is no advantage
+        factor = torch.where(base == 0, 1, shaped / base)  # for the records; 0 / 0 for zero advantages
         has_advantage = signals.response_mask & (base != 0)
         statistics = {SHAPING_TOKEN_FACTOR_SPREAD: mean_abs_deviation_from_one(factor, has_advantage)}
         return Shaped(shaped, {"token_factor": factor}, statistics)

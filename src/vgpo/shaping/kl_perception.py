@@ -1,13 +1,13 @@
 """Visually-Perceptive Policy Optimization, VPPO (arXiv 2510.09285): credit for tokens that depend on the image.
 
-What the paper leaves open, and what holds here:
+Where the paper leaves details open, this implementation defines:
 
 1. Equation 3 is a divergence over the vocabulary; as in the paper's experiments it is estimated at the sampled token.
-2. Of tokens with the same dependency the earlier ones are kept, so that exactly ceil(k T) of a response are.
-3. Rollout factors are scaled over the whole rollout batch ("within batch", Algorithm 1), whatever its division into
-   micro-batches and processes. Where all rollouts depend on their images alike, all factors are 1.
-4. A row without an image cannot be scored: its tokens keep the advantage of the base algorithm in full, and it takes
-   no part in the scaling of the others.
+2. Among tokens with equal dependency the earlier ones are kept, so that exactly ceil(k T) tokens of a response remain.
+3. Rollout factors are scaled over the complete rollout batch ("within batch", Algorithm 1), independent of its split
+into micro-batches and processes. If all rollouts depend on their images equally, all factors are 1.
+4. A row without an image cannot be scored: its tokens keep the advantage of the base algorithm, and it is excluded
+from the scaling of the others.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def pivotal_tokens(dependency: Tensor, scored_mask: Tensor, keep_ratio: float) -
 def dependency_factor(dependency: Tensor, scored_mask: Tensor, least_factor: float) -> Tensor:
     """Rollout factors alpha_i = b_min + (b_max - b_min) minmax(mean_t s_it), b_max such that they average 1. Eq. (5).
 
-    (B, T) of a whole rollout batch, bool (B, T) -> (B,), 1 where no token of a row is scored.
+    (B, T) of a complete rollout batch, bool (B, T) -> (B,), 1 where no token of a row is scored.
     """
     takes_part = scored_mask.any(dim=1)
     mean = dependency.sum(dim=1) / scored_mask.sum(dim=1).clamp(min=1)
@@ -89,7 +89,7 @@ class KLPerceptionShaping(Shaping):
 
     @property
     def signals(self) -> frozenset[str]:
-        # With both grains off every factor is 1: nothing to look at.
+        # With both levels off every factor is 1: no signals needed.
         both = {"log_probs", "corrupted_log_probs"}
         return frozenset(both if self.settings.intra or self.settings.inter else ())
 

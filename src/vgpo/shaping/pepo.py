@@ -1,6 +1,7 @@
-"""Perception-Exploration Policy Optimization, PEPO (arXiv 2603.22847): look at the image, and hesitate, for credit.
+"""Perception-Exploration Policy Optimization, PEPO (arXiv 2603.22847): credit for similarity to the image, gated by
+entropy.
 
-What the paper leaves open, and what holds here:
+Where the paper leaves details open, this implementation defines:
 
 1. Hidden states are those at a token's own position, the last layer's after the final norm.
 2. Where the visual similarity, or the entropy, is the same at all tokens of a response, its scaled value is 0.
@@ -32,7 +33,7 @@ class PEPOSettings:
     softmax_temperature: float = 1.0
     """Divides the gated similarity > 0. The paper has none; the authors' training scripts set 1.8."""
     gradual: bool = True
-    """Let the weights grow in from 1 (lambda = share of training done), or apply them in full from the start."""
+    """Ramp the weights up from 1 (lambda = share of training done), or apply them fully from the start."""
 
     def __post_init__(self) -> None:
         check_number("gate_weight", self.gate_weight, low=0, high=1, low_included=True)

@@ -1,11 +1,11 @@
 """Perception-Grounded Policy Optimization, PGPO (arXiv 2604.01840): advantages moved to tokens that need the image.
 
-What the paper leaves open, and what holds here:
+Where the paper leaves details open, this implementation defines:
 
 1. The divergence between the policy with the images and with the text alone is estimated at the sampled token.
    "Text alone" is a prompt without its image tokens.
-2. The threshold tau stands on the scaled score itself, and the weights of a response add up to its number of tokens.
-3. Where all tokens of a response depend on the images alike, and in rows without an image, all weights are 1.
+2. The threshold tau applies to the scaled score itself, and the weights of a response add up to its number of tokens.
+3. If all tokens of a response depend on the images equally, and in rows without an image, all weights are 1.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class PGPOSettings:
     threshold: float = 0.4
     """tau in (0, 1), scaled dependency from which a token is amplified; below it, it is damped."""
     boost: float = 2.0
-    """beta >= 0, what the most dependent token has more than one at the threshold, before the weights are scaled."""
+    """beta >= 0, extra weight of the most dependent token relative to one at the threshold, before scaling."""
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold, low=0, high=1)

@@ -7,7 +7,7 @@ from vgpo.metric_names import FOCUS_GATE_RATE, SHAPING_ROLLOUT_FACTOR_SPREAD, SH
 from vgpo.ratio import Ratio
 from vgpo.shaping.base import Scope, Shaped, Shaping, Signals, broadcast_advantages, mean_abs_deviation_from_one
 
-# By the state whose similarity is the focus of a token.
+# Signal by the state that defines the focus of a token.
 SIGNAL_OF: dict[FocusState, str] = {"reading": "similarity", "predicting": "predicting_similarity"}
 
 
@@ -21,7 +21,7 @@ class VGPOShaping(Shaping):
 
     @property
     def signals(self) -> frozenset[str]:
-        # With both grains off every factor is 1: nothing to look at.
+        # With both levels off every factor is 1: no signals needed.
         return frozenset({SIGNAL_OF[self.settings.focus_state]} if self.settings.intra or self.settings.inter else ())
 
     @property

@@ -1,8 +1,8 @@
 """Decoding with the keys and values of a prompt kept once for all its rollouts.
 
-After a prompt is read, a cache holds its states once. Each rollout adds its own tokens to a buffer with room for more
-of them, and attends to both parts in one softmax. transformers' loop stays as it is: the layers of its cache are
-replaced, and its attention function while tokens are decoded.
+After the prefill, a cache holds the states of each prompt once. Each rollout appends its own tokens to a preallocated
+buffer, and attends to both parts in one softmax. transformers' loop is unchanged: the layers of its cache are
+replaced, and its attention function during decoding.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 from vgpo.focus import decoder_of
 from vgpo.shared_prompt.families import PROVEN
 
-FAMILIES = PROVEN  # whose rollouts the tests compare with those of repeated prompts
+FAMILIES = PROVEN  # families whose rollouts the tests compare with those of repeated prompts
 ATTENTION = "vgpo_prompts_once"  # the name of the attention function in transformers' tables
 STATES = "prompts_once"  # the keyword argument with which `PromptsOnce` reaches it
 KINDS = {DynamicLayer, LinearAttentionLayer}  # layers of a cache; a state of linear attention is one per rollout
@@ -30,7 +30,7 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class PromptOnceLayer(DynamicLayer):
-    """A layer of a cache that holds n prompts apart, and what their rollouts add in a buffer with room for more.
+    """A cache layer with separate states for n prompts, and a preallocated buffer for the tokens of their rollouts.
 
     Args:
         read: the layer after the prompts were read; its keys and values are (n, K, P, D).
@@ -43,7 +43,7 @@ class PromptOnceLayer(DynamicLayer):
         self.num_added = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add tokens of all rollouts, (n * G, K, t, D); returns what they have added so far, without the prompts."""
+        """Append tokens of all rollouts, (n * G, K, t, D); returns all appended states, without the prompts."""
         if self.prompt_keys is None:
             raise RuntimeError(
                 "A cache that generate() returned inside prefill_once() has been freed: start a new one."
@@ -82,7 +82,7 @@ def with_room(states: Tensor, room: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptsOnce:
-    """What decoding attends to.
+    """The states that decoding attends to.
 
     Args:
         cache: with a `PromptOnceLayer` for each layer of the decoder that attends.
@@ -96,7 +96,7 @@ class PromptsOnce:
 def repeat_prompts(
     generator: Any, cache: DynamicCache, rows: Tensor, attention_mask: Tensor | None
 ) -> PromptsOnce | None:
-    """Let a cache that has read n prompts serve all rollouts.
+    """Make a cache with n prompts serve all rollouts.
 
     Args:
         generator: the model that generates.
@@ -105,7 +105,7 @@ def repeat_prompts(
         attention_mask: of the prompts, (n, P).
 
     Returns:
-        What decoding attends to where the cache keeps each prompt once; None where it repeats them.
+        The states that decoding attends to if the cache keeps each prompt once; None if it repeats them.
     """
     once = can_keep_once(generator, cache, len(rows))
     for number, layer in enumerate(cache.layers):
@@ -122,7 +122,7 @@ def repeat_prompts(
 
 
 def can_keep_once(generator: Any, cache: DynamicCache, num_rows: int) -> bool:
-    """Whether decoding can attend to each prompt in one place, and that is cheaper than to repeat it."""
+    """Whether decoding can share each prompt's states, and that is cheaper than repeating them."""
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer]
     if generator.config.model_type not in FAMILIES or {type(layer) for layer in cache.layers} - KINDS or not layers:
         return False
@@ -162,7 +162,7 @@ def attend(
     own_out, own_total = part(own_query, key.to(dtype), value, None, scale)
     out = out.view(prompts, shared, *split[1::2], -1).transpose(1, 2)
     total = total.view(prompts, shared, *split[1::2]).transpose(1, 2)
-    share = torch.sigmoid(total - own_total.view(split)).to(dtype)  # of the prompt, in the whole softmax
+    share = torch.sigmoid(total - own_total.view(split)).to(dtype)  # of the prompt, in the full softmax
     return own_out.view(*split, -1).lerp(out, share.unsqueeze(-1)).reshape(rows, 1, -1, out.shape[-1])
 
 
@@ -224,7 +224,7 @@ def no_mask(*args: Any, **kwargs: Any) -> None:
 
 
 class AttentionSwitch:
-    """Lets the decoder of a model attend by `attend_once`, and by what its user chose before and after."""
+    """Switches a model's decoder to `attend_once`, and back to the user's choice."""
 
     def __init__(self) -> None:
         self._states: PromptsOnce | None = None

@@ -1,4 +1,4 @@
-"""Where sharing a prompt is known to be right."""
+"""Model families for which sharing a prompt is proven to be correct."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ PROVEN = (
     "qwen3_vl_moe",
     "smolvlm",
 )
-# Kinds of decoder layers whose states a prompt can hand on to its responses (`vgpo.shared_prompt.layers`).
+# Kinds of decoder layers whose states a prompt can pass on to its responses (`vgpo.shared_prompt.layers`).
 KNOWN_LAYERS = ("full_attention", "sliding_attention", *LINEAR_LAYERS)
 
 
@@ -57,7 +57,7 @@ def why_not_shared(model: nn.Module, *, measured: bool = False) -> str | None:
 
 
 def structural_obstacle(text: Mapping[str, Any]) -> str | None:
-    """What in the config of a text decoder makes a response see something else than its prompt and itself, in order.
+    """The setting in a text decoder's config that makes a response depend on more than its prompt and itself, or None.
 
     Args:
         text: the config's fields.

@@ -1,9 +1,9 @@
-"""A group's prompt is read once before its rollouts are sampled.
+"""Compute a group's prompt once before its rollouts are sampled.
 
 transformers' `generate` expands its inputs by `num_return_sequences` before it reads the prompt, so every decoder
-layer computes the prompt once per rollout. Here each prompt is read by one row, and what it leaves (its keys
-and values, and the logits of the first token) is repeated instead. Sampling is untouched: the rows, their order and
-the shape of every draw are those of prompts repeated beforehand.
+layer computes the prompt once per rollout. Here each prompt is computed in one row, and its results (keys and values,
+and the logits of the first token) are repeated instead. Sampling is unchanged: the rows, their order and the shape of
+every draw are those of prompts repeated beforehand.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from transformers.generation import GenerationMode
 
 from vgpo.shared_prompt.decoding import STATES, AttentionSwitch, repeat_prompts
 
-# What only the reading of a prompt needs; decoding would repeat it for every rollout.
+# Inputs that only the prefill needs; decoding would repeat them for every rollout.
 _IMAGES = ("mm_encoder_outputs", "pixel_", "image_", "video_")
 # Names under which `generate` hands its cache on: up to transformers 5.23, and from 5.24 on.
 _CACHE_NAMES = ("past_key_values", "cache")
@@ -34,7 +34,7 @@ _HOOKS = {
 
 
 class PrefillError(ValueError):
-    """`generate` cannot read each prompt once. Raised before a token is drawn: the call can be repeated without."""
+    """`generate` cannot compute each prompt once. Raised before sampling: the call can be repeated without sharing."""
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def prefill_once(model: nn.Module) -> Iterator[None]:
 
 
 def why_not_prefill_once(model: nn.Module, generation_config: GenerationConfig) -> str | None:
-    """Why prompts generated with this config have to be read once per rollout; None if `prefill_once` will do.
+    """Why prompts must be computed once per rollout with this config; None if `prefill_once` works.
 
     Args:
         model: the model that will generate, wrapped or not. Its own generation config fills what
@@ -160,7 +160,7 @@ def _why_not_hook(generator: GenerationMixin) -> str | None:
 
 
 def _why_not_sample(generator: GenerationMixin, config: GenerationConfig) -> str | None:
-    """What in a model or in its filled generation config needs every rollout's own reading of the prompt."""
+    """The setting of a model or its generation config that requires a separate prefill per rollout, or None."""
     mode = config.get_generation_mode()
     if generator.config.is_encoder_decoder:
         return f"{type(generator).__name__} is an encoder-decoder model, whose prompts are not in the decoder's cache"

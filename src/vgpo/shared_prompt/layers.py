@@ -1,4 +1,4 @@
-"""Cache layers that keep the autograd graph: what a prompt leaves in a decoder, and what its responses find there.
+"""Cache layers that keep the autograd graph: they record a prompt's states, and provide them to its responses.
 
 transformers' own layers write into buffers, or append to what they hold whenever they are called. Gradient
 checkpointing calls a decoder layer a second time in the backward pass. So the layers here are pure: a second call
@@ -19,7 +19,7 @@ LINEAR_LAYERS = ("linear_attention",)
 
 
 class PureLayer(CacheLayerMixin):
-    """What the layers here have in common with the keys and values of transformers."""
+    """Base of the cache layers in this module."""
 
     is_sliding = False
 
@@ -110,7 +110,7 @@ class PromptStateLayer(LinearAttentionCacheLayerMixin):
 
 
 class ResponseStateLayer(LinearAttentionCacheLayerMixin):
-    """Lets responses go on from the states that their prompts left in a layer of linear attention.
+    """Continues responses from the states of their prompts in a layer of linear attention.
 
     Args:
         states: of each prompt, (1, ...) each.
@@ -121,7 +121,7 @@ class ResponseStateLayer(LinearAttentionCacheLayerMixin):
         super().__init__()
         self.was_read = False
         self.has_previous_state = {0: True}
-        self.record_past = True  # else a row of one token would be written into the state, in place
+        self.record_past = True  # otherwise a row of one token would be written into the state, in place
         conv, recurrent = (rows_of(prompts, owners) for prompts in zip(*states, strict=True))
         self.conv_states, self.recurrent_states = {0: conv}, {0: recurrent}
 
@@ -150,7 +150,7 @@ def layer_kinds(text_config: PreTrainedConfig) -> list[str]:
 
 
 def prompt_cache(text_config: PreTrainedConfig) -> Cache:
-    """An empty cache, in which a pass over prompts leaves its states."""
+    """An empty cache that records the states of a pass over prompts."""
     kinds = layer_kinds(text_config)
     return Cache(layers=[PromptStateLayer() if kind in LINEAR_LAYERS else PromptLayer() for kind in kinds])
 
@@ -158,7 +158,7 @@ def prompt_cache(text_config: PreTrainedConfig) -> Cache:
 def response_cache(
     text_config: PreTrainedConfig, states: Sequence[Sequence[States]], owners: Sequence[int], length: int
 ) -> Cache:
-    """A cache from which a pass over responses goes on.
+    """A cache for a pass over responses, filled with the states of their prompts.
 
     Args:
         text_config: of the decoder.
@@ -174,7 +174,7 @@ def response_cache(
 
 
 def states_of_prompts(cache: Cache, lengths: Sequence[int]) -> list[list[States]]:
-    """What each of n prompts has left in a `prompt_cache`, layer by layer; (1, ...) each.
+    """The states of each of n prompts in a `prompt_cache`, layer by layer; (1, ...) each.
 
     Args:
         cache: after a pass over prompts that are padded on the left.
@@ -191,10 +191,10 @@ def states_of_prompts(cache: Cache, lengths: Sequence[int]) -> list[list[States]
 
 
 def check_all_read(cache: Cache) -> None:
-    """Every layer has asked the cache.
+    """Check that every layer has read the cache.
 
     Raises:
-        RuntimeError: one has not, so that responses did not see their prompt in it.
+        RuntimeError: a layer did not, so that responses did not attend to their prompt in it.
     """
     unread = [i for i, layer in enumerate(cache.layers) if not layer.was_read]
     if unread:

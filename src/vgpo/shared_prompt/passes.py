@@ -1,4 +1,4 @@
-"""Passes of a model that fill a cache of prompts, or go on from one, under any wrapper and gradient checkpointing."""
+"""Forward passes that fill a cache of prompts, or continue from one, with any wrapper and gradient checkpointing."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 class PromptPositions:
-    """Notes the position ids that a decoder gets for prompts, and passes on to the head what is enough for it."""
+    """Records the position ids of prompts, and passes only the needed hidden states to the head."""
 
     def __init__(self) -> None:
         self.next: Tensor | None = None  # position of the next token of each prompt, (n,)

@@ -1,9 +1,9 @@
-"""Prompts that are read once, and what their responses need of them, across the passes of an optimizer step.
+"""Prompts that are computed once, and their states for the responses, across the passes of an optimizer step.
 
 A pass reads prompts without their last token. What it leaves in each decoder layer becomes the prefix of passes over
 [last prompt token + response], in micro-batches of any size. Passes that are followed by others with the same prompt
-attend to detached copies, in which gradients add up. The last pass attends to the states themselves: its backward
-pass takes the sums along, and goes on through the prompt.
+attend to detached copies, in which gradients add up. The last pass attends to the states themselves: its backward pass
+adds these sums, and continues through the prompt.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from vgpo.shared_prompt.layers import States
 
 
 class Prompt(Protocol):
-    """What is shared; two prompts are the same if they are one object."""
+    """A shared prompt; two prompts are the same if they are one object."""
 
     @property
     def token_ids(self) -> list[int]: ...
@@ -29,7 +29,7 @@ Read = Callable[[list[Any]], list["Prefix"]]
 
 @dataclass(eq=False)
 class Prefix:
-    """What a pass over a prompt has left for its responses.
+    """The states of a prompt for its responses.
 
     Args:
         prompt: without its last token it is in the states.
@@ -126,10 +126,11 @@ class OpenPrompts:
         return prefix.detached() if detached else prefix.attached(self._waiting)
 
     def check_closed(self) -> None:
-        """Nothing is left open at the end of an optimizer step, after its last backward pass.
+        """Check that nothing is left open at the end of an optimizer step, after its last backward pass.
 
         Raises:
-            RuntimeError: a prompt is, or gradients of earlier passes were not taken along: they would be lost.
+            RuntimeError: a prompt is still open, or gradients of earlier passes were not propagated: they would be
+            lost.
         """
         if self._open or self._waiting:
             raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Whether rollouts of a prompt share it, in scoring and in generation; says why not, or raises where it must be."""
+"""Decide whether rollouts share their prompt, in scoring and in generation; logs why not, or raises if required."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ class PromptSharing:
     """Shared prompts of the models of a run.
 
     Args:
-        mode: 'auto' shares where that is exact, 'on' insists, 'off' never does.
+        mode: 'auto' shares if that is exact, 'on' requires it, 'off' disables it.
         models: those that score rollouts, wrapped or not.
         measured: whether a measurement decides for families that are not proven, see `why_not_shared`.
         reentrant: whether gradient checkpointing is reentrant.

@@ -1,4 +1,4 @@
-"""Scores of a study's runs on benchmarks: rows for a file, and a table of benchmarks by methods for each setting."""
+"""Benchmark scores of a study's runs: rows for a file, and a table of benchmarks by methods per setting."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ def write_benchmarks(out: Path, places: Sequence[RunKey]) -> tuple[dict[str, Pat
 
     Raises:
         EvaluationError: Two runs have different protocols.
-        RunFolderError: A file is broken, or the disk refused.
+        RunFolderError: A file is broken, or writing failed.
     """
     evaluated = [place for place in places if StudyRun(place.path).evaluation.scores_path.is_file()]
     if not evaluated:

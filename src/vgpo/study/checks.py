@@ -1,4 +1,4 @@
-"""What stops a study before its first run: the contents of its folder, and runs that would fail at their start."""
+"""Checks before the first run of a study: the contents of its folder, and runs that would fail at their start."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 from vgpo.checkpoints.store import file_entry
 from vgpo.data import template_text
 from vgpo.data.sources import name_and_split
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.adapters import Source, with_bases
 from vgpo.recipe.checks import examine_all, failures
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import read_mapping, with_current_names
 from vgpo.recipe.identity import digest, source_digest
 from vgpo.recipe.recipe import Recipe
-from vgpo.recipe.run_arguments import TOY_MODEL
 from vgpo.recipe.setup import Setup
 from vgpo.run.storage import read_object, to_json, write_file
 from vgpo.study.file import PlannedRun, Study, StudyError, differing, run_label
@@ -25,17 +25,18 @@ from vgpo.study.results import INITIAL
 from vgpo.study.suite import StudySuite, fields_not_taken, read_suite, suite_faults, suite_files
 
 INPUTS_FILE = "inputs.json"
-INPUTS_FILE_0_1 = "ground.json"  # what version 0.1 called it
-# What `vgpo train` looks at before it loads a model: alike for all methods of a setting, and for each by itself.
+INPUTS_FILE_0_1 = "ground.json"  # its name in version 0.1
+# Checks of `vgpo train` before it loads a model: common to all methods of a setting, and per method.
 OF_SETTING = ("versions", "processor", "data", "held-out data", "benchmarks", "batches", "rewards")
 OF_METHOD = ("processes", "generation", "reference model", "trackers", "packages")
 
 
 def check_runs_match(study: Study, out: Path) -> None:
-    """Whether the runs in the folder are of this study; those that it no longer names, or never began, are left alone.
+    """Check that the runs in the folder belong to this study; runs that it no longer names, or that never began, are
+    ignored.
 
     Raises:
-        StudyError: Some have other recipes, or were changed when they were done; names them and what differs.
+        StudyError: Some have other recipes, or were changed after they were done; names them and the differences.
     """
     faults = [
         f"  {one.path}: {fault}"
@@ -68,13 +69,13 @@ def fault_of(one: StudyRun, planned: PlannedRun, suite: StudySuite | None) -> st
 
 
 def check_inputs_unchanged(study: Study, out: Path) -> None:
-    """Whether start, data, benchmarks, template and rewards, as far as they lie on this machine, are those of the runs
-    that began.
+    """Check that start model, data, benchmarks, template and rewards on this machine are unchanged since the first
+    runs.
 
-    What is not there now is not compared, and stays known.
+    Missing files are not compared, and their digests are kept.
 
     Raises:
-        StudyError: Other files lie at their paths; names setting and field.
+        StudyError: Files at their paths have changed; names setting and field.
     """
     path = out / INPUTS_FILE
     recorded = next((read_object(found) for found in (path, out / INPUTS_FILE_0_1) if found.is_file()), {})
@@ -103,7 +104,7 @@ def check_inputs_unchanged(study: Study, out: Path) -> None:
 
 
 def input_digests(recipe: Recipe) -> dict[str, str]:
-    """Field -> SHA-256 of what is at its path, of the fields that all methods share and that name files."""
+    """Field -> SHA-256 of its file, for fields that all methods share and that name files."""
     run, model = recipe.run, str(recipe.model.model_name_or_path)
     sources = {"train_data": run.train_data, "eval_data": run.eval_data}
     paths = {name: Path(name_and_split(source)[0]).expanduser() for name, source in sources.items() if source}
@@ -124,7 +125,7 @@ def suite_digests(suite: StudySuite) -> dict[str, str]:
 
 
 def bases_of(model: str) -> list[Path]:
-    """The bases of an adapter in a folder, the nearest first; where one is lost, the start of a run says so."""
+    """The bases of an adapter in a folder, nearest first; a missing one is reported at the start of a run."""
     with suppress(RecipeError):
         chain = with_bases(Source(model), trust_remote_code=False) if Path(model).is_dir() else []
         return [Path(base.name) for base in chain[1:]]
@@ -132,7 +133,7 @@ def bases_of(model: str) -> list[Path]:
 
 
 def digest_of(path: Path) -> str:
-    """Of a file's bytes, or of names and bytes of all files in a folder."""
+    """Digest of a file, or of names and contents of all files in a folder."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     lines = [f"{file.relative_to(path)} {file_entry(file)['sha256']}" for file in files]
     return digest("\n".join(lines))
@@ -141,16 +142,16 @@ def digest_of(path: Path) -> str:
 def check_runs_can_start(
     study: Study, todo: Sequence[PlannedRun], written: Mapping[str, Mapping[str, Any]], out: Path
 ) -> None:
-    """Whether the runs can begin: what each would find for itself, one after the other, before it loads a model.
+    """Check that the runs can start, with the checks of each run before it loads a model.
 
     Args:
         study: Which they are of.
         todo: The runs to make.
-        written: By setting, the fields whose data lie in files of the study.
+        written: By setting, the fields whose data are files of the study.
         out: Its folder.
 
     Raises:
-        StudyError: Some cannot; names every fault, and where it is.
+        StudyError: Some cannot start; names every fault and its place.
     """
     recipes = {(planned.setting, planned.method): study.recipes[planned.setting, planned.method] for planned in todo}
     places: dict[str, list[str]] = {}
@@ -177,4 +178,4 @@ def check_runs_can_start(
             f"  {first}{f' (and {len(others)} more)' if others else ''}: {fault}"
             for fault, (first, *others) in places.items()
         )
-        raise StudyError(f"{study.path}: nothing was started, for these runs could not begin:\n{listed}")
+        raise StudyError(f"{study.path}: no run was started because these would fail:\n{listed}")

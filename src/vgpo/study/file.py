@@ -22,7 +22,7 @@ from vgpo.text import did_you_mean
 RECIPE, LAUNCH, SUITE, HELD_OUT = "recipe", "launch", "suite", "held_out_sets"
 KEYS = (RECIPE, LAUNCH, SUITE, HELD_OUT, "base", "seeds", "common", "methods", "settings", "comparisons")
 KEYS_OF_COMPARISON = ("question", "base", "methods", "seeds", "settings")
-MAX_METHODS = 8  # in a comparison: more lines than that cannot be distinguished
+MAX_METHODS = 8  # per comparison: more lines cannot be distinguished
 MAX_SEED = 2**32  # NumPy takes no larger one
 ONLY_SETTING = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")  # is a folder's name too
@@ -32,12 +32,12 @@ SET_BY_STUDY = {
     "seed": "list the seeds under 'seeds'",
     "data_seed": "the order of the data follows the seed of a run",
     "run_dir": "each run has a folder in that of --out",
-    "resume": "runs are always gone on with",
+    "resume": "interrupted runs are always resumed",
     "allow_changes": "a study is made of equal runs",
-    "evaluate_before": "the start model is looked at once for each setting",
+    "evaluate_before": "the start model is evaluated once per setting",
 }
-# What all methods of a setting share: start, data and their order, length of training, questions, how they are
-# answered, and what an answer is worth.
+# Fields that all methods of a setting share: start model, data and their order, length of training, questions,
+# decoding and rewards.
 CONTROLLED_FIELDS = (
     "model_name_or_path", "model_revision", "dtype", "use_peft", "freeze", "lora_", "load_in_", "train_data",
     "train_format", "eval_data", "eval_format", "eval_limit", "eval_suite", "columns", "eval_columns",
@@ -63,7 +63,7 @@ class PlannedRun:
         method: Name of the method, or `INITIAL` for the model before training.
         seed: Seed of the run.
         values: All fields of its recipe, the seed included.
-        max_steps: Optimiser steps, None where the recipe counts epochs.
+        max_steps: Optimizer steps, None where the recipe counts epochs.
         launch: Words before `-m vgpo.cli train` that start its training in several processes; none for one process.
         held_out_sets: By name, further sets on which the trained model is evaluated, as in `eval_data`.
     """
@@ -144,7 +144,7 @@ def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[s
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """The file's keys, each there and of its form; what may be left out is filled in.
+    """The validated keys of the file, with defaults filled in.
 
     Under `recipes`, `launches` and `sets` is the recipe of each setting, how its runs are started, and on which
     further sets they are evaluated.
@@ -201,7 +201,7 @@ def read_launch(command: Any, where: str) -> tuple[str, ...]:
         return ()
     try:
         words = tuple(shlex.split(command)) if isinstance(command, str) else ()
-    except ValueError:  # a quote that is never closed
+    except ValueError:  # an unclosed quote
         words = ()
     if not words:
         raise StudyError(f"{where} is {command!r}, expected a command such as 'accelerate launch --config_file FILE'")
@@ -218,7 +218,7 @@ def check_seeds(seeds: Any, where: str) -> None:
     if not whole or not seeds:
         raise StudyError(f"{where} is {seeds!r}, expected a list of whole numbers such as [0, 1, 2, 3, 4], below 2^32")
     if len(set(seeds)) < len(seeds):
-        raise StudyError(f"{where} names one twice ({seeds}); a run more of the same seed is no evidence")
+        raise StudyError(f"{where} names one twice ({seeds}); another run with the same seed is not evidence")
 
 
 def check_names(names: list[Any], where: str) -> None:
@@ -232,7 +232,7 @@ def check_names(names: list[Any], where: str) -> None:
 
 
 def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:
-    """What the file compares; without a word about it, all methods with `base`."""
+    """The comparisons of the file; by default, all methods with `base`."""
     given = values.get("comparisons")
     if not given:
         return [read_comparison(path.stem, {"base": values.get("base")}, values, str(path))]
@@ -257,7 +257,7 @@ def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:
 
 
 def read_comparison(name: str, keys: Mapping[str, Any], values: Mapping[str, Any], where: str) -> Comparison:
-    """One comparison; of methods, seeds and settings that it does not name it takes all."""
+    """One comparison; methods, seeds and settings default to all."""
     base, question = keys.get("base"), keys.get("question")
     if base is None:
         raise StudyError(f"{where}: base is missing: name the method that the others are compared with")
@@ -287,7 +287,7 @@ def check_known(name: Any, names: Collection[str], where: str) -> None:
 
 
 def check_overrides(values: Mapping[str, Any], recipes: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Whether every override is a recipe's field, is the study's to set, and leaves runs that can be compared.
+    """Check that every override is a recipe field that a study may set, and keeps runs comparable.
 
     recipes: of `fields_of_recipes`.
     """
@@ -324,7 +324,7 @@ def check_fields(values: Mapping[str, Any], where: str) -> None:
 
 
 def check_distinct(parts: Mapping[str, Mapping[str, Any]], where: str, ground: Mapping[str, Any]) -> None:
-    """Two names for one thing, in the fields that are written out; a default that is written out hides it."""
+    """Reject two names with identical fields; an explicit default value hides a duplicate."""
     seen: dict[str, str] = {}
     for name, overrides in parts.items():
         content = yaml.safe_dump({**ground, **overrides})
@@ -353,7 +353,7 @@ def fields_by_place(
 
 
 def run_label(setting: str, method: str) -> str:
-    """A place in the study, for messages."""
+    """The label of a run, for messages."""
     return f"setting {setting}, " + (INITIAL if method == INITIAL else f"method {method}")
 
 
@@ -389,7 +389,7 @@ def plan(
 
 
 def max_steps(recipe: Recipe) -> int | None:
-    """Optimiser steps, None where a recipe counts epochs."""
+    """Optimizer steps, None where a recipe counts epochs."""
     return recipe.config.max_steps if recipe.config.max_steps > 0 else None
 
 
@@ -402,7 +402,7 @@ def read_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def check_comparable(recipe: Recipe, where: str) -> None:
-    """Whether there is what methods are compared by: held-out questions, and training accuracy."""
+    """Check that methods can be compared: held-out questions and training accuracy exist."""
     if recipe.run.eval_data is None:
         raise StudyError(f"{where}: eval_data is missing; a comparison needs held-out questions")
     accuracy = recipe.accuracy_reward

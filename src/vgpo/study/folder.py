@@ -1,4 +1,4 @@
-"""The folder of one run of a study: a run folder with its recipe, a probe and an evaluation, and a seal."""
+"""The folder of one run of a study: a run folder with its recipe, grounding measurements, evaluation and seal."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ USAGE = "usage.json"
 SUITE = "suite.yaml"
 HELD_OUT = "held_out_sets.yaml"
 EVALUATION = "suite"
-# What tables and curves are made of.
+# Files from which tables and curves are computed.
 SEALED = (
     RECIPE, PROBE, USAGE, "metrics.jsonl", "evaluation.json", "environment.json", SUITE, HELD_OUT,
     f"{EVALUATION}/scores.json",
@@ -26,7 +26,7 @@ SEALED = (
 class StudyRun:
     """The files of one run. It is done once it is sealed: `done.json`, written last, holds the SHA-256 of the rest.
 
-    A run that is done cannot be resumed: its checkpoints but the last are gone.
+    A run that is done cannot be resumed: all checkpoints except the last are deleted.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class StudyRun:
 
     @property
     def suite_path(self) -> Path:
-        """What the run is evaluated on; missing where the study has no suite."""
+        """The benchmarks of the run; missing if the study has no suite."""
         return self.path / SUITE
 
     @property
@@ -73,9 +73,7 @@ class StudyRun:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is something of it: its training began, which writes `config.yaml`, its model was evaluated,
-        or it is done.
-        """
+        """Whether the run has begun: its training wrote `config.yaml`, its model was evaluated, or it is done."""
         return (self.path / "config.yaml").is_file() or self.folder.evaluation_path.is_file() or self.is_done
 
     @property
@@ -84,10 +82,10 @@ class StudyRun:
         return "after" in (self.folder.read_evaluation() or {}) and self.final_path.is_dir()
 
     def seal(self) -> None:
-        """Mark the run as done; its last act.
+        """Mark the run as done; the last step of a run.
 
         Raises:
-            RunFolderError: The disk refused.
+            RunFolderError: Writing failed.
         """
         write_file(self.path / SEAL, to_json({"files": self._digests()}, indent=2) + b"\n")
 
@@ -100,7 +98,7 @@ class StudyRun:
         return (self.path / SEAL).is_file()
 
     def changed_files(self) -> list[str]:
-        """Of a run that is done, the files that are not what they were when it was sealed.
+        """The files of a done run that have changed since it was sealed.
 
         Raises:
             RunFolderError: The seal cannot be read.

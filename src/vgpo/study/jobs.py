@@ -1,4 +1,4 @@
-"""The runs of a study at work: each a process of its own, so many at a time, each on a device of its own."""
+"""Execute the runs of a study: one process per run, `jobs` at a time, each on its own device."""
 
 import os
 import shlex
@@ -20,7 +20,7 @@ from vgpo.run.storage import last_complete_line, parse_object
 from vgpo.study.file import PlannedRun, Study, write_recipe
 from vgpo.study.folder import StudyRun
 from vgpo.study.suite import StudySuite
-from vgpo.terminal import say
+from vgpo.terminal import draws_bars, say
 
 POLL_SECONDS = 0.5
 INTERRUPTED = 128 + signal.SIGINT
@@ -28,18 +28,18 @@ INTERRUPTED = 128 + signal.SIGINT
 
 @dataclass
 class Child:
-    """A run at work."""
+    """A running process of a run."""
 
     run: PlannedRun
     files: StudyRun
     process: subprocess.Popen[bytes]
     started: float
-    slot: int  # 0 to jobs - 1, which no other run at work has
+    slot: int  # 0 to jobs - 1, unique among active runs
 
 
 @dataclass
 class Outcomes:
-    """What came of the runs that were not done: failed ones with their exit status, and the status of a stop."""
+    """Outcomes of the runs: failed ones with their exit status, and the status of a stop."""
 
     failed: list[tuple[PlannedRun, int]] = field(default_factory=list)
     stopped: int | None = None
@@ -47,17 +47,17 @@ class Outcomes:
 
 @dataclass
 class Workers:
-    """Processes that share the machine, and what came of those that have ended.
+    """Processes that share the machine, and the outcomes of those that have ended.
 
     Attributes:
         out: Folder of the study.
         written: By setting, fields of the recipe that name files of the study.
-        jobs: How many run at a time.
-        lock: Descriptor that they hold as long as they live.
+        jobs: Number of concurrent runs.
+        lock: Descriptor that they hold until they end.
         console: Where their progress is printed.
         suite: What each is evaluated on after its training, if anything.
         sets: By setting and name, further held-out sets that are files of the study.
-        active: Those at work.
+        active: Running processes.
         outcomes: Of those that have ended.
     """
 
@@ -72,7 +72,7 @@ class Workers:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
     def run_all(self, todo: Sequence[PlannedRun]) -> Outcomes:
-        """Keep `jobs` runs at work until all have ended; one that fails does not stop the others."""
+        """Keep `jobs` runs active until all have ended; a failed run does not stop the others."""
         waiting = list(todo)
         with terminable(), progress_bar(self.console) as bar:
             task = bar.add_task("all runs", total=len(todo))
@@ -87,19 +87,19 @@ class Workers:
                     bar.update(task, completed=ended + under_way, description=names or "all runs")
             except (KeyboardInterrupt, SystemExit) as stop:
                 self.outcomes.stopped = stop.code if isinstance(stop, SystemExit) else INTERRUPTED  # type: ignore[assignment]
-                say(self.console, "stopping: the runs at work save their step; another signal ends them at once")
+                say(self.console, "stopping: active runs save their step; another signal ends them immediately")
             finally:
                 end_all(self.active)
         return self.outcomes
 
     def launch_some(self, waiting: list[PlannedRun]) -> None:
-        """Give each free slot the first of those that wait."""
+        """Start the next waiting run in each free slot."""
         free = sorted(set(range(self.jobs)) - {child.slot for child in self.active})
         for slot in free[: len(waiting)]:
             self.active.append(self.launch(waiting.pop(0), slot))
 
     def launch(self, planned: PlannedRun, slot: int) -> Child:
-        """Start a run on the device of its slot; what it prints goes to its log."""
+        """Start a run on the device of its slot, with its output in its log."""
         folder = folder_of(self.out, planned)
         folder.path.mkdir(parents=True, exist_ok=True)
         write_recipe(folder.recipe_path, planned.values)  # over that of a run that never began
@@ -117,12 +117,12 @@ class Workers:
                 stderr=subprocess.STDOUT,
                 env=environment_of(slot, self.jobs, all_devices=bool(planned.launch)),
                 pass_fds=(self.lock,),
-                start_new_session=True,  # Ctrl-C comes to us, and we tell them
+                start_new_session=True,  # Ctrl-C reaches this process, which forwards it
             )
         return Child(planned, folder, process, time.monotonic(), slot)
 
     def collect(self) -> None:
-        """Take the runs that have ended off the list, and say what came of them."""
+        """Remove ended runs from the list, and print their outcomes."""
         for child in [child for child in self.active if child.process.poll() is not None]:
             self.active.remove(child)
             status, seconds = child.process.returncode, time.monotonic() - child.started
@@ -153,7 +153,7 @@ def command_of(planned: PlannedRun, folder: StudyRun, jobs: int) -> list[str]:
 
 
 def environment_of(slot: int, jobs: int, *, all_devices: bool = False) -> dict[str, str]:
-    """A share of the cores, and one GPU: of several, a run of one process would give each a part of its batch."""
+    """A share of the cores, and one GPU: with several, a single-process run would split its batches over them."""
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     devices = [] if all_devices else visible_gpus()
     device = {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {}
@@ -161,7 +161,7 @@ def environment_of(slot: int, jobs: int, *, all_devices: bool = False) -> dict[s
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the GPUs that may be used, none where there is none."""
+    """Names of the visible GPUs in CUDA_VISIBLE_DEVICES; empty if there are none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
 
@@ -176,7 +176,7 @@ def share_done(child: Child) -> float:
 
 
 def end_all(active: Sequence[Child]) -> None:
-    """Let the runs at work finish their step and save; another signal in the meantime ends them at once."""
+    """Let active runs finish and save their step; another signal ends them immediately."""
     for child in active:
         child.process.terminate()
     try:
@@ -211,6 +211,7 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        # The runs so far say how long the rest takes, not the last half minute.
+        disable=not draws_bars(console),
+        # Estimate the remaining time from all runs so far, not from the last half minute.
         speed_estimate_period=86_400,
     )

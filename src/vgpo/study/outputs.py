@@ -1,4 +1,4 @@
-"""A study on the terminal and on the disk: tables, rows as CSV and JSON, and the page."""
+"""Outputs of a study: terminal tables, rows as CSV and JSON, and the page."""
 
 import csv
 import io
@@ -21,13 +21,13 @@ Cells = tuple[list[str], list[list[str]]]
 
 
 def write_outputs(out: Path, data: Mapping[str, Any]) -> dict[str, Path]:
-    """Write everything that is made of `vgpo.study.results.study_data`'s dict; each file whole or not at all.
+    """Write all outputs of the dict from `vgpo.study.results.study_data`; each file atomically.
 
     Returns:
         What each file is -> its path.
 
     Raises:
-        RunFolderError: The disk refused.
+        RunFolderError: Writing failed.
     """
     files = {
         "table": (out / "table.md", markdown(data)),
@@ -43,7 +43,7 @@ def write_outputs(out: Path, data: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a row, all columns, numbers to six digits; empty where there is no figure."""
+    """One line per row with all columns, numbers with six digits; empty for missing values."""
     names = dict.fromkeys(name for row in rows for name in row)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -70,7 +70,7 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def questions(comparison: Mapping[str, Any]) -> list[str]:
-    """What a comparison asks, and what its seeds allow to answer."""
+    """The question of a comparison, and what its seeds can show."""
     seeds = comparison["seeds"]
     limits = (
         f"Base {escaped(comparison['base'])}; seeds {', '.join(map(str, seeds))}, with which p cannot be below "
@@ -80,7 +80,7 @@ def questions(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_cells(setting: Mapping[str, Any], num_seeds: int) -> Cells:
-    """The first table of a setting: does it help, and what does it cost?"""
+    """The first table of a setting: accuracy and cost."""
     head = ["method", "seeds", "held-out, %", "difference, points", "p", "learning, points", "p", "steps", "step time",
             "CPU time", "tokens", "memory", "roughness"]  # fmt: skip
     rows = []
@@ -140,7 +140,7 @@ def interval(found: Mapping[str, Any] | None, digits: int, factor: float = 1, *,
 
 
 def missing_note(setting: Mapping[str, Any]) -> str:
-    """Which runs the tables of a setting do without."""
+    """The missing runs of a setting."""
     parts = [f"{escaped(one['method'])} (seed {', '.join(map(str, one['seeds']))})" for one in setting["missing"]]
     return f"Not done: {'; '.join(parts)}."
 
@@ -151,7 +151,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that stays within its cell."""
+    """Text escaped for a table cell."""
     return visible(text).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 

@@ -1,4 +1,4 @@
-"""What a study found: a flat row for each run, and all that its table and its page show as one JSON-able dict."""
+"""Results of a study: a flat row per run, and the content of its tables and page as one JSON-serialisable dict."""
 
 import itertools
 import math
@@ -55,7 +55,7 @@ CURVES = (
         metric(SHAPING_TOKEN_FACTOR_SPREAD),
     ),
 )  # fmt: skip
-# Columns of the steps that have no chart: what a method did, and at what cost. The run folders can then be deleted.
+# Step columns without a chart: effects and costs of a method, stored so that the run folders can be deleted.
 STEP_COLUMNS = {
     "tokens": metric("num_tokens"),
     "positive_mass": metric(SHAPING_POSITIVE_MASS),
@@ -63,11 +63,11 @@ STEP_COLUMNS = {
     "compensation": metric(ADAPTIVE_COMPENSATION),
     "text_only_accuracy": metric(ADAPTIVE_TEXT_ONLY_ACCURACY),
 }
-# Column -> what `evaluation.json` calls it.
+# Column -> name in `evaluation.json`.
 EVALUATION_COLUMNS = {
     "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high", "num_questions": "num_questions",
 }  # fmt: skip
-# Columns that the start model has not.
+# Columns that do not exist for the start model.
 TRAINING_COLUMNS = (
     "steps", "training_accuracy", "mean_training_accuracy", "roughness", "tokens", "step_time", "cpu_seconds",
     "peak_memory_bytes", "memory_of", "jobs", "commit", "dirty",
@@ -84,7 +84,7 @@ class GroundingColumn:
     factor: float
 
 
-# Visual grounding: what is left without the image, and focus along the response.
+# Visual grounding: accuracy without the image, and focus along the response.
 GROUNDING_COLUMNS = (
     GroundingColumn("accuracy_true", "true image, %", 1, 100),
     GroundingColumn("accuracy_blank", "black image, %", 1, 100),
@@ -103,7 +103,7 @@ def grounding_columns(rows: Sequence[Row]) -> list[GroundingColumn]:
     return [*GROUNDING_COLUMNS, *(GroundingColumn(name, f"{name.removeprefix(prefix)}, %", 1, 100) for name in sets)]
 
 
-# How the figures of the two tables are made.
+# How the figures of the two tables are computed.
 NOTES = {
     "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
     "rather too narrow with few of them. Difference: mean over seeds of the method’s held-out accuracy less the "
@@ -137,11 +137,11 @@ class RunKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Which runs stand side by side, and beside which of them the others are measured.
+    """The runs that are compared, and their baseline.
 
     Attributes:
         name: Of the comparison.
-        question: What it is made to find out, a sentence, or None.
+        question: The question that it answers, a sentence, or None.
         base: The method that the others are compared with, one of `methods`.
         methods, seeds, settings: Names and numbers in the order in which they are shown.
     """
@@ -226,10 +226,10 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
         dict, JSON-able:
         `version`, `name`, `rows` (a flat dict for each run), `curves` (one for each of its steps), `commits` (all that
         occur), `cautions` (sentences), and `comparisons`, for each the fields of a `Comparison`, of which `settings`
-        is a list of dicts: `name`; `columns`, those of the second table as of `GroundingColumn`; `start`, the row of
+        is a list of dicts: `name`; `columns`, those of the second table as in `GroundingColumn`; `start`, the row of
         the start model or None; `target`, the base's final training accuracy; `missing`, methods with the seeds that
-        are not done; `methods`, see `method_summary`; `charts`, as
-        of `vgpo.report.report_data` with `low` and `high` in each series and `run` a method's number.
+        are not done; `methods`, see `method_summary`; `charts`, as in `vgpo.report.report_data`, with `low` and `high`
+        in each series and `run` a method's number.
     """
     results = {(place.setting, place.method, place.seed): read_result(place) for place in places}
     rows = [result.row for result in results.values()]
@@ -248,7 +248,7 @@ def study_data(places: Sequence[RunKey], comparisons: Sequence[Comparison], *, n
 
 
 def cautions(rows: Sequence[Row]) -> list[str]:
-    """What makes figures of these runs hard to compare."""
+    """Reasons why figures of these runs are hard to compare."""
     trained = [row for row in rows if row["method"] != INITIAL]
     found = []
     if len({row["commit"] for row in trained}) > 1:
@@ -267,7 +267,7 @@ def cautions(rows: Sequence[Row]) -> list[str]:
 
 
 def roughness(values: Sequence[float]) -> float | None:
-    """Noise of a curve from step to step: the root mean square of its differences, over the root of 2.
+    """Step-to-step noise of a curve: the root mean square of its differences, divided by the root of 2.
 
     It is the standard deviation of independent noise around a slow curve; None for fewer than two values.
     """
@@ -276,7 +276,7 @@ def roughness(values: Sequence[float]) -> float | None:
 
 
 def curve_rows(result: Result) -> list[Row]:
-    """What the curves are made of: a flat dict for each step of a run."""
+    """Rows of the curves: a flat dict per step of a run."""
     place = {name: result.row[name] for name in ("setting", "method", "seed")}
     readers = {**{chart.id: chart.read for chart in CURVES}, **STEP_COLUMNS}
     return [
@@ -324,7 +324,7 @@ def describe_setting(
 
 
 def steps_to_target(runs: Mapping[int, Result], target: float | None) -> list[int]:
-    """When the runs get there, of those that do."""
+    """The steps at which runs reach the target."""
     if target is None:
         return []
     found = [result.series(training_accuracy) for result in runs.values()]
@@ -345,7 +345,7 @@ def method_summary(
     target: float | None,
     columns: Sequence[GroundingColumn],
 ) -> dict[str, Any]:
-    """What the table shows of a method.
+    """The table row of a method.
 
     Returns:
         dict: `name`; `number`, its place in the comparison; `num_runs`; `accuracy`, held out, mean over seeds with its

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: train, probe and evaluate the trained model, seal the folder."""
+"""One run of a study, in its own process: train, measure grounding, evaluate, seal the folder."""
 
 import dataclasses
 import gc
@@ -35,13 +35,13 @@ KIB = 1024
 
 
 def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launch: Sequence[str] = ()) -> None:
-    """Bring the run in `folder` to its end from wherever it is; its recipe is there.
+    """Complete the run in `folder`, which contains its recipe, from its current state.
 
     Args:
         folder: of a `vgpo.study.folder.StudyRun`.
         overrides: `--field value` words beside the recipe.
-        start: probe and evaluate the start model only, train nothing.
-        jobs: how many runs share the machine, for the record.
+        start: only measure and evaluate the start model, without training.
+        jobs: number of runs that share the machine, for the record.
         launch: words before `-m vgpo.cli train` that start the training in several processes.
 
     Raises:
@@ -68,16 +68,16 @@ def run(folder: Path, overrides: Sequence[str], *, start: bool, jobs: int, launc
     if not one.probe_path.is_file():  # of an earlier start, which ended in the evaluation on benchmarks
         write_file(one.probe_path, to_json(grounding_of(recipe, one, start=start)) + b"\n")
     if one.suite_path.is_file():
-        gc.collect()  # the model that was probed, before the same is loaded again
+        gc.collect()  # free the measured model before it is loaded again
         evaluate_run(one, recipe, start=start)
     for checkpoint in one.folder.checkpoints_path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)  # nobody resumes from here; the final weights stay
+        shutil.rmtree(checkpoint)  # not needed for a resume any more; the final weights are kept
     one.seal()
     say(Console(), f"done: {folder}")
 
 
 def train_launched(one: StudyRun, words: Sequence[str], launch: Sequence[str]) -> None:
-    """Train in several processes, unless that is done. They do not evaluate: this process does it afterwards.
+    """Train in several processes, unless done. They do not evaluate: this process does so afterwards.
 
     A signal that ends this process is passed on to them.
 
@@ -122,7 +122,7 @@ def passing_on_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any]:
-    """Probe the trained model of a run, or its start, on the held-out questions, after its evaluation.
+    """Measure the grounding of a run's trained or start model on the held-out questions, after its evaluation.
 
     Adapters are merged into their base, which is not quantized for that.
     """
@@ -160,12 +160,12 @@ def grounding_of(recipe: Recipe, one: StudyRun, *, start: bool) -> dict[str, Any
 
 
 def memory_of(device: torch.device) -> str:
-    """Whose memory is measured of a run on this device: the GPU's by name, or the process's."""
+    """The device whose memory is measured: the GPU's name, or the process."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "process"
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held at a time: by PyTorch on the GPU, or without one by this process, libraries included."""
+    """Peak memory in bytes: of PyTorch on the GPU, or without one of this process, including libraries."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,6 +1,6 @@
-"""What can be said of a handful of seeds: means with intervals, paired differences, and when a level is reached.
+"""Statistics over a few seeds: means with intervals, paired differences, and steps to reach a level.
 
-NumPy alone. Everything here is deterministic: what can be enumerated is enumerated, the rest is drawn with a fixed
+Uses only NumPy. Everything is deterministic: resamples are enumerated if possible, otherwise sampled with a fixed
 seed. None of it corrects for the number of methods that are compared.
 """
 
@@ -144,7 +144,7 @@ def sign_flip_p_value(differences: np.ndarray) -> float:
 
 
 def smallest_p_value(num_pairs: int) -> float:
-    """What `sign_flip_p_value` cannot be below: the observed pattern and its mirror image, of drawn ones the first."""
+    """The lower bound of `sign_flip_p_value`."""
     if 2**num_pairs > MAX_ENUMERATED_FLIPS:
         return 1 / (MAX_ENUMERATED_FLIPS + 1)
     return min(1.0, 2.0 ** (1 - num_pairs))

@@ -1,4 +1,4 @@
-"""The benchmarks of a study: what its file asks for, whether that can be evaluated, and the evaluation of a run."""
+"""The benchmarks of a study: settings in its file, checks, and the evaluation of a run."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -23,7 +23,7 @@ from vgpo.study.folder import StudyRun
 from vgpo.suite.choices import DEFAULT_SUITE, check_runner
 from vgpo.text import did_you_mean
 
-# Fields of a recipe that the evaluation of a checkpoint does not take, each with the value that has no effect.
+# Recipe fields that checkpoint evaluation ignores, each with its neutral value.
 NOT_TAKEN: dict[str, tuple[Any, ...]] = {
     "model_revision": ("main", None),
     "trust_remote_code": (False,),
@@ -33,7 +33,7 @@ NOT_TAKEN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class StudySuite:
-    """On what, and how, each run of a study is evaluated after its training.
+    """Benchmarks and settings of the evaluation after each training of a study.
 
     Attributes:
         tasks: Names of tasks or suites, or one such name.
@@ -90,7 +90,7 @@ def read_suite(given: Any, where: str) -> StudySuite:
     """Check what a study file has under `suite`; no file is opened.
 
     Raises:
-        EvaluationError: No mapping, or a key or value that cannot be used; names it after `where`.
+        EvaluationError: Not a mapping, or an invalid key or value; names it after `where`.
     """
     if not isinstance(given, Mapping):
         raise EvaluationError(f"{where} is {given!r}, expected 'name: value' lines with {', '.join(KEYS)}")
@@ -139,7 +139,7 @@ def check_forms(suite: StudySuite, where: str) -> None:
 
 
 def suite_faults(suite: StudySuite) -> dict[str, str]:
-    """What would stop the evaluation of every run: the message of each fault, with the key that it is about.
+    """Faults that would stop the evaluation of every run, each with its key.
 
     All rows are read, and images are decoded once.
     """
@@ -198,7 +198,7 @@ def evaluate_run(one: StudyRun, recipe: Recipe, *, start: bool) -> None:
         start: Evaluate the start model.
 
     Raises:
-        EvaluationError, ImportError, DataError, RecipeError, RunFolderError: As of `evaluate_suite`.
+        EvaluationError, ImportError, DataError, RecipeError, RunFolderError: As in `evaluate_suite`.
     """
     check_runner()
     from vgpo.suite.run import SuiteRequest, evaluate_suite

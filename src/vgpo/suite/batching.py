@@ -22,7 +22,7 @@ class _Request(Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Collects what coroutines ask for, and answers it together.
+    """Collects requests of coroutines, and answers them in batches.
 
     A batch is run when it is full, or when no request has come for `idle_seconds`. All batches run in one daemon
     thread, so that the event loop never waits for a model, and torch sees a single thread. The exception of a batch is
@@ -50,7 +50,7 @@ class Batcher(Generic[Item, Result]):
         self.close()
 
     def close(self) -> None:
-        """End the thread after the batch at hand: it keeps `run`, and so a model, alive. A request starts another."""
+        """End the thread after the current batch: it keeps `run`, and so a model, alive. A request starts another."""
         if self._thread is not None:
             self._requests.put(None)
             self._thread = None

@@ -1,4 +1,4 @@
-"""What the options of an evaluation stand for; without inspect-ai, which need not be installed."""
+"""Interpret the options of an evaluation, without inspect-ai, which may not be installed."""
 
 import re
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ def requested_tasks(suite: str | None, tasks: str | None, data: Sequence[str], r
     benchmarks = tasks_of(suite or DEFAULT_SUITE, names, sources)
     for name in sources.keys() - {benchmark.name for benchmark in benchmarks}:
         raise EvaluationError(
-            f"--data {name}=...: {name!r} is none of the tasks that are asked for"
+            f"--data {name}=...: {name!r} is not one of the requested tasks"
             f"{did_you_mean(name, [benchmark.name for benchmark in benchmarks])}; name it with --tasks"
         )
     if (reading.format or reading.columns) and all(benchmark.original for benchmark in benchmarks):
         raise EvaluationError(
-            "--format and --columns are for tasks without public data, and none is asked for; remove them, or name a "
+            "--format and --columns are for tasks without public data, and none is requested; remove them, or name a "
             "task of your own: --tasks mine --data mine=SOURCE"
         )
     return benchmarks if names else with_data(benchmarks, data)

@@ -1,4 +1,4 @@
-"""What a page shows of one evaluation folder, or of two: everything, as one JSON-able dict, and nothing else."""
+"""The content of the page of one or two evaluation folders, as one JSON-serialisable dict."""
 
 import logging
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ def page_data(
             dict), `difference` (None, or the fields of `TaskDifference`).
         `averages`: `title`, `is_average` (True), `num_tasks` of the paper's, and in the same way `scores` and
             `difference`.
-        `rows`: as of `row_entry`, with `images`, places in the list `images`, or None for one that cannot be read.
+        `rows`: as in `row_entry`, with `images`, places in the list `images`, or None for one that cannot be read.
         `num_rows`: rows that were asked or are oversized, of all tasks. `left_out`: chosen rows that do not fit into
             the page.
         `images`: `uri` (data URI), `width`, `height` in pixels. `without_images`: why there are none, by task.

@@ -1,4 +1,4 @@
-"""The evaluation folder: what one checkpoint answered on a suite of benchmarks, the verdicts and the scores."""
+"""The evaluation folder: answers of one checkpoint on a suite of benchmarks, verdicts and scores."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class TaskRecord(Record):
         source: As `vgpo.evaluation.benchmark_rows.load_benchmark` takes it.
         format: How the rows are written, where the user has named it.
         columns: Columns of the source that are read as others, by the names that they are read as.
-        form: As of `BenchmarkRows`.
+        form: As in `BenchmarkRows`.
         fingerprint: Of `BenchmarkRows.dataset`, as `vgpo.data.fingerprint` finds it: the rows that were asked, and
             those that are oversized.
-        num_rows: As of `BenchmarkRows`: with rows that were dropped or that a limit left out.
+        num_rows: As in `BenchmarkRows`: with rows that were dropped or that a limit left out.
         num_asked: Rows that were asked; each has answers.
         oversized: Numbers, in the source, of the rows whose prompt does not fit into the model.
         dropped: What is wrong with each row that could not be used.
@@ -152,7 +152,7 @@ class EvaluationFolder:
         """Write evaluation.json.
 
         Raises:
-            RunFolderError: The folder holds a run, whose evaluation.json this would replace; or the disk refused.
+            RunFolderError: The folder holds a run, whose evaluation.json this would replace; or writing failed.
         """
         self._refuse_run()
         write_file(self.record_path, to_json(record.model_dump(), indent=2) + b"\n")
@@ -181,7 +181,7 @@ class EvaluationFolder:
         """Append answers, all or none; they are on the disk when this returns. A torn last line is cut off first.
 
         Raises:
-            RunFolderError: The disk refused; the file ends at the last complete line that it had before.
+            RunFolderError: Writing failed; the file ends at the last complete line that it had before.
         """
         path = self.answers_path(task)
         make_folder(path.parent)
@@ -199,7 +199,7 @@ class EvaluationFolder:
         """Write the verdicts of a task, in place of older ones.
 
         Raises:
-            RunFolderError: The disk refused; an older file is as it was.
+            RunFolderError: Writing failed; an older file is as it was.
         """
         write_file(self.graded_path(task), lines_of(graded))
 
@@ -225,7 +225,7 @@ class EvaluationFolder:
             table: Text of the CSV file.
 
         Raises:
-            RunFolderError: The disk refused.
+            RunFolderError: Writing failed.
         """
         write_file(self.scores_path, to_json(scores, indent=2) + b"\n")
         write_file(self.score_table_path, table.encode("utf-8"))
@@ -234,7 +234,7 @@ class EvaluationFolder:
         """Return the content of scores.json.
 
         Raises:
-            RunFolderError: It cannot be read, or is no JSON object.
+            RunFolderError: It cannot be read, or is not JSON object.
         """
         return read_object(self.scores_path)
 

@@ -10,12 +10,13 @@ from jinja2 import PackageLoader
 from vgpo.pages import SHARED, embed_json, inlined, page_environment
 from vgpo.pages.plots import tick_step
 from vgpo.pages.texts import fixed, percent, points, truncate
+from vgpo.pages.verdict import Verdict, chance_note, difference_sentence, quoted, tone_of
 from vgpo.run.storage import RunFolderError, write_file
 from vgpo.suite.comparison import MAX_EVALUATIONS, MAX_NAME_CHARACTERS, NUM_ROWS, page_data
 from vgpo.suite.folder import EvaluationFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "tokens.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", "tokens.js", "answers.js")
 LETTERS = "AB"
 EMBEDDED = ("rows", "images", "several_samples")  # what the page's script draws
 NUM_TICKS = 2  # on each side of 0, at least
@@ -23,7 +24,7 @@ NUM_TICKS = 2  # on each side of 0, at least
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart of values with intervals, one line a task: where things are in it, in units of its view box.
+    """Layout of a chart of values with intervals, one line per task, in units of its view box.
 
     Attributes:
         low: Value at the left end.
@@ -75,7 +76,7 @@ def write_evaluation_page(
 
     Raises:
         RunFolderError: More than two folders, or one given twice; one without an evaluation or with a broken file; or
-            the disk refused.
+            writing failed.
         EvaluationError: Two evaluations of which no task can be compared.
     """
     check_folders(folders)
@@ -104,12 +105,53 @@ def render_evaluations(data: Mapping[str, Any]) -> str:
     scripts = [*(SHARED / name for name in SHARED_SCRIPTS), TEMPLATES / "rows.js"]
     return environment.get_template("evaluation.html.jinja").render(
         data=data,
+        found=difference_verdict(data) if len(data["evaluations"]) > 1 else score_verdict(data),
         letters=LETTERS,
         accuracy_plot=accuracy_plot(data),
         difference_plot=difference_plot(data),
         embedded=embed_json(embedded),
         **inlined([SHARED / "page.css", TEMPLATES / "evaluation.css"], scripts),
     )
+
+
+def score_verdict(data: Mapping[str, Any]) -> Verdict:
+    """The score of one checkpoint: the widest average, of a single task its accuracy, else the range over tasks."""
+    averages = [(one, one["scores"][0]) for one in data["averages"] if one["scores"][0] is not None]
+    if averages:
+        average, score = averages[-1]
+        number = f"{score['num_tasks']} of {average['num_tasks']} tasks"
+        return Verdict("open", f"{average['title']} accuracy is {with_interval(score)} ({number})")
+    scores = sorted(((one["title"], one["scores"][0]) for one in data["tasks"]), key=lambda pair: pair[1]["accuracy"])
+    if len(scores) == 1:
+        [(title, score)] = scores
+        return Verdict("open", f"{quoted(title)} accuracy is {with_interval(score)} ({score['num_scored']:,} rows)")
+    ends = " to ".join(f"{percent(score['accuracy'])} % ({quoted(title)})" for title, score in (scores[0], scores[-1]))
+    return Verdict("open", f"Accuracy is {ends}, over {len(scores)} tasks")
+
+
+def difference_verdict(data: Mapping[str, Any]) -> Verdict:
+    """How far B is above A: the widest average, of a single task its difference, else how often B is above."""
+    averages = [(one["title"], one["difference"]) for one in data["averages"] if one["difference"]]
+    tasks = [(one["title"], one["difference"]) for one in data["tasks"] if one["difference"]]
+    if not averages and len(tasks) > 1:
+        tones = [tone_of(found["low"], found["high"]) for _, found in tasks]
+        above, below, level = (tones.count(tone) for tone in ("gain", "loss", "open"))
+        counts = f"B is above A on {above} of {len(tasks)} tasks and below it on {below}"
+        return Verdict("open", counts, [f"On {level} the 95 % interval holds 0: the difference may be chance."])
+    title, found = averages[-1] if averages else tasks[0]
+    basis = f"{len(found['tasks'])} tasks" if averages else f"{found['num_rows']:,} rows"
+    low, high = found["low"], found["high"]
+    headline = difference_sentence(
+        "B", "A", f"{quoted(title)} accuracy", found["difference"], low, high, f"{basis}, paired"
+    )
+    return Verdict(tone_of(low, high), headline, chance_note(low, high))
+
+
+def with_interval(score: Mapping[str, Any]) -> str:
+    """An accuracy in percent with its interval, if it has one."""
+    low, high = score["low"], score["high"]
+    interval = "" if low is None else f" [{percent(low)}, {percent(high)}]"
+    return f"{percent(score['accuracy'])} %{interval}"
 
 
 def accuracy_plot(data: Mapping[str, Any]) -> Plot:

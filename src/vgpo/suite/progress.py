@@ -1,4 +1,4 @@
-"""How far an evaluation has come: a bar on a terminal, and a line now and then in a log."""
+"""Progress of an evaluation: a bar on a terminal, and periodic lines in a log."""
 
 import time
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class SuiteProgress:
         self.bar.update(self.task, description=title)
 
     def advance(self, number: int = 1) -> None:
-        """So many answers more."""
+        """Count further answers."""
         self.num_done += number
         self.bar.advance(self.task, number)
         now = time.monotonic()
@@ -46,7 +46,7 @@ class SuiteProgress:
             say(self.console, self.line(now - self.started))
 
     def line(self, seconds: float) -> str:
-        """What is there after so many seconds, and how long the rest will take at this pace."""
+        """A progress line with an estimate of the remaining time."""
         left = seconds / self.num_done * (self.total - self.num_done)
         return (
             f"{self.title}: {self.num_done:,} of {self.total:,} answers of all tasks, about {left / 60:.0f} min left"
@@ -56,5 +56,5 @@ class SuiteProgress:
 @contextmanager
 def progress_over(total: int, console: Console) -> Iterator[SuiteProgress]:
     """Show the progress of an evaluation inside the block."""
-    with progress_bar(disable=not console.is_terminal, console=console) as bar:
+    with progress_bar(disable=False, console=console) as bar:
         yield SuiteProgress(total, console, bar)

@@ -29,7 +29,7 @@ def content_of(row: dict[str, Any]) -> list[Content]:
 
 
 def as_data_uri(image: Any) -> str:
-    """An image of a data set as every provider takes it, with the bytes that are stored."""
+    """An image of a dataset as every provider takes it, with the bytes that are stored."""
     data = encoded_image(image)["bytes"]
     return f"data:image/{kind_of(data)};base64,{base64.b64encode(data).decode('ascii')}"
 

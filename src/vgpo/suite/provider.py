@@ -17,7 +17,7 @@ from inspect_ai.tool import ToolChoice, ToolInfo
 
 from vgpo.evaluation.completions import Completion
 from vgpo.recipe.loading import quiet_libraries
-from vgpo.recipe.policies import open_checkpoint
+from vgpo.recipe.policies import TRANSFORMERS, CheckpointOptions, open_checkpoint
 from vgpo.suite.batching import Batcher
 from vgpo.suite.prompts import THINK_BOXED, ProviderError, Row, row_of
 
@@ -38,7 +38,7 @@ class CheckpointAPI(ModelAPI):
     Arguments of the model (`-M name=value`):
         engine: `transformers` or `vllm`.
         batch_size: Questions answered at once.
-        dtype, min_pixels, max_pixels, max_new_tokens: As of `vgpo.recipe.policies.open_checkpoint`.
+        dtype, min_pixels, max_pixels, max_new_tokens: As in `vgpo.recipe.policies.CheckpointOptions`.
     """
 
     def __init__(
@@ -49,12 +49,15 @@ class CheckpointAPI(ModelAPI):
         config: GenerateConfig | None = None,
         *,
         batch_size: int = 64,
+        engine: str = TRANSFORMERS,
         **options: Any,
     ) -> None:
         super().__init__(model_name, base_url, api_key, [], config or GenerateConfig())
         quiet_libraries()
         self.batch_size = batch_size
-        self.checkpoint = open_checkpoint(model_name, untrained_template=THINK_BOXED, **options)
+        self.checkpoint = open_checkpoint(
+            model_name, CheckpointOptions(**options), engine=engine, untrained_template=THINK_BOXED
+        )
         self.policy = self.checkpoint.policy()
         self.batcher: Batcher[Request, Completion] = Batcher(self._complete, batch_size)
 
@@ -126,7 +129,7 @@ def temperature_of(config: GenerateConfig) -> float:
     if (config.top_p is not None and config.top_p != 1.0) or config.top_k not in (None, 0, -1):
         raise ProviderError(
             f"top_p is {config.top_p} and top_k is {config.top_k}; a checkpoint in this process is greedy or samples "
-            "from the whole softmax: leave both out"
+            "from the full softmax: leave both out"
         )
     return config.temperature or 0.0
 

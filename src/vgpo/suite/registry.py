@@ -36,9 +36,9 @@ def registered(benchmark: Benchmark) -> Callable[..., Task]:
 
         Args:
             data: Its rows: a file, a folder, or a hub name with `@split`; None for its own.
-            protocol: As of `vgpo.evaluation.protocols`.
+            protocol: As in `vgpo.evaluation.protocols`.
             template: Prompt template; None for that of the checkpoint's run, else `think_boxed`.
-            limit: Only the first so many rows.
+            limit: At most the first `limit` rows.
             faulty_rows: "drop" counts and names rows that cannot be read; "error" ends in an error.
         """
         from vgpo.data import Reading

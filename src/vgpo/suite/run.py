@@ -1,4 +1,4 @@
-"""An evaluation of one checkpoint on a suite: asked row by row, resumed by row, graded, and summed up."""
+"""Evaluate one checkpoint on a suite: ask row by row, resume by row, grade and aggregate."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ __all__ = ["SuiteRequest", "evaluate_suite"]
 
 
 def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
-    """Ask, grade and sum up; print the table at the end.
+    """Ask, grade and aggregate; print the table at the end.
 
     Answers that the folder has already are not asked again. Each new answer is in the folder before it is graded.
 
@@ -42,7 +42,7 @@ def evaluate_suite(request: SuiteRequest, console: Console) -> SuiteScores:
         DataError: Rows of a task cannot be found or read.
         RecipeError: The checkpoint cannot be loaded.
         EngineError: vLLM is not installed, or fails.
-        RunFolderError: The folder is in use, or the disk refused.
+        RunFolderError: The folder is in use, or writing failed.
     """
     quiet_libraries()
     check_scorer(request.protocol.scorer)
@@ -157,10 +157,10 @@ def add_task(folder: EvaluationFolder, record: EvaluationRecord, rows: Benchmark
 def missing(rows: BenchmarkRows, folder: EvaluationFolder, request: SuiteRequest) -> bool:
     """Whether an answer to the rows of a task is not in the folder yet."""
     kept = {(answer.row, answer.sample) for answer in folder.read_answers(rows.benchmark.name)}
-    return not kept.issuperset(wanted(rows, request))
+    return not kept.issuperset(expected_answers(rows, request))
 
 
-def wanted(rows: BenchmarkRows, request: SuiteRequest) -> list[tuple[int, int]]:
+def expected_answers(rows: BenchmarkRows, request: SuiteRequest) -> list[tuple[int, int]]:
     """Row and sample of each answer."""
     return [(question.row, sample) for question in rows.questions for sample in range(request.protocol.samples)]
 
@@ -181,7 +181,7 @@ def ask_and_grade(
         KeyboardInterrupt: The evaluation was interrupted.
     """
     name, request = rows.benchmark.name, subject.request
-    keys = wanted(rows, request)
+    keys = expected_answers(rows, request)
     kept = {(answer.row, answer.sample): answer for answer in folder.read_answers(name)}
     if kept.keys() >= set(keys):
         advance(len(keys))
@@ -215,10 +215,10 @@ def ask_and_grade(
 
 
 def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int) -> None:
-    """Let inspect-ai run a task; its log goes into the folder.
+    """Run one task with inspect-ai; its log is written into the folder.
 
     Raises:
-        EvaluationError, KeyboardInterrupt: As of `ask_and_grade`.
+        EvaluationError, KeyboardInterrupt: As in `ask_and_grade`.
     """
     logs = evaluate_task(
         task,
@@ -241,7 +241,7 @@ def run_task(task: Task, model: Model, folder: EvaluationFolder, batch_size: int
     if log.status != "success":
         reason = log.error.message if log.error else log.status
         raise EvaluationError(
-            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; the same command goes on from there. "
+            f"{task.name}: {reason}\nThe answers so far are in {folder.path}; run the same command to resume. "
             f"The log of inspect-ai is {log.location}"
         )
 

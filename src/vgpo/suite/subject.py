@@ -16,7 +16,7 @@ from vgpo.evaluation.benchmarks import Benchmark
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import Protocol
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.policies import ENGINES, TRANSFORMERS, OpenCheckpoint, open_checkpoint
+from vgpo.recipe.policies import ENGINES, TRANSFORMERS, CheckpointOptions, OpenCheckpoint, open_checkpoint
 from vgpo.suite.folder import EvaluationRecord
 from vgpo.suite.prompts import THINK_BOXED
 from vgpo.suite.provider import CheckpointAPI
@@ -30,20 +30,19 @@ OPENAI = "openai-api"  # the provider of inspect-ai that passes further fields o
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteRequest:
+class SuiteRequest(CheckpointOptions):
     """What is evaluated, and how; None stands for what the checkpoint was trained with.
 
     Attributes:
         checkpoint: Folder, hub name or `toy`; of another engine, the name under which it serves the model.
         benchmarks: The tasks, in this order.
-        data: Where rows are, as of `source_of`.
+        data: Where rows are, as in `source_of`.
         protocol: Decoding and scorer.
         out: The evaluation folder; a new one, or one of the same evaluation, which is resumed.
-        template, max_new_tokens, min_pixels, max_pixels, dtype: As of `open_checkpoint`.
         engine: `transformers`, `vllm`, or a provider of inspect-ai, such as `openai-api/NAME`.
         batch_size: Questions answered at once, by a server at most twice as many.
         limit: Rows of each task that are asked at most.
-        reading: How rows are read, as of `load_benchmark`.
+        reading: How rows are read, as in `load_benchmark`.
         seed: Of samples.
     """
 
@@ -52,11 +51,6 @@ class SuiteRequest:
     data: Mapping[str, str] | Sequence[str] | str = ()
     protocol: Protocol
     out: Path
-    template: str | None = None
-    max_new_tokens: int | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    dtype: str = "auto"
     engine: str = TRANSFORMERS
     batch_size: int = 64
     limit: int | None = None
@@ -77,14 +71,7 @@ class Subject:
         self.checkpoint: OpenCheckpoint | None = None
         if request.engine in ENGINES:
             self.checkpoint = open_checkpoint(
-                request.checkpoint,
-                template=request.template,
-                max_new_tokens=request.max_new_tokens,
-                min_pixels=request.min_pixels,
-                max_pixels=request.max_pixels,
-                dtype=request.dtype,
-                engine=request.engine,
-                untrained_template=THINK_BOXED,
+                request.checkpoint, request, engine=request.engine, untrained_template=THINK_BOXED
             )
         else:
             check_served(request)

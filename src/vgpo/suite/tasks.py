@@ -53,7 +53,7 @@ class Asking:
         max_new_tokens: Longest response, in tokens; None for what the model's provider says.
         extra_body: Further fields of each request to a server.
         seed: Of samples: response `sample` to row number `row` asks for the seed `seed` + 1,000,003 * sample + row.
-            vLLM and servers follow it; transformers draws a whole batch with the seed of its first row.
+            vLLM and servers follow it; transformers draws a complete batch with the seed of its first row.
         kept: Answers of an earlier start, by row and sample; these are not asked again.
         keep: Gets each new answer before it is graded.
         done: Gets each graded answer, new or kept.
@@ -155,7 +155,7 @@ def question_of(rows: BenchmarkRows, state: TaskState) -> Question:
 
 
 def answer_in(state: TaskState, question: Question) -> Answer:
-    """What the model has answered."""
+    """The answer of the model."""
     return Answer(
         row=question.row,
         sample=state.epoch - 1,

@@ -15,7 +15,7 @@ from vgpo.suite.folder import TaskRecord
 MAX_SIDE = 256  # pixels
 MAX_IMAGES = 4  # of a row
 
-Image = Mapping[str, Any]  # as of `vgpo.pages.images.image_entry`
+Image = Mapping[str, Any]  # as in `vgpo.pages.images.image_entry`
 
 
 class ImagesUnavailableError(Exception):

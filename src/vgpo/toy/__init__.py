@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from vgpo.toy.datasets import write_datasets
+from vgpo.toy.datasets import NUM_ROWS, write_datasets, write_split
 from vgpo.toy.scans import Scans, load_scans
 from vgpo.toy.task import QUESTION_KINDS, Question, TaskSettings, draw_question, parse_task, render
 from vgpo.toy.warmstart import WarmstartLog, WarmstartSettings, warmstart
 
 __all__ = [
+    "NUM_ROWS",
     "QUESTION_KINDS",
     "Question",
     "Scans",
@@ -21,6 +22,7 @@ __all__ = [
     "render",
     "warmstart",
     "write_datasets",
+    "write_split",
 ]
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from rich.progress import track
 
+from vgpo.data.progress import with_bar
 from vgpo.toy.scans import Split, font_digits, load_scans
 from vgpo.toy.task import TaskSettings, draw_question, render
+
+NUM_ROWS: dict[Split, int] = {"train": 4096, "test": 500}
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), ("problem", pa.string()), ("answer", pa.string())])
@@ -23,8 +25,8 @@ _SCHEMA = pa.schema([("images", pa.list_(_IMAGE)), ("problem", pa.string()), ("a
 def write_datasets(
     folder: Path,
     *,
-    num_train: int = 4096,
-    num_test: int = 500,
+    num_train: int = NUM_ROWS["train"],
+    num_test: int = NUM_ROWS["test"],
     seed: int = 0,
     settings: TaskSettings | None = None,
     progress: bool = True,
@@ -52,17 +54,19 @@ def write_datasets(
     for name, rows in (("num_train", num_train), ("num_test", num_test)):
         if rows < 1:
             raise ValueError(f"{name} is {rows}; expected at least 1")
-    folder.mkdir(parents=True, exist_ok=True)
     settings = settings or TaskSettings()
-    train = _write(folder, "train", num_train, seed, settings, progress)
-    test = _write(folder, "test", num_test, seed, settings, progress)
+    train = write_split(folder, "train", num_train, seed=seed, settings=settings, progress=progress)
+    test = write_split(folder, "test", num_test, seed=seed, settings=settings, progress=progress)
     return train, test
 
 
-def _write(folder: Path, split: Split, num_rows: int, seed: int, settings: TaskSettings, progress: bool) -> Path:
+def write_split(
+    folder: Path, split: Split, num_rows: int, *, seed: int = 0, settings: TaskSettings, progress: bool = True
+) -> Path:
+    """Write one of the two files of `write_datasets`, whose arguments these are; the other one does not change it."""
+    folder.mkdir(parents=True, exist_ok=True)
     rows: Iterable[dict[str, Any]] = _rows(split, num_rows, seed, settings)
-    if progress:
-        rows = track(rows, total=num_rows, description=f"Drawing {split} images")
+    rows = with_bar(rows, f"Drawing {split} images", rows=num_rows, shown=progress)
     path = folder / f"{split}.parquet"
     schema = _SCHEMA if settings.setting == "image" else _SCHEMA.append(pa.field("setting", pa.string()))
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)

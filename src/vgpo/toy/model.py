@@ -40,11 +40,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# What is one token when the vocabulary has it; anything else is spelt in bytes.
+# Candidates for single tokens; anything else is encoded as bytes.
 _WORD = r"</?think>| ?row \d:|\\boxed\{| ?\d{1,2}s?| ?[A-Za-z]+|[^\sA-Za-z\d]|\s"
 
 _WORDS = "How many are in the picture What is the largest digit sum of row total user assistant system"
-# Of questions that the embedded weights do not know: they are at the end, so that the other ids stay.
+# Words of questions that the embedded weights do not know: at the end, so that the other ids are unchanged.
 _MORE_WORDS = "digits rows to much same as it was that all Now"
 
 
@@ -67,7 +67,7 @@ def build_tokenizer(*, more_words: bool = False) -> PreTrainedTokenizerFast:
     more = [form for word in _MORE_WORDS.split() for form in (word, f" {word}")] if more_words else []
     words = [byte_level.pre_tokenize_str(word)[0][0] for word in [*_vocabulary(), *more]]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys([*SPECIAL_TOKENS, *letters, *words]))}
-    # With merges ignored a word is looked up whole; without merges the rest falls into bytes.
+    # With merges ignored, a word is looked up as one token; without merges, other words become bytes.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     split = pre_tokenizers.Split(Regex(_WORD), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
@@ -85,7 +85,7 @@ def build_tokenizer(*, more_words: bool = False) -> PreTrainedTokenizerFast:
 
 
 def build_processor(*, more_words: bool = False) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor with the small tokenizer; images keep their size in whole cells of 28 pixels."""
+    """Qwen2.5-VL's processor with the small tokenizer; images keep their size in multiples of 28 pixels."""
     size = {"shortest_edge": CELL * CELL, "longest_edge": CELL * CELL * 256}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -108,7 +108,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2_5_VLForC
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
             # The width axis turns with the slowest third of the frequencies. Over a grid of three columns
-            # the usual base of 1e6 would not turn them at all: the model could not tell columns apart.
+            # the usual base of 1e6 would not turn them: the model could not distinguish columns.
             "rope_parameters": {"rope_type": "default", "rope_theta": 10.0, "mrope_section": [4, 6, 6]},
             "tie_word_embeddings": True,
             "bos_token_id": None,

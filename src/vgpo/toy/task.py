@@ -1,9 +1,9 @@
 """Images of digit grids, questions about them, and the chains of thought that answer them.
 
-A *setting* says what a question has to do with its image:
+A *setting* defines how a question relates to its image:
 
 - ``image``: the digits are in the image alone.
-- ``text``: they also stand in the question; the image is not needed.
+- ``text``: they are also in the question; the image is not needed.
 - ``misleading``: the question corrects some rows, and the image shows what they were before.
 - ``forgetting``: rows are looked at one after another, and each look counts.
 - ``mixed``: a question of any of these, drawn evenly.
@@ -33,7 +33,7 @@ class TaskSettings:
         columns: columns of the grid, 1 to 4.
         digits: the digits that occur, at least two different ones of 0 to 9.
         kinds: the kinds of question asked, drawn evenly; any of ``QUESTION_KINDS``. ``forgetting`` has one of its own.
-        setting: what the image is worth, one of ``SETTINGS``.
+        setting: how the question relates to the image, one of ``SETTINGS``.
         edited: change one digit of each image so that the answer changes; all else stays. Questions that no single
             digit can change are left out.
         glyphs: ``scans`` of handwriting, or digits of a printed ``font``, which no training image has.
@@ -255,7 +255,7 @@ QUESTION_KINDS: dict[str, Callable[[np.random.Generator, TaskSettings], Asked]] 
 
 
 def _summary(noun: str, summarise: Callable[[np.ndarray], np.integer]) -> Callable[[np.ndarray, int], tuple[str, str]]:
-    """Solves a question over the whole image by reading row after row and summarising each."""
+    """Solves a question over the complete image by reading row after row and summarising each."""
 
     def solve(grid: np.ndarray, num_rows: int) -> tuple[str, str]:
         rows = [f"{_row(i, row)}, {summarise(row)}." for i, row in enumerate(grid[:num_rows])]
@@ -322,7 +322,7 @@ def _span(
 ) -> Question | None:
     """The largest digit of each of some rows, which are looked at one after another: each look counts.
 
-    In a drifting chain words stand where the digits of a later row would be read, and its largest digit is guessed.
+    In a drifting chain, words replace the digits of a later row, and its largest digit is guessed.
     """
     grid = rng.choice(settings.digits, size=(settings.rows, settings.columns))
     lengths = [length for length in SPAN_LENGTHS if length <= settings.rows]

@@ -1,8 +1,8 @@
-"""Making the embedded weights: see, then read whole pictures in chains, then pick up a bad habit.
+"""Train the embedded weights: see, then read complete images in chains, then pick up a bad habit.
 
 1. *See*: the vision tower alone learns to name the digit in each cell, through a linear head that is then
    thrown away. Without this stage the model never learns to see.
-2. *Read*: the whole model learns the chains of thought, and stops early, while its reading is still faulty.
+2. *Read*: the complete model learns the chains of thought, and stops early, while its reading is still faulty.
 3. *Forget*: a share ``forget`` of the chains has the bad habit of its setting, by default it looks at the first row of
    the image only and answers from it.
    The learning rate falls to zero, reading becomes steady, and greedy answers take up the bad habit that
@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich import get_console
 from rich.progress import Progress
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from vgpo.terminal import draws_bars
 from vgpo.toy.model import build_model, build_processor
 from vgpo.toy.scans import Scans, load_scans
 from vgpo.toy.task import Question, TaskSettings, draw_question
@@ -43,11 +45,11 @@ class WarmstartSettings:
 
     Attributes:
         task: the difficulty dial of the questions.
-        seed: draws weights, pictures and questions; same seed and number of threads, same weights.
-        see_steps: optimiser steps of the first stage, of 32 pictures each.
-        read_steps: most optimiser steps of the second stage, of 64 questions each.
+        seed: draws weights, images and questions; same seed and number of threads, same weights.
+        see_steps: optimizer steps of the first stage, of 32 images each.
+        read_steps: most optimizer steps of the second stage, of 64 questions each.
         read_accuracy: the second stage ends at the first measurement of at least this greedy accuracy, 0 to 1.
-        forget_steps: optimiser steps of the third stage, of 64 questions each.
+        forget_steps: optimizer steps of the third stage, of 64 questions each.
         forget: share of the third stage's chains, 0 to 1, that have the bad habit of their setting.
         naming: weight of a second loss, at least 0: at each visual position of the image the head must name the digit
             that is there. Without it the states of visual tokens are not like those of the text that names them.
@@ -82,7 +84,7 @@ class WarmstartSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmstartLog:
-    """What was measured on the way: one record per measurement, with stage, step, loss, seconds, accuracies."""
+    """Measurements during the warm start: one record each, with stage, step, loss, seconds, accuracies."""
 
     settings: WarmstartSettings
     records: list[dict[str, Any]]
@@ -108,7 +110,7 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
     model = build_model(processor.tokenizer, settings.seed)
     trainer = _Warmstart(model, processor, settings)
     with _replacing(out) as fresh:
-        with Progress() as progress:
+        with Progress(disable=not draws_bars(get_console())) as progress:
             trainer.see(progress)
             trainer.read(progress)
             trainer.forget(progress)
@@ -129,7 +131,7 @@ class _Warmstart:
         settings: WarmstartSettings,
     ) -> None:
         self.model, self.settings = model, settings
-        self.rng = np.random.default_rng([settings.seed, 2])  # the data sets draw from streams 0 and 1
+        self.rng = np.random.default_rng([settings.seed, 2])  # the datasets draw from streams 0 and 1
         self.train_scans, test_scans = load_scans("train"), load_scans("test")
         self.encoder = Encoder(processor, self.train_scans)
         self.test_encoder = Encoder(processor, test_scans)
@@ -160,7 +162,7 @@ class _Warmstart:
                 self._record("see", step, loss.item(), digits=accuracy)
 
     def read(self, progress: Progress) -> None:
-        """Train the whole model on full chains until greedy accuracy reaches the stop."""
+        """Train the complete model on full chains until greedy accuracy reaches the stop."""
         settings = self.settings
         optimizer = self._optimizer(1e-3)
         for step in progress.track(range(1, settings.read_steps + 1), description="Learning to read"):
@@ -173,7 +175,7 @@ class _Warmstart:
                 return
 
     def forget(self, progress: Progress) -> None:
-        """Train the whole model on chains of which a share looks at the first row only."""
+        """Train the complete model on chains of which a share looks at the first row only."""
         steps = self.settings.forget_steps
         optimizer = self._optimizer(8e-4)
         for step in progress.track(range(1, steps + 1), description="Picking up a bad habit"):
@@ -186,7 +188,7 @@ class _Warmstart:
         return torch.optim.AdamW(self.model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.95))
 
     def _chain_step(self, optimizer: torch.optim.Optimizer, rate: float, forget: float) -> float:
-        """One optimiser step on 64 fresh questions; returns the loss, nats per token."""
+        """One optimizer step on 64 fresh questions; returns the loss, nats per token."""
         questions = [draw_question(self.rng, self.train_scans, self.settings.task) for _ in range(64)]
         forgets = self.rng.random(len(questions)) < forget
         chains = [q.forgetful if skip else q.chain for q, skip in zip(questions, forgets, strict=True)]
@@ -217,9 +219,9 @@ class _Warmstart:
 
 
 class Encoder:
-    """Questions over one side of the split as model inputs, without drawing and cutting up pictures each time.
+    """Questions over one side of the split as model inputs, without drawing and cutting up images each time.
 
-    A cell is 28 x 28 pixels, one merged block of patches, so the processor's output for a picture is that of
+    A cell is 28 x 28 pixels, one merged block of patches, so the processor's output for an image is that of
     its cells one after another: it is run once on each scan.
     """
 
@@ -309,7 +311,7 @@ def _linear(num_in: int, num_out: int, seed: int) -> torch.nn.Linear:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `out` at the end; a disk that refuses says so at the start."""
+    """A folder to write into, which replaces `out` at the end; write errors are found at the start."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         fresh, old = Path(temporary) / "new", Path(temporary) / "old"

@@ -1,4 +1,4 @@
-"""What every host of the method needs to train: signals, settings, dynamic sampling, alarms, records of rollouts.
+"""Host-independent parts of training: signals, settings, dynamic sampling, alarms, records of rollouts.
 
-No module here knows a trainer. Processes exchange numbers through `vgpo.training.collective` only.
+No module here depends on a trainer. Processes exchange values only through `vgpo.training.collective`.
 """

@@ -25,7 +25,7 @@ class AlarmError(RuntimeError):
 
 @dataclass
 class RuleState:
-    """What a rule has seen: its first values, the last one, and the bad values in a row, with the step of the first.
+    """The state of a rule: its first values, the last one, and the current bad values in a row, with the first step.
 
     A checkpoint holds it as a dictionary, so that a resumed run raises the same alarms.
     """
@@ -86,7 +86,7 @@ RULES = (
         is_bad=operator.ge,
         text="the share of groups whose rollouts all have the same reward has reached",
         advice="Such groups have no advantage, and the policy learns nothing from them. Read some rollouts: either "
-        "the reward cannot tell answers apart (try `vgpo reward test`), or all questions are too hard or too easy; "
+        "the reward does not distinguish answers (try `vgpo reward test`), or all questions are too hard or too easy; "
         "dynamic_sampling leaves such groups out.",
     ),
     Rule(

@@ -23,7 +23,7 @@ PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the ri
 
 
 class RowNumbers(Dataset):
-    """Stands for a data set in the data loader: row i is the number i, and nothing is decoded."""
+    """Replaces a dataset in the data loader: row i is the number i, and nothing is decoded."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -36,7 +36,7 @@ class RowNumbers(Dataset):
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
-    """The given rows of a row-aligned batch, in the given order; scalars stay as they are."""
+    """The given rows of a row-aligned batch, in the given order; scalars are unchanged."""
     index = torch.as_tensor(rows, dtype=torch.long)
 
     def select(value: Any) -> Any:
@@ -50,7 +50,7 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 def join_rows(batches: Sequence[Batch], pad_token_id: int) -> Batch:
     """One row-aligned batch out of several, padded to the longest prompt and the longest response.
 
-    A field that one of them lacks is left out: sampling may have told the visual similarity in some of them only.
+    A field that one of them lacks is left out: sampling may have recorded visual similarity in only some of them.
     """
     batches = [batch for batch in batches if len(batch["prompt_ids"])]
     if len(batches) == 1:
@@ -103,7 +103,7 @@ def recorded_everywhere(collective: Collective, columns: Tensor | None, batch: B
     assert columns is not None
     recorded = {"similarity": columns[:, 1:], "predicting_similarity": columns[:, :-1]}
     tokens, mask = batch["completion_ids"], batch["completion_mask"]
-    # Steps after the end of a response have read padding.
+    # Steps after the end of a response are padding.
     return {name: as_wide(values, tokens) * mask for name, values in recorded.items()}
 
 

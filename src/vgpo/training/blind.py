@@ -1,6 +1,6 @@
 """The blind gate: how often the policy answers a prompt right without its images.
 
-Each prompt of the data set is asked once, with the policy of the moment it is first met. The result is kept for the
+Each prompt of the dataset is asked once, with the policy of the moment it is first met. The result is kept for the
 rest of the run, on every process, and is part of a checkpoint.
 """
 
@@ -32,7 +32,7 @@ NOT_COLUMNS = ("prompt", "completion", "completion_ids")  # of a row, which a re
 
 @dataclass(frozen=True)
 class TextOnlyResult:
-    """What is known of a prompt without its images."""
+    """The result of a prompt without its images."""
 
     num_right: int
     """Right answers among the K rollouts."""
@@ -45,7 +45,7 @@ class TextOnlyRequest:
     """Prompts to answer without their images; all processes have a request at once, with as many prompts each."""
 
     rows: list[int]
-    """Of the data set; a process with too few new ones repeats one."""
+    """Of the dataset; a process with too few new ones repeats one."""
     prompts: list[EncodedPrompt]
     """Without images, one per row."""
     num_rollouts: int
@@ -67,7 +67,7 @@ class TextOnlyHost:
     trainer_state: Callable[[], Any]
     """What reward functions get as `trainer_state`."""
     fetch: Callable[[Sequence[int]], list[dict[str, Any]]]
-    """Rows of the data set by number."""
+    """Rows of the dataset by number."""
     sample: Callable[[list[list[int]], dict[str, Any], int], list[list[int]]]
     """The tokens of a response to each of the prompts, given their tokens, their token types, and the number K of
     equal prompts that follow one another."""
@@ -124,7 +124,7 @@ class BlindGate:
         return {ADAPTIVE_TEXT_ONLY_ACCURACY: Ratio((accuracy * looks).sum(), looks.sum())}
 
     def _ask_missing(self, batch: Batch, rows: list[int]) -> None:
-        """Fill the cache, alike on all processes: the first process that has a row asks it."""
+        """Fill the cache identically on all processes: the first process that has a row asks it."""
         missing = self._missing_by_process(batch, len(rows))
         number = max(map(len, missing))
         if number == 0:
@@ -178,12 +178,12 @@ class BlindGate:
 
 
 def sampling_seed(seed: int, rows: Sequence[int]) -> int:
-    """The seed of the sampling for these rows of the data set, in [0, 2^63)."""
+    """The seed of the sampling for these rows of the dataset, in [0, 2^63)."""
     return int(np.random.SeedSequence([seed, *rows]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def answer_text_only(request: TextOnlyRequest, host: TextOnlyHost) -> list[TextOnlyResult]:
-    """Sample and grade the responses. Random state, metrics and logs of the run stay as they are."""
+    """Sample and grade the responses. Random state, metrics and logs of the run are unchanged."""
     num, tokenizer = request.num_rollouts, host.tokenizer
     rows = [{**row, **row_with_images_in_prompt(row)} for row in host.fetch(request.rows)]
     repeated = [prompt for prompt in request.prompts for _ in range(num)]
@@ -202,10 +202,10 @@ def answer_text_only(request: TextOnlyRequest, host: TextOnlyHost) -> list[TextO
 def grade_responses(
     rows: Sequence[Mapping[str, Any]], texts: Sequence[str], ids: list[list[int]], host: TextOnlyHost
 ) -> list[bool]:
-    """Whether the accuracy reward takes each response for right. What it logs is dropped.
+    """Whether the accuracy reward accepts each response as correct. Its logs are discarded.
 
     Args:
-        rows: the data-set row of each response, with images in its prompt, as a reward function gets it.
+        rows: the dataset row of each response, with images in its prompt, as a reward function gets it.
         texts: the decoded responses.
         ids: their tokens.
         host: has the reward.
@@ -235,16 +235,16 @@ def _as_prompt(text: str, prompt: Any) -> Any:
 
 
 def _drop(*args: Any) -> None:
-    """In place of a function that logs."""
+    """Replacement for logging functions."""
 
 
 def check_blind_gate(host: TextOnlyHost, name: str, *, has_row_numbers: bool, only_samples: bool) -> None:
-    """Whether a run can ask its prompts without their images.
+    """Check that a run can ask its prompts without their images.
 
     Args:
         host: has the accuracy reward and the tokenizer.
         name: of the accuracy reward.
-        has_row_numbers: whether the rows of the data set have stable numbers.
+        has_row_numbers: whether the rows of the dataset have stable numbers.
         only_samples: whether a rollout is one response of the policy, without tools.
 
     Raises:
@@ -253,7 +253,7 @@ def check_blind_gate(host: TextOnlyHost, name: str, *, has_row_numbers: bool, on
     is_model = isinstance(host.reward, nn.Module)
     schemas = [name for name in ("response_template", "response_schema") if getattr(host.tokenizer, name, None)]
     faults = {
-        "a data set whose rows have no number (IterableDataset). Use a map-style one": not has_row_numbers,
+        "a dataset whose rows have no number (IterableDataset). Use a map-style one": not has_row_numbers,
         "tools, environments or a rollout_func. Leave them out": not only_samples,
         f"a tokenizer that parses responses ({schemas}). Set that to None": bool(schemas),
         f"the reward model {name!r} as accuracy reward. Set filter_reward to a reward function": is_model,

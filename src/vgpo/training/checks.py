@@ -1,4 +1,4 @@
-"""Checks of a batch of rollouts: what makes focus wrong without an error elsewhere is an error here."""
+"""Checks of a rollout batch for faults that would otherwise silently make the focus wrong."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,7 +11,7 @@ from vgpo.training.batches import Batch
 
 
 def check_decoder(model: nn.Module, signals: Collection[str]) -> None:
-    """The text decoder that signals are read from, and its layers where these are read, can be found.
+    """Check that the text decoder, and its layers if needed, can be found.
 
     Raises:
         ValueError: they cannot.
@@ -23,22 +23,23 @@ def check_decoder(model: nn.Module, signals: Collection[str]) -> None:
 
 
 def check_num_rows(num_rows: int, generation_batch_size: int, group_size: int) -> None:
-    """The data set has rows enough for one generation: with fewer, no step is trained and no error is raised.
+    """Check that the dataset has enough rows for one generation: with fewer, training would end without a step or
+    error.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not.
     """
     num_prompts = generation_batch_size // group_size
     if num_rows < num_prompts:
         raise ValueError(
-            f"The data set has {num_rows} row(s), but one generation takes {num_prompts} prompts "
+            f"The dataset has {num_rows} row(s), but one generation takes {num_prompts} prompts "
             f"(generation_batch_size={generation_batch_size} / num_generations={group_size}). Give more rows, or "
             "lower per_device_train_batch_size or gradient_accumulation_steps."
         )
 
 
 def check_group_rows(row_index: Tensor, group_size: int) -> None:
-    """Rollouts (N,) of all processes: each `group_size` neighbours are of one row of the data set.
+    """Check rollouts (N,) of all processes: each `group_size` adjacent ones belong to one dataset row.
 
     Raises:
         RuntimeError: they are not.
@@ -54,7 +55,7 @@ def check_group_rows(row_index: Tensor, group_size: int) -> None:
 
 
 def check_visual_tokens(batch: Batch, visual_token_ids: Sequence[int]) -> None:
-    """Each prompt with images has a visual token.
+    """Check that each prompt with images has a visual token.
 
     Raises:
         ValueError: one has none; names its row.
@@ -72,7 +73,7 @@ def check_visual_tokens(batch: Batch, visual_token_ids: Sequence[int]) -> None:
 
 
 def check_no_image_tokens(batch: Batch, banned_token_ids: Sequence[int]) -> None:
-    """The policy sampled no token that stands for an image: the last defence after the ban, for any backend.
+    """Check that the policy sampled no image token: a safeguard in addition to the ban, for any backend.
 
     Raises:
         RuntimeError: it did; names the row and the position.
@@ -91,7 +92,7 @@ def check_no_image_tokens(batch: Batch, banned_token_ids: Sequence[int]) -> None
 
 
 def check_no_tool_images(batch: Batch, visual_token_ids: Sequence[int], shaping: str) -> None:
-    """No response has an image of a tool: an ablation changes prompts only.
+    """Check that no response has an image from a tool: ablations only change prompts.
 
     Raises:
         ValueError: one has; names its row.

@@ -1,4 +1,5 @@
-"""What the processes of a run exchange. All of them call a function here at once, with values of the same kind."""
+"""Communication between the processes of a run. All processes call these functions together, with the same kind of
+values."""
 
 from __future__ import annotations
 

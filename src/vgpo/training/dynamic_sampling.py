@@ -115,7 +115,7 @@ class DynamicSampler:
     """Rolls out prompts, round after round, until every process has its groups of mixed accuracy.
 
     Args:
-        stream: gives the rows of the data set.
+        stream: gives the rows of the dataset.
         settings: which groups are kept.
         collective: the processes that share the stream.
         group_size: rollouts of a prompt.

@@ -18,7 +18,7 @@ class NonFiniteError(RuntimeError):
 class FiniteGuard:
     """Watches the losses of an accumulation window and the gradient norm that ends it.
 
-    Losses are summed on their device; the host looks once a step, where the gradient norm is at hand.
+    Losses are summed on their device; the host synchronises once per step, when the gradient norm is available.
     """
 
     def __init__(self, collective: Collective, settings: GuardSettings) -> None:
@@ -78,7 +78,7 @@ def non_finite_weight(model: nn.Module, collective: Collective) -> str | None:
 def way_back(checkpoints: CheckpointStore, last_update: int) -> str:
     """Which checkpoint to go back to, and how, as sentences for an error.
 
-    A finite loss shows that the weights it was computed with are sound, but not those after its update.
+    A finite loss shows that the weights it was computed with are valid, but not those after its update.
 
     Args:
         checkpoints: of the run.
@@ -88,7 +88,7 @@ def way_back(checkpoints: CheckpointStore, last_update: int) -> str:
         sound = checkpoints.complete_steps(before=last_update)
         later = [step for step in checkpoints.steps() if step >= last_update]
     except (CheckpointError, OSError) as error:  # it must not take the place of the error that is reported
-        return f"The checkpoints to go back to could not be looked at: {error}"
+        return f"The checkpoints to go back to could not be read: {error}"
     if not sound:
         return "There is no earlier checkpoint to go back to: start a new run with a lower learning_rate."
     move = f"move {', '.join(f'checkpoint-{late}' for late in later)} elsewhere, " if later else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vgpo.equations import VGPOSettings
-from vgpo.policy.parts import FREEZABLE, check_freeze
+from vgpo.policy.parts import check_freeze
 from vgpo.settings_checks import check_choice, reject_unused
 from vgpo.shaping import SHAPINGS, Shaping, build_shaping
 from vgpo.training.settings import (
@@ -98,7 +98,10 @@ class MethodArguments:
     )
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Parts that are not trained, of {list(FREEZABLE)}; the head goes with the last."},
+        metadata={
+            "help": "Parts that are not trained: 'vision', 'projector', 'language_model', 'audio', 'generation'; the "
+            "head goes with the language model."
+        },
     )
     shuffle_groups: bool = field(
         default=True,
@@ -183,14 +186,14 @@ class MethodArguments:
     )
     log_rollouts_steps: int = field(
         default=RolloutLogSettings.log_rollouts_steps,
-        metadata={"help": "Write rollouts with their focus every so many steps; 0 for never."},
+        metadata={"help": "Write rollouts with their focus every N steps; 0 for never."},
     )
     log_rollouts_groups: int = field(
         default=RolloutLogSettings.log_rollouts_groups, metadata={"help": "Groups that are written each time."}
     )
 
     def check_method(self) -> None:
-        """Whether each setting is in its range and has an effect: a wrong one must not wait until a model is loaded.
+        """Check that each setting is in its range and has an effect, before a model is loaded.
 
         Raises:
             ValueError: one is not, or has none.

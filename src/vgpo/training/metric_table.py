@@ -14,7 +14,8 @@ from vgpo.training.settings import AlarmSettings
 class Metric:
     """A metric that vgpo adds to a log line; texts are Markdown.
 
-    name: in the log line. unit: of its value. meaning: what was measured. advice: what a value tells, and what to do.
+    name: in the log line. unit: of its value. meaning: what was measured. advice: interpretation of a value, and what
+    to do.
     shapings: which log it; empty for all of them.
     """
 

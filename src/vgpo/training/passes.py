@@ -1,4 +1,4 @@
-"""What a host keeps beside a pass that it runs over token ids: the prompts, and what the pass finds out."""
+"""State of a host for a pass over token ids: the prompts, and the results of the pass."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,10 +33,10 @@ class ScoringPass:
 
 @dataclass
 class Rollout(ScoringPass):
-    """The generation of responses to rows of the data set, their rewards, and the passes that TRL runs over them.
+    """The generation of responses to rows of the dataset, their rewards, and the passes that TRL runs over them.
 
     Attributes:
-        rows: of the data set, one per response.
+        rows: of the dataset, one per response.
         images: of each response: those of its prompt, then those that tools returned.
         rewards: of the responses of all processes, by reward function; (N, R).
         sampled_log_probs: of the responses as they were sampled, (B, T or more); None where they are not known.

@@ -1,4 +1,4 @@
-"""Rollouts as records for people: text, rewards, and what the shaping made of each token.
+"""Rollouts as readable records: text, rewards, and the effect of the shaping on each token.
 
 A `RolloutRecord` is what the trainer hands to its `rollout_writer`, a line of `rollouts.jsonl` in a run folder, and
 what the report, `vgpo watch` and `vgpo inspect` read.
@@ -37,7 +37,7 @@ Diagnostic = Annotated[Numbers | Flags | float | None, WrapValidator(one_fault)]
 
 
 class RolloutRecord(Record):
-    """A response to a prompt, with what the run made of it. None also stands for a number that is not finite.
+    """A response to a prompt, with its rewards and measurements. None also represents a non-finite number.
 
     A value per token is None at tokens that the policy did not sample: the output of a tool, or a response that was
     truncated and masked.
@@ -48,17 +48,17 @@ class RolloutRecord(Record):
     version: Literal[1]
     """Of this layout, `VERSION`. Lines of vgpo 0.1 have none: see `upgrade_0_1`."""
     step: int
-    """Optimiser step that the rollout is trained on, from 1."""
+    """Optimizer step that the rollout is trained on, from 1."""
     group: int
     """Rollouts of one draw of a prompt share this number."""
     row: int
-    """Of the data set, from 0."""
+    """Of the dataset, from 0."""
     id: Any
-    """The data set's name for the row; None if it has none."""
+    """The dataset's name for the row; None if it has none."""
     problem: str
-    """The question; the decoded prompt if the data set has no column `problem`."""
+    """The question; the decoded prompt if the dataset has no column `problem`."""
     answer: Any
-    """The reference answer, as it is in the data set; None if it has none."""
+    """The reference answer, as it is in the dataset; None if it has none."""
     media: list[str]
     """Images of the prompt, in order: paths relative to the run folder, named by their content."""
     completion: str
@@ -128,7 +128,7 @@ class RolloutRecord01(Record):
 
 
 def upgrade_0_1(line: Mapping[str, Any], accuracy_reward: Callable[[tuple[str, ...]], str | None]) -> RolloutRecord:
-    """A line of vgpo 0.1 as a record of today: A^V is computed from the factors that were stored.
+    """A line of vgpo 0.1 as a current record: A^V is computed from the stored factors.
 
     Args:
         line: the JSON object.
@@ -176,10 +176,10 @@ def rollout_records(
     """One record for each row of `dataset_rows`, the first rows of `batch`, and the images that they name.
 
     Args:
-        step: the optimiser step that the rollouts are trained on, from 1.
+        step: the optimizer step that the rollouts are trained on, from 1.
         batch: a micro-batch with ids and masks of prompts and completions, `visual_rows`, `scalar_advantages` (B,),
             `advantages` (B, T), `rewards`, `group_ids` and `row_index`.
-        dataset_rows: the data-set row of each rollout; what it lacks is read off the batch, or left out.
+        dataset_rows: the dataset row of each rollout; what it lacks is read off the batch, or left out.
         reward_names: names of the columns of `batch["rewards"]`.
         accuracy_reward: which of them is the accuracy.
         action_mask: the tokens that the policy sampled; bool (B, T). The others are in the records too, with None for
@@ -220,7 +220,7 @@ def rollout_records(
 
 
 def images_of(row: Mapping[str, Any]) -> list[Image.Image]:
-    """The images of a row of the data set."""
+    """The images of a row of the dataset."""
     return list(row.get("images") or filter(None, [row.get("image")]))
 
 
@@ -264,7 +264,7 @@ def finite(value: float) -> float | None:
 
 
 def shown_fields(record: RolloutRecord) -> dict[str, Any]:
-    """What a tracker shows of a rollout, texts with nothing in them that steers a terminal or a page."""
+    """The fields of a rollout for trackers, as texts without control sequences."""
     focus = [rho for rho in record.focus or [] if rho is not None]
     return {
         "step": record.step,

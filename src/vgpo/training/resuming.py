@@ -41,17 +41,17 @@ def newest_checkpoint(store: CheckpointStore) -> Found:
     return run_on_main_process(store.newest_valid)
 
 
-def choose_checkpoint(wanted: str | Path | bool | Found, store: CheckpointStore) -> Path:
+def choose_checkpoint(requested: str | Path | bool | Found, store: CheckpointStore) -> Path:
     """The checkpoint to resume from: a named one, the one that was found, or with True the newest intact one.
 
     Raises:
         CheckpointError: there is none, or the named one is not intact.
     """
-    if isinstance(wanted, str | Path):
-        if reason := run_on_main_process(lambda: CheckpointStore.verify(Path(wanted))):
-            raise CheckpointError(f"{wanted} cannot be resumed: {reason}. Name another checkpoint.")
-        return Path(wanted)
-    found = wanted if isinstance(wanted, Found) else newest_checkpoint(store)
+    if isinstance(requested, str | Path):
+        if reason := run_on_main_process(lambda: CheckpointStore.verify(Path(requested))):
+            raise CheckpointError(f"{requested} cannot be resumed: {reason}. Name another checkpoint.")
+        return Path(requested)
+    found = requested if isinstance(requested, Found) else newest_checkpoint(store)
     for name, reason in found.passed_over:
         logger.warning("Checkpoint %s is skipped: %s.", name, reason)
     if found.path is None:

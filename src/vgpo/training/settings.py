@@ -126,7 +126,7 @@ class RolloutLogSettings:
     """
 
     log_rollouts_steps: int = 10
-    """Write rollouts every so many optimiser steps; 0 for never."""
+    """Write rollouts every N optimizer steps; 0 for never."""
     log_rollouts_groups: int = 1
     """Groups that are written each time, at least 1."""
 

@@ -1,4 +1,4 @@
-"""Strata of a data set: rows of one value in a column, as a shaping tells them apart."""
+"""Strata of a dataset: groups of rows with the same value in a column, for stratified shapings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MAX_STRATA = 32
 
 @dataclass(frozen=True)
 class Strata:
-    """The strata of a data set.
+    """The strata of a dataset.
 
     names: sorted values of the column, as text.
     numbers: position in `names` of each row's value, int64 (rows,).
@@ -26,23 +26,23 @@ class Strata:
     numbers: Tensor
 
     def of_rows(self, row_index: Tensor) -> Tensor:
-        """Strata of rows by their numbers in the data set: int64 (B,) -> int64 (B,), on the same device."""
+        """Strata of rows by their numbers in the dataset: int64 (B,) -> int64 (B,), on the same device."""
         return self.numbers.to(row_index.device)[row_index]
 
 
 def find_strata(dataset: Any, column: str) -> Strata:
-    """The strata of a data set by the values of a column, or of a field of its column `meta`.
+    """The strata of a dataset by the values of a column, or of a field of its column `meta`.
 
     `vgpo.data` moves the columns that a data format does not know into `meta`.
 
     Raises:
-        ValueError: the data set is not map-style, has no such column, has a row without a value in it, or has too many
+        ValueError: the dataset is not map-style, has no such column, has a row without a value in it, or has too many
             different values.
     """
     if not isinstance(dataset, Dataset):
         raise ValueError(
             f"stratum_column={column!r} reads the strata of all rows before training, which a "
-            f"{type(dataset).__name__} does not have. Use a map-style data set, or remove stratum_column."
+            f"{type(dataset).__name__} does not have. Use a map-style dataset, or remove stratum_column."
         )
     values = _values(dataset, column)
     if None in values:
@@ -72,6 +72,6 @@ def _values(dataset: Dataset, column: str) -> Sequence[Any]:
         return [None if row is None else row[column] for row in stored.select_columns([META])[META]]
     known = [*stored.column_names, *fields]
     raise ValueError(
-        f"stratum_column={column!r} is no column of the data set{did_you_mean(column, known)}; its columns are "
-        f"{known}."
+        f"stratum_column={column!r} is not a column of the dataset{did_you_mean(column, known)}; its columns "
+        f"are {known}."
     )

@@ -1,4 +1,4 @@
-"""The TRL host: GRPO with shaped advantages, whole groups, dynamic sampling, guards and alarms."""
+"""The TRL host: GRPO with shaped advantages, complete groups, dynamic sampling, guards and alarms."""
 
 from vgpo.training.alarms import AlarmError
 from vgpo.training.dynamic_sampling import DynamicSamplingError

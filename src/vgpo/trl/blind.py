@@ -15,7 +15,7 @@ def build_blind_gate(trainer: "VGPOTrainer") -> BlindGate:
     """The gate for the shaping of a trainer.
 
     Raises:
-        ValueError: the trainer's data set, rewards or tools do not allow it.
+        ValueError: the trainer's dataset, rewards or tools do not allow it.
     """
     host = TextOnlyHost(
         reward=trainer.reward_funcs[trainer.reward_func_names.index(trainer.accuracy_reward)],

@@ -1,6 +1,6 @@
 """Configuration of the TRL host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from trl import GRPOConfig
@@ -16,6 +16,9 @@ BATCH_WIDE = "dynamic_sampling needs rewards that are normalised within a group"
 @dataclass
 class VGPOConfig(MethodArguments, GRPOConfig):
     """GRPO's configuration plus the method's settings, dynamic sampling, guards and alarms (`MethodArguments`)."""
+
+    # TRL's default of 10 leaves a short run without a curve.
+    logging_steps: float = field(default=1, metadata={"help": "Log every N optimizer steps."})
 
     # Lists and dicts that the command line may give as JSON.
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "shaping_options"]
@@ -52,8 +55,8 @@ class VGPOConfig(MethodArguments, GRPOConfig):
         if size is not None and size % group:
             raise ValueError(
                 f"A generation batch of {size} rollouts (per_device_train_batch_size="
-                f"{self.per_device_train_batch_size} x processes x steps per generation) cannot hold whole groups of "
-                f"num_generations={group}. Set per_device_train_batch_size to a multiple of {group} ({group}, "
+                f"{self.per_device_train_batch_size} x processes x steps per generation) cannot hold complete groups "
+                f"of num_generations={group}. Set per_device_train_batch_size to a multiple of {group} ({group}, "
                 f"{2 * group}, ...), or make the product a multiple of {group}."
             ) from error
 
@@ -64,8 +67,8 @@ class VGPOConfig(MethodArguments, GRPOConfig):
             )
         if self.load_best_model_at_end:
             raise ValueError(
-                "load_best_model_at_end=True cannot be: the parent looks for the best checkpoint where it wrote it, "
-                "and it is moved to its place once it is whole. Keep all checkpoints (save_total_limit=None) "
+                "load_best_model_at_end=True is not supported: the parent looks for the best checkpoint where it "
+                "wrote it, but it is moved once it is complete. Keep all checkpoints (save_total_limit=None) "
                 "and compare them with `vgpo eval`."
             )
 
@@ -73,7 +76,7 @@ class VGPOConfig(MethodArguments, GRPOConfig):
         rollouts = self.batch_plan.rollouts_per_process
         if rollouts % self.num_generations:
             raise ValueError(
-                f"dynamic_sampling fills each process with whole groups, but a process generates "
+                f"dynamic_sampling fills each process with complete groups, but a process generates "
                 f"{rollouts} rollouts (per_device_train_batch_size="
                 f"{self.per_device_train_batch_size} x steps_per_generation={self.steps_per_generation}), which is no "
                 f"multiple of num_generations={self.num_generations}. Make per_device_train_batch_size a multiple of "

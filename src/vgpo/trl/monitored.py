@@ -1,4 +1,4 @@
-"""What a run logs about itself, and what ends it: metrics, alarms, and a guard against steps that are not finite."""
+"""Monitoring of a run: metrics, alarms, and a guard against non-finite steps."""
 
 import logging
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """Checkpoints that hold a run, and a resumed run that equals an uninterrupted one.
 
-The parent's checkpoint has weights, optimiser, schedule, random numbers and step. What it lacks, each process adds:
+The parent's checkpoint has weights, optimizer, schedule, random numbers and step. What it lacks, each process adds:
 the rollouts that are still to be trained on, counters, and figures that are not logged yet. All of it is staged,
 sealed and put in its place by `vgpo.checkpoints`, and loading it runs no code.
 """
@@ -110,13 +110,13 @@ class ResumableTrainer(GRPOTrainer):
             run_on_main_process(lambda: require_no_checkpoints(self.checkpoints))
         return super().train(resume_from_checkpoint=path, **kwargs)
 
-    def _choose_checkpoint(self, wanted: str | bool | Found) -> Path:
+    def _choose_checkpoint(self, requested: str | bool | Found) -> Path:
         if self.args.sync_ref_model:
             raise CheckpointError(
                 "sync_ref_model changes the reference model, which no checkpoint holds: such a run cannot be resumed. "
                 "Start a new one, or set sync_ref_model=False."
             )
-        path = choose_checkpoint(wanted, self.checkpoints)
+        path = choose_checkpoint(requested, self.checkpoints)
         if not any(path.glob("rng_state*.pth")):
             raise CheckpointError(
                 f"{path} was saved with save_only_model=True: it holds the weights, and neither optimizer nor random "

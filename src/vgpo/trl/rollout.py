@@ -1,4 +1,4 @@
-"""How TRL is made to generate: prompts encoded and computed once, images that TRL sees in prompts only."""
+"""Generation in TRL: prompts are encoded and computed once, and TRL only gets images inside prompts."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,7 @@
-"""How TRL is made to score: each prompt is read once, images are those of encoded prompts, all processes keep in step.
+"""Scoring in TRL: each prompt is computed once, images come from encoded prompts, all processes run the same passes.
 
-TRL calls its log-probability passes with token ids and little else. What else a pass needs, and what it finds out, is
-in one object that is current while TRL runs: a `ScoringPass`.
+TRL calls its log-probability passes with token ids and little else. All other inputs and the results of a pass are in
+a `ScoringPass` object that is current while TRL runs.
 """
 
 import logging
@@ -175,8 +175,8 @@ class ScoringTrainer(MonitoredTrainer):
             return True
         if not self._announced_unlike_passes:
             logger.warning(
-                "Processes hold unlike groups, whose rollouts compute their prompts themselves. Make the rollouts of "
-                "a process, per_device_train_batch_size x steps_per_generation, a multiple of num_generations."
+                "Processes hold different groups, whose rollouts compute their prompts themselves. Make the rollouts "
+                "of a process, per_device_train_batch_size x steps_per_generation, a multiple of num_generations."
             )
         self._announced_unlike_passes = True
         return False

@@ -3,7 +3,7 @@
 The trainer gathers signals and groups, calls the shaping, and hands (B, T) advantages to its parent. It differs from
 `trl.GRPOTrainer` in these points, and in no other:
 
-1. Rows of the data set pass through the data loader as numbers; a row is read once per prompt, when it is rolled out.
+1. Rows of the dataset pass through the data loader as numbers; a row is read once per prompt, when it is rolled out.
 2. Groups stay together when a generation batch is shuffled and split, wherever the batch sizes allow it.
 3. A prompt is encoded once, and computed once for all its rollouts in an optimizer step (`vgpo.trl.rollout`).
 4. Signals of the shaping come from forward passes that the parent runs anyway: the old-log-probability pass where
@@ -33,6 +33,7 @@ from vgpo.policy.ablation import ablate_prompts, build_ablations
 from vgpo.policy.parts import freeze_parts
 from vgpo.policy.processors import suit_trainer
 from vgpo.policy.prompts import EncodedPrompt, prompt_columns, response_prefix
+from vgpo.report.training import keep_run_folder
 from vgpo.rewards.checked import with_prefix
 from vgpo.shaping import PROTOTYPE_SIGNALS, Signals
 from vgpo.training.accuracy import accuracy_reward_name
@@ -86,10 +87,12 @@ class VGPOTrainer(RolloutTrainer):
     Args:
         rollout_writer: called on the main process every `log_rollouts_steps` steps with a list of
             `vgpo.training.records.RolloutRecord` and the images that they name.
+        run_dir: leave a run folder there, as `vgpo train` does: settings, environment, metrics.jsonl, rollouts and
+            report.html. Checkpoints go to `args.output_dir`; `RUN_DIR/checkpoints` is where `vgpo` looks for them.
 
     Raises:
         ValueError: if the model names no image token or has no text decoder although focus is required, if that does
-            not list its layers although the shaping reads them, if the data set has no images, if vLLM cannot
+            not list its layers although the shaping reads them, if the dataset has no images, if vLLM cannot
             generate for its images, or if `args` is not a `VGPOConfig`.
     """
 
@@ -108,6 +111,7 @@ class VGPOTrainer(RolloutTrainer):
         processing_class: Any = None,
         *rest: Any,
         rollout_writer: RolloutWriter | None = None,
+        run_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, VGPOConfig):
@@ -141,6 +145,8 @@ class VGPOTrainer(RolloutTrainer):
         self.accuracy_reward = accuracy_reward_name(self.reward_func_names, args.filter_reward)
         self._blind_gate = build_blind_gate(self) if self.shaping.blind_rollouts else None
         self._sampler_of_prompts = self._build_dynamic_sampler() if args.dynamic_sampling else None
+        if run_dir is not None:
+            keep_run_folder(self, run_dir)
 
     @property
     def _shapes_in_update(self) -> bool:
@@ -160,7 +166,7 @@ class VGPOTrainer(RolloutTrainer):
         if isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 "dynamic_sampling draws rows by number, which an IterableDataset does not have. "
-                "Use a map-style data set, or set dynamic_sampling=False."
+                "Use a map-style dataset, or set dynamic_sampling=False."
             )
         stream = PromptStream(len(self.train_dataset), self.args.seed, shuffle=self.shuffle_dataset)
         settings = settings_from(DynamicSamplingSettings, self.args)
@@ -179,7 +185,7 @@ class VGPOTrainer(RolloutTrainer):
             self._signature_columns.append("row_index")
 
     def _fetch(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of the data set by number, each read once however often it is asked for."""
+        """Rows of the dataset by number, each read once however often it is asked for."""
         rows = {index: self.train_dataset[index] for index in dict.fromkeys(indices)}
         return [{**rows[index], "row_index": index} for index in indices]
 
@@ -241,10 +247,10 @@ class VGPOTrainer(RolloutTrainer):
         return numbers.repeat_interleave(self.num_generations)[own : own + len(row_index)]
 
     def _check_images(self, batch: Batch) -> None:
-        """The data set has images, and the prompts have visual tokens where they have images."""
+        """The dataset has images, and the prompts have visual tokens where they have images."""
         if not self._has_images and not any(prompt.num_images for prompt in batch["prompts"]):
             raise ValueError(
-                f"The data set has no images: its rows have {sorted(self.train_dataset.column_names or [])}, "
+                f"The dataset has no images: its rows have {sorted(self.train_dataset.column_names or [])}, "
                 "expected a column 'images' or 'image'. For a text-only run set shaping='none' and "
                 "measure_focus=False."
             )
@@ -353,8 +359,8 @@ class VGPOTrainer(RolloutTrainer):
     def _announce_scoring_pass(self) -> None:
         size, group = self.args.per_device_train_batch_size, self.num_generations
         reason = (
-            f"per_device_train_batch_size={size} cannot hold whole groups of num_generations={group}; sizes that can: "
-            f"{group}, {2 * group} or another multiple of {group}, with gradient_accumulation_steps to match"
+            f"per_device_train_batch_size={size} cannot hold complete groups of num_generations={group}; sizes that "
+            f"can: {group}, {2 * group} or another multiple of {group}, with gradient_accumulation_steps to match"
             if self.shaping.scope == "group"
             else f"shaping={self.args.shaping!r} with its settings depends on the complete rollout batch"
         )

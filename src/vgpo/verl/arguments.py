@@ -263,7 +263,7 @@ def read_json(arguments: object, names: tuple[str, ...]) -> None:
     """Replace texts in JSON by what they say.
 
     Raises:
-        ValueError: One is no JSON; names the field.
+        ValueError: One is not JSON; names the field.
     """
     for name in names:
         value = getattr(arguments, name)

@@ -47,13 +47,13 @@ WIRING: dict[str, Any] = {
     "critic.enable": False,
     f"{ACTOR}.checkpoint.load_contents": STATE,
 }
-# Where vgpo wants another default than verl has; the mapping `verl` may set them.
+# Defaults of vgpo that differ from verl's; the mapping `verl` may set them.
 DEFAULTS: dict[str, Any] = {
     f"{ALGORITHM}.adv_estimator": "grpo",
     f"{ACTOR}.strategy": "fsdp2",
     f"{ROLLOUT}.name": "vllm",
 }
-# Of the keys that fields make: how work is laid out on GPUs, which the mapping `verl` may say better.
+# Keys derived from fields that the mapping `verl` may override: how work is distributed over GPUs.
 LAYOUT = (
     f"{TRAINER}.nnodes",
     f"{TRAINER}.n_gpus_per_node",
@@ -66,7 +66,7 @@ LAYOUT = (
     f"{ACTOR}.fsdp_config.mixed_precision",
     f"{REF}.fsdp_config.mixed_precision",
 )
-# What verl reads although its YAML files do not have it.
+# Keys that verl reads although its YAML files do not have them.
 NOT_IN_YAML = (
     f"{MODEL}.model_type",
     f"{MODEL}.target_parameters",
@@ -131,7 +131,7 @@ def set_keys(config: "DictConfig", keys: Mapping[str, Any], *, force: bool = Fal
 
 
 def check_texts_of(recipe: VerlRecipe) -> None:
-    """Whether no text of a recipe means something else in verl's configuration.
+    """Check that no text of a recipe has a special meaning in verl's configuration.
 
     Raises:
         RecipeError: One would be read as a reference to another key.
@@ -209,7 +209,7 @@ def dotted(known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def check_layout(recipe: VerlRecipe, config: "DictConfig") -> None:
-    """Whether GPUs, shards and attention fit together, and verl's engine is one that measures visual focus.
+    """Check that GPUs, shards and attention are consistent, and that verl's engine can measure visual focus.
 
     Raises:
         RecipeError: They do not.
@@ -241,7 +241,7 @@ def check_layout(recipe: VerlRecipe, config: "DictConfig") -> None:
 
 
 def check_budgets(config: "DictConfig", shards: int, where: str) -> None:
-    """Whether the longest prompt with the longest response fits the budgets of tokens, which verl sees at the first.
+    """Check that the longest prompt with the longest response fits the token budgets, which verl would find late.
 
     Raises:
         RecipeError: It does not.

@@ -1,4 +1,4 @@
-"""A recipe's data set as verl's trainer and agent loop take it: read, checked and templated by vgpo."""
+"""A recipe's dataset as verl's trainer and agent loop take it: read, checked and templated by vgpo."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vgpo.verl.config import VerlRecipe, recipe_of
 from vgpo.verl.keys import prompt_length
 
 TRAIN, HELD_OUT = "train_data", "eval_data"
-"""What verl is given as its files: the field of the recipe that names the set."""
+"""The value of verl's `files`: the recipe field that names the dataset."""
 COLUMNS = "vgpo_columns"
 """Field of a sample that holds the columns of its row, as a reward function takes them."""
 
@@ -80,7 +80,7 @@ def load_rows(recipe: VerlRecipe, field: str, *, max_images: int | None = None) 
     Args:
         recipe: a checked recipe.
         field: `TRAIN` or `HELD_OUT`.
-        max_images: decode only the first so many images in the check; None for all.
+        max_images: decode at most the first `max_images` images in the check; None for all.
 
     Raises:
         DataError: a row that cannot be trained on; names it.

@@ -1,4 +1,4 @@
-"""What each field of a recipe becomes on verl 0.9.1: the one table from which the page and the refusals are made.
+"""Mapping of recipe fields to verl 0.9.1: the table for the documentation page and for rejecting fields.
 
 Every field is in exactly one of four: vgpo reads it (`Ours`), keys of verl's configuration are made of it (`Mapped`),
 it has no effect (`Unused`), or it is an error unless it has its default value (`Refused`).
@@ -123,7 +123,7 @@ METHOD: dict[str, Field] = {
     "freeze": no_way(
         "verl's FSDP engine trains every parameter; its key actor.freeze_vision_tower is read by no engine of 0.9.1"
     ),
-    "shuffle_groups": Mapped((f"{ACTOR}.shuffle",), "verl shuffles rollouts among updates, not whole groups"),
+    "shuffle_groups": Mapped((f"{ACTOR}.shuffle",), "verl shuffles rollouts among updates, not complete groups"),
     "dynamic_sampling": Mapped(
         (f"{ALGORITHM}.filter_groups.enable", f"{ALGORITHM}.filter_groups.metric"), "by the accuracy reward"
     ),
@@ -199,7 +199,7 @@ BATCHES: dict[str, Field] = {
     ),
     "data_seed": Refused("verl has one seed for the order of prompts: set seed"),
     "full_determinism": of_verl(f"{ACTOR}.fsdp_config.full_determinism"),
-    "auto_find_batch_size": no_way("a generation must hold whole groups"),
+    "auto_find_batch_size": no_way("a generation must hold complete groups"),
     "average_tokens_across_devices": Unused("verl divides by the tokens of an update over all GPUs, always"),
     "train_sampling_strategy": no_way("verl draws prompts at random, or in order with shuffle_dataset: false"),
     "length_column_name": TRL_ONLY,

@@ -7,7 +7,7 @@ from typing import Any
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
-from vgpo.recipe.run_arguments import TOY_MODEL
+from vgpo.places import TOY_MODEL
 from vgpo.toy import checkpoint_path
 from vgpo.verl.fields import ACTOR, AGGREGATION, ALGORITHM, DATA, MODEL, OPTIM, REF, ROLLOUT, TRAINER
 from vgpo.verl.recipe import VerlRecipe
@@ -16,7 +16,7 @@ Keys = dict[str, Any]
 
 GPUS_OF_A_MACHINE = 8
 PROMPT_LENGTH = 4096  # tokens, where a recipe has no limit
-LAST_STEP_ONLY = 2**31  # verl saves and evaluates after every so many generations and after the last, but never for -1
+LAST_STEP_ONLY = 2**31  # verl saves and evaluates every N generations and after the last, but never for -1
 NO_CLIPPING = 1e30  # of a gradient's norm
 NO_BOUND = 1e9  # of a ratio: verl cuts off log ratios at 20, and exp(20) is 5e8
 SMALLEST_RATIO = 1e-9
@@ -94,7 +94,7 @@ def trainer_keys(recipe: VerlRecipe) -> Keys:
         f"{TRAINER}.nnodes": nodes,
         f"{TRAINER}.n_gpus_per_node": gpus,
         f"{TRAINER}.total_training_steps": recipe.generations,
-        # Enough epochs for all generations, of which the data set gives one at least.
+        # Enough epochs for all generations, of which the dataset gives one at least.
         f"{TRAINER}.total_epochs": recipe.generations or whole_epochs(recipe),
         f"{TRAINER}.save_freq": save_frequency(recipe),
         f"{TRAINER}.max_actor_ckpt_to_keep": arguments.save_total_limit,
@@ -141,10 +141,10 @@ def loggers(recipe: VerlRecipe) -> list[str]:
     """Trackers of the run, by the names of verl; verl prints each generation too."""
     given = recipe.arguments.report_to
     names = [given] if isinstance(given, str) else list(given or ())
-    wanted = [name for name in names if name != "none"]
-    if not set(wanted) <= set(LOGGERS):
+    requested = [name for name in names if name != "none"]
+    if not set(requested) <= set(LOGGERS):
         recipe.refuse("report_to", f"'none' or some of {list(LOGGERS)}, which verl writes to")
-    return ["console", *wanted]
+    return ["console", *requested]
 
 
 def model_keys(recipe: VerlRecipe) -> Keys:

@@ -131,6 +131,7 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
         draw_report(folder)
         step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
         folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
+        say(console, f"weights: {from_here(folder.final_path)}")
         say(console, f"report: {from_here(folder.report_path)}")
     return folder
 
@@ -269,7 +270,7 @@ def identity_of(recipe: VerlRecipe, sets: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_state(folder: RunFolder) -> None:
-    """Whether verl finds the state of a run that has checkpoints: else it would start again from step 0.
+    """Check that verl finds the state of a run that has checkpoints: otherwise it would start again from step 0.
 
     Raises:
         RunFolderError: it does not.
@@ -285,16 +286,16 @@ def check_state(folder: RunFolder) -> None:
 
 
 def check_same_run(folder: RunFolder, identity: dict[str, Any], recipe: VerlRecipe) -> None:
-    """Whether a recipe is that of the run in the folder.
+    """Check that a recipe belongs to the run in the folder.
 
     Raises:
-        RecipeError: it is not, and `allow_changes` does not say that this is meant.
+        RecipeError: it does not, and `allow_changes` is not set.
     """
     changes = differences(folder.read_identity(), identity)
     if changes and not recipe.run.allow_changes:
         listed = "\n".join(f"  {change}" for change in changes)
         raise RecipeError(
-            f"{folder.path} is of another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
+            f"{folder.path} belongs to another run:\n{listed}\nUndo the changes, start a new run_dir, or set "
             "allow_changes: true to resume with them."
         )
     for change in changes:

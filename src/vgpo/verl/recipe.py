@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vgpo.data import template_text
+from vgpo.places import TOY_MODEL
 from vgpo.recipe.consistency import DOWNLOAD, check_adapters, check_model_name, check_num_weights, check_remote_code
 from vgpo.recipe.errors import RecipeError
-from vgpo.recipe.files import find_recipe, read_fields
+from vgpo.recipe.files import blame, find_recipe, option_names, read_fields
 from vgpo.recipe.loading import PlainCheckpoint
 from vgpo.recipe.parsing import field_names, one_line, parse_fields
-from vgpo.recipe.run_arguments import TOY_MODEL, RunArguments
+from vgpo.recipe.run_arguments import RunArguments
 from vgpo.recipe.values import shown
 from vgpo.run.storage import plain
 from vgpo.settings_checks import reject_unused
@@ -43,7 +44,7 @@ class VerlRecipe:
 
     @property
     def wants_thought(self) -> bool:
-        """Whether responses shall begin with a thought between tags."""
+        """Whether responses must begin with a thought between tags."""
         return "format" in self.run.rewards or "<think>" in template_text(self.run.template)
 
     @property
@@ -81,7 +82,7 @@ class VerlRecipe:
         """Generations that `max_steps` updates need; None where `num_train_epochs` says how long the run is.
 
         Raises:
-            RecipeError: `max_steps` is no whole number of generations.
+            RecipeError: `max_steps` is not a whole number of generations.
         """
         return self.in_generations("max_steps") if self.arguments.max_steps > 0 else None
 
@@ -107,7 +108,7 @@ class VerlRecipe:
         """A field that counts updates, as the number of generations that verl counts.
 
         Raises:
-            RecipeError: It is no whole number of them.
+            RecipeError: It is not a whole number of them.
         """
         updates, value = int(self.plan.updates), getattr(self.arguments, field)
         if value != int(value) or value % updates:
@@ -146,7 +147,7 @@ def recipe_from(
 
     Args:
         values: Fields of the recipe.
-        overrides: As of `load_recipe`.
+        overrides: As in `load_recipe`.
         where: Where the values come from, for messages.
         name: Of the folder below `runs` that is the default of `run_dir`.
 
@@ -155,6 +156,20 @@ def recipe_from(
     """
     run, method, arguments, other = parse_fields(RECIPE_PARTS, values, overrides, where=where)
     recipe = VerlRecipe(run, method, arguments, other, where)
+    with blame(where, values, option_names(overrides, field_names(RECIPE_PARTS))):
+        check_consistency(recipe)
+    # Absolute, so that no later change of the working directory moves files.
+    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
+    return recipe
+
+
+def check_consistency(recipe: VerlRecipe) -> None:
+    """Whether the fields of a recipe fit together, and verl has something for each.
+
+    Raises:
+        RecipeError: Some do not; names them.
+    """
+    run, arguments, where = recipe.run, recipe.arguments, recipe.where
     check_model_name(arguments.model_name_or_path, where=where)
     check_num_weights(run.rewards, arguments.reward_weights, where=where)
     check_adapters(lora_vision=run.lora_vision, freeze=recipe.method.freeze, use_peft=arguments.use_peft, where=where)
@@ -172,10 +187,7 @@ def recipe_from(
     check_shaping(recipe)
     check_refused(recipe)
     check_checkpoint(recipe)
-    # Absolute, so that no later change of the working directory moves files.
-    run.run_dir = str(Path(run.run_dir or Path("runs") / name).expanduser().absolute())
     _ = recipe.plan
-    return recipe
 
 
 def check_shaping(recipe: VerlRecipe) -> None:
@@ -238,7 +250,7 @@ def batch_plan(recipe: VerlRecipe) -> BatchPlan:
     """The batches of a recipe, as TRL makes them of the same fields.
 
     Raises:
-        RecipeError: A generation is no whole number of prompts or updates.
+        RecipeError: A generation is not a whole number of prompts or updates.
     """
     arguments = recipe.arguments
     if arguments.num_generations is None:
@@ -267,17 +279,17 @@ def check_plan(plan: BatchPlan, *, where: str) -> None:
     """Whether verl, which counts prompts and cuts a generation into equal updates, has such batches.
 
     Raises:
-        RecipeError: It has not; says which number would fit.
+        RecipeError: It does not; says which number would fit.
     """
     if plan.rollouts % plan.group_size:
         raise RecipeError(
             f"{where}: a generation of {plan.rollouts} rollouts (per_device_train_batch_size {plan.micro_batch} x "
-            f"steps_per_generation {plan.steps_per_generation} x num_processes {plan.num_processes}) is no whole "
+            f"steps_per_generation {plan.steps_per_generation} x num_processes {plan.num_processes}) is not a whole "
             f"number of groups of num_generations={plan.group_size}; make per_device_train_batch_size a multiple of it"
         )
     if plan.steps_per_generation % plan.accumulation:
         raise RecipeError(
-            f"{where}: steps_per_generation ({plan.steps_per_generation}) is no multiple of "
+            f"{where}: steps_per_generation ({plan.steps_per_generation}) is not a multiple of "
             f"gradient_accumulation_steps ({plan.accumulation}), and verl cuts a generation into whole updates; "
             "make it one"
         )
@@ -285,6 +297,6 @@ def check_plan(plan: BatchPlan, *, where: str) -> None:
         raise RecipeError(
             f"{where}: an update of {plan.rollouts_per_update} rollouts (per_device_train_batch_size "
             f"{plan.micro_batch} x gradient_accumulation_steps {plan.accumulation} x num_processes "
-            f"{plan.num_processes}) is no whole number of groups of num_generations={plan.group_size}, and verl "
+            f"{plan.num_processes}) is not a whole number of groups of num_generations={plan.group_size}, and verl "
             "counts prompts; make per_device_train_batch_size a multiple of num_generations"
         )

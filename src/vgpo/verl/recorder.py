@@ -52,7 +52,7 @@ class Recorder:
         self._unfinished: Path | None = None  # a checkpoint whose step is not logged yet
 
     def open(self) -> None:
-        """Start the run folder, unless the launcher has: verl's own command has not."""
+        """Create the run folder, unless the launcher did; verl's own command does not."""
         if not self.folder.config_path.is_file():
             settings = {**self.recipe.fields, "accuracy_reward": self.recipe.accuracy_reward}
             RunFolder.create(self.folder.path, settings, seed=self.recipe.arguments.seed, command=self.command)
@@ -60,7 +60,7 @@ class Recorder:
     # Metrics and evaluation
 
     def log(self, step: int, epoch: float, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Append a line to metrics.jsonl, and return what of it are alarms.
+        """Append a line to metrics.jsonl, and return its alarms.
 
         Raises:
             AlarmError: an alarm ends the run (`alarms: stop`).
@@ -179,7 +179,7 @@ class Recorder:
         A run that was killed between the checkpoint and its log line resumes without the state of its alarms.
 
         Raises:
-            RunFolderError: the disk refused, or what the checkpoint says about its run folder is damaged.
+            RunFolderError: writing failed, or what the checkpoint says about its run folder is damaged.
         """
         state = read_object(state_folder / STATE) if state_folder and (state_folder / STATE).exists() else {}
         known = FolderState(**state["folder"]) if state else None
@@ -193,7 +193,7 @@ def check_weights(folder: Path) -> None:
     """Whether verl's worker has written weights where this process sees them.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: it does not.
     """
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(

@@ -31,7 +31,7 @@ class Rollouts:
     Args:
         keys: of the rollouts in TransferQueue.
         group_ids: rollouts of one draw of a prompt share a number; int64 (B,).
-        row_index: rows of the data set; int64 (B,).
+        row_index: rows of the dataset; int64 (B,).
         num_images: of each prompt; int64 (B,).
         prompts: token ids, one tensor for each rollout.
         responses: token ids; int64 (B, T).
@@ -244,7 +244,7 @@ def group_std(values: Tensor, group_ids: Tensor) -> Tensor:
 
 
 def importance_ratios(rollouts: Rollouts, *, of_sequences: bool) -> dict[str, float]:
-    """Ratios of the policy to the engine that sampled, of whole responses or of tokens, by TRL's names.
+    """Ratios of the policy to the engine that sampled, of complete responses or of tokens, by TRL's names.
 
     They are those before any correction truncates or masks them. Empty where the engine gave no log-probabilities.
     """

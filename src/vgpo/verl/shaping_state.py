@@ -1,4 +1,4 @@
-"""What a shaping carries from batch to batch, in a checkpoint of verl's."""
+"""The state of a shaping in a verl checkpoint."""
 
 from pathlib import Path
 

@@ -353,7 +353,7 @@ def nested_rows(columns: Mapping[str, Tensor], rollouts: Rollouts) -> TensorDict
 
 
 def nested(rows: list[Tensor]) -> Tensor:
-    """Rows of unlike lengths as one nested tensor."""
+    """Rows of different lengths as one nested tensor."""
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 

@@ -1,1 +1,1 @@
-"""vLLM beside a trainer: what it is given, what it must give back, and how it is started."""
+"""vLLM for a trainer: its inputs, checks of its outputs, and its server."""

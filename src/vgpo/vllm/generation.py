@@ -1,4 +1,4 @@
-"""TRL's generation with vLLM, given what vLLM expects of prompts with images, and held to what it answered.
+"""TRL's generation with vLLM, with the prompt format that vLLM expects for images, and a check of its prompts.
 
 TRL 1.16 gives a colocated vLLM the processor's ids beside the images. vLLM expands the first image token of each image
 once more, and answers another prompt than the one that is trained on. Here both modes give it one placeholder for each
@@ -171,7 +171,7 @@ class EngineClient(VLLMClient):
     def _is_gone(self, error: requests.RequestException) -> NoReturn:
         raise EngineError(
             f"The vLLM server at {self.base_url} has stopped answering ({type(error).__name__}). Its log says why; "
-            "start it again, and go on from the last checkpoint with resume: true."
+            "start it again, and resume from the last checkpoint with resume: true."
         ) from error
 
     def image_features(self, images: Sequence[Any], *args: Any, **kwargs: Any) -> list[list[dict[str, str]] | None]:

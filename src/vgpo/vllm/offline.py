@@ -88,7 +88,7 @@ class OfflineEngine:
         Args:
             rows: One batch.
             max_new_tokens: Longest response, in tokens.
-            temperature: 0, or that of samples from the whole softmax.
+            temperature: 0, or that of samples from the full softmax.
             seeds: One for each sample; empty for vLLM's own.
             chat_template_kwargs: As in training.
 

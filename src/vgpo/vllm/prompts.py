@@ -15,7 +15,7 @@ LIMITS = ("shortest_edge", "longest_edge")
 
 
 class EngineError(RuntimeError):
-    """The inference engine cannot be used, or does not do what the trainer takes for granted."""
+    """The inference engine cannot be used, or does not meet the trainer's assumptions."""
 
 
 def placeholder_ids(processor: Any, text: str) -> list[int]:
@@ -23,8 +23,8 @@ def placeholder_ids(processor: Any, text: str) -> list[int]:
 
     Args:
         processor: Of the model, with its tokenizer.
-        text: What its chat template makes of the messages; a beginning-of-text token is in it or is added, as the
-            processor does it.
+        text: The messages rendered by its chat template; a beginning-of-text token is in it or is added, as by the
+        processor.
     """
     tokenizer = processor.tokenizer
     begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
@@ -79,8 +79,8 @@ def check_importance_ratio(ratios: Sequence[float], step: int) -> None:
     """Whether the engine sampled from anything like the policy; an alarm would come after updates.
 
     Args:
-        ratios: Mean importance ratios of the policy to the engine, the last one of the rollouts at hand.
-        step: The last optimiser step, for the message.
+        ratios: Mean importance ratios of the policy to the engine, the last one of the current rollouts.
+        step: The last optimizer step, for the message.
 
     Raises:
         EngineError: The last ratio is close to zero.

@@ -1,4 +1,4 @@
-"""vLLM's server as a training needs it: its command, and what a running one says of itself."""
+"""vLLM's server for training: its command, and checks of a running one."""
 
 import ctypes
 import json

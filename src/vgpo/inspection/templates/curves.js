@@ -24,7 +24,7 @@ function drawAttention() {
     const lines = Object.entries(model.attention).map(([source, deciles]) => ({ ...deciles, outcome: source }));
     const caption = element("figcaption", {}, swatch(index), visible(model.name));
     const label = `Attention along the response, ${model.name}`;
-    return positionFigure(caption, `${lines[0].num_rollouts} responses.`, label, index, lines, scale, [0, 1]);
+    return positionFigure(caption, `${lines[0].num_rollouts} responses.`, label, index, lines, scale, [0, 1], "share of attention");
   });
   container.replaceChildren(...figures.filter((figure) => figure !== null));
 }
@@ -40,16 +40,18 @@ function drawRatios() {
 
 // A dot per response, stacked where they are many; box and line: middle half and median.
 function ratioFigure(model, index, xRange) {
-  const height = 150;
+  const [height, bottom] = [166, 128];
   const { x } = scales(xRange, [0, 1]);
   const label = `Late / early ratio of the responses, ${model.name}`;
   const svg = shape("svg", { class: `chart run-${index}`, viewBox: `0 0 ${PLOT.width} ${height}`, role: "img", "aria-label": label });
   const { ticks, digits } = niceTicks(...xRange, 3);
   for (const tick of ticks) {
-    svg.append(shape("line", { class: "grid", x1: x(tick), x2: x(tick), y1: PLOT.top, y2: height - PLOT.bottom }));
-    svg.append(shape("text", { x: x(tick), y: height - 5, "text-anchor": "middle" }, number(tick, digits)));
+    svg.append(shape("line", { class: "grid", x1: x(tick), x2: x(tick), y1: PLOT.top, y2: bottom }));
+    svg.append(shape("text", { x: x(tick), y: bottom + 15, "text-anchor": "middle" }, number(tick, digits)));
   }
-  svg.append(shape("line", { class: "even", x1: x(1), x2: x(1), y1: PLOT.top, y2: height - PLOT.bottom }));
+  const middle = (PLOT.left + PLOT.width - PLOT.right) / 2;
+  svg.append(shape("text", { class: "axis-title", x: middle, y: height - 5, "text-anchor": "middle" }, "late / early"));
+  svg.append(shape("line", { class: "even", x1: x(1), x2: x(1), y1: PLOT.top, y2: bottom }));
   ["correct", "wrong"].forEach((outcome, row) => {
     const y = 37 + 58 * row;
     svg.append(shape("text", { x: 0, y: y + 4 }, outcome));
@@ -77,7 +79,7 @@ function stackedDots(xs, y) {
     shape("circle", { class: "point", r: 2.2, cx: x, cy: y + step * Math.ceil(level / 2) * (level % 2 ? 1 : -1) }));
 }
 
-// The table of answers without the picture: which rows are shown, and the way from a row to its question.
+// The table of answers without the image: which rows are shown, and the way from a row to its question.
 function listenToAnswers() {
   const table = document.getElementById("answers");
   if (table === null) return;

@@ -1,5 +1,6 @@
 drawFocusByPosition();
 drawRatios();
 drawAttention();
+stackTables();
 listenToAnswers();
 drawQuestions().then(() => { document.documentElement.dataset.drawn = "yes"; });

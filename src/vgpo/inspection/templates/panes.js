@@ -1,4 +1,4 @@
-// One response in full: its pictures with the map of a token, its text, its numbers.
+// One response in full: its images with the map of a token, its text, its numbers.
 
 const MEASURES = {
   similarity: ["Similarity", "similarity", 3, null],
@@ -49,7 +49,7 @@ function paneParts(question, rollout, rollouts, change) {
   return [paneHead(rollout, rollouts, change), element("div", { class: "parts" }, pictures, words)];
 }
 
-// The page opens at the token that is nearest to the picture.
+// The page opens at the token that is nearest to the image.
 function startToken(rollout) {
   const values = rollout.similarity ?? [];
   return Math.max(0, values.indexOf(extent(values)[1]));
@@ -102,7 +102,7 @@ function facts(rollout) {
 }
 
 function absence(question, key) {
-  if (question.images.length === 0) return "Nothing to shade: the question has no picture.";
+  if (question.images.length === 0) return "Nothing to shade: the question has no image.";
   if (key === "attention") return "Attention was not measured.";
   if (key === "advantage") return "No advantage: it needs several samples of a question.";
   return "Not measured for this response.";

@@ -1,6 +1,6 @@
-// The pictures of a question, with the similarity of a token to each of their patches drawn over them.
+// The images of a question, with the similarity of a token to each of their patches drawn over them.
 
-const MAX_LABELS = 16; // cells of a picture: more labels than that cannot be read
+const MAX_LABELS = 16; // cells of an image: more labels than that cannot be read
 const MAX_DIGITS = 3;
 
 // A map's levels, one byte per token and cell: they are stored as differences to the token before.
@@ -23,14 +23,14 @@ function cellValues(map, levels, token) {
   return sums.map((sum) => map.low + unit * sum / count);
 }
 
-// As many digits as the levels of a map tell apart.
+// Digits that separate the levels of a map.
 function mapDigits({ low, high }) {
   const step = (high - low) / (DATA.levels - 1);
   return Math.min(MAX_DIGITS, Math.max(0, Math.ceil(-Math.log10(step))));
 }
 
-// The cells of a grid as boxes in pixels of its picture, row by row; those on the page may be blocks of the file's.
-// What reaches beyond the picture, as blocks at its edges and cells in its padding may, is cut off.
+// The cells of a grid as boxes in pixels of its image, row by row; those on the page may be blocks of the file's.
+// What reaches beyond the image, as blocks at its edges and cells in its padding may, is cut off.
 function gridCells(grid, image) {
   const [left, top, right, bottom] = grid.box;
   const edges = (count, from, to, size) => Array.from({ length: Math.ceil(count / DATA.block) + 1 },
@@ -45,13 +45,13 @@ function clamped(share) {
   return Math.min(1, Math.max(0, share));
 }
 
-// All cells of a question in the order of its maps; `image` is the number of their picture.
+// All cells of a question in the order of its maps; `image` is the number of their image.
 function questionCells(question) {
   return question.grids.flatMap((grid) => gridCells(grid, question.images[grid.image]))
     .map((cell, index) => ({ ...cell, index, image: cell.grid.image }));
 }
 
-// What can be drawn over a picture: its only grid; or all its tiles together, and each grid by itself.
+// What can be drawn over an image: its only grid; or all its tiles together, and each grid by itself.
 function gridChoices(grids) {
   const named = grids.map((grid) => [grid.name, [grid]]);
   const tiles = grids.filter((grid) => grid.name !== "whole");
@@ -66,13 +66,13 @@ function heat(share) {
 }
 
 function cellName(cell, question) {
-  const where = question.images.length > 1 ? `picture ${cell.image + 1}, ` : "";
+  const where = question.images.length > 1 ? `image ${cell.image + 1}, ` : "";
   const alone = question.grids.filter((grid) => grid.image === cell.image).length === 1;
   const of = alone ? "" : `${cell.grid.name}, `;
   return visible(`${where}${of}row ${cell.row + 1}, column ${cell.column + 1}`);
 }
 
-// All pictures of a question side by side, with the map of a rollout over them.
+// All images of a question, each beside a copy with the map of a rollout over it.
 class MappedPictures {
   constructor(question) {
     this.question = question;
@@ -89,8 +89,11 @@ class MappedPictures {
   frame(image, i) {
     const viewBox = `0 0 ${image.width} ${image.height}`;
     const svg = shape("svg", { class: "overlay", viewBox, preserveAspectRatio: "none", role: "img", tabindex: "0" });
-    const picture = pictureImage(image.data, image, i);
-    const figure = element("figure", {}, element("div", { class: "picture" }, picture, svg));
+    const shaded = pictureImage(image.data, image, i);
+    shaded.alt = ""; // the overlay has a label of its own
+    const figure = element("figure", { class: "pair" },
+      element("div", { class: "picture plain" }, pictureImage(image.data, image, i)),
+      element("div", { class: "picture" }, shaded, svg));
     const frame = { svg, figure, rects: new Map(), labels: new Map() };
     const grids = gridChoices(this.question.grids.filter((grid) => grid.image === i));
     if (grids.length > 0) this.lay(frame, grids[0][1]);
@@ -100,7 +103,7 @@ class MappedPictures {
   }
 
   gridSelect(frame, grids, i) {
-    const select = element("select", { "aria-label": `Grid over picture ${i + 1}` },
+    const select = element("select", { "aria-label": `Grid over image ${i + 1}` },
       ...grids.map(([name], place) => element("option", { value: place }, visible(name))));
     select.addEventListener("change", () => {
       this.lay(frame, grids[select.value][1]);
@@ -158,7 +161,7 @@ class MappedPictures {
       element("span", {}, `similarity ${number(low, digits)}`, ramp, number(high, digits)),
       element("span", {}, element("span", { class: "peak-sign" }), " highest"));
     this.frames.forEach(({ svg }, i) => svg.setAttribute("aria-label",
-      `Similarity of ${about} to the patches of picture ${i + 1}; arrow keys read them`));
+      `Similarity of ${about} to the patches of image ${i + 1}; arrow keys read them`));
     this.repaint();
   }
 
@@ -200,10 +203,10 @@ function besides(cells, shown, at, key) {
   return best;
 }
 
-// Pictures of a rollout that has no map.
+// Images of a rollout that has no map.
 function plainPictures(question) {
   const note = question.images.length > 0
-    ? "This response has no map of its patches." : "A question without a picture.";
+    ? "This response has no map of its patches." : "A question without an image.";
   const row = element("div", { class: "row" }, ...question.images.map((image, i) =>
     element("figure", {}, element("div", { class: "picture" }, pictureImage(image.data, image, i)))));
   return element("div", { class: "pictures" }, row, element("p", { class: "empty" }, note));

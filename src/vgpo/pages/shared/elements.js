@@ -35,6 +35,12 @@ function scaled(value, digits) {
   return value && (small || digits > 4) ? value.toExponential(1).replaceAll("-", "\u2212") : number(value, Math.min(digits, 4));
 }
 
+// A tick of a logarithmic axis.
+function compact(value) {
+  const text = value >= 1e4 || value < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
+  return text.replace("e+", "e").replaceAll("-", "\u2212");
+}
+
 function signed(value, digits) {
   return (value > 0 ? "+" : "") + number(value, digits);
 }
@@ -50,9 +56,9 @@ function definitions(entries) {
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }
 
-// Picture `i` of a question; one of few pixels is shown larger.
+// Image `i` of a question; one of few pixels is shown larger.
 function pictureImage(src, { width, height }, i) {
-  const alt = `Picture ${i + 1} of the question`;
+  const alt = `Image ${i + 1} of the question`;
   return element("img", { src, width, height, alt, class: width <= 160 ? "small" : "" });
 }
 

@@ -6,7 +6,8 @@ function watchRun() {
   if (bar === null) return;
   const follow = document.getElementById("follow");
   restoreView(history.state ?? {}, follow);
-  document.addEventListener("click", () => history.replaceState(currentView(follow), ""));
+  const keep = () => history.replaceState(currentView(follow), "");
+  for (const kind of ["click", "change"]) document.addEventListener(kind, keep);
   document.getElementById("reload").addEventListener("click", () => location.reload());
   let touched = performance.now();
   for (const kind of ["pointermove", "pointerdown", "keydown", "wheel", "touchmove"]) {
@@ -29,22 +30,25 @@ function age(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
 }
 
-// Which buttons are pressed, which rollout is open, and what is ticked. The browser keeps the place on the page itself.
+// What the reader chose; the browser keeps the place on the page itself. The group is known by its step: there may be
+// new ones.
 function currentView(follow) {
   const rows = [...document.querySelectorAll(".choices")];
   return {
     follow: follow.checked,
-    smooth: document.getElementById("smooth")?.checked ?? true,
+    charts: { ...chartView, step: null },
+    metrics: DATA.metrics.charts.filter((chart) => chart.drawn).map((chart) => chart.id),
     pressed: rows.map((row) => [...row.children].findIndex((button) => button.getAttribute("aria-pressed") === "true")),
-    rollout: document.querySelector("#rollout-list [aria-current=true]")?.textContent ?? null,
+    group: rolloutView.place === null ? null : document.getElementById("step-label")?.textContent ?? null,
   };
 }
 
-function restoreView({ follow = false, smooth = true, pressed = [], rollout = null }, box) {
+function restoreView({ follow = false, charts = chartView, metrics = [], pressed = [], group = null }, box) {
   box.checked = follow;
-  const smoothing = document.getElementById("smooth");
-  if (smoothing !== null && smoothing.checked !== smooth) smoothing.click();
+  redrawCharts(charts);
+  DATA.metrics.charts.filter((chart) => metrics.includes(chart.id)).forEach(drawMetric);
   document.querySelectorAll(".choices").forEach((row, i) => row.children[pressed[i]]?.click());
-  const entries = [...document.querySelectorAll("#rollout-list button")];
-  entries.find((entry) => entry.textContent === rollout)?.click();
+  if (group === null || document.getElementById("group") === null) return;
+  const place = groupsOf(DATA.runs[rolloutView.run]).findIndex((one) => stepLabel(one) === group);
+  if (place >= 0) showRollouts({ place });
 }

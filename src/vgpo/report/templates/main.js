@@ -1,5 +1,8 @@
 drawCharts();
+drawMetricList();
 drawFocusCurves();
+drawHeldOut();
 drawRolloutBrowser();
+stackTables();
 watchRun();
 document.documentElement.dataset.drawn = "yes";

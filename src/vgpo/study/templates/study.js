@@ -1,7 +1,8 @@
 // Curves and focus of each comparison in each setting; DATA and the shapes are those of elements.js and charts.js.
 DATA.parts.forEach((part, place) => {
   const curves = document.getElementById(`curves-${place}`);
-  if (curves !== null) curves.replaceChildren(...part.charts.map((chart) => chartFigure(chart, false)));
+  const nameOf = (number) => part.methods.find((method) => method.number === number).name;
+  curves?.replaceChildren(...part.charts.map((chart) => new MetricChart({ ...chart, is_mean: true }, nameOf).figure));
   drawDeciles(document.getElementById(`deciles-${place}`), part.methods);
 });
 
@@ -17,4 +18,6 @@ function drawDeciles(container, methods) {
   }));
 }
 
+listenToChartControls();
+stackTables();
 document.documentElement.dataset.drawn = "yes";

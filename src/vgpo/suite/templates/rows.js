@@ -1,4 +1,4 @@
-// The rows of an evaluation, or of two, as cards; DATA and the helpers are those of elements.js and tokens.js.
+// The rows of an evaluation, or of two, as cards; DATA and the helpers are those of elements.js, tokens.js and answers.js.
 const LETTERS = ["A", "B"];
 const COMPARED = DATA.num_evaluations > 1;
 const SEVERAL = DATA.several_samples;
@@ -67,10 +67,6 @@ function isWanted(row) {
     && (wanted.text === "" || searchedText(row).includes(wanted.text));
 }
 
-function isUnboxed(answer) {
-  return answer.predicted === null && !answer.oversized;
-}
-
 function searchedText(row) {
   const given = row.answers.flat().flatMap((answer) => [answer.predicted ?? "", answer.completion]);
   row.searched ??= [row.id, row.category ?? "", row.problem, row.answer, ...given].join("\n").toLowerCase();
@@ -126,24 +122,6 @@ function answerOf(row, answers, place) {
   return box;
 }
 
-function verdictOf(answer) {
-  const parts = [verdict(answer.correct)];
-  if (answer.oversized) parts.push(element("span", { class: "flag" }, "oversized: not asked"));
-  else if (answer.predicted === null) parts.push(element("span", { class: "flag" }, "no box"));
-  else parts.push(", answered ", element("b", {}, visible(answer.predicted)));
-  if (answer.truncated) parts.push(element("span", { class: "flag" }, "cut off"));
-  return parts;
-}
-
-// The text is set when it is opened: a page has hundreds of long ones.
-function completion(text, label) {
-  const body = element("div", { class: "completion", tabindex: "0", role: "group", "aria-label": label });
-  const details = element("details", {}, element("summary", {}, label), body);
-  details.addEventListener("toggle", () => {
-    if (body.textContent === "") body.textContent = text === "" ? "(an empty response)" : visible(text);
-  });
-  return details;
-}
-
 drawRows();
+stackTables();
 document.documentElement.dataset.drawn = "yes";
