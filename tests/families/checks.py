@@ -35,12 +35,12 @@ from tests.families.mixed_worker import check_two_processes
 from vgpo.data import to_prompts
 from vgpo.focus import banned_token_ids, visual_token_mask
 from vgpo.policy.scoring import Rows, score_rows
-from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.loading import check_image_token, load_model, load_processor
 from vgpo.recipe.recipe import Recipe
 from vgpo.recipe.run_arguments import RunArguments
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.train import build_trainer
+from vgpo.report.training import RunCallback
 from vgpo.run import RunFolder
 from vgpo.shared_prompt import why_not_shared
 from vgpo.training.batches import Batch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from vgpo.recipe.callback import RunCallback
+from vgpo.report.training import RunCallback
 
 
 class Line(torch.nn.Module):

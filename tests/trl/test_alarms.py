@@ -7,8 +7,8 @@ import pytest
 
 from tests.trl.tiny import coin
 from vgpo.checkpoints import CheckpointError, CheckpointStore, load_state, save_state
-from vgpo.recipe.callback import RunCallback
 from vgpo.recipe.train import ERRORS
+from vgpo.report.training import RunCallback
 from vgpo.run import RunFolder
 from vgpo.training.alarms import RULES, Alarms
 from vgpo.training.settings import AlarmSettings

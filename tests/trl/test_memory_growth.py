@@ -9,9 +9,8 @@ import pytest
 from transformers import PrinterCallback, TrainerCallback
 
 from tests.trl.tiny import rows_with_pictures
-from vgpo.recipe import callback
-from vgpo.recipe.callback import RunCallback
-from vgpo.report import live
+from vgpo.report import live, training
+from vgpo.report.training import RunCallback
 from vgpo.run import RunFolder
 from vgpo.trl import VGPOTrainer
 
@@ -52,7 +51,7 @@ def growth_per_step(figures):
 
 @pytest.mark.slow
 def test_memory_does_not_grow(make_trainer, tmp_path, monkeypatch):
-    monkeypatch.setattr(callback, "KEPT_LINES", KEPT_LINES)
+    monkeypatch.setattr(training, "KEPT_LINES", KEPT_LINES)
     monkeypatch.setattr(live, "MIN_PAUSE", 1.0)  # the page is drawn many times, and first before memory is looked at
     folder, meter = RunFolder.create(tmp_path / "folder", {}, seed=0, command=[]), MemoryMeter()
     trainer = make_trainer(
