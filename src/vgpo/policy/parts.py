@@ -90,7 +90,7 @@ def freeze_parts(model: nn.Module, frozen: Sequence[str]) -> None:
         model with adapters, which trains only these.
     """
     check_freeze(frozen)
-    if isinstance(extract_model_from_parallel(model), PeftModel):
+    if isinstance(extract_model_from_parallel(model, keep_torch_compile=False), PeftModel):
         raise ValueError(
             f"freeze={list(frozen)} has no effect on a model with adapters: only these are trained. Remove freeze, "
             "and choose the layers that get adapters."

@@ -21,7 +21,7 @@ CHECKPOINT = "_gradient_checkpointing_func"  # the attribute of a layer that is 
 
 def cache_argument(model: nn.Module) -> str | None:
     """The name under which a model's forward takes a cache, or None if it takes none."""
-    vlm = extract_model_from_parallel(model)
+    vlm = extract_model_from_parallel(model, keep_torch_compile=False)
     vlm = vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
     known = inspect.signature(type(vlm).forward).parameters
     return next((name for name in CACHE_NAMES if name in known), None)
