@@ -442,6 +442,14 @@ def test_a_folder_with_several_runs_lists_them_and_one_with_a_single_run_is_that
     assert "step 3 of 80" in single.stdout
 
 
+@pytest.mark.parametrize("place", ["a" * 300, "a" * 300 + "/run"])
+def test_a_path_that_no_file_system_takes_is_an_error(tmp_path: Path, place: str):
+    failed = CliRunner().invoke(app, ["watch", str(tmp_path / place)])
+    assert failed.exit_code == 2
+    assert failed.stderr.startswith("error: ")
+    assert "correct the path" in failed.stderr
+
+
 def test_a_mistyped_folder_is_an_error_and_one_to_come_is_waited_for(tmp_path: Path):
     mistyped = CliRunner().invoke(app, ["watch", str(tmp_path / "rnus" / "vgpo")])
     assert mistyped.exit_code == 2

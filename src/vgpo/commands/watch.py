@@ -33,8 +33,7 @@ def run(path: Path, *, every: float, once: bool) -> None:
         RunFolderError: a file of the run is broken, the folder holds several runs, neither it nor the folder around it
             exists, or there is no run to show once.
     """
-    if not path.absolute().parent.is_dir():
-        raise RunFolderError(f"{missing(str(path), 'folder')}; correct the path")
+    check_place(path)
     path = run_in(path)
     console, watched = Console(), WatchedRun(path)
     if once or not console.is_terminal or console.is_dumb_terminal:
@@ -47,6 +46,17 @@ def run(path: Path, *, every: float, once: bool) -> None:
             follow(watched, console, every=every)
     if watched.begun:
         show(watched, console)
+
+
+def check_place(path: Path) -> None:
+    """Raise RunFolderError if there can be no run at `path`: its folder is missing, or the path is not usable."""
+    try:
+        path.exists()  # a name that is too long, for example
+        has_parent = path.absolute().parent.is_dir()
+    except OSError as error:
+        raise RunFolderError(f"cannot access {str(path)!r}: {error.strerror}; correct the path") from error
+    if not has_parent:
+        raise RunFolderError(f"{missing(str(path), 'folder')}; correct the path")
 
 
 def follow(
