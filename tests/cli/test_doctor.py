@@ -17,12 +17,14 @@ from vgpo.policy.parts import count_parameters, lora_targets
 from vgpo.recipe import checks as doctor
 from vgpo.recipe import packages
 from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.files import recipe_folder
 from vgpo.recipe.recipe import load_recipe
 from vgpo.recipe.setup import Setup
 from vgpo.recipe.tested import TESTED
 from vgpo.recipe.train import train
 from vgpo.toy import write_datasets
 from vgpo.toy.model import build_model, build_processor
+from vgpo.verl.recipe import load_recipe as load_verl_recipe
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
@@ -92,6 +94,47 @@ def test_a_vllm_server_that_is_not_there_is_named_with_its_command(tmp_path, tra
     assert """--mm-processor-kwargs '{"size": {"shortest_edge": 784, "longest_edge": 20000}}'""" in finding.fix
     assert finding.fix.startswith("VLLM_SERVER_DEV_MODE=1 vllm serve /")
     assert examined(tmp_path, train_file, checks=["vLLM server"])["vLLM server"].status == "pass"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--top_p", "0.99"], "top_p 0.99"),
+        (["--top_k", "50"], "top_k 50"),
+        (["--min_p", "0.1", "--vllm_importance_sampling_mode", "sequence_truncate"], "min_p 0.1"),
+        (["--top_p", "0.9", "--top_k", "20"], "top_p 0.9, top_k 20"),
+    ],
+)
+def test_truncated_sampling_with_ratios_of_complete_responses_is_a_warning(tmp_path, train_file, words, kept):
+    words = ["--use_vllm", "true", *words]
+    (finding,) = examined(tmp_path, train_file, *words, checks=["importance ratio"]).values()
+    assert finding.status == "warn"
+    assert finding.found.startswith(f"with {kept} the importance ratio of a complete response")
+    assert "vllm_importance_sampling_mode: token_truncate" in finding.fix
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--use_vllm", "true"],
+        ["--use_vllm", "false", "--top_p", "0.99"],
+        ["--use_vllm", "true", "--top_k", "-1"],
+        ["--use_vllm", "true", "--top_p", "0.99", "--vllm_importance_sampling_mode", "token_mask"],
+        ["--use_vllm", "true", "--top_p", "0.99", "--vllm_importance_sampling_correction", "false"],
+    ],
+)
+def test_other_importance_ratios_are_no_reason_to_warn(tmp_path, train_file, words):
+    assert examined(tmp_path, train_file, *words, checks=["importance ratio"])["importance ratio"].status == "pass"
+
+
+@pytest.mark.parametrize("path", sorted(recipe_folder().glob("*qwen*.yaml")), ids=lambda path: path.stem)
+def test_no_shipped_recipe_has_ratios_that_fall_with_the_length(path, caplog):
+    if path.stem.startswith("verl_"):
+        load_verl_recipe(path)
+        assert "importance ratio" not in caplog.text
+    else:
+        setup = Setup(load_recipe(path, ["--use_cpu", "true"]), path.parent)
+        assert doctor.examine("importance ratio", setup, {}).status == "pass"
 
 
 def test_the_end_is_an_error_where_a_check_fails(tmp_path, train_file):

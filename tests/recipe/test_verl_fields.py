@@ -242,6 +242,14 @@ def test_the_correction_of_the_sampler(values: dict[str, Any], rollout_is: str |
     assert made.get("algorithm.rollout_correction.rollout_is_threshold") == threshold
 
 
+def test_truncated_sampling_with_ratios_of_complete_responses_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    keys(top_p=0.99)
+    assert "with top_p 0.99 the importance ratio of a complete response (sequence_mask) falls" in caplog.text
+    caplog.clear()
+    keys(top_p=0.99, vllm_importance_sampling_mode="token_mask")
+    assert "importance ratio" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("values", "param", "engine"),
     [

@@ -27,6 +27,7 @@ from vgpo.policy.parity import ParityError
 from vgpo.policy.parts import count_parameters, freeze_parts
 from vgpo.policy.probes import FAULTS as MODEL_FAULTS
 from vgpo.policy.prompts import response_prefix
+from vgpo.recipe.consistency import TRUNCATED_FIX, truncated_sampling_fault
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
 from vgpo.recipe.memory import FLOAT32, GIB, in_words, optimiser_bytes
@@ -96,6 +97,18 @@ def generation(setup: Setup) -> Finding:
     if unsupported := unsupported_vllm():
         return Finding("warn", unsupported, "pip install 'trl[vllm]'")
     return Finding("pass", f"vLLM, {config.vllm_mode}")
+
+
+def importance_ratio(setup: Setup) -> Finding:
+    """Check that the importance ratio, of the policy to vLLM, does not fall with the length of a response."""
+    config = setup.recipe.config
+    if not config.use_vllm:
+        return Finding("pass", "1: transformers generates")
+    fault = truncated_sampling_fault(
+        top_p=config.top_p, top_k=config.top_k, min_p=config.min_p,
+        correction=config.vllm_importance_sampling_correction, mode=config.vllm_importance_sampling_mode,
+    )  # fmt: skip
+    return Finding("warn", fault, TRUNCATED_FIX) if fault else Finding("pass", config.vllm_importance_sampling_mode)
 
 
 def vllm_server(setup: Setup) -> Finding:
@@ -382,6 +395,7 @@ CHECKS = {
     "device": Check(device),
     "processes": Check(launch),
     "generation": Check(generation),
+    "importance ratio": Check(importance_ratio),
     "reference model": Check(reference),
     "trackers": Check(trackers),
     "packages": Check(packages),
@@ -406,7 +420,15 @@ CHECKS = {
     "save and load": Check(round_trip, ("model",)),
 }
 # Cheap checks, and those that the start of a run needs anyway.
-BEFORE_LOADING = ("versions", "generation", "reference model", "trackers", "packages", "library settings")
+BEFORE_LOADING = (
+    "versions",
+    "generation",
+    "importance ratio",
+    "reference model",
+    "trackers",
+    "packages",
+    "library settings",
+)
 WITH_DATA = ("evaluation images",)
 WITH_MODEL = ("memory", "disk")
 

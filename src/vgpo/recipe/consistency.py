@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 COMMIT = re.compile("[0-9a-f]{40}")
 DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDER`) and name the folder"
+TRUNCATED_FIX = "set vllm_importance_sampling_mode: token_truncate, or sample from the complete distribution"
 
 
 def check_model_name(name: str | None, *, where: str) -> None:
@@ -38,6 +39,30 @@ def check_adapters(*, lora_vision: bool, freeze: Sequence[str], use_peft: bool, 
             f"{where}: freeze ({freeze}) has no effect with use_peft, which trains only adapters; remove it, "
             "and set lora_vision for adapters in the vision tower and the projector"
         )
+
+
+def truncated_sampling_fault(
+    *, top_p: float, top_k: int, min_p: float | None = None, correction: bool, mode: str
+) -> str | None:
+    """What is wrong with importance ratios of complete responses under truncated sampling, or None.
+
+    An engine renormalises the probabilities that top_p, top_k or min_p keep. The policy does not, so that the ratio of
+    policy to engine is the kept probability: just below 1 for each token. Its product over a response falls
+    exponentially with the length: 0.995 per token is 0.007 for 1,000 tokens.
+
+    Args:
+        top_p, top_k, min_p: As in `transformers.GenerationConfig`. 1, at most 0, and None or 0 keep all.
+        correction: Whether the loss is multiplied with the ratio (`vllm_importance_sampling_correction`).
+        mode: `vllm_importance_sampling_mode`.
+    """
+    truncated = {"top_p": top_p < 1 and top_p, "top_k": max(top_k, 0), "min_p": min_p}
+    kept = [f"{name} {value:g}" for name, value in truncated.items() if value]
+    if not (correction and mode.startswith("sequence_") and kept):
+        return None
+    return (
+        f"with {', '.join(kept)} the importance ratio of a complete response ({mode}) falls exponentially with its "
+        "length, and the loss with it"
+    )
 
 
 def check_remote_code(name: str, revision: str | None, *, trust_remote_code: bool, where: str) -> None:

@@ -152,7 +152,8 @@ RULES = (
         is_bad=operator.lt,
         text="the mean importance ratio of the policy to vLLM, which sampled, is below",
         advice="Rollouts weigh too little, or are masked: vLLM does not compute what the policy computes. Compare "
-        "vllm_dtype and dtype, and look at sampling/log_prob_gap; `vgpo doctor` looks at a server.",
+        "vllm_dtype and dtype, and look at sampling/log_prob_gap; `vgpo doctor` looks at a server and at "
+        "top_p, top_k and min_p, with which ratios of complete responses fall with their length.",
     ),
 )
 

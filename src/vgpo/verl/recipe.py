@@ -1,6 +1,7 @@
 """Recipes for verl, read without TRL and without verl."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from functools import cached_property
@@ -9,7 +10,15 @@ from typing import Any, NoReturn
 
 from vgpo.data import template_text
 from vgpo.places import TOY_MODEL
-from vgpo.recipe.consistency import DOWNLOAD, check_adapters, check_model_name, check_num_weights, check_remote_code
+from vgpo.recipe.consistency import (
+    DOWNLOAD,
+    TRUNCATED_FIX,
+    check_adapters,
+    check_model_name,
+    check_num_weights,
+    check_remote_code,
+    truncated_sampling_fault,
+)
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import blame, find_recipe, option_names, read_fields
 from vgpo.recipe.loading import PlainCheckpoint
@@ -24,6 +33,8 @@ from vgpo.training.method import MethodArguments
 from vgpo.verl.arguments import OtherArguments, VerlArguments, read_json
 from vgpo.verl.fields import FIELDS, Refused
 from vgpo.verl.names import SIGNALS
+
+logger = logging.getLogger(__name__)
 
 RECIPE_PARTS = (RunArguments, MethodArguments, VerlArguments, OtherArguments)
 
@@ -175,6 +186,12 @@ def check_consistency(recipe: VerlRecipe) -> None:
     check_adapters(lora_vision=run.lora_vision, freeze=recipe.method.freeze, use_peft=arguments.use_peft, where=where)
     if run.host != "verl":
         recipe.refuse("host", "verl")
+    fault = truncated_sampling_fault(
+        top_p=arguments.top_p, top_k=arguments.top_k,  # verl has no min_p
+        correction=arguments.vllm_importance_sampling_correction, mode=arguments.vllm_importance_sampling_mode,
+    )  # fmt: skip
+    if fault:
+        logger.warning("%s: %s; %s.", where, fault, TRUNCATED_FIX)
     try:
         read_json(run, ("verl",))
         read_json(recipe.method, ("shaping_options",))
