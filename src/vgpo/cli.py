@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"token_normalize_func": with_hyphens},
 )
-toy = typer.Typer(help="The embedded toy model and its task.", no_args_is_help=True)
+toy = typer.Typer(help="The toy model and its task.", no_args_is_help=True)
 app.add_typer(toy, name="toy")
 sets = typer.Typer(help="Check data before training.", no_args_is_help=True)
 app.add_typer(sets, name="data")
@@ -126,7 +126,7 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         help="A checkpoint folder, a run folder (its final weights, or else its newest checkpoint), a hub id "
-        "(owner/name), or 'toy' for the embedded model."
+        "(owner/name), or 'toy' for the toy model."
     ),
 ]
 FormatOption = Annotated[str | None, typer.Option(help="Dataset format. Default: detected from its columns.")]
@@ -216,7 +216,7 @@ def quickstart(
     max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after N steps.")] = None,
     num_questions: Annotated[int | None, typer.Option(hidden=True, help="Evaluate on N questions.")] = None,
 ) -> None:
-    """Train the embedded toy model twice, with DAPO and with VGPO, and compare both runs in a report.
+    """Train the toy model twice, with DAPO and with VGPO, and compare both runs in a report.
 
     Needs no GPU and no download; takes minutes on two CPU cores.
     """
@@ -409,7 +409,7 @@ def inspect_checkpoint(
         typer.Option(help="Rows, such as 0-49 or 0,3,7; of stored rollouts, groups. Default: the first 50."),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help="Another checkpoint or run folder to show beside it, on the same questions.")
+        str | None, typer.Option(help="Another checkpoint or run folder to show next to it, on the same questions.")
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Responses per question (1 = greedy, more = sampled). Default: 1.")

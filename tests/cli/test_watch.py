@@ -45,7 +45,7 @@ def make_folder(tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 def log(folder: RunFolder, *steps: int, **more: object) -> None:
-    """Lines of these steps, two seconds and 3000 tokens a step, the last of 80 at `NOW`."""
+    """Lines of these steps, two seconds and 3000 tokens per step, the last of 80 at `NOW`."""
     for step in steps:
         line = {"step": step, "epoch": step / 40, "time": NOW - 2 * (80 - step), "num_tokens": 3000.0 * step}
         figures = {"entropy": 0.1 + step / 1000, "completions/mean_length": 20.0 + step, "focus/mean": 0.5}

@@ -116,7 +116,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "answer is no choice",
         {**VISTA, "answer": "red"},
         {"answer": "green"},
-        ["field 'answer'", "'green' is none of the choices ['red', 'blue']", "correct it"],
+        ["field 'answer'", "'green' is not one of the choices ['red', 'blue']", "correct it"],
     ),
     (
         "one choice",
@@ -128,7 +128,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "letter beyond the options",
         {**QUESTION, "options": "['1', '2', '3']", "subject": "Art", "answer": "C"},
         {"answer": "D"},
-        ["field 'answer'", "'D' is none of the 3 options ['A', 'B', 'C']", "correct it"],
+        ["field 'answer'", "'D' is not one of the 3 options ['A', 'B', 'C']", "correct it"],
     ),
     (
         "options that are not a list",
@@ -140,7 +140,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "reference answer that is not an option",
         {**QUESTION, "option": "A. 1; B. 2", "answer": "A"},
         {"option": "A. 1; C. 2", "answer": "B"},
-        ["field 'answer'", "'B' is none of the options ['A', 'C']", "correct it"],
+        ["field 'answer'", "'B' is not one of the options ['A', 'C']", "correct it"],
     ),
     (
         "no assistant turn",

@@ -17,7 +17,7 @@ DOWNLOAD = "download it (`hf download {name} --revision COMMIT --local-dir FOLDE
 def check_model_name(name: str | None, *, where: str) -> None:
     """Check that a recipe names its model."""
     if name is None:
-        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the toy model")
 
 
 def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:

@@ -27,7 +27,7 @@ class RunArguments:
     train_data: str = field(
         metadata={
             "help": "Training set: a parquet or JSONL file, a folder or a hub name, each with an optional @split; "
-            "'toy:train' writes the embedded task's set into the run folder and reads it from there."
+            "'toy:train' writes the toy task's set into the run folder and reads it from there."
         }
     )
     host: str = field(

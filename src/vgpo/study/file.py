@@ -228,7 +228,7 @@ def check_names(names: list[Any], where: str) -> None:
     lowered = [name.lower() for name in names]
     twice = [name for name in names if lowered.count(name.lower()) > 1]
     if twice:
-        raise StudyError(f"{where}: {twice[0]} and {twice[1]} differ in case alone; rename one")
+        raise StudyError(f"{where}: {twice[0]} and {twice[1]} differ only in case; rename one")
 
 
 def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:

@@ -213,7 +213,7 @@ def settings_of(records: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
 def other_data(tasks: Sequence[Task]) -> list[str]:
     """Tasks whose rows have another fingerprint in the second evaluation: with other images, or in another form.
 
-    Those that cannot be compared are none of them.
+    Those that cannot be compared are not included.
     """
     compared = [task for task in tasks if task.incomparable is None]
     prints = {task.benchmark.title: {one.fingerprint for one in task.records if one is not None} for task in compared}

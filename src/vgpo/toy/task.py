@@ -70,7 +70,7 @@ class TaskSettings:
             raise ValueError(f"rows is {self.rows}; expected at least 2 with setting {self.setting}")
         if self.edited and self.setting in ("text", "mixed"):
             raise ValueError(
-                f"edited has no effect with setting {self.setting}, whose answers do not come from the image alone; "
+                f"edited has no effect with setting {self.setting}, whose answers do not come only from the image; "
                 "expected image, misleading or forgetting"
             )
 

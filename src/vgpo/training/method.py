@@ -52,8 +52,8 @@ class MethodArguments:
         default=VGPOSettings.step,
         metadata={"help": "Where the step schedule rises, as a share of the response."},
     )
-    intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Re-weight the tokens within a rollout."})
-    inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Re-weight the rollouts within their group."})
+    intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Reweight the tokens within a rollout."})
+    inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Reweight the rollouts within their group."})
     rollout_score: str = field(
         default=VGPOSettings.rollout_score,
         metadata={"help": "'sum' of a rollout's weights as in the paper, or their 'mean', whatever its length."},
@@ -70,7 +70,7 @@ class MethodArguments:
     )
     shaping_options: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Options of a shaping that are no fields of this configuration, as a mapping."},
+        metadata={"help": "Options of a shaping that are not configuration fields, as a mapping."},
     )
     measure_focus: bool = field(
         default=True,
@@ -163,7 +163,7 @@ class MethodArguments:
     )
     alarm_sampling_rounds: int = field(
         default=AlarmSettings.alarm_sampling_rounds,
-        metadata={"help": "Alarm when dynamic sampling takes so many rounds for a batch, or more."},
+        metadata={"help": "Alarm when dynamic sampling takes at least this many rounds for a batch."},
     )
     alarm_skipped_steps: int = field(
         default=AlarmSettings.alarm_skipped_steps,

@@ -126,7 +126,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             meaning="Running correlation C of mean focus and reward within groups. With `stratum_column`, one metric "
             "for each stratum: `adaptive/correlation/STRATUM`.",
             advice="Above 0, rollouts that look more are right more often. At 0 or below, focus does not help, and "
-            "nothing is re-weighted.",
+            "nothing is reweighted.",
             shapings=("adaptive",),
         ),
         Metric(
@@ -149,9 +149,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
             unit="share of answers",
             meaning="Right answers to the prompts without their images, mean over the rollouts with an image; with "
-            "`blind_gate` only. Each prompt is asked once, with the policy of the moment it is first met.",
+            "`blind_gate` only. Each prompt is asked once, with the policy at the time it is first sampled.",
             advice="Near the accuracy with images: the questions do not need them, and the gate turns the "
-            "re-weighting off. Multiple choice has at least the share of a guess.",
+            "reweighting off. Multiple choice has at least the share of a guess.",
             shapings=("adaptive",),
         ),
     ),

@@ -243,7 +243,7 @@ def end_token_ids(recipe: VerlRecipe) -> list[int]:
 
 
 def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
-    """A recipe that names the files of the embedded task's sets, written here once for all processes."""
+    """A recipe that names the files of the toy task's sets, written here once for all processes."""
     folder = Path(recipe.run.run_dir) / "data"
     sources = {field: vars(recipe.run)[field] for field in (TRAIN, HELD_OUT)}
     run = dataclasses.replace(recipe.run)
