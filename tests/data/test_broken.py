@@ -63,9 +63,14 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "marks without pictures",
         SOUND,
         {"images": []},
-        ["field 'problem'", "1 <image> mark but 0", "Correct the marks"],
+        ["field 'problem'", "1 <image> placeholder but 0", "Correct the placeholders"],
     ),
-    ("fewer marks", SOUND, {"images": ["a.png"] * 3}, ["1 <image> mark but 3", "Correct the marks or the images"]),
+    (
+        "fewer marks",
+        SOUND,
+        {"images": ["a.png"] * 3},
+        ["1 <image> placeholder but 3", "placeholders or the images"],
+    ),
     (
         "gap in the numbers",
         SOUND,
@@ -76,7 +81,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "numbers and none",
         SOUND,
         {"images": ["a.png"] * 2, "problem": "<image> or <image 2>?"},
-        ["the marks are <image>, <image 2>", "Correct the marks"],
+        ["the placeholders are <image>, <image 2>", "Correct the placeholders"],
     ),
     (
         "no such file",

@@ -36,8 +36,11 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
         ({"answer": None}, "row 1, field 'answer': empty"),
         ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
-        ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal numbers"),
-        ({"images": None}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'"),
+        (
+            {"images": []},
+            "row 1, field 'problem': 1 <image> placeholder but 0 in field 'images'; expected equal",
+        ),
+        ({"images": None}, "row 1, field 'problem': 1 <image> placeholder but 0 in field 'images'"),
         ({"images": [b"junk"]}, "row 1, field 'images', image 0: the image with path None and 4 bytes cannot be"),
         ({"images": ["gone.png"]}, "row 1, field 'images', image 0: there is no image file gone.png; correct"),
         ({"images": [None]}, "row 1, field 'images', image 0: the image of type NoneType is of an unknown type"),

@@ -133,7 +133,7 @@ def draw(study: Study, out: Path, console: Console) -> None:
         if folder_of(out, planned).is_done
     ]
     if not any(not place.is_start for place in done):
-        say(console, "no run is done yet: nothing to compare")
+        say(console, "no run has finished yet: nothing to compare")
         return
     data = study_data(done, study.comparisons, name=study.path.stem)
     written = write_outputs(out, data)

@@ -144,7 +144,7 @@ METHOD: dict[str, Field] = {
 
 # Of TRL's `ModelConfig`, and where the model comes from.
 POLICY: dict[str, Field] = {
-    "model_name_or_path": Mapped((f"{MODEL}.path",), "'toy' is the toy checkpoint"),
+    "model_name_or_path": Mapped((f"{MODEL}.path",), "'toy' is the packaged toy model"),
     "model_revision": Refused(
         "verl loads the newest revision of a name on the hub; download the revision and name its folder"
     ),
@@ -297,7 +297,7 @@ LOSS: dict[str, Field] = {
     ),
     **dict.fromkeys(
         ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-        no_way("verl's reference model stays the start model"),
+        no_way("verl's reference model stays the initial model"),
     ),
     **dict.fromkeys(
         ("sapo_temperature_neg", "sapo_temperature_pos"), no_way("loss_type sapo is not mapped to verl's")

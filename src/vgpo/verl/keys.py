@@ -117,7 +117,7 @@ def machines(recipe: VerlRecipe) -> tuple[int, int]:
         return 1, gpus
     if gpus % GPUS_OF_A_MACHINE:
         recipe.refuse(
-            "num_processes", f"at most {GPUS_OF_A_MACHINE} or a multiple of it: whole machines of so many GPUs"
+            "num_processes", f"at most {GPUS_OF_A_MACHINE} or a multiple of it: whole machines of that many GPUs"
         )
     return gpus // GPUS_OF_A_MACHINE, GPUS_OF_A_MACHINE
 

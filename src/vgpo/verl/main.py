@@ -279,8 +279,8 @@ def check_state(folder: RunFolder) -> None:
     steps = CheckpointStore(folder.checkpoints_path, keep=None).steps()
     if steps and find_latest_ckpt_path(str(state)) is None:
         raise RunFolderError(
-            f"{state} holds no state that verl finished, although there are checkpoints (checkpoint-{steps[0]}): a "
-            "start from step 0 would overwrite what the run has. Put it back, or name the checkpoint as "
+            f"{state} holds no state that verl finished, although there are checkpoints (checkpoint-{steps[0]}): "
+            "starting from step 0 would overwrite the run. Restore the state, or name the checkpoint as "
             "model_name_or_path of a new run."
         )
 
