@@ -430,7 +430,7 @@ def test_a_setting_without_a_run_may_get_other_data(write_study: Callable[..., P
     hard.write_text("harder rows")
     study_checks.check_inputs_unchanged(study, out)
     easy.write_text("other rows")
-    with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nPut back"):
+    with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nRestore it"):
         study_checks.check_inputs_unchanged(study, out)
     # From now on the harder rows are those of the setting, be its run only half done.
     easy.write_text("rows")

@@ -167,9 +167,7 @@ class MethodArguments:
     )
     alarm_skipped_steps: int = field(
         default=AlarmSettings.alarm_skipped_steps,
-        metadata={
-            "help": "Alarm when this many steps or more were skipped since the last line (non-finite loss or gradient)."
-        },
+        metadata={"help": "Alarm when this many steps or more had a non-finite loss or gradient since the last line."},
     )
     alarm_kl: float = field(
         default=AlarmSettings.alarm_kl,

@@ -81,7 +81,7 @@ RUN: dict[str, Field] = {
     **dict.fromkeys(("train_format", "eval_format", "columns", "eval_columns", "faulty_rows", "template"), OURS),
     "max_prompt_length": Mapped(
         (f"{DATA}.max_prompt_length",),
-        "longer prompts are left out, as on TRL. verl needs a number: without one it is vllm_max_model_length less "
+        "longer prompts are left out, as on TRL. verl needs a number: without one it is vllm_max_model_length minus "
         "max_completion_length, or 4096",
     ),
     "eval_limit": Mapped((f"{DATA}.val_max_samples",)),
