@@ -91,7 +91,7 @@ def test_faults_of_both_sets_are_named_and_the_exit_is_not_zero(
     done = check("--train_data", geometry, "--eval_data", vista, "--html", page)
     assert done.exit_code == 2
     assert "train_data: the dataset of 12 rows cannot be used:" in done.stderr
-    assert "row 11, field 'problem': 2 <image> marks but 1 in field 'images'" in done.stderr
+    assert "row 11, field 'problem': 2 <image> placeholders but 1 in field 'images'" in done.stderr
     assert "eval_data: the dataset of 10 rows cannot be read:" in done.stderr
     assert "row 1, field 'answer': 'circle' is not one of the choices ['triangle', 'square']" in done.stderr
     assert "1 image 12 number 8" in lines(done)
