@@ -176,7 +176,7 @@ def test_held_out_questions_come_after_training(make_folder):
     end(folder)
     assert not read(folder).over
     assert "training finished 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
-    # A run killed during them looks like this for ever: the message stays true.
+    # A run killed during them looks like this forever: the message stays true.
     assert "training finished 10 h 0 min ago; no held-out accuracy after it yet" in text_of(
         read(folder), now=NOW + 36e3
     )

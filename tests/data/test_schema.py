@@ -35,7 +35,7 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"problem": None}, "row 1, field 'problem': empty"),
         ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
         ({"answer": None}, "row 1, field 'answer': empty"),
-        ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> placeholders but 1 in field 'images'"),
+        ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> placeholders but 1 in field"),
         (
             {"images": []},
             "row 1, field 'problem': 1 <image> placeholder but 0 in field 'images'; expected equal",

@@ -31,7 +31,7 @@ ROW_BYTES = 16_000_000  # of all rows of a page together, with their images
 MAX_NAME_CHARACTERS = 300
 MAX_FAULTS = 20  # rows left out of a task that are named
 DIGITS = 12  # of a fingerprint
-# In these two evaluations may differ and be compared all the same; the page says so.
+# Two evaluations that differ only in these can still be compared; the page says so.
 SETTINGS = ("checkpoint_digest", "engine", "protocol", "template", "max_new_tokens", "image_size", "seed", "limit")
 
 logger = logging.getLogger(__name__)
