@@ -90,7 +90,7 @@ def test_misnamed_picture_column_is_one_error() -> None:
         check_dataset(datasets.Dataset.from_list(rows))
     assert str(caught.value) == (
         "the dataset has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
-        "Add it, or name the one that holds it, as in columns: {images: NAME}"
+        "Add it, or name the one that holds it, as in columns: {images: NAME} (in JSON as the option --columns)"
     )
 
 

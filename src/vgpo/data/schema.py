@@ -98,5 +98,5 @@ def missing_columns(missing: Sequence[str], found: list[str]) -> DataError:
     them, those = ("it", "the one that holds it") if len(missing) == 1 else ("them", "those that hold them")
     return DataError(
         f"the dataset has no column {' and no column '.join(described)}; its columns are {found}. Add {them}, or "
-        f"name {those}, as in columns: {{{columns}}}"
+        f"name {those}, as in columns: {{{columns}}} (in JSON as the option --columns)"
     )
