@@ -227,7 +227,7 @@ def test_a_banned_word_is_found(sentence: str, word: str) -> None:
         "VGPO stands for Visually-Guided Policy Optimization",
         "whole numbers, and the whole table",
         "there is no file of that name",
-        "they are all the same, and for every row",
+        "they are all the same size, and for every row",
         "this is no longer needed, and none of the rows is",
         "an embedded image, a token embedding",
         "is told to stop",
