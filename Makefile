@@ -44,7 +44,7 @@ test-docs: .venv-docs/installed
 	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-# verl trains the embedded model on this machine's CPU, with these sources.
+# verl trains the toy model on this machine's CPU, with these sources.
 verl-cpu: .venv-verl/installed
 	PYTHONPATH=src .venv-verl/bin/python -m tests.verl.train_cpu
 

@@ -23,7 +23,7 @@ from vgpo.focus import banned_token_ids
 from vgpo.policy.parts import freeze_parts
 from vgpo.trl import VGPOConfig, VGPOTrainer
 
-HEADLINE = 8  # rollouts a group in the last line of a benchmark
+HEADLINE = 8  # rollouts per group in the last line of a benchmark
 FROZEN = ("vision", "projector")  # parts that `--frozen` freezes
 CLASSES: dict[str, tuple[type[GRPOTrainer], type[GRPOConfig]]] = {
     "GRPO": (GRPOTrainer, GRPOConfig),
@@ -40,7 +40,7 @@ class Plan:
         steps: counted rounds of each trainer.
         micro_batches: rows, the largest first; empty for one of the complete group.
         frozen: whether vision tower and projector are frozen.
-        updates: optimiser steps of a generation.
+        updates: optimizer steps of a generation.
         cpu_time: whether CPU seconds are counted.
     """
 
@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps of each trainer: rounds to warm up, those that count, and one for memory."""
+        """Optimizer steps of each trainer: rounds to warm up, those that count, and one for memory."""
         return (WARM_UP + self.steps + 1) * self.updates
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ class Workload:
     Args:
         response: tokens of a rollout.
         group: rollouts of a prompt.
-        rollouts: those of an optimiser step.
+        rollouts: those of an optimizer step.
         micro_batches: rows, the largest first.
         generates: whether rollouts are sampled from the model.
     """
@@ -155,7 +155,7 @@ def random_workload(plan: Plan, case: models.Case, group: int, num_prompts: int 
 
 
 def embedded_workload(plan: Plan, folder: Path) -> Workload:
-    """The quickstart's model and task: 8 groups of 8 rollouts a step."""
+    """The quickstart's model and task: 8 groups of 8 rollouts per step."""
     train, _ = toy.write_datasets(folder, num_train=512, num_test=8, seed=plan.seed)
     path = toy.checkpoint_path()
     return Workload(
@@ -171,7 +171,7 @@ def embedded_workload(plan: Plan, folder: Path) -> Workload:
 
 
 def rollouts_of(case: str, group: int) -> int:
-    """Rollouts of an optimiser step."""
+    """Rollouts of an optimizer step."""
     return 8 * HEADLINE if case == models.EMBEDDED else group
 
 

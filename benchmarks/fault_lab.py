@@ -1,4 +1,4 @@
-"""Where faults strike: runs of the embedded model, each in a process, and a comparison with undisturbed runs."""
+"""Where faults strike: runs of the toy model, each in a process, and a comparison with undisturbed runs."""
 
 import hashlib
 import io
@@ -347,7 +347,7 @@ def last_words(log: Path) -> str:
 
 
 def rows_of(data: Path) -> list[dict[str, Any]]:
-    """The rows of the embedded task; the image as its encoded bytes."""
+    """The rows of the toy task; the image as its encoded bytes."""
     return [
         {"problem": row["problem"], "answer": row["answer"], "image": row["images"][0]["bytes"]}
         for row in pq.read_table(data).to_pylist()

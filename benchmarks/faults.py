@@ -3,7 +3,7 @@
     python -m benchmarks.faults [--seeds 30] [--kinds kill truncate ...] [--out FOLDER]
 
 Fault number n is drawn from seed n; the kinds take turns, and it strikes the run of training seed n mod 3: that of the
-embedded model, 8 updates, 2 to a generation, with dynamic sampling and more than one epoch. Each start is a process of
+toy model, 8 updates, 2 to a generation, with dynamic sampling and more than one epoch. Each start is a process of
 its own, forked from one that has the libraries loaded; kills are SIGKILLs. The same command starts and resumes:
 `vgpo train --config recipe.yaml --seed S --run_dir RUN --resume true`.
 

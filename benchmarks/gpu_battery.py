@@ -1,10 +1,10 @@
-"""Everything that only a GPU can tell, in a fixed order: checks, kernels, steps, a model of real size, a training.
+"""Everything that only a GPU can show, in a fixed order: checks, kernels, steps, a model of real size, a training.
 
     python benchmarks/gpu_battery.py --out FOLDER [--rows 1,2] [--timeout 600] [--study "vgpo compare ..."]
 
-Each measurement is a command of its own, which is stopped after `--timeout` seconds; the next one runs whatever became
-of it. FOLDER gets a JSON file for each: machine, command, status, seconds, figures, results, and the end of its
-output. The same command again runs what has not passed yet. The table at the end shows all files of FOLDER.
+Each measurement is a separate command, which is stopped after `--timeout` seconds; the next one runs whether it
+passed or not. FOLDER gets a JSON file for each: machine, command, status, seconds, figures, results, and the end of
+its output. The same command again runs what has not passed yet. The table at the end shows all files of FOLDER.
 """
 
 import argparse

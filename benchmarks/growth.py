@@ -1,7 +1,7 @@
 """How the costs of a step grow with group size, text, response and image: slopes on log-log axes.
 
 `python benchmarks/step.py --growth` measures VGPO and GRPO over a ladder of sizes of each, the other three at a middle
-point, and fits cost = c * size ** slope by least squares to the median costs. Slopes of doubling sizes tell how much a
+point, and fits cost = c * size ** slope by least squares to the median costs. Slopes of doubling sizes show how much a
 longer prompt or a larger group costs: 0 if nothing, 1 if the cost grows as the size does.
 """
 
@@ -22,7 +22,7 @@ COSTS = ("update", "generation", "memory")
 T_QUANTILES = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447}
 LEGEND = (
     "Slopes of log cost over log size with 95 % intervals; range: the cost at the largest size over that at the "
-    "smallest. update: an optimiser step without generation; memory: peak of what a round allocates."
+    "smallest. update: an optimizer step without generation; memory: peak of what a round allocates."
 )
 
 Costs = dict[str, dict[str, float]]  # by trainer, then by name of the cost
@@ -111,7 +111,7 @@ def fit(sizes: Sequence[float], costs: Sequence[float]) -> Slope:
 
 
 def costs_of(contender: Contender) -> dict[str, float]:
-    """Median seconds of an optimiser step's phases, and peak bytes."""
+    """Median seconds of an optimizer step's phases, and peak bytes."""
     seconds = {phase: statistics.median(values) for phase, values in contender.seconds.items()}
     return {**seconds, "memory": contender.peak_bytes}
 

@@ -1,6 +1,6 @@
 """Random Qwen2.5-VL models and prompts of exact size, for benchmarks that need no checkpoint.
 
-The embedded model's processor and tokenizer serve all of them.
+The toy model's processor and tokenizer serve all of them.
 """
 
 import copy
@@ -27,7 +27,7 @@ from vgpo.data import to_prompts
 
 EMBEDDED = "embedded"  # the case of the quickstart's model and task, which no bench describes
 CELL = 28  # pixels of a visual token's side
-WORD = "the"  # one token of the embedded model's tokenizer, with a space before it or without
+WORD = "the"  # one token of the toy model's tokenizer, with a space before it or without
 TEMPLATE_TOKENS = 10  # what the chat template writes around image and text
 
 
@@ -54,7 +54,7 @@ class Bench:
         tied: whether the head's weights are the embeddings.
         checkpointing: whether activations are computed again in the backward pass.
         generates: whether rollouts are sampled from the model, or drawn at random.
-        optim: the optimiser; "sgd" has no state, so that several trainers of a large model fit on one device.
+        optim: the optimizer; "sgd" has no state, so that several trainers of a large model fit on one device.
         attention: the model's attention implementation; that of transformers by default.
         goals: the largest ratios to TRL's trainer that are aimed at, by name.
     """
@@ -151,7 +151,7 @@ def tiny(bench: Bench) -> Bench:
 
 
 def random_model(bench: Bench, tokenizer: PreTrainedTokenizerBase, seed: int, device: str = "cpu") -> PreTrainedModel:
-    """A Qwen2.5-VL of the bench's sizes with the embedded model's tokens; the same seed gives the same weights.
+    """A Qwen2.5-VL of the bench's sizes with the toy model's tokens; the same seed gives the same weights.
 
     It is built where it will be, and in its precision: billions of float32 weights need not fit into the memory.
     """
@@ -182,7 +182,7 @@ def twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def processor_for(case: Case) -> ProcessorMixin:
-    """The embedded model's processor, which leaves images of the case as they are."""
+    """The toy model's processor, which leaves images of the case as they are."""
     processor = AutoProcessor.from_pretrained(toy.checkpoint_path())
     processor.image_processor.size["longest_edge"] = (case.side * CELL) ** 2
     return processor

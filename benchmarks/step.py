@@ -14,7 +14,7 @@ always has the same rollouts. They are compared with GRPO at the largest one, wh
 at a micro-batch of 1 as well, if that is among them.
 
 `--frozen` freezes vision tower and projector; VGPO keeps the tower's outputs, and is compared with VGPO that does not.
-`--updates-per-generation 4` makes four optimiser steps with each generation, of which figures are the mean.
+`--updates-per-generation 4` makes four optimizer steps with each generation, of which figures are the mean.
 
 `--growth` measures how time and memory grow with group size, text, response and image (`benchmarks/growth.py`).
 
@@ -22,11 +22,11 @@ at a micro-batch of 1 as well, if that is among them.
 generation by its rows.
 
 `--model` measures a model of real size with random weights in bf16, with gradient checkpointing: prompts of 1,200
-tokens, of which 1,024 are visual, and responses of 500, drawn at random instead of generated. The optimiser is SGD,
+tokens, of which 1,024 are visual, and responses of 500, drawn at random instead of generated. The optimizer is SGD,
 which keeps no state; AdamW's step would add the same time to all.
 
-The last line is JSON: the ratios at 8 rollouts a group. `benchmarks/chart.py` draws FILE, which is written after each
-case.
+The last line is JSON: the ratios at 8 rollouts per group. `benchmarks/chart.py` draws FILE, which is written after
+each case.
 """
 
 import argparse
@@ -140,7 +140,7 @@ def measure_all(plan: Plan, console: Console) -> Iterator[dict[str, Any]]:
     """The rows of the results, one by one."""
     with tempfile.TemporaryDirectory() as folder:
         for number, (case, group) in enumerate(plan.runs, 1):
-            title = f"{case}, {group} rollouts a group ({number} of {len(plan.runs)})"
+            title = f"{case}, {group} rollouts per group ({number} of {len(plan.runs)})"
             with console.status(title, refresh_per_second=1) as status:
                 work = contest.workload(plan, case, group, Path(folder))
                 entrants = contest.lineup(work.micro_batches, frozen=plan.frozen)
@@ -154,7 +154,7 @@ def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str,
     console.print(f"{record.describe(environment)}; {plan}", highlight=False)
     console.print(ratio_table(results, frozen=plan.frozen))
     console.print(
-        "P prompt, V visual, T response tokens; G rollouts a group; rows: of a micro-batch. VGPO / GRPO at the "
+        "P prompt, V visual, T response tokens; G rollouts per group; rows: of a micro-batch. VGPO / GRPO at the "
         "largest micro-batch: update (a step without generation), generation, step, memory (peak of what a round "
         "allocates). own: update of VGPO / VGPO at the largest micro-batch; mem. at 1: VGPO / GRPO, both at 1; off: "
         "update of VGPO / VGPO without sharing; tower: step of VGPO / VGPO that runs the frozen tower each time; "
@@ -163,8 +163,8 @@ def report(results: Sequence[dict[str, Any]], plan: Plan, environment: dict[str,
     )
     console.print(phase_table(results))
     console.print(
-        "Seconds of an optimiser step, medians. scoring: passes without gradient over rollouts; gradient: forward and "
-        "backward; other: images, rewards, optimiser, reading rows; images: that the vision tower encodes in a round.",
+        "Seconds of an optimizer step, medians. scoring: passes without gradient over rollouts; gradient: forward and "
+        "backward; other: images, rewards, optimizer, reading rows; images: that the vision tower encodes in a round.",
         highlight=False,
     )
     for row in results:
@@ -201,7 +201,7 @@ def phase_table(results: Sequence[dict[str, Any]]) -> Table:
 
 
 def headline(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each case its ratios at `HEADLINE` rollouts a group, by micro-batch where there are several."""
+    """Of each case its ratios at `HEADLINE` rollouts per group, by micro-batch where there are several."""
     lines = {}
     for row in results:
         values = {**row, **{name: ratio["median"] for name, ratio in row["ratios"].items()}}
@@ -220,7 +220,7 @@ def parse_plan() -> tuple[Plan, argparse.Namespace]:
     parser.add_argument("--micro-batches", nargs="+", type=int, default=[], help="rows; by default a complete group")
     parser.add_argument("--attention", help="attn_implementation of all models; transformers' default by default")
     parser.add_argument("--frozen", action="store_true", help="train neither vision tower nor projector")
-    parser.add_argument("--updates-per-generation", type=int, default=1, metavar="N", help="optimiser steps")
+    parser.add_argument("--updates-per-generation", type=int, default=1, metavar="N", help="optimizer steps")
     parser.add_argument("--steps", type=int, default=5, help="counted rounds of each trainer")
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of one thread")
     parser.add_argument("--growth", action="store_true", help="how costs grow with group, text, response and image")

@@ -3,7 +3,7 @@
 
     python benchmarks/suite_runner.py [--questions 400] [--rounds 3] [--rows 200 2000]
 
-Answers questions of the embedded task with `vgpo eval --data` and with `vgpo eval --tasks`, in turns, compares every
+Answers questions of the toy task with `vgpo eval --data` and with `vgpo eval --tasks`, in turns, compares every
 response, and prints the ratio of the CPU times of the commands. Then it evaluates sets of two sizes, each in a process
 of its own, and prints the ratio of peak memories. The last line is JSON.
 """

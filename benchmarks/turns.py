@@ -1,7 +1,7 @@
 """Trainers that take turns in one process, and what is measured of each from outside: time by phase, memory, images.
 
 All train at once, each in a thread of its own, and one at a time runs a round, so that whatever else the machine does
-hits all of them. A round is one generation with the optimiser steps that use it.
+hits all of them. A round is one generation with the optimizer steps that use it.
 """
 
 import functools
@@ -26,7 +26,7 @@ PHASE_OF = {
     "_generate_single_turn": "generation",
     "_get_per_token_logps_and_entropies": "scoring",  # without a gradient; with one, it is a part of "gradient"
 }
-PHASES = ("generation", "scoring", "gradient", "other")  # other: images, rewards, optimiser, logging, reading rows
+PHASES = ("generation", "scoring", "gradient", "other")  # other: images, rewards, optimizer, logging, reading rows
 
 Clock = Callable[[], float]
 
@@ -120,7 +120,7 @@ class Contender:
     """A trainer and what was measured of it, round by round.
 
     Args:
-        updates: optimiser steps of a round.
+        updates: optimizer steps of a round.
         clock: what time is.
     """
 
@@ -153,7 +153,7 @@ class Contender:
 
     @property
     def seconds(self) -> dict[str, list[float]]:
-        """Of each phase, of an optimiser step without its generation, "update", and of a whole one, "step".
+        """Of each phase, of an optimizer step without its generation, "update", and of a whole one, "step".
 
         A value for each counted round: neither those to warm up nor the last one, which is for memory.
         """

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Whether training ends as well with vLLM as with transformers: the embedded recipe on a CPU, for several seeds.
+"""Whether training ends as well with vLLM as with transformers: the toy recipe on a CPU, for several seeds.
 
     python benchmarks/vllm_engines.py FOLDER [--seeds 3] [--steps 80]
 

@@ -1,27 +1,27 @@
-"""Visually-Guided Policy Optimization (arXiv 2604.09349) in one loop, on the embedded model, on a CPU.
+"""Visually-Guided Policy Optimization (arXiv 2604.09349) in one loop, on the toy model on a CPU.
 
     python examples/minimal_vgpo.py
 
 takes about a minute on two cores. With seed 0 the mean reward is 0.49 over the first quarter of the steps and 0.63
 over the last: single steps are noisy.
 
-One step, top to bottom: draw questions, sample G responses to each, reward the right ones, compare each response with
-the others to its question, look at how much every token looks at the image, shape the advantages with that, and take
-one optimiser step. `sample_rollouts` to `train` are meant to be read in order. Advantages and loss are those of
-`vgpo.trl.VGPOTrainer`, and a test holds them to that.
+One step, top to bottom: draw questions, sample G responses to each, reward the correct ones, compare each response
+with the others in its group, measure how much every token looks at the image, shape the advantages accordingly, and
+take one optimizer step. Read `sample_rollouts` to `train` in order. A test checks that advantages and loss equal those
+of `vgpo.trl.VGPOTrainer`.
 
-What the trainer does and this loop leaves out:
+What the trainer does and this loop omits:
 
-1. Dynamic sampling. A group whose responses are all right or all wrong has no advantage and teaches nothing here,
-   but its tokens count in the loss's denominator; the trainer can draw prompts until every group is mixed.
-2. Micro-batches, gradient accumulation and several updates for one batch of rollouts. With one update the policy is
-   the one that sampled: the ratio is 1, only its gradient matters, and the clip never acts.
+1. Dynamic sampling. A group whose responses are all correct or all wrong has zero advantage and no gradient here, but
+   its tokens count in the loss's denominator; the trainer can draw prompts until every group is mixed.
+2. Micro-batches, gradient accumulation and several updates for one batch of rollouts. With one update, the
+   policy is still the one that sampled: the ratio is 1, only its gradient matters, and clipping has no effect.
 3. Several processes, GPUs, mixed precision, vLLM, PEFT and activation checkpointing.
 4. Rows without an image, tool calls, several reward functions, a KL term.
 5. Other shapings than VGPO's, and the guard that skips steps whose loss or gradient is not finite.
 6. Evaluation, checkpoints, and the run folder with its report.
 
-Axes: B rollouts, G rollouts of one prompt (a group, neighbours in the batch), P prompt tokens, T response tokens.
+Axes: B rollouts, G rollouts of one prompt (a group, adjacent in the batch), P prompt tokens, T response tokens.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Rollouts:
 
 
 def encode_prompts(processor: ProcessorMixin, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Token ids and pixels of rows with `prompt` and `images`, as the model takes them."""
+    """Token ids and pixels of rows with `prompt` and `images`, as the model expects them."""
     conversations = []
     for row in rows:
         images = iter(row["images"])
@@ -80,7 +80,7 @@ def encode_prompts(processor: ProcessorMixin, rows: list[dict[str, Any]]) -> dic
 
 @torch.no_grad()
 def sample_rollouts(model: PreTrainedModel, processor: ProcessorMixin, rows: list[dict[str, Any]]) -> Rollouts:
-    """One response to each row, drawn from the policy itself: temperature 1, nothing cut off."""
+    """One response to each row, sampled from the policy: temperature 1, no top-k or top-p."""
     prompts = encode_prompts(processor, rows)
     sequences = model.generate(
         **prompts,
@@ -89,7 +89,7 @@ def sample_rollouts(model: PreTrainedModel, processor: ProcessorMixin, rows: lis
         top_k=0,
         top_p=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
-        # A sampled image token would stand for an image that is not there.
+        # A sampled image token would be a placeholder without an image.
         suppress_tokens=banned_token_ids(model.config),
     )
     response_ids = sequences[:, prompts["input_ids"].shape[1] :]
@@ -100,7 +100,7 @@ def sample_rollouts(model: PreTrainedModel, processor: ProcessorMixin, rows: lis
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """GRPO's advantage of each rollout over the others of its group: (r - mean) / (std + 1e-4).
 
-    (B,) -> (B,), the rollouts of a group beside each other.
+    (B,) -> (B,), the rollouts of a group adjacent.
     """
     groups = rewards.view(-1, group_size)
     deviation = groups - groups.mean(1, keepdim=True)
@@ -117,7 +117,7 @@ def token_logprobs(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     }
     inputs = {name: torch.cat([prompts[name], tail], dim=1) for name, tail in whole.items()}
     logits = model(**{**prompts, **inputs}, logits_to_keep=response_ids.shape[1] + 1).logits
-    # The logits at a token tell the next one: the last prompt token tells the first response token.
+    # The logits at a token predict the next one: those at the last prompt token predict the first response token.
     logprobs = logits[:, :-1].float().log_softmax(dim=-1)
     return logprobs.gather(-1, response_ids[..., None]).squeeze(-1)
 
@@ -131,13 +131,13 @@ def vgpo_loss(
         advantages: (B,) from `group_advantages`.
 
     Returns:
-        The loss, and what the method made of the advantages.
+        The loss, and the reweighted advantages with their factors.
     """
     mask = rollouts.response_mask
     prompt_ids, prompt_mask = rollouts.prompts["input_ids"], rollouts.prompts["attention_mask"].bool()
     visual_mask = visual_token_mask(prompt_ids, visual_token_ids(model.config)) & prompt_mask  # (B, P)
 
-    # One forward pass tells both: what the policy thinks of its tokens, and how much they look at the image (Eq. 3).
+    # One forward pass gives both log-probabilities and visual similarity (Eq. 3).
     with record_similarity(model, visual_mask) as recorder:
         policy_logprobs = token_logprobs(model, rollouts)
     group_ids = torch.arange(len(advantages)) // group_size
@@ -150,7 +150,7 @@ def vgpo_loss(
 
 
 def draw_questions(num_questions: int, seed: int) -> list[dict[str, Any]]:
-    """Rows of the embedded task with `prompt`, `images` and `answer`, of the kind that leaves most to learn."""
+    """Rows of the toy task with `prompt`, `images` and `answer`, of the hardest kind."""
     task = TaskSettings(kinds=("count",))
     sizes = {"num_train": num_questions, "num_test": 1}
     with TemporaryDirectory() as folder:
@@ -160,17 +160,17 @@ def draw_questions(num_questions: int, seed: int) -> list[dict[str, Any]]:
 
 
 def train(*, steps: int, prompts: int, generations: int, learning_rate: float, seed: int) -> list[float]:
-    """Train the embedded model, and print a line for each step.
+    """Train the toy model, and print a line for each step.
 
     Args:
-        steps: optimiser steps, each on new questions.
-        prompts: questions of a step.
-        generations: responses to each question, at least 2.
+        steps: optimizer steps, each on new questions.
+        prompts: questions per step.
+        generations: responses per question, at least 2.
         learning_rate: of AdamW, constant.
-        seed: draws the questions and the responses.
+        seed: of questions and responses.
 
     Returns:
-        The share of right responses in each step.
+        The share of correct responses in each step.
     """
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint_path(), dtype=torch.float32)
@@ -207,17 +207,17 @@ def train(*, steps: int, prompts: int, generations: int, learning_rate: float, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="VGPO on the embedded model, without a trainer.",
+        description="VGPO on the toy model, without a trainer.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=30, help="optimiser steps")
-    parser.add_argument("--prompts", type=int, default=16, help="questions of a step")
-    parser.add_argument("--generations", type=int, default=8, help="responses to each question")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of AdamW")
-    parser.add_argument("--seed", type=int, default=0, help="draws the questions and the responses")
+    parser.add_argument("--steps", type=int, default=30, help="optimizer steps")
+    parser.add_argument("--prompts", type=int, default=16, help="questions per step")
+    parser.add_argument("--generations", type=int, default=8, help="responses per question")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="learning rate of AdamW")
+    parser.add_argument("--seed", type=int, default=0, help="seed of questions and responses")
     options = parser.parse_args()
     if min(options.steps, options.prompts) < 1 or options.generations < 2:
-        parser.error("--steps and --prompts must be at least 1, --generations at least 2: a response needs others")
+        parser.error("--steps and --prompts must be at least 1, --generations at least 2")
 
     accuracies = train(**vars(options))
     quarter = -(-len(accuracies) // 4)

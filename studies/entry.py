@@ -1,4 +1,4 @@
-"""Whether a start of the embedded model forgets its image: the conditions that the study asks of `forgetting`.
+"""Whether a start of the toy model forgets its image: the conditions that the study asks of `forgetting`.
 
 `python studies/entry.py CHECKPOINT` samples eight responses to each of 200 held-out questions and prints
 

@@ -1,6 +1,6 @@
-"""Does the brightest patch of an inspection lie where the embedded model reads?
+"""Does the brightest patch of an inspection lie where the toy model reads?
 
-`python studies/patches.py INSPECTION.json` takes an inspection of the embedded task, where the place of each digit
+`python studies/patches.py INSPECTION.json` takes an inspection of the toy task, where the place of each digit
 that a chain reads is known, and counts for each model how often the patch that is most similar to the digit's token,
 or to the token before it, whose state predicts the digit, is the one that is read.
 """

@@ -1,4 +1,4 @@
-"""Compare the signals of the methods on the embedded task, where the tokens that need the image are known.
+"""Compare the signals of the methods on the toy task, where the tokens that need the image are known.
 
 `python studies/why.py CHECKPOINT --data SOURCE` samples a response to each held-out question and prints
 
@@ -72,7 +72,7 @@ class Response:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of the embedded model")
+    parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint of the toy model")
     parser.add_argument("--data", required=True, type=Path, help="its held-out questions, parquet")
     parser.add_argument("--limit", type=int, default=300, help="questions")
     parser.add_argument("--max_new_tokens", type=int, default=56)

@@ -24,6 +24,9 @@ def with_hyphens(option: str) -> str:
     return option.replace("_", "-")
 
 
+# Panels of `vgpo --help`.
+START, CHECK, TRAIN, MEASURE, PUBLISH = "Start", "Check before training", "Train", "Measure and compare", "Publish"
+
 app = typer.Typer(
     help="Train vision-language models that keep looking at the image while they reason.",
     epilog="Shell completion: [bold]vgpo --install-completion[/bold]. In option names, hyphens and underscores are "
@@ -33,14 +36,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"token_normalize_func": with_hyphens},
 )
-toy = typer.Typer(help="The embedded toy model and its task.", no_args_is_help=True)
-app.add_typer(toy, name="toy")
-sets = typer.Typer(help="Check data before training.", no_args_is_help=True)
-app.add_typer(sets, name="data")
-rewards = typer.Typer(help="Check rewards before training.", no_args_is_help=True)
-app.add_typer(rewards, name="reward")
+toy = typer.Typer(help="The toy model and its task.", no_args_is_help=True)
+app.add_typer(toy, name="toy", rich_help_panel=START)
+sets = typer.Typer(help="Check the datasets of a recipe: `vgpo data check`.", no_args_is_help=True)
+app.add_typer(sets, name="data", rich_help_panel=CHECK)
+rewards = typer.Typer(help="Test the rewards of a recipe: `vgpo reward test`.", no_args_is_help=True)
+app.add_typer(rewards, name="reward", rich_help_panel=CHECK)
 packaged = typer.Typer(help="Recipes, accelerate files and studies that come with the package.")
-app.add_typer(packaged, name="recipes")
+app.add_typer(packaged, name="recipes", rich_help_panel=START)
 
 TASK = "Difficulty settings, for example rows=4,columns=4,kinds=count+largest. Default: 3 x 3, all kinds."
 PASS_FIELDS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -126,7 +129,7 @@ CheckpointArgument = Annotated[
     str,
     typer.Argument(
         help="A checkpoint folder, a run folder (its final weights, or else its newest checkpoint), a hub id "
-        "(owner/name), or 'toy' for the embedded model."
+        "(owner/name), or 'toy' for the toy model."
     ),
 ]
 FormatOption = Annotated[str | None, typer.Option(help="Dataset format. Default: detected from its columns.")]
@@ -206,7 +209,7 @@ def options(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def quickstart(
     out: Annotated[
         Path | None,
@@ -216,7 +219,7 @@ def quickstart(
     max_steps: Annotated[int | None, typer.Option(hidden=True, help="Stop each run after N steps.")] = None,
     num_questions: Annotated[int | None, typer.Option(hidden=True, help="Evaluate on N questions.")] = None,
 ) -> None:
-    """Train the embedded toy model twice, with DAPO and with VGPO, and compare both runs in a report.
+    """Train the toy model twice, with DAPO and with VGPO, and compare both runs in a report.
 
     Needs no GPU and no download; takes minutes on two CPU cores.
     """
@@ -227,7 +230,24 @@ def quickstart(
         command.run(out, seed=seed, max_steps=max_steps, num_questions=num_questions)
 
 
-@app.command(context_settings=PASS_FIELDS_ON)
+@app.command(context_settings=PASS_FIELDS_ON, rich_help_panel=CHECK)
+def doctor(
+    context: typer.Context,
+    recipe: RecipeArgument,
+) -> None:
+    """Check a recipe, its data, model and machine before a run; one line per check, with the fix.
+
+    Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a check fails.
+    """
+    check_recipe(recipe, context.args, paths=False)  # missing files are lines of its table
+    from vgpo.commands import doctor as command
+
+    with readable(command.ERRORS):
+        if not command.run(recipe, context.args):
+            raise typer.Exit(1)
+
+
+@app.command(context_settings=PASS_FIELDS_ON, rich_help_panel=TRAIN)
 def train(
     context: typer.Context,
     recipe: Annotated[
@@ -277,7 +297,7 @@ def recipe_and_overrides(words: list[str], config: str | None) -> tuple[str, lis
     raise typer.Exit(2)
 
 
-@app.command(name="eval")
+@app.command(name="eval", rich_help_panel=MEASURE)
 def evaluate(
     checkpoint: CheckpointArgument,
     data: Annotated[
@@ -385,7 +405,7 @@ def evaluate(
         command.run(request)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def scores(
     folders: Annotated[list[Path], typer.Argument(help="Evaluation folders (written by `vgpo eval --suite`).")],
     csv: Annotated[Path | None, out_option(help="Also write the scores to this CSV file.")] = None,
@@ -397,7 +417,7 @@ def scores(
         command.run(folders, csv)
 
 
-@app.command(name="inspect")
+@app.command(name="inspect", rich_help_panel=MEASURE)
 def inspect_checkpoint(
     checkpoint: CheckpointArgument,
     data: Annotated[
@@ -409,7 +429,7 @@ def inspect_checkpoint(
         typer.Option(help="Rows, such as 0-49 or 0,3,7; of stored rollouts, groups. Default: the first 50."),
     ] = None,
     compare: Annotated[
-        str | None, typer.Option(help="Another checkpoint or run folder to show beside it, on the same questions.")
+        str | None, typer.Option(help="Another checkpoint or run folder to show next to it, on the same questions.")
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Responses per question (1 = greedy, more = sampled). Default: 1.")
@@ -469,7 +489,7 @@ def inspect_checkpoint(
         command.run(request)
 
 
-@app.command(name="focus-check")
+@app.command(name="focus-check", rich_help_panel=CHECK)
 def check_focus(
     checkpoint: CheckpointArgument,
     data: Annotated[str, typer.Argument(help="Dataset of questions, as in a recipe, or 'toy:test'.")],
@@ -523,7 +543,7 @@ def check_focus(
         command.run(request)
 
 
-@app.command()
+@app.command(rich_help_panel=PUBLISH)
 def merge(
     adapter: Annotated[str, typer.Argument(help="An adapter: its folder, or a hub id (owner/name).")],
     out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
@@ -540,7 +560,7 @@ def merge(
         command.run(adapter, out, dtype=dtype)
 
 
-@app.command()
+@app.command(rich_help_panel=PUBLISH)
 def export(
     source: Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a hub id (owner/name).")],
     out: Annotated[Path, out_argument(help="New folder for weights, config, processor and chat template.")],
@@ -561,7 +581,7 @@ def export(
         command.run(source, out, which=which)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def report(
     folders: Annotated[
         list[Path],
@@ -586,7 +606,7 @@ def report(
         command.run(folders, out, num_rows=rows, with_images=images)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def watch(
     run: Annotated[Path, typer.Argument(help="Run folder (may not exist yet).")],
     every: Annotated[float, typer.Option(min=0.2, help="Refresh interval in seconds.")] = 2.0,
@@ -599,7 +619,7 @@ def watch(
         command.run(run, every=every, once=once)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def compare(
     study: Annotated[Path, typer.Argument(help="Study file: methods, seeds and settings over one recipe.")],
     out: Annotated[
@@ -608,7 +628,7 @@ def compare(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Number of runs at the same time, each in its own process.")] = 1,
 ) -> None:
-    """Train every method with every seed from the same start, and compare them in a table and a page.
+    """Train every method with every seed from the same checkpoint, and compare them in a table and a page.
 
     Safe to re-run: finished runs are skipped, interrupted ones resume. Exits 1 if a run fails.
     """
@@ -636,7 +656,7 @@ def compare_run(
         command.run(folder, context.args, start=start, jobs=jobs, launch=shlex.split(launch))
 
 
-@app.command(context_settings=PASS_FIELDS_ON)
+@app.command(context_settings=PASS_FIELDS_ON, rich_help_panel=TRAIN)
 def serve(
     context: typer.Context,
     recipe: RecipeArgument,
@@ -653,23 +673,6 @@ def serve(
 
     with readable(command.ERRORS):
         command.run(recipe, context.args, prints=prints, extra=vllm)
-
-
-@app.command(context_settings=PASS_FIELDS_ON)
-def doctor(
-    context: typer.Context,
-    recipe: RecipeArgument,
-) -> None:
-    """Check a recipe, its data, model and machine before a run; one line per check, with the fix.
-
-    Override fields of the recipe as in [bold]vgpo train[/bold]. Exits 1 if a check fails.
-    """
-    check_recipe(recipe, context.args, paths=False)  # missing files are lines of its table
-    from vgpo.commands import doctor as command
-
-    with readable(command.ERRORS):
-        if not command.run(recipe, context.args):
-            raise typer.Exit(1)
 
 
 @sets.command(context_settings=PASS_FIELDS_ON)

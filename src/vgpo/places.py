@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vgpo.text import did_you_mean
 
-TOY_MODEL = "toy"  # the embedded one
+TOY_MODEL = "toy"  # the toy model
 DATA_FILES = (".json", ".jsonl", ".parquet")
 MODEL_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 DATA_ID = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:/([\w .()-]+))?")

@@ -20,7 +20,7 @@ def check_number(name: str, value: float, *, low: float, high: float = inf, low_
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise a ValueError unless ``value`` is one of ``choices``, type included."""
-    # By type too: 1 == True, and "False" is no bool.
+    # By type too: 1 == True, and "False" is not a bool.
     if type(value) is not type(choices[0]) or value not in choices:
         raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}.")
 

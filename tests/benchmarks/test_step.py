@@ -163,7 +163,7 @@ def test_twins_share_weights_and_nothing_else() -> None:
 @pytest.mark.train
 @pytest.mark.parametrize("name", models.MODELS)
 def test_a_model_of_real_size_runs_whole(name: str) -> None:
-    """Shrunk, with all else: bf16, gradient checkpointing, responses that are drawn at random."""
+    """Shrunk, with everything else: bf16, gradient checkpointing, responses that are drawn at random."""
     (row,) = measure(plan(steps=2, bench=models.tiny(models.MODELS[name])))
     assert set(row["ratios"]) == {"time_ratio", "gradient_ratio", "step_ratio", "off_ratio"}
     assert row["memory_ratio"] > 0

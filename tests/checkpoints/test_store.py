@@ -146,7 +146,7 @@ def strike_everywhere(tmp_path: Path, prepare, fault: str) -> tuple[int, list[tu
 
 
 def text_of(found: Found) -> str | None:
-    """What the files of a checkpoint say, all the same; None where there is no checkpoint."""
+    """The contents of the files of a checkpoint; None where there is no checkpoint."""
     if found.path is None:
         return None
     (text,) = {(found.path / name).read_text() for name in FILES}

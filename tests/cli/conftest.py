@@ -46,7 +46,7 @@ def same_environment_afterwards() -> Iterator[None]:
 
 @pytest.fixture
 def toy_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A small training set and a small held-out set of the embedded task, and a dataset cache that is thrown away."""
+    """A small training set and a small held-out set of the toy task, and a dataset cache that is thrown away."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return write_datasets(tmp_path / "toy", num_train=48, num_test=12, progress=False)
 

@@ -201,7 +201,7 @@ def test_what_breaks_a_comparison_is_refused(write_study: Callable[..., Path], c
         ({"methods": {"dapo": {"output_dir": "x"}}}, "methods: dapo: output_dir cannot be set"),
         ({"methods": {"dapo": {}, "a/b": {"intra": False}}}, "the name 'a/b' becomes a folder"),
         ({"methods": {"dapo": {}, "..": {"intra": False}}}, "the name '..' becomes a folder"),
-        ({"methods": {"dapo": {}, "DAPO": {"intra": False}}}, "differ in case alone"),
+        ({"methods": {"dapo": {}, "DAPO": {"intra": False}}}, "differ only in case"),
         ({"methods": {"dapo": {}, "start": {"intra": False}}}, "'start' stands for the model before training"),
         ({"methods": {"dapo": {"seed": 3}}}, "methods: dapo: seed cannot be set: list the seeds"),
         ({"common": {"resume": True}}, "common: resume cannot be set"),
@@ -243,7 +243,7 @@ def test_what_breaks_a_study_is_refused(write_study: Callable[..., Path], change
         ({"tasks": ["mine"]}, "suite: tasks: there is no task 'mine'"),
         ({"data": 3}, "suite: data is 3, expected a folder, or a source for each task"),
         ({"data": {"mmk12": 3}}, "suite: data is {'mmk12': 3}, expected a folder, or a source for each task"),
-        ({"tasks": ["mmk12"], "data": {"mmk1": "x"}}, "suite: data: 'mmk1' is none of the tasks .did you mean 'mmk1"),
+        ({"tasks": ["mmk12"], "data": {"mmk1": "x"}}, "suite: data: 'mmk1' is not one of the tasks .did you mean"),
         ({"protocol": "papo-gredy"}, "suite: protocol: there is no protocol 'papo-gredy' .did you mean 'papo-greedy'"),
         ({"protocol": 1}, "suite: protocol is 1, expected a name"),
         ({"limit": 0}, "suite: limit is 0, expected a whole number from 1"),
@@ -430,7 +430,7 @@ def test_a_setting_without_a_run_may_get_other_data(write_study: Callable[..., P
     hard.write_text("harder rows")
     study_checks.check_inputs_unchanged(study, out)
     easy.write_text("other rows")
-    with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nPut back"):
+    with pytest.raises(StudyError, match="began:\n  setting easy: train_data\nRestore it"):
         study_checks.check_inputs_unchanged(study, out)
     # From now on the harder rows are those of the setting, be its run only half done.
     easy.write_text("rows")

@@ -1,4 +1,4 @@
-"""`vgpo data check` on sets in the form of Geometry3K and MathVista, on the embedded recipe, and on what is wrong."""
+"""`vgpo data check` on sets in the form of Geometry3K and MathVista, on the toy recipe, and on what is wrong."""
 
 import html
 import json
@@ -22,7 +22,7 @@ HOSTILE = "<script>alert(1)</script> \x1b[2Jred\u202eder {{ 7 * 7 }} [bold]"
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """`vgpo data check` of the embedded recipe with other words; no weights may be loaded."""
+    """`vgpo data check` of the toy recipe with other words; no weights may be loaded."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(loading, "load_model", lambda *args, **kwargs: pytest.fail("weights were loaded"))
 
@@ -91,9 +91,9 @@ def test_faults_of_both_sets_are_named_and_the_exit_is_not_zero(
     done = check("--train_data", geometry, "--eval_data", vista, "--html", page)
     assert done.exit_code == 2
     assert "train_data: the dataset of 12 rows cannot be used:" in done.stderr
-    assert "row 11, field 'problem': 2 <image> marks but 1 in field 'images'" in done.stderr
+    assert "row 11, field 'problem': 2 <image> placeholders but 1 in field 'images'" in done.stderr
     assert "eval_data: the dataset of 10 rows cannot be read:" in done.stderr
-    assert "row 1, field 'answer': 'circle' is none of the choices ['triangle', 'square']" in done.stderr
+    assert "row 1, field 'answer': 'circle' is not one of the choices ['triangle', 'square']" in done.stderr
     assert "1 image 12 number 8" in lines(done)
     assert not page.exists()
 

@@ -69,7 +69,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory, sets: tuple[Path, Path]) -> RunFolder:
-    """A run of LoRA adapters in the embedded model, two steps long."""
+    """A run of LoRA adapters in the toy model, two steps long."""
     return train(tmp_path_factory.mktemp("lora") / "run", train_data=sets[0], eval_data=sets[1], **LORA)
 
 

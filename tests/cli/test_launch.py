@@ -87,7 +87,7 @@ def test_a_sharding_configuration_is_what_accelerate_makes_of_it(file: str, num_
 
 
 def launch(folder: Path, configuration: dict[str, Any], command: list[str]) -> tuple[RunFolder, str]:
-    """Two steps of the embedded model by two processes: what they leave, and what they print."""
+    """Two steps of the toy model by two processes: what they leave, and what they print."""
     folder.mkdir()
     data, _ = write_datasets(folder / "data", num_train=16, num_test=1, progress=False)
     (folder / "accelerate.yaml").write_text(yaml.safe_dump({**configuration, **ON_TWO_CPUS}))

@@ -28,7 +28,7 @@ def test_every_packaged_file_is_listed_with_what_it_is() -> None:
     assert lines.keys() == {
         path.stem for path in (*recipe_folder().rglob("*.yaml"), *(ROOT / "studies").glob("*.yaml"))
     }
-    assert lines["one_gpu"] == ["accelerate", "One GPU, bfloat16 arithmetic"]
+    assert lines["one_gpu"] == ["accelerate", "One GPU, bfloat16 mixed precision"]
     assert lines["quickstart_dapo"][0] == "recipe"
     assert lines["embedded"][0] == "study"
     assert len({one.name for one in packaged_files()}) == len(list(packaged_files()))

@@ -45,7 +45,7 @@ def make_folder(tmp_path: Path) -> Callable[..., RunFolder]:
 
 
 def log(folder: RunFolder, *steps: int, **more: object) -> None:
-    """Lines of these steps, two seconds and 3000 tokens a step, the last of 80 at `NOW`."""
+    """Lines of these steps, two seconds and 3000 tokens per step, the last of 80 at `NOW`."""
     for step in steps:
         line = {"step": step, "epoch": step / 40, "time": NOW - 2 * (80 - step), "num_tokens": 3000.0 * step}
         figures = {"entropy": 0.1 + step / 1000, "completions/mean_length": 20.0 + step, "focus/mean": 0.5}
@@ -176,7 +176,7 @@ def test_held_out_questions_come_after_training(make_folder):
     end(folder)
     assert not read(folder).over
     assert "training finished 0.0 s ago; no held-out accuracy after it yet" in text_of(read(folder))
-    # A run killed during them looks like this for ever: the message stays true.
+    # A run killed during them looks like this forever: the message stays true.
     assert "training finished 10 h 0 min ago; no held-out accuracy after it yet" in text_of(
         read(folder), now=NOW + 36e3
     )

@@ -63,9 +63,14 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "marks without pictures",
         SOUND,
         {"images": []},
-        ["field 'problem'", "1 <image> mark but 0", "Correct the marks"],
+        ["field 'problem'", "1 <image> placeholder but 0", "Correct the placeholders"],
     ),
-    ("fewer marks", SOUND, {"images": ["a.png"] * 3}, ["1 <image> mark but 3", "Correct the marks or the images"]),
+    (
+        "fewer marks",
+        SOUND,
+        {"images": ["a.png"] * 3},
+        ["1 <image> placeholder but 3", "placeholders or the images"],
+    ),
     (
         "gap in the numbers",
         SOUND,
@@ -76,7 +81,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "numbers and none",
         SOUND,
         {"images": ["a.png"] * 2, "problem": "<image> or <image 2>?"},
-        ["the marks are <image>, <image 2>", "Correct the marks"],
+        ["the placeholders are <image>, <image 2>", "Correct the placeholders"],
     ),
     (
         "no such file",
@@ -116,7 +121,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "answer is no choice",
         {**VISTA, "answer": "red"},
         {"answer": "green"},
-        ["field 'answer'", "'green' is none of the choices ['red', 'blue']", "correct it"],
+        ["field 'answer'", "'green' is not one of the choices ['red', 'blue']", "correct it"],
     ),
     (
         "one choice",
@@ -128,7 +133,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "letter beyond the options",
         {**QUESTION, "options": "['1', '2', '3']", "subject": "Art", "answer": "C"},
         {"answer": "D"},
-        ["field 'answer'", "'D' is none of the 3 options ['A', 'B', 'C']", "correct it"],
+        ["field 'answer'", "'D' is not one of the 3 options ['A', 'B', 'C']", "correct it"],
     ),
     (
         "options that are not a list",
@@ -140,7 +145,7 @@ BROKEN_ROWS: list[tuple[str, Row, Row, list[str]]] = [
         "reference answer that is not an option",
         {**QUESTION, "option": "A. 1; B. 2", "answer": "A"},
         {"option": "A. 1; C. 2", "answer": "B"},
-        ["field 'answer'", "'B' is none of the options ['A', 'C']", "correct it"],
+        ["field 'answer'", "'B' is not one of the options ['A', 'C']", "correct it"],
     ),
     (
         "no assistant turn",

@@ -132,7 +132,7 @@ def test_template_that_cannot_be_filled_in(png, make_dataset, tmp_path: Path, te
     [
         (
             {"images": [], "problem": "<image>Which?"},
-            r"1 <image> mark but 0 in field 'images'; expected equal .* \(row with the problem '<im",
+            r"1 <image> placeholder but 0 in field 'images'; expected equal .* \(row with the problem '<im",
         ),
         ({"images": [{"bytes": b"junk"}], "problem": "<image>Which?"}, "cannot be opened .* problem '<image>Which"),
     ],

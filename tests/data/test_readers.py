@@ -327,7 +327,7 @@ def test_options_of_mmmu_pro_may_be_nested_and_go_up_to_l(png, options: Any, las
 @pytest.mark.parametrize("answer", ["M", "C", "AB", "none"])
 def test_an_answer_that_is_no_option_is_refused(png, answer: str) -> None:
     row = {"image": png(), "options": ["1", "2"], "answer": answer, "subject": "Art", "question": "Which?"}
-    with pytest.raises(DataError, match=r"row 0, field 'answer': .* is none of the 2 options \['A', 'B'\]"):
+    with pytest.raises(DataError, match=r"row 0, field 'answer': .* is not one of the 2 options \['A', 'B'\]"):
         to_canonical(datasets.Dataset.from_list([row]))
 
 
@@ -438,7 +438,7 @@ def test_geometry3k_is_read_without_its_options_on_request() -> None:
     canonical = to_canonical(datasets.Dataset.from_list([row, {**row, "answer": "A"}]), "geometry3k_open")
     assert canonical["problem"][:] == ["Find $x$.", "Find $x$."]
     assert canonical["answer"][:] == ["6 \\pi", "5"]
-    with pytest.raises(DataError, match=r"row 0, field 'answer': 'C' is none of the 2 options \['A', 'B'\]"):
+    with pytest.raises(DataError, match=r"row 0, field 'answer': 'C' is not one of the 2 options \['A', 'B'\]"):
         to_canonical(datasets.Dataset.from_list([{**row, "answer": "C"}]), "geometry3k_open")
 
 

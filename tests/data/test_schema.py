@@ -35,9 +35,12 @@ def test_undecoded_structs_integers_and_single_pictures_pass(png) -> None:
         ({"problem": None}, "row 1, field 'problem': empty"),
         ({"answer": " "}, "row 1, field 'answer': empty; expected a checkable answer. Fill it or drop the row"),
         ({"answer": None}, "row 1, field 'answer': empty"),
-        ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> marks but 1 in field 'images'"),
-        ({"images": []}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'; expected equal numbers"),
-        ({"images": None}, "row 1, field 'problem': 1 <image> mark but 0 in field 'images'"),
+        ({"problem": "<image><image>Which?"}, "row 1, field 'problem': 2 <image> placeholders but 1 in field"),
+        (
+            {"images": []},
+            "row 1, field 'problem': 1 <image> placeholder but 0 in field 'images'; expected equal",
+        ),
+        ({"images": None}, "row 1, field 'problem': 1 <image> placeholder but 0 in field 'images'"),
         ({"images": [b"junk"]}, "row 1, field 'images', image 0: the image with path None and 4 bytes cannot be"),
         ({"images": ["gone.png"]}, "row 1, field 'images', image 0: there is no image file gone.png; correct"),
         ({"images": [None]}, "row 1, field 'images', image 0: the image of type NoneType is of an unknown type"),
@@ -87,7 +90,7 @@ def test_misnamed_picture_column_is_one_error() -> None:
         check_dataset(datasets.Dataset.from_list(rows))
     assert str(caught.value) == (
         "the dataset has no column 'images' (did you mean 'image'?); its columns are ['image', 'problem', 'answer']. "
-        "Add it, or name the one that holds it, as in columns: {images: NAME}"
+        "Add it, or name the one that holds it, as in columns: {images: NAME} (in JSON as the option --columns)"
     )
 
 
@@ -146,7 +149,7 @@ def test_template_is_checked_with_the_problem(png, make_dataset, tmp_path: Path)
     template = tmp_path / "mine.jinja"
     for text, fault in (
         ("{{ problem }}<|image_pad|>", "contains '<|image_pad|>', a control token"),
-        ("<image>{{ problem }}", "2 <image> marks but 1 in field 'images'"),
+        ("<image>{{ problem }}", "2 <image> placeholders but 1 in field 'images'"),
     ):
         template.write_text(text)
         with pytest.raises(DataError) as caught:

@@ -1,4 +1,4 @@
-"""Every line of the table of methods trains the embedded model, at the price that it says."""
+"""Every line of the table of methods trains the toy model, at the price that it says."""
 
 import re
 import shlex

@@ -39,7 +39,7 @@ def test_the_recipes_of_the_page_are_those_that_there_are() -> None:
         head = (recipe_folder() / f"{name}.yaml").read_text().partition("\nextends:")[0]
         assert f"python -m vgpo.verl recipes/{name}.yaml" in head
         assert all(f"# {word}:" in head for word in ("Hardware", "Time", "Memory", "Expected"))
-        assert "no GPU has run this recipe" in head
+        assert "this recipe has not been run" in head
 
 
 def test_the_extra_installs_the_version_of_the_page() -> None:

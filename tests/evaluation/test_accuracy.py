@@ -68,7 +68,7 @@ def test_no_question_leaves_the_denominator() -> None:
     assert (scores.num_unanswered, scores.num_truncated) == (2, 1)
     assert [answer["correct"] for answer in scores.answers] == [True, False, False, False]
     assert (scores.low, scores.high) == wilson_interval(1, 4)
-    assert "25.0% right (1 of 4" in str(scores)
+    assert "25.0% correct (1 of 4" in str(scores)
 
 
 def test_questions_that_do_not_fit_are_counted_and_named(questions: Dataset) -> None:
@@ -78,11 +78,11 @@ def test_questions_that_do_not_fit_are_counted_and_named(questions: Dataset) -> 
     scores = evaluate_answers(answer, questions, batch_size=5, progress=False)
     assert (scores.num_questions, scores.num_oversized, scores.num_unanswered) == (5, 1, 4)
     assert [answer["oversized"] for answer in scores.answers] == [True, False, False, False, False]
-    assert str(scores).endswith("4 without an answer, 0 cut off, 1 not asked (too long for the context)")
+    assert str(scores).endswith("4 without an answer, 0 truncated, 1 not asked (too long for the context)")
 
 
 def test_the_text_is_silent_where_every_question_was_asked() -> None:
-    assert str(grade_answers([row("")])).endswith("1 without an answer, 0 cut off")
+    assert str(grade_answers([row("")])).endswith("1 without an answer, 0 truncated")
 
 
 def test_scores_of_older_versions_have_no_oversized_questions() -> None:

@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_read_and_images_that_are_gone_are_dropped_once_each
     file = tmp_path / "testmini.json"
     file.write_text(file.read_text().replace('"answer": "A"', '"answer": "X"'))
     (tmp_path / "2steps/image/1.png").unlink()
-    with pytest.raises(DataError, match="row 0, field 'answer': 'X' is none of the options"):
+    with pytest.raises(DataError, match="row 0, field 'answer': 'X' is not one of the options"):
         load_benchmark(BENCHMARKS["wemath"], source)
     (tmp_path / "2steps/image/1.png").write_bytes(png())
     read = load_benchmark(BENCHMARKS["wemath"], source)
@@ -232,7 +232,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     read = load_benchmark(BENCHMARKS["counting"], str(tmp_path / "set"))
     grown = process.memory_info()
     assert len(read.questions) == 600
-    # Mapped files count as resident, but are no memory that a process needs.
+    # Mapped files count as resident, but a process does not need them in memory.
     assert (grown.rss - grown.shared) - (before.rss - before.shared) < 600 * len(stored) / 3
 
 

@@ -94,7 +94,7 @@ CHOICES = [
     ("A, C", {}, "A, C", True, True),
     ("A, C", {}, "A", False, False),
     ("A, C", COLOURS, "(A), (C)", False, True),
-    ("E", COLOURS, "E", True, True),  # a letter that is none of the options that were read
+    ("E", COLOURS, "E", True, True),  # a letter that is not one of the options that were read
     ("E", COLOURS, "dark blue", False, False),
     ("E", COLOURS, "green", False, False),
     ("A", {"A": "B", "B": "A"}, "A", True, True),  # letter first: the text is B's
@@ -272,9 +272,9 @@ def test_protocols_by_their_names() -> None:
     [
         ("papo", r"there is no protocol 'papo'.*; the protocols are"),
         ("lenient-greedy", r"there is no protocol 'lenient-greedy' \(did you mean 'lenient-avg@8'\?\)"),
-        ("papo-avg@1", "has 1 samples a question, expected 2 to 1024; for one greedy answer name 'papo-greedy'"),
-        ("papo-avg@0", "has 0 samples a question"),
-        ("papo-avg@99999", "has 99999 samples a question"),
+        ("papo-avg@1", "has 1 samples per question, expected 2 to 1024; for one greedy answer name 'papo-greedy'"),
+        ("papo-avg@0", "has 0 samples per question"),
+        ("papo-avg@99999", "has 99999 samples per question"),
         ("papo-avg@eight", "there is no protocol"),
         ("papo-avg@08x", "there is no protocol"),
     ],

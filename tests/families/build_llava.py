@@ -153,7 +153,7 @@ INST = chat_template("[INST]", "[IMG]", "[/INST]", "", start="<s>")
 
 
 def pixtral() -> Checkpoint:
-    """An image keeps its shape: a row of patches ends in a token of its own, which is no image token."""
+    """An image keeps its shape: a row of patches ends in a separate token, which is not an image token."""
     tokenizer = byte_tokenizer(
         INST, "</s>", "<pad>", ("[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"), bos="<s>"
     )

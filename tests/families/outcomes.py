@@ -25,7 +25,7 @@ IMAGES_REQUIRED = ("paligemma", "paligemma2", "pp_chart2table")
 # and queries for the tiles of large images.
 NOT_RUN_BY_BLANK = {"ernie4_5_vl_moe": "vision_moe", "deepseek_ocr2": "query_768"}
 # What is known not to work: how the error begins or what it holds, and the reason for the table.
-CROSS_ATTENTION = ("its decoder reads images by cross attention", "Refused: its images are no tokens of the decoder.")
+CROSS_ATTENTION = ("its decoder reads images by cross attention", "Refused: its images are not tokens of the decoder.")
 CODES = ("discrete codes", "Refused: its images become discrete codes, through which no gradient reaches the tower.")
 RED: dict[str, tuple[str, str]] = {
     "mllama": CROSS_ATTENTION,

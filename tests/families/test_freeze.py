@@ -40,7 +40,7 @@ def test_every_parameter_is_in_the_part_that_its_name_tells(family: str, load_fa
     assert part_of_parameters(model) == {name: part_by_name(name) for name, _ in model.named_parameters()}
     counts = count_parameters(model)
     assert sum(count.all for count in counts.values()) == sum(p.numel() for p in model.parameters())
-    # A tied head is no parameter of its own.
+    # A tied head is not a separate parameter.
     assert all(count.trainable == count.all > 0 for part, count in counts.items() if part in TRAINED)
 
 

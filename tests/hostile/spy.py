@@ -21,7 +21,7 @@ WORD = re.compile(r"(?!.*__)[0-9a-zA-Z_.+-]*")  # a symbol, or a number as text
 
 
 def load(fallback: bool) -> Checker:
-    """RIGHT: text that is no mathematics was evaluated. REFUSED: only mathematics was. WRONG: nothing was."""
+    """RIGHT: text that is not mathematics was evaluated. REFUSED: only mathematics was. WRONG: nothing was."""
     from vgpo.rewards import symbolic
 
     reached: list[bool] = []
@@ -53,7 +53,7 @@ def load(fallback: bool) -> Checker:
 
 
 def ascii_letters(text: str) -> str:
-    """`text` with `x` for each letter of another alphabet that is no look-alike."""
+    """`text` with `x` for each letter of another alphabet that does not look like it."""
     return "".join("x" if is_foreign(character) else character for character in text)
 
 

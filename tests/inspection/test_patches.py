@@ -1,6 +1,6 @@
 """Grids against the model itself: a dot in an image must change the features of the very token whose cell it is in.
 
-The layers of the vision tower are taken out, so that a feature depends on its own pixels alone. All else is the
+The layers of the vision tower are taken out, so that a feature depends on its own pixels alone. Everything else is the
 family's: its processor, the merging, tiling and unpadding of its model.
 """
 

@@ -65,7 +65,7 @@ def logits(model: Any) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """An adapter of the embedded model with its processor, and its logits before it was saved."""
+    """An adapter of the toy model with its processor, and its logits before it was saved."""
     folder = tmp_path_factory.mktemp("adapters") / "adapter"
     model = adapted(model_of("toy"), seed=1)
     model.save_pretrained(folder)
@@ -217,7 +217,7 @@ def test_a_base_that_was_moved_is_named_with_the_place_where_it_was_looked_for(
             adapter,
             f"whose base {base!r} does not exist: {place} is not a folder",
             fix,
-            "'toy' for the embedded model",
+            "'toy' for the toy model",
         )
     set_config(adapter, base_model_name_or_path="models/base")
     looked = f"the base 'models/base' of the adapter {str(adapter)!r} (looked for in the folder {tmp_path}/models/base"

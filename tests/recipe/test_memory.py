@@ -52,7 +52,7 @@ def test_one_device_by_hand(write_recipe: WriteRecipe, model: PreTrainedModel) -
         weights=4 * size,
         copies=0,
         gradients=4 * size,
-        optimiser=8 * size,
+        optimizer=8 * size,
         activations=280 * 3 * 4 * (10 * 128 + 4 * 384),  # tokens, layers, bytes, hidden and intermediate size
         head=4 * (80 * 382 + 80 * 128 + 382 * 128),  # a tile of logits, gradients of states and of weights
     )
@@ -76,7 +76,7 @@ def test_shards_hold_their_share_and_two_layers(write_recipe: WriteRecipe, model
     estimate = memory_estimate(model, config, prompt_tokens=100, shares_prompts=True, shards=8)
     size = sum(p.numel() for p in model.parameters())
     layer = sum(p.numel() for p in decoder_of(model).layers[0].parameters())
-    assert (estimate.weights, estimate.gradients, estimate.optimiser) == (4 * size // 8, 4 * size // 8, size)
+    assert (estimate.weights, estimate.gradients, estimate.optimizer) == (4 * size // 8, 4 * size // 8, size)
     assert estimate.copies == 2 * (2 * layer + 382 * 128)  # embeddings, tied to the head
 
 
@@ -86,10 +86,10 @@ def test_frozen_parts_have_weights_only(write_recipe: WriteRecipe) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     config = config_of(write_recipe, "--bf16", "true")
     estimate = memory_estimate(model, config, prompt_tokens=100, shares_prompts=True)
-    assert (estimate.gradients, estimate.optimiser, estimate.copies) == (4 * trained, 8 * trained, 2 * trained)
+    assert (estimate.gradients, estimate.optimizer, estimate.copies) == (4 * trained, 8 * trained, 2 * trained)
     assert estimate.weights == 4 * sum(p.numel() for p in model.parameters())
     sgd = config_of(write_recipe, "--optim", "sgd")
-    assert memory_estimate(model, sgd, prompt_tokens=100, shares_prompts=True).optimiser == 0
+    assert memory_estimate(model, sgd, prompt_tokens=100, shares_prompts=True).optimizer == 0
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

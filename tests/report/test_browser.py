@@ -195,7 +195,7 @@ def test_gaps_and_means_are_told(browser: Chromium, make_run, tmp_path: Path):
     browser.show(write_report([folder.path for folder in runs], tmp_path / "gaps.html"))
     drawn = "document.querySelector('#charts .run-0 .run-line').getAttribute('d')"
     assert re.sub("[0-9. ]+", "", browser.evaluate(drawn)) == "MLMML"  # 1 2, 4, 6 7
-    assert browser.evaluate(drawn).count(" 98.0") == 5  # in the middle of the height: a gap is no 0
+    assert browser.evaluate(drawn).count(" 98.0") == 5  # in the middle of the height: a gap is not 0
     smoothed = browser.evaluate("document.querySelector('#charts .run-1 .run-line:not(.raw)').getAttribute('d')")
     assert smoothed.count("M") == 2
     assert browser.evaluate("document.querySelectorAll('#charts g.run-0 circle').length") == 1

@@ -100,7 +100,7 @@ def test_create_takes_a_folder_with_other_files(tmp_path: Path):
 
 def test_create_below_a_file_says_what_to_do(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match=r"file/run/images could not be made: .*Choose another output folder"):
+    with pytest.raises(RunFolderError, match=r"file/run/images could not be created: .*Choose another output folder"):
         RunFolder.create(tmp_path / "file" / "run", {}, seed=0, command=[])
 
 

@@ -88,7 +88,7 @@ def test_sign_flip_p_values_by_hand() -> None:
     # 3, 3, -1: |sum| 5; 7 and 5 of 7, 5, 1, 1 are not below it.
     assert sign_flip_p_value(np.array([3.0, 3.0, -1.0])) == 0.5
     assert sign_flip_p_value(np.zeros(5)) == 1.0
-    # Thirds do not add up exactly: the observed pattern must count all the same.
+    # Thirds do not add up exactly: the observed pattern must still count.
     assert sign_flip_p_value(np.array([1 / 3, 0.1, 0.2])) == 0.25
 
 

@@ -1,4 +1,4 @@
-"""Two benchmarks of the embedded task, with references that the embedded model is known to give or to miss."""
+"""Two benchmarks of the toy task, with references that the toy model is known to give or to miss."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ MAX_NEW_TOKENS = 96
 
 @pytest.fixture(scope="session")
 def completions(tmp_path_factory: pytest.TempPathFactory) -> tuple[datasets.Dataset, list[str]]:
-    """Questions of the embedded task, and what the embedded model says, asked one by one and without inspect-ai."""
+    """Questions of the toy task, and what the toy model says, asked one by one and without inspect-ai."""
     file = write_datasets(tmp_path_factory.mktemp("toy"), num_train=1, num_test=2 * NUM_ROWS, progress=False)[1]
     rows = load_dataset(str(file))
     policy = open_checkpoint("toy").policy()
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, completions: tuple[datasets.Dataset, list[str]]) -> P
 
 @pytest.fixture
 def request_for(folder: Path, tmp_path: Path) -> Callable[..., SuiteRequest]:
-    """A request to evaluate the embedded model on `TASKS`; fields can be given."""
+    """A request to evaluate the toy model on `TASKS`; fields can be given."""
 
     def make(**fields: Any) -> SuiteRequest:
         protocol = protocol_named(fields.pop("protocol", "papo-greedy"))

@@ -92,7 +92,7 @@ def evaluated(form: str, folder: Path, **fields: Any) -> SuiteScores:
 
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts of all prompts from now on; the embedded model answers with `BOXES`."""
+    """The texts of all prompts from now on; the toy model answers with `BOXES`."""
     seen: list[str] = []
 
     def complete(self: TransformersPolicy, rows: Sequence[dict[str, Any]], **options: Any) -> list[Completion]:

@@ -56,7 +56,7 @@ def test_warmstart_stops_at_the_accuracy(tmp_path):
 
 def test_folder_that_is_no_checkpoint_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(FileExistsError, match="is no checkpoint of a warm start"):
+    with pytest.raises(FileExistsError, match="is not a checkpoint of a warm start"):
         warmstart(tmp_path, SHORT)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 

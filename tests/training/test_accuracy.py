@@ -21,7 +21,7 @@ def test_the_rule(names: list[str], filter_reward: str | None, expected: str) ->
 
 
 def test_a_reward_that_is_not_there_is_named() -> None:
-    message = r"filter_reward='accuracy' is none of the reward functions \['accuracy_reward'\]"
+    message = r"filter_reward='accuracy' is not one of the reward functions \['accuracy_reward'\]"
     with pytest.raises(ValueError, match=message):
         accuracy_reward_name(["accuracy_reward"], "accuracy")
     with pytest.raises(RunFolderError, match=rf"config\.yaml: {message}"):

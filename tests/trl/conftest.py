@@ -1,4 +1,4 @@
-"""A random model of the embedded family, a few images, and a trainer over them that runs in a second or two."""
+"""A random model of the toy family, a few images, and a trainer over them that runs in a second or two."""
 
 from collections.abc import Callable
 from pathlib import Path

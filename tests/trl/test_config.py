@@ -55,14 +55,14 @@ def test_the_accuracy_reward_can_be_named_without_dynamic_sampling(tmp_path):
         ({"exponent": 3.0}, "exponent"),
         ({"shaping": "none", "strength": 0.5}, r"strength=0.5 has no effect with shaping='none'"),
         ({"shaping": "vpgo"}, "did you mean 'vgpo'"),
-        ({"shaping_options": {"strength": 0.5}}, r"'strength' is a field of its own"),
+        ({"shaping_options": {"strength": 0.5}}, r"'strength' is a separate field"),
         ({"shaping_options": {"alpha": 0.5}}, r"no option 'alpha'"),
         ({"shaping": "adaptive", "schedule": "step"}, r"schedule='step' has no effect with shaping='adaptive'"),
         (
             {"shaping": "adaptive", "rollout_score": "mean"},
             "rollout_score='mean' has no effect",
         ),
-        ({"shaping": "adaptive", "shaping_options": {"strength": 0.1}}, r"'strength' is a field of its own"),
+        ({"shaping": "adaptive", "shaping_options": {"strength": 0.1}}, r"'strength' is a separate field"),
         (
             {"shaping": "adaptive", "shaping_options": {"earnt": True}},
             "no option 'earnt'",

@@ -109,7 +109,7 @@ def test_the_filter_reward_can_be_named(make_trainer):
     )
     trainer.train()
     assert set((trainer.batches[0]["row_index"] % 2).tolist()) == {0}
-    with pytest.raises(ValueError, match=r"filter_reward='accuracy' is none of the reward functions \['other'\]"):
+    with pytest.raises(ValueError, match=r"filter_reward='accuracy' is not one of the reward functions \['other'\]"):
         make_trainer(reward=[other], dynamic_sampling=True, filter_reward="accuracy")
 
 

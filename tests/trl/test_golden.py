@@ -68,7 +68,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "dynamic_sampling": {"dynamic_sampling": True},
     "lora": {"lora": True},
 }
-# Rollouts that the embedded model samples.
+# Rollouts that the toy model samples.
 # Four updates from one generation, and two from the next.
 REUSED = {
     "per_device_train_batch_size": 2 * GROUP,

@@ -69,7 +69,7 @@ def test_dynamic_sampling_fills_every_process_with_groups_of_its_own(two_process
             rewards.setdefault(group, []).append(reward)
     assert not rewards_of[0].keys() & rewards_of[1].keys()
     for rewards in rewards_of:
-        assert len(rewards) == 3 * 2  # steps, groups a step
+        assert len(rewards) == 3 * 2  # steps, groups per step
         assert all(len(group) == GROUP and 0 < sum(group) < GROUP for group in rewards.values())
     for parameter, weight in outputs[0]["weights"].items():
         assert torch.equal(weight, outputs[1]["weights"][parameter])

@@ -131,7 +131,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 
 
 @pytest.mark.train
-def test_settings_of_the_optimiser_that_were_changed_hold(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
+def test_settings_of_the_optimizer_that_were_changed_hold(tmp_path: Path, whole_run: Callable[..., Any]) -> None:
     whole, _, folder = whole_run("one update a generation")
     rate = SETTINGS["learning_rate"]
     resumed, _ = resumed_run(tmp_path, folder, 3, learning_rate=3 * rate, weight_decay=0.1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TEMPERATURE = 0.9
-IMAGE_TOKEN, VIDEO_TOKEN, IMAGE_START = 5, 6, 3  # as in the embedded model
+IMAGE_TOKEN, VIDEO_TOKEN, IMAGE_START = 5, 6, 3  # as in the toy model
 FLOAT32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
 

@@ -12,7 +12,7 @@ from verl.trainer.ppo.v1 import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 ROWS = "recorded/rows"
-"""Metric: how many rollouts a step has, without padding."""
+"""Metric: how many rollouts per step has, without padding."""
 VERSION = "recorded/version"
 """Metric: the mean version of the weights from which they were sampled."""
 LARGEST_DIFFERENCE = "recorded/log_prob_difference"

@@ -90,7 +90,7 @@ def test_every_key_of_the_table_is_one_of_verl() -> None:
     for kind in FIELDS.values():
         for key in kind.keys if isinstance(kind, Mapped) else ():
             parent, _, name = key.rpartition(".")
-            assert key in NOT_IN_YAML or name in OmegaConf.select(known, parent, throw_on_missing=False).keys(), key  # noqa: SIM118  # a key without a value is none of the section's
+            assert key in NOT_IN_YAML or name in OmegaConf.select(known, parent, throw_on_missing=False).keys(), key  # noqa: SIM118  # a key without a value is not one of the section's
 
 
 def test_what_verls_yaml_does_not_have_is_read_by_its_dataclasses() -> None:

@@ -1,4 +1,4 @@
-"""The embedded task as files that verl's own dataset and reward manager read."""
+"""The toy task as files that verl's own dataset and reward manager read."""
 
 import re
 from pathlib import Path

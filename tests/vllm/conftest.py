@@ -45,7 +45,7 @@ def _on_a_cpu() -> None:
 
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Any]:
-    """A trainer of the embedded model whose rollouts come from vLLM."""
+    """A trainer of the toy model whose rollouts come from vLLM."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vgpo.data import load_dataset, to_prompts

@@ -65,7 +65,7 @@ def locked(out: Path) -> Iterator[int]:
     """Hold the folder; gives the descriptor, which children hold too, so that one that outlives us keeps it locked.
 
     Raises:
-        StudyError: Somebody else holds it.
+        StudyError: Another process holds it.
     """
     path = out / ".lock"
     try:
@@ -91,7 +91,7 @@ def locked(out: Path) -> Iterator[int]:
 
 
 def write_sets(todo: Sequence[PlannedRun], out: Path) -> dict[str, dict[str, str]]:
-    """Write the embedded task's sets, one for all runs of a setting; by setting, the fields that name them."""
+    """Write the toy task's sets, one for all runs of a setting; by setting, the fields that name them."""
     written = {}
     for planned in {planned.setting: planned for planned in todo}.values():
         sources = {key: planned.values[key] for key in ("train_data", "eval_data")}
@@ -103,7 +103,7 @@ def write_sets(todo: Sequence[PlannedRun], out: Path) -> dict[str, dict[str, str
 
 
 def write_held_out_sets(todo: Sequence[PlannedRun], out: Path) -> dict[str, dict[str, str]]:
-    """Write further sets of the embedded task; by setting and name, the files."""
+    """Write further sets of the toy task; by setting and name, the files."""
     return {
         setting: {
             name: str(write_toy(source, out / "data" / setting / name))
@@ -133,7 +133,7 @@ def draw(study: Study, out: Path, console: Console) -> None:
         if folder_of(out, planned).is_done
     ]
     if not any(not place.is_start for place in done):
-        say(console, "no run is done yet: nothing to compare")
+        say(console, "no run has finished yet: nothing to compare")
         return
     data = study_data(done, study.comparisons, name=study.path.stem)
     written = write_outputs(out, data)

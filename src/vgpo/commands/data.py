@@ -124,7 +124,7 @@ def counts(summary: DatasetSummary) -> Columns:
 
 def token_table(bins: Sequence[Bin]) -> Table:
     """The histogram of prompt lengths, a bar a bin."""
-    table = Table("tokens a prompt", "", right("prompts"), box=None, pad_edge=False)
+    table = Table("tokens per prompt", "", right("prompts"), box=None, pad_edge=False)
     for part in bins:
         label = f"{part.low}" if part.low == part.high else f"{part.low} to {part.high}"
         bar = "█" * max(round(part.share * BAR_WIDTH), int(part.num_prompts > 0))

@@ -299,5 +299,5 @@ def different_names(checkpoint: str, other: str) -> tuple[str, str]:
     while all(paths) and paths[0][0] == paths[1][0]:
         paths = [parts[1:] for parts in paths]
     if not all(paths):
-        raise RecipeError(f"--compare {other} is the checkpoint itself, or lies around it; name another one")
+        raise RecipeError(f"--compare {other} is the checkpoint itself, or contains it; name another one")
     return "/".join(paths[0]), "/".join(paths[1])

@@ -1,4 +1,4 @@
-"""`vgpo quickstart`: the embedded model trained twice from the same start, and a page that compares the two."""
+"""`vgpo quickstart`: the toy model trained twice from the same start, and a page that compares the two."""
 
 import sys
 from datetime import datetime

@@ -47,7 +47,7 @@ def run(folders: list[Path], out: Path, *, num_rows: int | None = None, with_ima
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The folder itself, or the runs in one that is no run.
+    """The folder itself, or the runs in it.
 
     Raises:
         RunFolderError: These are more than one page can show; lists them.

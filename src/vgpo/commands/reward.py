@@ -40,7 +40,7 @@ def test(config: str, overrides: Sequence[str], *, num_rows: int, exempt: Sequen
         Whether every reference answer scores 1 and wrong answers close to 0.
 
     Raises:
-        RecipeError: The recipe, or a name in `exempt` that is no reward of it.
+        RecipeError: The recipe, or a name in `exempt` that is not one of its rewards.
         DataError: A row that cannot be trained on.
         RewardError: A reward that fails; names the row.
     """

@@ -1,4 +1,4 @@
-"""`vgpo toy`: make the embedded weights, write the embedded task's datasets."""
+"""`vgpo toy`: make the toy weights, write the toy task's datasets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def warmstart(out: Path, *, task: str | None = None, **options: Any) -> None:
 
 
 def data(out: Path, num_train: int = 4096, num_test: int = 500, seed: int = 0, task: str | None = None) -> None:
-    """Write ``train.parquet`` and ``test.parquet`` of the embedded task into ``out``."""
+    """Write ``train.parquet`` and ``test.parquet`` of the toy task into ``out``."""
     console = Console()
     settings = parse_task(task) if task else None
     for path in write_datasets(out, num_train=num_train, num_test=num_test, seed=seed, settings=settings):

@@ -165,7 +165,8 @@ def _letter(reference: str, options: Sequence[str], field: str) -> str:
         letter = letters[options.index(reference)]
     if letter is None or letter not in letters:
         raise RowError(
-            field, f"{reference[:40]!r} is none of the {quantity(len(options), 'option')} {list(letters)}; correct it"
+            field,
+            f"{reference[:40]!r} is not one of the {quantity(len(options), 'option')} {list(letters)}; correct it",
         )
     return letter
 
@@ -261,7 +262,9 @@ def read_mathvista(row: Row) -> Row:
         return {PROBLEM: problem, ANSWER: answer}
     _check_number_of_options(row["choices"], "choices")
     if answer not in row["choices"]:
-        raise RowError(ANSWER, f"{answer[:40]!r} is none of the choices {row['choices']}; correct it or drop the row")
+        raise RowError(
+            ANSWER, f"{answer[:40]!r} is not one of the choices {row['choices']}; correct it or drop the row"
+        )
     return {PROBLEM: _with_options(problem, row["choices"]), ANSWER: LETTERS[row["choices"].index(answer)]}
 
 
@@ -295,7 +298,9 @@ def read_wemath(row: Row) -> Row:
         parts = [options]  # other lettering, such as "A. 45° B. 60° ;C. 75°": shown as written
         letters = "".join(re.findall(r"(?<![A-Za-z])[A-L](?=\s*[.．、:;])", options))
     if len(answer) != 1 or answer not in letters:
-        raise RowError(ANSWER, f"{answer[:40]!r} is none of the options {list(letters)}; correct it or drop the row")
+        raise RowError(
+            ANSWER, f"{answer[:40]!r} is not one of the options {list(letters)}; correct it or drop the row"
+        )
     return {PROBLEM: "\n".join([_text(row, "question").rstrip(), *parts]), ANSWER: answer}
 
 

@@ -69,14 +69,15 @@ def mark_fault(text: str, num_images: int) -> str | None:
     numbers = [int(mark.group(1) or 0) for mark in IMAGE_MARK.finditer(text)]
     if len(numbers) not in (0, num_images):
         return (
-            f"{quantity(len(numbers), '<image> mark')} but {num_images} in field {IMAGES!r}; expected equal numbers, "
-            "or no mark to put the images first. Correct the marks or the images, or drop the row"
+            f"{quantity(len(numbers), '<image> placeholder')} but {num_images} in field {IMAGES!r}; expected equal "
+            "numbers, or no placeholder to put the images first. Correct the placeholders or the images, or drop the "
+            "row"
         )
     if len(numbers) > 1 and any(numbers) and sorted(numbers) != list(range(1, num_images + 1)):
         marks = ", ".join(mark.group() for mark in IMAGE_MARK.finditer(text))
         return (
-            f"the marks are {marks}; expected each number from 1 to {num_images} once, or <image> without a number "
-            "in the order of the images. Correct the marks, or drop the row"
+            f"the placeholders are {marks}; expected each number from 1 to {num_images} once, or <image> without a "
+            "number in the order of the images. Correct the placeholders, or drop the row"
         )
     return None
 
@@ -97,5 +98,5 @@ def missing_columns(missing: Sequence[str], found: list[str]) -> DataError:
     them, those = ("it", "the one that holds it") if len(missing) == 1 else ("them", "those that hold them")
     return DataError(
         f"the dataset has no column {' and no column '.join(described)}; its columns are {found}. Add {them}, or "
-        f"name {those}, as in columns: {{{columns}}}"
+        f"name {those}, as in columns: {{{columns}}} (in JSON as the option --columns)"
     )

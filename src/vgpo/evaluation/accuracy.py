@@ -52,9 +52,9 @@ class Evaluation:
     def __str__(self) -> str:
         oversized = f", {self.num_oversized} not asked (too long for the context)" if self.num_oversized else ""
         return (
-            f"{self.accuracy:.1%} right ({self.num_correct} of {self.num_questions}, 95 % interval "
+            f"{self.accuracy:.1%} correct ({self.num_correct} of {self.num_questions}, 95 % interval "
             f"{self.low:.1%} to {self.high:.1%}), {self.num_unanswered} without an answer, "
-            f"{self.num_truncated} cut off{oversized}"
+            f"{self.num_truncated} truncated{oversized}"
         )
 
 

@@ -132,8 +132,8 @@ _ALL = (
         num_rows=601,
         licence="MIT",
         read_as={"geometry3k": "geometry3k_open"},
-        notes="Asked without options, for a value. The authors' files have four options a problem, of which the right "
-        "one's text is the answer here.",
+        notes="Asked without options, for a value. The authors' files have four options per problem; the text of the "
+        "correct one is the answer here.",
     ),
     Benchmark(
         name="logicvista",

@@ -57,7 +57,7 @@ def protocol_named(text: str) -> Protocol:
     samples = int(averaged[2])
     if not 2 <= samples <= MAX_SAMPLES:
         raise EvaluationError(
-            f"the protocol {text!r} has {samples} samples a question, expected 2 to {MAX_SAMPLES}; for one greedy "
+            f"the protocol {text!r} has {samples} samples per question, expected 2 to {MAX_SAMPLES}; for one greedy "
             "answer name 'papo-greedy' or 'lenient'"
         )
     return Protocol(f"{averaged[1]}-avg@{samples}", averaged[1], samples, 1.0)

@@ -36,7 +36,7 @@ HEADLINES: dict[Gain, str] = {
 # What a gain is worth, by docs/results.md.
 EVIDENCE = (
     "This is the premise of VGPO, not a forecast: of the four toy starts that were trained after this verdict, "
-    "re-weighting was better than DAPO on one. Compare it with shaping: none over several seeds."
+    "reweighting was better than DAPO on one. Compare it with shaping: none over several seeds."
 )
 # The better the outcome, the earlier.
 RANKS: tuple[Gain, ...] = ("gain", "undecided", "none", "too few")
@@ -199,7 +199,7 @@ def advice_of(gain: Gain, figures: StateFigures, blind: Finding) -> str:
     if gain == "too few":
         return "No shaping is recommended: change the questions or the sampling first, and check again."
     if gain == "none":
-        return "Train without re-weighting: VGPO would only add noise."
+        return "Train without reweighting: VGPO would only add noise."
     chosen = shaping_reason(gain, figures, blind)
     return f"{chosen} {EVIDENCE}" if gain == "gain" else chosen
 
@@ -209,7 +209,7 @@ def shaping_reason(gain: Gain, figures: StateFigures, blind: Finding) -> str:
     if blind.holds:
         return f"The adaptive shaping with the blind gate: {strength}, and less where the image is not needed."
     if gain == "undecided":
-        return f"The adaptive shaping, which re-weights only as far as the correlation is there: {strength}."
+        return f"The adaptive shaping, which reweights only as far as the correlation is there: {strength}."
     if figures.strength.value != 1:
         return f"The adaptive shaping: {strength}, less than the fixed strength 1 of VGPO."
     return "VGPO at full strength: at this correlation the adaptive shaping has strength 1."

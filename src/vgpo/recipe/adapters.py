@@ -23,7 +23,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 BASE = "base_model_name_or_path"
 ADAPTER = "default"  # PEFT's name for a single adapter
-# End of the path of the embedded model, in any installation.
+# End of the path of the toy model, in any installation.
 EMBEDDED = checkpoint_path().parts[-3:]
 
 
@@ -106,7 +106,7 @@ def base_of(adapter: Source, config: Path) -> Source:
             adapter,
             f"whose base {name!r} does not exist: {path.absolute()} is not a folder",
             f"Put the base there, or correct {BASE} in {CONFIG}: a folder, a hub name, or '{TOY_MODEL}' for the "
-            "embedded model",
+            "toy model",
         )
     revision = values.get("revision")
     return Source(name, revision if isinstance(revision, str) else None)

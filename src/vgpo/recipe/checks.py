@@ -30,7 +30,7 @@ from vgpo.policy.prompts import response_prefix
 from vgpo.recipe.consistency import TRUNCATED_FIX, truncated_sampling_fault
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.loading import adapter_config, check_image_token, faults_of, source_of
-from vgpo.recipe.memory import FLOAT32, GIB, in_words, optimiser_bytes
+from vgpo.recipe.memory import FLOAT32, GIB, in_words, optimizer_bytes
 from vgpo.recipe.packages import missing_packages
 from vgpo.recipe.parity import measure_parity
 from vgpo.recipe.run_plan import RunPlan, check_launch
@@ -159,7 +159,7 @@ def packages(setup: Setup) -> Finding:
     if missing := missing_packages(setup.recipe):
         found = "; ".join(f"{need.field} needs {need.module}, which is not installed" for need in missing)
         return Finding("fail", found, f"pip install {' '.join(sorted({repr(need.requirement) for need in missing}))}")
-    return Finding("pass", "all that the recipe needs are installed")
+    return Finding("pass", "all packages that the recipe needs are installed")
 
 
 def library_settings(setup: Setup) -> Finding:
@@ -221,7 +221,7 @@ def arithmetic(setup: Setup) -> Finding:
     config = setup.recipe.config
     plan = RunPlan.of(config, len(setup.prompts), config.world_size)
     batch = plan.batch
-    found = f"{batch.prompts} prompts x {batch.group_size} a generation, {plan.steps} optimiser steps"
+    found = f"{batch.prompts} prompts x {batch.group_size} rollouts per generation, {plan.steps} optimizer steps"
     if not batch.groups_fit_micro_batch:
         return Finding(
             "warn", f"{found}; groups are split", "make per_device_train_batch_size a multiple of num_generations"
@@ -260,7 +260,7 @@ def disk(setup: Setup) -> Finding:
     needed, what, fix = weights, "the trained model", "move run_dir"
     if config.save_strategy != "no":
         kept = 1 + max(config.save_total_limit or 1, 2)  # an old checkpoint is deleted after the next one is saved
-        state = 0 if config.save_only_model else trained * optimiser_bytes(config) // FLOAT32
+        state = 0 if config.save_only_model else trained * optimizer_bytes(config) // FLOAT32
         needed, what, fix = kept * (weights + state), f"{kept} checkpoints", f"lower save_total_limit, or {fix}"
     place = Path(setup.recipe.run.run_dir).absolute()
     free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free

@@ -18,7 +18,7 @@ TRUNCATED_FIX = "set vllm_importance_sampling_mode: token_truncate, or sample fr
 def check_model_name(name: str | None, *, where: str) -> None:
     """Check that a recipe names its model."""
     if name is None:
-        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the embedded one")
+        raise RecipeError(f"{where}: model_name_or_path is missing; name a checkpoint, or 'toy' for the toy model")
 
 
 def check_num_weights(rewards: Sequence[str], weights: Sequence[float] | None, *, where: str) -> None:

@@ -197,7 +197,7 @@ def check_none_was_saved(folder: RunFolder, found: Found) -> None:
     if saved is not None or os.path.lexists(folder.final_path):
         what = f"checkpoint-{saved} was saved" if saved is not None else f"{folder.final_path.name} exists"
         raise CheckpointError(
-            f"{path} contains no checkpoint, although {what}: a start from step 0 would overwrite the results of the "
+            f"{path} contains no checkpoint, although {what}: starting from step 0 would overwrite the results of the "
             f"run. Nothing was changed. Restore a checkpoint to resume it. {advice} To start over anyway, delete "
             f"{folder.path}."
         )

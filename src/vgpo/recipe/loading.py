@@ -54,7 +54,7 @@ NAMING_CODE = (
 CODES = "its images become discrete codes, through which no gradient reaches the vision tower"
 CROSS_ATTENTION = "its decoder reads images by cross attention, not as tokens"
 Q_FORMER = "its images reach the decoder through a Q-Former that has no placeholder in a chat prompt"
-IMAGE_MASK = "its config names no image token: a mask beside the prompt says which positions are images"
+IMAGE_MASK = "its config names no image token: a separate mask says which positions are images"
 # Families whose images are not tokens of the decoder, or that transformers cannot train as a policy, by `model_type`.
 UNSUITABLE = {
     "apertus1p5": CODES,
@@ -143,7 +143,7 @@ def load_prompts(
         source: A source of `vgpo.data.load_dataset`, or `toy:train` or `toy:test`, with difficulty settings as in
         `toy:train:rows=4,columns=4` (`vgpo.toy.parse_task`).
         template: Template for `vgpo.data.to_prompts`.
-        toy_folder: Folder for the embedded task's datasets, if `source` names one.
+        toy_folder: Folder for the toy task's datasets, if `source` names one.
         reading: How its rows are read, and how faulty ones are handled.
         limit: Keep at most the first `limit` rows.
         forbidden: Texts that no problem may contain, see `forbidden_tokens`.
@@ -177,7 +177,7 @@ def read_dataset(source: str, *, toy_folder: Path, reading: Reading = AS_IT_IS, 
 
 
 def is_toy(source: str) -> bool:
-    """Whether this is a dataset of the embedded task, which is generated on demand."""
+    """Whether this is a dataset of the toy task, which is generated on demand."""
     return source.split(":")[0] == TOY_MODEL and source.split(":")[1:2] in (["train"], ["test"])
 
 

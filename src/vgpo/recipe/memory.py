@@ -41,7 +41,7 @@ class MemoryEstimate:
     weights: int
     copies: int
     gradients: int
-    optimiser: int
+    optimizer: int
     activations: int
     head: int
 
@@ -75,7 +75,7 @@ def memory_estimate(
         config: of the trainer.
         prompt_tokens: length of a prompt, its images' tokens included.
         shares_prompts: whether an optimizer step computes a prompt once.
-        shards: number of devices that weights, gradients and optimiser state are spread over, see `shards_of`.
+        shards: number of devices that weights, gradients and optimizer state are spread over, see `shards_of`.
     """
     computing = BFLOAT16 if config.bf16 or model.dtype == torch.bfloat16 else FLOAT32
     parameters = list(model.parameters())
@@ -85,19 +85,19 @@ def memory_estimate(
     frozen_bytes = sum(p.numel() * p.element_size() for p in parameters if not p.requires_grad)
     # Gradients exist a second time in the buckets that replicas exchange.
     replicated = 2 if config.world_size > 1 and shards == 1 else 1
-    optimiser = optimiser_bytes(config) * sum(p.numel() for p in trained)
+    optimizer = optimizer_bytes(config) * sum(p.numel() for p in trained)
     tokens, responses = tokens_per_micro_batch(config, prompt_tokens, shares_prompts=shares_prompts)
     return MemoryEstimate(
         weights=(trained_bytes + frozen_bytes) // shards,
         copies=gathered(model, computing) if shards > 1 else autocast_copies(trained, config),
         gradients=replicated * trained_bytes // shards,
-        optimiser=optimiser // shards,
+        optimizer=optimizer // shards,
         activations=tokens * decoder_bytes_per_token(model, computing, checkpointing=config.gradient_checkpointing),
         head=head_bytes(model, computing, responses),
     )
 
 
-def optimiser_bytes(config: VGPOConfig) -> int:
+def optimizer_bytes(config: VGPOConfig) -> int:
     """Bytes of optimizer state per float32 parameter."""
     return OPTIMISER_BYTES.get(OptimizerNames(config.optim).value, ADAM_BYTES)
 

@@ -27,7 +27,7 @@ class RunArguments:
     train_data: str = field(
         metadata={
             "help": "Training set: a parquet or JSONL file, a folder or a hub name, each with an optional @split; "
-            "'toy:train' writes the embedded task's set into the run folder and reads it from there."
+            "'toy:train' writes the toy task's set into the run folder and reads it from there."
         }
     )
     host: str = field(
@@ -103,7 +103,7 @@ class RunArguments:
         default=None,
         metadata={
             "help": "Source of their data: a folder, or a source per task, as in {mathvista: FILE}; on the "
-            "command line in JSON. Default: the original sets on the hub."
+            "command line in JSON. Default: the original datasets on the hub."
         },
     )
     eval_suite_limit: int | None = field(
@@ -118,7 +118,7 @@ class RunArguments:
         default="papo-greedy", metadata={"help": "Grading protocol: 'papo-greedy' or 'lenient'."}
     )
     evaluate_before: bool = field(
-        default=True, metadata={"help": "Also evaluate the start model, so that the report can show a gain."}
+        default=True, metadata={"help": "Also evaluate the starting model, so that the report can show a gain."}
     )
     template: str = field(
         default="plain",

@@ -47,14 +47,14 @@ class RunPlan:
     def table(self) -> Table:
         """A short table for the start of a run."""
         batch = self.batch
-        table = Table("batch arithmetic", "", box=None, title_justify="left", pad_edge=False)
+        table = Table("batches", "", box=None, title_justify="left", pad_edge=False)
         rows = {
             "processes": f"{batch.num_processes}",
             "generation": f"{batch.prompts} prompts x {batch.group_size} rollouts = {batch.rollouts}",
             "updates per generation": f"{batch.updates:g}, of {batch.rollouts_per_update} rollouts each",
             "micro-batch": f"{batch.micro_batch} rollouts, "
             + ("complete groups" if batch.groups_fit_micro_batch else "groups are split"),
-            "optimiser steps": f"{self.steps}, in {self.generations} generations",
+            "optimizer steps": f"{self.steps}, in {self.generations} generations",
         }
         for name, value in rows.items():
             table.add_row(name, value)

@@ -33,7 +33,7 @@ class Setup:
 
     Args:
         recipe: a checked recipe.
-        folder: folder for the datasets of the embedded task.
+        folder: folder for the datasets of the toy task.
         trusted: fingerprints of datasets with checked images, by field name, such as `train_data`.
         checks_images: whether this process checks images; one process is enough.
 

@@ -54,7 +54,7 @@ class StopOnSignal(TrainerCallback):
         if not self.trains or (number == signal.SIGINT and not first):
             raise StoppedBySignal(128 + number)
         if first:
-            text = f"\n{self.signal.name}: finishing and saving the current step; Ctrl-C ends immediately"
+            text = f"\n{self.signal.name}: finishing and saving the current step; press Ctrl-C to exit immediately"
             # The signal may have interrupted a print, in which a stream does not allow another one.
             with suppress(RuntimeError, OSError, ValueError):
                 Console(stderr=True).print(text, highlight=False)

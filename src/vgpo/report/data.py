@@ -121,7 +121,7 @@ CHARTS = (
         metric(ACCURACY),
     ),
     Chart("reward", "Reward", "Sum of all rewards, mean of a step's rollouts.", "reward", 3, True, metric("reward")),
-    Chart("focus", "Focus", "Mean ρ over response tokens; ½ is no similarity.", "ρ", 3, False, metric(FOCUS_MEAN)),
+    Chart("focus", "Focus", "Mean ρ over response tokens; ½ means no similarity.", "ρ", 3, False, metric(FOCUS_MEAN)),
     Chart(
         "late_early",
         "Late / early focus",
@@ -162,7 +162,7 @@ CHARTS = (
         metric(SAMPLING_LOG_PROB_GAP),
     ),
     Chart("grad_norm", "Gradient norm", "Before it is clipped.", "L2 norm", 3, True, metric("grad_norm")),
-    Chart("step_time", "Step time", "Wall clock of one optimiser step.", "s", 2, True, metric("step_time")),
+    Chart("step_time", "Step time", "Wall clock of one optimizer step.", "s", 2, True, metric("step_time")),
 )
 
 

@@ -1,4 +1,4 @@
-"""The page of a run in training: drawn again and again, so seldom that training hardly slows down."""
+"""The page of a run in training: redrawn repeatedly, rarely enough not to slow training down."""
 
 import logging
 import time

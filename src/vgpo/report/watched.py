@@ -160,7 +160,7 @@ class WatchedRun:
 
     @property
     def ended_early(self) -> bool:
-        # What epochs make is an estimate: a step or two short of it is no early end.
+        # What epochs make is an estimate: a step or two short of it is not an early end.
         return self.training_is_over and self.step < 0.99 * (self.planned_steps or 0)
 
     @property

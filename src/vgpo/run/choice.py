@@ -66,7 +66,7 @@ def final_or_newest(run: RunFolder) -> Path:
 
 
 def runs_below(folder: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """The run folders in a folder that is no run itself, such as that of a quickstart or of a study, in order."""
+    """The run folders in a folder that is not a run itself, such as that of a quickstart or of a study, in order."""
     for place in sorted(folder.iterdir()) if depth else ():
         if place.name.startswith(".") or place.name in OWN_FOLDERS or not place.is_dir():
             continue

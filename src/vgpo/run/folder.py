@@ -149,7 +149,7 @@ class RunFolder(RunPaths):
             folder.images_path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(
-                f"{folder.images_path} could not be made: {error.strerror}. Choose another output folder."
+                f"{folder.images_path} could not be created: {error.strerror}. Choose another output folder."
             ) from error
         folder.write_identity(identity or {})
         folder.write_description(config, seed=seed, command=command)

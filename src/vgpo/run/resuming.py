@@ -160,7 +160,7 @@ def resume_folder(
 
     Args:
         folder: of the run.
-        step: the optimiser step of the checkpoint, at least 0.
+        step: the optimizer step of the checkpoint, at least 0.
         state: state of the folder when the checkpoint was saved. Default: everything not from a later step.
         seed, command: as in `RunFolder.create`.
         changes: changes since the start of the run, and damage; one text each.

@@ -2,11 +2,11 @@
 
 The paper names adapting the expected focus to the task and the step as future work. Three measurements do this:
 
-1. *Earned* (`earned`): how strongly tokens and rollouts are re-weighted follows from whether rollouts with more focus
+1. *Earned* (`earned`): how strongly tokens and rollouts are reweighted follows from whether rollouts with more focus
 have been correct more often within their group, per stratum of the data.
 2. *Forgetting* (`forgetting`): how strongly late tokens are compensated follows from how far the focus of the group
    has decayed along its responses.
-3. *Blind gate* (`blind_gate`), a control: the re-weighting of a group is reduced by the share of correct answers to
+3. *Blind gate* (`blind_gate`), a control: the reweighting of a group is reduced by the share of correct answers to
 its prompt without the images.
 
 The factors are 1 + lambda psi and 1 + lambda phi with the score of a rollout as the mean of its weights. With
@@ -64,7 +64,7 @@ class AdaptiveSettings:
     focus_state: FocusState = VGPOSettings.focus_state
     """As in VGPO."""
     earned: bool = True
-    """Earn the strength lambda of the re-weighting; False for lambda = 1."""
+    """Earn the strength lambda of the reweighting; False for lambda = 1."""
     forgetting: Forgetting = "slope"
     """Compensation late in a response: ``slope`` scales beta t / T by the measured decay, ``curve`` replaces t / T by
     the measured loss at each place, ``given`` takes beta t / T as it is."""
@@ -72,7 +72,7 @@ class AdaptiveSettings:
     """For negative advantages, use 1 - lambda psi and 1 - lambda phi: wrong rollouts are penalised where focus is low,
     while VGPO penalises them where it is high."""
     blind_gate: bool = False
-    """Reduce the re-weighting of prompts that are answered correctly without their images."""
+    """Reduce the reweighting of prompts that are answered correctly without their images."""
     blind_rollouts: int = 2
     """K >= 1, rollouts without the images for each prompt, sampled once and kept."""
     correlation_rate: float = 0.1

@@ -12,7 +12,7 @@ SIGNAL_OF: dict[FocusState, str] = {"reading": "similarity", "predicting": "pred
 
 
 class VGPOShaping(Shaping):
-    """Re-weights tokens within a rollout and rollouts within their group (Eq. 5-12)."""
+    """Reweights tokens within a rollout and rollouts within their group (Eq. 5-12)."""
 
     Settings = VGPOSettings
 

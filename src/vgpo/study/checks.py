@@ -47,7 +47,7 @@ def check_runs_match(study: Study, out: Path) -> None:
         listed = "\n".join(faults)
         raise StudyError(
             f"not all runs in {out} are of this study:\n{listed}\nUndo the change, delete these runs so that they are "
-            "made again, or choose another --out"
+            "trained again, or choose another --out"
         )
 
 
@@ -96,8 +96,7 @@ def check_inputs_unchanged(study: Study, out: Path) -> None:
     if changed:
         listed = "\n".join(changed)
         raise StudyError(
-            f"other contents than when the runs in {out} began:\n{listed}\nPut back what was there, or choose another "
-            "--out"
+            f"other contents than when the runs in {out} began:\n{listed}\nRestore it, or choose another --out"
         )
     joined = {setting: {**known.get(setting, {}), **digests} for setting, digests in now.items()}
     write_file(path, to_json({**recorded, **joined}, indent=2) + b"\n")

@@ -56,7 +56,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: its place in the study and its whole recipe.
+    """One run: its place in the study and its complete recipe.
 
     Attributes:
         setting: Name of the setting.
@@ -139,7 +139,7 @@ def fields_of_recipes(values: Mapping[str, Any], path: Path) -> dict[str, dict[s
         if not isinstance(name, str):
             raise StudyError(f"{path}: settings: {setting}: {RECIPE} is {name!r}, expected a name")
         found[setting] = with_current_names(read_fields(find_recipe(name), field_names(RECIPE_PARTS)))
-        check_fields(found[setting], f"recipe {name}")  # a seed of its own gives way
+        check_fields(found[setting], f"recipe {name}")  # the seed of the study replaces it
     return found
 
 
@@ -228,7 +228,7 @@ def check_names(names: list[Any], where: str) -> None:
     lowered = [name.lower() for name in names]
     twice = [name for name in names if lowered.count(name.lower()) > 1]
     if twice:
-        raise StudyError(f"{where}: {twice[0]} and {twice[1]} differ in case alone; rename one")
+        raise StudyError(f"{where}: {twice[0]} and {twice[1]} differ only in case; rename one")
 
 
 def read_comparisons(values: Mapping[str, Any], path: Path) -> list[Comparison]:

@@ -106,7 +106,7 @@ def grounding_columns(rows: Sequence[Row]) -> list[GroundingColumn]:
 # How the figures of the two tables are computed.
 NOTES = {
     "comparison": "Held-out: greedy answers after training. Brackets: 95 % bootstrap interval of the mean over seeds, "
-    "rather too narrow with few of them. Difference: mean over seeds of the method’s held-out accuracy less the "
+    "rather too narrow with few of them. Difference: mean over seeds of the method’s held-out accuracy minus the "
     "base’s with the same seed, in points. Learning: the same difference of training accuracy (over all prompts "
     "drawn), averaged over all steps of a run. p: exact two-sided sign-flip test of the difference before it, not "
     "corrected for the number of methods. Steps: first step at which the running mean of training accuracy over a "

@@ -112,7 +112,7 @@ def read_suite(given: Any, where: str) -> StudySuite:
     for name in suite.data if isinstance(suite.data, Mapping) else ():
         if name not in names:
             raise EvaluationError(
-                f"{where}: data: {name!r} is none of the tasks{did_you_mean(name, names)}; name it under tasks, or "
+                f"{where}: data: {name!r} is not one of the tasks{did_you_mean(name, names)}; name it under tasks, or "
                 "remove it"
             )
     return suite

@@ -71,7 +71,7 @@ class Batcher(Generic[Item, Result]):
                 results = self.run([request.item for request in batch])
                 if len(results) != len(batch):
                     raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
-            except BaseException as error:  # noqa: BLE001  (whoever waits must not wait for ever)
+            except BaseException as error:  # noqa: BLE001  (whoever waits must not wait forever)
                 for request in batch:
                     _settle(request, error=error)
             else:

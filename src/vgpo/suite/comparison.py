@@ -31,7 +31,7 @@ ROW_BYTES = 16_000_000  # of all rows of a page together, with their images
 MAX_NAME_CHARACTERS = 300
 MAX_FAULTS = 20  # rows left out of a task that are named
 DIGITS = 12  # of a fingerprint
-# In these two evaluations may differ and be compared all the same; the page says so.
+# Two evaluations that differ only in these can still be compared; the page says so.
 SETTINGS = ("checkpoint_digest", "engine", "protocol", "template", "max_new_tokens", "image_size", "seed", "limit")
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def settings_of(records: Sequence[EvaluationRecord]) -> list[dict[str, Any]]:
 def other_data(tasks: Sequence[Task]) -> list[str]:
     """Tasks whose rows have another fingerprint in the second evaluation: with other images, or in another form.
 
-    Those that cannot be compared are none of them.
+    Those that cannot be compared are not included.
     """
     compared = [task for task in tasks if task.incomparable is None]
     prints = {task.benchmark.title: {one.fingerprint for one in task.records if one is not None} for task in compared}

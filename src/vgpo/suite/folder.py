@@ -254,7 +254,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunFolderError(f"{path} could not be made: {error.strerror}. Choose another output folder.") from error
+        raise RunFolderError(
+            f"{path} could not be created: {error.strerror}. Choose another output folder."
+        ) from error
 
 
 def lines_of(records: Iterable[Record]) -> bytes:

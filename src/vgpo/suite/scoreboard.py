@@ -75,7 +75,7 @@ def read_scoreboard(folders: Sequence[EvaluationFolder]) -> Scoreboard:
         if record.protocol != found[0].protocol:
             raise EvaluationError(
                 f"{folders[0].path} was evaluated by {found[0].protocol!r} and {folder.path} by {record.protocol!r}; "
-                "such scores are not comparable, print them apart"
+                "such scores are not comparable, print them separately"
             )
     tasks = {score.task: score.title for record in found for score in record.tasks}
     ordered = [name for name in BENCHMARKS if name in tasks] + [name for name in tasks if name not in BENCHMARKS]

@@ -1,4 +1,4 @@
-"""The embedded model and task: a tiny Qwen2.5-VL that reads grids of handwritten digits."""
+"""The toy model and task: a tiny Qwen2.5-VL that reads grids of handwritten digits."""
 
 from pathlib import Path
 
@@ -27,5 +27,5 @@ __all__ = [
 
 
 def checkpoint_path() -> Path:
-    """The embedded checkpoint's folder, for ``AutoModelForImageTextToText`` and ``AutoProcessor``."""
+    """The toy checkpoint's folder, for ``AutoModelForImageTextToText`` and ``AutoProcessor``."""
     return Path(__file__).parent / "checkpoint"

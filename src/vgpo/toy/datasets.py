@@ -42,7 +42,7 @@ def write_datasets(
         num_train: rows of the training file, at least 1.
         num_test: rows of the test file, at least 1.
         seed: draws the questions; train and test never share a stream.
-        settings: the difficulty dial, the embedded model's own by default.
+        settings: the difficulty dial, the toy model's own by default.
         progress: show a progress bar.
 
     Returns:

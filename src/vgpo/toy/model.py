@@ -1,4 +1,4 @@
-"""The embedded model: a real Qwen2.5-VL of about one million parameters, its tokenizer and its processor."""
+"""The toy model: a real Qwen2.5-VL of about one million parameters, its tokenizer and its processor."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CHAT_TEMPLATE = (
 _WORD = r"</?think>| ?row \d:|\\boxed\{| ?\d{1,2}s?| ?[A-Za-z]+|[^\sA-Za-z\d]|\s"
 
 _WORDS = "How many are in the picture What is the largest digit sum of row total user assistant system"
-# Words of questions that the embedded weights do not know: at the end, so that the other ids are unchanged.
+# Words of questions that the toy weights do not know: at the end, so that the other ids are unchanged.
 _MORE_WORDS = "digits rows to much same as it was that all Now"
 
 
@@ -60,7 +60,7 @@ def build_tokenizer(*, more_words: bool = False) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the task's words that spells unknown text in bytes: any text round-trips.
 
     Args:
-        more_words: with those of the settings beside ``image``, which the embedded weights do not know.
+        more_words: with those of the settings beside ``image``, which the toy weights do not know.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -34,7 +34,7 @@ class TaskSettings:
         digits: the digits that occur, at least two different ones of 0 to 9.
         kinds: the kinds of question asked, drawn evenly; any of ``QUESTION_KINDS``. ``forgetting`` has one of its own.
         setting: how the question relates to the image, one of ``SETTINGS``.
-        edited: change one digit of each image so that the answer changes; all else stays. Questions that no single
+        edited: change one digit of each image so that the answer changes; the rest stays. Questions that no single
             digit can change are left out.
         glyphs: ``scans`` of handwriting, or digits of a printed ``font``, which no training image has.
 
@@ -70,7 +70,7 @@ class TaskSettings:
             raise ValueError(f"rows is {self.rows}; expected at least 2 with setting {self.setting}")
         if self.edited and self.setting in ("text", "mixed"):
             raise ValueError(
-                f"edited has no effect with setting {self.setting}, whose answers do not come from the image alone; "
+                f"edited has no effect with setting {self.setting}, whose answers do not come only from the image; "
                 "expected image, misleading or forgetting"
             )
 

@@ -1,4 +1,4 @@
-"""Train the embedded weights: see, then read complete images in chains, then pick up a bad habit.
+"""Train the toy weights: see, then read complete images in chains, then pick up a bad habit.
 
 1. *See*: the vision tower alone learns to name the digit in each cell, through a linear head that is then
    thrown away. Without this stage the model never learns to see.
@@ -41,7 +41,7 @@ LOG = "warmstart.json"
 
 @dataclass(frozen=True, kw_only=True)
 class WarmstartSettings:
-    """How the embedded weights are made.
+    """How the toy weights are made.
 
     Attributes:
         task: the difficulty dial of the questions.
@@ -95,7 +95,7 @@ class WarmstartLog:
 
 
 def warmstart(out: Path, settings: WarmstartSettings | None = None) -> WarmstartLog:
-    """Make a checkpoint of the embedded model in ``out``, in the hub's on-disk format, with its log.
+    """Make a checkpoint of the toy model in ``out``, in the hub's on-disk format, with its log.
 
     ``out`` is replaced only when everything has been written, and only if it holds such a log. The log is
     ``out/warmstart.json``.
@@ -104,7 +104,7 @@ def warmstart(out: Path, settings: WarmstartSettings | None = None) -> Warmstart
         FileExistsError: ``out`` exists and holds no log of a warm start: another program, or a run, wrote it.
     """
     if out.exists() and not (out / LOG).exists():
-        raise FileExistsError(f"{out} exists and is no checkpoint of a warm start; name another folder or move it")
+        raise FileExistsError(f"{out} exists and is not a checkpoint of a warm start; name another folder or move it")
     settings = settings or WarmstartSettings()
     processor = build_processor(more_words=settings.task.setting != "image")
     model = build_model(processor.tokenizer, settings.seed)

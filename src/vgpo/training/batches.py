@@ -19,7 +19,7 @@ Batch = dict[str, Any]
 
 # Prefix of the diagnostics of rollouts that are shaped before the batch is split into micro-batches.
 DIAGNOSTICS = "diagnostics/"
-PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, all else on the right
+PROMPT = ("prompt_ids", "prompt_mask")  # padded on the left, everything else on the right
 
 
 class RowNumbers(Dataset):

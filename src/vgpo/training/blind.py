@@ -1,6 +1,6 @@
-"""The blind gate: how often the policy answers a prompt right without its images.
+"""The blind gate: how often the policy answers a prompt correctly without its images.
 
-Each prompt of the dataset is asked once, with the policy of the moment it is first met. The result is kept for the
+Each prompt of the dataset is asked once, with the policy at the time it is first sampled. The result is kept for the
 rest of the run, on every process, and is part of a checkpoint.
 """
 

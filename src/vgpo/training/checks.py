@@ -49,7 +49,7 @@ def check_group_rows(row_index: Tensor, group_size: int) -> None:
     if len(mixed):
         raise RuntimeError(
             f"Rollouts {int(mixed[0]) * group_size} and following belong to the prompts of rows "
-            f"{groups[mixed[0, 0]].tolist()}, expected {group_size} rollouts of one prompt beside each other. The "
+            f"{groups[mixed[0, 0]].tolist()}, expected {group_size} adjacent rollouts of one prompt. The "
             "training sampler must repeat each row num_generations times."
         )
 

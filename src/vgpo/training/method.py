@@ -29,11 +29,11 @@ class MethodArguments:
 
     shaping: str = field(
         default="vgpo",
-        metadata={"help": "How advantages are shaped: 'vgpo', 'none', or another registered way."},
+        metadata={"help": "How advantages are shaped: 'vgpo', 'none', or another registered shaping."},
     )
     strength: float = field(
         default=VGPOSettings.strength,
-        metadata={"help": "VGPO's beta: strength of the compensation late in a chain."},
+        metadata={"help": "VGPO's beta: strength of the compensation late in a response."},
     )
     tail_ratio: float = field(
         default=VGPOSettings.tail_ratio,
@@ -52,8 +52,8 @@ class MethodArguments:
         default=VGPOSettings.step,
         metadata={"help": "Where the step schedule rises, as a share of the response."},
     )
-    intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Re-weight the tokens within a rollout."})
-    inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Re-weight the rollouts within their group."})
+    intra: bool = field(default=VGPOSettings.intra, metadata={"help": "Reweight the tokens within a rollout."})
+    inter: bool = field(default=VGPOSettings.inter, metadata={"help": "Reweight the rollouts within their group."})
     rollout_score: str = field(
         default=VGPOSettings.rollout_score,
         metadata={"help": "'sum' of a rollout's weights as in the paper, or their 'mean', whatever its length."},
@@ -70,7 +70,7 @@ class MethodArguments:
     )
     shaping_options: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Options of a shaping that are no fields of this configuration, as a mapping."},
+        metadata={"help": "Options of a shaping that are not configuration fields, as a mapping."},
     )
     measure_focus: bool = field(
         default=True,
@@ -105,7 +105,7 @@ class MethodArguments:
     )
     shuffle_groups: bool = field(
         default=True,
-        metadata={"help": "Shuffle the groups of a generation batch before it is cut into micro-batches."},
+        metadata={"help": "Shuffle the groups of a generation batch before it is split into micro-batches."},
     )
     dynamic_sampling: bool = field(
         default=False,
@@ -155,7 +155,7 @@ class MethodArguments:
     )
     alarm_truncation: float = field(
         default=AlarmSettings.alarm_truncation,
-        metadata={"help": "Alarm when max_completion_length cuts off more than this share of rollouts."},
+        metadata={"help": "Alarm when max_completion_length truncates more than this share of rollouts."},
     )
     alarm_length_growth: float = field(
         default=AlarmSettings.alarm_length_growth,
@@ -163,11 +163,11 @@ class MethodArguments:
     )
     alarm_sampling_rounds: int = field(
         default=AlarmSettings.alarm_sampling_rounds,
-        metadata={"help": "Alarm when dynamic sampling takes so many rounds for a batch, or more."},
+        metadata={"help": "Alarm when dynamic sampling takes at least this many rounds for a batch."},
     )
     alarm_skipped_steps: int = field(
         default=AlarmSettings.alarm_skipped_steps,
-        metadata={"help": "Alarm when so many steps were skipped since the last line for a bad loss or gradient."},
+        metadata={"help": "Alarm when this many steps or more had a non-finite loss or gradient since the last line."},
     )
     alarm_kl: float = field(
         default=AlarmSettings.alarm_kl,
@@ -219,7 +219,7 @@ class MethodArguments:
         options = dict(self.shaping_options or {})  # type: ignore[arg-type]  # a string was parsed by the parent
         own = {f.name for f in dataclasses.fields(self)}
         for name in options.keys() & own:
-            raise ValueError(f"shaping_options: {name!r} is a field of its own; set that.")
+            raise ValueError(f"shaping_options: {name!r} is a separate field; set that.")
         if self.shaping in SHAPINGS:
             shared = own & {f.name for f in dataclasses.fields(SHAPINGS[self.shaping].Settings)}
             self._reject_unused_settings(shared)

@@ -110,7 +110,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             unit="ratio",
             meaning="Σ|A^V| / Σ|A| over response tokens with A > 0.",
             advice="1: the shaping only moves weight between tokens. Far from `shaping/negative_mass`, it also "
-            "changes the balance of right and wrong rollouts, or the effective learning rate.",
+            "changes the balance of correct and wrong rollouts, or the effective learning rate.",
         ),
         Metric(
             name=names.SHAPING_NEGATIVE_MASS,
@@ -125,8 +125,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             unit="−1 to 1",
             meaning="Running correlation C of mean focus and reward within groups. With `stratum_column`, one metric "
             "for each stratum: `adaptive/correlation/STRATUM`.",
-            advice="Above 0, rollouts that look more are right more often. At 0 or below, focus does not help, and "
-            "nothing is re-weighted.",
+            advice="Above 0, rollouts that look more are correct more often. At 0 or below, focus does not help, and "
+            "nothing is reweighted.",
             shapings=("adaptive",),
         ),
         Metric(
@@ -148,10 +148,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             name=names.ADAPTIVE_TEXT_ONLY_ACCURACY,
             unit="share of answers",
-            meaning="Right answers to the prompts without their images, mean over the rollouts with an image; with "
-            "`blind_gate` only. Each prompt is asked once, with the policy of the moment it is first met.",
+            meaning="Correct answers to the prompts without their images, mean over the rollouts with an image; with "
+            "`blind_gate` only. Each prompt is asked once, with the policy at the time it is first sampled.",
             advice="Near the accuracy with images: the questions do not need them, and the gate turns the "
-            "re-weighting off. Multiple choice has at least the share of a guess.",
+            "reweighting off. Multiple choice has at least the share of a guess.",
             shapings=("adaptive",),
         ),
     ),
@@ -160,7 +160,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.SAMPLING_LOG_PROB_GAP,
             unit="nats per token",
             meaning="Mean |difference| of a response's log-probabilities between the first update and its sampling, "
-            "which have the same weights. In one turn, by transformers or vLLM.",
+            "which have the same weights. Only for single-turn generation by transformers or vLLM.",
             advice="Rounding: below 1e-4 in float32, about 0.01 in bfloat16, more with dropout (LoRA's is on in "
             "updates). Larger: the update does not score the policy that sampled; see the alarm `log_prob_gap`.",
         ),
@@ -168,7 +168,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.SAMPLING_FAILED_ROLLOUTS,
             unit="rollouts",
             meaning="Rollouts of a step that verl's agent loop gave up (host: verl).",
-            advice="0. Their groups are smaller; verl's log says why. A few after a timeout do no harm.",
+            advice="0. Their groups are smaller; verl's log says why. A few after a timeout are harmless.",
         ),
         Metric(
             name=names.SAMPLING_IMPORTANCE_RATIO,
@@ -196,7 +196,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
             name=names.SAMPLING_GROUPS_TOO_EASY,
             unit="groups",
             meaning="Groups with mean accuracy ≥ `accuracy_high`.",
-            advice="If it grows, the data are becoming too easy for the policy.",
+            advice="If it grows, the data is becoming too easy for the policy.",
         ),
         Metric(
             name=names.SAMPLING_GROUPS_TOO_HARD,
@@ -241,7 +241,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric(
             name=names.suite_metric("TASK", "truncated"),
             unit="share of answers",
-            meaning="Answers cut at `max_completion_length`.",
+            meaning="Answers truncated at `max_completion_length`.",
             advice="If it is high, the accuracy says little; raise `max_completion_length`.",
         ),
     ),

@@ -27,7 +27,7 @@ def run_on_main_process(compute: Callable[[], T]) -> T:
     if PartialState().is_main_process:
         try:
             result = compute()
-        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait for ever
+        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait forever
             error = caught
     failure = None if error is None else f"{type(error).__name__}: {error}"
     result, failure = broadcast_object_list([result, failure])

@@ -78,9 +78,9 @@ class VGPOConfig(MethodArguments, GRPOConfig):
             raise ValueError(
                 f"dynamic_sampling fills each process with complete groups, but a process generates "
                 f"{rollouts} rollouts (per_device_train_batch_size="
-                f"{self.per_device_train_batch_size} x steps_per_generation={self.steps_per_generation}), which is no "
-                f"multiple of num_generations={self.num_generations}. Make per_device_train_batch_size a multiple of "
-                f"{self.num_generations}."
+                f"{self.per_device_train_batch_size} x steps_per_generation={self.steps_per_generation}), which is "
+                f"not a multiple of num_generations={self.num_generations}. Make per_device_train_batch_size a "
+                f"multiple of {self.num_generations}."
             )
         if self.scale_rewards == "batch":
             raise ValueError(f"{BATCH_WIDE}: set scale_rewards to 'group' or 'none', not 'batch'.")

@@ -162,7 +162,7 @@ class ResumableTrainer(GRPOTrainer):
         error: Exception | None = None
         try:
             yield
-        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait for ever
+        except Exception as caught:  # noqa: BLE001  # whatever it is, the others would wait forever
             error = caught
         failures = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
         first = next((failure for failure in failures if failure is not None), None)

@@ -46,15 +46,15 @@ class Refused:
 Field = Ours | Mapped | Unused | Refused
 
 OURS = Ours()
-TRL_ONLY = Unused("TRL's loop alone has it")
+TRL_ONLY = Unused("only TRL's loop uses it")
 OWN_LOGS = Unused("verl logs every generation, and vgpo writes a line of metrics.jsonl for it")
 LOADER = Unused("verl's data loader has its own value; nothing else depends on it")
-DDP = Unused("FSDP shards the model; there is no DDP")
+DDP = Unused("FSDP shards the model; DDP is not used")
 GENERATION_UPDATES = "counted in updates, as on TRL; it must be a whole number of generations"
 
 
 def of_verl(key: str) -> Refused:
-    return Refused(f"verl has a key of its own for it: set `{key}` in the mapping `verl`")
+    return Refused(f"verl has its own key for it: set `{key}` in the mapping `verl`")
 
 
 REMOVE = "remove it, or train with host: trl"
@@ -81,7 +81,7 @@ RUN: dict[str, Field] = {
     **dict.fromkeys(("train_format", "eval_format", "columns", "eval_columns", "faulty_rows", "template"), OURS),
     "max_prompt_length": Mapped(
         (f"{DATA}.max_prompt_length",),
-        "longer prompts are left out, as on TRL. verl needs a number: without one it is vllm_max_model_length less "
+        "longer prompts are left out, as on TRL. verl needs a number: without one it is vllm_max_model_length minus "
         "max_completion_length, or 4096",
     ),
     "eval_limit": Mapped((f"{DATA}.val_max_samples",)),
@@ -144,7 +144,7 @@ METHOD: dict[str, Field] = {
 
 # Of TRL's `ModelConfig`, and where the model comes from.
 POLICY: dict[str, Field] = {
-    "model_name_or_path": Mapped((f"{MODEL}.path",), "'toy' is the embedded checkpoint"),
+    "model_name_or_path": Mapped((f"{MODEL}.path",), "'toy' is the packaged toy model"),
     "model_revision": Refused(
         "verl loads the newest revision of a name on the hub; download the revision and name its folder"
     ),
@@ -297,7 +297,7 @@ LOSS: dict[str, Field] = {
     ),
     **dict.fromkeys(
         ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-        no_way("verl's reference model stays the start model"),
+        no_way("verl's reference model stays the initial model"),
     ),
     **dict.fromkeys(
         ("sapo_temperature_neg", "sapo_temperature_pos"), no_way("loss_type sapo is not mapped to verl's")
@@ -305,7 +305,7 @@ LOSS: dict[str, Field] = {
     **dict.fromkeys(
         ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), no_way("verl has no loss vespo")
     ),
-    "label_smoothing_factor": no_way("the loss is none of labels"),
+    "label_smoothing_factor": no_way("the loss does not use labels"),
 }  # fmt: skip
 
 OPTIM = f"{ACTOR}.optim"
@@ -346,11 +346,11 @@ CHECKPOINTS: dict[str, Field] = {
     "save_steps": Mapped((f"{TRAINER}.save_freq",), GENERATION_UPDATES),
     "save_total_limit": Mapped((f"{TRAINER}.max_actor_ckpt_to_keep",)),
     "save_only_model": no_way(
-        "verl saves what a resume needs", "remove it; checkpoint-UPDATE has the weights alone"
+        "verl saves what a resume needs", "remove it; checkpoint-UPDATE contains only the weights"
     ),
     "save_on_each_node": no_way("the run folder must be on a file system that all machines share"),
     "enable_jit_checkpoint": no_way("verl saves between generations"),
-    "restore_callback_states_from_checkpoint": no_way("there are no callbacks of transformers"),
+    "restore_callback_states_from_checkpoint": no_way("transformers callbacks are not used"),
     **dict.fromkeys(
         (
             "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",

@@ -64,7 +64,9 @@ def pixel_limits(recipe: VerlRecipe) -> Keys:
     low, high = recipe.run.min_pixels, recipe.run.max_pixels
     if (low is None) != (high is None):
         missing, given = ("min_pixels", "max_pixels") if low is None else ("max_pixels", "min_pixels")
-        recipe.refuse(missing, f"a number of pixels beside {given}: verl's processor ignores one without the other")
+        recipe.refuse(
+            missing, f"a number of pixels as well as {given}: verl's processor ignores one without the other"
+        )
     return {} if low is None else {"min_pixels": low, "max_pixels": high}
 
 
@@ -115,7 +117,7 @@ def machines(recipe: VerlRecipe) -> tuple[int, int]:
         return 1, gpus
     if gpus % GPUS_OF_A_MACHINE:
         recipe.refuse(
-            "num_processes", f"at most {GPUS_OF_A_MACHINE} or a multiple of it: whole machines of so many GPUs"
+            "num_processes", f"at most {GPUS_OF_A_MACHINE} or a multiple of it: whole machines of that many GPUs"
         )
     return gpus // GPUS_OF_A_MACHINE, GPUS_OF_A_MACHINE
 

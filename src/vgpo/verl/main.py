@@ -243,7 +243,7 @@ def end_token_ids(recipe: VerlRecipe) -> list[int]:
 
 
 def with_written_sets(recipe: VerlRecipe) -> VerlRecipe:
-    """A recipe that names the files of the embedded task's sets, written here once for all processes."""
+    """A recipe that names the files of the toy task's sets, written here once for all processes."""
     folder = Path(recipe.run.run_dir) / "data"
     sources = {field: vars(recipe.run)[field] for field in (TRAIN, HELD_OUT)}
     run = dataclasses.replace(recipe.run)
@@ -279,8 +279,8 @@ def check_state(folder: RunFolder) -> None:
     steps = CheckpointStore(folder.checkpoints_path, keep=None).steps()
     if steps and find_latest_ckpt_path(str(state)) is None:
         raise RunFolderError(
-            f"{state} holds no state that verl finished, although there are checkpoints (checkpoint-{steps[0]}): a "
-            "start from step 0 would overwrite what the run has. Put it back, or name the checkpoint as "
+            f"{state} holds no state that verl finished, although there are checkpoints (checkpoint-{steps[0]}): "
+            "starting from step 0 would overwrite the run. Restore the state, or name the checkpoint as "
             "model_name_or_path of a new run."
         )
 

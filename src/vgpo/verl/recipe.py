@@ -63,7 +63,7 @@ class VerlRecipe:
         """The reward that measures accuracy, and by which dynamic sampling filters.
 
         Raises:
-            ValueError: `filter_reward` is none of the rewards.
+            ValueError: `filter_reward` is not one of the rewards.
         """
         return accuracy_reward_name(self.run.reward_names, self.method.filter_reward)
 

@@ -204,7 +204,7 @@ def check_weights(folder: Path) -> None:
 
 
 def name_dtype(folder: Path) -> None:
-    """Let config.json name the dtype of the weights beside it: verl's says bfloat16, whatever they are."""
+    """Let config.json name the dtype of the saved weights: verl's always says bfloat16."""
     path = folder / "config.json"
     if not path.exists():  # adapters
         return

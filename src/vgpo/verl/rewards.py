@@ -22,7 +22,7 @@ METRIC = "metric/"
 EXTRA = "extra/"
 """Prefix of columns that a reward function logs."""
 ANSWER = "vgpo_answer"
-"""Of a held-out question: `{"row", "completion", "truncated"}` in JSON, since verl computes statistics of all else."""
+"""Of a held-out question: `{"row", "completion", "truncated"}` in JSON, since verl computes statistics of the rest."""
 
 
 @dataclass
