@@ -5,11 +5,8 @@ Only this host is imported: TRL and verl need not both be installed.
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.files import host_of
-from vgpo.terminal import from_here, say
 
 
 def errors_of_host(config: str, overrides: Sequence[str]) -> tuple[type[Exception], ...]:
@@ -41,8 +38,8 @@ def train_on_host(config: str, overrides: Sequence[str], *, command: Sequence[st
         train(load_recipe(config, overrides), command=command)
         return
     from vgpo.recipe.train import train_recipe
+    from vgpo.run.closing import say_results
 
     recipe, trained = train_recipe(config, overrides, command=command)
     if recipe.config.should_log:
-        say(Console(), f"weights: {from_here(trained.folder.final_path)}")
-        say(Console(), f"report: {from_here(trained.folder.report_path)}")
+        say_results(trained.folder)

@@ -8,6 +8,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from vgpo.cli import app
+from vgpo.commands import train
 from vgpo.recipe.files import packaged_folder, recipe_folder
 from vgpo.recipe.packaged import packaged_files
 
@@ -30,6 +31,9 @@ def test_every_packaged_file_is_listed_with_what_it_is() -> None:
     }
     assert lines["one_gpu"] == ["accelerate", "One GPU, bfloat16 mixed precision"]
     assert lines["quickstart_dapo"][0] == "recipe"
+    assert lines["adaptive_rivals"] == [  # its first sentence, not its second
+        "study", "The rivals on two starts of adaptive_forgetting.yaml and adaptive_mixed.yaml, after those two"
+    ]  # fmt: skip
     assert lines["embedded"][0] == "study"
     assert len({one.name for one in packaged_files()}) == len(list(packaged_files()))
 
@@ -47,7 +51,11 @@ def test_a_file_is_shown_and_copied_but_never_over_another(tmp_path: Path, monke
     assert invoke("recipes", "copy", "quickstart_vgpo").stdout == "copied: quickstart_vgpo.yaml\n"
     assert invoke("recipes", "copy", "quickstart_vgpo.yaml", "new/mine.yaml").stdout == "copied: new/mine.yaml\n"
     assert (tmp_path / "quickstart_vgpo.yaml").read_text() == (tmp_path / "new" / "mine.yaml").read_text() == original
+    (tmp_path / "folder").mkdir()
+    assert invoke("recipes", "copy", "one_gpu", "folder").stdout == "copied: folder/one_gpu.yaml\n"
+    assert (tmp_path / "folder" / "one_gpu.yaml").is_file()
     for words, message in {
+        ("one_gpu", "folder"): "folder/one_gpu.yaml exists already",
         ("quickstart_vgpo",): "quickstart_vgpo.yaml exists already; name another file",
         ("quickstart_vgpq",): "the package has no file 'quickstart_vgpq' (did you mean 'quickstart_vgpo'?)",
         ("one_gpu", "new/mine.yaml/x"): "cannot be written: ",
@@ -55,6 +63,8 @@ def test_a_file_is_shown_and_copied_but_never_over_another(tmp_path: Path, monke
         done = invoke("recipes", "copy", *words)
         assert done.exit_code == 2
         assert message in done.stderr
+    assert (tmp_path / "quickstart_vgpo.yaml").read_text() == original
+    assert "the package has no file 'on_gpu' (did you mean 'one_gpu'?)" in invoke("recipes", "show", "on_gpu").stderr
 
 
 @pytest.mark.parametrize("word", ["alarm-lines", "ALARM_LINES", "logged lines in a row"])
@@ -88,10 +98,24 @@ def test_fields_that_cannot_be_set_are_not_listed_and_a_wrong_word_names_the_nea
         (["quickstart_vgpo", "7", "--seed", "1"], "command line: unexpected '7'"),
     ],
 )
-def test_a_recipe_is_the_first_word_or_an_option(words: list[str], message: str) -> None:
+def test_a_recipe_is_the_first_word_or_an_option(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgpo.recipe.train.build_trainer", None)  # nothing is trained, even if a mistake is missed
+    monkeypatch.chdir(tmp_path)
     done = invoke("train", *words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("words", [["quickstart_vgpo"], ["--config", "quickstart_vgpo"]])
+def test_a_recipe_and_its_overrides_reach_the_host(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(train, "errors", lambda *arguments: given.append(arguments) or ())
+    monkeypatch.setattr(train, "run", lambda *arguments, command: given.append(arguments))
+    done = invoke("train", *words, "--seed", "1", "--use-cpu=true")
+    assert done.exit_code == 0, done.output
+    assert given == [("quickstart_vgpo", ["--seed", "1", "--use-cpu=true"])] * 2
 
 
 def test_hyphens_and_underscores_are_the_same_in_options(tmp_path: Path) -> None:

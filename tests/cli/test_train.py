@@ -275,6 +275,16 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_run(
     assert f"`vgpo report {folder.path}` to create it" in caplog.text
 
 
+def test_a_finished_run_names_its_weights_and_its_report(
+    invoke_stand_in: Callable[..., tuple[Result, RunFolder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "save_final", lambda *args: None)
+    monkeypatch.chdir(tmp_path)
+    done, folder = invoke_stand_in()
+    assert folder.path == tmp_path / "run"
+    assert done.stdout.splitlines()[-2:] == ["weights: run/checkpoints/final", "report: run/report.html"]
+
+
 def test_parity_that_cannot_be_written_does_not_cost_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = RunFolder(tmp_path / "file")
     folder.path.touch()

@@ -14,7 +14,7 @@ import pytest
 from vgpo.data import FORMATS
 from vgpo.evaluation.benchmarks import SUITES
 from vgpo.policy.parts import FREEZABLE
-from vgpo.recipe import early_checks
+from vgpo.recipe import early_checks, field_sources
 from vgpo.recipe.early_checks import check_early
 from vgpo.recipe.errors import RecipeError
 from vgpo.recipe.field_sources import SourceError, fields_of, recipe_fields
@@ -23,7 +23,9 @@ from vgpo.recipe.parsing import field_names
 from vgpo.recipe.recipe import RECIPE_PARTS
 from vgpo.rewards import REWARDS
 from vgpo.run import RunFolderError
+from vgpo.verl.recipe import RECIPE_PARTS as VERL_PARTS
 
+PARTS = {"trl": RECIPE_PARTS, "verl": VERL_PARTS}
 CPU_SECONDS = 1.5  # of a command that ends in such an error; with torch it takes seven
 
 
@@ -33,14 +35,16 @@ def refusal(*words: str, source: str | Path = "quickstart_vgpo") -> str:
     return str(raised.value)
 
 
-def test_the_source_has_the_fields_of_the_classes_in_their_order() -> None:
-    assert list(recipe_fields()) == field_names(RECIPE_PARTS)
+@pytest.mark.parametrize("host", PARTS)
+def test_the_source_has_the_fields_of_the_classes_in_their_order(host: str) -> None:
+    assert list(recipe_fields(host)) == field_names(PARTS[host])
 
 
-def test_defaults_in_the_source_are_those_of_the_classes() -> None:
-    fields = recipe_fields()
+@pytest.mark.parametrize("host", PARTS)
+def test_defaults_in_the_source_are_those_of_the_classes(host: str) -> None:
+    fields = recipe_fields(host)
     compared = 0
-    for one in (field for kind in RECIPE_PARTS for field in dataclasses.fields(kind) if field.init):
+    for one in (field for kind in PARTS[host] for field in dataclasses.fields(kind) if field.init):
         has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
         assert (fields[one.name].default is not None) == has_default
         if isinstance(one.default, bool | int | float | str | None) and one.name not in ("optim", "max_rollout_bytes"):
@@ -64,8 +68,8 @@ def test_a_class_without_source_is_named() -> None:
 
 
 def test_without_sources_nothing_is_checked_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise SourceError
+    def fail(host: str) -> None:
+        raise SourceError(host)
 
     monkeypatch.setattr(early_checks, "recipe_fields", fail)
     check_early("quickstart_vgpo", ["--strenght", "1"])
@@ -84,6 +88,20 @@ def test_all_unknown_fields_are_in_one_error_each_with_its_nearest_name(tmp_path
         f"{path}: unknown fields 'learning_rte' (did you mean 'learning_rate'?), 'sede' (did you mean 'seed'?)",
         "command line: unknown field 'strenght' (did you mean 'strength'?)",
     ]
+
+
+def test_a_recipe_for_verl_is_checked_against_the_fields_of_verl(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: quickstart_vgpo\nhost: verl\nlearning_rte: 1\n")
+    unknown = f"{path}: unknown field 'learning_rte' (did you mean 'learning_rate'?)"
+    assert refusal(source=path) == unknown
+    assert refusal("--strenght", "1", source=path).splitlines() == [
+        unknown, "command line: unknown field 'strenght' (did you mean 'strength'?)"
+    ]  # fmt: skip
+    assert "num_generations is '8.5', expected a whole" in refusal("--host", "verl", "--num_generations", "8.5")
+    monkeypatch.setattr(field_sources, "TRL_CLASSES", ())
+    recipe_fields.cache_clear()
+    check_early("quickstart_vgpo", ["--host=verl"])
 
 
 @pytest.mark.parametrize(
@@ -154,6 +172,7 @@ def cpu_seconds(*words: str) -> tuple[float, subprocess.CompletedProcess[str]]:
     [
         (("train", "qickstart_vgpo"), "no such recipe file (did you mean 'quickstart_vgpo'?)"),
         (("train", "quickstart_vgpo", "--learning_rte", "1"), "unknown field 'learning_rte'"),
+        (("train", "verl_qwen2_5_vl_7b", "--learning_rte", "1"), "unknown field 'learning_rte'"),
         (("doctor", "quickstart_vgpo", "--strength", "-1"), "strength is -1"),
         (("eval", "runs/none/checkpoints/final", "--data", "toy:test"), "there is no folder"),
     ],

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from vgpo import cli
 from vgpo.cli import app
+from vgpo.commands import evaluate_suite
 from vgpo.places import checkpoint_fault, hub_dataset, missing
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.run.choice import checkpoint_of, runs_below
@@ -49,6 +50,40 @@ def test_a_folder_around_runs_stands_for_the_only_one_or_lists_them(new_run, tmp
     assert str(told.value).splitlines() == [
         f"{tmp_path}/study holds 2 runs; name one of them:", f"  {other.path}", f"  {run.path}"
     ]  # fmt: skip
+
+
+def test_folders_of_a_run_hidden_ones_and_deep_ones_hold_no_runs(new_run, tmp_path: Path) -> None:
+    for place in (".trash/old", "data/copy", "a/b/c/d/deep"):
+        new_run(f"study/{place}", "final")
+    assert checkpoint_of(str(tmp_path / "study")) == (str(tmp_path / "study"), None)
+    run = new_run("study/a/b/c/found", "final")
+    assert checkpoint_of(str(tmp_path / "study"))[0] == str(run.final_path)
+
+
+def test_a_long_list_of_runs_is_cut(new_run, tmp_path: Path) -> None:
+    for number in range(23):
+        new_run(f"study/{number:02}")
+    with pytest.raises(RunFolderError, match=r"(?s)holds 23 runs; .*/study/19\n  and 3 more$"):
+        checkpoint_of(str(tmp_path / "study"))
+
+
+def test_the_other_checkpoint_of_an_inspection_is_chosen_too(new_run, tmp_path: Path) -> None:
+    run = new_run("done", "checkpoint-3")
+    words = ["inspect", "toy", "--compare", str(run.path), "--data", str(tmp_path / "gone.parquet")]
+    done = CliRunner().invoke(app, words)
+    note = f"checkpoint: {run.checkpoints_path}/checkpoint-3 (newest checkpoint; there are no final weights)"
+    assert done.stdout.splitlines() == [note]
+    assert "there is no file or folder" in done.stderr
+
+
+def test_a_model_of_a_server_is_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(evaluate_suite, "run", lambda checkpoint, **_: asked.append(checkpoint))
+    words = ["eval", "name of a model", "--suite", "vgpo", "--engine"]
+    assert CliRunner().invoke(app, [*words, "openai-api/here"]).exit_code == 0
+    assert asked == ["name of a model"]
+    assert "there is no folder 'name of a model'" in CliRunner().invoke(app, [*words, "vllm"]).stderr
 
 
 def test_the_embedded_model_a_hub_id_and_a_checkpoint_are_taken_as_they_are(tmp_path: Path) -> None:

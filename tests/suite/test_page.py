@@ -81,12 +81,12 @@ def test_the_verdict_of_one_evaluation_is_its_widest_average() -> None:
 
 
 def test_the_verdict_of_two_evaluations_is_their_difference() -> None:
-    tasks = [task_change("A", 0.1, 0.05), task_change("B", -0.1, 0.05), task_change("C", 0.01, 0.05)]
-    counted = difference_verdict({"averages": [], "tasks": tasks})
-    assert counted.headline == "B is above A on 1 of 3 tasks and below it on 1"
-    assert counted.details == ["On 1 the 95 % interval holds 0: the difference may be chance."]
-    single = difference_verdict({"averages": [], "tasks": tasks[2:]})
-    assert single.headline.startswith("B is 1.0 points above A on C accuracy [")
+    tasks = [task_change(name, change, 0.05) for name, change in zip("ABCD", (0.1, 0.2, -0.1, 0.01), strict=True)]
+    counted = difference_verdict({"averages": [], "tasks": [*tasks, task_change("E", 0.0, 0.05), tasks[3]]})
+    assert counted.headline == "B is above A on 2 of 6 tasks and below it on 1"
+    assert counted.details == ["On 3 the 95 % interval holds 0: the difference may be chance."]
+    single = difference_verdict({"averages": [], "tasks": tasks[3:]})
+    assert single.headline.startswith("B is 1.0 points above A on D accuracy [")
     assert (single.tone, len(single.details)) == ("open", 1)
     average = {"title": "Overall", "difference": {"difference": 0.2, "low": 0.1, "high": 0.3, "tasks": ("a", "b")}}
     found = difference_verdict({"averages": [average], "tasks": tasks})

@@ -12,6 +12,7 @@ from vgpo.recipe.field_sources import SourceError, recipe_fields
 from vgpo.recipe.files import (
     blame,
     find_recipe,
+    host_of,
     key_faults,
     option_values,
     read_fields,
@@ -40,7 +41,7 @@ def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = 
         RunFolderError: The run folder holds a run already, and it is not resumed.
     """
     try:
-        types = {name: found.type for name, found in recipe_fields().items()}
+        types = {name: found.type for name, found in recipe_fields(host_of(source, overrides)).items()}
     except SourceError:  # an installation without sources: the check of the whole recipe says the same, later
         return
     path = find_recipe(source)
@@ -48,18 +49,16 @@ def check_early(source: str | Path, overrides: Sequence[str], *, trains: bool = 
     values = with_current_names(read_fields(path, types))
     words = option_values([renamed_option(word) for word in overrides], types)
     given = {**values, **{name: single(found) for name, found in words.items()}}
-    if given.get("host") != "verl":  # which has other fields
-        faults = [*key_faults(values, types, where=where), *key_faults(words, types, where="command line")]
-        if faults:
-            raise RecipeError("\n".join(faults))
+    faults = [*key_faults(values, types, where=where), *key_faults(words, types, where="command line")]
+    if faults:
+        raise RecipeError("\n".join(faults))
     if trains:
         check_run_folder(given, path.stem)
     with blame(where, values, words):
         try:
-            known = {name: value for name, value in given.items() if name in types}
-            check_values(known, types)
+            check_values(given, types)
             if paths:
-                check_paths(known)
+                check_paths(given)
         except ValueError as error:
             raise RecipeError(f"{where}: {error}") from error
 

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-# The classes of `vgpo.recipe.recipe.RECIPE_PARTS`.
-RECIPE_CLASSES = (
+# The classes of `vgpo.recipe.recipe.RECIPE_PARTS`, and those of `vgpo.verl.recipe.RECIPE_PARTS`.
+TRL_CLASSES = (
     ("vgpo.recipe.run_arguments", "RunArguments"),
     ("vgpo.trl.config", "VGPOConfig"),
     ("trl.trainer.model_config", "ModelConfig"),
+)
+VERL_CLASSES = (
+    ("vgpo.recipe.run_arguments", "RunArguments"),
+    ("vgpo.training.method", "MethodArguments"),
+    ("vgpo.verl.arguments", "VerlArguments"),
+    ("vgpo.verl.arguments", "OtherArguments"),
 )
 FACTORIES = {"list": "[]", "dict": "{}"}
 
@@ -32,13 +38,14 @@ class SourceField:
 
 
 @functools.cache
-def recipe_fields() -> dict[str, SourceField]:
-    """Every field that a recipe may set, by its name.
+def recipe_fields(host: str = "trl") -> dict[str, SourceField]:
+    """Every field that a recipe for this host may set, by its name.
 
     Raises:
         SourceError: the source of a class is not there.
     """
-    return {name: found for module, kind in RECIPE_CLASSES for name, found in fields_of(module, kind).items()}
+    classes = VERL_CLASSES if host == "verl" else TRL_CLASSES
+    return {name: found for module, kind in classes for name, found in fields_of(module, kind).items()}
 
 
 def fields_of(module: str, kind: str) -> dict[str, SourceField]:

@@ -43,15 +43,15 @@ from vgpo.recipe.loading import (
     source_of,
     write_toy,
 )
-from vgpo.report import write_report
 from vgpo.rewards import RewardError, load_reward, reward_name
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, locked
 from vgpo.run.storage import plain
 from vgpo.shaping import IMAGE_SIGNALS
-from vgpo.terminal import from_here, say
+from vgpo.terminal import say
 from vgpo.training.alarms import AlarmError
 from vgpo.training.signals import required_signals
+from vgpo.verl.closing import draw_report, finish_run
 from vgpo.verl.config import VerlRecipe, compose, load_recipe
 from vgpo.verl.dataset import HELD_OUT, TRAIN, load_rows, processor_of_recipe
 from vgpo.vllm.prompts import EngineError
@@ -127,26 +127,8 @@ def train(recipe: VerlRecipe, *, command: Sequence[str], launch: Launch = run_pp
             RunFolder.create(folder.path, settings, seed=recipe.arguments.seed, command=command, identity=identity)
         with marked_when_interrupted(folder):
             start(config, launch)
-        check_final(folder)
-        draw_report(folder)
-        step = max((int(line["step"]) for line in folder.read_metrics()), default=0)
-        folder.write_finished(step, float(folder.read_metrics()[-1].get("epoch", 0.0)))
-        say(console, f"weights: {from_here(folder.final_path)}")
-        say(console, f"report: {from_here(folder.report_path)}")
+        finish_run(folder)
     return folder
-
-
-def check_final(folder: RunFolder) -> None:
-    """Whether the trained weights are there: a run that was killed while it saved them has none.
-
-    Raises:
-        RunFolderError: they are not.
-    """
-    if (damage := CheckpointStore.verify(folder.final_path)) is not None:
-        raise RunFolderError(
-            f"{folder.final_path} is not complete ({damage}), although all steps are done: the run was killed while "
-            f"it was written. `vgpo export {folder.path} OUT --which last` takes the last checkpoint."
-        )
 
 
 def check(recipe: VerlRecipe) -> None:
@@ -336,13 +318,3 @@ def marked_when_interrupted(folder: RunFolder) -> Iterator[None]:
                 for name in START:
                     (folder.path / name).unlink(missing_ok=True)
         raise
-
-
-def draw_report(folder: RunFolder) -> None:
-    """Draw the report; a page that cannot be drawn is a warning: the run's figures are safe."""
-    try:
-        write_report([folder.path], folder.report_path)
-    except Exception:
-        logger.warning(
-            "%s could not be drawn; `vgpo report %s` draws it.", folder.report_path, folder.path, exc_info=True
-        )
