@@ -46,7 +46,7 @@ def truncated_sampling_fault(
 ) -> str | None:
     """What is wrong with importance ratios of complete responses under truncated sampling, or None.
 
-    An engine renormalises the probabilities that top_p, top_k or min_p keep. The policy does not, so that the ratio of
+    An engine renormalizes the probabilities that top_p, top_k or min_p keep. The policy does not, so that the ratio of
     policy to engine is the kept probability: just below 1 for each token. Its product over a response falls
     exponentially with the length: 0.995 per token is 0.007 for 1,000 tokens.
 
