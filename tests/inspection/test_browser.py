@@ -1,14 +1,17 @@
 """The page of an inspection in a real browser."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.hostile.texts import NASTY
 from tests.inspection import made
-from tests.report.chromium import FAINT, NAMELESS, Chromium
+from tests.report.chromium import FAINT, NAMELESS, UNSAVED, Chromium
 from vgpo.inspection.maps import Fineness, read_map
 from vgpo.inspection.page import render_inspection, short
 from vgpo.text import visible
@@ -419,3 +422,18 @@ def test_hostile_text_is_shown_as_text(browser: Chromium, tmp_path: Path):
     assert texts_of(browser, ".pane h3") == [visible(NASTY["script"])]
     assert texts_of(browser, ".pane select option")[1:] == [visible(short(token)) for token in tokens[:10]]
     assert browser.complaints == []
+
+
+def test_dots_are_saved_as_values(browser: Chromium, page: Path, data: dict[str, Any]) -> None:
+    show(browser, page)
+    assert browser.evaluate(UNSAVED) == []
+    head, *rows = csv.reader(io.StringIO(browser.saved("#ratio-plots", "CSV")[1].decode()))
+    assert head == ["outcome", "late / early"]
+    ratios = [
+        one["late_early_ratio"] for question in data["questions"] for one in question["rollouts"] if one["model"] == 0
+    ]
+    assert sorted(float(row[1]) for row in rows) == pytest.approx(
+        sorted(one for one in ratios if one is not None), abs=1e-4
+    )
+    image = Image.open(io.BytesIO(browser.saved("#ratio-plots", "PNG")[1]))
+    assert image.size == (3 * (340 + 24), 3 * (166 + 16 + 24))

@@ -1,4 +1,4 @@
-"""The page of a focus check: one HTML file without scripts or network access, rendered from the check's file."""
+"""The page of a focus check: one HTML file without network access, rendered from the check's file."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from jinja2 import PackageLoader
 
 from vgpo.focus_check import records as check_records
 from vgpo.focus_check.records import STATES, Figure, FocusCheck, Measures, StateFigures
-from vgpo.pages import SHARED, inlined, page_environment
-from vgpo.pages.plots import tick_step
+from vgpo.pages import SHARED, embed_json, inlined, page_environment
+from vgpo.pages.plots import PlotValues, tick_step
 from vgpo.pages.texts import date, fixed, percent, truncate
 from vgpo.pages.verdict import Tone, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
+SHARED_SCRIPTS = ("elements.js", "downloads.js")
 MAX_NAME_CHARACTERS = 200
 MARGIN = 0.06  # of the range shown, at each end
 NUM_TICKS = 3
@@ -85,10 +86,11 @@ class TableRow:
 
 
 def render_check(check: FocusCheck) -> str:
-    """Render a check as one self-contained HTML page without scripts; all text is escaped."""
+    """Render a check as one self-contained HTML page. All text is escaped, and only the page's own script runs."""
     environment = page_environment(PackageLoader("vgpo.focus_check"))
     environment.filters.update(percent=percent, fixed=fixed, date=date, short=short)
     measures = check.measures
+    scripts = [*(SHARED / name for name in SHARED_SCRIPTS), TEMPLATES / "focus_check.js"]
     return environment.get_template("focus_check.html.jinja").render(
         check=check,
         found=verdict_shown(check.verdict),
@@ -97,7 +99,8 @@ def render_check(check: FocusCheck) -> str:
         groups=list(table_groups(measures)),
         curves={state: curves_of(measures.states[state]) for state in STATES},
         strips={state: strip_of(measures, state) for state in STATES},
-        **inlined([SHARED / "page.css", TEMPLATES / "focus_check.css"], []),
+        embedded=embed_json({"plots": plot_values(measures)}),
+        **inlined([SHARED / "page.css", TEMPLATES / "focus_check.css"], scripts),
     )
 
 
@@ -197,6 +200,29 @@ def strip_of(measures: Measures, state: str) -> Strip | None:
     height = Axis(0, max(1, len(shown) - 1), 14, 158)
     dots = [(across.at(value), height.at(place)) for place, value in enumerate(shown)]
     return Strip(across, dots, measures.states[state].focus_difference, len(found))
+
+
+def plot_values(measures: Measures) -> dict[str, PlotValues]:
+    """The values of each chart, by the id of its figure; a chart without values is left out."""
+    plots: dict[str, PlotValues] = {}
+    for state in STATES:
+        if curves_of(measures.states[state]):
+            plots[f"focus-{state}"] = curve_values(measures.states[state])
+        found = [(one.row, one.focus_difference[state]) for one in measures.questions]
+        groups: PlotValues = [[row, value] for row, value in found if value is not None]
+        if groups:
+            plots[f"difference-{state}"] = [["row", "right less wrong"], *groups]
+    return plots
+
+
+def curve_values(figures: StateFigures) -> PlotValues:
+    head = [name + end for name in ("right", "wrong") for end in ("", " (low)", " (high)")]
+    sides = zip(figures.right_by_decile, figures.wrong_by_decile, strict=True)
+    rows = [
+        [10 * tenth + 5, *(value for one in pair for value in (one.value, one.low, one.high))]
+        for tenth, pair in enumerate(sides)
+    ]
+    return [["percent of the response", *head], *rows]
 
 
 def padded_range(values: Sequence[float]) -> tuple[float, float]:

@@ -122,6 +122,7 @@ function answerOf(row, answers, place) {
   return box;
 }
 
+addDownloads();
 drawRows();
 stackTables();
 document.documentElement.dataset.drawn = "yes";
