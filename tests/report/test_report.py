@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.pages.columns import unexplained_columns
 from tests.report.run_records import ATTACKS, answers, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
@@ -25,6 +26,14 @@ def embedded(page: str) -> dict:
 
 def charts_of(data: dict) -> dict:
     return {chart["id"]: chart for chart in data["charts"]}
+
+
+def test_every_column_of_numbers_has_a_tooltip(make_run):
+    runs = [fill(make_run(name, learning_rate=1e-5), 3) for name in ("dapo", "vgpo")]
+    runs[0].write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
+    page = render(report_data([folder.path for folder in runs]))
+    assert page.count("<table") == 3
+    assert unexplained_columns(page) == []
 
 
 def test_data_of_two_runs(make_run):

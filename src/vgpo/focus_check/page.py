@@ -17,6 +17,9 @@ from vgpo.pages.verdict import Tone, Verdict
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED_SCRIPTS = ("elements.js", "downloads.js")
 MAX_NAME_CHARACTERS = 200
+CORRELATION = "Correlation, −1 to 1,"
+WITHIN = "within groups that have right and wrong answers"
+LATE_EARLY = "Mean ρ of the last half of a response over that of its first half"
 MARGIN = 0.06  # of the range shown, at each end
 NUM_TICKS = 3
 TONES: dict[str, Tone] = {"gain": "gain", "none": "loss"}  # by what VGPO has to gain
@@ -77,9 +80,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A line of the table of figures: one figure, or one per state."""
+    """A line of the table of figures: what it is, and one figure, or one per state."""
 
     title: str
+    about: str
     figures: tuple[Figure, ...]
     digits: int = 3
     factor: float = 1.0
@@ -114,49 +118,88 @@ def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
     """The sections of the table of figures, each with a heading."""
     states = [measures.states[state] for state in STATES]
 
-    def row(title: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
+    def row(title: str, about: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
         found = [getattr(state, name) for state in states]
-        return TableRow(title, tuple(getattr(one, part) if part else one for one in found), digits)
+        return TableRow(title, about, tuple(getattr(one, part) if part else one for one in found), digits)
 
-    yield (
-        "Answers",
-        [
-            TableRow("Accuracy, %", (measures.accuracy,), 1, 100),
-            TableRow("Groups of mixed accuracy, %", (measures.mixed,), 1, 100),
-            TableRow("Tokens of a right answer", (measures.length.right,), 1),
-            TableRow("Tokens of a wrong answer", (measures.length.wrong,), 1),
-            TableRow("Accuracy without the image, %", (measures.blind.accuracy,), 1, 100),
-            TableRow("Always right without the image, %", (measures.blind.always_right,), 1, 100),
-            TableRow("Accuracy of guessing, %", (measures.blind.chance,), 1, 100),
-            TableRow("Correlation of length and correctness", (measures.length_correlation,)),
-            TableRow("Strength of the blind gate", (measures.blind.strength,)),
-        ],
-    )
+    yield "Answers", answer_rows(measures)
     yield (
         "Focus and correctness within groups",
         [
-            row("Correlation", "correlation"),
-            row("Correlation at equal length", "correlation_at_equal_length"),
-            row("Focus, right less wrong", "focus_difference", digits=4),
+            row("Correlation", f"{CORRELATION} of mean ρ with correctness, {WITHIN}", "correlation"),
+            row(
+                "Correlation at equal length",
+                f"Partial correlation of mean ρ with correctness given the length, {WITHIN}",
+                "correlation_at_equal_length",
+            ),
+            row(
+                "Focus, right less wrong",
+                "Mean ρ of right less that of wrong answers to the same question",
+                "focus_difference",
+                digits=4,
+            ),
         ],
     )
     yield (
         "Forgetting",
         [
-            row("Late/early ratio, all answers", "late_early", "all"),
-            row("Late/early ratio, right answers", "late_early", "right"),
-            row("Late/early ratio, wrong answers", "late_early", "wrong"),
-            row("Late/early ratio, right less wrong", "late_early_difference", digits=4),
-            row("Fitted decay, median", "decay"),
+            row("Late/early ratio, all answers", LATE_EARLY, "late_early", "all"),
+            row("Late/early ratio, right answers", f"{LATE_EARLY}, right answers", "late_early", "right"),
+            row("Late/early ratio, wrong answers", f"{LATE_EARLY}, wrong answers", "late_early", "wrong"),
+            row(
+                "Late/early ratio, right less wrong",
+                "Late/early ratio of right less that of wrong answers to the same question",
+                "late_early_difference",
+                digits=4,
+            ),
+            row(
+                "Fitted decay, median",
+                "Share of the focus that is lost along a response by a fitted line, median over groups",
+                "decay",
+            ),
         ],
     )
     yield (
         "What the adaptive shaping would start with",
         [
-            row("Earned strength λ", "strength"),
-            row("Share of β, measured forgetting", "compensation", "mean"),
+            row("Earned strength λ", "Strength of the adaptive shaping for this correlation, 0 to 1", "strength"),
+            row(
+                "Share of β, measured forgetting",
+                "How much of the late compensation the measured forgetting keeps, 0 to 1, mean over groups",
+                "compensation",
+                "mean",
+            ),
         ],
     )
+
+
+def answer_rows(measures: Measures) -> list[TableRow]:
+    """The figures that do not depend on the state of a token."""
+    blind = measures.blind
+    rows = [
+        ("Accuracy, %", "Share of right responses", measures.accuracy, 1, 100),
+        ("Groups of mixed accuracy, %", "Questions with right and wrong responses", measures.mixed, 1, 100),
+        ("Tokens of a right answer", "Length with the end token, mean", measures.length.right, 1, 1),
+        ("Tokens of a wrong answer", "Length with the end token, mean", measures.length.wrong, 1, 1),
+        ("Accuracy without the image, %", "Share of right responses without the image", blind.accuracy, 1, 100),
+        (
+            "Always right without the image, %",
+            "Questions with only right responses without the image",
+            blind.always_right,
+            1,
+            100,
+        ),
+        ("Accuracy of guessing, %", "Expected from a guess; 0 for a question without options", blind.chance, 1, 100),
+        (
+            "Correlation of length and correctness",
+            f"{CORRELATION} of the length with correctness, {WITHIN}",
+            measures.length_correlation,
+            3,
+            1,
+        ),
+        ("Strength of the blind gate", "Strength λ that the blind gate leaves, 0 to 1", blind.strength, 3, 1),
+    ]
+    return [TableRow(title, about, (found,), digits, factor) for title, about, found, digits, factor in rows]
 
 
 def curves_of(figures: StateFigures) -> Curves | None:
