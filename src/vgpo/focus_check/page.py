@@ -116,61 +116,50 @@ def verdict_shown(verdict: check_records.Verdict) -> Verdict:
 
 def table_groups(measures: Measures) -> Iterable[tuple[str, list[TableRow]]]:
     """The sections of the table of figures, each with a heading."""
-    states = [measures.states[state] for state in STATES]
+    rows = RowsByState([measures.states[state] for state in STATES])
+    yield "Answers", answer_rows(measures)
+    yield "Focus and correctness within groups", rows.of_focus()
+    yield "Forgetting", rows.of_forgetting()
+    yield "What the adaptive shaping would start with", rows.of_shaping()
 
-    def row(title: str, about: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
-        found = [getattr(state, name) for state in states]
+
+@dataclass(frozen=True)
+class RowsByState:
+    """Lines of the table that have a figure for each state of a token."""
+
+    states: list[StateFigures]
+
+    def row(self, title: str, about: str, name: str, part: str | None = None, digits: int = 3) -> TableRow:
+        found = [getattr(state, name) for state in self.states]
         return TableRow(title, about, tuple(getattr(one, part) if part else one for one in found), digits)
 
-    yield "Answers", answer_rows(measures)
-    yield (
-        "Focus and correctness within groups",
-        [
-            row("Correlation", f"{CORRELATION} of mean ρ with correctness, {WITHIN}", "correlation"),
-            row(
-                "Correlation at equal length",
-                f"Partial correlation of mean ρ with correctness given the length, {WITHIN}",
-                "correlation_at_equal_length",
-            ),
-            row(
-                "Focus, right less wrong",
-                "Mean ρ of right less that of wrong answers to the same question",
-                "focus_difference",
-                digits=4,
-            ),
-        ],
-    )
-    yield (
-        "Forgetting",
-        [
-            row("Late/early ratio, all answers", LATE_EARLY, "late_early", "all"),
-            row("Late/early ratio, right answers", f"{LATE_EARLY}, right answers", "late_early", "right"),
-            row("Late/early ratio, wrong answers", f"{LATE_EARLY}, wrong answers", "late_early", "wrong"),
-            row(
-                "Late/early ratio, right less wrong",
-                "Late/early ratio of right less that of wrong answers to the same question",
-                "late_early_difference",
-                digits=4,
-            ),
-            row(
-                "Fitted decay, median",
-                "Share of the focus that is lost along a response by a fitted line, median over groups",
-                "decay",
-            ),
-        ],
-    )
-    yield (
-        "What the adaptive shaping would start with",
-        [
-            row("Earned strength λ", "Strength of the adaptive shaping for this correlation, 0 to 1", "strength"),
-            row(
-                "Share of β, measured forgetting",
-                "How much of the late compensation the measured forgetting keeps, 0 to 1, mean over groups",
-                "compensation",
-                "mean",
-            ),
-        ],
-    )
+    def of_focus(self) -> list[TableRow]:
+        at_length = f"Partial correlation of mean ρ with correctness given the length, {WITHIN}"
+        difference = "Mean ρ of right less that of wrong answers to the same question"
+        return [
+            self.row("Correlation", f"{CORRELATION} of mean ρ with correctness, {WITHIN}", "correlation"),
+            self.row("Correlation at equal length", at_length, "correlation_at_equal_length"),
+            self.row("Focus, right less wrong", difference, "focus_difference", digits=4),
+        ]
+
+    def of_forgetting(self) -> list[TableRow]:
+        difference = "Late/early ratio of right less that of wrong answers to the same question"
+        decay = "Share of the focus that is lost along a response by a fitted line, median over groups"
+        return [
+            self.row("Late/early ratio, all answers", LATE_EARLY, "late_early", "all"),
+            self.row("Late/early ratio, right answers", f"{LATE_EARLY}, right answers", "late_early", "right"),
+            self.row("Late/early ratio, wrong answers", f"{LATE_EARLY}, wrong answers", "late_early", "wrong"),
+            self.row("Late/early ratio, right less wrong", difference, "late_early_difference", digits=4),
+            self.row("Fitted decay, median", decay, "decay"),
+        ]
+
+    def of_shaping(self) -> list[TableRow]:
+        strength = "Strength of the adaptive shaping for this correlation, 0 to 1"
+        share = "How much of the late compensation the measured forgetting keeps, 0 to 1, mean over groups"
+        return [
+            self.row("Earned strength λ", strength, "strength"),
+            self.row("Share of β, measured forgetting", share, "compensation", "mean"),
+        ]
 
 
 def answer_rows(measures: Measures) -> list[TableRow]:

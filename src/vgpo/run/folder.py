@@ -130,6 +130,7 @@ class RunFolder(RunPaths):
         seed: int,
         command: Sequence[str],
         identity: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Start a run folder: run_identity.json, environment.json, code.diff and config.yaml.
 
@@ -139,6 +140,7 @@ class RunFolder(RunPaths):
             seed: seed of the run.
             command: the words of the command line.
             identity: values that must be unchanged when the run is resumed before its first checkpoint.
+            defaults: of the settings that differ from them (`vgpo.run.defaults.changed_defaults`).
 
         Raises:
             RunFolderError: the folder already contains a run, or cannot be written.
@@ -152,16 +154,25 @@ class RunFolder(RunPaths):
                 f"{folder.images_path} could not be made: {error.strerror}. Choose another output folder."
             ) from error
         folder.write_identity(identity or {})
-        folder.write_description(config, seed=seed, command=command)
+        folder.write_description(config, seed=seed, command=command, defaults=defaults)
         return folder
 
     def write_description(
-        self, config: Mapping[str, Any], *, seed: int, command: Sequence[str], only: Sequence[str] = ()
+        self,
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        command: Sequence[str],
+        defaults: Mapping[str, Any] | None = None,
+        only: Sequence[str] = (),
     ) -> None:
         """Write environment.json, code.diff and, last, config.yaml; or `only` those of them."""
         resolved = hide_secrets(plain(config, other=str))
+        changed = hide_secrets(plain(defaults or {}, other=str))
         contents = {
-            self.environment_path: lambda: to_json(describe_environment(seed, command), indent=2) + b"\n",
+            self.environment_path: lambda: (
+                to_json({**describe_environment(seed, command), "defaults": changed}, indent=2) + b"\n"
+            ),
             self.path / "code.diff": lambda: code_diff().encode("utf-8"),
             self.config_path: lambda: yaml.safe_dump(resolved, sort_keys=False).encode("ascii"),
         }
