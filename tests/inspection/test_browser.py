@@ -333,7 +333,7 @@ def test_questions_are_filtered(browser: Chromium, data: dict[str, Any], page: P
 
 def test_models_stand_side_by_side_sorted_by_difference(browser: Chromium, data: dict[str, Any], page: Path):
     show(browser, page)
-    first = browser.evaluate("document.querySelector('#question .gold').textContent")
+    first = browser.evaluate("document.querySelector('#question .reference').textContent")
     differing = [one["row"] for one in data["questions"] if len({r["correct"] for r in one["rollouts"]}) == 2]
     assert int(first.rsplit(" ", 1)[1]) in differing
     assert texts_of(browser, ".pane h3") == ["start", "trained"]
@@ -344,7 +344,7 @@ def test_models_stand_side_by_side_sorted_by_difference(browser: Chromium, data:
 def test_the_image_is_beside_its_overlay_without_shades(browser: Chromium, page: Path):
     show(browser, page)
     open_question(browser, 3)
-    pictures = "[...document.querySelector('.pane').querySelectorAll('.pair .picture')]"
+    pictures = "[...document.querySelector('.pane').querySelectorAll('.pair .image-box')]"
     assert browser.evaluate(f"{pictures}.map((one) => one.querySelectorAll('.cell').length)") == [0, 6]
     assert browser.evaluate(f"{pictures}.map((one) => getComputedStyle(one.firstChild).filter)") == [
         "none", "grayscale(1)"
@@ -384,7 +384,7 @@ def test_answers_without_the_picture(browser: Chromium, data: dict[str, Any], pa
     assert browser.evaluate(shown) == len(asked)
     browser.evaluate("document.querySelector('#answers button[data-question=\"4\"]').click()")
     painted(browser)
-    assert texts_of(browser, "#question > .gold") == ["Expected 2 · row 5"]
+    assert texts_of(browser, "#question > .reference") == ["Expected 2 · row 5"]
 
 
 def test_an_answer_opens_its_own_sample(browser: Chromium, data: dict[str, Any], page: Path, tmp_path: Path):
@@ -417,7 +417,7 @@ def test_hostile_text_is_shown_as_text(browser: Chromium, tmp_path: Path):
     show(browser, write(made.inspection([question], (NASTY["script"],)), tmp_path))
     assert "broken" not in browser.evaluate("document.title").split("—")[1]
     assert texts_of(browser, ".token") == [visible(token).replace("\n", "↵\n") for token in tokens]
-    assert texts_of(browser, "#question > .gold b") == [visible(everything)]
+    assert texts_of(browser, "#question > .reference b") == [visible(everything)]
     assert texts_of(browser, "#question > .question") == [visible(everything.replace("<image>", "▣ "))]
     assert texts_of(browser, ".pane h3") == [visible(NASTY["script"])]
     assert texts_of(browser, ".pane select option")[1:] == [visible(short(token)) for token in tokens[:10]]

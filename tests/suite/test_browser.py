@@ -164,7 +164,7 @@ def test_nasty_rows_are_shown_as_they_are(browser: Chromium, page: Path) -> None
     choose(browser, "#task-choice", "counting")
     shown = [visible(text.replace("<image>", "▣ ")) for text in NASTY.values()]
     assert texts_of(browser, ".row .question") == shown
-    assert texts_of(browser, ".row .gold b") == [visible(truncate(text, 400)) for text in NASTY.values()]
+    assert texts_of(browser, ".row .reference b") == [visible(truncate(text, 400)) for text in NASTY.values()]
     assert browser.evaluate("document.title") == "runs/base/final · runs/vgpo/final — VGPO evaluation"
     assert browser.complaints == []
 

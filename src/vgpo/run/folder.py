@@ -14,6 +14,7 @@ from PIL import Image
 from vgpo.metric_names import with_current_names
 from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.environment import code_diff, describe_environment, hide_secrets
+from vgpo.run.outputs import OLD_INTERRUPTED
 from vgpo.run.records import Environment, Finished, Interrupted, MetricsLine, Resume, Saved, Scores
 from vgpo.run.rollout_log import RolloutLog
 from vgpo.run.storage import (
@@ -43,7 +44,7 @@ SUMMARY = "train_runtime"  # a key of the line that a trainer logs when it ends,
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of one run are. The names do not change between versions."""
+    """Where the files of one run are. A name that changes is still read."""
 
     path: Path
 
@@ -91,7 +92,9 @@ class RunPaths:
 
     @property
     def interrupted_path(self) -> Path:
-        return self.path / "broken_off.json"
+        """Versions before 0.2 called it `OLD_INTERRUPTED`; such a file is read, and a resume removes it."""
+        old = self.path / OLD_INTERRUPTED
+        return old if old.is_file() else self.path / "interrupted.json"
 
     @property
     def finished_path(self) -> Path:

@@ -46,7 +46,7 @@ class Finished(RunRecord):
 
 
 class Interrupted(RunRecord):
-    """broken_off.json."""
+    """interrupted.json."""
 
     step: int
     time: float
