@@ -95,10 +95,10 @@ def hang_grader(call: int) -> None:
     """One answer more in the batch of this number, from 1, whose check does not end."""
     grade, calls = Grader.grade, itertools.count(1)
 
-    def with_one_more(grader: Grader, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
+    def with_one_more(grader: Grader, predictions: Sequence[str], references: Sequence[str | int]) -> list[bool]:
         if next(calls) != call:
-            return grade(grader, predictions, golds)
-        return grade(grader, [*predictions, HANGING], [*golds, "1.5"])[:-1]
+            return grade(grader, predictions, references)
+        return grade(grader, [*predictions, HANGING], [*references, "1.5"])[:-1]
 
     Grader.grade = with_one_more  # type: ignore[assignment,method-assign]
 
@@ -155,13 +155,13 @@ def kill_grader(call: int, part: str) -> None:
     grade, ready, calls = Grader.grade, SymbolicWorker.await_ready, itertools.count(1)
     doomed: list[bool] = []
 
-    def grade_with_deaths(grader: Grader, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
+    def grade_with_deaths(grader: Grader, predictions: Sequence[str], references: Sequence[str | int]) -> list[bool]:
         if next(calls) == call:
             doomed.append(True)
         if doomed and part == "server" and grader._server.pid is not None:
             os.kill(grader._server.pid, signal.SIGKILL)
             doomed.clear()
-        verdicts = grade(grader, [*predictions, r"\boxed{x+1}"], [*golds, "1+x"])
+        verdicts = grade(grader, [*predictions, r"\boxed{x+1}"], [*references, "1+x"])
         assert verdicts.pop()
         return verdicts
 

@@ -295,7 +295,7 @@ def grade_with_each(rollouts: Sequence[Rollout]) -> Iterator[tuple[str, list[boo
     with Grader() as grader:
         yield "accuracy", grade(grader, rollouts)
     if HAS_MATH_VERIFY:
-        with Grader(second_opinion="math-verify") as grader:
+        with Grader(fallback_verifier="math-verify") as grader:
             yield "accuracy_math_verify", grade(grader, rollouts)
     yield "mathruler alone", [mathruler_verdict(rollout) for rollout in rollouts]
     if HAS_MATH_VERIFY:

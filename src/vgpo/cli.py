@@ -194,8 +194,8 @@ def choose_checkpoint(source: str) -> str:
     return checkpoint
 
 
-def print_version(wanted: bool) -> None:
-    if wanted:
+def print_version(requested: bool) -> None:
+    if requested:
         Console().print(f"vgpo {__version__}", highlight=False)
         raise typer.Exit
 

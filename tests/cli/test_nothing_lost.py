@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
 }
-REPAIRED = ("config.yaml", "environment.json", "evaluation.json", "finished.json", "broken_off.json")
+REPAIRED = ("config.yaml", "environment.json", "evaluation.json", "finished.json", "interrupted.json")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_files_that_a_power_cut_took_are_named_and_written_again(
     start: Start, whole: Path, stopped: Callable[[int], Path], way: Callable[[Path], object]
 ) -> None:
     run = stopped(2)
-    is_missing = way is Path.unlink  # which finished.json and broken_off.json are of any stopped run
+    is_missing = way is Path.unlink  # which finished.json and interrupted.json are of any stopped run
     for name in REPAIRED[3:]:
         (run / name).write_bytes((whole / "finished.json").read_bytes())
     image = next((run / "images").iterdir())

@@ -205,9 +205,9 @@ def test_faults_are_listed_together_up_to_ten(png, make_dataset) -> None:
 
 def test_only_the_first_pictures_are_opened_on_request(png, make_dataset) -> None:
     dataset = make_dataset([row(png), row(png, images=[b"junk"])])
-    check_dataset(dataset, max_pictures=1)
+    check_dataset(dataset, max_images=1)
     with pytest.raises(DataError, match="image 0"):
-        check_dataset(dataset, max_pictures=2)
+        check_dataset(dataset, max_images=2)
 
 
 def test_rows_are_counted_after_selection_and_a_long_set_has_a_bar(png, make_dataset, capfd, monkeypatch) -> None:

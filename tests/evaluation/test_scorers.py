@@ -245,7 +245,7 @@ def test_an_unknown_scorer_is_refused_with_the_nearest() -> None:
 
 
 def test_lenient_without_math_verify_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vgpo.evaluation.scorers.lenient_grader", lambda: Grader(second_opinion="math-verify"))
+    monkeypatch.setattr("vgpo.evaluation.scorers.lenient_grader", lambda: Grader(fallback_verifier="math-verify"))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "math_verify" else find_spec(name))
     for use in (lambda: check_scorer(LENIENT), lambda: grade_answers(LENIENT, [question("7")], [respond("7")])):

@@ -7,6 +7,7 @@ import pytest
 from tests.focus_check.made import check, gaining, samples
 from tests.hostile.checks import Outline
 from tests.hostile.texts import NASTY
+from tests.pages.columns import unexplained_columns
 from vgpo.focus_check.page import Axis, render_check, short
 from vgpo.focus_check.records import FocusCheck
 from vgpo.focus_check.table import check_table, verdict_text
@@ -20,13 +21,19 @@ def test_the_verdict_comes_first_and_says_its_recipe() -> None:
     assert outline.texts_of("pre") == ["shaping: vgpo\nfocus_state: reading\nrollout_score: mean"]
 
 
-def test_it_loads_nothing_and_has_no_script() -> None:
+def test_every_column_of_numbers_has_a_tooltip() -> None:
+    page = render_check(check(gaining(4, strata=("a", "b", "a", "b")), column="c"))
+    assert unexplained_columns(page) == []
+    assert page.count('<tr><th scope="row"><span class="tip"') == 19  # rows of the table of figures
+
+
+def test_it_loads_nothing_and_runs_its_own_script_only() -> None:
     page = render_check(check(gaining()))
     [policy] = re.findall(r'Content-Security-Policy" content="(.*?)"', page)
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
-    assert "script" not in policy
-    assert "<script" not in page
+    assert re.search(r"script-src 'sha256-[^' ]+'(;|$)", policy)
+    assert page.count("<script") == 2  # data and code
     assert not re.findall(r'(?:src|href)="', page)
 
 

@@ -27,7 +27,7 @@ def test_tokens_are_shown_as_they_are(browser: Chromium, tmp_path: Path):
     browser.show(write_report([folder.path], tmp_path / "report.html"))
     assert browser.evaluate("document.title") == "run — VGPO report"
     assert texts_of(browser, ".token") == [visible(token).replace("\n", "↵\n") for token in tokens]
-    assert texts_of(browser, ".gold b") == [visible(everything)]
+    assert texts_of(browser, ".reference b") == [visible(everything)]
     assert texts_of(browser, ".question") == [visible(everything.replace("<image>", "▣ "))]
     assert browser.complaints == []
 

@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.escapes import DELETE, KILL, POISON
 from vgpo.rewards import Grader
 
-SETTINGS = [{}, {"second_opinion": "math-verify"}]
+SETTINGS = [{}, {"fallback_verifier": "math-verify"}]
 
 
 @pytest.fixture

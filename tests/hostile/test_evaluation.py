@@ -31,7 +31,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch, settings: dict, number: int, seed
     return seen
 
 
-MATHRULER, MATH_VERIFY = {}, {"second_opinion": "math-verify"}
+MATHRULER, MATH_VERIFY = {}, {"fallback_verifier": "math-verify"}
 
 
 @pytest.mark.parametrize(

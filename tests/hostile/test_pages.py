@@ -10,9 +10,11 @@ from tests.hostile.checks import (
     check_evaluation_page,
     check_run_folder,
     check_settings,
+    data_page,
     write_rollouts,
 )
 from tests.hostile.texts import LONG, NASTY, hostile_text
+from tests.pages.columns import unexplained_columns
 from vgpo.report import report_data
 from vgpo.run import RunFolder
 
@@ -34,6 +36,12 @@ def test_nasty_text_stays_text(folder: RunFolder, data: dict, tmp_path: Path, te
     check_settings(data, text)
     check_data_page(tmp_path / "check.html", text)
     check_evaluation_page(tmp_path, text)
+
+
+def test_every_column_of_numbers_of_a_data_check_has_a_tooltip(tmp_path: Path):
+    page = data_page(tmp_path / "check.html", "kind").page
+    assert page.count('class="number"') >= 4
+    assert unexplained_columns(page) == []
 
 
 @settings(max_examples=40)

@@ -1,14 +1,17 @@
 """The page of an inspection in a real browser."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.hostile.texts import NASTY
 from tests.inspection import made
-from tests.report.chromium import FAINT, NAMELESS, Chromium
+from tests.report.chromium import FAINT, NAMELESS, UNSAVED, Chromium
 from vgpo.inspection.maps import Fineness, read_map
 from vgpo.inspection.page import render_inspection, short
 from vgpo.text import visible
@@ -330,7 +333,7 @@ def test_questions_are_filtered(browser: Chromium, data: dict[str, Any], page: P
 
 def test_models_stand_side_by_side_sorted_by_difference(browser: Chromium, data: dict[str, Any], page: Path):
     show(browser, page)
-    first = browser.evaluate("document.querySelector('#question .gold').textContent")
+    first = browser.evaluate("document.querySelector('#question .reference').textContent")
     differing = [one["row"] for one in data["questions"] if len({r["correct"] for r in one["rollouts"]}) == 2]
     assert int(first.rsplit(" ", 1)[1]) in differing
     assert texts_of(browser, ".pane h3") == ["start", "trained"]
@@ -341,7 +344,7 @@ def test_models_stand_side_by_side_sorted_by_difference(browser: Chromium, data:
 def test_the_image_is_beside_its_overlay_without_shades(browser: Chromium, page: Path):
     show(browser, page)
     open_question(browser, 3)
-    pictures = "[...document.querySelector('.pane').querySelectorAll('.pair .picture')]"
+    pictures = "[...document.querySelector('.pane').querySelectorAll('.pair .image-box')]"
     assert browser.evaluate(f"{pictures}.map((one) => one.querySelectorAll('.cell').length)") == [0, 6]
     assert browser.evaluate(f"{pictures}.map((one) => getComputedStyle(one.firstChild).filter)") == [
         "none", "grayscale(1)"
@@ -381,7 +384,7 @@ def test_answers_without_the_picture(browser: Chromium, data: dict[str, Any], pa
     assert browser.evaluate(shown) == len(asked)
     browser.evaluate("document.querySelector('#answers button[data-question=\"4\"]').click()")
     painted(browser)
-    assert texts_of(browser, "#question > .gold") == ["Expected 2 · row 5"]
+    assert texts_of(browser, "#question > .reference") == ["Expected 2 · row 5"]
 
 
 def test_an_answer_opens_its_own_sample(browser: Chromium, data: dict[str, Any], page: Path, tmp_path: Path):
@@ -414,8 +417,23 @@ def test_hostile_text_is_shown_as_text(browser: Chromium, tmp_path: Path):
     show(browser, write(made.inspection([question], (NASTY["script"],)), tmp_path))
     assert "broken" not in browser.evaluate("document.title").split("—")[1]
     assert texts_of(browser, ".token") == [visible(token).replace("\n", "↵\n") for token in tokens]
-    assert texts_of(browser, "#question > .gold b") == [visible(everything)]
+    assert texts_of(browser, "#question > .reference b") == [visible(everything)]
     assert texts_of(browser, "#question > .question") == [visible(everything.replace("<image>", "▣ "))]
     assert texts_of(browser, ".pane h3") == [visible(NASTY["script"])]
     assert texts_of(browser, ".pane select option")[1:] == [visible(short(token)) for token in tokens[:10]]
     assert browser.complaints == []
+
+
+def test_dots_are_saved_as_values(browser: Chromium, page: Path, data: dict[str, Any]) -> None:
+    show(browser, page)
+    assert browser.evaluate(UNSAVED) == []
+    head, *rows = csv.reader(io.StringIO(browser.saved("#ratio-plots", "CSV")[1].decode()))
+    assert head == ["outcome", "late / early"]
+    ratios = [
+        one["late_early_ratio"] for question in data["questions"] for one in question["rollouts"] if one["model"] == 0
+    ]
+    assert sorted(float(row[1]) for row in rows) == pytest.approx(
+        sorted(one for one in ratios if one is not None), abs=1e-4
+    )
+    image = Image.open(io.BytesIO(browser.saved("#ratio-plots", "PNG")[1]))
+    assert image.size == (3 * (340 + 24), 3 * (166 + 16 + 24))

@@ -12,6 +12,7 @@ import pytest
 from tests.hostile.checks import Outline
 from tests.hostile.texts import NASTY
 from tests.inspection import made
+from tests.pages.columns import unexplained_columns
 from vgpo.inspection import maps
 from vgpo.inspection.maps import FINENESSES, Fineness, average, pack_map, pack_maps, packed_at, read_map, size_of
 from vgpo.inspection.page import inspection_verdict, page_data, render_inspection, short
@@ -28,6 +29,10 @@ def embedded(page: str) -> dict:
 def unpacked(packed: dict) -> np.ndarray:
     changes = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), dtype=np.uint8)
     return changes.reshape(-1, packed["cells"]).cumsum(axis=0, dtype=np.uint8)
+
+
+def test_every_column_of_numbers_has_a_tooltip():
+    assert unexplained_columns(render_inspection(made.odd())) == []
 
 
 def test_numbers_on_the_page_are_those_of_the_file():

@@ -25,7 +25,23 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
-# Scripts that find what a reader cannot use: controls without a name, and text of too little contrast.
+# Scripts that find what a reader cannot use: charts that cannot be saved, controls without a name, and text of too
+# little contrast.
+UNSAVED = """[...document.querySelectorAll('svg.chart')]
+  .filter((one) => [...one.closest('figure').querySelectorAll('.tools button')].map((button) => button.textContent)
+    .slice(0, 2).join() !== 'CSV,PNG')
+  .map((one) => one.outerHTML.slice(0, 200))"""
+# What a click on a download button of a figure saves: the file's name, and its bytes in base64.
+SAVED = """new Promise((done) => {{
+  HTMLAnchorElement.prototype.click = async function () {{
+    const bytes = new Uint8Array(await (await savedBlob).arrayBuffer());
+    done([this.download, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(''))]);
+  }};
+  let savedBlob;
+  const make = URL.createObjectURL;
+  URL.createObjectURL = (blob) => {{ savedBlob = blob; return make.call(URL, blob); }};
+  [...document.querySelectorAll('{figure} .tools button')].find((one) => one.textContent === '{kind}').click();
+}})"""
 NAMELESS = """[...document.querySelectorAll('button, select, input, svg[role], [tabindex="0"]:not(.token)')]
   .filter((one) => one.checkVisibility() && !one.ariaLabel && !one.labels?.length
     && (one.tagName === 'SELECT' || !one.textContent.trim()))
@@ -148,6 +164,11 @@ class Chromium:
         png = base64.b64decode(self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
         ARTEFACTS.mkdir(exist_ok=True)
         (ARTEFACTS / f"{name}.png").write_bytes(png)
+
+    def saved(self, figure: str, kind: str) -> tuple[str, bytes]:
+        """The file that a download button of a figure makes: its name and content."""
+        name, content = self.evaluate(SAVED.format(figure=figure, kind=kind))
+        return name, base64.b64decode(content)
 
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):

@@ -1,6 +1,5 @@
 """Charts of metrics in a real browser: cursor, zoom, smoothing, axes, and what is downloaded."""
 
-import base64
 import csv
 import io
 import json
@@ -137,12 +136,10 @@ def test_an_axis_is_logarithmic_where_it_can_be(browser: Chromium, make_run, tmp
 
 def test_a_chart_is_downloaded_as_values_and_as_an_image(browser: Chromium, page: Path):
     browser.show(page)
-    rows = list(csv.reader(io.StringIO(browser.evaluate("chartCsv([...drawnCharts][0].chart, runName)"))))
+    rows = list(csv.reader(io.StringIO(browser.saved("#charts", "CSV")[1].decode())))
     assert rows[0] == ["step", "dapo", "vgpo"]
     assert [rows[1], rows[30]] == [["1", "0.1", "0.1"], ["30", "3", "3"]]
-    script = """chartPng([...drawnCharts][0]).then((blob) => blob.arrayBuffer())
-      .then((bytes) => btoa(String.fromCharCode(...new Uint8Array(bytes))))"""
-    image = Image.open(io.BytesIO(base64.b64decode(browser.evaluate(script))))
+    image = Image.open(io.BytesIO(browser.saved("#charts", "PNG")[1]))
     assert image.size == (3 * (340 + 24), 3 * (214 + 3 * 16 + 24))
     colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
     assert {(252, 252, 251), (0, 114, 178), (201, 81, 10)} <= colours  # the page, and both runs
@@ -167,7 +164,7 @@ def test_nasty_names_of_runs_are_no_formulas(browser: Chromium, page: Path):
     names = list(NASTY.values())
     series = [{"run": number, "steps": [1], "values": [-1.5]} for number in range(len(names))]
     browser.evaluate(f"window.names = {json.dumps(names)}")
-    text = browser.evaluate(f"chartCsv({{ series: {json.dumps(series)} }}, (run) => names[run])")
+    text = browser.evaluate(f"csvOf(lineTable({{ series: {json.dumps(series)} }}, (run) => names[run]))")
     head, row = csv.reader(io.StringIO(text))
     assert row == ["1", *["-1.5"] * len(names)]
     for cell, name in zip(head[1:], names, strict=True):

@@ -3,18 +3,21 @@
 import json
 import math
 import re
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.pages.columns import unexplained_columns
 from tests.report.run_records import ATTACKS, answers, evaluation, fill, handed_over, hostile_run, rollout
 from vgpo.focus.statistics import focus_by_decile
 from vgpo.report import render, report_data, write_report
 from vgpo.report.data import drop_abandoned_steps, mean_strength
 from vgpo.report.settings import settings_table
-from vgpo.run import RunFolderError
+from vgpo.run import RunFolder, RunFolderError
+from vgpo.run.defaults import changed_defaults
 
 MAX_PAGE_BYTES = 5_000_000
 
@@ -25,6 +28,14 @@ def embedded(page: str) -> dict:
 
 def charts_of(data: dict) -> dict:
     return {chart["id"]: chart for chart in data["charts"]}
+
+
+def test_every_column_of_numbers_has_a_tooltip(make_run):
+    runs = [fill(make_run(name, learning_rate=1e-5), 3) for name in ("dapo", "vgpo")]
+    runs[0].write_evaluation({"before": evaluation(0.4, 0.35, 0.45), "after": evaluation(0.6, 0.55, 0.65)})
+    page = render(report_data([folder.path for folder in runs]))
+    assert page.count("<table") == 3
+    assert unexplained_columns(page) == []
 
 
 def test_data_of_two_runs(make_run):
@@ -375,6 +386,41 @@ def test_settings_of_one_run_are_marked_if_the_command_line_set_them():
     table = settings_table([{"learning_rate": 1e-5, "beta": 0.1, "bf16": True}], [command])
     assert [one["name"] for one in table if one["marked"]] == ["learning_rate", "beta"]
     assert table[1]["values"] == ["vgpo train --config it.yaml --learning_rate=1e-5 --beta 0.1"]
+
+
+def test_settings_of_one_run_that_differ_from_their_default_are_marked_and_have_it():
+    config = {"learning_rate": 1e-5, "beta": 0.1, "bf16": True, "run_dir": "here", "lora": {"r": 2}}
+    command = ["vgpo", "train", "it.yaml", "--beta", "0.1"]
+    defaults = {"learning_rate": 1e-6, "beta": 0.0, "run_dir": None, "lora": {"r": 8}}
+    table = settings_table([config], [command], defaults)
+    assert {one["name"]: (one["marked"], one["default"]) for one in table} == {
+        "learning_rate": ("not the default", "1e-06"),
+        "beta": ("command line", "0.0"),
+        "bf16": ("", None),
+        "run_dir": ("", "null"),
+        "lora.r": ("not the default", "8"),
+        "command": ("", None),
+    }
+    assert not any(one["default"] for one in settings_table([config] * 2, [command] * 2, defaults))
+
+
+def test_defaults_are_those_that_the_run_recorded(make_run):
+    @dataclass
+    class Settings:
+        name: str
+        rate: float = 0.5
+        names: list[str] = field(default_factory=list)
+        path: str | None = None
+
+    changed = changed_defaults([Settings("a", path="x")], derived=[Settings("b", rate=1.0)])
+    assert changed == {"rate": 0.5, "path": None}
+    assert changed_defaults([], derived=[Settings("b", path="x", names=["y"])]) == {"names": []}
+    path = make_run().path.with_name("with-defaults")
+    folder = RunFolder.create(path, {"rate": 1.0, "beta": 0.1}, seed=0, command=["vgpo"], defaults=changed)
+    page = render(report_data([folder.path]))
+    assert re.search(r'not the default</span></th><td>1.0</td><td class="none">0.5</td>', page)
+    assert "those that differ from their default" in page
+    assert "those that differ from their default" not in render(report_data([make_run("old").path]))
 
 
 def test_questions_say_what_training_changed(make_run):

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from tests.report.run_records import evaluation, handed_over, rollout
 from vgpo.cli import app
 from vgpo.report import report_data
-from vgpo.run import RunFolder, RunFolderError, storage
+from vgpo.run import RunFolder, RunFolderError, resume_folder, storage
+from vgpo.run.records import FolderState
 
 
 class Schedule(StrEnum):
@@ -251,7 +252,7 @@ def test_what_is_broken_is_named_by_report_and_watch(make_run, name: str, text: 
 def test_an_answer_that_is_no_text_is_shown(make_run):
     folder = make_run()
     folder.write_rollouts(*handed_over([rollout(answer=42)]))
-    assert report_data([folder.path])["runs"][0]["rollouts"][0]["gold"] == "42"
+    assert report_data([folder.path])["runs"][0]["rollouts"][0]["reference"] == "42"
 
 
 @pytest.mark.parametrize("error", [ValueError("no part"), KeyboardInterrupt(), OSError(errno.EIO, "not of this file")])
@@ -373,3 +374,16 @@ def test_config_is_plain_yaml(make_run):
         "nothing": None,
         "flag": True,
     }
+
+
+def test_the_mark_of_an_interrupted_run_of_an_older_version_is_read_and_removed_by_a_resume(tmp_path: Path):
+    folder = RunFolder.create(tmp_path / "run", {"beta": 0.1}, seed=0, command=["vgpo"])
+    folder.write_interrupted(3, ValueError("no space"))
+    assert (folder.path / "interrupted.json").is_file()
+    (folder.path / "interrupted.json").rename(folder.path / "broken_off.json")
+    assert folder.read_interrupted().step == 3
+    resume_folder(folder, 0, FolderState(), seed=0, command=["vgpo"])
+    assert folder.read_interrupted() is None
+    assert not (folder.path / "broken_off.json").exists()
+    folder.write_interrupted(4, ValueError("no space"))
+    assert (folder.path / "interrupted.json").is_file()

@@ -114,7 +114,7 @@ def grader() -> Iterator[Grader]:
 def lenient() -> Iterator[Grader]:
     if not HAS_MATH_VERIFY:
         pytest.skip("math-verify is not installed")
-    with Grader(num_workers=1, second_opinion="math-verify") as grader:
+    with Grader(num_workers=1, fallback_verifier="math-verify") as grader:
         yield grader
 
 
@@ -144,7 +144,7 @@ def test_our_grader_with_a_second_opinion(
 def test_a_second_opinion_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"math-verify, which is not installed: pip install 'vgpo\[math-verify\]'"):
-        Grader(second_opinion="math-verify")
+        Grader(fallback_verifier="math-verify")
 
 
 @pytest.mark.parametrize("text", ["left", "two words", r"\text{left}", "Straße", "ab", "5 felt", "AB", "2 cm+3", "左"])

@@ -199,7 +199,7 @@ NOT_CHOSEN = [
 def grader(request: pytest.FixtureRequest) -> Iterator[Grader]:
     if request.param and not HAS_MATH_VERIFY:
         pytest.skip("math-verify is not installed")
-    with Grader(timeout=20.0, num_workers=1, second_opinion=request.param) as grader:
+    with Grader(timeout=20.0, num_workers=1, fallback_verifier=request.param) as grader:
         yield grader
 
 

@@ -11,7 +11,7 @@ ROWS = [json.loads(line) for line in Path(__file__).with_name("golden_answers.js
 
 
 @pytest.mark.parametrize(
-    ("reward", "settings"), [("accuracy", {}), ("accuracy_math_verify", {"second_opinion": "math-verify"})]
+    ("reward", "settings"), [("accuracy", {}), ("accuracy_math_verify", {"fallback_verifier": "math-verify"})]
 )
 def test_verdicts_are_the_recorded_ones(reward: str, settings: dict) -> None:
     with Grader(timeout=30.0, **settings) as grader:

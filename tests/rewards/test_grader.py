@@ -185,7 +185,7 @@ def test_workers_are_started_as_they_are_needed_and_for_one_call(
     [
         ({"timeout": 0}, "timeout is 0, expected seconds > 0"),
         ({"num_workers": 0}, "num_workers is 0, expected at least 1"),
-        ({"second_opinion": "sympy"}, "second_opinion is .sympy., expected None or .math-verify."),
+        ({"fallback_verifier": "sympy"}, "fallback_verifier is .sympy., expected None or .math-verify."),
     ],
 )
 def test_settings_that_cannot_be(arguments: dict, message: str) -> None:

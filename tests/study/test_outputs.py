@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.pages.columns import unexplained_columns
 from tests.study.stand_in_run import LEVELS, write_environment, write_run
 from vgpo.study.folder import StudyRun
 from vgpo.study.outputs import (
@@ -144,6 +145,10 @@ def test_whether_it_looks_stands_alike_in_table_and_page(tmp_path: Path) -> None
     cells = [[re.sub("<[^>]*>", "", cell).strip() for cell in line] for line in lines]
     assert [cell.lower() for cell in cells[0]] == head
     assert [line[1:] for line in cells[1:]] == [row[1:] for row in rows]  # but for the names
+
+
+def test_every_column_of_numbers_has_a_tooltip(tmp_path: Path) -> None:
+    assert unexplained_columns(render_study(study(tmp_path))) == []
 
 
 def test_intervals_as_text() -> None:

@@ -1,12 +1,14 @@
 """The page of two evaluations in a real browser."""
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.hostile.texts import NASTY
-from tests.report.chromium import FAINT, NAMELESS, Chromium
+from tests.report.chromium import FAINT, NAMELESS, UNSAVED, Chromium
 from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.evaluation.answers import GradedAnswer
 from vgpo.pages.images import image_entry
@@ -162,7 +164,7 @@ def test_nasty_rows_are_shown_as_they_are(browser: Chromium, page: Path) -> None
     choose(browser, "#task-choice", "counting")
     shown = [visible(text.replace("<image>", "▣ ")) for text in NASTY.values()]
     assert texts_of(browser, ".row .question") == shown
-    assert texts_of(browser, ".row .gold b") == [visible(truncate(text, 400)) for text in NASTY.values()]
+    assert texts_of(browser, ".row .reference b") == [visible(truncate(text, 400)) for text in NASTY.values()]
     assert browser.evaluate("document.title") == "runs/base/final · runs/vgpo/final — VGPO evaluation"
     assert browser.complaints == []
 
@@ -173,3 +175,23 @@ def test_all_text_can_be_read_and_all_controls_have_names(browser: Chromium, pag
     browser.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert browser.evaluate(FAINT) == []
     assert browser.evaluate(NAMELESS) == []
+
+
+def test_charts_are_saved_as_values_and_as_images(browser: Chromium, page: Path) -> None:
+    browser.show(page)
+    assert browser.evaluate(UNSAVED) == []
+    name, content = browser.saved("#accuracy-plot", "CSV")
+    head, *rows = csv.reader(io.StringIO(content.decode()))
+    assert name == "accuracy-plot.csv"
+    assert head == ["task", "checkpoint", "accuracy", "low", "high"]
+    assert [row[1] for row in rows[:4]] == ["A", "B", "A", "B"]
+    shown = browser.evaluate("document.querySelector('.scores .number b').textContent")
+    assert f"{100 * float(rows[0][2]):.1f}" == shown
+    head, *rows = csv.reader(io.StringIO(browser.saved("#difference-plot", "CSV")[1].decode()))
+    assert head == ["task", "difference", "low", "high"]
+    assert len(rows) == browser.evaluate("document.querySelectorAll('#difference-plot .value').length")
+    for figure in ("#accuracy-plot", "#difference-plot"):
+        image = Image.open(io.BytesIO(browser.saved(figure, "PNG")[1]))
+        height = browser.evaluate(f"document.querySelector('{figure} .chart').viewBox.baseVal.height")
+        assert image.size == (3 * (460 + 24), 3 * (height + 3 * 16 + 24))  # a line for each checkpoint
+    assert browser.complaints == []

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.hostile.checks import Outline
+from tests.pages.columns import unexplained_columns
 from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.commands import report
 from vgpo.data.fingerprint import fingerprint
@@ -92,6 +93,11 @@ def test_the_verdict_of_two_evaluations_is_their_difference() -> None:
     found = difference_verdict({"averages": [average], "tasks": tasks})
     assert found.headline == "B is 20.0 points above A on Overall accuracy [+10.0, +30.0] (2 tasks, paired)"
     assert found.tone == "gain"
+
+
+def test_every_column_of_numbers_has_a_tooltip(two: list[EvaluationFolder]) -> None:
+    assert unexplained_columns(page_of(two)) == []
+    assert unexplained_columns(page_of(two[:1])) == []
 
 
 def test_the_verdict_is_on_top(two: list[EvaluationFolder]) -> None:

@@ -218,16 +218,16 @@ def rows_of_set(
 ) -> QuestionSet:
     """The requested rows of a dataset, without responses."""
     source = PlainCheckpoint(checkpoint)
-    wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
+    requested = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
     prompts = load_prompts(
         data,
         template,
         toy_folder=folder,
         reading=reading,
-        limit=max(wanted) + 1,
+        limit=max(requested) + 1,
         forbidden=forbidden_tokens(source, processor_of(source), trust_remote_code=False),
     )
-    chosen = clip_rows(wanted, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
+    chosen = clip_rows(requested, len(prompts), f"{data} has {len(prompts)} rows", named=rows is not None)
     return QuestionSet(prompts.select(chosen), chosen)
 
 
@@ -240,8 +240,8 @@ def stored_of_run(checkpoint: str, template: str, rows: str | None) -> QuestionS
             f"{checkpoint!r} is not in a run folder, such as RUN/checkpoints/checkpoint-80, so there are "
             "no stored rollouts to look at. Name a dataset: --data FILE"
         )
-    wanted = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
-    return stored_questions(RunFolder.open(run), path.resolve(), template, wanted)
+    requested = list(range(NUM_ROWS)) if rows is None else parse_rows(rows)
+    return stored_questions(RunFolder.open(run), path.resolve(), template, requested)
 
 
 def processor_of(source: Any) -> ProcessorMixin:
@@ -266,16 +266,16 @@ def parse_rows(rows: str) -> list[int]:
     return list(numbers)
 
 
-def clip_rows(wanted: list[int], number: int, has: str, *, named: bool) -> list[int]:
+def clip_rows(requested: list[int], number: int, has: str, *, named: bool) -> list[int]:
     """The requested rows that exist.
 
     Raises:
         RecipeError: One that the user named is not.
     """
-    beyond = [row for row in wanted if row >= number]
+    beyond = [row for row in requested if row >= number]
     if beyond and named:
         raise RecipeError(f"--rows: there is no row {beyond[0]}: {has}, counted from 0")
-    return [row for row in wanted if row < number]
+    return [row for row in requested if row < number]
 
 
 def name_of(checkpoint: str) -> str:

@@ -38,7 +38,7 @@ def check_dataset(
     *,
     template: str = "plain",
     forbidden: Sequence[str] = (),
-    max_pictures: int | None = None,
+    max_images: int | None = None,
     progress: bool = True,
     faulty_rows: str = ERROR,
 ) -> datasets.Dataset:
@@ -52,11 +52,11 @@ def check_dataset(
     template: see `to_prompts`.
     forbidden: control tokens of the model's tokenizer, such as `<|im_end|>` and `<|image_pad|>`, which it recognises
     in any text; `<image>` and tokens of fewer than 3 characters remain allowed.
-    Images are decoded, in up to four threads (see `verify_image`): all of them, or the first `max_pictures`.
+    Images are decoded, in up to four threads (see `verify_image`): all of them, or the first `max_images`.
     Rows are counted from 0. progress: show a bar on a terminal, for 500 rows or more.
     faulty_rows: "drop" returns the valid rows, after a warning that counts and names the dropped ones.
     """
-    faults = find_faults(dataset, template=template, forbidden=forbidden, max_pictures=max_pictures, progress=progress)
+    faults = find_faults(dataset, template=template, forbidden=forbidden, max_images=max_images, progress=progress)
     return without_faulty(dataset, faults, faulty_rows, cannot="used")
 
 
@@ -65,7 +65,7 @@ def find_faults(
     *,
     template: str = "plain",
     forbidden: Sequence[str] = (),
-    max_pictures: int | None = None,
+    max_images: int | None = None,
     progress: bool = True,
 ) -> Iterator[Fault]:
     """The faults of `check_dataset` in row order, found while the rows are read. Arguments: see `check_dataset`.
@@ -76,7 +76,7 @@ def find_faults(
     check_columns(dataset, (PROBLEM, ANSWER, IMAGES))
     if len(dataset) == 0:
         raise no_row("the dataset")
-    return _faults(dataset, template_text(template), _pattern(forbidden), max_pictures, progress)
+    return _faults(dataset, template_text(template), _pattern(forbidden), max_images, progress)
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ def _faults(
     dataset: datasets.Dataset,
     template: str,
     forbidden: re.Pattern[str] | None,
-    max_pictures: int | None,
+    max_images: int | None,
     progress: bool,
 ) -> Iterator[Fault]:
     num_images = 0
     first_rows: dict[str, int] = {}
-    for row in _rows(dataset, max_pictures, progress):
+    for row in _rows(dataset, max_images, progress):
         for field, fault in _row_faults(row, template, forbidden, first_rows):
             yield Fault(row.number, f"field {field!r}: {fault}")
         for number, fault in row.image_faults:

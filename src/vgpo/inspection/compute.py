@@ -256,7 +256,7 @@ class Inspector:
         """Sampling seed of a batch, different for each ablation: otherwise answers would agree because of the seed."""
         return random.Random(f"{self.options.seed} {batch.questions[0].number} {ablation}").getrandbits(63)
 
-    def _answers(self, responses: Responses, golds: list[str]) -> list[dict[str, Any]]:
+    def _answers(self, responses: Responses, references: list[str]) -> list[dict[str, Any]]:
         """Tokens, text and verdict of each response."""
         tokenizer, ends = self.processor.tokenizer, set(self.decoding.eos_token_id)
         token_ids = [ids[mask].tolist() for ids, mask in zip(responses.ids, responses.mask, strict=True)]
@@ -269,7 +269,7 @@ class Inspector:
                 "correct": verdict,
                 "truncated": ends.isdisjoint(ids),
             }
-            for ids, text, verdict in zip(token_ids, texts, grade(texts, golds), strict=True)
+            for ids, text, verdict in zip(token_ids, texts, grade(texts, references), strict=True)
         ]
 
     def _measured(
@@ -315,9 +315,9 @@ class Inspector:
             if not places:
                 continue
             of_each = [prompt for i in places if (prompt := prompts[batch.owners[i]]) is not None]
-            golds = [batch.questions[batch.owners[i]].row["answer"] for i in places]
+            references = [batch.questions[batch.owners[i]].row["answer"] for i in places]
             seed = self._seed(batch, name)
-            answers = self._answers(respond(self.model, of_each, self.decoding, seed=seed), golds)
+            answers = self._answers(respond(self.model, of_each, self.decoding, seed=seed), references)
             for i, answer in zip(places, answers, strict=True):
                 found[i]["without"][name] = {key: answer[key] for key in AnswerRecord.model_fields}
         return found

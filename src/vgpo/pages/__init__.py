@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from vgpo.pages.tables import Column
 from vgpo.text import visible
 
 SHARED = Path(__file__).parent / "shared"  # styles and scripts of all pages
@@ -19,10 +20,10 @@ CHART_SCRIPTS = ("scales.js", "charts.js", "chart_controls.js", "downloads.js", 
 def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
     """Templates in which every `{{ value }}` is escaped, with what steers a line shown (`visible`).
 
-    Besides those of `loader` there is `components.jinja`, the parts that all pages share. Only what is marked as
-    `Markup` is put in as it is. A name that a template does not get is an error.
+    Besides those of `loader` there is `components.jinja`, the parts that all pages share, and `column`, a `Column`.
+    Only what is marked as `Markup` is put in as it is. A name that a template does not get is an error.
     """
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([loader, jinja2.FileSystemLoader(SHARED)]),
         autoescape=True,
         finalize=_shown,
@@ -30,6 +31,8 @@ def page_environment(loader: jinja2.BaseLoader) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["column"] = Column
+    return environment
 
 
 def embed_json(data: object) -> Markup:

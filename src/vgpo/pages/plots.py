@@ -1,6 +1,8 @@
-"""Axes of charts that are drawn without a script."""
+"""Charts that are drawn without a script: their axes and their values."""
 
 import math
+
+PlotValues = list[list[str | float | None]]  # rows of a downloaded chart, the names of its columns first
 
 
 def tick_step(reach: float, num_ticks: int) -> float:

@@ -156,7 +156,7 @@ def load_prompts(
     """
     dataset = read_dataset(source, toy_folder=toy_folder, reading=reading, limit=limit)
     dataset = check_dataset(
-        dataset, template=template, forbidden=forbidden, max_pictures=max_images, faulty_rows=reading.faulty_rows
+        dataset, template=template, forbidden=forbidden, max_images=max_images, faulty_rows=reading.faulty_rows
     )
     if max_prompt_length is not None:
         assert processor is not None

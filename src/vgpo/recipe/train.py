@@ -40,6 +40,7 @@ from vgpo.report.training import RunCallback
 from vgpo.rewards import RewardError, load_reward
 from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, folder_state, locked, resume_folder
+from vgpo.run.defaults import changed_defaults
 from vgpo.run.resuming import DESCRIPTION, evaluation_before
 from vgpo.terminal import draws_bars, from_here, say
 from vgpo.training.resuming import run_on_main_process
@@ -402,12 +403,13 @@ class OpenFolder(TrainerCallback):
         if config.process_index != 0:
             return
         start = {"seed": config.seed, "command": self.command}
+        defaults = changed_defaults([self.recipe.run, self.recipe.model], derived=[config])
         if resume is None:
-            RunFolder.create(self.folder.path, self._settings(), identity=self.identity, **start)
+            RunFolder.create(self.folder.path, self._settings(), identity=self.identity, defaults=defaults, **start)
         else:
             damaged = [name for name in DESCRIPTION if name in resume.damage.repaired]
             if damaged:
-                self.folder.write_description(self._settings(), only=damaged, **start)
+                self.folder.write_description(self._settings(), only=damaged, defaults=defaults, **start)
             self.folder.write_identity(self.identity)
             resume_folder(self.folder, resume.step, resume.state, changes=resume.record, **start)
         self.is_open = True

@@ -215,7 +215,7 @@ def rollout_lines(rollout: dict[str, Any], width: int, room: int) -> list[Text]:
     """The rollout in at most `room` lines: question, verdict, focus by position, and its tokens shaded by focus."""
     facts = [
         VERDICTS[rollout["correct"]],
-        f"expected {one_line(rollout['gold'][:width])}",
+        f"expected {one_line(rollout['reference'][:width])}",
         f"{rollout['num_tokens']} tokens",
     ]
     if rollout["advantage"] is not None:

@@ -224,12 +224,12 @@ def collect(folders: Sequence[RunFolder], summaries: Sequence[RolloutSummary]) -
         )
     ]
     charts = draw_charts(metrics)
-    commands = [folder.read_environment().command for folder in folders]
+    environments = [folder.read_environment() for folder in folders]
     return {
         "version": VERSION,
         "verdict": asdict(report_verdict(runs, held_out, charts)),
         "runs": runs,
-        "settings": settings_table(configs, commands),
+        "settings": settings_table(configs, [one.command for one in environments], environments[0].defaults),
         "charts": charts,
         "metrics": other_metrics(metrics, charted_metrics(charts, metrics)),
         "images": images,

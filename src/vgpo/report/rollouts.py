@@ -129,7 +129,7 @@ def rollout_entry(record: RolloutRecord) -> dict[str, Any]:
         "row": record.row,
         "correct": record.correct,
         "question": truncate(record.problem, MAX_TEXT_CHARACTERS),
-        "gold": truncate("" if record.answer is None else str(record.answer), MAX_TEXT_CHARACTERS),
+        "reference": truncate("" if record.answer is None else str(record.answer), MAX_TEXT_CHARACTERS),
         "images": [Path(name).stem for name in record.media],
         "tokens": [truncate(token, MAX_TOKEN_CHARACTERS) for token in record.tokens[:MAX_TOKENS]],
         "num_tokens": len(record.tokens),

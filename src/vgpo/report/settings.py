@@ -1,7 +1,7 @@
 """All settings of the runs of a report, those first that a reader asks for."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from vgpo.pages.texts import truncate
@@ -19,37 +19,57 @@ UNEXPLAINING = ("run_dir", "output_dir", "run_name", "logging_dir", "report_to",
 ABSENT = "—"
 
 
-def settings_table(configs: Sequence[Mapping[str, Any]], commands: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+COMMAND_LINE = "command line"
+DIFFERS = "differs"
+NOT_DEFAULT = "not the default"
+
+
+def settings_table(
+    configs: Sequence[Mapping[str, Any]], commands: Sequence[Sequence[str]], defaults: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Collect the settings of the runs.
 
     Args:
         configs: Settings of each run.
         commands: Command line of each run; empty if it is not known.
+        defaults: Of one run, the defaults of the settings that differ from them; empty if they are not known.
 
     Returns:
-        list of dicts: `name`; `values`, a text per run; `first`, whether it belongs at the top; `marked`, whether the
-        runs differ in it, or, of one run, whether the command line set it. Those at the top first, then those marked.
+        list of dicts: `name`; `values`, a text per run; `first`, whether it belongs at the top; `marked`, why it is
+        marked, empty if it is not: the runs differ in it, or, of one run, the command line set it, or it differs from
+        its default; `default`, a text, None where it is unknown or the value. Those at the top first, then those
+        marked.
     """
     flat = [flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
     given = options_of(commands[0]) if len(configs) == 1 else set()
+    known = flatten(defaults or {}) if len(configs) == 1 else {}
     rows = []
     for name in names:
         values = [config.get(name, ABSENT) for config in flat]
-        marked = name.split(".")[-1] not in UNEXPLAINING and (len(set(values)) > 1 or name in given)
-        rows.append(row(name, values, marked=marked))
+        rows.append(row(name, values, mark=mark_of(name, values, given, known), default=known.get(name)))
     if any(commands):
         lines = [shlex.join(words) or ABSENT for words in commands]
-        rows.append(row(COMMAND, lines, marked=len(set(lines)) > 1))
+        rows.append(row(COMMAND, lines, mark=DIFFERS if len(set(lines)) > 1 else ""))
     return sorted(rows, key=rank)
 
 
-def row(name: str, values: Sequence[str], *, marked: bool) -> dict[str, Any]:
+def mark_of(name: str, values: Sequence[str], given: Container[str], defaults: Container[str]) -> str:
+    """Why a setting is marked; empty if it is not."""
+    if name.split(".")[-1] in UNEXPLAINING:
+        return ""
+    if len(set(values)) > 1:
+        return DIFFERS
+    return COMMAND_LINE if name in given else NOT_DEFAULT if name in defaults else ""
+
+
+def row(name: str, values: Sequence[str], *, mark: str, default: str | None = None) -> dict[str, Any]:
     return {
         "name": truncate(name, MAX_NAME_CHARACTERS),
         "values": [truncate(value, MAX_VALUE_CHARACTERS) for value in values],
         "first": name in (*FIRST, COMMAND),
-        "marked": marked,
+        "marked": mark,
+        "default": None if default is None else truncate(default, MAX_VALUE_CHARACTERS),
     }
 
 

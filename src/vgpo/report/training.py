@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vgpo.report.live import LiveReport
 from vgpo.run import folder_state, resume_folder
+from vgpo.run.defaults import changed_defaults
 from vgpo.run.folder import RunFolder
 from vgpo.training.resuming import run_on_main_process
 
@@ -86,7 +87,8 @@ class OwnRunFolder(RunCallback):
             "model_name_or_path": trainer.model.name_or_path,
             "accuracy_reward": trainer.accuracy_reward,
         }
-        RunFolder.create(self.run_folder.path, settings, seed=args.seed, command=sys.argv)
+        defaults = changed_defaults([], derived=[args])
+        RunFolder.create(self.run_folder.path, settings, seed=args.seed, command=sys.argv, defaults=defaults)
 
 
 def keep_run_folder(trainer: Any, run_dir: str | Path) -> None:

@@ -46,7 +46,7 @@ class Grader:
 
     timeout: seconds for one symbolic check, > 0. memory_bytes: address-space limit of a worker (Linux; not possible on
     macOS). num_workers: maximum number of concurrent worker processes, at least 1, started and ended in each call.
-    second_opinion: also accept what math-verify finds equal, with both sides boxed and neither a word; more lenient
+    fallback_verifier: also accept what math-verify finds equal, with both sides boxed and neither a word; more lenient
     than the grader of VGPO's training. One call grades at a time. Safe to call from any thread, and in a forked
     process, which gets its own workers. Close it, or use it as a context manager. ImportError if math-verify is
     requested but not installed.
@@ -58,22 +58,22 @@ class Grader:
         timeout: float = 4.0,
         memory_bytes: int = 2 * 1024**3,
         num_workers: int = 2,
-        second_opinion: Literal["math-verify"] | None = None,
+        fallback_verifier: Literal["math-verify"] | None = None,
     ) -> None:
         if not timeout > 0:
             raise ValueError(f"timeout is {timeout}, expected seconds > 0")
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}, expected at least 1")
-        if second_opinion not in (None, "math-verify"):
-            raise ValueError(f"second_opinion is {second_opinion!r}, expected None or 'math-verify'")
-        if second_opinion and importlib.util.find_spec("math_verify") is None:
+        if fallback_verifier not in (None, "math-verify"):
+            raise ValueError(f"fallback_verifier is {fallback_verifier!r}, expected None or 'math-verify'")
+        if fallback_verifier and importlib.util.find_spec("math_verify") is None:
             raise ImportError(
-                "second_opinion needs math-verify, which is not installed: pip install 'vgpo[math-verify]'"
+                "fallback_verifier needs math-verify, which is not installed: pip install 'vgpo[math-verify]'"
             )
         self.timeout = timeout
         self.memory_bytes = memory_bytes
         self.num_workers = num_workers
-        self.second_opinion = second_opinion
+        self.fallback_verifier = fallback_verifier
         self.statistics = GraderStatistics()
         self._become_owner()
 
@@ -89,22 +89,22 @@ class Grader:
         """End the server process of the workers. The next symbolic check starts another one."""
         self._server.close()
 
-    def grade(self, predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
+    def grade(self, predictions: Sequence[str], references: Sequence[str | int]) -> list[bool]:
         r"""Whether the last `\boxed{}` of each prediction contains the reference answer of the same row.
 
-        predictions: complete responses. golds: reference answers, bare or in one `\boxed{}`; ints are converted to
-        text. A response without a closed, non-empty box is always wrong. TypeError for another type and ValueError for
-        an empty reference answer or unequal lengths, naming the row.
+        predictions: complete responses. references: answers, bare or in one `\boxed{}`; ints are converted to text.
+        A response without a closed, non-empty box is always wrong. TypeError for another type and ValueError for an
+        empty reference answer or unequal lengths, naming the row.
         """
         boxes = [_box_of(row, prediction) for row, prediction in enumerate(predictions)]
-        return self.grade_boxed(boxes, golds)
+        return self.grade_boxed(boxes, references)
 
-    def grade_boxed(self, answers: Sequence[str | None], golds: Sequence[str | int]) -> list[bool]:
+    def grade_boxed(self, answers: Sequence[str | None], references: Sequence[str | int]) -> list[bool]:
         """As `grade`, for the content of the last boxes; None for a response without one."""
-        _check_lengths(answers, golds)
+        _check_lengths(answers, references)
         pairs = [
             (answer and canonical_answer(answer), _as_reference(row, reference))
-            for row, (answer, reference) in enumerate(zip(answers, golds, strict=True))
+            for row, (answer, reference) in enumerate(zip(answers, references, strict=True))
         ]
         verdicts = [compare_text(answer, reference) for answer, reference in pairs]
         undecided = {
@@ -115,21 +115,21 @@ class Grader:
         symbolic = self._check_all(list(dict.fromkeys(undecided.values())))
         return [symbolic[undecided[row]] if verdict is None else verdict for row, verdict in enumerate(verdicts)]
 
-    def grade_verbatim(self, answers: Sequence[str], golds: Sequence[str]) -> list[bool]:
+    def grade_verbatim(self, answers: Sequence[str], references: Sequence[str]) -> list[bool]:
         """mathruler's verdict on each answer, from unchanged texts, without rules for letters, units or names.
 
         An empty answer is wrong, and so is one of more than `MAX_SYMBOLIC_LENGTH` characters that is not equal to the
-        reference answer. With `second_opinion`, math-verify is the fallback if mathruler says no.
+        reference answer. With `fallback_verifier`, math-verify is the fallback if mathruler says no.
 
         Args:
             answers: Contents of boxes.
-            golds: Reference answers without a box.
+            references: Reference answers without a box.
 
         Raises:
             ValueError: Unequal lengths.
         """
-        _check_lengths(answers, golds)
-        pairs = list(zip(answers, golds, strict=True))
+        _check_lengths(answers, references)
+        pairs = list(zip(answers, references, strict=True))
         unequal = dict.fromkeys((answer, reference) for answer, reference in pairs if answer and answer != reference)
         found = self._check_all(list(unequal), refuse=_is_too_long)
         return [found.get((answer, reference), bool(answer)) for answer, reference in pairs]
@@ -138,7 +138,7 @@ class Grader:
         """Create a lock and a server for this process."""
         self._owner = os.getpid()
         self._lock = threading.Lock()
-        self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.second_opinion is not None)
+        self._server = WorkerServer(self.timeout, self.memory_bytes, fallback=self.fallback_verifier is not None)
 
     def _check_all(self, pairs: Sequence[Pair], refuse: Callable[[str], bool] | None = None) -> dict[Pair, bool]:
         """One verdict per pair. Threads wait for workers that only process this batch.
@@ -217,12 +217,12 @@ def default_grader() -> Grader:
 @functools.cache
 def lenient_grader() -> Grader:
     """The grader of this process with math-verify as fallback. ImportError if it is not installed."""
-    return Grader(second_opinion="math-verify")
+    return Grader(fallback_verifier="math-verify")
 
 
-def grade(predictions: Sequence[str], golds: Sequence[str | int]) -> list[bool]:
+def grade(predictions: Sequence[str], references: Sequence[str | int]) -> list[bool]:
     """`Grader.grade` of `default_grader()`."""
-    return default_grader().grade(predictions, golds)
+    return default_grader().grade(predictions, references)
 
 
 def _box_of(row: int, prediction: object) -> str | None:
@@ -233,10 +233,10 @@ def _box_of(row: int, prediction: object) -> str | None:
     return extract_boxed(prediction)
 
 
-def _check_lengths(answers: Sequence[object], golds: Sequence[object]) -> None:
-    if len(answers) != len(golds):
+def _check_lengths(answers: Sequence[object], references: Sequence[object]) -> None:
+    if len(answers) != len(references):
         raise ValueError(
-            f"{len(answers)} predictions but {len(golds)} reference answers: pass one for each prediction"
+            f"{len(answers)} predictions but {len(references)} reference answers: pass one for each prediction"
         )
 
 

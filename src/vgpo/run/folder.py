@@ -14,6 +14,7 @@ from PIL import Image
 from vgpo.metric_names import with_current_names
 from vgpo.run.accuracy import accuracy_reward_of
 from vgpo.run.environment import code_diff, describe_environment, hide_secrets
+from vgpo.run.outputs import OLD_INTERRUPTED
 from vgpo.run.records import Environment, Finished, Interrupted, MetricsLine, Resume, Saved, Scores
 from vgpo.run.rollout_log import RolloutLog
 from vgpo.run.storage import (
@@ -43,7 +44,7 @@ SUMMARY = "train_runtime"  # a key of the line that a trainer logs when it ends,
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the files of one run are. The names do not change between versions."""
+    """Where the files of one run are. A name that changes is still read."""
 
     path: Path
 
@@ -91,7 +92,9 @@ class RunPaths:
 
     @property
     def interrupted_path(self) -> Path:
-        return self.path / "broken_off.json"
+        """Versions before 0.2 called it `OLD_INTERRUPTED`; such a file is read, and a resume removes it."""
+        old = self.path / OLD_INTERRUPTED
+        return old if old.is_file() else self.path / "interrupted.json"
 
     @property
     def finished_path(self) -> Path:
@@ -130,6 +133,7 @@ class RunFolder(RunPaths):
         seed: int,
         command: Sequence[str],
         identity: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Start a run folder: run_identity.json, environment.json, code.diff and config.yaml.
 
@@ -139,6 +143,7 @@ class RunFolder(RunPaths):
             seed: seed of the run.
             command: the words of the command line.
             identity: values that must be unchanged when the run is resumed before its first checkpoint.
+            defaults: of the settings that differ from them (`vgpo.run.defaults.changed_defaults`).
 
         Raises:
             RunFolderError: the folder already contains a run, or cannot be written.
@@ -152,16 +157,25 @@ class RunFolder(RunPaths):
                 f"{folder.images_path} could not be created: {error.strerror}. Choose another output folder."
             ) from error
         folder.write_identity(identity or {})
-        folder.write_description(config, seed=seed, command=command)
+        folder.write_description(config, seed=seed, command=command, defaults=defaults)
         return folder
 
     def write_description(
-        self, config: Mapping[str, Any], *, seed: int, command: Sequence[str], only: Sequence[str] = ()
+        self,
+        config: Mapping[str, Any],
+        *,
+        seed: int,
+        command: Sequence[str],
+        defaults: Mapping[str, Any] | None = None,
+        only: Sequence[str] = (),
     ) -> None:
         """Write environment.json, code.diff and, last, config.yaml; or `only` those of them."""
         resolved = hide_secrets(plain(config, other=str))
+        changed = hide_secrets(plain(defaults or {}, other=str))
         contents = {
-            self.environment_path: lambda: to_json(describe_environment(seed, command), indent=2) + b"\n",
+            self.environment_path: lambda: (
+                to_json({**describe_environment(seed, command), "defaults": changed}, indent=2) + b"\n"
+            ),
             self.path / "code.diff": lambda: code_diff().encode("utf-8"),
             self.config_path: lambda: yaml.safe_dump(resolved, sort_keys=False).encode("ascii"),
         }

@@ -4,12 +4,13 @@ from pathlib import Path
 
 from vgpo.run.storage import RunFolderError
 
+OLD_INTERRUPTED = "broken_off.json"  # interrupted.json in versions before 0.2
 OWN_FOLDERS = ("checkpoints", "images", "data")
 # Of `vgpo train`, and of a study's run.
 OWN_FILES = (
     "config.yaml", "environment.json", "code.diff", "metrics.jsonl", "rollouts.jsonl", "resumes.jsonl",
-    "evaluation.json", "parity.json", "run_identity.json", "newest_checkpoint.json", "broken_off.json",
-    "finished.json", "rollouts_dropped.json", ".lock", "recipe.yaml", "probe.json", "usage.json", "done.json",
+    "evaluation.json", "parity.json", "run_identity.json", "newest_checkpoint.json", "interrupted.json",
+    OLD_INTERRUPTED, "finished.json", "rollouts_dropped.json", ".lock", "recipe.yaml", "probe.json", "usage.json", "done.json",
     "log.txt",
 )  # fmt: skip
 

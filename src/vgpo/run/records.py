@@ -25,6 +25,8 @@ class Environment(RunRecord):
     started: str
     command: list[str] = Field(default_factory=list)
     """The words of the command line; runs of other programs may have none."""
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    """Defaults of the settings that differ from them; empty in runs of older versions."""
 
 
 class Resume(RunRecord):
@@ -44,7 +46,7 @@ class Finished(RunRecord):
 
 
 class Interrupted(RunRecord):
-    """broken_off.json."""
+    """interrupted.json."""
 
     step: int
     time: float

@@ -76,23 +76,26 @@ TRAINING_COLUMNS = (
 
 @dataclass(frozen=True)
 class GroundingColumn:
-    """A column of the second table: `factor` times a column of the rows, with so many decimals."""
+    """A column of the second table: `factor` times a column of the rows, with so many decimals, and what it is."""
 
     column: str
     heading: str
     digits: int
     factor: float
+    about: str
 
 
+SHARE = "Share of held-out questions answered correctly, greedily,"
+RATIO = "Mean focus ρ of the last half of a response over that of its first half; sampled responses that are {}"
 # Visual grounding: accuracy without the image, and focus along the response.
 GROUNDING_COLUMNS = (
-    GroundingColumn("accuracy_true", "true image, %", 1, 100),
-    GroundingColumn("accuracy_blank", "black image, %", 1, 100),
-    GroundingColumn("accuracy_other", "another image, %", 1, 100),
-    GroundingColumn("late_early_correct", "late / early, correct", 3, 1),
-    GroundingColumn("late_early_wrong", "late / early, wrong", 3, 1),
-    GroundingColumn("length", "length", 1, 1),
-    GroundingColumn("entropy", "entropy", 3, 1),
+    GroundingColumn("accuracy_true", "true image, %", 1, 100, f"{SHARE} with its image"),
+    GroundingColumn("accuracy_blank", "black image, %", 1, 100, f"{SHARE} with a black image of the same size"),
+    GroundingColumn("accuracy_other", "another image, %", 1, 100, f"{SHARE} with the image of the next question"),
+    GroundingColumn("late_early_correct", "late / early, correct", 3, 1, RATIO.format("correct")),
+    GroundingColumn("late_early_wrong", "late / early, wrong", 3, 1, RATIO.format("wrong")),
+    GroundingColumn("length", "length", 1, 1, "Tokens of a sampled response"),
+    GroundingColumn("entropy", "entropy", 3, 1, "Entropy of the next token, in nats, mean over sampled responses"),
 )
 
 
@@ -100,7 +103,11 @@ def grounding_columns(rows: Sequence[Row]) -> list[GroundingColumn]:
     """`GROUNDING_COLUMNS`, and one for each further held-out set of these rows."""
     prefix = "accuracy_on_"
     sets = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
-    return [*GROUNDING_COLUMNS, *(GroundingColumn(name, f"{name.removeprefix(prefix)}, %", 1, 100) for name in sets)]
+    further = [(column, column.removeprefix(prefix)) for column in sets]
+    return [
+        *GROUNDING_COLUMNS,
+        *(GroundingColumn(column, f"{name}, %", 1, 100, f"{SHARE} of the set {name}") for column, name in further),
+    ]
 
 
 # How the figures of the two tables are computed.

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import PackageLoader
 
 from vgpo.pages import SHARED, embed_json, inlined, page_environment
-from vgpo.pages.plots import tick_step
+from vgpo.pages.plots import PlotValues, tick_step
 from vgpo.pages.texts import fixed, percent, points, truncate
 from vgpo.pages.verdict import Verdict, chance_note, difference_sentence, quoted, tone_of
 from vgpo.run.storage import RunFolderError, write_file
@@ -16,9 +16,11 @@ from vgpo.suite.comparison import MAX_EVALUATIONS, MAX_NAME_CHARACTERS, NUM_ROWS
 from vgpo.suite.folder import EvaluationFolder
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "tables.js", "tokens.js", "answers.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", "downloads.js", "tokens.js", "answers.js")
 LETTERS = "AB"
 EMBEDDED = ("rows", "images", "several_samples")  # what the page's script draws
+ACCURACY = ("accuracy", "low", "high")
+DIFFERENCE = ("difference", "low", "high")
 NUM_TICKS = 2  # on each side of 0, at least
 
 
@@ -101,6 +103,7 @@ def render_evaluations(data: Mapping[str, Any]) -> str:
     embedded |= {
         "titles": {task["name"]: task["title"] for task in data["tasks"]},
         "num_evaluations": len(data["evaluations"]),
+        "plots": plot_values(data),
     }
     scripts = [*(SHARED / name for name in SHARED_SCRIPTS), TEMPLATES / "rows.js"]
     return environment.get_template("evaluation.html.jinja").render(
@@ -167,6 +170,20 @@ def difference_plot(data: Mapping[str, Any]) -> Plot | None:
     step = tick_step(reach, NUM_TICKS)
     ticks = [number * step for number in range(-int(reach / step), int(reach / step) + 1)]
     return Plot(-1.05 * reach, 1.05 * reach, tuple(ticks), len(found))
+
+
+def plot_values(data: Mapping[str, Any]) -> dict[str, PlotValues]:
+    """The values of each chart, by the id of its figure."""
+    shown = [*data["tasks"], *data["averages"]]
+    scores = [
+        (one["title"], letter, score) for one in shown for letter, score in zip(LETTERS, one["scores"], strict=False)
+    ]
+    accuracies = [[title, letter, *map(score.get, ACCURACY)] for title, letter, score in scores if score]
+    plots: dict[str, PlotValues] = {"accuracy-plot": [["task", "checkpoint", *ACCURACY], *accuracies]}
+    changes = [[one["title"], *map(one["difference"].get, DIFFERENCE)] for one in shown if one["difference"]]
+    if changes:
+        plots["difference-plot"] = [["task", *DIFFERENCE], *changes]
+    return plots
 
 
 def p_value(p: float | None) -> str:

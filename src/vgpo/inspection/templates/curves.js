@@ -63,7 +63,14 @@ function ratioFigure(model, index, xRange) {
       ...stackedDots(found.values.map(x), y),
       shape("line", { class: "median", x1: median, x2: median, y1: y - 25, y2: y + 25 })));
   });
-  return element("figure", {}, element("figcaption", {}, swatch(index), visible(model.name)), svg);
+  const tools = downloadTools({ id: label, title: label, svg, legend: () => [], table: () => ratioTable(model.outcomes) });
+  return element("figure", {}, element("figcaption", {}, swatch(index), visible(model.name), tools), svg);
+}
+
+function ratioTable(outcomes) {
+  const rows = ["correct", "wrong"]
+    .flatMap((outcome) => (outcomes[outcome].late_early?.values ?? []).map((value) => [outcome, value]));
+  return [["outcome", "late / early"], ...rows];
 }
 
 function stackedDots(xs, y) {

@@ -28,8 +28,8 @@ function pane(question, rollouts, first) {
 }
 
 function paneParts(question, rollout, rollouts, change) {
-  const mapped = rollout.map === null ? null : new MappedPictures(question);
-  const pictures = mapped === null ? plainPictures(question) : mapped.node;
+  const mapped = rollout.map === null ? null : new MappedImages(question);
+  const images = mapped === null ? plainImages(question) : mapped.node;
   const measure = measureOf(rollout, view.measure);
   const strip = tokenStrip(measure, rollout.gate);
   const readout = element("div", { class: "token-readout", "aria-live": "polite" });
@@ -46,7 +46,7 @@ function paneParts(question, rollout, rollouts, change) {
     ? element("div", { class: "key" }, absence(question, view.measure)) : shadeKey(measure);
   const words = element("div", { class: "words" }, facts(rollout), key, ...(strip ? [strip] : []), text, readout);
   rollout.repaint = () => paintMap(rollout, mapped);
-  return [paneHead(rollout, rollouts, change), element("div", { class: "parts" }, pictures, words)];
+  return [paneHead(rollout, rollouts, change), element("div", { class: "parts" }, images, words)];
 }
 
 // The page opens at the token that is nearest to the image.
@@ -77,7 +77,7 @@ function paneHead(rollout, rollouts, change) {
   const answered = rollout.predicted === null ? "no answer" : element("b", {}, visible(rollout.predicted));
   const limit = rollout.truncated ? " · cut at the token limit" : "";
   const head = element("header", {}, element("h3", {}, swatch(rollout.model), visible(model.name)),
-    element("p", { class: "gold" }, verdict(rollout.correct), " · answered ", answered, limit));
+    element("p", { class: "reference" }, verdict(rollout.correct), " · answered ", answered, limit));
   if (rollouts.length > 1) head.append(sampleChoice(rollout, rollouts, change));
   return head;
 }

@@ -73,7 +73,7 @@ function cellName(cell, question) {
 }
 
 // All images of a question, each beside a copy with the map of a rollout over it.
-class MappedPictures {
+class MappedImages {
   constructor(question) {
     this.question = question;
     this.cells = questionCells(question);
@@ -83,17 +83,17 @@ class MappedPictures {
     this.peak = null;
     this.frames = question.images.map((image, i) => this.frame(image, i));
     const row = element("div", { class: "row" }, ...this.frames.map(({ figure }) => figure));
-    this.node = element("div", { class: "pictures" }, row, this.key, this.readout);
+    this.node = element("div", { class: "images" }, row, this.key, this.readout);
   }
 
   frame(image, i) {
     const viewBox = `0 0 ${image.width} ${image.height}`;
     const svg = shape("svg", { class: "overlay", viewBox, preserveAspectRatio: "none", role: "img", tabindex: "0" });
-    const shaded = pictureImage(image.data, image, i);
+    const shaded = imageElement(image.data, image, i);
     shaded.alt = ""; // the overlay has a label of its own
     const figure = element("figure", { class: "pair" },
-      element("div", { class: "picture plain" }, pictureImage(image.data, image, i)),
-      element("div", { class: "picture" }, shaded, svg));
+      element("div", { class: "image-box plain" }, imageElement(image.data, image, i)),
+      element("div", { class: "image-box" }, shaded, svg));
     const frame = { svg, figure, rects: new Map(), labels: new Map() };
     const grids = gridChoices(this.question.grids.filter((grid) => grid.image === i));
     if (grids.length > 0) this.lay(frame, grids[0][1]);
@@ -204,10 +204,10 @@ function besides(cells, shown, at, key) {
 }
 
 // Images of a rollout that has no map.
-function plainPictures(question) {
+function plainImages(question) {
   const note = question.images.length > 0
     ? "This response has no map of its patches." : "A question without an image.";
   const row = element("div", { class: "row" }, ...question.images.map((image, i) =>
-    element("figure", {}, element("div", { class: "picture" }, pictureImage(image.data, image, i)))));
-  return element("div", { class: "pictures" }, row, element("p", { class: "empty" }, note));
+    element("figure", {}, element("div", { class: "image-box" }, imageElement(image.data, image, i)))));
+  return element("div", { class: "images" }, row, element("p", { class: "empty" }, note));
 }

@@ -9,7 +9,7 @@ const ORDERS = {
 };
 // `samples`: which one of each model is asked for, where it is not the first that meets the filters.
 const view = { measure: "similarity", map: "token", scale: "token", question: null, samples: {} };
-const wanted = { outcome: "all", model: null, kind: null, low: -Infinity, high: Infinity, text: "", order: "data" };
+const requested = { outcome: "all", model: null, kind: null, low: -Infinity, high: Infinity, text: "", order: "data" };
 
 function byDifference(a, b) {
   const size = (question, name) => Math.abs(question.difference[name] ?? 0);
@@ -23,7 +23,7 @@ function leastRatio(question) {
 function drawQuestions() {
   if (document.getElementById("questions") === null) return Promise.resolve();
   const compared = DATA.models.length > 1;
-  wanted.order = compared ? "differ" : "data";
+  requested.order = compared ? "differ" : "data";
   const outcomes = compared ? [...OUTCOMES, ["differ", "≠ Differ"]] : OUTCOMES;
   choices(document.getElementById("outcome-choice"), outcomes, "all", (outcome) => filter({ outcome }));
   const attention = DATA.questions.some(({ rollouts }) => rollouts.some((rollout) => rollout.attention !== null));
@@ -66,31 +66,31 @@ function listenToStrength() {
   set();
 }
 
-function rolloutWanted(rollout, question) {
-  if (wanted.model !== null && rollout.model !== wanted.model) return false;
-  if (wanted.outcome === "differ" && !question.difference.correct) return false;
-  if (wanted.outcome === "correct" && !rollout.correct) return false;
-  if (wanted.outcome === "wrong" && rollout.correct) return false;
-  if (wanted.low === -Infinity && wanted.high === Infinity) return true;
+function rolloutRequested(rollout, question) {
+  if (requested.model !== null && rollout.model !== requested.model) return false;
+  if (requested.outcome === "differ" && !question.difference.correct) return false;
+  if (requested.outcome === "correct" && !rollout.correct) return false;
+  if (requested.outcome === "wrong" && rollout.correct) return false;
+  if (requested.low === -Infinity && requested.high === Infinity) return true;
   const ratio = rollout.late_early_ratio;
-  return ratio !== null && ratio >= wanted.low && ratio <= wanted.high;
+  return ratio !== null && ratio >= requested.low && ratio <= requested.high;
 }
 
 function hasText(question) {
   const responses = () => question.rollouts.map((rollout) => rollout.tokens.join(""));
   question.searched ??= [question.problem, question.answer, ...responses()].join("\n").toLowerCase();
-  return question.searched.includes(wanted.text);
+  return question.searched.includes(requested.text);
 }
 
-function questionWanted(question) {
-  return (wanted.kind === null || question.kind === wanted.kind) && hasText(question)
-    && question.rollouts.some((rollout) => rolloutWanted(rollout, question));
+function questionRequested(question) {
+  return (requested.kind === null || question.kind === requested.kind) && hasText(question)
+    && question.rollouts.some((rollout) => rolloutRequested(rollout, question));
 }
 
 function filter(change) {
-  Object.assign(wanted, change);
+  Object.assign(requested, change);
   const list = document.getElementById("question-list");
-  const shown = DATA.questions.filter(questionWanted).sort(ORDERS[wanted.order][1]);
+  const shown = DATA.questions.filter(questionRequested).sort(ORDERS[requested.order][1]);
   document.getElementById("count").textContent = `${shown.length} of ${DATA.questions.length} questions`;
   list.replaceChildren(...shown.map((question) => listEntry(question)));
   if (shown.length === 0) list.append(element("li", { class: "empty" }, "None match these filters."));
@@ -148,7 +148,7 @@ function redraw(change) {
 
 function shownRollout(question, rollouts) {
   return rollouts.find(({ model, sample }) => view.samples[model] === sample)
-    ?? rollouts.find((rollout) => rolloutWanted(rollout, question)) ?? rollouts[0];
+    ?? rollouts.find((rollout) => rolloutRequested(rollout, question)) ?? rollouts[0];
 }
 
 function repaintMaps(change) {

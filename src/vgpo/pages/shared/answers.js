@@ -1,4 +1,4 @@
-// An answer to a question: its verdict in words, and the whole response, folded.
+// An answer to a question: its verdict in words, and the full response, folded.
 
 function isUnboxed(answer) {
   return answer.predicted === null && !answer.oversized;

@@ -66,7 +66,7 @@ class MetricChart {
 }
 
 function chartHead(chart, remove) {
-  const tools = downloadTools(chart);
+  const tools = lineTools(chart);
   if (remove !== null) tools.append(toolButton("✕", "Remove the chart", chart.chart.title, remove));
   return element("figcaption", {}, element("span", {}, visible(chart.chart.title)), tools);
 }

@@ -57,7 +57,7 @@ function definitions(entries) {
 }
 
 // Image `i` of a question; one of few pixels is shown larger.
-function pictureImage(src, { width, height }, i) {
+function imageElement(src, { width, height }, i) {
   const alt = `Image ${i + 1} of the question`;
   return element("img", { src, width, height, alt, class: width <= 160 ? "small" : "" });
 }

@@ -25,6 +25,6 @@ function positionFigure(caption, note, label, index, lines, scale, yRange, unit)
   }
   const series = lines.map(({ values, low, high }, run) => ({ run, steps: centres, values, low, high }));
   const chart = { id: label, title: label, x_name: "percent of the response", series };
-  caption.append(downloadTools({ chart, svg, nameOf: (line) => lines[line].outcome, legend: false }));
+  caption.append(lineTools({ chart, svg, nameOf: (line) => lines[line].outcome }, () => []));
   return element("figure", {}, caption, element("p", {}, note), svg);
 }

@@ -14,7 +14,7 @@ function verdict(correct) {
 }
 
 function expectedAnswer(answer, ...about) {
-  return element("p", { class: "gold" }, "Expected ", element("b", {}, visible(answer)), " · ", ...about);
+  return element("p", { class: "reference" }, "Expected ", element("b", {}, visible(answer)), " · ", ...about);
 }
 
 function extent(values) {

@@ -54,7 +54,7 @@ function questionCard(entry, { is_paired: paired }) {
   const answers = paired ? [["before training", entry.before], ["after training", entry.after]] : [["", entry.after]];
   return element("li", { class: "row" }, element("div", {}, facts,
     element("p", { class: "question" }, questionText(entry.problem)),
-    element("p", { class: "gold" }, "Expected ", element("b", {}, visible(entry.answer))),
+    element("p", { class: "reference" }, "Expected ", element("b", {}, visible(entry.answer))),
     element("div", { class: paired ? "answers two" : "answers" },
       ...answers.map(([when, answer]) => givenAnswer(when, answer)))));
 }

@@ -30,7 +30,7 @@ function groupsOf(run) {
 
 function hasRolloutText(group) {
   return group.some((rollout) => {
-    rollout.searched ??= [rollout.question, rollout.gold, rollout.tokens.join("")].join("\n").toLowerCase();
+    rollout.searched ??= [rollout.question, rollout.reference, rollout.tokens.join("")].join("\n").toLowerCase();
     return rollout.searched.includes(rolloutView.text);
   });
 }
@@ -60,7 +60,7 @@ function groupParts(group) {
   const [first] = group;
   const head = element("div", { class: "group-head" }, images(first), element("div", {},
     element("p", { class: "question" }, questionText(first.question)),
-    expectedAnswer(first.gold, `row ${first.row}`)));
+    expectedAnswer(first.reference, `row ${first.row}`)));
   const { outcome } = rolloutView;
   const shown = group.filter(({ correct }) => outcome === "all" || correct === (outcome === "correct"));
   const cards = shown.map((rollout) => rolloutCard(rollout, group.indexOf(rollout) + 1));
@@ -74,14 +74,14 @@ function rolloutCard(rollout, number) {
 }
 
 function images(rollout) {
-  const column = element("div", { class: "pictures" });
+  const column = element("div", { class: "images" });
   rollout.images.forEach((name, i) => {
     const image = DATA.images[name];
     if (image === null) {
       column.append(element("p", { class: "empty" }, "This image is no longer in the run folder."));
       return;
     }
-    column.append(pictureImage(image.uri, image, i));
+    column.append(imageElement(image.uri, image, i));
   });
   if (rollout.images.length === 0) column.append(element("p", { class: "empty" }, "A question without an image."));
   return column;

@@ -19,7 +19,7 @@ const OUTCOME_NAMES = SEVERAL
     both: "both right", neither: "both wrong", first: "only A right", second: "only B right",
     right: "right", wrong: "wrong",
   };
-const wanted = { task: "", category: "", verdict: "", truncated: false, unboxed: false, text: "" };
+const requested = { task: "", category: "", verdict: "", truncated: false, unboxed: false, text: "" };
 
 function drawRows() {
   if (document.getElementById("rows") === null) return;
@@ -39,7 +39,7 @@ function drawRows() {
 }
 
 function categories() {
-  const rows = DATA.rows.filter((row) => wanted.task === "" || row.task === wanted.task);
+  const rows = DATA.rows.filter((row) => requested.task === "" || row.task === requested.task);
   return [...new Set(rows.map((row) => row.category))].filter((category) => category !== null).sort();
 }
 
@@ -50,21 +50,21 @@ function fillCategories() {
 }
 
 function filter(change) {
-  Object.assign(wanted, change);
-  const shown = DATA.rows.filter(isWanted);
+  Object.assign(requested, change);
+  const shown = DATA.rows.filter(isRequested);
   document.getElementById("count").textContent = `${shown.length} of the ${DATA.rows.length} rows on this page`;
   document.getElementById("rows").replaceChildren(...shown.map((row) => (row.card ??= card(row))));
   document.getElementById("no-rows").hidden = shown.length > 0;
 }
 
-function isWanted(row) {
+function isRequested(row) {
   const given = () => row.answers.flat();
-  return (wanted.task === "" || row.task === wanted.task)
-    && (wanted.category === "" || row.category === wanted.category)
-    && (wanted.verdict === "" || row.outcome === wanted.verdict)
-    && (!wanted.truncated || given().some((answer) => answer.truncated))
-    && (!wanted.unboxed || given().some(isUnboxed))
-    && (wanted.text === "" || searchedText(row).includes(wanted.text));
+  return (requested.task === "" || row.task === requested.task)
+    && (requested.category === "" || row.category === requested.category)
+    && (requested.verdict === "" || row.outcome === requested.verdict)
+    && (!requested.truncated || given().some((answer) => answer.truncated))
+    && (!requested.unboxed || given().some(isUnboxed))
+    && (requested.text === "" || searchedText(row).includes(requested.text));
 }
 
 function searchedText(row) {
@@ -81,14 +81,14 @@ function card(row) {
   const given = row.answers.map((answers, place) => answerOf(row, answers, place)).filter((one) => one !== null);
   const body = element("div", {}, facts,
     element("p", { class: "question" }, questionText(row.problem)),
-    element("p", { class: "gold" }, "Expected ", element("b", {}, visible(row.answer))),
+    element("p", { class: "reference" }, "Expected ", element("b", {}, visible(row.answer))),
     element("div", { class: COMPARED ? "answers two" : "answers" }, ...given));
   return row.images.length === 0 ? element("li", { class: "row" }, body)
     : element("li", { class: "row with-images" }, images(row), body);
 }
 
 function images(row) {
-  const column = element("div", { class: "pictures" });
+  const column = element("div", { class: "images" });
   row.images.forEach((place, i) => {
     if (place === null) {
       column.append(element("p", { class: "empty" }, "This image cannot be read."));
@@ -122,6 +122,7 @@ function answerOf(row, answers, place) {
   return box;
 }
 
+addDownloads();
 drawRows();
 stackTables();
 document.documentElement.dataset.drawn = "yes";

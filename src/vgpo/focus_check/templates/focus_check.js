@@ -1,0 +1,2 @@
+addDownloads();
+document.documentElement.dataset.drawn = "yes";
