@@ -70,7 +70,7 @@ def differences(steps: Sequence[Row], runs: Sequence[Row]) -> str:
     """From the base, in points."""
     columns = {"accuracy, 1 to 10": in_steps(steps, "accuracy", 1, 10)}
     for name in runs[0]:
-        if name.startswith("accuracy_on_"):
+        if name.startswith("accuracy_on_") and runs[0][name]:  # settings may have different held-out sets
             of_method: dict[str, BySeed] = defaultdict(dict)
             for row in runs:
                 of_method[row["method"]][int(row["seed"])] = float(row[name])

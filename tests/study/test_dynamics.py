@@ -26,6 +26,15 @@ def test_differences_are_paired_by_seed():
     assert row.startswith("| vgpo | +15.0 [+10.4, +19.6], p 0.500 | +0.0 ")
 
 
+def test_held_out_sets_of_other_settings_have_no_column():
+    runs = [
+        {"method": m, "seed": s, "accuracy_on_x": "0.25", "accuracy_on_of_another_setting": ""}
+        for m in ("dapo", "vgpo") for s in ("0", "1")
+    ]  # fmt: skip
+    heads, *_ = differences(STEPS, runs).splitlines()
+    assert heads.endswith("| accuracy, 1 to 10 | x |")
+
+
 def test_accuracy_at_equal_tokens_reads_no_step_beyond_them():
     accuracies = [0.0, 0.1, 0.2, 0.3, 0.4, 0.9]
     run = [{**step("dapo", 0, i, one), "tokens": str(10 * i)} for i, one in enumerate(accuracies, start=1)]
