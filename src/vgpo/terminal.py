@@ -18,6 +18,9 @@ STAND_INS = dict(zip("·…─█░▣✓✗↵▁▂▃▄▅▆▇", "-~-#.#+
 STAND_INS |= {chr(0x2800 + dots): "*" if dots else " " for dots in range(256)}
 
 
+FILE_WIDTH = 400  # columns; a table of a study takes about 200
+
+
 class KeptOutput(io.FileIO):
     """The descriptor of a standard stream, which takes every write: what cannot be written is lost without an error.
 
@@ -43,6 +46,14 @@ class KeptText(io.TextIOWrapper):
 
     def close(self) -> None:
         self.flush()
+
+
+def table_console() -> Console:
+    """A console for wide tables. A file or a pipe has no width, so that its tables are not cut at 80 columns."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def keep_printing() -> KeptOutput | None:

@@ -21,7 +21,7 @@ from vgpo.study.folder import StudyRun
 from vgpo.study.jobs import Workers, folder_of, unfinished
 from vgpo.study.outputs import terminal_tables, write_outputs
 from vgpo.study.results import RunKey, study_data
-from vgpo.terminal import say
+from vgpo.terminal import say, table_console
 from vgpo.text import visible
 
 ERRORS = (StudyError, RecipeError, DataError, EvaluationError, RunFolderError)
@@ -38,7 +38,7 @@ def run(study_file: Path, *, out: Path | None, jobs: int) -> bool:
         SystemExit: A signal ended it; the running trainings have saved their step, and the finished runs are drawn.
     """
     quiet_libraries()
-    console = Console()
+    console = table_console()
     study = load_study(study_file)
     if jobs > 1 and any(planned.launch for planned in study.runs):
         raise StudyError(f"{study_file}: --jobs {jobs}, expected 1: a run that is launched takes all GPUs")

@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from vgpo.data import DataError, Reading
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.evaluation.protocols import protocol_named
 from vgpo.recipe.errors import RecipeError
 from vgpo.run import RunFolderError
 from vgpo.suite.choices import check_runner, default_folder, requested_tasks
-from vgpo.terminal import say
+from vgpo.terminal import say, table_console
 from vgpo.vllm.prompts import EngineError
 
 ERRORS = (EvaluationError, RecipeError, DataError, RunFolderError, EngineError, ImportError)
@@ -56,6 +54,6 @@ def run(
         out=out or default_folder(checkpoint, protocol),
         **options,
     )
-    console = Console()
+    console = table_console()
     evaluate_suite(request, console)
     say(console, f"answers, scores and logs: {request.out}")

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
-
 from vgpo.evaluation.errors import EvaluationError
 from vgpo.run import RunFolderError
 from vgpo.run.storage import write_file
 from vgpo.suite.folder import EvaluationFolder
 from vgpo.suite.scoreboard import legend, read_scoreboard, scoreboard_csv, scoreboard_table
-from vgpo.terminal import say
+from vgpo.terminal import say, table_console
 
 ERRORS = (EvaluationError, RunFolderError)
 
@@ -23,7 +21,7 @@ def run(folders: list[Path], csv: Path | None) -> None:
     board = read_scoreboard([EvaluationFolder.open(folder) for folder in folders])
     if csv is not None:
         write_file(csv, scoreboard_csv(board).encode("utf-8"))
-    console = Console()
+    console = table_console()
     console.print(scoreboard_table(board))
     for line in legend(board):
         say(console, line)
