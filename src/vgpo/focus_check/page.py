@@ -15,7 +15,7 @@ from vgpo.pages.texts import date, fixed, percent, truncate
 from vgpo.pages.verdict import Tone, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "downloads.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", "downloads.js")
 MAX_NAME_CHARACTERS = 200
 CORRELATION = "Correlation, −1 to 1,"
 WITHIN = "within groups that have right and wrong answers"
