@@ -15,7 +15,7 @@ from vgpo.pages.texts import date, fixed, percent, truncate
 from vgpo.pages.verdict import Tone, Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHARED_SCRIPTS = ("elements.js", "downloads.js")
+SHARED_SCRIPTS = ("elements.js", "tables.js", "downloads.js")
 MAX_NAME_CHARACTERS = 200
 CORRELATION = "Correlation, −1 to 1,"
 WITHIN = "within groups that have right and wrong answers"
@@ -250,7 +250,7 @@ def plot_values(measures: Measures) -> dict[str, PlotValues]:
 def curve_values(figures: StateFigures) -> PlotValues:
     head = [name + end for name in ("right", "wrong") for end in ("", " (low)", " (high)")]
     sides = zip(figures.right_by_decile, figures.wrong_by_decile, strict=True)
-    rows = [
+    rows: PlotValues = [
         [10 * tenth + 5, *(value for one in pair for value in (one.value, one.low, one.high))]
         for tenth, pair in enumerate(sides)
     ]

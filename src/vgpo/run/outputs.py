@@ -10,8 +10,8 @@ OWN_FOLDERS = ("checkpoints", "images", "data")
 OWN_FILES = (
     "config.yaml", "environment.json", "code.diff", "metrics.jsonl", "rollouts.jsonl", "resumes.jsonl",
     "evaluation.json", "parity.json", "run_identity.json", "newest_checkpoint.json", "interrupted.json",
-    OLD_INTERRUPTED, "finished.json", "rollouts_dropped.json", ".lock", "recipe.yaml", "probe.json", "usage.json",
-    "done.json", "log.txt",
+    OLD_INTERRUPTED, "finished.json", "rollouts_dropped.json", ".lock", "recipe.yaml", "probe.json",
+    "usage.json", "done.json", "log.txt",
 )  # fmt: skip
 
 

@@ -1,2 +1,3 @@
 addDownloads();
+stackTables();
 document.documentElement.dataset.drawn = "yes";

@@ -2,8 +2,8 @@
 
 function stackTables() {
   for (const table of document.querySelectorAll(".scroll > table")) {
-    const heads = table.tHead === null ? [] : [...table.tHead.rows[0].cells].map(labelOf);
-    if (heads.length === 0) continue;
+    if (table.querySelectorAll("thead").length !== 1) continue; // a table in sections has a layout of its own
+    const heads = [...table.tHead.rows[0].cells].map(labelOf);
     table.classList.add("stacked");
     for (const row of [...table.tBodies].flatMap((body) => [...body.rows])) labelCells(row, heads);
   }
