@@ -51,6 +51,7 @@ def test_defaults_in_the_source_are_those_of_the_classes(host: str) -> None:
             assert ast.literal_eval(fields[one.name].default) == getattr(one.default, "value", one.default)
             compared += 1
     assert compared > 200
+    assert fields["max_rollout_bytes"].default == "1024 ** 3"  # the value of a constant, not its name
 
 
 def test_every_field_has_a_description_and_those_with_names_list_them() -> None:

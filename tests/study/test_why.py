@@ -66,6 +66,8 @@ def test_a_signal_is_judged_at_the_token_and_at_the_one_before() -> None:
          "wrong: a row guessed"),
         ("What are the largest digits of rows 2 to 3?", "row 2: 7 4, 7. row 3: 1 2, 2.", False,
          "wrong: all rows read, a digit or a step is wrong"),
+        ("What are the largest digits of row 2?", "row 2: 7 4, 4.", False,
+         "wrong: all rows read, a digit or a step is wrong"),
         ("What is the sum of row 2?", "<think>row 2: 7 4 3, 11 13.</think>", False,
          "wrong: all rows read, a digit or a step is wrong"),
     ],

@@ -58,7 +58,8 @@ def test_answers_agree_with_image_and_words(setting, scans):
             assert [int(digit) for digit in digits.split()] == grid[int(row) - 1].tolist()
             if question.setting == "forgetting":
                 assert int(largest) == grid[int(row) - 1].max()
-    assert {question.setting for question in questions} == set(TaskSettings(setting=setting).strata)
+    drawn_from = {"image", "text", "misleading", "forgetting"} if setting == "mixed" else {setting}
+    assert {question.setting for question in questions} == set(TaskSettings(setting=setting).strata) == drawn_from
 
 
 def test_text_writes_all_rows_out_as_they_are_in_the_image(scans):
