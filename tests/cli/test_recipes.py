@@ -32,7 +32,7 @@ def test_every_packaged_file_is_listed_with_what_it_is() -> None:
     assert lines["one_gpu"] == ["accelerate", "One GPU, bfloat16 mixed precision"]
     assert lines["quickstart_dapo"][0] == "recipe"
     assert lines["adaptive_rivals"] == [  # its first sentence, not its second
-        "study", "The rivals on two starts of adaptive_forgetting.yaml and adaptive_mixed.yaml, after those two"
+        "study", "VGPO's rivals from the starting checkpoints of adaptive_forgetting.yaml and adaptive_mixed.yaml"
     ]  # fmt: skip
     assert lines["embedded"][0] == "study"
     assert len({one.name for one in packaged_files()}) == len(list(packaged_files()))

@@ -205,7 +205,7 @@ def test_a_plain_grpo_config_is_refused(make_trainer, model, processor):
 
 def test_a_sampler_that_mixes_prompts_is_caught(make_trainer):
     trainer = make_trainer()
-    with pytest.raises(RuntimeError, match=r"rows \[0, 0, 0, 1\], expected 4 rollouts of one prompt"):
+    with pytest.raises(RuntimeError, match=r"rows \[0, 0, 0, 1\], expected 4 adjacent rollouts of one prompt"):
         trainer._group_ids(torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]))
 
 
