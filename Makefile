@@ -35,8 +35,7 @@ test-wheel test-oldest test-newest test-vllm test-verl:
 
 # The site, without a warning, and the notebooks. The extra `docs` is not in requirements.lock: the rest is as locked.
 test-docs: .venv-docs/installed
-	.venv-docs/bin/mkdocs build --strict --quiet
-	.venv-docs/bin/python .ci/run_notebooks.py
+	$(PYTHON) .ci/test_environment.py docs
 
 .venv-docs/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv-docs

@@ -7,6 +7,7 @@ docs/tested_versions.md. The environment is removed afterwards, unless KEEP=1. N
 
 `.ci/test_environment.py verl --install-only` installs the environment, keeps it and tests nothing.
 `.ci/test_environment.py all --report FILE` writes the row of a run of all tests in .venv, from its JUnit file.
+`.ci/test_environment.py docs` builds the site and runs the notebooks in .venv-docs, and writes a row of the notebooks.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "tested_versions.md"
 ENVIRONMENTS = ("wheel", "oldest", "newest", "vllm", "verl")
+IN_PLACE = ("all", "docs")  # environments that make has built from requirements.lock
 # The tests without training, and a few trainings that show whether an installation works. Workers as in the Makefile.
 PYTEST = (
     *("-m", "pytest", "-q", "--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"),
@@ -61,13 +63,15 @@ print(json.dumps([platform.python_version(), *map(version, {LISTED})]))
 def main() -> None:
     """Build, install, test and write the row; exit with a status other than 0 where anything fails."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("environment", choices=[*ENVIRONMENTS, "all"])
+    parser.add_argument("environment", choices=[*ENVIRONMENTS, *IN_PLACE])
     parser.add_argument("--report", type=Path, help="JUnit file of the tests that ran in .venv; for `all`")
     parser.add_argument("--install-only", action="store_true", help="keep the environment, and test nothing in it")
     arguments = parser.parse_args()
     if arguments.environment == "all":
         suite = read_report(arguments.report)
         write_row("all", ROOT / ".venv", suite, float(suite["time"]))
+    elif arguments.environment == "docs":
+        test_docs()
     elif arguments.install_only:
         install(arguments.environment)
     else:
@@ -88,6 +92,16 @@ def test_wheel(environment: str) -> None:
     finally:
         if os.environ.get("KEEP") != "1":
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_docs() -> None:
+    """Build the site without a warning, run the notebooks, and write the row."""
+    folder = folder_of("docs")
+    started = time.monotonic()
+    run([folder / "bin" / "mkdocs", "build", "--strict", "--quiet"], folder)
+    run([python_of(folder), ROOT / ".ci" / "run_notebooks.py"], folder)
+    notebooks = len(list((ROOT / "docs" / "notebooks").glob("*.ipynb")))
+    write_row("docs", folder, {"tests": str(notebooks), "skipped": "0"}, time.monotonic() - started)
 
 
 def install(environment: str) -> None:
@@ -157,7 +171,7 @@ def lower_bounds() -> list[str]:
 
 def with_row(page: str, row: list[str]) -> str:
     """The page with a row in its table, in place of one for the same environment and Python minor version."""
-    first_cell = re.compile(rf"\| ({'|'.join(('all', *ENVIRONMENTS))}) ")
+    first_cell = re.compile(rf"\| ({'|'.join((*ENVIRONMENTS, *IN_PLACE))}) ")
     rows = {key_of(line): line for line in page.splitlines() if first_cell.match(line)}
     rest = [line for line in page.splitlines() if line not in rows.values()]
     added = f"| {' | '.join(row)} |"
