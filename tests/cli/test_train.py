@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from vgpo.commands import quickstart
 from vgpo.evaluation import Evaluation
 from vgpo.recipe import setup, train
 from vgpo.recipe.errors import RecipeError
+from vgpo.recipe.train import how_to_resume
 from vgpo.rewards.containment import StoppedBySignal
 from vgpo.run import RunFolder, RunFolderError
 from vgpo.toy import write_datasets
@@ -322,6 +324,14 @@ def test_weights_that_are_not_finite_are_no_full_disk(
     assert "error: weights hold a NaN" in done.stderr
     assert "resume from" not in done.output
     assert not folder.final_path.exists()
+
+
+def test_how_to_resume_is_the_command_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["vgpo", "train", "quickstart_dapo", "--run_dir", "a b/dapo"]
+    monkeypatch.setattr(sys, "argv", ["vgpo", "quickstart"])
+    assert how_to_resume(command) == "run vgpo train quickstart_dapo --run_dir 'a b/dapo' --resume true"
+    monkeypatch.setattr(sys, "argv", command)
+    assert how_to_resume(command) == "run the same command with --resume true"
 
 
 @pytest.mark.train

@@ -10,6 +10,7 @@ from vgpo.focus_check.verdict import (
     blind_finding,
     compensation_finding,
     gain_of,
+    number,
     questions_needed,
     verdict_of,
 )
@@ -142,6 +143,13 @@ def test_length_that_explains_is_named(measures: Measures) -> None:
     assert "The length alone may explain" in verdict_of(changed(measures, reading=left)).reasons[-1]
     left = {"correlation_at_equal_length": figure(0.15, 0.1, 0.2, 12)}
     assert "may explain" not in verdict_of(changed(measures, reading=left)).reasons[-1]
+    nothing = {"correlation": figure(0.0, -0.1, 0.1, 12), "correlation_at_equal_length": figure(0.0, -0.1, 0.1, 12)}
+    assert "may explain" not in " ".join(verdict_of(changed(measures, reading=nothing)).reasons)
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.004, "0.00"), (0.004, "0.00"), (-0.006, "−0.01"), (1.0, "1.00")])
+def test_a_rounded_zero_has_no_sign(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 @pytest.mark.parametrize("blind", [False, True])

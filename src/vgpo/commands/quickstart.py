@@ -1,6 +1,5 @@
 """`vgpo quickstart`: the toy model trained twice from the same start, and a page that compares the two."""
 
-import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -36,8 +35,9 @@ def run(out: Path | None, *, seed: int, max_steps: int | None, num_questions: in
     trained = {}
     for name, recipe in RECIPES.items():
         console.rule(name)
-        run_dir = ["--run_dir", str(out / name.lower())]
-        trained[name] = train_recipe(recipe, [*words, *run_dir], command=sys.argv)[1]
+        overrides = [*words, "--run_dir", str(out / name.lower())]
+        # Each run is recorded with the command that trains, and resumes, it alone.
+        trained[name] = train_recipe(recipe, overrides, command=["vgpo", "train", recipe, *overrides])[1]
     report = out / "report.html"
     write_report([run.folder.path for run in trained.values()], report)
     console.print(comparison(trained))

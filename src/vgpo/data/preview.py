@@ -138,5 +138,8 @@ def check_verdict(checks: Sequence[SetCheck]) -> Verdict:
     else:
         rows = "All rows are valid: " + ", ".join(f"{one.summary.num_rows:,} of {quoted(one.field)}" for one in checks)
     lengths = [length for one in checks for length in one.lengths]
-    tokens = f"; prompts have {min(lengths):,} to {max(lengths):,} tokens" if lengths else ""
+    tokens = ""
+    if lengths:
+        low, high = min(lengths), max(lengths)
+        tokens = f"; prompts have {low:,} tokens" if low == high else f"; prompts have {low:,} to {high:,} tokens"
     return Verdict("open" if left_out else "gain", rows + tokens, left_out)

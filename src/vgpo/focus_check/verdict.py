@@ -145,7 +145,8 @@ def few_reason(measures: Measures) -> str:
 def length_reason(figures: StateFigures, length: Figure) -> str:
     """The correlation that remains at equal length."""
     left = figures.correlation_at_equal_length
-    explained = left.low is not None and left.low <= 0
+    correlation = figures.correlation.low
+    explained = correlation is not None and left.low is not None and left.low <= 0 < correlation
     return (
         f"At equal length of the response the correlation is {with_interval(left)}; the length itself correlates with "
         f"correctness at {with_interval(length)}."
@@ -219,7 +220,7 @@ def shaping_reason(gain: Gain, figures: StateFigures, blind: Finding) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")  # + 0.0: no minus in front of 0.00
 
 
 def percent(share: float) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +44,7 @@ from vgpo.rewards.checked import check_reward_columns
 from vgpo.run import RunFolder, RunFolderError, folder_state, locked, resume_folder
 from vgpo.run.defaults import changed_defaults
 from vgpo.run.resuming import DESCRIPTION, evaluation_before
+from vgpo.run.storage import RESUME
 from vgpo.terminal import draws_bars, from_here, say
 from vgpo.training.resuming import run_on_main_process
 from vgpo.trl import AlarmError, DynamicSamplingError, NonFiniteError, VGPOTrainer
@@ -176,7 +179,7 @@ def train_in(
             return run_phases(recipe, trainer, held_out, folder, console, resume=resume, stopper=stopper)
         except BaseException as error:
             if opening.is_open:
-                mark_interrupted(folder, trainer, console, error)
+                mark_interrupted(folder, trainer, console, error, command)
             raise
 
 
@@ -312,7 +315,9 @@ def save_final(trainer: VGPOTrainer, folder: RunFolder) -> None:
         ) from error
 
 
-def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException) -> None:
+def mark_interrupted(
+    folder: RunFolder, trainer: VGPOTrainer, console: Console, error: BaseException, command: Sequence[str]
+) -> None:
     """Mark a run that an error or a signal ends, and write its report, without hiding that error."""
     if not trainer.args.should_save:
         return
@@ -328,7 +333,12 @@ def mark_interrupted(folder: RunFolder, trainer: VGPOTrainer, console: Console, 
         say(console, f"\nstopped at step {step}; metrics, rollouts and report are in {folder.path}")
         # After non-finite weights or losses, the error names the checkpoint to go back to.
         if newest is not None and not isinstance(error, NonFiniteError):
-            say(console, f"to resume from {newest}, run the same command with --resume true")
+            say(console, f"to resume from {newest}, {how_to_resume(command)}")
+
+
+def how_to_resume(command: Sequence[str]) -> str:
+    """What to run. A process that trains several runs, such as the quickstart, gives each a command of its own."""
+    return RESUME if list(command) == sys.argv else f"run {shlex.join([*command, '--resume', 'true'])}"
 
 
 class RewardBar(ProgressCallback):

@@ -238,9 +238,12 @@ def reference_faults(name: str, table: ScoreTable, references: Sequence[str]) ->
 
 def wrong_answer_faults(name: str, tables: dict[str, ScoreTable]) -> list[str]:
     mean = tables[MISMATCHED].mean
-    faults = (
-        [f"{name}: reference answers of other rows score {mean:.2f} on average"] if mean and mean > NEAR_ZERO else []
-    )
+    faults = []
+    if mean and mean > NEAR_ZERO:
+        faults.append(
+            f"{name}: reference answers of other rows score {mean:.2f} on average, expected at most {NEAR_ZERO}; "
+            f"if it gives partial credit, --exempt {name} shows it without a check"
+        )
     wrong = [table for kind, table in tables.items() if kind not in (*RIGHT, MISMATCHED) and table.failing_rows]
     return faults + [
         f"{name}: {table.kind} scores more than 0 in {format_rows(table.failing_rows)}" for table in wrong
