@@ -25,8 +25,8 @@ FLAGS = (
     "--remote-debugging-pipe",
 )
 
-# Scripts that find what a reader cannot use: charts that cannot be saved, controls without a name, and text of too
-# little contrast.
+# Scripts that find what a reader cannot use: charts that cannot be saved, controls without a name, tables with hidden
+# columns, and text of too little contrast.
 UNSAVED = """[...document.querySelectorAll('svg.chart')]
   .filter((one) => [...one.closest('figure').querySelectorAll('.tools button')].map((button) => button.textContent)
     .slice(0, 2).join() !== 'CSV,PNG')
@@ -46,6 +46,9 @@ NAMELESS = """[...document.querySelectorAll('button, select, input, svg[role], [
   .filter((one) => one.checkVisibility() && !one.ariaLabel && !one.labels?.length
     && (one.tagName === 'SELECT' || !one.textContent.trim()))
   .map((one) => one.outerHTML.slice(0, 200))"""
+HIDDEN = """[...document.querySelectorAll('.scroll')]
+  .filter((one) => one.checkVisibility() && one.scrollWidth > one.clientWidth)
+  .map((one) => one.textContent.trim().slice(0, 80))"""
 FAINT = """(() => {
   const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
   const over = (colours) => {

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.report.chromium import Chromium
+from tests.report.chromium import HIDDEN, Chromium
 from tests.study.test_outputs import HOSTILE, study
 from vgpo.study.outputs import write_outputs
 
@@ -19,3 +19,9 @@ def test_the_page_is_drawn_without_a_complaint(tmp_path: Path, browser: Chromium
         assert browser.evaluate("document.documentElement.scrollWidth") == width
         browser.keep_picture(f"study-{width}-{theme}")
         assert browser.complaints == []
+
+
+def test_no_column_of_a_wide_table_is_cut_off(tmp_path: Path, browser: Chromium) -> None:
+    page = write_outputs(tmp_path / "out", study(tmp_path, methods=("dapo", "vgpo", HOSTILE)))["page"]
+    browser.show(page, 1400)
+    assert browser.evaluate(HIDDEN) == []

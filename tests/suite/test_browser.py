@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.hostile.texts import NASTY
-from tests.report.chromium import FAINT, NAMELESS, UNSAVED, Chromium
+from tests.report.chromium import FAINT, HIDDEN, NAMELESS, UNSAVED, Chromium
 from tests.suite.evaluations import graded, oversized, task_record, write_evaluation
 from vgpo.evaluation.answers import GradedAnswer
 from vgpo.pages.images import image_entry
@@ -77,6 +77,7 @@ def test_everything_is_drawn_without_a_complaint(browser: Chromium, page: Path, 
     browser.show(page, width, theme=theme)
     assert browser.evaluate("document.documentElement.dataset.drawn") == "yes"
     assert browser.evaluate("document.documentElement.scrollWidth") == width
+    assert browser.evaluate(HIDDEN) == []
     assert len(texts_of(browser, "svg.chart")) == 2
     assert len(texts_of(browser, "svg.chart .value")) == 2 * 6 + 6  # three tasks and three averages
     assert len(texts_of(browser, ".row")) == 31 + 40 + len(NASTY)

@@ -197,6 +197,15 @@ def test_settings_in_which_two_evaluations_differ_are_named(tmp_path: Path) -> N
     assert not re.findall(r'<p class="warning">', page_of(folders[:1]))
 
 
+def test_data_that_both_evaluations_share_have_one_row_per_task(two: list[EvaluationFolder], tmp_path: Path) -> None:
+    tasks = r"<tr><th scope=\"row\">([^<]*)</th><td>.*?</td><td>nowhere</td>"
+    assert re.findall(tasks, page_of(two)) == ["MathVista", "SuperClevr Counting"]
+    other = {"mathvista": task_record(8, num_asked=6, dropped=["row 7, no image"], oversized=[6], form="local")}
+    answers = {"mathvista": [*verdicts("++--++"), oversized(6)], "counting": verdicts("++-+")}
+    second = write_evaluation(tmp_path / "other", answers, other)
+    assert re.findall(tasks, page_of([two[0], second])) == ["MathVista", "MathVista", "SuperClevr Counting"]
+
+
 def test_a_task_of_one_evaluation_alone_is_shown_without_a_difference(tmp_path: Path) -> None:
     folders = [
         write_evaluation(tmp_path / "a", {"counting": verdicts("+-"), "mmk12": verdicts("+--")}),

@@ -32,6 +32,7 @@ function number(value, digits) {
 // As `number`, and with an exponent where so few digits would show zeros only, or so many would not fit an axis.
 function scaled(value, digits) {
   const small = Math.abs(value) < Math.min(1e-3, 0.5 * 10 ** -digits);
+  if (digits > 4 && value === 0) return "0";
   return value && (small || digits > 4) ? value.toExponential(1).replaceAll("-", "\u2212") : number(value, Math.min(digits, 4));
 }
 
