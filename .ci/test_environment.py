@@ -133,7 +133,8 @@ def install_alone(environment: str, wheel: Path, scratch: Path) -> None:
     empty = scratch / "empty"
     empty.mkdir()
     run([folder / "bin" / "vgpo", "quickstart", "--max-steps", "2", "--num-questions", "8"], folder, cwd=empty)
-    run([*pip, "install", "--quiet", "--constraint", constraints, f"{wheel}[dev]"], folder)
+    # Keeps what is installed, except where a package of the tests needs a newer one: inspect-ai needs pydantic 2.13.
+    run([*pip, "install", "--quiet", f"{wheel}[dev]"], folder)
 
 
 def declare_operators(folder: Path) -> None:
