@@ -149,7 +149,7 @@ def attend(
     Returns:
         (n * G, 1, H, D).
     """
-    dtype = value.dtype  # under autocast, queries and keys are in float32
+    dtype = value.dtype  # under autocast, queries and keys, and in torch 2.8 the stored values, are in float32
     part = flash_part if query.device.type == "cpu" else plain_part
     rows, shared = key.shape[:2]
     prompts = len(layer.prompt_keys)
@@ -158,7 +158,7 @@ def attend(
     # The queries of a prompt's rollouts in one matrix: (n, K, G * H / K, D).
     query = own_query.view(*split, -1).transpose(1, 2).flatten(2, 3)
     bias = None if padding is None else padding.to(dtype)
-    out, total = part(query, layer.prompt_keys.to(dtype), layer.prompt_values, bias, scale)
+    out, total = part(query, layer.prompt_keys.to(dtype), layer.prompt_values.to(dtype), bias, scale)
     own_out, own_total = part(own_query, key.to(dtype), value, None, scale)
     out = out.view(prompts, shared, *split[1::2], -1).transpose(1, 2)
     total = total.view(prompts, shared, *split[1::2]).transpose(1, 2)
